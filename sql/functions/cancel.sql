@@ -1,0 +1,30 @@
+-- cancel: ask a job to stop. A door to `update jobs set status = 'cancelled'` that says what happened.
+--
+-- Out:    'cancelled'  it was pending and will never start
+--         'stopping'   its handler has been told and has not ended yet
+--         'finished'   it had ended before (completed, cancelled, or dead)
+--         'unknown'    there is no such job (of this tenant)
+create or replace function {schema}.cancel(job_id uuid, why text default null) returns text
+language plpgsql volatile
+as $$
+declare
+    found_status text;
+    found_execution uuid;
+begin
+    select j.status, j.current_execution_id into found_status, found_execution
+    from {schema}.jobs as j
+    where j.id = cancel.job_id
+    for no key update;
+    if not found then
+        perform from {schema}.dead_letter_jobs as d where d.id = cancel.job_id;
+        return case when found then 'finished' else 'unknown' end;
+    end if;
+    if found_status in ('pending', 'running') then
+        update {schema}.jobs as j
+        set status = 'cancelled', error_message = coalesce(left(why, 1000), 'cancelled')
+        where j.id = cancel.job_id;
+        return case when found_status = 'running' then 'stopping' else 'cancelled' end;
+    end if;
+    return case when found_execution is not null then 'stopping' else 'finished' end;
+end
+$$;

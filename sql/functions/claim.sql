@@ -1,0 +1,120 @@
+-- claim: take due jobs of some queues for a worker, open their executions and mark them running, in one round trip.
+--
+-- In:     for_worker     the worker
+--         from_queues    queue names in order of preference: a queue is looked at only when those before it are dry
+--         jobs_max       free slots; never more rows than this, under any plan
+--         for_seconds    length of the lease
+--         is_asleep      whether the worker is published as a sleeper: its row then learns what it expects next
+-- Out:    one row a job, in the order of claiming. When fewer than jobs_max were found, one more row whose `id` is null:
+--         `next_due_seconds` until the earliest job of these queues that is still in the future (null: none known), and
+--         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended before this claim looked.
+-- Locks:  the claimed rows, `skip locked`; workers never wait on each other.
+-- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now).
+--
+-- The naive claim is one ordered scan of a queue with a filter on scheduled_at. It walks over every future job of a
+-- higher priority each time. Here each priority is a range scan of its own: a probe finds the next lower priority that
+-- has jobs, so the future jobs of a priority are behind the end of its range.
+--
+-- The naive update is `where id in (select ... limit n for update skip locked)`. Under a nested loop the subselect runs
+-- again for each outer row and claims more than n; a materialized CTE runs once.
+--
+-- The plan is pinned by the settings below, for statistics are stale exactly when a queue has just been filled.
+-- A claim commits without waiting for the disk: losing one in a server crash is the same as a lease lost.
+create or replace function {schema}.claim(
+    for_worker uuid, from_queues text[], jobs_max integer, for_seconds double precision, is_asleep boolean default false)
+returns table (
+    id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload jsonb, priority smallint,
+    scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
+    started_at timestamptz, lease_expires_at timestamptz, next_due_seconds double precision, snapshot_xmin xid8)
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+    xmin_before xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    time_now timestamptz := {schema}.clock();
+    taken integer := 0;
+    taken_here integer;
+    queue text;
+    level integer;
+    next_level integer;
+    next_due timestamptz;
+    queue_due timestamptz;
+    level_due timestamptz;
+begin
+    perform set_config('synchronous_commit', 'off', true);
+    <<queues>>
+    foreach queue in array from_queues loop
+        queue_due := null;
+        level := 32768;
+        loop
+            select j.priority into next_level
+            from {schema}.jobs as j
+            where j.is_claimable and j.queue_name = queue and j.priority < level
+            order by j.queue_name, j.priority desc
+            limit 1;
+            exit when not found;
+            level := next_level;
+
+            return query
+            with due as materialized (
+                select j.id
+                from {schema}.jobs as j
+                where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
+                  and j.scheduled_at <= time_now
+                order by j.queue_name, j.priority desc, j.scheduled_at, j.id
+                limit jobs_max - taken
+                for update skip locked
+            )
+            update {schema}.jobs as j
+            set status = 'running',
+                attempts = j.attempts + 1,
+                locked_by = for_worker,
+                current_execution_id = {schema}.new_id(),
+                started_at = time_now,
+                lease_expires_at = time_now + make_interval(secs => for_seconds),
+                progress = null,
+                progress_message = null
+            from due
+            where j.id = due.id
+            returning j.id, j.current_execution_id, j.org_id, j.queue_name, j.job_type, j.payload, j.priority,
+                j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
+                j.lease_expires_at, null::double precision, null::xid8;
+            get diagnostics taken_here = row_count;
+            taken := taken + taken_here;
+            exit queues when taken >= jobs_max;
+
+            select j.scheduled_at into level_due
+            from {schema}.jobs as j
+            where j.is_claimable and j.queue_name = queue and j.priority = level::smallint and j.scheduled_at > time_now
+            order by j.queue_name, j.priority desc, j.scheduled_at
+            limit 1;
+            queue_due := least(queue_due, level_due);
+        end loop;
+        if is_asleep then
+            update {schema}.sleepers as s
+            set expects_at = coalesce(queue_due, 'infinity')
+            where s.queue_name = queue and s.worker_id = for_worker
+              and s.expects_at <> coalesce(queue_due, 'infinity');
+        end if;
+        next_due := least(next_due, queue_due);
+    end loop;
+
+    if taken < jobs_max then
+        return query select
+            null::uuid, null::uuid, null::uuid, null::text, null::text, null::jsonb, null::smallint, null::timestamptz,
+            null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz,
+            extract(epoch from next_due - time_now)::double precision, xmin_before;
+    elsif exists (select from {schema}.sleepers as s where s.worker_id <> for_worker) then
+        -- This worker is full. Whatever is due behind what it took is for somebody else.
+        perform {schema}.wake(q.name, time_now, 1)
+        from unnest(from_queues) as q(name)
+        where {schema}.has_due(q.name);
+    end if;
+end
+$$;

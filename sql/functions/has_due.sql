@@ -1,0 +1,29 @@
+-- has_due: whether a queue has a job that could be claimed now. Some other worker may hold its lock.
+create or replace function {schema}.has_due(queue text) returns boolean
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+as $$
+declare
+    time_now timestamptz := {schema}.clock();
+    level integer := 32768;
+begin
+    loop
+        select j.priority into level
+        from {schema}.jobs as j
+        where j.is_claimable and j.queue_name = queue and j.priority < level
+        order by j.queue_name, j.priority desc
+        limit 1;
+        exit when not found;
+        perform from {schema}.jobs as j
+        where j.is_claimable and j.queue_name = queue and j.priority = level::smallint and j.scheduled_at <= time_now
+        limit 1;
+        if found then
+            return true;
+        end if;
+    end loop;
+    return false;
+end
+$$;

@@ -1,0 +1,32 @@
+-- register_worker: publish a worker, or a worker that has come back, and sleep on nothing.
+create or replace function {schema}.register_worker(
+    worker uuid, on_host text, with_pid integer, for_queues text[], with_slots integer, of_version text,
+    with_session boolean, for_seconds double precision)
+returns void
+language sql volatile
+as $$
+    insert into {schema}.worker_heartbeats as w (
+        worker_id, host, pid, queues, slots, version, started_at, last_beat_at, has_session, lease_seconds)
+    values (worker, on_host, with_pid, for_queues, with_slots, of_version, {schema}.clock(), {schema}.clock(), with_session, for_seconds)
+    on conflict (worker_id) do update
+    set last_beat_at = excluded.last_beat_at, has_session = excluded.has_session, session_lost_at = null
+$$;
+
+-- session_key: the advisory lock that the listener session of a worker holds.
+create or replace function {schema}.session_key(worker_id uuid) returns bigint
+language sql immutable
+as $$ select hashtextextended({schema_text} || worker_id::text, 0) $$;
+
+-- unregister_worker: a worker has ended; nothing of it stays. Whoever still sleeps looks once, for a wake-up that was on
+-- its way to the one who left.
+create or replace function {schema}.unregister_worker(worker uuid) returns void
+language plpgsql volatile
+as $$
+begin
+    delete from {schema}.sleepers as s where s.worker_id = worker;
+    perform {schema}.wake(q.name, {schema}.clock(), 1)
+    from {schema}.worker_heartbeats as w, unnest(w.queues) as q(name)
+    where w.worker_id = worker;
+    delete from {schema}.worker_heartbeats as w where w.worker_id = worker;
+end
+$$;
