@@ -1,0 +1,157 @@
+"""From a connection string to a connection: which addresses to try, for how long, and what to say when none answers.
+
+libpq's own loop over hosts blocks on name resolution and ignores `connect_timeout` when driven step by step, so each address is
+an attempt of its own here, with a deadline of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from typing import TYPE_CHECKING, TypeVar
+
+import psycopg
+import trio
+from psycopg import errors
+from psycopg._conninfo_utils import get_param, get_param_def, is_ip_address, split_attempts
+from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
+
+from pgnotifyq.wire import waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg.abc import ConnDict, ConnParam, PQGenConn
+
+Opened = TypeVar("Opened")
+
+CONNECT_SECONDS = 10
+"""Patience for one address when neither the DSN nor PGCONNECT_TIMEOUT says. libpq's own default is to wait for ever."""
+
+KEEPALIVE_DEFAULTS: dict[str, ConnParam] = {
+    "keepalives": 1,
+    "keepalives_idle": 20,  # seconds of silence before the first probe
+    "keepalives_interval": 5,  # seconds between probes
+    "keepalives_count": 4,  # unanswered probes: a silent peer is given up after 40 s, below the default lease
+    "tcp_user_timeout": 40_000,  # milliseconds, for bytes sent but not acknowledged: the same 40 s
+}
+"""Without these a connection whose peer vanished (power cut, dropped NAT entry) waits for two hours. The user's own values win."""
+
+
+def parameters_from(dsn: str, **parameters: ConnParam) -> ConnDict:
+    """Return libpq's parameters for `dsn`, completed with this package's defaults.
+
+    Args:
+        dsn: a libpq connection string or URI.
+        **parameters: win over `dsn`; None means not given. `application_name` is the exception: the DSN's own wins.
+
+    Raises:
+        psycopg.ProgrammingError: `dsn` cannot be read.
+    """
+    application_name = parameters.pop("application_name", None)
+    wanted = conninfo_to_dict(dsn, **parameters)
+    if application_name is not None:
+        wanted.setdefault("application_name", application_name)
+    for name, value in KEEPALIVE_DEFAULTS.items():
+        wanted.setdefault(name, value)
+    if get_param(wanted, "connect_timeout") is None:
+        wanted["connect_timeout"] = CONNECT_SECONDS
+    return wanted
+
+
+async def connect_first(parameters: ConnDict, connect: Callable[[str], PQGenConn[Opened]]) -> Opened:
+    """Return the connection of the first address that answers as wanted.
+
+    Args:
+        parameters: libpq's, several hosts separated by commas.
+        connect: makes psycopg's connecting generator from a connection string for one address.
+
+    Cancellation: the half-open connection is dropped.
+
+    Raises:
+        psycopg.OperationalError: none answered; one line for each address.
+    """
+    seconds = timeout_from_conninfo(parameters)
+    failures: list[psycopg.Error] = []
+    for attempt in await _attempts(parameters, seconds, failures):
+        try:
+            with trio.move_on_after(seconds):
+                return await waiting.drive_connecting(connect(make_conninfo("", **attempt)))
+            raise errors.ConnectionTimeout(f"{_name(attempt)} did not answer within {seconds} seconds")
+        except psycopg.OperationalError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0].with_traceback(None)
+    raise type(failures[-1])("\n".join(_reason(failure) for failure in failures)) from failures[-1]
+
+
+def explain(parameters: ConnDict, error: psycopg.Error) -> str:
+    """Return one line: what could not be reached (never a password), why, and what to do."""
+    try:
+        names = ", ".join(dict.fromkeys(_name(attempt) for attempt in split_attempts(parameters)))
+    except psycopg.OperationalError:  # as many hosts as ports? that is then the reason
+        names = str(get_param(parameters, "host"))
+    database, user = get_param(parameters, "dbname"), get_param(parameters, "user")
+    what = " ".join(
+        [f"Cannot connect to PostgreSQL at {names}"]
+        + ([f"database {database}"] if database else [])
+        + ([f"as {user}"] if user else [])
+    )
+    reason = _reason(error)
+    return f"{what}: {reason.rstrip('.')}. {_advice(reason)}"
+
+
+async def _attempts(parameters: ConnDict, seconds: float, failures: list[psycopg.Error]) -> list[ConnDict]:
+    """Return one set of parameters for each address, in the order to try them; add what did not resolve to `failures`."""
+    prefer_standby = get_param(parameters, "target_session_attrs") == "prefer-standby"
+    if prefer_standby:
+        parameters = {**parameters, "target_session_attrs": "any"}
+    attempts: list[ConnDict] = []
+    for host in split_attempts(parameters):
+        try:
+            with trio.fail_after(seconds):
+                attempts += await _resolve(host)
+        except (OSError, trio.TooSlowError) as error:
+            reason = "no answer from the name service" if isinstance(error, trio.TooSlowError) else error.strerror
+            failures.append(psycopg.OperationalError(f"the name {host.get('host')!r} cannot be resolved: {reason}"))
+    if get_param(parameters, "load_balance_hosts") == "random":
+        random.shuffle(attempts)
+    if prefer_standby:
+        return [{**attempt, "target_session_attrs": "standby"} for attempt in attempts] + attempts
+    return attempts
+
+
+async def _resolve(host: ConnDict) -> list[ConnDict]:
+    name = get_param(host, "host")
+    if not name or name.startswith(("/", "@")) or name[1:2] == ":" or get_param(host, "hostaddr"):
+        return [host]  # a socket's folder, or an address is given
+    if is_ip_address(name):
+        return [{**host, "hostaddr": name}]
+    found = await trio.socket.getaddrinfo(name, _port(host), proto=socket.IPPROTO_TCP, type=socket.SOCK_STREAM)
+    return [{**host, "hostaddr": str(address[0])} for *_, address in found]
+
+
+def _port(attempt: ConnDict) -> str:
+    definition = get_param_def("port")
+    return get_param(attempt, "port") or (definition and definition.compiled) or "5432"
+
+
+def _name(attempt: ConnDict) -> str:
+    host = get_param(attempt, "host") or get_param(attempt, "hostaddr") or "the local socket"
+    return f"[{host}]:{_port(attempt)}" if ":" in host else f"{host}:{_port(attempt)}"
+
+
+def _reason(error: psycopg.Error) -> str:
+    """Return libpq's message in one line, without its guesses (indented lines)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    return "; ".join(line.removeprefix("connection failed: ").removeprefix("connection is bad: ") for line in lines)
+
+
+def _advice(reason: str) -> str:
+    if "password" in reason or "authentication" in reason or "pg_hba" in reason:
+        return "Check the user, the password and the server's pg_hba.conf."
+    if "does not exist" in reason:
+        return "Check the name, or create it."
+    if "too many" in reason or "remaining connection slots" in reason:
+        return "Raise max_connections, or open fewer connections."
+    return "Check that the server is running and that the address is right."

@@ -1,0 +1,518 @@
+"""A psycopg connection driven by trio, without threads and without asyncio.
+
+Rules:
+
+- One exchange at a time: `Connection.lock` is held for each, in order of arrival.
+- A cancel that arrives in mid-query asks the server to stop and then reads the same exchange to its end. Did the server finish first,
+  the result is returned and the cancel is delivered at the caller's next checkpoint: nothing that happened is concealed. So
+  `trio.Cancelled` from an autocommitted statement on a connection that is still open means that it did not happen.
+- All this happens under a shield of `INTERRUPT_SECONDS`. A server that stays silent that long costs the connection.
+- A transaction, pipeline or COPY that is left by a cancel is ended on the server under the same bound, or the connection is closed.
+  No connection is ever left inside of one.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import psycopg
+import trio
+from psycopg import errors, pq
+from psycopg._capabilities import capabilities
+from psycopg._pipeline_async import AsyncPipeline
+from psycopg.adapt import AdaptersMap
+from psycopg.copy import AsyncCopy
+from psycopg.rows import Row, TupleRow
+from psycopg.transaction import AsyncTransaction
+
+from pgnotifyq.model.errors import DatabaseUnreachable
+from pgnotifyq.wire import addresses, waiting
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import TracebackType
+    from typing import Self
+
+    from psycopg.abc import AdaptContext, ConnParam, Params, PQGen, Query
+    from psycopg.copy import AsyncWriter
+    from psycopg.pq.abc import PGconn
+    from psycopg.rows import AsyncRowFactory
+
+Result = TypeVar("Result")
+
+INTERRUPT_SECONDS = 2.0
+"""How long a cancelled exchange, or the way out of a transaction, may still take. A healthy server answers within milliseconds even
+over a continent; and shutdown has to wait for this, so it must stay well below the shortest grace."""
+
+INTERRUPT_AGAIN_SECONDS = 0.25
+"""When to ask the server again to stop: a request may arrive between two statements of one exchange and hit neither."""
+
+ACTIVE = pq.TransactionStatus.ACTIVE
+
+logger = logging.getLogger("pgnotifyq.wire")
+
+
+@overload
+async def connect(
+    dsn: str,
+    *,
+    autocommit: bool = ...,
+    application_name: str | None = ...,
+    prepare_threshold: int | None = ...,
+    row_factory: AsyncRowFactory[Row],
+    context: AdaptContext | None = ...,
+    **parameters: ConnParam,
+) -> Connection[Row]: ...
+
+
+@overload
+async def connect(
+    dsn: str,
+    *,
+    autocommit: bool = ...,
+    application_name: str | None = ...,
+    prepare_threshold: int | None = ...,
+    row_factory: None = ...,
+    context: AdaptContext | None = ...,
+    **parameters: ConnParam,
+) -> Connection[TupleRow]: ...
+
+
+async def connect(
+    dsn: str,
+    *,
+    autocommit: bool = True,
+    application_name: str | None = None,
+    prepare_threshold: int | None = None,
+    row_factory: AsyncRowFactory[Any] | None = None,
+    context: AdaptContext | None = None,
+    **parameters: ConnParam,
+) -> Connection[Any]:
+    """Open a connection to the first address of `dsn` that answers.
+
+    Args:
+        dsn: a libpq connection string or URI. Several hosts and `target_session_attrs` work as in libpq.
+        autocommit: each statement is its own transaction unless `transaction()` says otherwise.
+        application_name: what pg_stat_activity shows; the DSN's own wins.
+        prepare_threshold: after how many uses a statement is prepared. None, the default, never does: statements prepared in a session do not
+            survive a pooler in transaction mode.
+        row_factory: psycopg's; tuples when None.
+        context: psycopg's adapters; its defaults when None.
+        **parameters: further libpq parameters; they win over the DSN.
+
+    Cancellation: the half-open connection is dropped.
+
+    Raises:
+        DatabaseUnreachable: no address could be connected to, or the DSN cannot be read.
+    """
+    try:
+        wanted = addresses.parameters_from(dsn, application_name=application_name, **parameters)
+    except psycopg.ProgrammingError:
+        # libpq's message quotes what it could not read, which may be a password.
+        raise DatabaseUnreachable(
+            "The connection string cannot be read. Write it as postgresql://user@host:5432/database,"
+            " or as host=... dbname=... user=..."
+        ) from None
+    try:
+        return await Connection.connect(
+            autocommit=autocommit,
+            prepare_threshold=prepare_threshold,
+            row_factory=row_factory,
+            context=context,
+            **wanted,
+        )
+    except psycopg.OperationalError as error:
+        raise DatabaseUnreachable(addresses.explain(wanted, error)) from error
+
+
+@asynccontextmanager
+async def open_connection(
+    dsn: str, *, autocommit: bool = True, application_name: str | None = None, **parameters: ConnParam
+) -> AsyncIterator[Connection[TupleRow]]:
+    """Open a connection for the length of a block and close it at the end. See `connect`."""
+    connection = await connect(dsn, autocommit=autocommit, application_name=application_name, **parameters)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+class Lock:
+    """psycopg's one exchange at a time, in order of arrival.
+
+    `trio.Lock` lets other tasks run at every acquire. The exchange that follows does so anyway, and twice costs a tenth of a round trip: a
+    free lock is taken at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def locked(self) -> bool:
+        """Return whether an exchange is under way."""
+        return self._lock.locked()
+
+
+class Connection(psycopg.AsyncConnection[Row]):
+    """`psycopg.AsyncConnection` for trio: everything of psycopg's documentation holds, but for `notifies()`.
+
+    Use `pgnotifyq.wire.notifications.wait_notifications` for that one, and do not use `AsyncQueuedLibpqWriter`, which starts asyncio tasks.
+    """
+
+    def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Any] | None = None) -> None:
+        if row_factory is None:
+            super().__init__(pgconn)
+        else:
+            super().__init__(pgconn, row_factory)
+        self.lock = Lock()  # type: ignore[assignment]
+        self.cursor_factory = Cursor
+        self._leaving = False
+
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str = "",
+        *,
+        autocommit: bool = False,
+        prepare_threshold: int | None = 5,
+        context: AdaptContext | None = None,
+        row_factory: AsyncRowFactory[Row] | None = None,
+        cursor_factory: type[psycopg.AsyncCursor[Row]] | None = None,
+        **kwargs: ConnParam,
+    ) -> Self:
+        """Open a connection as psycopg does, raising psycopg's errors. The module's `connect` is the friendlier one.
+
+        Cancellation: the half-open connection is dropped.
+
+        Raises:
+            psycopg.OperationalError: no address could be connected to.
+            psycopg.ProgrammingError: the connection string cannot be read.
+        """
+        parameters = addresses.parameters_from(conninfo, **kwargs)
+        connection = await addresses.connect_first(parameters, cls._connect_gen)
+        connection._autocommit = bool(autocommit)
+        if row_factory:
+            connection.row_factory = row_factory
+        if cursor_factory:
+            connection.cursor_factory = cursor_factory
+        if context:
+            connection._adapters = AdaptersMap(context.adapters)
+        connection.prepare_threshold = prepare_threshold
+        return connection
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Commit, or roll back after an error, and close in any case."""
+        try:
+            if not isinstance(exc_val, trio.Cancelled):
+                await super().__aexit__(exc_type, exc_val, exc_tb)
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. Never waits; tasks that wait on it are woken with an error."""
+        if not self.closed:
+            self._closed = True
+            self._finish()
+
+    async def wait(self, gen: PQGen[Result], interval: float = 0.0, timeout: float | None = None) -> Result:  # noqa: ASYNC109
+        """Drive one exchange. The caller holds `lock`. `interval` is for psycopg's sake and has no meaning here.
+
+        Cancellation: see the rules at the head of this file.
+        """
+        if timeout is None:
+            return await self._drive(gen)
+        with trio.move_on_after(timeout):
+            return await self._drive(gen)
+        raise errors._WaitTimeout("wait timeout expired")
+
+    async def cancel_safe(self, *, timeout: float = INTERRUPT_SECONDS) -> None:  # noqa: ASYNC109
+        """Ask the server to stop the running statement. That it was asked does not mean that it stops.
+
+        Raises:
+            psycopg.errors.CancellationTimeout: the request could not be delivered within `timeout` seconds.
+        """
+        if not self._should_cancel():
+            return
+        with trio.move_on_after(timeout):
+            if capabilities.has_cancel_safe():
+                await waiting.drive_connecting(self._cancel_gen())
+            else:
+                await trio.to_thread.run_sync(self.cancel, abandon_on_cancel=True)
+            return
+        raise errors.CancellationTimeout("cancellation timeout expired")
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[AsyncTransaction]:
+        """Run a block in a transaction, or in a savepoint of the one that is open.
+
+        Cancellation: the block is rolled back before `trio.Cancelled` goes on, or the connection is closed. A cancel during the commit
+        itself counts only when it came before the commit.
+        """
+        block = Transaction(self, savepoint_name, force_rollback)
+        if self._pipeline:
+            async with self.pipeline(), block, self.pipeline():
+                yield block
+        else:
+            async with block:
+                yield block
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[AsyncPipeline]:
+        """Send the statements of a block without waiting for each one's answer.
+
+        Cancellation: statements that were already handed over may have been executed; the connection leaves the pipeline or is closed.
+        """
+        async with self.lock:
+            self._check_connection_ok()
+            if (pipeline := self._pipeline) is None:
+                pipeline = self._pipeline = Pipeline(self)
+        try:
+            async with pipeline:
+                yield pipeline
+        finally:
+            if pipeline.level == 0:
+                self._pipeline = None
+
+    @asynccontextmanager
+    async def _pipeline_nolock(self) -> AsyncIterator[AsyncPipeline]:
+        """Do the same for a caller who holds the lock: `executemany`."""
+        pipeline = self._pipeline = Pipeline(self, _no_lock=True)
+        try:
+            async with pipeline:
+                yield pipeline
+        finally:
+            self._pipeline = None
+
+    async def leave(self, say: Callable[[], Awaitable[Result]]) -> Result | None:
+        """Say the last words of a cancelled block under a shield, and close the connection when nobody answers.
+
+        Args:
+            say: what ends the block on the server. Run when the connection is still open.
+
+        Returns: what `say` returns, or None when the connection had to be closed.
+        """
+        if self.closed:
+            return None
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + INTERRUPT_SECONDS):
+            self._leaving = True
+            try:
+                return await say()
+            except psycopg.Error as error:
+                logger.debug("ignored while leaving a cancelled block on %s: %s", self, error)
+                return None
+            finally:
+                self._leaving = False
+        self.abandon("it did not answer while a cancelled block was being left")
+        return None
+
+    def abandon(self, why: str) -> None:
+        """Close the connection because its state is unknown. `broken` is true afterwards."""
+        if not self.closed:
+            logger.warning("closing %s: %s", self, why)
+            self._finish()
+
+    async def _drive(self, gen: PQGen[Result]) -> Result:
+        await waiting.meet_cancel()  # as long as nothing was begun, nothing has to be ended
+        try:
+            return await waiting.drive(gen, self.pgconn.socket)
+        except trio.Cancelled:
+            if self._leaving or self.closed or self.pgconn.transaction_status != ACTIVE:
+                raise
+            late = await self._interrupt(gen)
+            if late is None:
+                raise
+        # The server was faster than the cancel.
+        return late[0]
+
+    async def _interrupt(self, gen: PQGen[Result]) -> tuple[Result] | None:
+        """Ask the server to stop and read the exchange to its end.
+
+        Returns: the result when there is one after all, else None. The connection is in order again, or closed.
+        """
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + INTERRUPT_SECONDS):
+            while True:
+                try:
+                    await self.cancel_safe()
+                except psycopg.Error as error:
+                    logger.debug("a request to cancel on %s failed: %s", self, error)
+                with trio.move_on_after(INTERRUPT_AGAIN_SECONDS):
+                    try:
+                        return (await waiting.drive(gen, self.pgconn.socket),)
+                    except psycopg.Error:
+                        return None  # QueryCanceled as a rule; or what went wrong by itself, which no longer matters
+        self.abandon(f"the server did not answer a cancel within {INTERRUPT_SECONDS} seconds")
+        return None
+
+    def _finish(self) -> None:
+        if (fileno := self.pgconn.socket) >= 0:
+            waiting.announce_closing(fileno)
+        self.pgconn.finish()
+
+
+class Transaction(AsyncTransaction):
+    """A transaction block that is never left open by a cancel."""
+
+    _conn: Connection[Any]
+
+    async def __aenter__(self) -> Self:
+        """Begin, or set a savepoint."""
+        try:
+            async with self._conn.lock:
+                self._check_enter()
+                await self._conn.wait(self._enter_gen())
+        except (trio.Cancelled, psycopg.Error) as error:
+            if self.status is self.Status.ACTIVE:
+                await self._leave(error)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool:
+        """Commit, or roll back after an error or a cancel."""
+        if isinstance(exc_val, trio.Cancelled):
+            await self._leave(exc_val)
+            return False
+        try:
+            return await super().__aexit__(exc_type, exc_val, exc_tb)
+        except trio.Cancelled as cancelled:
+            if self.status is self.Status.ACTIVE:  # neither the commit nor the roll-back was sent
+                await self._leave(cancelled)
+            raise
+
+    async def _leave(self, error: BaseException) -> None:
+        async def roll_back() -> None:
+            async with self._conn.lock:
+                if self.status is self.Status.ACTIVE:
+                    await self._conn.wait(self._exit_gen(type(error), error, None))
+
+        await self._conn.leave(roll_back)
+        if self.status is self.Status.ACTIVE:
+            self.status = self.Status.FAILED
+
+
+class Pipeline(AsyncPipeline):
+    """A pipeline that is never left open by a cancel."""
+
+    _conn: Connection[Any]
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Send what is left and collect all answers."""
+        if isinstance(exc_val, trio.Cancelled):
+            await self._leave(exc_val)
+            return
+        try:
+            async with self._lock:
+                await self._conn.wait(self._exit_gen())
+        except trio.Cancelled as cancelled:
+            await self._leave(cancelled)
+            raise
+        except psycopg.Error as error:
+            self._exit(exc_val or error)
+            if exc_val is None:
+                raise
+            logger.debug("ignored while leaving %r after an error: %s", self, error)
+        else:
+            self._exit(exc_val)
+
+    async def _leave(self, cancelled: trio.Cancelled) -> None:
+        connection = self._conn
+
+        async def collect() -> None:
+            async with self._lock:
+                if connection.pgconn.transaction_status == ACTIVE:
+                    await connection.cancel_safe()
+                await connection.wait(self._exit_gen())
+
+        await connection.leave(collect)
+        self._exit(cancelled)
+        if self.level == 0 and not connection.closed and connection.pgconn.pipeline_status != pq.PipelineStatus.OFF:
+            connection.abandon("a cancelled pipeline could not be left")
+
+
+class Cursor(psycopg.AsyncCursor[Row]):
+    """A cursor whose COPY and stream are never left half-read by a cancel."""
+
+    _conn: Connection[Any]
+
+    @asynccontextmanager
+    async def copy(
+        self, statement: Query, params: Params | None = None, *, writer: AsyncWriter | None = None
+    ) -> AsyncIterator[AsyncCopy]:
+        """Run a COPY. See psycopg.
+
+        Cancellation: rows sent so far are thrown away by the server; the connection is in order again, or closed.
+        """
+        async with self._conn.lock:
+            await self._conn.wait(self._start_copy_gen(statement, params))
+            async with Copy(self, writer=writer) as copy:
+                yield copy
+        self._select_current_result(0)
+
+    async def stream(
+        self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int = 1
+    ) -> AsyncIterator[Row]:
+        """Yield rows while the server still produces them. See psycopg.
+
+        Cancellation: the connection is closed when rows are still to come.
+        """
+        try:
+            async for row in super().stream(query, params, binary=binary, size=size):
+                yield row
+        finally:
+            if not self._conn.closed and self._pgconn.transaction_status == ACTIVE:
+                self._conn.abandon("a stream was cancelled in the middle")
+
+
+class Copy(AsyncCopy):
+    """A COPY that is never left half-way by a cancel."""
+
+    connection: Connection[Any]
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Say that this was all, or take it back after an error or a cancel."""
+        if isinstance(exc_val, trio.Cancelled):
+            await self._leave(exc_val)
+            return
+        try:
+            await self.finish(exc_val)
+        except trio.Cancelled as cancelled:
+            await self._leave(cancelled)
+            raise
+
+    async def _leave(self, cancelled: trio.Cancelled) -> None:
+        connection = self.connection
+        if self._pgconn.transaction_status == ACTIVE:
+            await connection.leave(lambda: self.finish(cancelled))
+        if not connection.closed and self._pgconn.transaction_status == ACTIVE:
+            connection.abandon("a cancelled COPY could not be left")

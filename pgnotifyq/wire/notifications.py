@@ -1,0 +1,62 @@
+"""LISTEN, and waiting for notifications without polling.
+
+psycopg hands each notification to the connection's backlog, whichever exchange happened to read it. Here the backlog is the only
+source: waiting reads the socket, and then takes what lies in the backlog. So none is lost when it arrives during another statement or
+when the waiter is cancelled, and none is seen twice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from psycopg import generators, sql
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgnotifyq.wire.connection import Connection
+
+
+async def listen(connection: Connection[Any], channel: str) -> None:
+    """Subscribe the session to `channel`, any name of at most 63 bytes. Scan the table after this returned, not before."""
+    await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+
+
+async def unlisten(connection: Connection[Any], channel: str | None = None) -> None:
+    """Unsubscribe the session from `channel`, or from all when None."""
+    name = sql.SQL("*") if channel is None else sql.Identifier(channel)
+    await connection.execute(sql.SQL("unlisten {}").format(name))
+
+
+async def wait_notifications(connection: Connection[Any]) -> list[psycopg.Notify]:
+    """Wait until there are notifications and return them, at least one, in order of arrival.
+
+    The connection is busy meanwhile: statements of other tasks wait. Let one task own a listening connection, and bound
+    this call by a cancel scope when it has something to say itself.
+
+    Cancellation: at any moment, without loss; what arrived is returned by the next call.
+
+    Raises:
+        psycopg.OperationalError: the connection was closed, by the server or by another task.
+    """
+    async with connection.lock:
+        while not (arrived := take_notifications_nowait(connection)):
+            connection._check_connection_ok()
+            await connection.wait(generators.notifies(connection.pgconn))
+    return arrived
+
+
+def take_notifications_nowait(connection: Connection[Any]) -> list[psycopg.Notify]:
+    """Return the notifications that other statements brought along, oldest first, without asking the server."""
+    pgconn = connection.pgconn
+    if not connection.closed:
+        # libpq may hold notifications which it read behind the last result: no socket will announce those.
+        while (late := pgconn.notifies()) is not None:
+            if pgconn.notify_handler is not None:
+                pgconn.notify_handler(late)
+    backlog = connection._notifies_backlog
+    if backlog is None:
+        return []
+    arrived = list(backlog)
+    backlog.clear()
+    return arrived
