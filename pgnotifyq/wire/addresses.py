@@ -1,7 +1,7 @@
 """From a connection string to a connection: which addresses to try, for how long, and what to say when none answers.
 
-libpq's own loop over hosts blocks on name resolution and ignores `connect_timeout` when driven step by step, so each address is
-an attempt of its own here, with a deadline of its own.
+libpq's own loop over hosts blocks on name resolution and ignores `connect_timeout` when driven step by step, so each
+address is an attempt of its own here, with a deadline of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ KEEPALIVE_DEFAULTS: dict[str, ConnParam] = {
     "keepalives_count": 4,  # unanswered probes: a silent peer is given up after 40 s, below the default lease
     "tcp_user_timeout": 40_000,  # milliseconds, for bytes sent but not acknowledged: the same 40 s
 }
-"""Without these a connection whose peer vanished (power cut, dropped NAT entry) waits for two hours. The user's own values win."""
+"""Without these a connection whose peer vanished (power cut, dropped NAT entry) waits for two hours. The user's own
+values win."""
 
 
 def parameters_from(dsn: str, **parameters: ConnParam) -> ConnDict:
@@ -102,7 +103,8 @@ def explain(parameters: ConnDict, error: psycopg.Error) -> str:
 
 
 async def _attempts(parameters: ConnDict, seconds: float, failures: list[psycopg.Error]) -> list[ConnDict]:
-    """Return one set of parameters for each address, in the order to try them; add what did not resolve to `failures`."""
+    """Return one set of parameters for each address, in the order to try them; add what did not resolve to
+    `failures`."""
     prefer_standby = get_param(parameters, "target_session_attrs") == "prefer-standby"
     if prefer_standby:
         parameters = {**parameters, "target_session_attrs": "any"}

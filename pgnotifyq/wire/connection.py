@@ -3,18 +3,19 @@
 Rules:
 
 - One exchange at a time: `Connection.lock` is held for each, in order of arrival.
-- A cancel that arrives in mid-query asks the server to stop and then reads the same exchange to its end. Did the server finish first,
-  the result is returned and the cancel is delivered at the caller's next checkpoint: nothing that happened is concealed. So
-  `trio.Cancelled` from an autocommitted statement on a connection that is still open means that it did not happen.
+- A cancel that arrives in mid-query asks the server to stop and then reads the same exchange to its end. Did the
+  server finish first, the result is returned and the cancel is delivered at the caller's next checkpoint: nothing that
+  happened is concealed. So `trio.Cancelled` from an autocommitted statement on a connection that is still open means
+  that it did not happen.
 - All this happens under a shield of `INTERRUPT_SECONDS`. A server that stays silent that long costs the connection.
-- A transaction, pipeline or COPY that is left by a cancel is ended on the server under the same bound, or the connection is closed.
-  No connection is ever left inside of one.
+- A transaction, pipeline or COPY that is left by a cancel is ended on the server under the same bound, or the
+  connection is closed. No connection is ever left inside of one.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import psycopg
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 INTERRUPT_SECONDS = 2.0
-"""How long a cancelled exchange, or the way out of a transaction, may still take. A healthy server answers within milliseconds even
-over a continent; and shutdown has to wait for this, so it must stay well below the shortest grace."""
+"""How long a cancelled exchange, or the way out of a transaction, may still take. A healthy server answers within
+milliseconds even over a continent; and shutdown has to wait for this, so it must stay well below the shortest grace."""
 
 INTERRUPT_AGAIN_SECONDS = 0.25
 """When to ask the server again to stop: a request may arrive between two statements of one exchange and hit neither."""
@@ -96,8 +97,8 @@ async def connect(
         dsn: a libpq connection string or URI. Several hosts and `target_session_attrs` work as in libpq.
         autocommit: each statement is its own transaction unless `transaction()` says otherwise.
         application_name: what pg_stat_activity shows; the DSN's own wins.
-        prepare_threshold: after how many uses a statement is prepared. None, the default, never does: statements prepared in a session do not
-            survive a pooler in transaction mode.
+        prepare_threshold: after how many uses a statement is prepared. None, the default, never does: statements
+            prepared in a session do not survive a pooler in transaction mode.
         row_factory: psycopg's; tuples when None.
         context: psycopg's adapters; its defaults when None.
         **parameters: further libpq parameters; they win over the DSN.
@@ -142,8 +143,8 @@ async def open_connection(
 class Lock:
     """psycopg's one exchange at a time, in order of arrival.
 
-    `trio.Lock` lets other tasks run at every acquire. The exchange that follows does so anyway, and twice costs a tenth of a round trip: a
-    free lock is taken at once.
+    `trio.Lock` lets other tasks run at every acquire. The exchange that follows does so anyway, and twice costs a
+    tenth of a round trip: a free lock is taken at once.
     """
 
     def __init__(self) -> None:
@@ -166,7 +167,8 @@ class Lock:
 class Connection(psycopg.AsyncConnection[Row]):
     """`psycopg.AsyncConnection` for trio: everything of psycopg's documentation holds, but for `notifies()`.
 
-    Use `pgnotifyq.wire.notifications.wait_notifications` for that one, and do not use `AsyncQueuedLibpqWriter`, which starts asyncio tasks.
+    Use `pgnotifyq.wire.notifications.wait_notifications` for that one, and do not use `AsyncQueuedLibpqWriter`, which
+    starts asyncio tasks.
     """
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Any] | None = None) -> None:
@@ -224,7 +226,11 @@ class Connection(psycopg.AsyncConnection[Row]):
             await self.close()
 
     async def close(self) -> None:
-        """Close the connection. Never waits; tasks that wait on it are woken with an error."""
+        """Close the connection. Tasks that wait on it are woken with an error."""
+        self.close_nowait()
+
+    def close_nowait(self) -> None:
+        """Do what `close` does: it never waits."""
         if not self.closed:
             self._closed = True
             self._finish()
@@ -262,8 +268,8 @@ class Connection(psycopg.AsyncConnection[Row]):
     ) -> AsyncIterator[AsyncTransaction]:
         """Run a block in a transaction, or in a savepoint of the one that is open.
 
-        Cancellation: the block is rolled back before `trio.Cancelled` goes on, or the connection is closed. A cancel during the commit
-        itself counts only when it came before the commit.
+        Cancellation: the block is rolled back before `trio.Cancelled` goes on, or the connection is closed. A cancel
+        during the commit itself counts only when it came before the commit.
         """
         block = Transaction(self, savepoint_name, force_rollback)
         if self._pipeline:
@@ -277,7 +283,8 @@ class Connection(psycopg.AsyncConnection[Row]):
     async def pipeline(self) -> AsyncIterator[AsyncPipeline]:
         """Send the statements of a block without waiting for each one's answer.
 
-        Cancellation: statements that were already handed over may have been executed; the connection leaves the pipeline or is closed.
+        Cancellation: statements that were already handed over may have been executed; the connection leaves the
+        pipeline or is closed.
         """
         async with self.lock:
             self._check_connection_ok()
@@ -482,8 +489,9 @@ class Cursor(psycopg.AsyncCursor[Row]):
         Cancellation: the connection is closed when rows are still to come.
         """
         try:
-            async for row in super().stream(query, params, binary=binary, size=size):
-                yield row
+            async with aclosing(super().stream(query, params, binary=binary, size=size)) as rows:
+                async for row in rows:
+                    yield row
         finally:
             if not self._conn.closed and self._pgconn.transaction_status == ACTIVE:
                 self._conn.abandon("a stream was cancelled in the middle")

@@ -1,8 +1,8 @@
 """LISTEN, and waiting for notifications without polling.
 
-psycopg hands each notification to the connection's backlog, whichever exchange happened to read it. Here the backlog is the only
-source: waiting reads the socket, and then takes what lies in the backlog. So none is lost when it arrives during another statement or
-when the waiter is cancelled, and none is seen twice.
+psycopg hands each notification to the connection's backlog, whichever exchange happened to read it. Here the backlog
+is the only source: waiting reads the socket, and then takes what lies in the backlog. So none is lost when it arrives
+during another statement or when the waiter is cancelled, and none is seen twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 async def listen(connection: Connection[Any], channel: str) -> None:
-    """Subscribe the session to `channel`, any name of at most 63 bytes. Scan the table after this returned, not before."""
+    """Subscribe the session to `channel`, any name of at most 63 bytes. Scan the table after this returned, not
+    before."""
     await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
 
 

@@ -1,13 +1,13 @@
 """How to wait, for psycopg's generators, which say what to wait for.
 
-psycopg describes each exchange with the server as a generator that yields "readable", "writable" or "either" and is sent what
-became true. This file is the only place in the package that knows trio's low-level calls.
+psycopg describes each exchange with the server as a generator that yields "readable", "writable" or "either" and is
+sent what became true. This file is the only place in the package that knows trio's low-level calls.
 
 Rules:
 
-- A generator that was not started yet may be dropped; one that was started must be driven to its end, or its connection closed.
-  Callers of `drive` therefore meet a cancel before it (`meet_cancel`), and a suspended generator is driven on by calling `drive` again: a
-  generator that is sent nothing yields the same wish once more.
+- A generator that was not started yet may be dropped; one that was started must be driven to its end, or its
+  connection closed. Callers of `drive` therefore meet a cancel before it (`meet_cancel`), and a suspended generator is
+  driven on by calling `drive` again: a generator that is sent nothing yields the same wish once more.
 - One `wait_readable` a round trip is the hot path: no task is started and nothing is allocated for it.
 - A socket asked for writing is nearly always writable, so that is asked of the kernel before it is asked of trio.
 """
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 BUSY_SECONDS_MAX = 0.005
-"""How long exchanges that never block may keep the other tasks waiting: a large COPY or pipeline finds its socket always ready."""
+"""How long exchanges that never block may keep the other tasks waiting: a large COPY or pipeline finds its socket
+always ready."""
 
 _last_pause = 0.0
 

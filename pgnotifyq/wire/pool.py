@@ -1,0 +1,232 @@
+"""A small bounded pool of connections for trio.
+
+Rules:
+
+- At most `size_max` connections; they are opened when needed, and nothing runs in the background.
+- Whoever waits longest is served first, and waits at most `acquire_seconds`.
+- A connection goes back only when it is idle outside any transaction and the session looks as it did when it was
+  opened. Else what is open is rolled back and the connection is closed: one connect costs milliseconds, a leaked
+  setting costs somebody else's data. `set role`, temporary tables and session-level advisory locks are not visible
+  from here; use `set local` and transaction-level locks on pooled connections.
+- An idle connection has nothing to read. One that has was closed or terminated by the server, and is never handed out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from psycopg import pq
+from psycopg.rows import tuple_row
+
+from pgnotifyq.model.errors import PgnotifyqError, PoolTimeout
+from pgnotifyq.wire import waiting
+from pgnotifyq.wire.connection import Connection, connect
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from psycopg.abc import ConnParam
+    from psycopg.rows import TupleRow
+
+ACQUIRE_SECONDS = 30.0
+"""How long to wait for a free connection before saying that the pool is too small."""
+
+IDLE_SECONDS_MAX = 300.0
+"""Age of rest at which a connection is replaced rather than reused: firewalls forget silent flows after about this
+long."""
+
+REPORTED_SETTINGS = (
+    b"application_name",
+    b"client_encoding",
+    b"DateStyle",
+    b"default_transaction_read_only",
+    b"IntervalStyle",
+    b"is_superuser",
+    b"search_path",
+    b"session_authorization",
+    b"standard_conforming_strings",
+    b"TimeZone",
+)
+"""Settings the server reports by itself, so that comparing them costs no round trip. `search_path` is reported from
+version 18 on."""
+
+
+@attrs.frozen(kw_only=True)
+class PoolStats:
+    """A pool's counts at one moment."""
+
+    size_max: int
+    """The bound on open connections."""
+    open: int
+    """Connections that are lent or idle."""
+    idle: int
+    """Connections ready to be handed out."""
+    waiting: int
+    """Tasks that wait for one."""
+
+
+@asynccontextmanager
+async def open_pool(
+    dsn: str,
+    *,
+    size_max: int,
+    acquire_seconds: float = ACQUIRE_SECONDS,
+    application_name: str | None = None,
+    **parameters: ConnParam,
+) -> AsyncIterator[Pool]:
+    """Open a pool for the length of a block. Nothing is connected until somebody asks.
+
+    Args:
+        dsn: a libpq connection string or URI.
+        size_max: the most connections open at once.
+        acquire_seconds: how long `Pool.connection` waits for a free one.
+        application_name: what pg_stat_activity shows.
+        **parameters: further libpq parameters.
+
+    Cancellation: idle connections are closed; those that are lent are closed when they come back.
+    """
+    pool = Pool(
+        dsn,
+        size_max=size_max,
+        acquire_seconds=acquire_seconds,
+        application_name=application_name,
+        parameters=parameters,
+    )
+    try:
+        yield pool
+    finally:
+        pool.close_nowait()
+
+
+class Pool:
+    """Connections that outlive their users. Made by `open_pool`."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        size_max: int,
+        acquire_seconds: float,
+        application_name: str | None,
+        parameters: dict[str, ConnParam],
+    ) -> None:
+        self._dsn = dsn
+        self._size_max = size_max
+        self._acquire_seconds = acquire_seconds
+        self._application_name = application_name
+        self._parameters = parameters
+        self._permits = trio.Semaphore(size_max, max_value=size_max)
+        self._idle: deque[tuple[Connection[TupleRow], float]] = deque()  # the last one back is the first one out
+        # What each open connection's session reported when it was opened.
+        self._settings: dict[Connection[TupleRow], tuple[bytes | None, ...]] = {}
+        self._closed = False
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection[TupleRow]]:
+        """Lend a connection in autocommit mode for the length of a block.
+
+        Cancellation: while waiting, the place in the queue is given up. In the block, what is open is rolled back,
+        bounded by `INTERRUPT_SECONDS`.
+
+        Raises:
+            PoolTimeout: none became free within `acquire_seconds`.
+            DatabaseUnreachable: a new one was needed and could not be opened.
+        """
+        await self._take_permit()
+        try:
+            connection = self._take_idle_nowait() or await self._open()
+            try:
+                yield connection
+            finally:
+                await self._take_back(connection)
+        finally:
+            self._permits.release()
+
+    def stats(self) -> PoolStats:
+        """Return the counts of this moment."""
+        return PoolStats(
+            size_max=self._size_max,
+            open=len(self._settings),
+            idle=len(self._idle),
+            waiting=self._permits.statistics().tasks_waiting,
+        )
+
+    def close_nowait(self) -> None:
+        """Close the idle connections and refuse everybody else."""
+        self._closed = True
+        while self._idle:
+            connection, _ = self._idle.pop()
+            self._discard_nowait(connection)
+
+    async def _take_permit(self) -> None:
+        self._check_open()
+        with trio.move_on_after(self._acquire_seconds):
+            await self._permits.acquire()
+            if self._closed:
+                self._permits.release()
+            self._check_open()
+            return
+        stats = self.stats()
+        raise PoolTimeout(
+            f"No database connection became free within {self._acquire_seconds:g} seconds: all {stats.size_max} are in use"
+            f" and {stats.waiting} other tasks wait. Raise the pool's size, or hold connections for a shorter time."
+        )
+
+    def _take_idle_nowait(self) -> Connection[TupleRow] | None:
+        now = trio.current_time()
+        while self._idle:
+            connection, since = self._idle.pop()
+            if (
+                not connection.closed
+                and now - since < IDLE_SECONDS_MAX
+                and not waiting.is_readable_nowait(connection.pgconn.socket)
+            ):
+                return connection
+            self._discard_nowait(connection)
+        return None
+
+    async def _open(self) -> Connection[TupleRow]:
+        connection = await connect(
+            self._dsn, autocommit=True, application_name=self._application_name, **self._parameters
+        )
+        self._settings[connection] = _reported(connection)
+        return connection
+
+    async def _take_back(self, connection: Connection[TupleRow]) -> None:
+        if self._is_clean(connection):
+            self._idle.append((connection, trio.current_time()))
+            return
+        status = connection.pgconn.transaction_status
+        if status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR) and not connection.lock.locked():
+            # Closing rolls back too, but some time later: the caller's locks should be gone when the block is left.
+            await connection.leave(connection.rollback)
+        self._discard_nowait(connection)
+
+    def _is_clean(self, connection: Connection[TupleRow]) -> bool:
+        return (
+            not self._closed
+            and not connection.closed
+            and connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+            and connection.pgconn.pipeline_status == pq.PipelineStatus.OFF
+            and not connection.lock.locked()
+            and connection.autocommit
+            and connection.row_factory is tuple_row
+            and not connection._notifies_backlog
+            and _reported(connection) == self._settings[connection]
+        )
+
+    def _discard_nowait(self, connection: Connection[TupleRow]) -> None:
+        self._settings.pop(connection, None)
+        connection.close_nowait()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PgnotifyqError("The connection pool is closed. Use it inside its `async with open_pool(...)` block.")
+
+
+def _reported(connection: Connection[TupleRow]) -> tuple[bytes | None, ...]:
+    return tuple(connection.pgconn.parameter_status(name) for name in REPORTED_SETTINGS)
