@@ -25,7 +25,7 @@ create or replace function {schema}.claim(
 returns table (
     id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload jsonb, priority smallint,
     scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
-    started_at timestamptz, lease_expires_at timestamptz, next_due_seconds double precision, snapshot_xmin xid8)
+    started_at timestamptz, lease_expires_at timestamptz, next_due_seconds double precision, snapshot_xmin bigint)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -36,7 +36,7 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
-    xmin_before xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    xmin_before bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
     time_now timestamptz := {schema}.clock();
     taken integer := 0;
     taken_here integer;
@@ -84,7 +84,7 @@ begin
             where j.id = due.id
             returning j.id, j.current_execution_id, j.org_id, j.queue_name, j.job_type, j.payload, j.priority,
                 j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
-                j.lease_expires_at, null::double precision, null::xid8;
+                j.lease_expires_at, null::double precision, null::bigint;
             get diagnostics taken_here = row_count;
             taken := taken + taken_here;
             exit queues when taken >= jobs_max;

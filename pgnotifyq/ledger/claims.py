@@ -1,0 +1,171 @@
+"""Claim, heartbeat and settle: the verbs of a worker that touch jobs it holds or is about to hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from pgnotifyq.ledger.statements import call
+from pgnotifyq.model.job import ExecutionId, Job, JobId, Lease, OrgId, WorkerId
+from pgnotifyq.model.states import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgnotifyq.model.outcome import Settlement
+    from pgnotifyq.wire.connection import Connection
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """What one claim found."""
+
+    jobs: list[Job]  # in the order of claiming: preference of queue, priority, time, id
+    ran_dry: bool  # fewer were found than asked for
+    next_due_seconds: float | None  # until the next job of these queues falls due, when dry; None: none known
+    snapshot_xmin: int | None  # transactions below it had ended before the claim looked, when dry
+
+
+@attrs.frozen(kw_only=True)
+class Surprise:
+    """A job for which a worker's write did not simply succeed."""
+
+    job_id: JobId
+    became: str  # lost, cancelled, or dead
+    why: str | None = None  # the message left by whoever cancelled
+
+
+async def claim(
+    connection: Connection,
+    schema: str,
+    *,
+    worker_id: WorkerId,
+    queues: Sequence[str],
+    jobs_max: int,
+    lease_seconds: float,
+    is_asleep: bool = False,
+) -> Claim:
+    """Claim up to `jobs_max` due jobs, each with a new execution and a lease.
+
+    Cancellation: the claim may have been committed; its leases then run out. Shield it.
+
+    Source: sql/functions/claim.sql
+    """
+    statement = call("claim", "uuid text[] integer float8 boolean", schema)
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(statement, (worker_id, list(queues), jobs_max, lease_seconds, is_asleep))
+    rows = await cursor.fetchall()
+    next_due_seconds = snapshot_xmin = None
+    ran_dry = bool(rows) and rows[-1][0] is None
+    if ran_dry:
+        next_due_seconds, snapshot_xmin = rows.pop()[14:16]
+    return Claim(
+        jobs=[_claimed_job(row, worker_id) for row in rows],
+        ran_dry=ran_dry,
+        next_due_seconds=next_due_seconds,
+        snapshot_xmin=snapshot_xmin,
+    )
+
+
+async def heartbeat(
+    connection: Connection, schema: str, *, worker_id: WorkerId, leases: Sequence[Lease], lease_seconds: float
+) -> list[Surprise]:
+    """Give a sign of life and renew leases.
+
+    Returns: the jobs that are not simply renewed: `cancelled` (still held; stop the handler) or `lost`.
+
+    Source: sql/functions/heartbeat.sql
+    """
+    ordered = sorted(leases, key=lambda lease: lease.job_id)
+    cursor = await connection.execute(
+        call("heartbeat", "uuid uuid[] uuid[] float8", schema),
+        (worker_id, [lease.job_id for lease in ordered], [lease.execution_id for lease in ordered], lease_seconds),
+    )
+    return [Surprise(job_id=row[0], became=row[1], why=row[2]) for row in await cursor.fetchall()]
+
+
+async def settle(
+    connection: Connection, schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]
+) -> list[Surprise]:
+    """End executions, each fenced by job id and execution id; durable when this returns.
+
+    Repeating a batch whose reply was lost is safe: an execution that ended is recognised by its id.
+
+    Returns: the jobs that did not end as asked: `lost`, `cancelled` (a cancel had committed first), `dead`.
+
+    Source: sql/functions/settle.sql
+    """
+    ordered = sorted(settlements, key=lambda pair: pair[0].job_id)
+    cursor = await connection.execute(
+        call("settle", "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[]", schema),
+        (
+            worker_id,
+            [lease.job_id for lease, _ in ordered],
+            [lease.execution_id for lease, _ in ordered],
+            [settlement.kind.value for _, settlement in ordered],
+            [settlement.outcome for _, settlement in ordered],
+            [float(settlement.delay_seconds) for _, settlement in ordered],
+            [settlement.error_message for _, settlement in ordered],
+            [settlement.result_json for _, settlement in ordered],
+            [settlement.reason for _, settlement in ordered],
+        ),
+    )
+    return [Surprise(job_id=row[0], became=row[1]) for row in await cursor.fetchall()]
+
+
+async def still_holds(connection: Connection, schema: str, lease: Lease) -> str:
+    """Lock the job's row until the transaction ends, and tell whether the execution may still write.
+
+    Returns: `held`, `cancelled` or `lost`.
+
+    Source: sql/functions/still_holds.sql
+    """
+    cursor = await connection.execute(call("still_holds", "uuid uuid", schema), (lease.job_id, lease.execution_id))
+    row = await cursor.fetchone()
+    return str(row[0]) if row else "lost"
+
+
+async def report_progress(
+    connection: Connection, schema: str, lease: Lease, *, fraction: float | None, message: str | None
+) -> bool:
+    """Store how far an execution has come; False when it no longer holds the job.
+
+    Source: sql/functions/report_progress.sql
+    """
+    cursor = await connection.execute(
+        call("report_progress", "uuid uuid float4 text", schema),
+        (lease.job_id, lease.execution_id, fraction, message),
+    )
+    row = await cursor.fetchone()
+    return bool(row and row[0])
+
+
+def _claimed_job(row: tuple[object, ...], worker_id: WorkerId) -> Job:
+    (
+        job_id, execution_id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts,
+        unique_key, created_at, started_at, lease_expires_at, _, _,
+    ) = row  # fmt: skip
+    return Job(
+        id=JobId(job_id),  # type: ignore[arg-type]
+        org_id=OrgId(org_id),  # type: ignore[arg-type]
+        queue_name=queue_name,  # type: ignore[arg-type]
+        job_type=job_type,  # type: ignore[arg-type]
+        payload=payload,
+        priority=priority,  # type: ignore[arg-type]
+        status=Status.RUNNING,
+        scheduled_at=scheduled_at,  # type: ignore[arg-type]
+        attempts=attempts,  # type: ignore[arg-type]
+        max_attempts=max_attempts,  # type: ignore[arg-type]
+        locked_by=worker_id,
+        current_execution_id=ExecutionId(execution_id),  # type: ignore[arg-type]
+        lease_expires_at=lease_expires_at,  # type: ignore[arg-type]
+        started_at=started_at,  # type: ignore[arg-type]
+        completed_at=None,
+        error_message=None,
+        result=None,
+        progress=None,
+        progress_message=None,
+        unique_key=unique_key,  # type: ignore[arg-type]
+        created_at=created_at,  # type: ignore[arg-type]
+    )

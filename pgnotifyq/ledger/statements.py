@@ -1,0 +1,77 @@
+"""Where the SQL comes from: finds the files of `sql/` and composes them for a schema.
+
+The files are ordinary SQL with four names left open: `{schema}`, `{schema_text}`, `{tenant_role}` and
+`{tenant_role_text}`. They are filled by psycopg's own composition, which quotes; no SQL is edited as text.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from pgnotifyq.model.names import check_schema_name
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+
+def sql_folder() -> Traversable:
+    """Return the folder of SQL files: inside the installed package, or at the top of a checkout."""
+    packaged = resources.files("pgnotifyq") / "_sql"
+    if packaged.is_dir():
+        return packaged
+    return Path(__file__).resolve().parents[2] / "sql"
+
+
+def files(kind: str) -> list[tuple[str, str]]:
+    """Return (name without ending, text) of the files of one kind (migrations, functions, queries), in order of name."""
+    folder = sql_folder() / kind
+    return sorted(
+        (entry.name.removesuffix(".sql"), entry.read_text(encoding="utf-8"))
+        for entry in folder.iterdir()
+        if entry.name.endswith(".sql")
+    )
+
+
+def compose(text: str, schema: str) -> bytes:
+    """Fill in the names that a statement leaves open.
+
+    Raises:
+        InvalidName: the schema's name does not fit its pattern.
+    """
+    check_schema_name(schema)
+    tenant_role = f"{schema}_tenant"
+    return (
+        sql.SQL(text)  # type: ignore[arg-type]  # the text is ours, read from sql/
+        .format(
+            schema=sql.Identifier(schema),
+            schema_text=sql.Literal(schema),
+            tenant_role=sql.Identifier(tenant_role),
+            tenant_role_text=sql.Literal(tenant_role),
+        )
+        .as_bytes(None)
+    )
+
+
+@functools.cache
+def query(name: str, schema: str) -> bytes:
+    """Return the statement of `sql/queries/<name>.sql`, composed."""
+    text = (sql_folder() / "queries" / f"{name}.sql").read_text(encoding="utf-8")
+    return compose(text, schema)
+
+
+@functools.cache
+def call(function: str, types: str, schema: str) -> bytes:
+    """Return the statement that calls a function of `sql/functions`, its arguments cast to `types`.
+
+    >>> call("requeue", "uuid", "pgnotifyq")
+    b'select * from "pgnotifyq"."requeue"(%s::uuid)'
+    """
+    check_schema_name(schema)
+    arguments = ", ".join(f"%s::{name}" for name in types.split())
+    target = sql.Identifier(schema, function).as_bytes(None)
+    return b"select * from " + target + b"(" + arguments.encode() + b")"

@@ -1,0 +1,147 @@
+"""What keeps workers honest about each other: registration, sleep, sessions, reclaim, prune."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from pgnotifyq.ledger.statements import call, compose
+from pgnotifyq.model.job import JobId, WorkerId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgnotifyq.wire.connection import Connection
+
+
+@attrs.frozen(kw_only=True)
+class Watch:
+    """What a look at the other workers' sessions told."""
+
+    others: int  # workers other than this one that seem alive
+    dead: list[WorkerId]  # gone for longer than the grace
+    suspected: bool  # some session is gone, but not for long enough
+
+
+@attrs.frozen(kw_only=True)
+class Reclaimed:
+    """A job taken back from a worker that lost it."""
+
+    job_id: JobId
+    job_type: str
+    queue_name: str
+    worker_id: WorkerId
+    attempt: int
+    became: str  # pending, dead or cancelled
+
+
+async def register(
+    connection: Connection,
+    schema: str,
+    *,
+    worker_id: WorkerId,
+    host: str,
+    pid: int,
+    queues: Sequence[str],
+    slots: int,
+    version: str,
+    has_session: bool,
+    lease_seconds: float,
+) -> None:
+    """Publish a worker, or note that it has come back. Source: sql/functions/register_worker.sql."""
+    await connection.execute(
+        call("register_worker", "uuid text integer text[] integer text boolean float8", schema),
+        (worker_id, host, pid, list(queues), slots, version, has_session, lease_seconds),
+    )
+
+
+async def unregister(connection: Connection, schema: str, worker_id: WorkerId) -> None:
+    """Forget a worker that has ended, and wake others for what was on its way to it."""
+    await connection.execute(call("unregister_worker", "uuid", schema), (worker_id,))
+
+
+async def set_state(connection: Connection, schema: str, worker_id: WorkerId, state: str) -> None:
+    """Show a worker as running or draining."""
+    statement = compose("update {schema}.worker_heartbeats set state = %s where worker_id = %s", schema)
+    await connection.execute(statement, (state, worker_id))
+
+
+async def hold_session(connection: Connection, schema: str, worker_id: WorkerId) -> None:
+    """Take the advisory lock that tells others this worker is alive, for as long as the connection lives."""
+    await connection.execute(
+        compose("select pg_advisory_lock({schema}.session_key(%s))", schema),
+        (worker_id,),
+    )
+
+
+async def worker_channel(connection: Connection, schema: str, worker_id: WorkerId) -> str:
+    """Return the channel on which this worker, and no other, is told of work and of cancels."""
+    cursor = await connection.execute(call("worker_channel", "uuid", schema), (worker_id,))
+    row = await cursor.fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+async def fall_asleep(connection: Connection, schema: str, worker_id: WorkerId, queues: Sequence[str]) -> int:
+    """Publish that the worker sleeps on its queues, then return a transaction id taken after that was visible.
+
+    Source: sql/functions/sleep.sql, runtime/sleep.py
+    """
+    await connection.execute(call("fall_asleep", "uuid text[]", schema), (worker_id, list(queues)))
+    cursor = await connection.execute("select pg_current_xact_id()::text::int8")
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def wake_up(connection: Connection, schema: str, worker_id: WorkerId, hand_on: Sequence[str] = ()) -> None:
+    """Publish that the worker does not sleep; wake another for the queues in `hand_on` that have due work."""
+    await connection.execute(call("wake_up", "uuid text[]", schema), (worker_id, list(hand_on)))
+
+
+async def watch(connection: Connection, schema: str, worker_id: WorkerId, grace_seconds: float) -> Watch:
+    """Look whether the sessions of the other workers are alive. Source: sql/functions/reclaim.sql."""
+    cursor = await connection.execute(call("watch", "uuid float8", schema), (worker_id, grace_seconds))
+    row = await cursor.fetchone()
+    assert row is not None
+    return Watch(others=row[0], dead=list(row[1]), suspected=row[2])
+
+
+async def reclaim(
+    connection: Connection, schema: str, *, worker_id: WorkerId, jobs_max: int, dead: Sequence[WorkerId] = ()
+) -> tuple[list[Reclaimed], float | None, bool]:
+    """Take back jobs whose lease ran out or whose worker is dead, at most `jobs_max`.
+
+    Returns: the jobs; seconds until the next lease runs out (None: none is held); whether all there were are taken.
+
+    Source: sql/functions/reclaim.sql
+    """
+    cursor = await connection.execute(call("reclaim", "uuid integer uuid[]", schema), (worker_id, jobs_max, list(dead)))
+    rows = await cursor.fetchall()
+    next_seconds = None
+    took_all = bool(rows) and rows[-1][0] is None
+    if took_all:
+        next_seconds = rows.pop()[6]
+    jobs = [
+        Reclaimed(job_id=row[0], job_type=row[1], queue_name=row[2], worker_id=row[3], attempt=row[4], became=row[5])
+        for row in rows
+    ]
+    return jobs, next_seconds, took_all
+
+
+async def prune(
+    connection: Connection, schema: str, *, older_than_seconds: float, after_id: JobId | None, jobs_max: int
+) -> tuple[int, JobId | None]:
+    """Delete one batch of jobs that ended longer ago than given, with their history.
+
+    Returns: how many; the id to go on from, or None at the end of the pass.
+
+    Source: sql/functions/prune.sql
+    """
+    cursor = await connection.execute(
+        call("prune", "float8 uuid integer", schema), (older_than_seconds, after_id, jobs_max)
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return row[0], row[1]

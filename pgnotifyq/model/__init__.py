@@ -1,0 +1,1 @@
+"""Words and decisions. Pure: no I/O, no clock, no randomness but what is passed in."""

@@ -1,0 +1,85 @@
+"""The settings of a worker, their bounds, and why each bound is what it is."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+
+from pgnotifyq.model.errors import ConfigError
+from pgnotifyq.model.names import check_queue_name, check_schema_name
+
+LEASE_SECONDS_DEFAULT = 60.0
+HEARTBEATS_A_LEASE_MIN = 3  # two beats may be lost before the lease is
+CONCURRENCY_MAX = 10_000  # one process; beyond it heartbeats alone fill a statement
+QUEUES_MAX = 100  # each costs two index probes a dry claim
+
+
+@attrs.frozen(kw_only=True)
+class WorkerConfig:
+    """Everything that can be set about a worker. Times are in seconds.
+
+    Raises:
+        ConfigError: a setting is out of its bounds, or contradicts another.
+        InvalidName: a queue's or the schema's name.
+    """
+
+    queues: tuple[str, ...] = attrs.field(default=("default",), converter=tuple)  # in order of preference
+    concurrency: int = 10  # jobs that run at once
+    lease_seconds: float = LEASE_SECONDS_DEFAULT  # a dead process is noticed sooner; a cut-off one after this
+    heartbeat_seconds: float = attrs.field()  # default: a third of the lease; never more
+    margin_seconds: float = attrs.field()  # how long before its lease ends a worker stops trusting it
+    shutdown_seconds: float = 30.0  # how long running jobs may go on after the first signal
+    grace_seconds: float = 5.0  # for clean-up after an interrupt, before it is called unresponsive
+    backstop_seconds: float = 30.0  # longest sleep while notifications are proven to arrive
+    poll_seconds: float = 1.0  # longest sleep while they are not
+    session_grace_seconds: float = 1.0  # how long a worker's session may be gone before its jobs are reclaimed
+    retention_seconds: float = 7 * 86_400.0  # finished jobs are kept this long
+    schema: str = "pgnotifyq"
+
+    @heartbeat_seconds.default
+    def _third_of_the_lease(self) -> float:
+        return self.lease_seconds / HEARTBEATS_A_LEASE_MIN
+
+    @margin_seconds.default
+    def _tenth_of_the_lease(self) -> float:
+        return min(self.lease_seconds / 10, 5.0)
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.queues, str) or not 1 <= len(self.queues) <= QUEUES_MAX:
+            raise ConfigError(f"queues {self.queues!r}: name 1 to {QUEUES_MAX} queues")
+        for name in self.queues:
+            check_queue_name(name)
+        if len(set(self.queues)) != len(self.queues):
+            raise ConfigError(f"queues {', '.join(self.queues)}: a queue is named twice")
+        check_schema_name(self.schema)
+        if isinstance(self.concurrency, bool) or not isinstance(self.concurrency, int):
+            raise ConfigError(f"concurrency {self.concurrency!r} is not a whole number")
+        self._bound("concurrency", 1, CONCURRENCY_MAX)
+        self._bound("lease_seconds", 0.5, 86_400)
+        self._bound("heartbeat_seconds", 0.05, 86_400)
+        self._bound("margin_seconds", 0.01, 3_600)
+        self._bound("shutdown_seconds", 0, 86_400)
+        self._bound("grace_seconds", 0, 3_600)
+        self._bound("backstop_seconds", 0.05, 3_600)
+        self._bound("poll_seconds", 0.01, 60)
+        self._bound("session_grace_seconds", 0.1, 3_600)
+        self._bound("retention_seconds", 0, 10 * 366 * 86_400)
+        if self.heartbeat_seconds > self.lease_seconds / HEARTBEATS_A_LEASE_MIN * 1.000001:
+            message = (
+                f"heartbeat_seconds {self.heartbeat_seconds:g} is more than a third of lease_seconds {self.lease_seconds:g}: "
+                f"two beats must be able to fail; use at most {self.lease_seconds / HEARTBEATS_A_LEASE_MIN:g}"
+            )
+            raise ConfigError(message)
+        if self.lease_seconds - self.margin_seconds < 2 * self.heartbeat_seconds:
+            message = (
+                f"margin_seconds {self.margin_seconds:g} leaves less than two heartbeats of a lease of "
+                f"{self.lease_seconds:g}: use at most {self.lease_seconds - 2 * self.heartbeat_seconds:g}"
+            )
+            raise ConfigError(message)
+
+    def _bound(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not low <= value <= high:
+            raise ConfigError(f"{name} {value!r} is out of range: use {low:g} to {high:g}")

@@ -1,0 +1,95 @@
+"""One class for each situation a caller can be in. A message says what happened, the value, and what to do next."""
+
+from __future__ import annotations
+
+
+class PgnotifyqError(Exception):
+    """The base of every error of this package."""
+
+
+class ConfigError(PgnotifyqError):
+    """A setting is out of its bounds, or two settings contradict each other."""
+
+
+class InvalidName(PgnotifyqError):
+    """A queue, job type or schema name does not fit its pattern."""
+
+
+class InvalidJob(PgnotifyqError):
+    """A field of a job to enqueue is out of range."""
+
+
+class InvalidPayload(InvalidJob):
+    """A payload is not JSON that PostgreSQL can store."""
+
+
+class PayloadTooLarge(InvalidPayload):
+    """A payload is larger than the limit."""
+
+
+class PayloadUndecodable(PgnotifyqError):
+    """A stored payload does not fit the type that the handler asks for."""
+
+
+class UnknownJobType(PgnotifyqError):
+    """No handler is registered for the job's type."""
+
+
+class HandlerAlreadyRegistered(PgnotifyqError):
+    """A second handler was registered for a type."""
+
+
+class AppNotFound(PgnotifyqError):
+    """The registry named by --app cannot be imported."""
+
+
+class DatabaseUnreachable(PgnotifyqError):
+    """No server answered at the address given."""
+
+
+class NoDatabase(PgnotifyqError):
+    """No address was given and the embedded server is not installed."""
+
+
+class DatabaseTooOld(PgnotifyqError):
+    """The server is older than PostgreSQL 15."""
+
+
+class MissingRights(PgnotifyqError):
+    """The connected role may not do what was asked."""
+
+
+class SchemaMissing(PgnotifyqError):
+    """The database has no schema of ours: it was never migrated."""
+
+
+class SchemaOutOfDate(PgnotifyqError):
+    """The schema is older than this code: migrate it."""
+
+
+class SchemaTooNew(PgnotifyqError):
+    """The schema is newer than this code: upgrade the code."""
+
+
+class PoolTimeout(PgnotifyqError):
+    """No connection of the pool became free in time."""
+
+
+class JobNotFound(PgnotifyqError):
+    """There is no such job (of this tenant)."""
+
+
+class WaitTimeout(PgnotifyqError):
+    """The job has not ended within the time given; it goes on."""
+
+
+class IllegalTransition(PgnotifyqError):
+    """The job's status does not allow what was asked."""
+
+
+class LeaseLost(PgnotifyqError):
+    """The execution no longer owns the job; nothing of it may be written."""
+
+
+class JobCancelled(PgnotifyqError):
+    """The job was cancelled before its transaction committed."""

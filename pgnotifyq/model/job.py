@@ -1,0 +1,167 @@
+"""A job, its lease, its attempts, its dead letter; and a job still to be enqueued."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple, NewType
+from uuid import UUID
+
+import attrs
+
+from pgnotifyq.model.errors import InvalidJob
+from pgnotifyq.model.names import check_job_type, check_queue_name
+from pgnotifyq.model.states import FINISHED, Status
+
+JobId = NewType("JobId", UUID)
+ExecutionId = NewType("ExecutionId", UUID)
+WorkerId = NewType("WorkerId", UUID)
+OrgId = NewType("OrgId", UUID)
+
+NIL_ORG = OrgId(UUID(int=0))  # for those who have one tenant
+
+PRIORITY_MIN, PRIORITY_MAX = -32768, 32767  # PostgreSQL's smallint
+MAX_ATTEMPTS_DEFAULT = 3
+MAX_ATTEMPTS_MAX = 1000  # bounds the history of a job
+UNIQUE_KEY_CHARS_MAX = 512  # an index entry holds 2,700 bytes
+DELAY_SECONDS_MAX = 10 * 366 * 86_400.0  # ten years; more is a mistake in the unit
+
+
+class Lease(NamedTuple):
+    """The fence: every write after a claim names both."""
+
+    job_id: JobId
+    execution_id: ExecutionId
+
+
+@attrs.frozen(kw_only=True)
+class Job:
+    """One row of `jobs`. Times are aware and on the database's clock."""
+
+    id: JobId
+    org_id: OrgId  # the tenant
+    queue_name: str
+    job_type: str  # which handler runs it
+    payload: Any  # decoded JSON
+    priority: int  # higher first
+    status: Status
+    scheduled_at: datetime  # never starts before; retry and snooze move it
+    attempts: int  # grows by one at claim; given back by snooze and release
+    max_attempts: int  # then dead-lettered
+    locked_by: WorkerId | None  # the worker that holds it
+    current_execution_id: ExecutionId | None  # the attempt under way; also while stopping
+    lease_expires_at: datetime | None  # renewed by heartbeats
+    started_at: datetime | None  # of the last claim
+    completed_at: datetime | None  # when it was completed or cancelled
+    error_message: str | None  # of the last failure, or why it was cancelled
+    result: Any  # what the handler returned, decoded JSON
+    progress: float | None  # 0 to 1, written by the handler
+    progress_message: str | None
+    unique_key: str | None  # at most one unfinished job a tenant and key
+    created_at: datetime
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has ended, and its handler too."""
+        return self.status in FINISHED and self.current_execution_id is None
+
+
+@attrs.frozen(kw_only=True)
+class Execution:
+    """One attempt."""
+
+    id: ExecutionId
+    job_id: JobId
+    attempt: int  # 1 is the first
+    worker_id: WorkerId | None
+    outcome: str  # completed, failed, timed_out, snoozed, released, cancelled, discarded, undecodable, lost; running, stopping
+    started_at: datetime
+    ended_at: datetime | None
+    error_message: str | None
+
+
+@attrs.frozen(kw_only=True)
+class DeadLetter:
+    """Everything needed to restore a job that will not be tried again, and what became of each attempt."""
+
+    id: JobId
+    org_id: OrgId
+    queue_name: str
+    job_type: str
+    payload: Any
+    priority: int
+    scheduled_at: datetime
+    attempts: int
+    max_attempts: int
+    unique_key: str | None
+    created_at: datetime
+    reason: str  # exhausted, discarded, undecodable, unknown_job_type, lost
+    error_message: str | None
+    history: tuple[Execution, ...]  # oldest first
+    died_at: datetime
+
+
+def _check_integer(low: int, high: int) -> Any:
+    def check(_: object, attribute: attrs.Attribute[int], value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InvalidJob(f"{attribute.name} {value!r} is out of range: use a whole number from {low} to {high}")
+
+    return check
+
+
+def _check_org(_: object, attribute: attrs.Attribute[UUID], value: object) -> None:
+    if not isinstance(value, UUID):
+        raise InvalidJob(f"{attribute.name} {value!r} is not a UUID: pass a uuid.UUID, or its text")
+
+
+def _to_uuid(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return UUID(value)
+        except ValueError:
+            return value
+    return value
+
+
+@attrs.frozen(kw_only=True)
+class NewJob:
+    """A job to enqueue. Checked when it is made.
+
+    Raises:
+        InvalidName: the job type or queue name does not fit its pattern.
+        InvalidJob: a number, time or key is out of range.
+    """
+
+    job_type: str = attrs.field(validator=lambda _, __, value: check_job_type(value) and None)
+    payload: Any = None  # dict, list, attrs class, dataclass: anything that is JSON in the end
+    org_id: OrgId = attrs.field(default=NIL_ORG, converter=_to_uuid, validator=_check_org)
+    queue_name: str = attrs.field(default="default", validator=lambda _, __, value: check_queue_name(value) and None)
+    priority: int = attrs.field(default=0, validator=_check_integer(PRIORITY_MIN, PRIORITY_MAX))
+    scheduled_at: datetime | None = None  # aware; None: now, on the database's clock
+    delay_seconds: float | None = None  # from now, on the database's clock; instead of scheduled_at
+    max_attempts: int = attrs.field(default=MAX_ATTEMPTS_DEFAULT, validator=_check_integer(1, MAX_ATTEMPTS_MAX))
+    unique_key: str | None = None  # while an unfinished job of the tenant has it, that job's id is returned instead
+
+    def __attrs_post_init__(self) -> None:
+        if self.scheduled_at is not None:
+            if not isinstance(self.scheduled_at, datetime) or self.scheduled_at.tzinfo is None:
+                raise InvalidJob(f"scheduled_at {self.scheduled_at!r} has no time zone: pass an aware datetime")
+            if self.delay_seconds is not None:
+                raise InvalidJob("both scheduled_at and delay_seconds are given: pass one")
+        if self.delay_seconds is not None and not 0 <= self.delay_seconds <= DELAY_SECONDS_MAX:
+            message = f"delay_seconds {self.delay_seconds!r} is out of range: use 0 to {DELAY_SECONDS_MAX:.0f}"
+            raise InvalidJob(message)
+        if self.unique_key is not None:
+            self._check_key(self.unique_key)
+
+    @staticmethod
+    def _check_key(key: object) -> None:
+        if not isinstance(key, str) or not 1 <= len(key) <= UNIQUE_KEY_CHARS_MAX or "\x00" in key or not _is_text(key):
+            raise InvalidJob(f"unique_key is not valid: use 1 to {UNIQUE_KEY_CHARS_MAX} characters, without NUL")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,223 @@
+"""How an execution ended, and what follows from it: one pure function, `decide`."""
+
+from __future__ import annotations
+
+import traceback
+from enum import StrEnum
+from typing import TYPE_CHECKING, assert_never
+
+import attrs
+
+from pgnotifyq.model.errors import ConfigError, InvalidPayload
+from pgnotifyq.model.payload import encode_value
+
+if TYPE_CHECKING:
+    from pgnotifyq.model.retry import RetryPolicy
+
+ERROR_CHARS_MAX = 4000  # of a stored error: enough for a traceback's end
+RESULT_BYTES_MAX = 1_048_576
+_DELAY_SECONDS_MAX = 10 * 366 * 86_400.0
+
+
+def _check_seconds(_: object, attribute: attrs.Attribute[float], value: float | None) -> None:
+    if value is not None and not 0 <= value <= _DELAY_SECONDS_MAX:
+        raise ConfigError(f"{attribute.name} {value!r} is out of range: use 0 to {_DELAY_SECONDS_MAX:.0f}")
+
+
+@attrs.frozen
+class Snooze:
+    """Returned by a handler: run me again later; this attempt does not count."""
+
+    seconds: float = attrs.field(validator=_check_seconds)
+
+
+@attrs.frozen
+class Retry:
+    """Returned by a handler: this attempt failed, try again after `seconds`, or as the policy says."""
+
+    seconds: float | None = attrs.field(default=None, validator=_check_seconds)
+    reason: str = ""
+
+
+@attrs.frozen
+class Discard:
+    """Returned by a handler: this job cannot succeed, send it to the dead letters."""
+
+    reason: str = ""
+
+
+class InterruptKind(StrEnum):
+    """Why a running handler is stopped."""
+
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    LEASE_LOST = "lease_lost"
+    SHUTDOWN = "shutdown"
+
+
+@attrs.frozen(kw_only=True)
+class Interrupt:
+    """The reason given to a handler that shall stop."""
+
+    kind: InterruptKind
+    by: str | None = None
+    why: str | None = None
+
+
+@attrs.frozen
+class Returned:
+    """The handler returned."""
+
+    value: object
+
+
+@attrs.frozen(kw_only=True)
+class Raised:
+    """The handler raised, or could not be called."""
+
+    error: str
+    undecodable: bool = False  # the payload does not fit the handler
+    unknown_type: bool = False  # there is no handler
+
+    @classmethod
+    def from_exception(cls, error: BaseException) -> Raised:
+        """Describe what a handler raised: its type and message, then the traceback's last lines."""
+        lines = traceback.format_exception(error)
+        return cls(error=f"{type(error).__name__}: {error}\n{''.join(lines[-6:])}")
+
+
+@attrs.frozen
+class Stopped:
+    """The handler's scope was cancelled, or it was never started."""
+
+
+Ended = Returned | Raised | Stopped
+
+
+class SettleKind(StrEnum):
+    """How an execution is settled; the words of sql/functions/settle.sql."""
+
+    COMPLETE = "complete"
+    RETRY = "retry"
+    SNOOZE = "snooze"
+    RELEASE = "release"
+    CANCEL = "cancel"
+    BURY = "bury"
+
+
+@attrs.frozen(kw_only=True)
+class Settlement:
+    """What is to be written at the end of an execution."""
+
+    kind: SettleKind
+    outcome: str  # for the history
+    delay_seconds: float = 0.0
+    error_message: str | None = None
+    result_json: str | None = None
+    reason: str | None = None  # of a dead letter: exhausted, discarded, undecodable, unknown_job_type
+
+
+def decide(
+    ended: Ended,
+    interrupt: Interrupt | None,
+    *,
+    attempt: int,
+    max_attempts: int,
+    retry: RetryPolicy,
+    random: float,
+) -> Settlement | None:
+    """Return what to write at the end of an execution; None when nothing may be written.
+
+    Args:
+        ended: how the handler ended.
+        interrupt: why it was stopped, if it was.
+        attempt: which attempt this was; 1 is the first.
+        max_attempts: how many there may be.
+        retry: the handler's policy.
+        random: from 0 to 1, for the jitter.
+
+    A handler that was told to stop and returned all the same has done its work: it is completed, unless the lease is lost.
+    Whether a cancel that committed first overrules that is for the database to say.
+    """
+
+    def failed(error: str, outcome: str, reason: str, delay_seconds: float | None = None) -> Settlement:
+        message = bounded(error)
+        if attempt >= max_attempts:
+            return Settlement(kind=SettleKind.BURY, outcome=outcome, error_message=message, reason=reason)
+        delay = retry.delay_seconds(attempt, random) if delay_seconds is None else delay_seconds
+        return Settlement(kind=SettleKind.RETRY, outcome=outcome, error_message=message, delay_seconds=delay)
+
+    if interrupt is not None and interrupt.kind is InterruptKind.LEASE_LOST:
+        return None
+    if isinstance(ended, Returned):
+        return _settle_value(ended.value, failed)
+    if interrupt is not None:
+        match interrupt.kind:
+            case InterruptKind.CANCELLED:
+                why = None if isinstance(ended, Stopped) else bounded(ended.error)
+                return Settlement(kind=SettleKind.CANCEL, outcome="cancelled", error_message=why)
+            case InterruptKind.TIMED_OUT:
+                return failed(interrupt.why or "timed out", "timed_out", "exhausted")
+            case InterruptKind.SHUTDOWN:
+                return Settlement(kind=SettleKind.RELEASE, outcome="released", error_message=interrupt.why)
+            case InterruptKind.LEASE_LOST:
+                return None
+            case _:
+                assert_never(interrupt.kind)
+    if isinstance(ended, Stopped):
+        # Its scope was cancelled by nobody we know: the handler's own affair, and a failure like any other.
+        return failed("the handler cancelled its own scope", "failed", "exhausted")
+    if ended.undecodable:
+        return Settlement(
+            kind=SettleKind.BURY, outcome="undecodable", error_message=bounded(ended.error), reason="undecodable"
+        )
+    return failed(ended.error, "failed", "unknown_job_type" if ended.unknown_type else "exhausted")
+
+
+def encode_result(value: object) -> str | None:
+    """Return what a handler returned as JSON text; None for None.
+
+    Raises:
+        InvalidPayload: it is not JSON that PostgreSQL can store.
+    """
+    return None if value is None else encode_value(value, bytes_max=RESULT_BYTES_MAX)
+
+
+def bounded(text: str) -> str:
+    """Return an error that can be stored and shown: without control characters, cut in the middle to a bound."""
+    safe = "".join(c if c in "\n\t" or (c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF) else ascii(c)[1:-1] for c in text)
+    if len(safe) <= ERROR_CHARS_MAX:
+        return safe
+    half = ERROR_CHARS_MAX // 2 - 10
+    return f"{safe[:half]}\n[...]\n{safe[-half:]}"
+
+
+def _settle_value(value: object, failed: _Failed) -> Settlement:
+    match value:
+        case None:
+            return _COMPLETED
+        case Snooze(seconds=seconds):
+            return Settlement(kind=SettleKind.SNOOZE, outcome="snoozed", delay_seconds=seconds)
+        case Retry(seconds=seconds, reason=reason):
+            return failed(reason or "the handler asked for a retry", "failed", "exhausted", seconds)
+        case Discard(reason=reason):
+            message = bounded(reason) or "the handler discarded the job"
+            return Settlement(kind=SettleKind.BURY, outcome="discarded", error_message=message, reason="discarded")
+        case _:
+            try:
+                return Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(value))
+            except InvalidPayload as error:
+                # The work is done; doing it again would not make its result any better.
+                message = bounded(f"completed, but its result was not stored: {error}")
+                return Settlement(kind=SettleKind.COMPLETE, outcome="completed", error_message=message)
+
+
+_COMPLETED = Settlement(kind=SettleKind.COMPLETE, outcome="completed")
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class _Failed(Protocol):
+        def __call__(
+            self, error: str, outcome: str, reason: str, delay_seconds: float | None = None
+        ) -> Settlement: ...

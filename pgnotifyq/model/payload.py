@@ -1,0 +1,134 @@
+"""Payloads: Python values to JSON text that PostgreSQL can store, and back to the type a handler asks for.
+
+JSON only: no pickle. Everything is refused here that PostgreSQL's jsonb would refuse later, and more that it would accept
+and a worker would choke on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import cattrs
+from cattrs.preconf.json import make_converter
+
+from pgnotifyq.model.errors import InvalidPayload, PayloadTooLarge, PayloadUndecodable
+
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+PAYLOAD_BYTES_MAX = 1_048_576  # larger data belongs elsewhere, the payload holds a reference
+PAYLOAD_DEPTH_MAX = 64  # deeper is a mistake or an attack; Python's own decoder recurses
+INTEGER_BITS_MAX = 4096  # Python refuses to print integers of more than 4,300 digits, PostgreSQL of 131,072
+
+
+@functools.cache
+def _converter() -> Converter:
+    return make_converter()
+
+
+def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int = PAYLOAD_DEPTH_MAX) -> str:
+    """Return a value as JSON text; None becomes an empty object.
+
+    Args:
+        value: dict, list, str, number, bool, attrs class, dataclass, or what cattrs' JSON converter knows.
+        bytes_max: of the text, in UTF-8.
+        depth_max: of nested lists and objects.
+
+    Raises:
+        InvalidPayload: it is not JSON that PostgreSQL can store.
+        PayloadTooLarge: it has more bytes than `bytes_max`.
+    """
+    if value is None:
+        return "{}"
+    return encode_value(value, bytes_max=bytes_max, depth_max=depth_max)
+
+
+def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPTH_MAX) -> str:
+    """Return a value as JSON text; None becomes null. Raises as `encode` does."""
+    try:
+        if not _is_plain(value):
+            value = _converter().unstructure(value)
+        _check(value, depth_max)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        size = len(text.encode())
+    except InvalidPayload:
+        raise
+    except RecursionError:
+        raise InvalidPayload(f"the payload is nested too deep: at most {depth_max} levels") from None
+    except UnicodeEncodeError:
+        raise InvalidPayload("the payload holds a lone surrogate, which is not text: remove it") from None
+    except (TypeError, ValueError, cattrs.StructureHandlerNotFoundError) as error:
+        raise InvalidPayload(f"the payload is not JSON: {error}") from error
+    if size > bytes_max:
+        message = f"the payload has {size} bytes, at most {bytes_max} are allowed: store the data elsewhere, enqueue a reference"
+        raise PayloadTooLarge(message)
+    return text
+
+
+def structure(payload: Any, wanted: type | None) -> Any:
+    """Return a decoded payload as the type a handler asks for; plain JSON when it asks for none.
+
+    Raises:
+        PayloadUndecodable: it does not fit, and why.
+    """
+    if wanted is None or wanted is Any or wanted is object:
+        return payload
+    if wanted is dict:
+        if not isinstance(payload, dict):
+            raise PayloadUndecodable(f"the payload is {type(payload).__name__}, the handler asks for an object")
+        return payload
+    try:
+        return _converter().structure(payload, wanted)
+    except Exception as error:  # noqa: BLE001  # hooks of the user's types may raise anything
+        try:
+            reasons = "; ".join(cattrs.transform_error(error, path="payload"))
+        except Exception:  # noqa: BLE001  # the explanation is best effort
+            reasons = f"{type(error).__name__}: {error}"
+        raise PayloadUndecodable(f"the payload does not fit {getattr(wanted, '__name__', wanted)}: {reasons}") from error
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or type(value) in {dict, list, str, int, float, bool} and not _holds_objects(value)
+
+
+def _holds_objects(value: object) -> bool:
+    """Look one level down for what needs unstructuring; deeper objects are found there by the converter."""
+    if type(value) is dict:
+        return any(type(item) not in {str, int, float, bool, type(None)} for item in value.values())
+    if type(value) is list:
+        return any(type(item) not in {str, int, float, bool, type(None)} for item in value)
+    return False
+
+
+def _check(value: object, depth_max: int) -> None:
+    """Walk a plain value without recursion and refuse what PostgreSQL cannot store."""
+    waiting: list[tuple[object, int]] = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, str):
+            if "\x00" in item:
+                raise InvalidPayload("the payload holds a NUL character, which PostgreSQL cannot store: remove it")
+        elif isinstance(item, float):
+            if not math.isfinite(item):
+                raise InvalidPayload(f"the payload holds {item}, which is not JSON: use null or a string")
+        elif isinstance(item, int) and not isinstance(item, bool):
+            if item.bit_length() > INTEGER_BITS_MAX:
+                raise InvalidPayload(f"the payload holds an integer of {item.bit_length()} bits, at most {INTEGER_BITS_MAX}")
+        elif isinstance(item, (dict, list, tuple)):
+            if depth >= depth_max:
+                raise InvalidPayload(f"the payload is nested too deep: at most {depth_max} levels")
+            if isinstance(item, dict):
+                for key in item:
+                    if not isinstance(key, str):
+                        raise InvalidPayload(f"the payload has the key {key!r:.80}, which is not a string")
+                    waiting.append((key, depth))
+            waiting.extend((inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item))
+
+
+def is_structured(wanted: object) -> bool:
+    """Tell whether a type is one that payloads are structured into: an attrs class or a dataclass."""
+    return isinstance(wanted, type) and (attrs.has(wanted) or hasattr(wanted, "__dataclass_fields__"))

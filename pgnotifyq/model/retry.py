@@ -1,0 +1,51 @@
+"""When a failed attempt is tried again."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+
+from pgnotifyq.model.errors import ConfigError
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """Exponential backoff with jitter: base * factor ** (attempt - 1), never above the cap.
+
+    Raises:
+        ConfigError: a number is out of its bounds.
+    """
+
+    base_seconds: float = 5.0  # after the first attempt
+    factor: float = 2.0
+    cap_seconds: float = 300.0  # no delay is longer, jitter included
+    jitter: float = 0.25  # plus or minus this share, so that jobs that failed together do not return together
+
+    def __attrs_post_init__(self) -> None:
+        for name, value, low, high in (
+            ("base_seconds", self.base_seconds, 0.0, 86_400.0),
+            ("factor", self.factor, 1.0, 100.0),
+            ("cap_seconds", self.cap_seconds, 0.0, 30 * 86_400.0),
+            ("jitter", self.jitter, 0.0, 1.0),
+        ):
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+                raise ConfigError(f"retry {name} {value!r} is out of range: use {low:g} to {high:g}")
+
+    def delay_seconds(self, attempt: int, random: float) -> float:
+        """Return how long to wait after a failed attempt.
+
+        Args:
+            attempt: which one failed; 1 is the first.
+            random: from 0 to 1, drawn by the caller.
+        """
+        if self.base_seconds <= 0:
+            return 0.0
+        # Compared as logarithms: 2.0 ** 1100 overflows.
+        exponent = (max(attempt, 1) - 1) * math.log(self.factor)
+        if exponent >= math.log(max(self.cap_seconds, 1e-9) / self.base_seconds):
+            delay = self.cap_seconds
+        else:
+            delay = self.base_seconds * math.exp(exponent)
+        spread = 1 + self.jitter * (2 * random - 1)
+        return min(max(delay * spread, 0.0), self.cap_seconds)

@@ -1,0 +1,66 @@
+"""The lifecycle of a job, written once: the SQL guard, the tests and the README's diagram are checked against this table."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class Status(StrEnum):
+    """What `jobs.status` may hold."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+DEAD = "dead letter"  # not a status: the row is in dead_letter_jobs
+
+# verb -> the transitions it makes. Cancel of a running job leaves its lease until the handler has stopped.
+TRANSITIONS: MappingProxyType[str, frozenset[tuple[str, str]]] = MappingProxyType(
+    {
+        "enqueue": frozenset({("", Status.PENDING)}),
+        "claim": frozenset({(Status.PENDING, Status.RUNNING)}),
+        "complete": frozenset({(Status.RUNNING, Status.COMPLETED)}),
+        "retry": frozenset({(Status.RUNNING, Status.PENDING)}),
+        "snooze": frozenset({(Status.RUNNING, Status.PENDING)}),
+        "release": frozenset({(Status.RUNNING, Status.PENDING)}),
+        "reclaim": frozenset({(Status.RUNNING, Status.PENDING), (Status.RUNNING, DEAD)}),
+        "cancel": frozenset({(Status.PENDING, Status.CANCELLED), (Status.RUNNING, Status.CANCELLED)}),
+        "bury": frozenset({(Status.RUNNING, DEAD)}),
+        "requeue": frozenset({(DEAD, Status.PENDING)}),
+    }
+)
+
+# What an update of `jobs.status` may do; sql/migrations/0002_wakeups.sql refuses the rest.
+LEGAL_STATUS_CHANGES: frozenset[tuple[Status, Status]] = frozenset(
+    (Status(before), Status(after))
+    for changes in TRANSITIONS.values()
+    for before, after in changes
+    if before in set(Status) and after in set(Status)
+)
+
+FINISHED = frozenset({Status.COMPLETED, Status.CANCELLED})
+
+
+def label(status: str, *, is_held: bool, attempts: int, is_due: bool) -> str:
+    """Return the word people read: the status, or one of the derived labels scheduled, retrying and stopping."""
+    if status == Status.CANCELLED and is_held:
+        return "stopping"
+    if status == Status.PENDING and not is_due:
+        return "retrying" if attempts else "scheduled"
+    return status
+
+
+def as_mermaid() -> str:
+    """Return the state diagram of the README, drawn from the table."""
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for verb, changes in TRANSITIONS.items():
+        for change in changes:
+            arrows.setdefault(change, []).append(verb)
+    lines = ["stateDiagram-v2", f"    state {DEAD!r} as dead".replace("'", '"')]
+    for before, after in sorted(arrows):
+        names = [{"": "[*]", DEAD: "dead"}.get(name, str(name)) for name in (before, after)]
+        lines.append(f"    {names[0]} --> {names[1]}: {', '.join(arrows[before, after])}")
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""The claimer: asks for exactly as many jobs as there are free slots, and sleeps when there is nothing to do.
+
+At capacity no query is made. A claim is shielded, under the link's deadline: one that was cancelled half-way might have
+been committed, and its jobs would wait for their leases to run out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from pgnotifyq.ledger import claims, workers
+from pgnotifyq.runtime.holdings import Running
+from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
+
+if TYPE_CHECKING:
+    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.wire.connection import Connection
+
+
+async def claim_for_ever(parts: Parts) -> None:
+    """Claim jobs and hand them to the slots, until cancelled, which is how draining begins."""
+    sleep = Sleep()
+    expects_at = math.inf  # trio clock, seconds: when the next job known of falls due
+    lulled = True
+    listening_since = parts.push.generation
+    while True:
+        await _wait_for_a_slot(parts, sleep, expects_at)
+        if parts.push.generation != listening_since:
+            # The listener has come back: what was published may be gone, and what was sent meanwhile is.
+            listening_since = parts.push.generation
+            sleep.woken_up()
+
+        sent_at = trio.current_time()
+        found = await _claim(parts, is_asleep=sleep.stage is not Stage.AWAKE)
+        now = trio.current_time()
+        for job in found.jobs:
+            running = Running(job=job, renewed_at=sent_at)
+            parts.holdings.add(running)
+            parts.slots.give(running)
+        if found.ran_dry:
+            expects_at = math.inf if found.next_due_seconds is None else now + found.next_due_seconds
+
+        if sleep.stage is Stage.ASLEEP and found.jobs and sleep.is_busy(now, lulled=lulled):
+            await _wake_up(parts, sleep)
+        pause = sleep.next_pause(ran_dry=found.ran_dry, found=bool(found.jobs), snapshot_xmin=found.snapshot_xmin)
+        if pause is None:
+            pause = await _publish(parts, sleep)
+        await parts.bell.wait(min(pause, _backstop_seconds(parts), expects_at - now))
+        lulled = trio.current_time() - now > LULL_SECONDS
+
+
+async def _claim(parts: Parts, *, is_asleep: bool) -> claims.Claim:
+    async def once(connection: Connection) -> claims.Claim:
+        return await claims.claim(
+            connection,
+            parts.config.schema,
+            worker_id=parts.worker_id,
+            queues=parts.config.queues,
+            jobs_max=parts.slots.free,
+            lease_seconds=parts.config.lease_seconds,
+            is_asleep=is_asleep,
+        )
+
+    return await parts.quick.run(once, shield=True)
+
+
+async def _wait_for_a_slot(parts: Parts, sleep: Sleep, expects_at: float) -> None:
+    """Wait until a slot is free. A wake-up that comes meanwhile is for somebody else: hand it on."""
+    while not parts.slots.free:
+        parts.slots.ring_when_free(parts.bell)
+        is_listed = sleep.stage is not Stage.AWAKE
+        rung = await parts.bell.wait(expects_at - trio.current_time() if is_listed else math.inf)
+        if not parts.slots.free and (rung or is_listed):
+            await _wake_up(parts, sleep, hand_on=True)
+
+
+async def _wake_up(parts: Parts, sleep: Sleep, *, hand_on: bool = False) -> None:
+    queues = parts.config.queues if hand_on else ()
+
+    async def once(connection: Connection) -> None:
+        await workers.wake_up(connection, parts.config.schema, parts.worker_id, queues)
+
+    await parts.quick.run(once)
+    sleep.woken_up()
+
+
+async def _publish(parts: Parts, sleep: Sleep) -> float:
+    """Publish as a sleeper where notifications arrive; otherwise poll. Returns seconds until the next look."""
+    if not parts.push.is_proven:
+        return parts.config.poll_seconds
+
+    async def once(connection: Connection) -> int:
+        return await workers.fall_asleep(connection, parts.config.schema, parts.worker_id, parts.config.queues)
+
+    sleep.published(await parts.quick.run(once))
+    return 0.0
+
+
+def _backstop_seconds(parts: Parts) -> float:
+    """Return how long to sleep at the most, jittered so that workers do not look in step."""
+    longest = parts.config.backstop_seconds if parts.push.is_proven else parts.config.poll_seconds
+    return longest * (0.75 + 0.5 * parts.random.random())

@@ -1,0 +1,137 @@
+"""What a handler is given besides its payload."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from pgnotifyq.ledger import claims
+from pgnotifyq.model.errors import LeaseLost
+from pgnotifyq.model.outcome import Settlement, SettleKind, encode_result
+from pgnotifyq.runtime.tenants import OrgContext, open_transaction
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from pgnotifyq.model.job import ExecutionId, Job
+    from pgnotifyq.model.outcome import Interrupt
+    from pgnotifyq.runtime.holdings import Running
+    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.wire.connection import Connection
+
+_log = logging.getLogger("pgnotifyq.job")
+
+
+class JobContext:
+    """The job under way, its tenant, its cancellation, and its own fenced transaction."""
+
+    def __init__(self, *, parts: Parts, running: Running) -> None:
+        self._parts = parts
+        self._running = running
+        # What a transaction of this job settles with its commit; see Transaction.complete.
+        self._ending: list[Settlement] = []
+        self._org: OrgContext | None = None
+
+    @property
+    def job(self) -> Job:
+        """The job as it was claimed."""
+        return self._running.job
+
+    @property
+    def execution_id(self) -> ExecutionId:
+        """The id of this attempt, the fence of all it writes. Good as an idempotency key per attempt."""
+        return self._running.lease.execution_id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is; the first is 1."""
+        return self._running.job.attempts
+
+    @property
+    def org(self) -> OrgContext:
+        """The job's tenant: its id, and transactions confined to it."""
+        if self._org is None:
+            self._org = OrgContext(
+                self._parts.databases, self.job, self._running.lease, self._parts.worker_id, self._ending
+            )
+        return self._org
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry job_id, job_type, execution_id, attempt and org_id."""
+        fields = {
+            "job_id": str(self.job.id),
+            "job_type": self.job.job_type,
+            "execution_id": str(self.execution_id),
+            "attempt": self.attempt,
+            "org_id": str(self.job.org_id),
+        }
+        return logging.LoggerAdapter(_log, fields)
+
+    def is_cancelled(self) -> bool:
+        """Tell whether this execution shall stop, for whatever reason; safe from threads."""
+        return self._running.interrupt is not None
+
+    async def cancelled(self) -> Interrupt:
+        """Wait until this execution shall stop, and return why. Never returns while it shall go on."""
+        await self._running.interrupted.wait()
+        assert self._running.interrupt is not None
+        return self._running.interrupt
+
+    @property
+    def cancel_reason(self) -> Interrupt | None:
+        """Why this execution shall stop: cancelled, timed out, lease lost or shutdown; None while it shall go on."""
+        return self._running.interrupt
+
+    @asynccontextmanager
+    async def transaction(self, *, complete: bool = False, result: object = None) -> AsyncIterator[Connection]:
+        """Open a transaction that commits only while this execution still owns the job.
+
+        Args:
+            complete: end the job as completed in the same commit, so that what was written happens exactly once.
+            result: stored with it.
+
+        Cancellation: rolls back.
+
+        Raises:
+            LeaseLost: the execution no longer owns the job; rolled back.
+            JobCancelled: a cancel came first; rolled back.
+        """
+        if complete:
+            self._ending.append(
+                Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(result))
+            )
+        try:
+            async with open_transaction(
+                self._parts.databases,
+                self._running.lease,
+                worker_id=self._parts.worker_id,
+                org_id=None,
+                ending=self._ending,
+            ) as connection:
+                yield connection
+            if complete:
+                self._running.is_settled = True
+        finally:
+            self._ending.clear()
+
+    async def progress(self, fraction: float | None, message: str | None = None) -> None:
+        """Publish how far this execution has come: a fraction from 0 to 1, and a line for people.
+
+        Raises:
+            ValueError: the fraction is outside 0 to 1.
+            LeaseLost: the execution no longer owns the job.
+        """
+        if fraction is not None and not 0 <= fraction <= 1:
+            raise ValueError(f"progress {fraction!r} is not between 0 and 1")
+        if message is not None:
+            message = message.replace("\x00", "\\x00")
+
+        async def once(connection: Connection) -> bool:
+            return await claims.report_progress(
+                connection, self._parts.config.schema, self._running.lease, fraction=fraction, message=message
+            )
+
+        if not await self._parts.quick.run(once):
+            raise LeaseLost(f"execution {self.execution_id} no longer owns job {self.job.id}")

@@ -1,0 +1,136 @@
+"""Heartbeats, trust, and the news they carry.
+
+`beat_for_ever` renews, in one statement, every lease that was last renewed a heartbeat ago; shorter jobs never cost
+a renewal. `distrust_for_ever` is the other half: when beats are not answered, it stops handlers on the worker's own clock
+before anybody else may start their jobs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from pgnotifyq.ledger import claims
+from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.outcome import Interrupt, InterruptKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgnotifyq.runtime.holdings import Running
+    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.wire.connection import Connection
+
+RENEWED_AT_ONCE_MAX = 5000  # bounds one statement
+IDLE_BEAT_SECONDS = 60.0  # an idle worker's sign of life, for people; its session speaks for it otherwise
+# A lease is renewed with those that fall due within this share of a heartbeat, so that they share a statement.
+TOGETHER_SHARE = 0.25
+
+
+async def beat_for_ever(parts: Parts) -> None:
+    """Renew leases when they need it, and give a sign of life when there are none."""
+    every = parts.config.heartbeat_seconds
+    while True:
+        oldest = parts.holdings.oldest()
+        if oldest is None:
+            idle_for = IDLE_BEAT_SECONDS if parts.push.has_session else min(IDLE_BEAT_SECONDS, every)
+            with trio.move_on_after(idle_for * (0.9 + 0.1 * parts.random.random())):
+                await parts.holdings.taken_up.wait()
+                continue
+            await renew(parts, [])
+            continue
+        wait_seconds = oldest.renewed_at + every - trio.current_time()
+        if wait_seconds > 0:
+            await trio.sleep(wait_seconds)
+            continue
+        due = parts.holdings.renewed_before(trio.current_time() - every * (1 - TOGETHER_SHARE))
+        await renew(parts, due[:RENEWED_AT_ONCE_MAX])
+
+
+async def renew(parts: Parts, due: Sequence[Running]) -> None:
+    """Beat once for some executions, and act on what the reply says of them.
+
+    A cancel whose notification was lost is learned here; so is a lost lease.
+    """
+    sent_at = math.nan
+
+    async def once(connection: Connection) -> list[claims.Surprise]:
+        nonlocal sent_at
+        sent_at = trio.current_time()
+        return await claims.heartbeat(
+            connection,
+            parts.config.schema,
+            worker_id=parts.worker_id,
+            leases=[running.lease for running in due],
+            lease_seconds=parts.config.lease_seconds,
+        )
+
+    surprises = {surprise.job_id: surprise for surprise in await parts.quick.run(once)}
+    for running in due:
+        surprise = surprises.get(running.job.id)
+        if surprise is None or surprise.became == "cancelled":
+            parts.holdings.renew(running, sent_at)
+        if surprise is not None and surprise.became == "cancelled":
+            interrupt(parts, running, Interrupt(kind=InterruptKind.CANCELLED, by="status update", why=surprise.why))
+        elif surprise is not None and parts.holdings.find(running.job.id, running.lease.execution_id):
+            interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why="somebody else holds the job"))
+
+
+async def distrust_for_ever(parts: Parts) -> None:
+    """Stop every handler whose lease this worker may not trust any more."""
+    trusted_seconds = parts.config.lease_seconds - parts.config.margin_seconds
+    while True:
+        oldest = parts.holdings.oldest()
+        if oldest is None:
+            await parts.holdings.taken_up.wait()
+            # Entries whose lease is lost already may linger while their handlers stop.
+            if parts.holdings.oldest() is None:
+                await trio.sleep(parts.config.margin_seconds)
+            continue
+        wait_seconds = oldest.renewed_at + trusted_seconds - trio.current_time()
+        if wait_seconds > 0:
+            await trio.sleep(wait_seconds)
+            continue
+        why = f"no heartbeat was answered for {trusted_seconds:g} s"
+        for running in parts.holdings.renewed_before(trio.current_time() - trusted_seconds):
+            interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
+
+
+def interrupt(parts: Parts, running: Running, reason: Interrupt) -> None:
+    """Stop one execution, with a reason, and tell."""
+    if not parts.holdings.stop(running, reason):
+        return
+    fields: dict[str, object] = {
+        "job_id": running.job.id,
+        "job_type": running.job.job_type,
+        "reason": reason.kind.value,
+    }
+    if reason.why:
+        fields["why"] = reason.why
+    parts.emit(Event(name=EventName.JOB_INTERRUPTED, fields=fields))
+
+
+async def count_grace_for_ever(parts: Parts) -> None:
+    """Follow interrupted executions: after their grace, cancel cooperative ones and report the unresponsive."""
+    async with trio.open_nursery() as nursery:
+        while True:
+            await parts.holdings.stopped_bell.wait()
+            stopped, parts.holdings.stopped = parts.holdings.stopped, []
+            for running in stopped:
+                nursery.start_soon(_count_grace, parts, running)
+
+
+async def _count_grace(parts: Parts, running: Running) -> None:
+    await trio.sleep(parts.config.grace_seconds)
+    if parts.holdings.find(running.job.id, running.lease.execution_id) is not running or running.scope is None:
+        return
+    if running.is_cooperative:
+        running.cancel_scope()
+    fields = {
+        "job_id": running.job.id,
+        "job_type": running.job.job_type,
+        "why": f"still running {parts.config.grace_seconds:g} s after it was interrupted",
+    }
+    parts.emit(Event(name=EventName.JOB_UNRESPONSIVE, fields=fields))

@@ -1,0 +1,137 @@
+"""What this worker holds: its leases, by job id, and how each can be interrupted.
+
+A worker stops trusting a lease on its own monotonic clock: `sent_at(last answered beat) + lease_seconds - margin_seconds`.
+The database's clock is never compared with it. Entries stay in the order of their last renewal, the oldest first, so the
+lease that needs attention next is always the first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from pgnotifyq.model.job import ExecutionId, Job, JobId, Lease
+from pgnotifyq.model.outcome import Interrupt, InterruptKind
+from pgnotifyq.runtime.bell import Bell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@attrs.define(eq=False, kw_only=True)
+class Running:
+    """One execution in this worker, from claim until its outcome is durable."""
+
+    job: Job
+    renewed_at: float  # trio clock, seconds: when the last answered claim or beat was sent
+    is_cooperative: bool = False
+    # The scope around the handler; None until it starts.
+    scope: trio.CancelScope | None = None
+    started_at: float | None = None  # trio clock, seconds; when the handler started
+    interrupt: Interrupt | None = None
+    interrupted: trio.Event = attrs.field(factory=trio.Event)
+    # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to write.
+    is_settled: bool = False
+
+    @property
+    def lease(self) -> Lease:
+        """The fence of everything this execution writes."""
+        assert self.job.current_execution_id is not None
+        return Lease(self.job.id, self.job.current_execution_id)
+
+    def stop(self, interrupt: Interrupt) -> bool:
+        """Interrupt the handler, with a reason; True when this is news.
+
+        The first reason stands, but for a lost lease, which overrules the rest: then nothing may be written any more.
+        A cooperative handler is told of a user's cancel and stops by itself; everything else cancels its scope.
+        """
+        if self.interrupt is not None and (
+            interrupt.kind is not InterruptKind.LEASE_LOST or self.interrupt.kind is InterruptKind.LEASE_LOST
+        ):
+            return False
+        self.interrupt = interrupt
+        self.interrupted.set()
+        if not (self.is_cooperative and interrupt.kind is InterruptKind.CANCELLED):
+            self.cancel_scope()
+        return True
+
+    def cancel_scope(self) -> None:
+        """Cancel the handler at its next checkpoint."""
+        if self.scope is not None and self.interrupt is not None:
+            self.scope.cancel(reason=f"pgnotifyq: {self.interrupt.kind.value}")
+
+
+class Holdings:
+    """The executions of this worker that hold, or did hold, a lease."""
+
+    def __init__(self) -> None:
+        self._running: dict[JobId, Running] = {}
+        # Rung when the first entry appears: heartbeat and trust wait for it.
+        self.taken_up = trio.Event()
+        self.emptied = trio.Event()
+        self.emptied.set()
+        # Executions that were interrupted just now, for whoever counts their grace.
+        self.stopped: list[Running] = []
+        self.stopped_bell = Bell()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterable[Running]:  # type: ignore[override]
+        return iter(list(self._running.values()))  # type: ignore[return-value]
+
+    def add(self, running: Running) -> None:
+        """Take up an execution just claimed."""
+        self._running[running.job.id] = running
+        self.taken_up.set()
+        if self.emptied.is_set():
+            self.emptied = trio.Event()
+
+    def remove(self, running: Running) -> None:
+        """Let go of an execution whose outcome is durable or whose lease is lost."""
+        if self._running.get(running.job.id) is running:
+            del self._running[running.job.id]
+        if not self._running:
+            self.emptied.set()
+            if self.taken_up.is_set():
+                self.taken_up = trio.Event()
+
+    def find(self, job_id: JobId, execution_id: ExecutionId | None = None) -> Running | None:
+        """Return the execution of a job, if it is held here (and is this execution)."""
+        running = self._running.get(job_id)
+        if running is None or (execution_id is not None and running.lease.execution_id != execution_id):
+            return None
+        return running
+
+    def oldest(self) -> Running | None:
+        """Return the execution whose lease was renewed longest ago, of those still trusted."""
+        for running in self._running.values():
+            if running.interrupt is None or running.interrupt.kind is not InterruptKind.LEASE_LOST:
+                return running
+        return None
+
+    def renewed_before(self, time: float) -> list[Running]:
+        """Return the executions whose lease was renewed before a time, oldest first."""
+        found = []
+        for running in self._running.values():
+            if running.renewed_at > time:
+                break
+            if running.interrupt is None or running.interrupt.kind is not InterruptKind.LEASE_LOST:
+                found.append(running)
+        return found
+
+    def renew(self, running: Running, sent_at: float) -> None:
+        """Note that a beat sent at `sent_at` was answered for this lease."""
+        if self._running.pop(running.job.id, None) is running:
+            running.renewed_at = sent_at
+            self._running[running.job.id] = running
+
+    def stop(self, running: Running, interrupt: Interrupt) -> bool:
+        """Interrupt one execution and have its grace counted; True when this is news."""
+        if not running.stop(interrupt):
+            return False
+        self.stopped.append(running)
+        self.stopped_bell.ring()
+        return True

@@ -1,0 +1,100 @@
+"""A connection that comes back: the one place where a worker meets a database that fails.
+
+`run(operation)` hands the operation a connection and repeats it, with jittered pauses, until it succeeds. Each try has a
+deadline: a frozen peer whose kernel still answers is seen by no TCP option, only by a deadline. An operation handed to a
+link must be safe to repeat after its reply was lost; all ledger verbs used here are, because of their fences.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.wire.connection import connect
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable
+
+    from pgnotifyq.model.events import EventSink
+    from pgnotifyq.wire.connection import Connection
+
+T = TypeVar("T")
+
+PAUSE_SECONDS_FIRST = 0.05  # a restart that takes a moment is met at once
+PAUSE_SECONDS_MAX = 1.0  # "workers resume within two seconds of its return"
+
+
+class Link:
+    """One self-healing connection; operations take turns, first come first served."""
+
+    def __init__(
+        self, dsn: str, *, name: str, deadline_seconds: float, emit: EventSink, randomness: random.Random
+    ) -> None:
+        self._dsn = dsn
+        self._name = name
+        self._deadline_seconds = deadline_seconds
+        self._emit = emit
+        self._random = randomness
+        self._lock = trio.Lock()
+        self._connection: Connection | None = None
+        self._is_down = False
+
+    async def run(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool = False) -> T:
+        """Run an operation on the connection, again and again until it succeeds.
+
+        Cancellation: the try under way is cancelled on the server and drained, see wire. With `shield` it is first
+        finished, under the deadline; then no further try is made.
+
+        Raises: whatever will not pass by itself (a missing schema, a missing right, a bug).
+        """
+        pause = PAUSE_SECONDS_FIRST
+        while True:
+            try:
+                return await self.attempt(operation, shield=shield)
+            except Exception as error:
+                if not isinstance(error, trio.TooSlowError) and not is_passing(error):
+                    raise
+                self._note_loss(error)
+            await trio.sleep(pause * (0.5 + self._random.random()))
+            pause = min(pause * 2, PAUSE_SECONDS_MAX)
+
+    async def attempt(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool = False) -> T:
+        """Run an operation once, connecting first if need be.
+
+        Raises:
+            trio.TooSlowError: no answer within the deadline; the connection is closed.
+            psycopg.Error, DatabaseUnreachable: as they come.
+        """
+        async with self._lock:
+            try:
+                with trio.fail_after(self._deadline_seconds, shield=shield):
+                    if self._connection is None or self._connection.closed:
+                        self._connection = await connect(self._dsn, application_name=f"pgnotifyq {self._name}")
+                    result = await operation(self._connection)
+            except trio.TooSlowError:
+                await self._drop()
+                raise
+            if self._is_down:
+                self._is_down = False
+                self._emit(Event(name=EventName.DATABASE_BACK, fields={"connection": self._name}))
+            return result
+
+    async def close(self) -> None:
+        """Close the connection; never waits for the server."""
+        await self._drop()
+
+    async def _drop(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            with trio.CancelScope(shield=True):
+                await connection.close()
+
+    def _note_loss(self, error: BaseException) -> None:
+        if not self._is_down:
+            self._is_down = True
+            reason = "no answer in time" if isinstance(error, trio.TooSlowError) else str(error).splitlines()[0]
+            self._emit(Event(name=EventName.DATABASE_LOST, fields={"connection": self._name, "why": reason}))

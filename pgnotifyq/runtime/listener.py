@@ -1,0 +1,179 @@
+"""The listener: one connection that hears wake-ups and cancels, proves that it does, and shows that the worker lives.
+
+Order on every (re)connect: connect, LISTEN, register, prove, then ring for a scan. Nothing can fall in the gap.
+
+It proves itself: when nothing was heard for a while it notifies itself a nonce and waits with a deadline. A half-open
+connection, a pooler in transaction mode and an `unlisten *` behind its back are found that way. While it is not
+proven the worker polls, and says so.
+
+Its session holds an advisory lock named after the worker. When the process dies the server frees the lock, and the other
+workers see it (sql/functions/reclaim.sql).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from psycopg import sql
+
+from pgnotifyq._version import __version__
+from pgnotifyq.ledger import workers
+from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.job import ExecutionId, JobId
+from pgnotifyq.runtime.heartbeat import renew
+from pgnotifyq.wire.connection import connect
+from pgnotifyq.wire.notifications import wait_notifications
+
+if TYPE_CHECKING:
+    from psycopg import Notify
+
+    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.wire.connection import Connection
+
+PROOF_EVERY_SECONDS = 12.0  # "a deaf listener is found within 15 s"
+PROOF_DEADLINE_SECONDS = 2.5
+CONNECT_DEADLINE_SECONDS = 10.0
+# Where LISTEN connects but hears nothing, as behind a pooler in transaction mode, it is tried again this seldom.
+DEAF_RETRY_SECONDS = 30.0
+PAUSE_SECONDS_FIRST = 0.05
+PAUSE_SECONDS_MAX = 1.0
+
+
+class Deaf(Exception):
+    """A notification to ourselves did not arrive in time."""
+
+
+@attrs.define(eq=False)
+class Push:
+    """What the worker knows of its listener."""
+
+    is_proven: bool = False  # notifications arrive: sleep; otherwise poll
+    has_session: bool = False  # the session lock speaks for the worker's life
+    generation: int = 0  # grows with every connection; what was published before may be gone
+
+
+async def listen_for_ever(parts: Parts) -> None:
+    """Listen, reconnecting as often as it takes, until cancelled."""
+    pause = PAUSE_SECONDS_FIRST
+    while True:
+        why: str
+        was_proven = False
+        try:
+            await _listen(parts)
+        except Deaf as error:
+            why, was_proven = str(error), parts.push.generation > 0 and parts.push.is_proven
+            pause = PAUSE_SECONDS_FIRST if was_proven else DEAF_RETRY_SECONDS
+        except trio.TooSlowError:
+            why = "no answer in time"
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            why = str(error).splitlines()[0]
+        else:
+            raise AssertionError("listening ends by cancellation or by an error")
+        if parts.push.is_proven:
+            parts.emit(Event(name=EventName.LISTENER_LOST, fields={"why": why}))
+            pause = PAUSE_SECONDS_FIRST
+        else:
+            parts.emit(Event(name=EventName.LISTENER_POLLING, fields={"why": why}))
+        parts.push.is_proven = False
+        parts.push.has_session = False
+        parts.bell.ring()  # the claimer may have planned to sleep until it was told
+        await trio.sleep(pause * (0.5 + parts.random.random()))
+        pause = min(pause * 2, max(PAUSE_SECONDS_MAX, pause))
+
+
+async def _listen(parts: Parts) -> None:
+    with trio.fail_after(CONNECT_DEADLINE_SECONDS):
+        connection = await connect(parts.listen_dsn, application_name="pgnotifyq listener")
+    try:
+        with trio.fail_after(CONNECT_DEADLINE_SECONDS):
+            channel = await workers.worker_channel(connection, parts.config.schema, parts.worker_id)
+            for name in (channel, f"{parts.config.schema}_work"):
+                await connection.execute(sql.SQL("listen {}").format(sql.Identifier(name)))
+        await _prove(parts, connection, channel)
+        with trio.fail_after(CONNECT_DEADLINE_SECONDS):
+            await workers.hold_session(connection, parts.config.schema, parts.worker_id)
+            await register(parts, connection, has_session=True)
+        parts.push.is_proven = True
+        parts.push.has_session = True
+        parts.push.generation += 1
+        parts.emit(Event(name=EventName.LISTENER_CONNECTED, fields={}))
+        parts.bell.ring()
+        # Cancels that were sent while nobody listened.
+        await renew(parts, list(parts.holdings))
+        while True:
+            heard: list[Notify] = []
+            with trio.move_on_after(PROOF_EVERY_SECONDS):
+                heard = await wait_notifications(connection)
+            if heard:
+                await _hear(parts, heard)
+            else:
+                await _prove(parts, connection, channel)
+    finally:
+        with trio.CancelScope(shield=True):
+            await connection.close()
+
+
+async def register(parts: Parts, connection: Connection, *, has_session: bool) -> None:
+    """Publish this worker in worker_heartbeats."""
+    await workers.register(
+        connection,
+        parts.config.schema,
+        worker_id=parts.worker_id,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        queues=parts.config.queues,
+        slots=parts.config.concurrency,
+        version=__version__,
+        has_session=has_session,
+        lease_seconds=parts.config.lease_seconds,
+    )
+
+
+async def _prove(parts: Parts, connection: Connection, channel: str) -> None:
+    """Notify ourselves and wait until it arrives.
+
+    Raises:
+        Deaf: it did not.
+    """
+    nonce = uuid.uuid4().hex
+    try:
+        with trio.fail_after(PROOF_DEADLINE_SECONDS):
+            await connection.execute("select pg_notify(%s, %s)", (channel, f"nonce {nonce}"))
+            while True:
+                heard = await wait_notifications(connection)
+                await _hear(parts, heard)
+                if any(note.payload == f"nonce {nonce}" for note in heard):
+                    return
+    except trio.TooSlowError:
+        message = (
+            f"a notification to ourselves did not arrive within {PROOF_DEADLINE_SECONDS:g} s; "
+            "behind a pooler in transaction mode give a direct address with listen_dsn"
+        )
+        raise Deaf(message) from None
+
+
+async def _hear(parts: Parts, heard: list[Notify]) -> None:
+    """Act on notifications. They carry keys and are never trusted: a cancel is read again from the job's row."""
+    stopping = []
+    for note in heard:
+        word, _, rest = note.payload.partition(" ")
+        if word == "cancel":
+            try:
+                job_id, execution_id = (uuid.UUID(part) for part in rest.split(" "))
+            except ValueError:
+                continue  # forged; LISTEN and NOTIFY have no access control
+            running = parts.holdings.find(JobId(job_id), ExecutionId(execution_id))
+            if running is not None:
+                stopping.append(running)
+        elif word != "nonce":
+            parts.bell.ring()
+    if stopping:
+        await renew(parts, stopping)

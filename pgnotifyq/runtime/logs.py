@@ -1,0 +1,34 @@
+"""Where events go when nobody asked for them: the standard library's logging, under `pgnotifyq`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from pgnotifyq.model.events import EventName
+
+if TYPE_CHECKING:
+    from pgnotifyq.model.events import Event
+
+_log = logging.getLogger("pgnotifyq")
+# One record a job would drown the rest of a program's log.
+_QUIET = frozenset({EventName.JOB_CLAIMED, EventName.JOB_COMPLETED})
+_LOUD = frozenset(
+    {
+        EventName.JOB_DEAD,
+        EventName.JOB_UNRESPONSIVE,
+        EventName.LEASE_LOST,
+        EventName.LISTENER_POLLING,
+        EventName.LISTENER_LOST,
+        EventName.DATABASE_LOST,
+        EventName.OUTCOME_REFUSED,
+    }
+)
+
+
+def log_event(event: Event) -> None:
+    """Write one event as a log record; its fields are in `extra`."""
+    level = logging.DEBUG if event.name in _QUIET else logging.WARNING if event.name in _LOUD else logging.INFO
+    if _log.isEnabledFor(level):
+        told = " ".join(f"{name}={value}" for name, value in event.fields.items())
+        _log.log(level, "%s %s", event.name.value, told, extra={"pgnotifyq": dict(event.fields)})

@@ -1,0 +1,53 @@
+"""What the tasks of one worker share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from pgnotifyq.runtime.bell import Bell
+from pgnotifyq.runtime.holdings import Holdings
+from pgnotifyq.runtime.listener import Push
+from pgnotifyq.runtime.settler import Settler
+from pgnotifyq.runtime.slots import Slots
+
+if TYPE_CHECKING:
+    import random
+
+    from pgnotifyq.model.config import WorkerConfig
+    from pgnotifyq.model.events import EventSink
+    from pgnotifyq.model.job import WorkerId
+    from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.runtime.link import Link
+    from pgnotifyq.runtime.tenants import Databases
+
+
+@attrs.define(eq=False, kw_only=True)
+class Parts:
+    """The state of one worker that outlives a step of one of its tasks."""
+
+    worker_id: WorkerId
+    registry: JobRegistry
+    config: WorkerConfig
+    emit: EventSink
+    random: random.Random
+    # Claims, heartbeats, sleep, watch: short statements whose commits do not wait for the disk.
+    quick: Link
+    # Outcomes, reclaim, prune: durable.
+    durable: Link
+    # Where LISTEN works: the same database, past any pooler.
+    listen_dsn: str
+    # Connections for handlers.
+    databases: Databases
+    slots: Slots
+    threads: trio.CapacityLimiter
+    holdings: Holdings = attrs.field(factory=Holdings)
+    settler: Settler = attrs.field(factory=Settler)
+    push: Push = attrs.field(factory=Push)
+    # Rung when there may be work.
+    bell: Bell = attrs.field(factory=Bell)
+    # Rung when other workers should be looked at at once.
+    company: Bell = attrs.field(factory=Bell)
+    is_draining: bool = False

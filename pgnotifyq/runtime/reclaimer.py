@@ -1,0 +1,85 @@
+"""The reclaimer: every worker looks after the others' jobs.
+
+It sleeps until the earliest lease runs out, jittered, and looks at the other workers' sessions meanwhile: a worker whose
+session is gone, and that gave no sign of life within a short grace, is dead, and its jobs are taken back at once.
+
+How often it looks depends on how many share the duty, so that the cluster looks about once a second whatever its size;
+a worker that is alone looks at nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from pgnotifyq.ledger import workers
+from pgnotifyq.model.events import Event, EventName
+
+if TYPE_CHECKING:
+    from pgnotifyq.model.job import WorkerId
+    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.wire.connection import Connection
+
+BATCH_MAX = 200  # jobs taken back in one statement: it holds their locks
+WATCH_SECONDS_PER_OTHER = 0.7
+WATCH_SECONDS_MAX = 3.0
+ALONE_SECONDS = 30.0  # how soon a worker that was alone finds that it has company
+AFTER_EXPIRY_SECONDS = 0.2  # jitter on top of an expiry, so that one of many is first
+LOOK_SECONDS_MAX = 30.0  # a lease claimed after the last look is found then at the latest
+
+
+async def reclaim_for_ever(parts: Parts) -> None:
+    """Watch the other workers and take back what they lost, until cancelled."""
+    look_at = trio.current_time()  # for leases that ran out
+    while True:
+        watch = await _watch(parts)
+        if watch.dead or trio.current_time() >= look_at:
+            next_seconds = await _reclaim(parts, watch.dead)
+            # Leases are never shorter than they were when last looked at, so the earliest expiry can wait.
+            until_expiry = LOOK_SECONDS_MAX if next_seconds is None else max(next_seconds, 0.0)
+            jitter = AFTER_EXPIRY_SECONDS * parts.random.random()
+            look_at = trio.current_time() + min(until_expiry + jitter, LOOK_SECONDS_MAX, parts.config.lease_seconds)
+        if watch.suspected:
+            wait_seconds = parts.config.session_grace_seconds / 2
+        elif watch.others:
+            wait_seconds = min(watch.others * WATCH_SECONDS_PER_OTHER, WATCH_SECONDS_MAX)
+        else:
+            wait_seconds = ALONE_SECONDS
+        wait_seconds = min(wait_seconds * (0.9 + 0.2 * parts.random.random()), max(look_at - trio.current_time(), 0.01))
+        await parts.company.wait(wait_seconds)
+
+
+async def _watch(parts: Parts) -> workers.Watch:
+    async def once(connection: Connection) -> workers.Watch:
+        return await workers.watch(
+            connection, parts.config.schema, parts.worker_id, parts.config.session_grace_seconds
+        )
+
+    return await parts.quick.run(once)
+
+
+async def _reclaim(parts: Parts, dead: list[WorkerId]) -> float | None:
+    """Take back everything there is to take, batch after batch; return seconds until the next lease runs out."""
+
+    async def once(connection: Connection) -> tuple[list[workers.Reclaimed], float | None, bool]:
+        return await workers.reclaim(
+            connection, parts.config.schema, worker_id=parts.worker_id, jobs_max=BATCH_MAX, dead=dead
+        )
+
+    while True:
+        jobs, next_seconds, took_all = await parts.durable.run(once)
+        for job in jobs:
+            fields = {
+                "job_id": job.job_id,
+                "job_type": job.job_type,
+                "queue": job.queue_name,
+                "attempt": job.attempt,
+                "became": job.became,
+                "from_worker": job.worker_id,
+            }
+            parts.emit(Event(name=EventName.JOB_RECLAIMED, fields=fields))
+        if any(job.became == "pending" for job in jobs):
+            parts.bell.ring()
+        if took_all:
+            return next_seconds

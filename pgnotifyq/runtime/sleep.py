@@ -1,0 +1,109 @@
+"""Only wake sleepers: how a worker goes to sleep without missing a job, and without making every insert pay.
+
+The price. A transaction that notifies takes a lock on the whole server at commit and holds it across the flush, so
+notifying commits are serialized and group commit is lost (see bench/README.md for the curves). So the insert trigger
+notifies only when it sees a sleeper, and a busy worker is not one.
+
+The race. An inserter whose trigger looked before the sleeper was visible notifies nobody, and its job is not visible
+before it commits: a worker that looked in between would sleep on it. This closes it:
+
+1. The worker publishes itself in `sleepers` and commits. Its LISTEN came long before.
+2. In a *new* transaction it takes a transaction id T of its own, and commits.
+3. It goes on claiming, at growing intervals, until a claim comes back dry under a snapshot whose xmin is above T. Then it
+   sleeps, without polling.
+
+Why it is enough. Take an inserter whose trigger did not see the publication. Its row was inserted, and so its transaction
+id assigned, before the trigger took the snapshot it looked through; that snapshot was taken before the publication
+committed, or it would have seen it; and T was assigned after that commit. So its id is below T, and a claim under an xmin
+above T runs when it has ended: its job, if it committed, is visible to the claim. Every other inserter saw the sleeper.
+
+`pg_snapshot_xmax` will not do for T: it is one past the highest *completed* id, and an active inserter may lie beyond it. The
+claim function reads xmin in a statement *before* the one that looks for jobs, which can only make it smaller: safe.
+
+The trigger under repeatable read or serializable may look through a snapshot as old as its transaction, so there it always
+notifies, on a channel that all workers hear.
+
+Who is woken. An insert picks two sleepers (or as many as there are jobs), not all: with sixteen idle workers one job costs two
+claims. A picked worker that is full hands the wake-up on, after it has taken itself off the list, so that a wake-up is handed on
+at most once a worker. A claim that leaves due work behind wakes further sleepers. A picked worker that dies is covered
+by the watch (its sleeper rows go when its session does, and others are woken) and at last by the backstop.
+
+A worker publishes "awake" only when it has been busy for a while, so light loads never pay for the exchange. When it
+was awake and runs dry, it looks a few more times first (HOT_SECONDS) before it publishes: a worker between two bursts is not asleep.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import attrs
+
+# Awake and dry: pauses before the next look. Their sum is how long a burst may pause before the worker falls asleep.
+HOT_SECONDS = (0.001, 0.001, 0.002, 0.004, 0.008)
+# Published and not yet past the barrier: pauses while some older transaction is still open. The last one repeats; it is
+# the only polling there is, and it ends when that transaction does.
+BARRIER_SECONDS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+# Without a pause of this length a sleeper counts as busy, and after BUSY_SECONDS of that it publishes that it is awake.
+LULL_SECONDS = 0.005
+BUSY_SECONDS = 0.1
+
+
+class Stage(Enum):
+    """How far a worker is on its way to sleep."""
+
+    AWAKE = "awake"  # not published: inserts owe it nothing, it looks by itself
+    PUBLISHED = "published"  # in `sleepers`, some older transaction may not have seen it
+    ASLEEP = "asleep"  # every inserter from now on sees it
+
+
+@attrs.define(kw_only=True)
+class Sleep:
+    """The stage of one worker, and what it does next; pure, so that its interleavings can be searched.
+
+    `next_pause` is what the claimer asks after each claim; None asks it to publish first and to note the barrier.
+    """
+
+    stage: Stage = Stage.AWAKE
+    barrier: int | None = None  # T
+    tries: int = 0
+    busy_since: float | None = None  # elapsed time, seconds
+
+    def next_pause(self, *, ran_dry: bool, found: bool, snapshot_xmin: int | None) -> float | None:
+        """Return seconds to wait for a wake-up before the next claim; inf to sleep; None to publish first."""
+        if found:
+            self.tries = 0
+        if not ran_dry:
+            return 0.0
+        if self.stage is Stage.AWAKE:
+            if self.tries >= len(HOT_SECONDS):
+                return None
+            self.tries += 1
+            return HOT_SECONDS[self.tries - 1]
+        if self.stage is Stage.PUBLISHED:
+            if self.barrier is not None and snapshot_xmin is not None and snapshot_xmin > self.barrier:
+                self.stage = Stage.ASLEEP
+                self.tries = 0
+                return float("inf")
+            self.tries += 1
+            return BARRIER_SECONDS[min(self.tries, len(BARRIER_SECONDS)) - 1]
+        return float("inf")
+
+    def published(self, barrier: int) -> None:
+        """Note that the worker is in `sleepers`, and the transaction id taken after that."""
+        self.stage = Stage.PUBLISHED
+        self.barrier = barrier
+        self.tries = 0
+
+    def woken_up(self) -> None:
+        """Note that the worker is not in `sleepers` any more (or must be taken not to be)."""
+        self.stage = Stage.AWAKE
+        self.barrier = None
+        self.tries = 0
+        self.busy_since = None
+
+    def is_busy(self, now: float, *, lulled: bool) -> bool:
+        """Tell whether a sleeper has been busy for long enough to publish that it is awake."""
+        if lulled or self.busy_since is None:
+            self.busy_since = now
+            return False
+        return now - self.busy_since > BUSY_SECONDS

@@ -1,0 +1,249 @@
+"""A worker: two nurseries, one inside the other, so that the order of shutdown is the indentation.
+
+Services (settler, heartbeat, listener, reclaimer, pruner) are outside, jobs inside: when the last job has ended, its
+outcome durable, the services go. The first signal stops claiming; jobs run on, with heartbeats, until `shutdown_seconds`
+have passed or a second signal comes; then they are interrupted, given `grace_seconds`, and released.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from pgnotifyq.ledger import claims, workers
+from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.ledger.migrate import check_schema
+from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.job import WorkerId
+from pgnotifyq.model.outcome import Interrupt, InterruptKind
+from pgnotifyq.runtime.claimer import claim_for_ever
+from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, distrust_for_ever, interrupt
+from pgnotifyq.runtime.link import Link
+from pgnotifyq.runtime.listener import listen_for_ever, register
+from pgnotifyq.runtime.logs import log_event
+from pgnotifyq.runtime.parts import Parts
+from pgnotifyq.runtime.pruner import prune_for_ever
+from pgnotifyq.runtime.reclaimer import reclaim_for_ever
+from pgnotifyq.runtime.settler import RELEASED
+from pgnotifyq.runtime.slots import Slots
+from pgnotifyq.runtime.tenants import find_tenant_role, open_databases
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgnotifyq.model.events import EventSink
+    from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.wire.connection import Connection
+
+# A try of the links: long enough for a loaded server, and at most a sixth of the lease, so that a frozen connection is
+# given up and replaced well before the leases are.
+LINK_DEADLINE_SECONDS = 5.0
+LINK_DEADLINE_SHARE = 1 / 6
+# The last words of a worker, when it leaves: release what is left and take its row away.
+FAREWELL_SECONDS = 3.0
+HANDLER_CONNECTIONS_MAX = 10
+
+
+@attrs.define(eq=False)
+class WorkerHandle:
+    """What `nursery.start(run_worker, ...)` returns: the worker's id, and its two signals."""
+
+    worker_id: WorkerId
+    _first: trio.Event = attrs.field(factory=trio.Event)
+    _second: trio.Event = attrs.field(factory=trio.Event)
+    # Jobs that had to be interrupted when the worker was shut down.
+    interrupted: int = 0
+
+    def drain(self) -> None:
+        """Stop claiming and let running jobs finish, under the deadline. Said a second time: interrupt them now."""
+        if self._first.is_set():
+            self._second.set()
+        self._first.set()
+
+    def stop(self) -> None:
+        """Stop claiming and interrupt what runs."""
+        self._first.set()
+        self._second.set()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the worker was told to stop."""
+        return self._first.is_set()
+
+
+async def run_worker(
+    registry: JobRegistry,
+    dsn: str,
+    *,
+    queues: Sequence[str] = ("default",),
+    concurrency: int = 10,
+    config: WorkerConfig | None = None,
+    listen_dsn: str | None = None,
+    on_event: EventSink | None = None,
+    task_status: trio.TaskStatus[WorkerHandle] = trio.TASK_STATUS_IGNORED,
+    **settings: object,
+) -> WorkerHandle:
+    """Work on queues until drained or cancelled.
+
+    Args:
+        registry: the handlers.
+        dsn: the database.
+        queues: names, in order of preference.
+        concurrency: how many jobs run at once.
+        config: everything at once, instead of `queues`, `concurrency` and `settings`.
+        listen_dsn: an address where LISTEN works, when `dsn` leads to a pooler in transaction mode.
+        on_event: called with each event, in the worker's own task; quick, and never raising. Default: logging.
+        settings: further fields of WorkerConfig: lease_seconds, heartbeat_seconds, shutdown_seconds, schema, ...
+
+    Returns: the handle, when drained. `nursery.start` gives it as soon as the worker is ready to claim.
+
+    Cancellation: running handlers are cancelled and their jobs released, under a short deadline.
+
+    Raises:
+        ConfigError: a setting is out of its bounds.
+        SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable, MissingRights: at start.
+    """
+    if config is None:
+        config = WorkerConfig(queues=tuple(queues), concurrency=concurrency, **settings)  # type: ignore[arg-type]
+    handle = WorkerHandle(WorkerId(uuid.uuid4()))
+    emit = on_event if on_event is not None else log_event
+    randomness = random.Random(handle.worker_id.int)
+    deadline_seconds = min(LINK_DEADLINE_SECONDS, config.lease_seconds * LINK_DEADLINE_SHARE)
+
+    def link(name: str) -> Link:
+        return Link(dsn, name=name, deadline_seconds=deadline_seconds, emit=emit, randomness=randomness)
+
+    async with AsyncExitStack() as stack:
+        databases = await stack.enter_async_context(
+            open_databases(dsn, config.schema, size_max=min(config.concurrency, HANDLER_CONNECTIONS_MAX))
+        )
+        parts = Parts(
+            worker_id=handle.worker_id,
+            registry=registry,
+            config=config,
+            emit=emit,
+            random=randomness,
+            quick=link("claimer"),
+            durable=link("settler"),
+            listen_dsn=listen_dsn or dsn,
+            databases=databases,
+            slots=Slots(config.concurrency),
+            threads=trio.CapacityLimiter(config.concurrency),
+        )
+        stack.push_async_callback(parts.quick.close)
+        stack.push_async_callback(parts.durable.close)
+        await parts.quick.attempt(lambda connection: _begin(parts, connection))
+        try:
+            await _work(parts, handle, task_status)
+        finally:
+            with trio.move_on_after(FAREWELL_SECONDS, shield=True):
+                await _say_farewell(parts)
+    emit(
+        Event(
+            name=EventName.WORKER_STOPPED,
+            fields={"worker_id": handle.worker_id, "interrupted": handle.interrupted},
+        )
+    )
+    return handle
+
+
+async def _begin(parts: Parts, connection: Connection) -> None:
+    """Check what the worker stands on, and publish it."""
+    await check_schema(connection, parts.config.schema)
+    parts.databases.tenant_role = await find_tenant_role(connection, parts.config.schema)
+    await register(parts, connection, has_session=False)
+
+
+async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus[WorkerHandle]) -> None:
+    config = parts.config
+    async with trio.open_nursery() as services:
+        services.start_soon(parts.settler.settle_for_ever, parts)
+        services.start_soon(beat_for_ever, parts)
+        services.start_soon(distrust_for_ever, parts)
+        services.start_soon(count_grace_for_ever, parts)
+        services.start_soon(reclaim_for_ever, parts)
+        services.start_soon(prune_for_ever, parts)
+        services.start_soon(listen_for_ever, parts)
+        async with trio.open_nursery() as jobs:
+            for _ in range(config.concurrency):
+                jobs.start_soon(parts.slots.work, parts)
+            fields = {
+                "worker_id": handle.worker_id,
+                "queues": ",".join(config.queues),
+                "concurrency": config.concurrency,
+                "handlers": ",".join(sorted(parts.registry.job_types)),
+            }
+            parts.emit(Event(name=EventName.WORKER_STARTED, fields=fields))
+            task_status.started(handle)
+            await _claim_until(handle, parts)
+            parts.is_draining = True
+            parts.slots.close()
+            await _drain(parts, handle)
+        services.cancel_scope.cancel(reason="pgnotifyq: the worker has drained")
+
+
+async def _claim_until(handle: WorkerHandle, parts: Parts) -> None:
+    """Claim until the first signal."""
+    async with trio.open_nursery() as claiming:
+        claiming.start_soon(claim_for_ever, parts)
+        await handle._first.wait()  # noqa: SLF001  # the handle is this module's own
+        claiming.cancel_scope.cancel(reason="pgnotifyq: draining")
+
+
+async def _drain(parts: Parts, handle: WorkerHandle) -> None:
+    """Let running jobs finish; interrupt those that are left at the deadline or at the second signal."""
+    config = parts.config
+    parts.emit(
+        Event(
+            name=EventName.WORKER_STOPPING,
+            fields={"running": len(parts.holdings), "shutdown_seconds": config.shutdown_seconds},
+        )
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_show_draining, parts)
+        with trio.move_on_after(config.shutdown_seconds) as deadline:
+            async with trio.open_nursery() as waiting:
+
+                async def impatience() -> None:
+                    await handle._second.wait()  # noqa: SLF001  # see above
+                    deadline.cancel(reason="pgnotifyq: told twice to stop")
+
+                waiting.start_soon(impatience)
+                await parts.holdings.emptied.wait()
+                waiting.cancel_scope.cancel()
+        left = list(parts.holdings)
+        handle.interrupted = len(left)
+        for running in left:
+            interrupt(parts, running, Interrupt(kind=InterruptKind.SHUTDOWN, why="the worker is shutting down"))
+        await parts.holdings.emptied.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def _show_draining(parts: Parts) -> None:
+    async def once(connection: Connection) -> None:
+        await workers.set_state(connection, parts.config.schema, parts.worker_id, "draining")
+
+    await parts.quick.run(once)
+
+
+async def _say_farewell(parts: Parts) -> None:
+    """Release what the worker still holds, uncharged, and take its row away. If the database is gone, leases do it."""
+
+    async def once(connection: Connection) -> None:
+        left = [(running.lease, RELEASED) for running in parts.holdings]
+        if left:
+            await claims.settle(connection, parts.config.schema, worker_id=parts.worker_id, settlements=left)
+        await workers.unregister(connection, parts.config.schema, parts.worker_id)
+
+    try:
+        await parts.durable.attempt(once)
+    except Exception as error:
+        if not (is_passing(error) or isinstance(error, trio.TooSlowError)):
+            raise
+        parts.emit(Event(name=EventName.DATABASE_LOST, fields={"connection": "farewell", "why": str(error)}))

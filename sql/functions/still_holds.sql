@@ -1,0 +1,16 @@
+-- still_holds: the fence of a handler's own transaction. Locks the job's row until that transaction ends, so that what it
+-- wrote commits only while the execution is still the owner.
+-- Out: 'held', 'cancelled' or 'lost'.
+create or replace function {schema}.still_holds(job_id uuid, execution_id uuid) returns text
+language plpgsql volatile
+as $$
+declare
+    found_status text;
+begin
+    select j.status into found_status
+    from {schema}.jobs as j
+    where j.id = still_holds.job_id and j.current_execution_id = still_holds.execution_id
+    for no key update;
+    return case when not found then 'lost' when found_status = 'cancelled' then 'cancelled' else 'held' end;
+end
+$$;
