@@ -38,8 +38,7 @@ class Proxy:
         return len(self._streams) // 2
 
     def freeze(self) -> None:
-        """Forward nothing any more, in either direction; keep everything open. New connections are accepted and stay
-        silent."""
+        """Forward nothing any more, in either direction. All stays open; new connections are silent."""
         if self._flowing.is_set():
             self._flowing = trio.Event()
 

@@ -103,8 +103,7 @@ def explain(parameters: ConnDict, error: psycopg.Error) -> str:
 
 
 async def _attempts(parameters: ConnDict, seconds: float, failures: list[psycopg.Error]) -> list[ConnDict]:
-    """Return one set of parameters for each address, in the order to try them; add what did not resolve to
-    `failures`."""
+    """Return one set of parameters for each address, in the order to try them; add what has none to `failures`."""
     prefer_standby = get_param(parameters, "target_session_attrs") == "prefer-standby"
     if prefer_standby:
         parameters = {**parameters, "target_session_attrs": "any"}

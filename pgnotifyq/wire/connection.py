@@ -15,8 +15,9 @@ Rules:
 from __future__ import annotations
 
 import logging
-from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from contextlib import aclosing, asynccontextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import psycopg
 import trio
@@ -24,6 +25,7 @@ from psycopg import errors, pq
 from psycopg._capabilities import capabilities
 from psycopg._pipeline_async import AsyncPipeline
 from psycopg.adapt import AdaptersMap
+from psycopg.conninfo import make_conninfo
 from psycopg.copy import AsyncCopy
 from psycopg.rows import Row, TupleRow
 from psycopg.transaction import AsyncTransaction
@@ -32,7 +34,7 @@ from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.wire import addresses, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
     from types import TracebackType
     from typing import Self
 
@@ -51,6 +53,10 @@ INTERRUPT_AGAIN_SECONDS = 0.25
 """When to ask the server again to stop: a request may arrive between two statements of one exchange and hit neither."""
 
 ACTIVE = pq.TransactionStatus.ACTIVE
+
+_leaving: ContextVar[bool] = ContextVar("leaving", default=False)
+"""Whether this task is saying last words already: when those are not answered either, there is nothing more to try.
+The task's and not the connection's, because another task may be cancelled on the same connection meanwhile."""
 
 logger = logging.getLogger("pgnotifyq.wire")
 
@@ -118,11 +124,11 @@ async def connect(
         ) from None
     try:
         return await Connection.connect(
+            make_conninfo("", **wanted),
             autocommit=autocommit,
             prepare_threshold=prepare_threshold,
             row_factory=row_factory,
             context=context,
-            **wanted,
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnreachable(addresses.explain(wanted, error)) from error
@@ -130,7 +136,7 @@ async def connect(
 
 @asynccontextmanager
 async def open_connection(
-    dsn: str, *, autocommit: bool = True, application_name: str | None = None, **parameters: ConnParam
+    dsn: str, *, autocommit: bool = True, application_name: str | None = None, **parameters: Any
 ) -> AsyncIterator[Connection[TupleRow]]:
     """Open a connection for the length of a block and close it at the end. See `connect`."""
     connection = await connect(dsn, autocommit=autocommit, application_name=application_name, **parameters)
@@ -178,7 +184,6 @@ class Connection(psycopg.AsyncConnection[Row]):
             super().__init__(pgconn, row_factory)
         self.lock = Lock()  # type: ignore[assignment]
         self.cursor_factory = Cursor
-        self._leaving = False
 
     @classmethod
     async def connect(
@@ -235,7 +240,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             self._closed = True
             self._finish()
 
-    async def wait(self, gen: PQGen[Result], interval: float = 0.0, timeout: float | None = None) -> Result:  # noqa: ASYNC109
+    async def wait(self, gen: PQGen[Result], interval: float = 0.0, timeout: float | None = None) -> Result:  # noqa: ARG002, ASYNC109
         """Drive one exchange. The caller holds `lock`. `interval` is for psycopg's sake and has no meaning here.
 
         Cancellation: see the rules at the head of this file.
@@ -318,14 +323,14 @@ class Connection(psycopg.AsyncConnection[Row]):
         if self.closed:
             return None
         with trio.CancelScope(shield=True, deadline=trio.current_time() + INTERRUPT_SECONDS):
-            self._leaving = True
+            token = _leaving.set(True)
             try:
                 return await say()
             except psycopg.Error as error:
                 logger.debug("ignored while leaving a cancelled block on %s: %s", self, error)
                 return None
             finally:
-                self._leaving = False
+                _leaving.reset(token)
         self.abandon("it did not answer while a cancelled block was being left")
         return None
 
@@ -340,7 +345,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         try:
             return await waiting.drive(gen, self.pgconn.socket)
         except trio.Cancelled:
-            if self._leaving or self.closed or self.pgconn.transaction_status != ACTIVE:
+            if _leaving.get() or self.closed or self.pgconn.transaction_status != ACTIVE:
                 raise
             late = await self._interrupt(gen)
             if late is None:
@@ -368,8 +373,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         return None
 
     def _finish(self) -> None:
-        if (fileno := self.pgconn.socket) >= 0:
-            waiting.announce_closing(fileno)
+        with suppress(psycopg.OperationalError):  # libpq has closed the socket by itself: nobody can be waiting on it
+            waiting.announce_closing(self.pgconn.socket)
         self.pgconn.finish()
 
 
@@ -416,6 +421,10 @@ class Transaction(AsyncTransaction):
         await self._conn.leave(roll_back)
         if self.status is self.Status.ACTIVE:
             self.status = self.Status.FAILED
+        connection = self._conn
+        left = connection.closed or connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+        if self._outer_transaction and not left and connection._pipeline is None:
+            connection.abandon("a cancelled transaction could not be rolled back")
 
 
 class Pipeline(AsyncPipeline):
@@ -483,13 +492,14 @@ class Cursor(psycopg.AsyncCursor[Row]):
 
     async def stream(
         self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int = 1
-    ) -> AsyncIterator[Row]:
+    ) -> AsyncGenerator[Row, None]:
         """Yield rows while the server still produces them. See psycopg.
 
         Cancellation: the connection is closed when rows are still to come.
         """
         try:
-            async with aclosing(super().stream(query, params, binary=binary, size=size)) as rows:
+            rows = cast("AsyncGenerator[Row, None]", super().stream(query, params, binary=binary, size=size))
+            async with aclosing(rows):
                 async for row in rows:
                     yield row
         finally:

@@ -2,7 +2,8 @@
 
 psycopg hands each notification to the connection's backlog, whichever exchange happened to read it. Here the backlog
 is the only source: waiting reads the socket, and then takes what lies in the backlog. So none is lost when it arrives
-during another statement or when the waiter is cancelled, and none is seen twice.
+during another statement or when the waiter is cancelled, and none is seen twice. A notify
+handler of psycopg's would take them away: add none.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 
 async def listen(connection: Connection[Any], channel: str) -> None:
-    """Subscribe the session to `channel`, any name of at most 63 bytes. Scan the table after this returned, not
-    before."""
+    """Subscribe the session to `channel`, any name of at most 63 bytes.
+
+    Scan the table after this returned, not before: else what happens between the two is missed.
+    """
     await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -29,7 +29,6 @@ from pgnotifyq.wire.connection import Connection, connect
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from psycopg.abc import ConnParam
     from psycopg.rows import TupleRow
 
 ACQUIRE_SECONDS = 30.0
@@ -76,7 +75,7 @@ async def open_pool(
     size_max: int,
     acquire_seconds: float = ACQUIRE_SECONDS,
     application_name: str | None = None,
-    **parameters: ConnParam,
+    **parameters: Any,
 ) -> AsyncIterator[Pool]:
     """Open a pool for the length of a block. Nothing is connected until somebody asks.
 
@@ -112,7 +111,7 @@ class Pool:
         size_max: int,
         acquire_seconds: float,
         application_name: str | None,
-        parameters: dict[str, ConnParam],
+        parameters: dict[str, Any],
     ) -> None:
         self._dsn = dsn
         self._size_max = size_max
@@ -172,8 +171,9 @@ class Pool:
             return
         stats = self.stats()
         raise PoolTimeout(
-            f"No database connection became free within {self._acquire_seconds:g} seconds: all {stats.size_max} are in use"
-            f" and {stats.waiting} other tasks wait. Raise the pool's size, or hold connections for a shorter time."
+            f"No database connection became free within {self._acquire_seconds:g} seconds:"
+            f" all {stats.size_max} are in use and {stats.waiting} other tasks wait."
+            " Raise the pool's size, or hold connections for a shorter time."
         )
 
     def _take_idle_nowait(self) -> Connection[TupleRow] | None:
@@ -190,7 +190,7 @@ class Pool:
         return None
 
     async def _open(self) -> Connection[TupleRow]:
-        connection = await connect(
+        connection: Connection[TupleRow] = await connect(
             self._dsn, autocommit=True, application_name=self._application_name, **self._parameters
         )
         self._settings[connection] = _reported(connection)

@@ -251,3 +251,16 @@ async def test_silent_server_at_the_end_of_a_transaction(proxy: Proxy) -> None:
                 await trio.lowlevel.checkpoint()
         assert connection.broken
         proxy.thaw()
+
+
+async def test_two_tasks_cancelled_on_one_connection(bare: Connection[TupleRow]) -> None:
+    """Leaving a transaction while another task's query is being stopped leaves no transaction open."""
+
+    async def ask() -> None:
+        await bare.execute("select pg_sleep(60)")
+
+    with trio.fail_after(2 * BOUND_SECONDS), trio.move_on_after(0.1):
+        async with trio.open_nursery() as asking, bare.transaction():
+            asking.start_soon(ask)
+            await trio.sleep_forever()
+    assert bare.closed or bare.pgconn.transaction_status == pq.TransactionStatus.IDLE

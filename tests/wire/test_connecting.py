@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -10,7 +12,9 @@ from psycopg.rows import dict_row
 from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.wire.addresses import parameters_from
 from pgnotifyq.wire.connection import connect, open_connection
-from tests.proxy import Proxy
+
+if TYPE_CHECKING:
+    from tests.proxy import Proxy
 
 DEAD_PORT = "1"  # tcpmux: nobody listens there
 

@@ -10,6 +10,8 @@ import pytest
 import trio
 import trio.testing
 
+from pgnotifyq.wire.connection import Cursor
+
 if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
@@ -103,7 +105,8 @@ async def test_error_in_a_copy(numbers: Connection[TupleRow]) -> None:
 
 async def test_stream(bare: Connection[TupleRow]) -> None:
     """Rows are streamed, also when the stream is left early."""
-    async with aclosing(bare.cursor().stream("select generate_series(1, 100000)")) as rows:
+    stream = Cursor(bare).stream("select generate_series(1, 100000)")
+    async with aclosing(stream) as rows:
         async for row in rows:
             assert row == (1,)
             break
@@ -153,7 +156,7 @@ async def test_long_copy_lets_others_run(numbers: Connection[TupleRow], nursery:
     async def take_turns() -> None:
         nonlocal turns
         while True:
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
             turns += 1
 
     nursery.start_soon(take_turns)

@@ -11,12 +11,12 @@ import trio.testing
 
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.notifications import listen, take_notifications_nowait, unlisten, wait_notifications
-from tests.proxy import Proxy
 
 if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from pgnotifyq.wire.connection import Connection
+    from tests.proxy import Proxy
 
 CHANNEL = 'a "quoted"; channel'
 

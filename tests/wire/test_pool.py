@@ -59,15 +59,14 @@ async def test_order_of_service(blank_dsn: str) -> None:
     served: list[int] = []
 
     async def use(n: int) -> None:
-        async with pool.connection():
+        async with single.connection():
             served.append(n)
 
-    async with open_pool(blank_dsn, size_max=1) as pool, trio.open_nursery() as nursery:
-        async with pool.connection():
-            for n in range(5):
-                nursery.start_soon(use, n)
-                await trio.testing.wait_all_tasks_blocked()
-            assert pool.stats().waiting == 5
+    async with open_pool(blank_dsn, size_max=1) as single, trio.open_nursery() as nursery, single.connection():
+        for n in range(5):
+            nursery.start_soon(use, n)
+            await trio.testing.wait_all_tasks_blocked()
+        assert single.stats().waiting == 5
     assert served == [0, 1, 2, 3, 4]
 
 

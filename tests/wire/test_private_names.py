@@ -40,7 +40,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize(("owner", "name"), [(owner, name) for owner, names in EXPECTED.items() for name in names])
 def test_name_exists(owner: object, name: str) -> None:
-    """psycopg still has the name."""
+    """The name is still there."""
     assert hasattr(owner, name)
 
 
@@ -54,7 +54,7 @@ def test_state_set_by_the_constructors() -> None:
 
 
 def test_only_overridden_places_enter_a_loop() -> None:
-    """psycopg's asynchronous classes reach asyncio only where this package overrides them."""
+    """The asynchronous classes reach asyncio only where this package overrides them."""
     for module in (cursor_async, transaction, _pipeline_async, _server_cursor_async):
         assert "asyncio." not in inspect.getsource(module)
     methods = inspect.getmembers(psycopg.AsyncConnection, inspect.isfunction)
