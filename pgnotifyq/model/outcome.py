@@ -12,6 +12,8 @@ from pgnotifyq.model.errors import ConfigError, InvalidPayload
 from pgnotifyq.model.payload import encode_value
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgnotifyq.model.retry import RetryPolicy
 
 ERROR_CHARS_MAX = 4000  # of a stored error: enough for a traceback's end
@@ -124,7 +126,7 @@ def decide(
     attempt: int,
     max_attempts: int,
     retry: RetryPolicy,
-    random: float,
+    random: Callable[[], float],
 ) -> Settlement | None:
     """Return what to write at the end of an execution; None when nothing may be written.
 
@@ -134,7 +136,7 @@ def decide(
         attempt: which attempt this was; 1 is the first.
         max_attempts: how many there may be.
         retry: the handler's policy.
-        random: from 0 to 1, for the jitter.
+        random: draws from 0 to 1, for the jitter.
 
     A handler that was told to stop and returned all the same has done its work: it is completed, unless the lease is lost.
     Whether a cancel that committed first overrules that is for the database to say.
@@ -144,11 +146,13 @@ def decide(
         message = bounded(error)
         if attempt >= max_attempts:
             return Settlement(kind=SettleKind.BURY, outcome=outcome, error_message=message, reason=reason)
-        delay = retry.delay_seconds(attempt, random) if delay_seconds is None else delay_seconds
+        delay = retry.delay_seconds(attempt, random()) if delay_seconds is None else delay_seconds
         return Settlement(kind=SettleKind.RETRY, outcome=outcome, error_message=message, delay_seconds=delay)
 
     if interrupt is not None and interrupt.kind is InterruptKind.LEASE_LOST:
         return None
+    if isinstance(ended, Returned) and ended.value is None:
+        return PLAIN_COMPLETION
     if isinstance(ended, Returned):
         return _settle_value(ended.value, failed)
     if interrupt is not None:
@@ -194,8 +198,6 @@ def bounded(text: str) -> str:
 
 def _settle_value(value: object, failed: _Failed) -> Settlement:
     match value:
-        case None:
-            return _COMPLETED
         case Snooze(seconds=seconds):
             return Settlement(kind=SettleKind.SNOOZE, outcome="snoozed", delay_seconds=seconds)
         case Retry(seconds=seconds, reason=reason):
@@ -212,7 +214,8 @@ def _settle_value(value: object, failed: _Failed) -> Settlement:
                 return Settlement(kind=SettleKind.COMPLETE, outcome="completed", error_message=message)
 
 
-_COMPLETED = Settlement(kind=SettleKind.COMPLETE, outcome="completed")
+# The outcome of a handler that returned nothing: one value for all, so that it can be told by identity.
+PLAIN_COMPLETION = Settlement(kind=SettleKind.COMPLETE, outcome="completed")
 
 if TYPE_CHECKING:
     from typing import Protocol

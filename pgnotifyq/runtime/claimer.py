@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from pgnotifyq.ledger import claims, workers
+from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
 
@@ -40,6 +41,8 @@ async def claim_for_ever(parts: Parts) -> None:
             running = Running(job=job, renewed_at=sent_at)
             parts.holdings.add(running)
             parts.slots.give(running)
+            if parts.tells_routine:
+                parts.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))
         if found.ran_dry:
             expects_at = math.inf if found.next_due_seconds is None else now + found.next_due_seconds
 

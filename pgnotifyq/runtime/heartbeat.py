@@ -96,6 +96,7 @@ async def distrust_for_ever(parts: Parts) -> None:
         why = f"no heartbeat was answered for {trusted_seconds:g} s"
         for running in parts.holdings.renewed_before(trio.current_time() - trusted_seconds):
             interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
+            parts.settler.distrust(running)
 
 
 def interrupt(parts: Parts, running: Running, reason: Interrupt) -> None:

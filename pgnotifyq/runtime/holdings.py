@@ -29,9 +29,11 @@ class Running:
     is_cooperative: bool = False
     # The scope around the handler; None until it starts.
     scope: trio.CancelScope | None = None
+    has_ended: bool = False  # the handler; its outcome may still be on its way to the database
+    is_gone: bool = False  # its permit is free again
     started_at: float | None = None  # trio clock, seconds; when the handler started
     interrupt: Interrupt | None = None
-    interrupted: trio.Event = attrs.field(factory=trio.Event)
+    _interrupted: trio.Event | None = attrs.field(default=None, init=False)
     # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to write.
     is_settled: bool = False
 
@@ -40,6 +42,20 @@ class Running:
         """The fence of everything this execution writes."""
         assert self.job.current_execution_id is not None
         return Lease(self.job.id, self.job.current_execution_id)
+
+    @property
+    def interrupted(self) -> trio.Event:
+        """Set when the handler shall stop. Made on demand: most handlers never ask."""
+        if self._interrupted is None:
+            self._interrupted = trio.Event()
+            if self.interrupt is not None:
+                self._interrupted.set()
+        return self._interrupted
+
+    def names(self) -> dict[str, object]:
+        """Return what events call this execution by."""
+        job = self.job
+        return {"job_id": job.id, "job_type": job.job_type, "queue": job.queue_name, "attempt": job.attempts}
 
     def stop(self, interrupt: Interrupt) -> bool:
         """Interrupt the handler, with a reason; True when this is news.
@@ -52,7 +68,8 @@ class Running:
         ):
             return False
         self.interrupt = interrupt
-        self.interrupted.set()
+        if self._interrupted is not None:
+            self._interrupted.set()
         if not (self.is_cooperative and interrupt.kind is InterruptKind.CANCELLED):
             self.cancel_scope()
         return True

@@ -26,6 +26,11 @@ _LOUD = frozenset(
 )
 
 
+def is_routine_logged() -> bool:
+    """Tell whether anybody would see the events that every job makes."""
+    return _log.isEnabledFor(logging.DEBUG)
+
+
 def log_event(event: Event) -> None:
     """Write one event as a log record; its fields are in `extra`."""
     level = logging.DEBUG if event.name in _QUIET else logging.WARNING if event.name in _LOUD else logging.INFO

@@ -44,10 +44,15 @@ class Parts:
     slots: Slots
     threads: trio.CapacityLimiter
     holdings: Holdings = attrs.field(factory=Holdings)
-    settler: Settler = attrs.field(factory=Settler)
+    settler: Settler = attrs.field(init=False)
     push: Push = attrs.field(factory=Push)
     # Rung when there may be work.
     bell: Bell = attrs.field(factory=Bell)
     # Rung when other workers should be looked at at once.
     company: Bell = attrs.field(factory=Bell)
     is_draining: bool = False
+    # Whether anybody listens to the events that every job makes; two a job cost a tenth of the throughput.
+    tells_routine: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        self.settler = Settler(self)

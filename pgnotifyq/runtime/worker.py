@@ -26,7 +26,7 @@ from pgnotifyq.runtime.claimer import claim_for_ever
 from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, distrust_for_ever, interrupt
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import listen_for_ever, register
-from pgnotifyq.runtime.logs import log_event
+from pgnotifyq.runtime.logs import is_routine_logged, log_event
 from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
@@ -135,6 +135,7 @@ async def run_worker(
             databases=databases,
             slots=Slots(config.concurrency),
             threads=trio.CapacityLimiter(config.concurrency),
+            tells_routine=on_event is not None or is_routine_logged(),
         )
         stack.push_async_callback(parts.quick.close)
         stack.push_async_callback(parts.durable.close)
@@ -163,7 +164,7 @@ async def _begin(parts: Parts, connection: Connection) -> None:
 async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus[WorkerHandle]) -> None:
     config = parts.config
     async with trio.open_nursery() as services:
-        services.start_soon(parts.settler.settle_for_ever, parts)
+        services.start_soon(parts.settler.settle_for_ever)
         services.start_soon(beat_for_ever, parts)
         services.start_soon(distrust_for_ever, parts)
         services.start_soon(count_grace_for_ever, parts)
@@ -236,7 +237,10 @@ async def _say_farewell(parts: Parts) -> None:
     """Release what the worker still holds, uncharged, and take its row away. If the database is gone, leases do it."""
 
     async def once(connection: Connection) -> None:
-        left = [(running.lease, RELEASED) for running in parts.holdings]
+        ended = parts.settler.unwritten()
+        known = {running.job.id for running, _ in ended}
+        left = [(running.lease, settlement) for running, settlement in ended]
+        left += [(running.lease, RELEASED) for running in parts.holdings if running.job.id not in known]
         if left:
             await claims.settle(connection, parts.config.schema, worker_id=parts.worker_id, settlements=left)
         await workers.unregister(connection, parts.config.schema, parts.worker_id)

@@ -131,19 +131,8 @@ begin
         notable := notable + notable_here;
     end if;
 
-    -- Everything below is the rare part, found again by key.
     if notable > 0 or settled < asked then
-        perform pg_notify({schema_text} || '_finished', j.id::text)
-        from {schema}.jobs as j
-        where j.id = any (job_ids) and j.awaited and j.status in ('completed', 'cancelled') and not j.is_held;
-
-        return query
-        select e.id, case
-            when h.outcome is null then 'lost'
-            else 'cancelled' end
-        from unnest(job_ids, execution_ids, kinds) as e(id, execution_id, kind)
-        left join {schema}.job_executions as h on h.job_id = e.id and h.id = e.execution_id
-        where h.outcome is null or (h.outcome = 'cancelled' and e.kind <> 'cancel');
+        return query select * from {schema}.surprises(job_ids, execution_ids, kinds);
     end if;
 end
 $$;
