@@ -1,0 +1,97 @@
+"""The database of the tests: real, always. PGNOTIFYQ_DSN when it is set, else an embedded server for the session.
+
+Every test has a database of its own, cloned from a template that was migrated once.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+import trio
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from pgnotifyq.embedded import open_temporary_server
+from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.wire.connection import connect, open_connection
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from pgnotifyq.wire.connection import Connection
+
+
+@pytest.fixture(scope="session")
+def server_dsn() -> Iterator[str]:
+    """A server where databases may be made and dropped."""
+    given = os.environ.get("PGNOTIFYQ_DSN")
+    if given:
+        yield given
+        return
+    # Nothing here asks whether data survives a crash but the tests that start a server of their own.
+    settings = {"fsync": "off", "max_connections": "200", "track_functions": "all", "deadlock_timeout": "200ms"}
+    version = int(os.environ.get("PGNOTIFYQ_TEST_POSTGRES", "18"))
+    with open_temporary_server(version=version, settings=settings) as server:
+        yield server.dsn
+
+
+@pytest.fixture(scope="session")
+def template(server_dsn: str) -> Iterator[str]:
+    """The name of a migrated database that others are cloned from."""
+    with _database(server_dsn) as dsn:
+
+        async def make() -> None:
+            async with open_connection(dsn) as connection:
+                await migrate(connection)
+
+        trio.run(make)
+        yield _name(dsn)
+
+
+@pytest.fixture
+def blank_dsn(server_dsn: str) -> Iterator[str]:
+    """A fresh database without our schema."""
+    with _database(server_dsn) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def dsn(server_dsn: str, template: str) -> Iterator[str]:
+    """A fresh database with our schema."""
+    with _database(server_dsn, template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[Connection[tuple[object, ...]]]:
+    """A connection to `dsn`, in autocommit."""
+    connection = await connect(dsn)
+    yield connection
+    await connection.close()
+
+
+class _database:  # noqa: N801  # reads as a function
+    """A database for the length of a block."""
+
+    def __init__(self, server_dsn: str, template: str = "template1") -> None:
+        self._server_dsn = server_dsn
+        self._template = template
+        self._name = f"pgnotifyq_{uuid.uuid4().hex[:12]}"
+
+    def __enter__(self) -> str:
+        with psycopg.connect(self._server_dsn, autocommit=True) as server:
+            statement = sql.SQL("create database {} template {}")
+            server.execute(statement.format(sql.Identifier(self._name), sql.Identifier(self._template)))
+        return make_conninfo(self._server_dsn, dbname=self._name)
+
+    def __exit__(self, *_: object) -> None:
+        with psycopg.connect(self._server_dsn, autocommit=True) as server:
+            server.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(self._name)))
+
+
+def _name(dsn: str) -> str:
+    return str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])
