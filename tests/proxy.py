@@ -68,9 +68,7 @@ class Proxy:
             finally:
                 self._streams -= {client, server}
 
-    async def _pump(
-        self, source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope, *, replies: bool
-    ) -> None:
+    async def _pump(self, source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope, *, replies: bool) -> None:
         try:
             while data := await source.receive_some(CHUNK_BYTES):
                 await self._flowing.wait()

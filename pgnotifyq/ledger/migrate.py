@@ -72,9 +72,7 @@ async def migrate(connection: Connection, schema: str = "pgnotifyq", *, dry_run:
     """
     check_server(connection)
     async with connection.transaction():
-        await connection.execute(
-            "select pg_advisory_xact_lock(hashtextextended('pgnotifyq migrate ' || %s, 0))", (schema,)
-        )
+        await connection.execute("select pg_advisory_xact_lock(hashtextextended('pgnotifyq migrate ' || %s, 0))", (schema,))
         applied = await _applied(connection, schema)
         if applied is not None:
             _refuse_newer(applied, schema)
@@ -138,7 +136,7 @@ async def _applied(connection: Connection, schema: str) -> dict[int, str] | None
     try:
         async with connection.transaction():
             cursor = await connection.execute(compose("select version, digest from {schema}.schema_migrations", schema))
-            return dict(await cursor.fetchall())  # type: ignore[arg-type]
+            return dict(await cursor.fetchall())
     except (errors.UndefinedTable, errors.InvalidSchemaName):
         return None
 

@@ -46,7 +46,7 @@ def compose(text: str, schema: str) -> bytes:
     check_schema_name(schema)
     tenant_role = f"{schema}_tenant"
     return (
-        sql.SQL(text)  # type: ignore[arg-type]  # the text is ours, read from sql/
+        sql.SQL(text)  # the text is ours, read from sql/
         .format(
             schema=sql.Identifier(schema),
             schema_text=sql.Literal(schema),

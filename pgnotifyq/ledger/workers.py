@@ -139,9 +139,7 @@ async def prune(
 
     Source: sql/functions/prune.sql
     """
-    cursor = await connection.execute(
-        call("prune", "float8 uuid integer", schema), (older_than_seconds, after_id, jobs_max)
-    )
+    cursor = await connection.execute(call("prune", "float8 uuid integer", schema), (older_than_seconds, after_id, jobs_max))
     row = await cursor.fetchone()
     assert row is not None
     return row[0], row[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import attrs
 
@@ -15,6 +16,12 @@ CONCURRENCY_MAX = 10_000  # one process; beyond it heartbeats alone fill a state
 QUEUES_MAX = 100  # each costs two index probes a dry claim
 
 
+def _as_tuple(queues: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(queues, str):
+        raise ConfigError(f"queues {queues!r} is a text: pass a list of names")
+    return tuple(queues)
+
+
 @attrs.frozen(kw_only=True)
 class WorkerConfig:
     """Everything that can be set about a worker. Times are in seconds.
@@ -24,7 +31,7 @@ class WorkerConfig:
         InvalidName: a queue's or the schema's name.
     """
 
-    queues: tuple[str, ...] = attrs.field(default=("default",), converter=tuple)  # in order of preference
+    queues: tuple[str, ...] = attrs.field(default=("default",), converter=_as_tuple)  # in order of preference
     concurrency: int = 10  # jobs that run at once
     lease_seconds: float = LEASE_SECONDS_DEFAULT  # a dead process is noticed sooner; a cut-off one after this
     heartbeat_seconds: float = attrs.field()  # default: a third of the lease; never more
@@ -46,7 +53,7 @@ class WorkerConfig:
         return min(self.lease_seconds / 10, 5.0)
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self.queues, str) or not 1 <= len(self.queues) <= QUEUES_MAX:
+        if not 1 <= len(self.queues) <= QUEUES_MAX:
             raise ConfigError(f"queues {self.queues!r}: name 1 to {QUEUES_MAX} queues")
         for name in self.queues:
             check_queue_name(name)

@@ -108,7 +108,7 @@ def _check_integer(low: int, high: int) -> Any:
     return check
 
 
-def _check_org(_: object, attribute: attrs.Attribute[UUID], value: object) -> None:
+def _check_org(_: object, attribute: attrs.Attribute[OrgId], value: object) -> None:
     if not isinstance(value, UUID):
         raise InvalidJob(f"{attribute.name} {value!r} is not a UUID: pass a uuid.UUID, or its text")
 

@@ -172,9 +172,7 @@ def decide(
         # Its scope was cancelled by nobody we know: the handler's own affair, and a failure like any other.
         return failed("the handler cancelled its own scope", "failed", "exhausted")
     if ended.undecodable:
-        return Settlement(
-            kind=SettleKind.BURY, outcome="undecodable", error_message=bounded(ended.error), reason="undecodable"
-        )
+        return Settlement(kind=SettleKind.BURY, outcome="undecodable", error_message=bounded(ended.error), reason="undecodable")
     return failed(ended.error, "failed", "unknown_job_type" if ended.unknown_type else "exhausted")
 
 
@@ -221,6 +219,4 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class _Failed(Protocol):
-        def __call__(
-            self, error: str, outcome: str, reason: str, delay_seconds: float | None = None
-        ) -> Settlement: ...
+        def __call__(self, error: str, outcome: str, reason: str, delay_seconds: float | None = None) -> Settlement: ...

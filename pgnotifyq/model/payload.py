@@ -83,7 +83,7 @@ def structure(payload: Any, wanted: type | None) -> Any:
         return payload
     try:
         return _converter().structure(payload, wanted)
-    except Exception as error:  # noqa: BLE001  # hooks of the user's types may raise anything
+    except Exception as error:  # hooks of the user's types may raise anything
         try:
             reasons = "; ".join(cattrs.transform_error(error, path="payload"))
         except Exception:  # noqa: BLE001  # the explanation is best effort
@@ -92,7 +92,7 @@ def structure(payload: Any, wanted: type | None) -> Any:
 
 
 def _is_plain(value: object) -> bool:
-    return value is None or type(value) in {dict, list, str, int, float, bool} and not _holds_objects(value)
+    return value is None or (type(value) in {dict, list, str, int, float, bool} and not _holds_objects(value))
 
 
 def _holds_objects(value: object) -> bool:

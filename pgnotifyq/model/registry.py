@@ -169,7 +169,9 @@ def _check_settings(handler: Handler) -> None:
     if handler.max_attempts is not None and not 1 <= handler.max_attempts <= 1000:
         raise ConfigError(f"{handler.name}: max_attempts {handler.max_attempts!r} is out of range: use 1 to 1000")
     if handler.timeout_seconds is not None and not 0 < handler.timeout_seconds <= TIMEOUT_SECONDS_MAX:
-        message = f"{handler.name}: timeout_seconds {handler.timeout_seconds!r} is out of range: above 0, to {TIMEOUT_SECONDS_MAX:g}"
+        message = (
+            f"{handler.name}: timeout_seconds {handler.timeout_seconds!r} is out of range: above 0, to {TIMEOUT_SECONDS_MAX:g}"
+        )
         raise ConfigError(message)
     if handler.retry is not None and not isinstance(handler.retry, RetryPolicy):
         raise ConfigError(f"{handler.name}: retry {handler.retry!r} is not a RetryPolicy")
@@ -181,7 +183,7 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
     needed = [p for p in parameters if p.default is inspect.Parameter.empty]
-    if not 1 <= len(parameters) or len(needed) > 2:
+    if not len(parameters) >= 1 or len(needed) > 2:
         name = getattr(function, "__qualname__", repr(function))
         raise ConfigError(f"{name} cannot be a handler: it must take (payload) or (payload, ctx)")
     return parameters[:2] if len(needed) != 1 else parameters[:1] + [p for p in parameters[1:2] if p in needed]

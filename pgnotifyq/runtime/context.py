@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pgnotifyq.ledger import claims
 from pgnotifyq.model.errors import LeaseLost
-from pgnotifyq.model.outcome import Settlement, SettleKind, encode_result
+from pgnotifyq.model.outcome import SettleKind, Settlement, encode_result
 from pgnotifyq.runtime.tenants import OrgContext, open_transaction
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ class JobContext:
     def org(self) -> OrgContext:
         """The job's tenant: its id, and transactions confined to it."""
         if self._org is None:
-            self._org = OrgContext(
-                self._parts.databases, self.job, self._running.lease, self._parts.worker_id, self._ending
-            )
+            self._org = OrgContext(self._parts.databases, self.job, self._running.lease, self._parts.worker_id, self._ending)
         return self._org
 
     @property
@@ -99,9 +97,7 @@ class JobContext:
             JobCancelled: a cancel came first; rolled back.
         """
         if complete:
-            self._ending.append(
-                Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(result))
-            )
+            self._ending.append(Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(result)))
         try:
             async with open_transaction(
                 self._parts.databases,

@@ -17,7 +17,7 @@ from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.bell import Bell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -96,8 +96,8 @@ class Holdings:
     def __len__(self) -> int:
         return len(self._running)
 
-    def __iter__(self) -> Iterable[Running]:  # type: ignore[override]
-        return iter(list(self._running.values()))  # type: ignore[return-value]
+    def __iter__(self) -> Iterator[Running]:
+        return iter(list(self._running.values()))
 
     def add(self, running: Running) -> None:
         """Take up an execution just claimed."""

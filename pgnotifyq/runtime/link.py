@@ -31,9 +31,7 @@ PAUSE_SECONDS_MAX = 1.0  # "workers resume within two seconds of its return"
 class Link:
     """One self-healing connection; operations take turns, first come first served."""
 
-    def __init__(
-        self, dsn: str, *, name: str, deadline_seconds: float, emit: EventSink, randomness: random.Random
-    ) -> None:
+    def __init__(self, dsn: str, *, name: str, deadline_seconds: float, emit: EventSink, randomness: random.Random) -> None:
         self._dsn = dsn
         self._name = name
         self._deadline_seconds = deadline_seconds

@@ -52,9 +52,7 @@ async def reclaim_for_ever(parts: Parts) -> None:
 
 async def _watch(parts: Parts) -> workers.Watch:
     async def once(connection: Connection) -> workers.Watch:
-        return await workers.watch(
-            connection, parts.config.schema, parts.worker_id, parts.config.session_grace_seconds
-        )
+        return await workers.watch(connection, parts.config.schema, parts.worker_id, parts.config.session_grace_seconds)
 
     return await parts.quick.run(once)
 
@@ -63,9 +61,7 @@ async def _reclaim(parts: Parts, dead: list[WorkerId]) -> float | None:
     """Take back everything there is to take, batch after batch; return seconds until the next lease runs out."""
 
     async def once(connection: Connection) -> tuple[list[workers.Reclaimed], float | None, bool]:
-        return await workers.reclaim(
-            connection, parts.config.schema, worker_id=parts.worker_id, jobs_max=BATCH_MAX, dead=dead
-        )
+        return await workers.reclaim(connection, parts.config.schema, worker_id=parts.worker_id, jobs_max=BATCH_MAX, dead=dead)
 
     while True:
         jobs, next_seconds, took_all = await parts.durable.run(once)

@@ -17,7 +17,7 @@ import trio
 
 from pgnotifyq.ledger import claims
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.model.outcome import Settlement, SettleKind
+from pgnotifyq.model.outcome import SettleKind, Settlement
 from pgnotifyq.runtime.bell import Bell
 
 if TYPE_CHECKING:
@@ -114,9 +114,7 @@ class Settler:
         if settlement.error_message == told:
             raise error
         self._parts.emit(
-            Event(
-                name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": str(error).partition("\n")[0]}
-            )
+            Event(name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": str(error).partition("\n")[0]})
         )
         plain = Settlement(
             kind=settlement.kind,

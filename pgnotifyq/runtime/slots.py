@@ -1,7 +1,6 @@
-"""Slots: the permits of a worker. One permit is one running job; it is taken before claiming and free again when the
-outcome is durable.
+"""Slots: the permits of a worker.
 
-Slots are long-lived tasks that take jobs from a deque, not tasks spawned a job. A task that has run a job goes on to the next
+One permit is one running job; it is taken before claiming and free again when the outcome is durable. Slots are long-lived tasks that take jobs from a deque, not tasks spawned a job. A task that has run a job goes on to the next
 one while the outcome is on its way to the database, so `free` counts permits, not tasks.
 
 Only one idle task is woken for a batch. Whoever takes a job and sees another wakes the next before it runs its own: when
@@ -15,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
+import trio.lowlevel
 
 from pgnotifyq.runtime.executor import execute
 
@@ -76,7 +76,7 @@ class Slots:
             in_a_row += 1
             if in_a_row >= IN_A_ROW_MAX:
                 in_a_row = 0
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Let every task end when its job has."""

@@ -114,10 +114,6 @@ class OrgContext:
 async def find_tenant_role(connection: Connection, schema: str) -> str | None:
     """Return the role that confines tenants, or None where it does not exist or may not be taken on."""
     role = f"{schema}_tenant"
-    cursor = await connection.execute(
-        "select pg_has_role(current_user, oid, 'member') from pg_roles where rolname = %s", (role,)
-    )
+    cursor = await connection.execute("select pg_has_role(current_user, oid, 'member') from pg_roles where rolname = %s", (role,))
     row = await cursor.fetchone()
     return role if row and row[0] else None
-
-

@@ -99,6 +99,7 @@ async def run_worker(
         config: everything at once, instead of `queues`, `concurrency` and `settings`.
         listen_dsn: an address where LISTEN works, when `dsn` leads to a pooler in transaction mode.
         on_event: called with each event, in the worker's own task; quick, and never raising. Default: logging.
+        task_status: trio's, for `nursery.start`.
         settings: further fields of WorkerConfig: lease_seconds, heartbeat_seconds, shutdown_seconds, schema, ...
 
     Returns: the handle, when drained. `nursery.start` gives it as soon as the worker is ready to claim.
@@ -113,7 +114,7 @@ async def run_worker(
         config = WorkerConfig(queues=tuple(queues), concurrency=concurrency, **settings)  # type: ignore[arg-type]
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
     emit = on_event if on_event is not None else log_event
-    randomness = random.Random(handle.worker_id.int)
+    randomness = random.Random(handle.worker_id.int)  # noqa: S311  # jitter
     deadline_seconds = min(LINK_DEADLINE_SECONDS, config.lease_seconds * LINK_DEADLINE_SHARE)
 
     def link(name: str) -> Link:

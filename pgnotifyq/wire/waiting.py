@@ -170,7 +170,5 @@ if hasattr(select, "poll"):
 else:
 
     def _ready_nowait(fileno: int, wish: Wait) -> int:
-        readable, writable, _ = select.select(
-            [fileno] if wish & Wait.R else [], [fileno] if wish & Wait.W else [], [], 0
-        )
+        readable, writable, _ = select.select([fileno] if wish & Wait.R else [], [fileno] if wish & Wait.W else [], [], 0)
         return (Ready.R if readable else 0) | (Ready.W if writable else 0)

@@ -88,9 +88,7 @@ async def test_server_faster_than_the_cancel(bare: Connection[TupleRow], monkeyp
 
 
 @pytest.mark.parametrize("nested", [False, True])
-async def test_in_a_transaction(
-    bare: Connection[TupleRow], blank_dsn: str, nursery: trio.Nursery, *, nested: bool
-) -> None:
+async def test_in_a_transaction(bare: Connection[TupleRow], blank_dsn: str, nursery: trio.Nursery, *, nested: bool) -> None:
     """A cancel in a transaction rolls it back, savepoints and all."""
     with trio.fail_after(BOUND_SECONDS), trio.CancelScope() as scope:
         nursery.start_soon(cancel_when_running, blank_dsn, bare.info.backend_pid, scope)
@@ -136,8 +134,7 @@ async def test_in_the_commit(bare: Connection[TupleRow]) -> None:
         "create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(60); return null; end'"
     )
     await bare.execute(
-        "create constraint trigger slow after insert on t deferrable initially deferred"
-        " for each row execute function slow()"
+        "create constraint trigger slow after insert on t deferrable initially deferred for each row execute function slow()"
     )
     with trio.fail_after(BOUND_SECONDS), trio.CancelScope() as scope:
         async with bare.transaction():

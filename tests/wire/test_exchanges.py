@@ -98,7 +98,7 @@ async def test_error_in_a_copy(numbers: Connection[TupleRow]) -> None:
             await copy.write_row((1,))
             raise ValueError
 
-    with pytest.raises(ValueError):  # noqa: PT011  our own
+    with pytest.raises(ValueError):
         await copy_and_fail()
     assert await count(numbers) == 0
 
@@ -123,7 +123,7 @@ async def test_nested_transactions(numbers: Connection[TupleRow]) -> None:
 
     async with numbers.transaction():
         await numbers.execute("insert into numbers values (1)")
-        with pytest.raises(ValueError):  # noqa: PT011  our own
+        with pytest.raises(ValueError):
             await insert_and_fail()
     assert await (await numbers.execute("select n from numbers")).fetchall() == [(1,)]
 
