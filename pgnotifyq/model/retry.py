@@ -39,13 +39,10 @@ class RetryPolicy:
             attempt: which one failed; 1 is the first.
             random: from 0 to 1, drawn by the caller.
         """
-        if self.base_seconds <= 0:
+        if self.base_seconds <= 0 or self.cap_seconds <= 0:
             return 0.0
         # Compared as logarithms: 2.0 ** 1100 overflows.
-        exponent = (max(attempt, 1) - 1) * math.log(self.factor)
-        if exponent >= math.log(max(self.cap_seconds, 1e-9) / self.base_seconds):
-            delay = self.cap_seconds
-        else:
-            delay = self.base_seconds * math.exp(exponent)
+        logarithm = math.log(self.base_seconds) + (max(attempt, 1) - 1) * math.log(self.factor)
+        delay = math.exp(logarithm) if logarithm < math.log(self.cap_seconds) else self.cap_seconds
         spread = 1 + self.jitter * (2 * random - 1)
         return min(max(delay * spread, 0.0), self.cap_seconds)

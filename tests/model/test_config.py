@@ -1,0 +1,79 @@
+"""Settings that cannot work are refused, with what to use instead."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidName
+from pgnotifyq.model.events import Event, EventName, as_json, as_line
+from pgnotifyq.model.job import NewJob
+
+
+def test_the_defaults_leave_three_beats_a_lease() -> None:
+    """Two may fail."""
+    config = WorkerConfig()
+    assert config.heartbeat_seconds * 3 <= config.lease_seconds
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lease_seconds": 60, "heartbeat_seconds": 30},
+        {"lease_seconds": 60, "heartbeat_seconds": 60},
+        {"lease_seconds": 60, "margin_seconds": 30},
+        {"concurrency": 0},
+        {"concurrency": 2.5},
+        {"concurrency": True},
+        {"queues": ()},
+        {"queues": ("a", "a")},
+        {"queues": "images"},
+        {"lease_seconds": float("nan")},
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any]) -> None:
+    """Defect 5 among them: a heartbeat of half a lease leaves one chance to renew."""
+    with pytest.raises(ConfigError):
+        WorkerConfig(**settings)
+
+
+def test_bad_names_are_refused() -> None:
+    """Of queues and of the schema."""
+    with pytest.raises(InvalidName):
+        WorkerConfig(queues=("a b",))
+    with pytest.raises(InvalidName):
+        WorkerConfig(schema='x"; drop')
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"priority": 40_000},
+        {"priority": True},
+        {"max_attempts": 0},
+        {"scheduled_at": datetime(2030, 1, 1)},  # noqa: DTZ001  # naive on purpose
+        {"scheduled_at": datetime(2030, 1, 1, tzinfo=UTC), "delay_seconds": 1.0},
+        {"delay_seconds": -1.0},
+        {"delay_seconds": float("nan")},
+        {"unique_key": ""},
+        {"unique_key": "\x00"},
+        {"org_id": "not a uuid"},
+    ],
+)
+def test_a_job_out_of_range_is_refused(fields: dict[str, Any]) -> None:
+    """When it is made, before anything is sent."""
+    with pytest.raises(InvalidJob):
+        NewJob(job_type="x", **fields)
+
+
+def test_a_line_of_the_log_cannot_be_forged() -> None:
+    """Control characters are escaped, long values cut."""
+    event = Event(name=EventName.JOB_DEAD, fields={"why": "x\n12:00:00 worker.stopped\x1b[2J", "long": "y" * 10_000})
+    line = as_line(event, datetime(2026, 1, 1, tzinfo=UTC))
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert len(line) < 1_000
+    assert "\n" not in as_json(event, datetime(2026, 1, 1, tzinfo=UTC))

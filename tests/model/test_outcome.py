@@ -1,0 +1,123 @@
+"""What follows from how an execution ended."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgnotifyq.model.outcome import (
+    ERROR_CHARS_MAX,
+    Discard,
+    Ended,
+    Interrupt,
+    InterruptKind,
+    Raised,
+    Retry,
+    Returned,
+    SettleKind,
+    Settlement,
+    Snooze,
+    Stopped,
+    bounded,
+    decide,
+)
+from pgnotifyq.model.retry import RetryPolicy
+
+values = st.one_of(
+    st.none(),
+    st.integers(),
+    st.text(),
+    st.builds(Snooze, st.floats(0, 1000)),
+    st.builds(Retry, st.one_of(st.none(), st.floats(0, 1000)), st.text()),
+    st.builds(Discard, st.text()),
+    st.just(object()),
+    st.just(float("nan")),
+)
+endings: st.SearchStrategy[Ended] = st.one_of(
+    st.builds(Returned, values),
+    st.builds(Raised, error=st.text(), undecodable=st.booleans(), unknown_type=st.booleans()),
+    st.just(Stopped()),
+)
+interrupts = st.one_of(st.none(), st.builds(Interrupt, kind=st.sampled_from(InterruptKind)))
+
+
+def settle(ended: Ended, interrupt: Interrupt | None = None, attempt: int = 1, max_attempts: int = 3) -> Settlement | None:
+    return decide(ended, interrupt, attempt=attempt, max_attempts=max_attempts, retry=RetryPolicy(), random=lambda: 0.5)
+
+
+@given(endings, interrupts, st.integers(1, 5), st.integers(1, 5))
+def test_every_ending_has_one_answer_and_a_lost_lease_writes_nothing(
+    ended: Ended, interrupt: Interrupt | None, attempt: int, max_attempts: int
+) -> None:
+    """Nothing is written exactly when the lease is lost; retry never follows the last attempt; a bury has its reason."""
+    settlement = settle(ended, interrupt, attempt, max_attempts)
+    if interrupt is not None and interrupt.kind is InterruptKind.LEASE_LOST:
+        assert settlement is None
+        return
+    assert settlement is not None
+    if settlement.kind is SettleKind.RETRY:
+        assert attempt < max_attempts
+    assert (settlement.kind is SettleKind.BURY) == (settlement.reason is not None)
+    assert "\x00" not in (settlement.error_message or "")
+    assert len(settlement.error_message or "") <= ERROR_CHARS_MAX
+    assert settlement.delay_seconds >= 0
+
+
+@given(endings)
+def test_a_shutdown_never_charges_an_attempt(ended: Ended) -> None:
+    """A handler cut off by a shutdown is released; one that finished all the same is settled as it finished."""
+    settlement = settle(ended, Interrupt(kind=InterruptKind.SHUTDOWN))
+    assert settlement is not None
+    assert isinstance(ended, Returned) or settlement.kind is SettleKind.RELEASE
+
+
+@given(st.one_of(st.just(Stopped()), st.builds(Raised, error=st.text())))
+def test_a_cancelled_handler_is_never_retried(ended: Ended) -> None:
+    """However it ended, short of returning, a cancelled execution is closed as cancelled."""
+    settlement = settle(ended, Interrupt(kind=InterruptKind.CANCELLED))
+    assert settlement is not None
+    assert settlement.kind is SettleKind.CANCEL
+
+
+def test_a_timeout_is_a_failure_that_is_retried_then_buried() -> None:
+    """Two attempts: the first is retried, the second sends the job to the dead letters."""
+    timed_out = Interrupt(kind=InterruptKind.TIMED_OUT, why="timed out after 3 s")
+    first = settle(Stopped(), timed_out, 1, 2)
+    second = settle(Stopped(), timed_out, 2, 2)
+    assert first is not None and (first.kind, first.outcome, first.error_message) == (
+        SettleKind.RETRY,
+        "timed_out",
+        "timed out after 3 s",
+    )
+    assert second is not None and (second.kind, second.reason) == (SettleKind.BURY, "exhausted")
+
+
+def test_a_payload_that_does_not_fit_is_buried_at_once() -> None:
+    """Trying again would not make it fit."""
+    settlement = settle(Raised(error="no", undecodable=True))
+    assert settlement is not None
+    assert (settlement.kind, settlement.reason) == (SettleKind.BURY, "undecodable")
+
+
+def test_an_unknown_type_is_retried_before_it_is_buried() -> None:
+    """A worker of the next release may know it; when none does, the job waits in the dead letters, not nowhere."""
+    retried, buried = (settle(Raised(error="no", unknown_type=True), None, attempt, 2) for attempt in (1, 2))
+    assert retried is not None and retried.kind is SettleKind.RETRY
+    assert buried is not None and (buried.kind, buried.reason) == (SettleKind.BURY, "unknown_job_type")
+
+
+def test_a_result_that_is_not_json_completes_and_says_so() -> None:
+    """The work is done; it is not done again for the sake of its result."""
+    settlement = settle(Returned(object()))
+    assert settlement is not None
+    assert settlement.kind is SettleKind.COMPLETE
+    assert "was not stored" in str(settlement.error_message)
+
+
+@given(st.text(alphabet=st.characters(), max_size=10_000))
+def test_stored_errors_are_text_without_control_characters(text: str) -> None:
+    """Whatever an exception says can be stored, shown and logged."""
+    safe = bounded(text)
+    assert len(safe) <= ERROR_CHARS_MAX
+    safe.encode()
+    assert all(c in "\n\t" or c.isprintable() for c in safe)

@@ -1,0 +1,116 @@
+"""Payloads: what is refused at the door, and what comes back as it went in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgnotifyq.model.errors import InvalidPayload, PayloadTooLarge, PayloadUndecodable
+from pgnotifyq.model.payload import PAYLOAD_DEPTH_MAX, encode, structure
+
+texts = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
+plain = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(allow_nan=False, allow_infinity=False), texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)),
+    max_leaves=20,
+)
+
+
+@attrs.frozen
+class Resize:
+    path: str
+    width: int
+
+
+@dataclasses.dataclass
+class Crop:
+    path: str
+    corners: list[int]
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@given(st.dictionaries(texts, plain, max_size=4))
+def test_plain_json_comes_back_as_it_went_in(payload: dict[str, Any]) -> None:
+    """What json can say is what is stored."""
+    assert json.loads(encode(payload)) == payload
+
+
+@given(
+    st.recursive(
+        st.one_of(st.none(), st.floats(), st.text(), st.integers(), st.binary(), st.builds(object)), lambda i: st.lists(i)
+    )
+)
+def test_whatever_is_given_is_encoded_or_refused_with_a_typed_error(payload: object) -> None:
+    """No other exception, and nothing that PostgreSQL's jsonb would refuse."""
+    try:
+        text = encode(payload)
+    except InvalidPayload:
+        return
+    assert "\\u0000" not in text.replace("\\\\", "")
+    text.encode()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"a": "nul \x00"},
+        {"nul \x00": 1},
+        {"a": "\ud800"},
+        {"a": float("nan")},
+        {"a": [float("inf")]},
+        {"a": 10**5000},
+        {1: "a"},
+        nested(PAYLOAD_DEPTH_MAX + 1),
+        nested(10_000),
+        {"a": object()},
+        {"a": {1, 2, object()}},
+    ],
+    ids=[
+        "nul",
+        "nul in key",
+        "surrogate",
+        "nan",
+        "infinity",
+        "huge integer",
+        "integer key",
+        "deep",
+        "very deep",
+        "object",
+        "set",
+    ],
+)
+def test_hostile_payloads_are_refused(payload: object) -> None:
+    """Each with InvalidPayload."""
+    with pytest.raises(InvalidPayload):
+        encode(payload)
+
+
+def test_a_payload_over_the_limit_is_refused_with_both_numbers() -> None:
+    """The error says how large it is, how large it may be, and what to do."""
+    with pytest.raises(PayloadTooLarge, match=r"1048\d+ bytes, at most 1048576 .* reference"):
+        encode({"a": "x" * 1_048_576})
+
+
+@pytest.mark.parametrize("payload", [Resize("a.png", 64), Crop("a.png", [1, 2])])
+def test_typed_payloads_come_back_as_their_type(payload: object) -> None:
+    """attrs classes and dataclasses, through JSON and back."""
+    assert structure(json.loads(encode(payload)), type(payload)) == payload
+
+
+@pytest.mark.parametrize("payload", [{"path": "a"}, {"path": "a", "width": "wide"}, [], "text", None, 5])
+def test_a_payload_that_does_not_fit_says_where(payload: object) -> None:
+    """PayloadUndecodable, with a reason, whatever the payload is."""
+    with pytest.raises(PayloadUndecodable, match="Resize"):
+        structure(payload, Resize)
