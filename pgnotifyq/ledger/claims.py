@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import attrs
@@ -167,7 +168,7 @@ def _claimed_job(row: tuple[object, ...], worker_id: WorkerId) -> Job:
         org_id=OrgId(org_id),  # type: ignore[arg-type]
         queue_name=queue_name,  # type: ignore[arg-type]
         job_type=job_type,  # type: ignore[arg-type]
-        payload=payload,
+        payload=json.loads(payload),  # type: ignore[arg-type]
         priority=priority,  # type: ignore[arg-type]
         status=Status.RUNNING,
         scheduled_at=scheduled_at,  # type: ignore[arg-type]

@@ -72,8 +72,8 @@ async def _claim(parts: Parts, *, is_asleep: bool) -> claims.Claim:
 
 async def _wait_for_a_slot(parts: Parts, sleep: Sleep, expects_at: float) -> None:
     """Wait until a slot is free. A wake-up that comes meanwhile is for somebody else: hand it on."""
-    while not parts.slots.free:
-        parts.slots.ring_when_free(parts.bell)
+    while not parts.slots.wants_more:
+        parts.slots.ring_when_wanted(parts.bell)
         is_listed = sleep.stage is not Stage.AWAKE
         rung = await parts.bell.wait(expects_at - trio.current_time() if is_listed else math.inf)
         if not parts.slots.free and (rung or is_listed):

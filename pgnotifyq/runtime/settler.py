@@ -61,7 +61,8 @@ class Settler:
             self._finish(running, settlement, became=None)
         else:
             self._waiting.append((running, settlement))
-            self._bell.ring()
+            if not self._parts.slots.is_backed_up or len(self._waiting) >= BATCH_MAX // 2:
+                self._bell.ring()
 
     def distrust(self, running: Running) -> None:
         """Let go of an execution that has ended, and whose outcome could not be written while the lease was trusted.
@@ -74,7 +75,7 @@ class Settler:
     async def settle_for_ever(self) -> None:
         """Write what gathers, batch after batch, until cancelled."""
         while True:
-            if not self._waiting:
+            if not self._waiting or (self._parts.slots.is_backed_up and len(self._waiting) < BATCH_MAX // 2):
                 await self._bell.wait()
                 continue
             self._in_flight = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]

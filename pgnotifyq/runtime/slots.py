@@ -6,6 +6,10 @@ one while the outcome is on its way to the database, so `free` counts permits, n
 Only one idle task is woken for a batch. Whoever takes a job and sees another wakes the next before it runs its own: when
 handlers wait, tasks start one after the other, a scheduler's step apart; when they do not, one task runs the whole
 batch and nobody is woken for nothing.
+
+While jobs wait in the deque this process is busy with itself, and small statements would only slow it down: claimer and
+settler then hold back until half a batch has gathered (`is_backed_up`). Nothing waits on a timer for that: the deque empties
+within a scheduler's pass or two, for every job in it has a task of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
 # After this many handlers that never waited, other tasks get their turn: listener, heartbeat, settler.
 IN_A_ROW_MAX = 16
+# So many free permits are worth a claim while other jobs wait to be started: with more slots than twice this, a batch is
+# claimed while a second runs and a third is written.
+ENOUGH_MAX = 250
 
 
 class Slots:
@@ -37,6 +44,17 @@ class Slots:
         self._idle: list[trio.Event] = []
         self._bell: Bell | None = None
         self._is_closed = False
+        self._enough = min(max(count // 2, 1), ENOUGH_MAX)
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether jobs wait for their task's turn."""
+        return bool(self._given)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether it is time to claim: there is a free permit, and nothing left to start or many permits."""
+        return self.free > 0 and (not self._given or self.free >= self._enough)
 
     def give(self, running: Running) -> None:
         """Hand a claimed job to a free slot."""
@@ -48,12 +66,10 @@ class Slots:
     def release(self) -> None:
         """Free a permit: an outcome is durable, or its lease is lost."""
         self.free += 1
-        if self._bell is not None:
-            self._bell.ring()
-            self._bell = None
+        self._tell_if_wanted()
 
-    def ring_when_free(self, bell: Bell) -> None:
-        """Ring a bell, once, when the next slot becomes free."""
+    def ring_when_wanted(self, bell: Bell) -> None:
+        """Ring a bell, once, when `wants_more` comes true."""
         self._bell = bell
 
     async def work(self, parts: Parts) -> None:
@@ -71,6 +87,8 @@ class Slots:
             running = self._given.popleft()
             if self._given:
                 self._wake_one()
+            else:
+                self._tell_if_wanted()
             settlement = await execute(parts, running)
             parts.settler.add(running, settlement)
             in_a_row += 1
@@ -83,6 +101,11 @@ class Slots:
         self._is_closed = True
         while self._idle:
             self._wake_one()
+
+    def _tell_if_wanted(self) -> None:
+        if self._bell is not None and self.wants_more:
+            self._bell.ring()
+            self._bell = None
 
     def _wake_one(self) -> None:
         if self._idle:

@@ -8,6 +8,7 @@
 -- Out:    one row a job, in the order of claiming. When fewer than jobs_max were found, one more row whose `id` is null:
 --         `next_due_seconds` until the earliest job of these queues that is still in the future (null: none known), and
 --         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended before this claim looked.
+--         The payload is JSON text: Python's decoder takes a quarter of the time for text that psycopg takes for jsonb.
 -- Locks:  the claimed rows, `skip locked`; workers never wait on each other.
 -- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now).
 --
@@ -23,7 +24,7 @@
 create or replace function {schema}.claim(
     for_worker uuid, from_queues text[], jobs_max integer, for_seconds double precision, is_asleep boolean default false)
 returns table (
-    id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload jsonb, priority smallint,
+    id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload text, priority smallint,
     scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
     started_at timestamptz, lease_expires_at timestamptz, next_due_seconds double precision, snapshot_xmin bigint)
 language plpgsql volatile
@@ -82,7 +83,7 @@ begin
                 progress_message = null
             from due
             where j.id = due.id
-            returning j.id, j.current_execution_id, j.org_id, j.queue_name, j.job_type, j.payload, j.priority,
+            returning j.id, j.current_execution_id, j.org_id, j.queue_name, j.job_type, j.payload::text, j.priority,
                 j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
                 j.lease_expires_at, null::double precision, null::bigint;
             get diagnostics taken_here = row_count;
@@ -107,7 +108,7 @@ begin
 
     if taken < jobs_max then
         return query select
-            null::uuid, null::uuid, null::uuid, null::text, null::text, null::jsonb, null::smallint, null::timestamptz,
+            null::uuid, null::uuid, null::uuid, null::text, null::text, null::text, null::smallint, null::timestamptz,
             null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz,
             extract(epoch from next_due - time_now)::double precision, xmin_before;
     elsif exists (select from {schema}.sleepers as s where s.worker_id <> for_worker) then
