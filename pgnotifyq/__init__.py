@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pgnotifyq._version import __version__
+from pgnotifyq.client import CancelOutcome, Client, open_client
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import (
     AppNotFound,
@@ -15,6 +16,7 @@ from pgnotifyq.model.errors import (
     InvalidName,
     InvalidPayload,
     JobCancelled,
+    JobDead,
     JobNotFound,
     LeaseLost,
     MissingRights,
@@ -41,6 +43,8 @@ from pgnotifyq.runtime.worker import WorkerHandle, run_worker
 __all__ = [
     "NIL_ORG",
     "AppNotFound",
+    "CancelOutcome",
+    "Client",
     "ConfigError",
     "DatabaseTooOld",
     "DatabaseUnreachable",
@@ -59,6 +63,7 @@ __all__ = [
     "Job",
     "JobCancelled",
     "JobContext",
+    "JobDead",
     "JobNotFound",
     "JobRegistry",
     "LeaseLost",
@@ -81,5 +86,6 @@ __all__ = [
     "WorkerConfig",
     "WorkerHandle",
     "__version__",
+    "open_client",
     "run_worker",
 ]

@@ -79,6 +79,14 @@ class JobNotFound(PgnotifyqError):
     """There is no such job (of this tenant)."""
 
 
+class JobDead(PgnotifyqError):
+    """The job waited for went to the dead letters; `letter` is the one."""
+
+    def __init__(self, message: str, letter: object) -> None:
+        super().__init__(message)
+        self.letter = letter
+
+
 class WaitTimeout(PgnotifyqError):
     """The job has not ended within the time given; it goes on."""
 

@@ -1,5 +1,6 @@
 -- surprises: after a batch was settled, find by key what did not end as asked, and announce ends that somebody waits for.
--- An execution that ended before, in a batch whose reply was lost, is recognised by its id in the history.
+-- An execution that ended before, in a batch whose reply was lost, is recognised by its id in the history; one that a
+-- reclaimer closed is there too, as lost.
 create or replace function {schema}.surprises(job_ids uuid[], execution_ids uuid[], kinds text[] default null)
 returns table (job_id uuid, became text)
 language plpgsql volatile
@@ -11,9 +12,9 @@ begin
     where j.id = any (job_ids) and j.awaited and j.status in ('completed', 'cancelled') and not j.is_held;
 
     return query
-    select e.id, case when h.outcome is null then 'lost' else 'cancelled' end
+    select e.id, case when h.outcome = 'cancelled' then 'cancelled' else 'lost' end
     from unnest(job_ids, execution_ids, kinds) as e(id, execution_id, kind)
     left join {schema}.job_executions as h on h.job_id = e.id and h.id = e.execution_id
-    where h.outcome is null or (h.outcome = 'cancelled' and e.kind is distinct from 'cancel');
+    where h.outcome is null or h.outcome = 'lost' or (h.outcome = 'cancelled' and e.kind is distinct from 'cancel');
 end
 $$;
