@@ -1,17 +1,36 @@
-"""A second session beside `connection`, for whatever takes two."""
+"""One database a file, emptied for each test: cloning one takes longer than most of these tests. And a second session."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 from pgnotifyq.wire.connection import open_connection
+from tests.conftest import _database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from pgnotifyq.wire.connection import Connection
+
+TABLES = ("jobs", "job_executions", "dead_letter_jobs", "worker_heartbeats", "sleepers")
+
+
+@pytest.fixture(scope="module")
+def dsn_of_file(server_dsn: str, template: str) -> Iterator[str]:
+    """Give a database with our schema to all tests of a file."""
+    with _database(server_dsn, template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def dsn(dsn_of_file: str) -> str:
+    """Give a database with our schema and no rows."""
+    with psycopg.connect(dsn_of_file, autocommit=True) as connection:
+        connection.execute(f"truncate {', '.join(f'pgnotifyq.{table}' for table in TABLES)}".encode())
+    return dsn_of_file
 
 
 @pytest.fixture

@@ -1,0 +1,193 @@
+"""Claim: in order, in time, never too many, nobody waits, and what it costs does not depend on what lies around."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from psycopg import errors
+
+from pgnotifyq.ledger import claims
+from pgnotifyq.wire.connection import Connection
+from tests.ledger.support import (
+    ANN,
+    BOB,
+    SCHEMA,
+    claim,
+    claim_one,
+    enqueue,
+    existing,
+    fetch,
+    pass_time,
+    value,
+)
+
+Link = Connection[Any]
+
+# Pages that a claim of ten may touch: ten rows in five indexes with their trees, however deep, and some probes.
+CLAIM_PAGES_MAX = 300
+
+
+async def test_higher_priority_first_then_the_older(connection: Link) -> None:
+    """Priority decides; within one, the time a job was scheduled for."""
+    enqueued = [
+        await enqueue(connection, priority=priority, scheduled_at=f"2020-01-0{day}")
+        for priority, day in ((0, 2), (5, 4), (-3, 1), (5, 3), (0, 1))
+    ]
+    claimed = [job.id for job in await claim(connection, 10)]
+    assert claimed == [enqueued[place] for place in (3, 1, 4, 0, 2)]
+
+
+async def test_queues_in_order_of_preference(connection: Link) -> None:
+    """A queue named first is emptied first, whatever the priorities in the others."""
+    second = await enqueue(connection, queue_name="second", priority=9)
+    first = await enqueue(connection, queue_name="first", priority=-9)
+    await enqueue(connection, queue_name="unasked", priority=99)
+    assert [job.id for job in await claim(connection, 10, queues=("first", "second"))] == [first, second]
+
+
+async def test_job_of_the_future(connection: Link) -> None:
+    """A job is invisible before its time on the database's clock, and the claim says how long that is."""
+    await connection.execute("select set_config('pgnotifyq.clock', '2030-01-01 00:00:00+00', false)")
+    job_id = await enqueue(connection, scheduled_at="2030-01-01 00:01:30+00", priority=9)
+    await enqueue(connection, scheduled_at="2030-01-01 00:05:00+00", priority=99)
+    found = await claims.claim(connection, SCHEMA, worker_id=ANN, queues=["default"], jobs_max=5, lease_seconds=60.0)
+    assert (found.jobs, found.ran_dry, found.next_due_seconds) == ([], True, 90.0)
+    await connection.execute("select set_config('pgnotifyq.clock', '2030-01-01 00:01:29.999+00', false)")
+    assert await claim(connection) == []
+    await connection.execute("select set_config('pgnotifyq.clock', '2030-01-01 00:01:30+00', false)")
+    assert [job.id for job in await claim(connection)] == [job_id]
+
+
+async def test_never_more_than_asked_for(connection: Link) -> None:
+    """A claim returns its limit and not a row more, over several priorities and queues."""
+    for queue in ("default", "second"):
+        for priority in (0, 1):
+            for _ in range(5):
+                await enqueue(connection, queue_name=queue, priority=priority)
+    for limit in (1, 3, 7):
+        found = await claims.claim(
+            connection, SCHEMA, worker_id=ANN, queues=["default", "second"], jobs_max=limit, lease_seconds=60.0
+        )
+        assert (len(found.jobs), found.ran_dry) == (limit, False)
+        assert await value(connection, "select count(*) from pgnotifyq.jobs where status = 'running'") == limit
+        await connection.execute(
+            "update pgnotifyq.jobs set status = 'pending', locked_by = null, current_execution_id = null,"
+            " lease_expires_at = null, attempts = 0 where status = 'running'"
+        )
+
+
+@pytest.mark.parametrize("wanted", ["enable_indexscan", "enable_nestloop", "enable_hashjoin", "enable_indexonlyscan"])
+async def test_never_more_than_asked_for_under_another_plan(connection: Link, wanted: str) -> None:
+    """Whatever planner switches the session has set, a claim of two claims two."""
+    for _ in range(20):
+        await enqueue(connection)
+    await connection.execute(f"set {wanted} = off".encode())
+    assert len(await claim(connection, 2)) == 2
+    assert await value(connection, "select count(*) from pgnotifyq.jobs where status = 'running'") == 2
+
+
+async def test_claimed_job_is_whole(connection: Link) -> None:
+    """One statement leaves a running job with worker, execution and lease; nothing half-way can be seen."""
+    job_id = await enqueue(connection, payload='{"a": 1}', priority=3, max_attempts=7, unique_key="k")
+    job = await claim_one(connection)
+    found = await existing(connection, job_id)
+    assert (job.id, job.payload, job.priority, job.attempts, job.max_attempts, job.unique_key) == (job_id, {"a": 1}, 3, 1, 7, "k")
+    assert (found["status"], found["locked_by"], found["attempts"]) == ("running", str(ANN), 1)
+    assert found["current_execution_id"] == str(job.current_execution_id)
+    assert job.lease_expires_at is not None and job.started_at is not None
+    assert (job.lease_expires_at - job.started_at).total_seconds() == 60
+    assert await fetch(connection, "select job_id, id, attempt, outcome from pgnotifyq.executions") == [
+        (job_id, job.current_execution_id, 1, "running")
+    ]
+
+
+async def test_two_claim_at_once(connection: Link, other: Link) -> None:
+    """Two workers share the work without waiting: each skips what the other has locked and not yet committed."""
+    ids = [await enqueue(connection) for _ in range(5)]
+    await other.execute("set lock_timeout = '1ms'")
+    async with connection.transaction():
+        first = await claim(connection, 3)
+        second = await claim(other, 3, worker=BOB)
+    assert [job.id for job in first + second] == ids
+
+
+async def test_claim_rolled_back(connection: Link) -> None:
+    """A claim whose transaction fails leaves the job pending, its attempt not counted."""
+    job_id = await enqueue(connection)
+    with pytest.raises(errors.DivisionByZero):
+        async with connection.transaction():
+            await claim_one(connection)
+            await connection.execute("select 1/0")
+    found = await existing(connection, job_id)
+    assert (found["status"], found["attempts"], found["current_execution_id"]) == ("pending", 0, None)
+
+
+async def test_execution_ids_are_never_used_again(connection: Link) -> None:
+    """Each claim opens an execution of its own, also of a job claimed before."""
+    await enqueue(connection, max_attempts=50)
+    seen = set()
+    for ahead in range(10):
+        await pass_time(connection, 100 * ahead)
+        job = await claim_one(connection)
+        seen.add(job.current_execution_id)
+        await connection.execute("select * from pgnotifyq.reclaim(%s, 10, array[]::uuid[])", (BOB,))
+        await pass_time(connection, 100 * ahead + 70)
+        await connection.execute("select * from pgnotifyq.reclaim(%s, 10, array[]::uuid[])", (BOB,))
+    assert len(seen) == 10
+
+
+async def pages_of_claim(connection: Link, jobs_max: int = 10) -> int:
+    """Return how many pages a claim touches; it is rolled back."""
+    async with connection.transaction(force_rollback=True):
+        statement = (
+            "explain (analyze, buffers, timing off, format json) "
+            f"select * from pgnotifyq.claim('{ANN}', array['default'], {jobs_max}, 60)"
+        )
+        plan = await value(connection, statement)
+    found = (plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]
+    return int(found["Shared Hit Blocks"] + found["Shared Read Blocks"])
+
+
+async def fill(connection: Link, jobs: int, *, due: str = "clock_timestamp() - interval '1 hour'", **fields: object) -> None:
+    """Insert many jobs at once, by SQL."""
+    names = "".join(f", {name}" for name in fields)
+    values = "".join(f", '{each}'" for each in fields.values())
+    await connection.execute(
+        f"insert into pgnotifyq.jobs (job_type, scheduled_at{names}) select 'noop', {due}{values}"
+        f" from generate_series(1, {jobs})".encode()
+    )
+
+
+@pytest.fixture
+async def untended(connection: Link) -> Link:
+    """Give a connection to a queue whose statistics nobody gathers, known to be empty."""
+    await connection.execute("alter table pgnotifyq.jobs set (autovacuum_enabled = off)")
+    await connection.execute("vacuum analyze pgnotifyq.jobs")
+    return connection
+
+
+async def test_cost_at_any_backlog_without_statistics(untended: Link) -> None:
+    """A claim costs about the same with nothing, a thousand and a hundred thousand jobs that the planner knows nothing of."""
+    await pages_of_claim(untended)  # reads the catalog
+    pages = {0: await pages_of_claim(untended)}
+    for jobs in (1_000, 100_000):
+        await fill(untended, jobs - sum(pages))
+        await pages_of_claim(untended)
+        pages[jobs] = await pages_of_claim(untended)
+        assert len(await claim(untended, 10)) == 10
+    assert max(pages.values()) < CLAIM_PAGES_MAX, pages
+
+
+async def test_cost_beside_a_future_of_higher_priority(untended: Link) -> None:
+    """Jobs that are not due, of a higher priority or the same, are not walked over; neither are other queues' and finished ones."""
+    await fill(untended, 5_000, due="clock_timestamp() + interval '1 day'", priority=9)
+    await fill(untended, 5_000, due="clock_timestamp() + interval '1 day'")
+    await fill(untended, 5_000, queue_name="another", priority=99)
+    await fill(untended, 5_000, status="completed", completed_at="2020-01-01", priority=50)
+    await fill(untended, 10)
+    await pages_of_claim(untended)
+    assert await pages_of_claim(untended) < CLAIM_PAGES_MAX
+    assert len(await claim(untended, 20)) == 10
+    assert await pages_of_claim(untended) < CLAIM_PAGES_MAX
