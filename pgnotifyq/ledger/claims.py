@@ -26,6 +26,7 @@ class Claim:
     jobs: list[Job]  # in the order of claiming: preference of queue, priority, time, id
     ran_dry: bool  # fewer were found than asked for
     next_due_seconds: float | None  # until the next job of these queues falls due, when dry; None: none known
+    is_contended: bool  # a due job was left because somebody else's transaction holds its row
     snapshot_xmin: int | None  # transactions below it had ended before the claim looked, when dry
 
 
@@ -66,6 +67,7 @@ async def claim(
         jobs=[_claimed_job(row, worker_id) for row in rows],
         ran_dry=ran_dry,
         next_due_seconds=next_due_seconds,
+        is_contended=next_due_seconds is not None and next_due_seconds <= 0,
         snapshot_xmin=snapshot_xmin,
     )
 

@@ -44,11 +44,18 @@ async def claim_for_ever(parts: Parts) -> None:
             if parts.tells_routine:
                 parts.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))
         if found.ran_dry:
-            expects_at = math.inf if found.next_due_seconds is None else now + found.next_due_seconds
+            expects_at = math.inf
+            if found.next_due_seconds is not None and not found.is_contended:
+                expects_at = now + found.next_due_seconds
 
         if sleep.stage is Stage.ASLEEP and found.jobs and sleep.is_busy(now, lulled=lulled):
             await _wake_up(parts, sleep)
-        pause = sleep.next_pause(ran_dry=found.ran_dry, found=bool(found.jobs), snapshot_xmin=found.snapshot_xmin)
+        pause = sleep.next_pause(
+            ran_dry=found.ran_dry,
+            found=bool(found.jobs),
+            is_contended=found.is_contended,
+            snapshot_xmin=found.snapshot_xmin,
+        )
         if pause is None:
             pause = await _publish(parts, sleep)
         await parts.bell.wait(min(pause, _backstop_seconds(parts), expects_at - now))

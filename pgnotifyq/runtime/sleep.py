@@ -20,6 +20,10 @@ above T runs when it has ended: its job, if it committed, is visible to the clai
 `pg_snapshot_xmax` will not do for T: it is one past the highest *completed* id, and an active inserter may lie beyond it. The
 claim function reads xmin in a statement *before* the one that looks for jobs, which can only make it smaller: safe.
 
+"Dry" means that no due job was left, not that none could be taken: a claim skips rows that somebody else has locked, another
+worker's claim or a mere update, and says so (`is_contended`). Then the worker looks again, at growing intervals; if it
+slept, and the other did not take the job after all, nobody would come for it.
+
 The trigger under repeatable read or serializable may look through a snapshot as old as its transaction, so there it always
 notifies, on a channel that all workers hear.
 
@@ -43,6 +47,8 @@ HOT_SECONDS = (0.001, 0.001, 0.002, 0.004, 0.008)
 # Published and not yet past the barrier: pauses while some older transaction is still open. The last one repeats; it is
 # the only polling there is, and it ends when that transaction does.
 BARRIER_SECONDS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+# A due job is locked by somebody else: pauses before the next look.
+CONTENDED_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 # Without a pause of this length a sleeper counts as busy, and after BUSY_SECONDS of that it publishes that it is awake.
 LULL_SECONDS = 0.005
 BUSY_SECONDS = 0.1
@@ -68,12 +74,15 @@ class Sleep:
     tries: int = 0
     busy_since: float | None = None  # elapsed time, seconds
 
-    def next_pause(self, *, ran_dry: bool, found: bool, snapshot_xmin: int | None) -> float | None:
+    def next_pause(self, *, ran_dry: bool, found: bool, is_contended: bool, snapshot_xmin: int | None) -> float | None:
         """Return seconds to wait for a wake-up before the next claim; inf to sleep; None to publish first."""
         if found:
             self.tries = 0
         if not ran_dry:
             return 0.0
+        if is_contended:
+            self.tries += 1
+            return CONTENDED_SECONDS[min(self.tries, len(CONTENDED_SECONDS)) - 1]
         if self.stage is Stage.AWAKE:
             if self.tries >= len(HOT_SECONDS):
                 return None

@@ -6,7 +6,8 @@
 --         for_seconds    length of the lease
 --         is_asleep      whether the worker is published as a sleeper: its row then learns what it expects next
 -- Out:    one row a job, in the order of claiming. When fewer than jobs_max were found, one more row whose `id` is null:
---         `next_due_seconds` until the earliest job of these queues that is still in the future (null: none known), and
+--         `next_due_seconds` until the earliest job of these queues that was not taken (null: none known; zero: it is due,
+--         and somebody else's transaction holds its row, so look again soon), and
 --         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended before this claim looked.
 --         The payload is JSON text: Python's decoder takes a quarter of the time for text that psycopg takes for jsonb.
 -- Locks:  the claimed rows, `skip locked`; workers never wait on each other.
@@ -90,9 +91,11 @@ begin
             taken := taken + taken_here;
             exit queues when taken >= jobs_max;
 
+            -- What is left of this level: the next to fall due, or one whose row is locked. Skipping a locked row and going to
+            -- sleep over it would lose it until the backstop, when it was locked by a mere update.
             select j.scheduled_at into level_due
             from {schema}.jobs as j
-            where j.is_claimable and j.queue_name = queue and j.priority = level::smallint and j.scheduled_at > time_now
+            where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
             order by j.queue_name, j.priority desc, j.scheduled_at
             limit 1;
             queue_due := least(queue_due, level_due);
@@ -110,7 +113,7 @@ begin
         return query select
             null::uuid, null::uuid, null::uuid, null::text, null::text, null::text, null::smallint, null::timestamptz,
             null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz,
-            extract(epoch from next_due - time_now)::double precision, xmin_before;
+            greatest(extract(epoch from next_due - time_now), 0)::double precision, xmin_before;
     elsif exists (select from {schema}.sleepers as s where s.worker_id <> for_worker) then
         -- This worker is full. Whatever is due behind what it took is for somebody else.
         perform {schema}.wake(q.name, time_now, 1)
