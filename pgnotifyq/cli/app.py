@@ -1,0 +1,279 @@
+"""The command line: which commands there are, what they take, and how errors are told.
+
+Exit codes: 0 done; 1 what was asked failed or was not found; 2 the command or its input is wrong; 3 the database cannot be
+used (unreachable, too old, not migrated, rights missing). `worker` has two more, see its help.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from pgnotifyq._version import __version__
+
+EXIT_FAILED, EXIT_USAGE, EXIT_DATABASE = 1, 2, 3
+
+app = App(
+    name="pgnotifyq",
+    help="An event-driven job queue on PostgreSQL.",
+    version=__version__,
+    help_epilogue="Database: --dsn, else PGNOTIFYQ_DSN, else an embedded PostgreSQL that is started on demand.",
+)
+
+Dsn = Annotated[str | None, Parameter(name="--dsn", help="The database; default: PGNOTIFYQ_DSN, else the embedded one.")]
+Schema = Annotated[str, Parameter(name="--schema", help="The schema the queue lives in.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+
+
+@app.command
+def demo(
+    folder: Annotated[Path | None, Parameter(help="Default: Python's own standard library.")] = None, /, *, dsn: Dsn = None
+) -> int:
+    """Watch real jobs run: one a file; one is cancelled in mid-flight, one worker killed and its work recovered."""
+    from pgnotifyq.cli.commands import run_demo
+
+    return run_demo(folder, dsn)
+
+
+@app.command
+def migrate(
+    *,
+    dry_run: Annotated[bool, Parameter(negative="", help="Print the SQL that is missing, and change nothing.")] = False,
+    dsn: Dsn = None,
+    schema: Schema = "pgnotifyq",
+) -> int:
+    """Bring the database's schema up to this version. Safe to run again, and at the same time twice."""
+    from pgnotifyq.cli.commands import run_migrate
+
+    return run_migrate(dsn, schema, dry_run=dry_run)
+
+
+@app.command
+def worker(
+    *,
+    app: Annotated[str | None, Parameter(name="--app", help="Where the registry is: package.module:registry.")] = None,
+    queue: Annotated[
+        list[str] | None, Parameter(name="--queue", negative="", help="A queue to work on; repeat it in order of preference.")
+    ] = None,
+    concurrency: Annotated[int, Parameter(help="Jobs that run at once.")] = 10,
+    lease_seconds: Annotated[float, Parameter(help="How long a silent worker keeps its jobs.")] = 60.0,
+    heartbeat_seconds: Annotated[float | None, Parameter(help="At most, and by default, a third of the lease.")] = None,
+    shutdown_seconds: Annotated[float, Parameter(help="How long running jobs may go on after the first signal.")] = 30.0,
+    grace_seconds: Annotated[float, Parameter(help="How long an interrupted handler may clean up.")] = 5.0,
+    listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
+    log_format: Annotated[str, Parameter(help="line or json.")] = "line",
+    dsn: Dsn = None,
+    schema: Schema = "pgnotifyq",
+) -> int:
+    """Work on queues until told to stop.
+
+    SIGTERM or SIGINT: stop claiming and let running jobs finish; a second one interrupts them. Jobs cut off are released at
+    once and not charged an attempt.
+
+    Exit codes besides the usual: 4 some jobs had to be interrupted and were released, 5 a handler did not let go and the
+    process was ended over it, its jobs released.
+    """
+    from pgnotifyq.cli.worker import run
+
+    settings: dict[str, object] = {
+        "queues": tuple(queue or ["default"]),
+        "concurrency": concurrency,
+        "lease_seconds": lease_seconds,
+        "shutdown_seconds": shutdown_seconds,
+        "grace_seconds": grace_seconds,
+        "schema": schema,
+    }
+    if heartbeat_seconds is not None:
+        settings["heartbeat_seconds"] = heartbeat_seconds
+    return run(app, dsn, listen_dsn, settings, log_format=log_format)
+
+
+@app.command
+def enqueue(
+    job_type: str,
+    payload: Annotated[str, Parameter(help="JSON; - reads standard input.")] = "{}",
+    /,
+    *,
+    queue: Annotated[str, Parameter(name="--queue")] = "default",
+    priority: Annotated[int, Parameter(help="Higher first.")] = 0,
+    delay_seconds: Annotated[float | None, Parameter(help="Not before so many seconds from now.")] = None,
+    at: Annotated[str | None, Parameter(help="Not before this time: ISO 8601 with a time zone.")] = None,
+    max_attempts: Annotated[int, Parameter(help="Then it is a dead letter.")] = 3,
+    org: Annotated[str | None, Parameter(help="The tenant, a uuid.")] = None,
+    unique_key: Annotated[str | None, Parameter(help="At most one unfinished job a tenant and key.")] = None,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+    schema: Schema = "pgnotifyq",
+) -> int:
+    """Enqueue a job and print its id."""
+    from pgnotifyq.cli.commands import run_enqueue
+
+    fields = {
+        "job_type": job_type,
+        "queue_name": queue,
+        "priority": priority,
+        "delay_seconds": delay_seconds,
+        "max_attempts": max_attempts,
+        "unique_key": unique_key,
+    }
+    return run_enqueue(dsn, schema, fields, payload=payload, at=at, org=org, as_json=as_json)
+
+
+@app.command
+def jobs(
+    *,
+    status: Annotated[
+        str | None, Parameter(help="pending, scheduled, retrying, running, stopping, completed or cancelled.")
+    ] = None,
+    queue: Annotated[str | None, Parameter(name="--queue")] = None,
+    job_type: Annotated[str | None, Parameter(name="--type")] = None,
+    limit: Annotated[int, Parameter(help="At most so many.")] = 50,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+    schema: Schema = "pgnotifyq",
+) -> int:
+    """List jobs, newest first."""
+    from pgnotifyq.cli.commands import run_jobs
+
+    return run_jobs(dsn, schema, status=status, queue=queue, job_type=job_type, limit=limit, as_json=as_json)
+
+
+@app.command
+def show(job_id: str, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+    """Show a job, or a dead letter, with all its attempts."""
+    from pgnotifyq.cli.commands import run_show
+
+    return run_show(dsn, schema, job_id, as_json=as_json)
+
+
+@app.command
+def cancel(
+    job_id: str,
+    /,
+    *,
+    why: Annotated[str | None, Parameter(help="For the handler and the record.")] = None,
+    wait_seconds: Annotated[float | None, Parameter(help="Wait so long until its handler has stopped.")] = None,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+    schema: Schema = "pgnotifyq",
+) -> int:
+    """Cancel a job: a pending one never starts, a running one's handler is stopped. Exit code 1 if it had ended before."""
+    from pgnotifyq.cli.commands import run_cancel
+
+    return run_cancel(dsn, schema, job_id, why=why, wait_seconds=wait_seconds, as_json=as_json)
+
+
+@app.command
+def dead(
+    *,
+    queue: Annotated[str | None, Parameter(name="--queue")] = None,
+    job_type: Annotated[str | None, Parameter(name="--type")] = None,
+    limit: Annotated[int, Parameter(help="At most so many.")] = 50,
+    purge: Annotated[str | None, Parameter(help="Delete this one for good.")] = None,
+    purge_older_than_seconds: Annotated[float | None, Parameter(help="Delete those that died longer ago, for good.")] = None,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+    schema: Schema = "pgnotifyq",
+) -> int:
+    """List dead letters, the latest first; or purge them."""
+    from pgnotifyq.cli.commands import run_dead
+
+    return run_dead(
+        dsn,
+        schema,
+        queue=queue,
+        job_type=job_type,
+        limit=limit,
+        purge=purge,
+        older_than_seconds=purge_older_than_seconds,
+        as_json=as_json,
+    )
+
+
+@app.command
+def requeue(
+    job_id: str | None = None,
+    /,
+    *,
+    all_of_them: Annotated[bool, Parameter(name="--all", negative="", help="Every dead letter of --queue and --type.")] = False,
+    queue: Annotated[str | None, Parameter(name="--queue")] = None,
+    job_type: Annotated[str | None, Parameter(name="--type")] = None,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+    schema: Schema = "pgnotifyq",
+) -> int:
+    """Bring a dead letter back as the job it was, with all its attempts before it."""
+    from pgnotifyq.cli.commands import run_requeue
+
+    return run_requeue(dsn, schema, job_id, everything=all_of_them, queue=queue, job_type=job_type, as_json=as_json)
+
+
+@app.command
+def workers(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+    """List the worker processes and what they hold."""
+    from pgnotifyq.cli.commands import run_workers
+
+    return run_workers(dsn, schema, as_json=as_json)
+
+
+@app.command
+def stats(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+    """Count the jobs of each queue."""
+    from pgnotifyq.cli.commands import run_stats
+
+    return run_stats(dsn, schema, as_json=as_json)
+
+
+@app.command
+def doctor(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+    """Examine the database and say what is wrong, and what to do. Exit code 1 if anything fails."""
+    from pgnotifyq.cli.doctor import run
+
+    return run(dsn, schema, as_json=as_json)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code. Every expected error becomes one line on standard error."""
+    import psycopg
+
+    from pgnotifyq.model import errors
+
+    try:
+        told = app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
+    except CycloptsError:
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return EXIT_FAILED
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, KeyboardInterrupt):
+            return 130
+        if isinstance(error, (errors.PgnotifyqError, psycopg.Error)):
+            return _tell(error)
+        raise
+    except (errors.PgnotifyqError, psycopg.Error) as error:
+        return _tell(error)
+    return told if isinstance(told, int) else 0
+
+
+def _tell(error: Exception) -> int:
+    import psycopg
+
+    from pgnotifyq.model import errors
+
+    print("pgnotifyq: " + " ".join(str(error).split()), file=sys.stderr)
+    usage = (errors.ConfigError, errors.InvalidJob, errors.InvalidName, errors.AppNotFound, errors.HandlerAlreadyRegistered)
+    database = (
+        errors.DatabaseUnreachable, errors.NoDatabase, errors.DatabaseTooOld, errors.MissingRights, errors.SchemaMissing,
+        errors.SchemaOutOfDate, errors.SchemaTooNew, psycopg.OperationalError,
+    )  # fmt: skip
+    if isinstance(error, usage):
+        return EXIT_USAGE
+    return EXIT_DATABASE if isinstance(error, database) else EXIT_FAILED

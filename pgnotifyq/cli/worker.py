@@ -1,0 +1,125 @@
+"""`python -m pgnotifyq worker`: a worker as a process, with its signals, its log, and an end that always comes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import trio
+
+from pgnotifyq.cli.commands import find_database, open_ledger
+from pgnotifyq.ledger.statements import compose
+from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.errors import AppNotFound, ConfigError
+from pgnotifyq.model.events import Event, as_json, as_line
+from pgnotifyq.model.registry import JobRegistry
+from pgnotifyq.runtime.worker import FAREWELL_SECONDS, run_worker
+
+if TYPE_CHECKING:
+    from pgnotifyq.model.events import EventSink
+    from pgnotifyq.runtime.worker import WorkerHandle
+
+EXIT_INTERRUPTED = 4  # some jobs were cut off and released
+EXIT_STUCK = 5  # a handler did not let go; the process was ended over it
+# Beyond the deadline and the grace: the settler's last statement and the farewell.
+PATIENCE_SECONDS = FAREWELL_SECONDS + 1.0
+
+
+def run(app: str | None, dsn: str | None, listen_dsn: str | None, settings: dict[str, Any], *, log_format: str) -> int:
+    """Run a worker until it is told to stop; return its exit code."""
+    if log_format not in {"line", "json"}:
+        raise ConfigError(f"--log-format {log_format!r}: use line or json")
+    config = WorkerConfig(**settings)
+    registry = load_registry(app)
+    handle: WorkerHandle = trio.run(_work, registry, dsn, listen_dsn, config, _printer(log_format))
+    return EXIT_INTERRUPTED if handle.interrupted else 0
+
+
+def load_registry(app: str | None) -> JobRegistry:
+    """Import the registry that `--app package.module:registry` names.
+
+    Raises:
+        AppNotFound: and what is wrong with it.
+    """
+    if not app:
+        raise AppNotFound("--app is missing: name your registry, as in --app package.module:registry")
+    module_name, colon, name = app.partition(":")
+    if not colon or not module_name or not name:
+        raise AppNotFound(f"--app {app!r} names no registry: write package.module:registry")
+    sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise AppNotFound(f"--app {app!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise AppNotFound(f"--app {app!r}: {module_name} has no {name!r}")
+        found = getattr(found, part)
+    if not isinstance(found, JobRegistry):
+        raise AppNotFound(f"--app {app!r} is a {type(found).__name__}, not a JobRegistry")
+    return found
+
+
+async def _work(
+    registry: JobRegistry, dsn: str | None, listen_dsn: str | None, config: WorkerConfig, tell: EventSink
+) -> WorkerHandle:
+    database = await find_database(dsn)
+    async with open_ledger(database.dsn, config.schema) as connection:
+        if not database.is_embedded:
+            await _warn_of_powers(connection)
+    async with trio.open_nursery() as nursery:
+
+        async def work(task_status: trio.TaskStatus[WorkerHandle]) -> None:
+            await run_worker(registry, database.dsn, config=config, listen_dsn=listen_dsn, on_event=tell, task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        handle: WorkerHandle = await nursery.start(work)
+        await _heed_signals(handle, config, database.dsn)
+    return handle
+
+
+async def _heed_signals(handle: WorkerHandle, config: WorkerConfig, dsn: str) -> None:
+    """The first signal drains, the second interrupts; either way the end is certain."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            first = not handle.is_draining
+            handle.drain()
+            seconds = (config.shutdown_seconds if first else 0.0) + config.grace_seconds + PATIENCE_SECONDS
+            # A thread, for a handler that shields itself, or one that holds the event loop, stops no thread.
+            threading.Thread(target=_end_after, args=(seconds, handle, config, dsn), daemon=True).start()
+
+
+def _end_after(seconds: float, handle: WorkerHandle, config: WorkerConfig, dsn: str) -> None:
+    """End the process when it has not ended by itself: release what it holds, uncharged, and leave."""
+    threading.Event().wait(seconds)
+    print(f"pgnotifyq: a handler did not let go within {seconds:g} s; ending the process", file=sys.stderr, flush=True)
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=2, options="-c statement_timeout=2000") as connection:
+            connection.execute(compose("select {schema}.release_all(%s)", config.schema), (handle.worker_id,))
+    except psycopg.Error as error:
+        print(f"pgnotifyq: its jobs could not be released ({error}); their leases will run out", file=sys.stderr, flush=True)
+    finally:
+        os._exit(EXIT_STUCK)
+
+
+async def _warn_of_powers(connection: Any) -> None:
+    cursor = await connection.execute("select rolsuper, rolbypassrls, rolname from pg_roles where rolname = current_user")
+    row = await cursor.fetchone()
+    if row and (row[0] or row[1]):
+        power = "a superuser" if row[0] else "exempt from row security"
+        print(f"pgnotifyq: connected as {row[2]}, {power}: use a role of less power, see `doctor`", file=sys.stderr)
+
+
+def _printer(log_format: str) -> EventSink:
+    render = as_json if log_format == "json" else as_line
+
+    def tell(event: Event) -> None:
+        print(render(event, datetime.now().astimezone()), flush=True)
+
+    return tell

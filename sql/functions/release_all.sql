@@ -1,0 +1,25 @@
+-- release_all: give back, uncharged, everything a worker still holds, and take its row away: the last act of a process that is
+-- about to be ended over a handler that does not let go. A cancelled job is closed.
+create or replace function {schema}.release_all(worker uuid) returns integer
+language plpgsql volatile
+as $$
+declare
+    job_ids uuid[];
+    execution_ids uuid[];
+begin
+    select array_agg(j.id order by j.id), array_agg(j.current_execution_id order by j.id)
+    into job_ids, execution_ids
+    from {schema}.jobs as j
+    where j.is_held and j.locked_by = worker;
+    if job_ids is not null then
+        perform from {schema}.settle(
+            worker, job_ids, execution_ids,
+            array_fill('release'::text, array[cardinality(job_ids)]), array_fill('released'::text, array[cardinality(job_ids)]),
+            array_fill(0::double precision, array[cardinality(job_ids)]),
+            array_fill('the worker was ended'::text, array[cardinality(job_ids)]),
+            array_fill(null::text, array[cardinality(job_ids)]), array_fill(null::text, array[cardinality(job_ids)]));
+    end if;
+    perform {schema}.unregister_worker(worker);
+    return coalesce(cardinality(job_ids), 0);
+end
+$$;
