@@ -36,7 +36,7 @@ ENDINGS: dict[str, Settlement] = {
 async def fetch(connection: Connection[Any], statement: str, *parameters: object) -> list[tuple[Any, ...]]:
     """Run a statement and return its rows."""
     cursor = await connection.execute(statement.encode(), parameters or None)
-    return await cursor.fetchall() if cursor.description else []
+    return await cursor.fetchall() if cursor.description is not None else []
 
 
 async def value(connection: Connection[Any], statement: str, *parameters: object) -> Any:

@@ -1,0 +1,156 @@
+"""Enqueue by SQL, progress, and the fence of a handler's own transaction."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+import trio
+
+from pgnotifyq.ledger import claims
+from pgnotifyq.ledger.errors import translated
+from pgnotifyq.model.errors import InvalidJob
+from pgnotifyq.model.outcome import PLAIN_COMPLETION
+from pgnotifyq.wire.connection import Connection
+from tests.ledger.support import (
+    BLOCKED,
+    BOB,
+    ENDINGS,
+    SCHEMA,
+    claim_one,
+    enqueue,
+    everything,
+    existing,
+    fetch,
+    lease,
+    pass_time,
+    reclaim,
+    settle,
+    update_status,
+    value,
+)
+from tests.proxy import until
+
+Link = Connection[Any]
+
+
+async def test_enqueue_in_the_callers_own_transaction(connection: Link, other: Link) -> None:
+    """The job exists if and only if the business write committed."""
+    await connection.execute("create temporary table orders (id integer)")
+    for committed in (False, True):
+        async with connection.transaction(force_rollback=not committed):
+            await connection.execute("insert into orders values (1)")
+            job_id = await enqueue(connection)
+            assert await fetch(other, "select from pgnotifyq.jobs where id = %s", job_id) == []
+        assert await fetch(other, "select id from pgnotifyq.jobs") == ([(job_id,)] if committed else [])
+        assert await value(connection, "select count(*) from orders") == committed
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"job_type": ""}, {"job_type": "no spaces"}, {"job_type": "x" * 128}, {"job_type": None}, {"queue_name": "-"},
+        {"queue_name": "x" * 64}, {"queue_name": "new\nline"}, {"priority": 32768}, {"max_attempts": 0},
+        {"max_attempts": 1001}, {"payload": json.dumps("x" * 1_048_576)},
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_what_is_refused(connection: Link, wrong: dict[str, object]) -> None:
+    """Names and numbers out of their bounds are refused with a typed error, and leave nothing."""
+    with pytest.raises(InvalidJob), translated(SCHEMA):
+        await enqueue(connection, **{"job_type": "noop", **wrong})  # type: ignore[arg-type]
+    assert await value(connection, "select count(*) from pgnotifyq.jobs") == 0
+
+
+async def test_unique_key(connection: Link) -> None:
+    """While a job is unfinished its key leads to it; afterwards the key is free."""
+    for status in ("completed", "cancelled", "dead"):
+        await pass_time(connection, 0)
+        first = await enqueue(connection, unique_key="k")
+        assert await enqueue(connection, unique_key="k") == first
+        job = await claim_one(connection)
+        assert await enqueue(connection, unique_key="k") == first
+        await settle(connection, job, ENDINGS["retry"])
+        await pass_time(connection, 10)
+        assert await enqueue(connection, unique_key="k") == first
+        job = await claim_one(connection)
+        await settle(connection, job, ENDINGS[{"completed": "complete", "cancelled": "cancel", "dead": "bury"}[status]])
+        second = await enqueue(connection, unique_key="k")
+        assert second != first
+        await update_status(connection, second)
+
+
+async def test_unique_key_at_once(connection: Link, other: Link, dsn: str) -> None:
+    """Two who enqueue under one key at once get one job."""
+    found: list[object] = []
+
+    async def enqueue_late() -> None:
+        found.append(await enqueue(other, unique_key="k"))
+
+    async with trio.open_nursery() as nursery, connection.transaction():
+        found.append(await enqueue(connection, unique_key="k"))
+        nursery.start_soon(enqueue_late)
+        await until(dsn, BLOCKED, "other")
+    assert found[0] == found[1]
+
+
+async def test_progress(connection: Link) -> None:
+    """Progress is stored for the execution that holds the job, changes no lease, and is forgotten at the next claim."""
+    job_id = await enqueue(connection)
+    job = await claim_one(connection)
+    before = await existing(connection, job_id)
+    assert await claims.report_progress(connection, SCHEMA, lease(job), fraction=0.5, message="half")
+    after = await existing(connection, job_id)
+    assert (after["progress"], after["progress_message"]) == (0.5, "half")
+    assert after["lease_expires_at"] == before["lease_expires_at"]
+    await settle(connection, job, ENDINGS["release"])
+    await claim_one(connection)
+    assert (await existing(connection, job_id))["progress"] is None
+
+
+async def test_progress_of_a_stale_execution(connection: Link) -> None:
+    """An execution that lost its job reports nothing of it."""
+    await enqueue(connection)
+    stale = await claim_one(connection)
+    await pass_time(connection, 61)
+    await reclaim(connection)
+    await claim_one(connection, worker=BOB)
+    before = await everything(connection)
+    assert not await claims.report_progress(connection, SCHEMA, lease(stale), fraction=1.0, message="done")
+    assert await everything(connection) == before
+
+
+async def test_still_holds(connection: Link) -> None:
+    """held, cancelled, lost: the fence of a handler's transaction knows the three."""
+    job_id = await enqueue(connection)
+    job = await claim_one(connection)
+    assert await claims.still_holds(connection, SCHEMA, lease(job)) == "held"
+    await update_status(connection, job_id)
+    assert await claims.still_holds(connection, SCHEMA, lease(job)) == "cancelled"
+    await settle(connection, job, PLAIN_COMPLETION)
+    assert await claims.still_holds(connection, SCHEMA, lease(job)) == "lost"
+
+
+async def test_still_holds_until_commit(connection: Link, other: Link, dsn: str) -> None:
+    """Once a transaction has found that it holds the job, nobody takes the job away before it has committed."""
+    job_id = await enqueue(connection)
+    job = await claim_one(connection)
+    await pass_time(other, 61)
+    async with trio.open_nursery() as nursery, connection.transaction():
+        assert await claims.still_holds(connection, SCHEMA, lease(job)) == "held"
+        assert await reclaim(other) == {}
+        nursery.start_soon(update_status, other, job_id)
+        await until(dsn, BLOCKED, "other")
+
+
+async def test_lease_is_whole(connection: Link) -> None:
+    """A row with half a lease, or a running job without one, cannot be stored, not even by hand."""
+    await enqueue(connection)
+    await claim_one(connection)
+    for column in ("locked_by", "current_execution_id", "lease_expires_at"):
+        with pytest.raises(psycopg.errors.CheckViolation):
+            await connection.execute(f"update pgnotifyq.jobs set {column} = null".encode())
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await connection.execute("update pgnotifyq.jobs set attempts = max_attempts + 1")

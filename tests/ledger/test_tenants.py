@@ -1,0 +1,148 @@
+"""Row security: no row of one tenant reaches another, and no table can forget it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgnotifyq.wire.connection import Connection
+from tests.ledger.support import ENDINGS, claim_one, enqueue, fetch, settle, value
+
+Link = Connection[Any]
+OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
+TABLES = ("jobs", "job_executions", "dead_letter_jobs")
+
+
+@asynccontextmanager
+async def as_tenant(connection: Link, org_id: uuid.UUID | None, *, role: str = "pgnotifyq_tenant") -> AsyncIterator[Link]:
+    """Do what a handler's tenant transaction does; rolled back at the end."""
+    async with connection.transaction(force_rollback=True):
+        await connection.execute("select set_config('pgnotifyq.org_id', %s, true)", (str(org_id or ""),))
+        await connection.execute(f"set local role {role}".encode())
+        yield connection
+
+
+@pytest.fixture
+async def shared(connection: Link) -> Link:
+    """Give a queue in which two tenants have a row in every table, and one job pending."""
+    for org_id in (OURS, THEIRS):
+        await enqueue(connection, org_id=org_id)
+        await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    for org_id in (OURS, THEIRS):
+        await enqueue(connection, org_id=org_id)
+    return connection
+
+
+async def test_every_table_with_a_tenant_column(connection: Link) -> None:
+    """Every table with org_id has row security enabled and forced, with a policy for reading and one for writing."""
+    found = await fetch(
+        connection,
+        "select c.relname, c.relrowsecurity, c.relforcerowsecurity,"
+        " exists (select from pg_policy as p where p.polrelid = c.oid and p.polqual is not null and p.polwithcheck is not null)"
+        " from pg_class as c join pg_attribute as a on a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped"
+        " where c.relnamespace = 'pgnotifyq'::regnamespace and c.relkind in ('r', 'p') order by 1",
+    )
+    assert found == [(table, True, True, True) for table in sorted(TABLES)]
+
+
+async def test_views_run_as_who_asks(connection: Link) -> None:
+    """No view lends its owner's rights."""
+    assert await fetch(
+        connection,
+        "select relname from pg_class where relnamespace = 'pgnotifyq'::regnamespace and relkind = 'v'"
+        " and not coalesce(reloptions @> array['security_invoker=true'], false)",
+    ) == []  # fmt: skip
+
+
+async def test_functions_run_as_who_calls(connection: Link) -> None:
+    """No function lends its owner's rights, so none needs a pinned search path."""
+    assert await fetch(
+        connection, "select proname from pg_proc where pronamespace = 'pgnotifyq'::regnamespace and prosecdef"
+    ) == []  # fmt: skip
+
+
+@pytest.mark.parametrize("relation", [*TABLES, "executions"])
+async def test_tenant_sees_its_own_rows_only(shared: Link, relation: str) -> None:
+    """A tenant's transaction sees its rows in every table and view, and no others."""
+    whose = f"select array_agg(distinct org_id) from pgnotifyq.{relation}"
+    assert await value(shared, whose) == [OURS, THEIRS]
+    async with as_tenant(shared, OURS):
+        assert await value(shared, whose) == [OURS]
+
+
+@pytest.mark.parametrize("relation", [*TABLES, "executions"])
+async def test_no_tenant_set(shared: Link, relation: str) -> None:
+    """The tenant role without a tenant sees nothing."""
+    async with as_tenant(shared, None):
+        assert await value(shared, f"select count(*) from pgnotifyq.{relation}") == 0
+
+
+async def test_writing_for_another_tenant(shared: Link) -> None:
+    """A tenant can enqueue for itself, and for nobody else."""
+    async with as_tenant(shared, OURS):
+        assert await enqueue(shared, org_id=OURS)
+    for statement in (
+        f"select pgnotifyq.enqueue('noop', org_id => '{THEIRS}')",
+        f"insert into pgnotifyq.jobs (job_type, org_id) values ('noop', '{THEIRS}')",
+    ):
+        async with as_tenant(shared, OURS):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+                await shared.execute(statement.encode())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update pgnotifyq.jobs set org_id = org_id",
+        "update pgnotifyq.jobs set attempts = 0",
+        "delete from pgnotifyq.jobs",
+        "insert into pgnotifyq.dead_letter_jobs select * from pgnotifyq.dead_letter_jobs",
+        "select from pgnotifyq.worker_heartbeats",
+        "select * from pgnotifyq.claim('00000000-0000-0000-0000-000000000001', array['default'], 1, 60)",
+    ],
+)
+async def test_what_a_tenant_may_not_do(shared: Link, statement: str) -> None:
+    """A tenant has no business with claims, workers, history, or the columns of the lease."""
+    async with as_tenant(shared, OURS):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            await shared.execute(statement.encode())
+
+
+async def test_cancelling_for_another_tenant(shared: Link) -> None:
+    """Another tenant's job cannot be cancelled, and is not even known to exist."""
+    theirs = await value(shared, "select id from pgnotifyq.jobs where org_id = %s", THEIRS)
+    ours = await value(shared, "select id from pgnotifyq.jobs where org_id = %s", OURS)
+    async with as_tenant(shared, OURS):
+        assert await value(shared, "select pgnotifyq.cancel(%s)", theirs) == "unknown"
+        assert await value(shared, "select pgnotifyq.cancel(%s)", uuid.uuid4()) == "unknown"
+        assert await value(shared, "select pgnotifyq.cancel(%s)", ours) == "cancelled"
+        cursor = await shared.execute("update pgnotifyq.jobs set status = 'cancelled' where id = %s", (theirs,))
+        assert cursor.rowcount == 0
+
+
+async def test_unique_key_of_another_tenant(connection: Link) -> None:
+    """One tenant's unique key is free for another, and tells it nothing."""
+    theirs = await enqueue(connection, org_id=THEIRS, unique_key="k")
+    async with as_tenant(connection, OURS):
+        assert await enqueue(connection, org_id=OURS, unique_key="k") != theirs
+
+
+async def test_setting_alone(shared: Link) -> None:
+    """Where roles may not be made the setting confines whoever is no superuser, the tables' owner too; without it all is seen."""
+    everything = "select array_agg(distinct org_id) from pgnotifyq.jobs"
+    async with shared.transaction(force_rollback=True):
+        await shared.execute("create role pgnotifyq_test_owner")
+        await shared.execute("grant usage on schema pgnotifyq to pgnotifyq_test_owner")
+        for table in TABLES:
+            await shared.execute(f"alter table pgnotifyq.{table} owner to pgnotifyq_test_owner".encode())
+        async with as_tenant(shared, None, role="pgnotifyq_test_owner"):
+            assert await value(shared, everything) == [OURS, THEIRS]
+        async with as_tenant(shared, OURS, role="pgnotifyq_test_owner"):
+            assert await value(shared, everything) == [OURS]
+            with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+                await enqueue(shared, org_id=THEIRS)
