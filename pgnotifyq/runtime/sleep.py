@@ -72,6 +72,7 @@ class Sleep:
     stage: Stage = Stage.AWAKE
     barrier: int | None = None  # T
     tries: int = 0
+    contended_tries: int = 0
     busy_since: float | None = None  # elapsed time, seconds
 
     def next_pause(self, *, ran_dry: bool, found: bool, is_contended: bool, snapshot_xmin: int | None) -> float | None:
@@ -81,8 +82,9 @@ class Sleep:
         if not ran_dry:
             return 0.0
         if is_contended:
-            self.tries += 1
-            return CONTENDED_SECONDS[min(self.tries, len(CONTENDED_SECONDS)) - 1]
+            self.contended_tries += 1
+            return CONTENDED_SECONDS[min(self.contended_tries, len(CONTENDED_SECONDS)) - 1]
+        self.contended_tries = 0
         if self.stage is Stage.AWAKE:
             if self.tries >= len(HOT_SECONDS):
                 return None

@@ -113,7 +113,8 @@ begin
         return query select
             null::uuid, null::uuid, null::uuid, null::text, null::text, null::text, null::smallint, null::timestamptz,
             null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz,
-            greatest(extract(epoch from next_due - time_now), 0)::double precision, xmin_before;
+            case when next_due is not null then greatest(extract(epoch from next_due - time_now), 0) end::double precision,
+            xmin_before;
     elsif exists (select from {schema}.sleepers as s where s.worker_id <> for_worker) then
         -- This worker is full. Whatever is due behind what it took is for somebody else.
         perform {schema}.wake(q.name, time_now, 1)

@@ -9,7 +9,9 @@ as $$
         worker_id, host, pid, queues, slots, version, started_at, last_beat_at, has_session, lease_seconds)
     values (worker, on_host, with_pid, for_queues, with_slots, of_version, {schema}.clock(), {schema}.clock(), with_session, for_seconds)
     on conflict (worker_id) do update
-    set last_beat_at = excluded.last_beat_at, has_session = excluded.has_session, session_lost_at = null
+    set last_beat_at = excluded.last_beat_at, has_session = excluded.has_session, session_lost_at = null;
+    -- No queue's name begins with a plus. Workers that were alone begin to watch.
+    select pg_notify({schema_text} || '_work', '+company');
 $$;
 
 -- session_key: the advisory lock that the listener session of a worker holds.
