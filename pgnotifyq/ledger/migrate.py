@@ -81,6 +81,8 @@ async def migrate(connection: Connection, schema: str = "pgnotifyq", *, dry_run:
         if dry_run or not missing:
             return missing
         with translated(schema):
+            # Functions call each other and come in order of name.
+            await connection.execute("set local check_function_bodies = off")
             await connection.execute(compose(_BOOKKEEPING, schema))
             for step in missing:
                 await connection.execute(step.text)
