@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgnotifyq.model.job import DeadLetter
+
 
 class PgnotifyqError(Exception):
     """The base of every error of this package."""
@@ -80,15 +85,19 @@ class JobNotFound(PgnotifyqError):
 
 
 class JobDead(PgnotifyqError):
-    """The job waited for went to the dead letters; `letter` is the one."""
+    """The job waited for went to the dead letters; `dead_letter` is the one."""
 
-    def __init__(self, message: str, letter: object) -> None:
+    def __init__(self, message: str, dead_letter: DeadLetter) -> None:
         super().__init__(message)
-        self.letter = letter
+        self.dead_letter = dead_letter
 
 
 class WaitTimeout(PgnotifyqError):
     """The job has not ended within the time given; it goes on."""
+
+
+class UniqueKeyHeld(PgnotifyqError):
+    """An unfinished job holds the unique key, so a second one with it cannot be restored."""
 
 
 class IllegalTransition(PgnotifyqError):
