@@ -16,7 +16,7 @@ import psycopg
 import trio
 
 from pgnotifyq.ledger import jobs as ledger
-from pgnotifyq.ledger.errors import is_passing, translated
+from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.ledger.migrate import check_schema
 from pgnotifyq.model.errors import InvalidPayload, JobDead, JobNotFound, PayloadUndecodable, WaitTimeout
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, JobId, NewJob, OrgId
@@ -141,11 +141,7 @@ class Client:
             }
         )
         if isinstance(connection, psycopg.Connection):
-            statement, parameters = ledger.enqueue_statement(job, self._schema)
-            with translated(self._schema):
-                row = connection.execute(statement, parameters).fetchone()
-            assert row is not None
-            return JobId(row[0])
+            return ledger.enqueue_blocking(connection, self._schema, job)
         if connection is not None:
             return await ledger.enqueue(connection, self._schema, job)
         async with self._pool.connection() as own:
@@ -165,13 +161,7 @@ class Client:
             for job in jobs:
                 self._check_payload(job)
         if isinstance(connection, psycopg.Connection):
-            ids = []
-            for start in range(0, len(jobs), ledger.ONE_STATEMENT_JOBS_MAX):
-                batch = jobs[start : start + ledger.ONE_STATEMENT_JOBS_MAX]
-                with translated(self._schema):
-                    rows = connection.execute(*ledger.enqueue_many_statement(batch, self._schema)).fetchall()
-                ids += [JobId(row[1]) for row in sorted(rows)]
-            return ids
+            return ledger.enqueue_many_blocking(connection, self._schema, jobs)
         if connection is not None:
             return await ledger.enqueue_many(connection, self._schema, jobs)
         async with self._pool.connection() as own:

@@ -1,32 +1,47 @@
 """The verbs of everybody who is not a worker: enqueue, cancel, requeue, purge, and looking.
 
-The SQL lives in sql/functions and sql/queries. The statements that enqueue are given apart from the connection that runs
-them, so that a blocking psycopg connection in the middle of a transaction of its own can run them too.
+The SQL lives in sql/functions and sql/queries. Whoever enqueues within a transaction of their own brings their own connection, so
+nothing here trusts its row factory or its cursors, and a blocking psycopg connection can enqueue too.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import time
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import attrs
+import psycopg
+import trio
+from psycopg import errors
+from psycopg.rows import tuple_row
 
 from pgnotifyq.ledger.errors import translated
 from pgnotifyq.ledger.statements import call, compose, query
+from pgnotifyq.model.errors import ConfigError, UniqueKeyHeld
 from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId
+from pgnotifyq.model.outcome import bounded
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.states import Status
+from pgnotifyq.wire.connection import Cursor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pgnotifyq.wire.connection import Connection
 
-# One statement carries its jobs as arrays; larger batches are copied.
+# One statement carries its jobs as arrays; larger batches are copied. COPY costs four round trips and carries 28,000 to 43,000
+# jobs/s where statements carry 18,000 to 25,000 (two cores, PostgreSQL 18), so it pays from about here.
 ONE_STATEMENT_JOBS_MAX = 1000
+# Encoded, or written to a COPY, before other tasks may run: about 5 ms.
+AT_ONCE_JOBS_MAX = 500
+
+# What `list_jobs` knows a job's state by: the statuses, and the labels derived from them.
+LABELS = (*Status, "scheduled", "retrying", "stopping")
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +56,8 @@ class WorkerRow:
     version: str
     started_at: datetime
     last_beat_at: datetime
-    state: str  # running, draining, or gone: its session is, and its jobs are about to be reclaimed
+    state: str  # running, draining, or gone: it is not alive, and its jobs are about to be reclaimed
+    is_alive: bool  # its session is; or, where it has none, its last beat is less than three leases ago
     running: int  # jobs it holds
     listening: str  # push or polling
     is_asleep: bool
@@ -63,14 +79,20 @@ class QueueRow:
     oldest_due_seconds: float | None  # age of the oldest job that is due and waits
 
 
+@attrs.frozen(kw_only=True)
+class Explanation:
+    """Why a job is where it is. Times are in seconds, on the database's clock."""
+
+    label: str  # its status, or scheduled, retrying, stopping
+    due_in_seconds: float | None  # negative: due for so long; None: it is not pending
+    lease_seconds_left: float | None  # None: nobody holds it
+    jobs_before: int | None  # due jobs of its queue that are claimed first, counted up to 1,000; None: it is not pending
+    workers: int  # live ones that take its queue and are not draining
+    slots_free: int  # of those workers
+
+
 def enqueue_statement(job: NewJob, schema: str) -> tuple[bytes, tuple[object, ...]]:
     """Return the statement that enqueues one job, and its parameters; it gives one row with the id."""
-    delay_seconds = job.delay_seconds or 0.0
-    statement = compose(
-        "select {schema}.enqueue(%s, %s::jsonb, %s, %s, %s, "
-        "coalesce(%s, {schema}.clock() + make_interval(secs => %s::float8)), %s, %s)",
-        schema,
-    )
     parameters = (
         job.job_type,
         encode(job.payload),
@@ -78,22 +100,36 @@ def enqueue_statement(job: NewJob, schema: str) -> tuple[bytes, tuple[object, ..
         job.queue_name,
         job.priority,
         job.scheduled_at,
-        delay_seconds,
+        float(job.delay_seconds or 0.0),
         job.max_attempts,
         job.unique_key,
     )
-    return statement, parameters
+    return _enqueue_one(schema), parameters
 
 
-def enqueue_many_statement(jobs: Sequence[NewJob], schema: str) -> tuple[bytes, tuple[object, ...]]:
-    """Return the statement that enqueues a batch, and its parameters; it gives (place, id) rows in order."""
+@functools.cache
+def _enqueue_one(schema: str) -> bytes:
+    return compose(
+        "select {schema}.enqueue(%s, %s::jsonb, %s, %s, %s, "
+        "coalesce(%s::timestamptz, {schema}.clock() + make_interval(secs => %s::float8)), %s, %s)",
+        schema,
+    )
+
+
+def enqueue_many_statement(
+    jobs: Sequence[NewJob], schema: str, payloads: Sequence[str] | None = None
+) -> tuple[bytes, tuple[object, ...]]:
+    """Return the statement that enqueues a batch, and its parameters; it gives (place, id) rows.
+
+    `payloads` are those of the jobs, when they are encoded already.
+    """
     types = "uuid[] uuid[] text[] text[] text[] smallint[] timestamptz[] float8[] integer[] text[]"
     parameters = (
-        "{" + ",".join(new_id().hex for _ in jobs) + "}",
+        "{" + ",".join(job_id.hex for job_id in new_ids(len(jobs))) + "}",
         "{" + ",".join(job.org_id.hex for job in jobs) + "}",
         [job.queue_name for job in jobs],
         [job.job_type for job in jobs],
-        [encode(job.payload) for job in jobs],
+        [encode(job.payload) for job in jobs] if payloads is None else list(payloads),
         [job.priority for job in jobs],
         [job.scheduled_at for job in jobs],
         [None if job.delay_seconds is None else float(job.delay_seconds) for job in jobs],
@@ -104,7 +140,7 @@ def enqueue_many_statement(jobs: Sequence[NewJob], schema: str) -> tuple[bytes, 
 
 
 async def enqueue(connection: Connection, schema: str, job: NewJob) -> JobId:
-    """Enqueue one job; with a unique key, return the unfinished job that holds it if there is one.
+    """Enqueue one job, in one round trip; with a unique key, return the unfinished job that holds it if there is one.
 
     Cancellation: on a connection in autocommit that is still open, nothing was enqueued.
 
@@ -112,91 +148,130 @@ async def enqueue(connection: Connection, schema: str, job: NewJob) -> JobId:
         InvalidPayload, PayloadTooLarge: the payload cannot be stored.
     """
     statement, parameters = enqueue_statement(job, schema)
-    with translated(schema):
-        cursor = await connection.execute(statement, parameters)
-        row = await cursor.fetchone()
-    assert row is not None
-    return JobId(row[0])
+    ((job_id,),) = await _rows(connection, schema, statement, parameters)
+    return JobId(job_id)
+
+
+def enqueue_blocking(connection: psycopg.Connection[Any], schema: str, job: NewJob) -> JobId:
+    """Do what `enqueue` does on a blocking connection: the event loop stands still for a round trip."""
+    statement, parameters = enqueue_statement(job, schema)
+    ((job_id,),) = _rows_blocking(connection, schema, statement, parameters)
+    return JobId(job_id)
 
 
 async def enqueue_many(connection: Connection, schema: str, jobs: Sequence[NewJob]) -> list[JobId]:
     """Enqueue jobs, all or none, and return their ids in order.
 
-    Up to ONE_STATEMENT_JOBS_MAX go in one statement; more are copied, but for those with a unique key.
+    Up to ONE_STATEMENT_JOBS_MAX go in one statement. More are copied, but for those with a unique key, and but for a role
+    that row security binds, to which PostgreSQL denies COPY: those go in several statements.
+
+    Cancellation: none of them are enqueued, or all are and `trio.Cancelled` comes at the next checkpoint.
 
     Raises:
-        InvalidPayload, PayloadTooLarge: a payload cannot be stored; nothing was enqueued.
+        InvalidPayload, PayloadTooLarge: a payload cannot be stored; nothing was sent.
     """
+    jobs = list(jobs)
     if not jobs:
         return []
-    with translated(schema):
-        if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
-            return await _insert(connection, schema, jobs)
-        keyed = [place for place, job in enumerate(jobs) if job.unique_key is not None]
-        plain = [place for place, job in enumerate(jobs) if job.unique_key is None]
-        ids: dict[int, JobId] = {}
-        async with connection.transaction():
-            ids.update(zip(plain, await _copy(connection, schema, [jobs[place] for place in plain]), strict=True))
-            for start in range(0, len(keyed), ONE_STATEMENT_JOBS_MAX):
-                places = keyed[start : start + ONE_STATEMENT_JOBS_MAX]
-                ids.update(zip(places, await _insert(connection, schema, [jobs[p] for p in places]), strict=True))
-        return [ids[place] for place in range(len(jobs))]
+    payloads: list[str] = []
+    for start in range(0, len(jobs), AT_ONCE_JOBS_MAX):
+        payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
+        if len(payloads) < len(jobs):
+            await trio.lowlevel.checkpoint()
+    if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
+        statement, parameters = enqueue_many_statement(jobs, schema, payloads)
+        return _in_order(await _rows(connection, schema, statement, parameters))
+
+    ids: dict[int, JobId] = {}
+    # A connection that is not in autocommit is in its owner's transaction already, or about to be: it is not ours to commit.
+    async with connection.transaction() if connection.autocommit else nullcontext():
+        now, may_copy = await _look_before_copy(connection, schema)
+        if may_copy:
+            plain = [place for place, job in enumerate(jobs) if job.unique_key is None]
+            due = [(jobs[place], payloads[place]) for place in plain]
+            ids.update(zip(plain, await _copy(connection, schema, due, now), strict=True))
+        for places in _batches([place for place in _in_key_order(jobs) if place not in ids]):
+            statement, parameters = enqueue_many_statement([jobs[p] for p in places], schema, [payloads[p] for p in places])
+            ids.update(zip(places, _in_order(await _rows(connection, schema, statement, parameters)), strict=True))
+    return [ids[place] for place in range(len(jobs))]
 
 
-async def _insert(connection: Connection, schema: str, jobs: Sequence[NewJob]) -> list[JobId]:
-    statement, parameters = enqueue_many_statement(jobs, schema)
-    cursor = await connection.execute(statement, parameters)
-    return [JobId(row[1]) for row in sorted(await cursor.fetchall())]
+def enqueue_many_blocking(connection: psycopg.Connection[Any], schema: str, jobs: Sequence[NewJob]) -> list[JobId]:
+    """Do what `enqueue_many` does on a blocking connection, in statements of ONE_STATEMENT_JOBS_MAX jobs."""
+    jobs = list(jobs)
+    payloads = [encode(job.payload) for job in jobs]
+    ids: dict[int, JobId] = {}
+    with connection.transaction() if connection.autocommit else nullcontext():
+        for places in _batches(_in_key_order(jobs)):
+            statement, parameters = enqueue_many_statement([jobs[p] for p in places], schema, [payloads[p] for p in places])
+            ids.update(zip(places, _in_order(_rows_blocking(connection, schema, statement, parameters)), strict=True))
+    return [ids[place] for place in range(len(jobs))]
 
 
-async def _copy(connection: Connection, schema: str, jobs: Sequence[NewJob]) -> list[JobId]:
-    """Copy jobs in; their times come from the database's clock, read once."""
+def _in_key_order(jobs: Sequence[NewJob]) -> list[int]:
+    """Return the places of the jobs: plain ones in order, then those with a unique key by tenant and key.
+
+    Two who enqueue the same keys wait for each other; in one order they do not deadlock. sql/functions/enqueue_many.sql keeps the same
+    order within a statement.
+    """
+    keyed = [(job.org_id.bytes, job.unique_key, place) for place, job in enumerate(jobs) if job.unique_key is not None]
+    return [place for place, job in enumerate(jobs) if job.unique_key is None] + [place for *_, place in sorted(keyed)]
+
+
+def _batches(places: list[int]) -> list[list[int]]:
+    return [places[start : start + ONE_STATEMENT_JOBS_MAX] for start in range(0, len(places), ONE_STATEMENT_JOBS_MAX)]
+
+
+def _in_order(rows: list[tuple[Any, ...]]) -> list[JobId]:
+    return [JobId(job_id) for _, job_id in sorted(rows)]
+
+
+async def _look_before_copy(connection: Connection, schema: str) -> tuple[datetime, bool]:
+    """Return the database's time, and whether this role may copy into the table."""
+    statement = compose("select {schema}.clock(), not row_security_active(({schema_text} || '.jobs')::regclass)", schema)
+    ((now, may_copy),) = await _rows(connection, schema, statement)
+    return now, may_copy
+
+
+async def _copy(connection: Connection, schema: str, jobs: Sequence[tuple[NewJob, str]], now: datetime) -> list[JobId]:
+    """Copy jobs, given with their payloads' text, into the table. Delays count from `now`, the database's time."""
     if not jobs:
         return []
-    cursor = await connection.execute(compose("select {schema}.clock()", schema))
-    row = await cursor.fetchone()
-    assert row is not None
-    now = row[0]
-    ids = [JobId(new_id()) for _ in jobs]
+    ids = [JobId(job_id) for job_id in new_ids(len(jobs))]
     columns = "id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, created_at"
     statement = compose("copy {schema}.jobs (" + columns + ") from stdin", schema)
     now_text = now.isoformat()
     lines: list[str] = []
-    async with connection.cursor() as copying, copying.copy(statement) as copy:
-        for job_id, job in zip(ids, jobs, strict=True):
-            due = job.scheduled_at
-            if due is None and job.delay_seconds:
-                due = now + timedelta(seconds=job.delay_seconds)
-            payload = encode(job.payload)
-            if "\\" in payload:
-                payload = payload.replace("\\", "\\\\")
-            # Names fit their patterns and JSON text holds no raw tab or newline, so only backslashes need escaping.
-            lines.append(
-                f"{job_id.hex}\t{job.org_id.hex}\t{job.queue_name}\t{job.job_type}\t{payload}\t{job.priority}\t"
-                f"{now_text if due is None else due.isoformat()}\t{job.max_attempts}\t{now_text}\n"
-            )
-            if len(lines) >= 500:
-                await copy.write("".join(lines))
-                lines.clear()
-        await copy.write("".join(lines))
+    with translated(schema):
+        async with Cursor(connection, row_factory=tuple_row).copy(statement) as copy:
+            for job_id, (job, payload) in zip(ids, jobs, strict=True):
+                due = job.scheduled_at
+                if due is None and job.delay_seconds:
+                    due = now + timedelta(seconds=job.delay_seconds)
+                # Names fit their patterns and JSON text holds no raw tab or newline, so only backslashes need escaping.
+                escaped = payload.replace("\\", "\\\\") if "\\" in payload else payload
+                lines.append(
+                    f"{job_id.hex}\t{job.org_id.hex}\t{job.queue_name}\t{job.job_type}\t{escaped}\t{job.priority}\t"
+                    f"{now_text if due is None else due.isoformat()}\t{job.max_attempts}\t{now_text}\n"
+                )
+                if len(lines) >= AT_ONCE_JOBS_MAX:
+                    await copy.write("".join(lines))
+                    lines.clear()
+            await copy.write("".join(lines))
     return ids
 
 
 async def cancel(connection: Connection, schema: str, job_id: JobId, why: str | None = None) -> str:
     """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`. Source: sql/functions/cancel.sql."""
-    with translated(schema):
-        cursor = await connection.execute(call("cancel", "uuid text", schema), (job_id, why))
-        row = await cursor.fetchone()
-    assert row is not None
-    return str(row[0])
+    reason = None if why is None else bounded(why)
+    ((told,),) = await _rows(connection, schema, call("cancel", "uuid text", schema), (job_id, reason))
+    return str(told)
 
 
 async def await_job(connection: Connection, schema: str, job_id: JobId) -> bool:
-    """Have the end of a job announced; False when it has ended, or is not there."""
-    with translated(schema):
-        cursor = await connection.execute(call("await_job", "uuid", schema), (job_id,))
-        row = await cursor.fetchone()
-    return bool(row and row[0])
+    """Have the end of a job announced; False when it has ended, or is not there. Source: sql/functions/await_job.sql."""
+    ((is_to_end,),) = await _rows(connection, schema, call("await_job", "uuid", schema), (job_id,))
+    return bool(is_to_end)
 
 
 async def get_job(connection: Connection, schema: str, job_id: JobId) -> Job | None:
@@ -215,21 +290,35 @@ async def list_jobs(
     org_id: OrgId | None = None,
     limit: int = 50,
 ) -> list[Job]:
-    """Return jobs, newest first; `status` may be scheduled, retrying or stopping too."""
+    """Return jobs, newest first.
+
+    Raises:
+        ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping; or `limit` is negative.
+    """
+    if status is not None and status not in LABELS:
+        raise ConfigError(f"status {status!r} is not known: use one of {', '.join(LABELS)}")
     return await _list(connection, schema, label=status, queue=queue, job_type=job_type, org_id=org_id, limit=limit)
 
 
 async def history(connection: Connection, schema: str, job_id: JobId) -> list[Execution]:
-    """Return the attempts of a job, oldest first, the one under way included."""
-    with translated(schema):
-        cursor = await connection.execute(query("executions", schema), {"id": job_id})
-        return [_execution(row) for row in await cursor.fetchall()]
+    """Return the attempts of a job, oldest first, the one under way included. A dead letter's are there too."""
+    return [_execution(row) for row in await _rows(connection, schema, query("executions", schema), {"id": job_id})]
+
+
+async def explain(connection: Connection, schema: str, job_id: JobId) -> Explanation | None:
+    """Return why a job is where it is, or None where `get_job` does."""
+    rows = await _named(connection, schema, query("explain", schema), {"id": job_id})
+    return Explanation(**rows[0]) if rows else None
 
 
 async def list_dead(
     connection: Connection, schema: str, *, queue: str | None = None, job_type: str | None = None, limit: int = 50
 ) -> list[DeadLetter]:
-    """Return dead letters, the latest first."""
+    """Return dead letters, the latest first.
+
+    Raises:
+        ConfigError: `limit` is negative.
+    """
     return await _list_dead(connection, schema, queue=queue, job_type=job_type, limit=limit)
 
 
@@ -243,62 +332,105 @@ async def requeue(connection: Connection, schema: str, job_id: JobId) -> bool:
     """Bring a dead letter back as the job it was; False when there is none.
 
     Raises:
-        psycopg.errors.UniqueViolation: an unfinished job holds its unique key; the dead letter stays.
+        UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
     """
-    with translated(schema):
-        cursor = await connection.execute(call("requeue", "uuid", schema), (job_id,))
-        row = await cursor.fetchone()
-    return bool(row and row[0])
+    try:
+        ((was_there,),) = await _rows(connection, schema, call("requeue", "uuid", schema), (job_id,))
+    except errors.UniqueViolation as error:
+        message = (
+            f"dead letter {job_id} cannot be requeued: an unfinished job has its unique key; wait for that one, or cancel it"
+        )
+        raise UniqueKeyHeld(message) from error
+    return bool(was_there)
+
+
+async def requeue_all(
+    connection: Connection, schema: str, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000
+) -> int:
+    """Bring back dead letters, the oldest first, in one transaction; return how many.
+
+    Those whose unique key an unfinished job holds stay, and do not count.
+
+    Raises:
+        ConfigError: `limit` is negative.
+    """
+    statement = call("requeue_all", "text text integer", schema)
+    ((restored,),) = await _rows(connection, schema, statement, (queue, job_type, _check_limit(limit)))
+    return int(restored)
 
 
 async def purge_dead(
     connection: Connection, schema: str, *, job_id: JobId | None = None, older_than_seconds: float | None = None
 ) -> int:
-    """Delete a dead letter, or those that died longer ago than given; return how many."""
-    with translated(schema):
-        cursor = await connection.execute(query("purge_dead", schema), {"id": job_id, "older_than_seconds": older_than_seconds})
-        row = await cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+    """Delete a dead letter, or those that died longer ago than given; return how many. Without either: none."""
+    parameters = {"id": job_id, "older_than_seconds": older_than_seconds}
+    ((gone,),) = await _rows(connection, schema, query("purge_dead", schema), parameters)
+    return int(gone)
 
 
 async def list_workers(connection: Connection, schema: str) -> list[WorkerRow]:
     """Return the worker processes, the oldest first."""
-    with translated(schema):
-        cursor = await connection.execute(query("workers", schema))
-        names = [field.name for field in attrs.fields(WorkerRow)]
-        columns = [column.name for column in cursor.description or ()]
-        assert set(names) == set(columns)
-        return [WorkerRow(**dict(zip(columns, row, strict=True))) for row in await cursor.fetchall()]
+    return [WorkerRow(**row) for row in await _named(connection, schema, query("workers", schema))]
 
 
 async def stats(connection: Connection, schema: str) -> list[QueueRow]:
     """Return what each queue holds, by name."""
-    with translated(schema):
-        cursor = await connection.execute(query("stats", schema))
-        columns = [column.name for column in cursor.description or ()]
-        return [QueueRow(**dict(zip(columns, row, strict=True))) for row in await cursor.fetchall()]
+    return [QueueRow(**row) for row in await _named(connection, schema, query("stats", schema))]
 
 
-def new_id() -> UUID:
-    """Return a uuid in version 7 order, as the database's own ids are."""
+def new_ids(count: int) -> list[UUID]:
+    """Return uuids in version 7 order, as the database's own ids are, each above the one before.
+
+    Jobs of one batch that fall due at the same moment are claimed in order of id, which is then the order they were given in.
+    """
+    noise = os.urandom(8 * count)
+    # 48 bits of milliseconds and 12 of their fraction; where the clock stands still the fraction counts on.
     milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
-    head = (milliseconds << 16) | 0x7000 | (nanoseconds * 4096 // 1_000_000)
-    tail = int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
-    return UUID(int=(head << 64) | tail)
+    tick = (milliseconds << 12) | (nanoseconds * 4096 // 1_000_000)
+    made = []
+    for place in range(count):
+        head = ((tick + place) >> 12 << 16) | 0x7000 | ((tick + place) & 0xFFF)
+        tail = int.from_bytes(noise[8 * place : 8 * place + 8], "big") & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
+        made.append(UUID(int=(head << 64) | tail))
+    return made
 
 
-async def _list(connection: Connection, schema: str, **filters: Any) -> list[Job]:
+async def _rows(connection: Connection, schema: str, statement: bytes, parameters: Any = None) -> list[tuple[Any, ...]]:
+    with translated(schema):
+        cursor = Cursor(connection, row_factory=tuple_row)
+        await cursor.execute(statement, parameters)
+        return await cursor.fetchall()
+
+
+def _rows_blocking(connection: psycopg.Connection[Any], schema: str, statement: bytes, parameters: Any) -> list[tuple[Any, ...]]:
+    with translated(schema), psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        cursor.execute(statement, parameters)
+        return cursor.fetchall()
+
+
+async def _named(connection: Connection, schema: str, statement: bytes, parameters: Any = None) -> list[dict[str, Any]]:
+    with translated(schema):
+        cursor = Cursor(connection, row_factory=tuple_row)
+        await cursor.execute(statement, parameters)
+        names = [column.name for column in cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
+
+
+async def _list(connection: Connection, schema: str, *, limit: int, **filters: Any) -> list[Job]:
     parameters = {"id": None, "label": None, "queue": None, "job_type": None, "org_id": None, **filters}
-    with translated(schema):
-        cursor = await connection.execute(query("jobs", schema), parameters)
-        return [_job(row) for row in await cursor.fetchall()]
+    parameters["limit"] = _check_limit(limit)
+    return [_job(row) for row in await _rows(connection, schema, query("jobs", schema), parameters)]
 
 
-async def _list_dead(connection: Connection, schema: str, **filters: Any) -> list[DeadLetter]:
-    with translated(schema):
-        cursor = await connection.execute(query("dead", schema), {"id": None, "queue": None, "job_type": None, **filters})
-        return [_dead_letter(row) for row in await cursor.fetchall()]
+async def _list_dead(connection: Connection, schema: str, *, limit: int, **filters: Any) -> list[DeadLetter]:
+    parameters = {"id": None, "queue": None, "job_type": None, **filters, "limit": _check_limit(limit)}
+    return [_dead_letter(row) for row in await _rows(connection, schema, query("dead", schema), parameters)]
+
+
+def _check_limit(limit: int) -> int:
+    if not 0 <= limit < 2**31:
+        raise ConfigError(f"limit {limit!r} is out of range: use 0 to {2**31 - 1}")
+    return limit
 
 
 _JOB_FIELDS = (

@@ -1,0 +1,31 @@
+-- explain: why a job is where it is: what it waits for, and who could run it. One row, or none.
+-- Index: jobs_pkey; jobs_claimable for the jobs before it, of which at most 1,000 are counted.
+with found as materialized (
+    select j.*, c.now
+    from {schema}.jobs as j, (select {schema}.clock() as now offset 0) as c
+    where j.id = %(id)s
+), workers as materialized (
+    select w.slots, (select count(*) from {schema}.jobs as j where j.is_held and j.locked_by = w.worker_id) as running
+    from {schema}.worker_heartbeats as w
+    where w.state = 'running'
+      and (select f.queue_name from found as f) = any (w.queues)
+      and {schema}.is_alive(w.worker_id)
+)
+select
+    case
+        when f.status = 'cancelled' and f.is_held then 'stopping'
+        when f.status = 'pending' and f.scheduled_at > f.now and f.attempts > 0 then 'retrying'
+        when f.status = 'pending' and f.scheduled_at > f.now then 'scheduled'
+        else f.status end as label,
+    case when f.status = 'pending' then extract(epoch from f.scheduled_at - f.now)::float8 end as due_in_seconds,
+    extract(epoch from f.lease_expires_at - f.now)::float8 as lease_seconds_left,
+    case when f.status = 'pending' then (
+        select count(*) from (
+            select from {schema}.jobs as j
+            where j.is_claimable and j.queue_name = f.queue_name and j.scheduled_at <= f.now
+              and (j.priority > f.priority
+                   or (j.priority = f.priority and (j.scheduled_at, j.id) < (f.scheduled_at, f.id)))
+            limit 1000) as before) end as jobs_before,
+    (select count(*) from workers as w) as workers,
+    (select coalesce(sum(greatest(w.slots - w.running, 0)), 0)::bigint from workers as w) as slots_free
+from found as f
