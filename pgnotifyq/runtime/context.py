@@ -69,7 +69,7 @@ class JobContext:
 
     def is_cancelled(self) -> bool:
         """Tell whether this execution shall stop, for whatever reason; safe from threads."""
-        return self._running.interrupt is not None
+        return self._running.why_stop() is not None
 
     async def cancelled(self) -> Interrupt:
         """Wait until this execution shall stop, and return why. Never returns while it shall go on."""
@@ -80,7 +80,7 @@ class JobContext:
     @property
     def cancel_reason(self) -> Interrupt | None:
         """Why this execution shall stop: cancelled, timed out, lease lost or shutdown; None while it shall go on."""
-        return self._running.interrupt
+        return self._running.why_stop()
 
     @asynccontextmanager
     async def transaction(self, *, complete: bool = False, result: object = None) -> AsyncIterator[Connection]:

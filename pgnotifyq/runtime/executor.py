@@ -69,6 +69,7 @@ async def _run(parts: Parts, running: Running, handler: Handler) -> Ended:
     try:
         with trio.CancelScope() as scope:
             if timeout_seconds is not None:
+                running.timeout_seconds = timeout_seconds
                 scope.deadline = running.started_at + timeout_seconds
             running.scope = scope
             if not handler.takes_context:
@@ -79,9 +80,8 @@ async def _run(parts: Parts, running: Running, handler: Handler) -> Ended:
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a handler raises is its outcome
         ended = Raised.from_exception(error)
     finally:
+        running.interrupt = running.why_stop()
         running.scope = None
-    if scope.cancel_called and running.interrupt is None and timeout_seconds is not None:
-        running.interrupt = Interrupt(kind=InterruptKind.TIMED_OUT, why=f"timed out after {timeout_seconds:g} s")
     return ended
 
 

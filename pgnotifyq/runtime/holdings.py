@@ -32,6 +32,7 @@ class Running:
     has_ended: bool = False  # the handler; its outcome may still be on its way to the database
     is_gone: bool = False  # its permit is free again
     started_at: float | None = None  # trio clock, seconds; when the handler started
+    timeout_seconds: float | None = None  # of the handler; its scope has the deadline
     interrupt: Interrupt | None = None
     _interrupted: trio.Event | None = attrs.field(default=None, init=False)
     # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to write.
@@ -56,6 +57,17 @@ class Running:
         """Return what events call this execution by."""
         job = self.job
         return {"job_id": job.id, "job_type": job.job_type, "queue": job.queue_name, "attempt": job.attempts}
+
+    def why_stop(self) -> Interrupt | None:
+        """Return why the handler shall stop, a deadline that has passed included; None while it shall go on. Safe from threads."""
+        if self.interrupt is not None or self.timeout_seconds is None or self.scope is None:
+            return self.interrupt
+        try:
+            is_late = self.scope.cancel_called
+        except RuntimeError:  # in a thread, which has no trio clock to ask; the loop has not cancelled the scope so far
+            return None
+        why = f"timed out after {self.timeout_seconds:g} s"
+        return Interrupt(kind=InterruptKind.TIMED_OUT, why=why) if is_late else None
 
     def stop(self, interrupt: Interrupt) -> bool:
         """Interrupt the handler, with a reason; True when this is news.

@@ -1,0 +1,95 @@
+"""A worker as a process: `python -m tests.runtime.apps.worker DSN SETTINGS`. Tells its events as lines of JSON.
+
+SIGTERM drains; a second one interrupts. What its handlers do is what tests need of a process that is killed or stopped.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import signal
+import sys
+from functools import partial
+from typing import Any
+
+import trio
+
+from pgnotifyq import Event, JobContext, JobRegistry, WorkerHandle, run_worker
+from pgnotifyq.model.events import as_json
+
+registry = JobRegistry()
+
+
+def tell(event: Event) -> None:
+    """Print an event."""
+    print(as_json(event, dt.datetime.now(tz=dt.UTC)), flush=True)
+
+
+@registry.handler()
+async def linger(payload: dict[str, Any], ctx: JobContext) -> None:
+    """Go on until interrupted, and leave a mark of why."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        assert ctx.cancel_reason is not None
+        print(json.dumps({"event": "handler", "reason": ctx.cancel_reason.kind.value}), flush=True)
+
+
+@registry.handler()
+async def stubborn(payload: dict[str, Any], ctx: JobContext) -> None:
+    """Wait, deaf to interrupts, until it may go on; then write and return as if nothing had happened."""
+    with trio.CancelScope(shield=True):
+        async with ctx._parts.databases.pool.connection() as connection:
+            while True:
+                cursor = await connection.execute("select exists (select from gate)")
+                if (await cursor.fetchone()) == (True,):
+                    break
+                await trio.sleep(0.02)
+        try:
+            async with ctx.transaction() as connection:
+                await connection.execute("insert into marks values ('stubborn')")
+        except Exception as error:
+            print(json.dumps({"event": "handler", "reason": type(error).__name__}), flush=True)
+            raise
+
+
+@registry.handler()
+def poison(payload: dict[str, Any]) -> None:
+    """End the process, as a crash in a C extension does."""
+    os._exit(9)
+
+
+@registry.handler()
+async def effect(payload: dict[str, Any], ctx: JobContext) -> None:
+    """Write in the job's own transaction; die before its commit on the first attempt, and after it on the second."""
+    async with ctx.transaction(complete=True) as connection:
+        await connection.execute("insert into marks values ('effect')")
+        if ctx.attempt == 1:
+            os._exit(9)
+    os._exit(9)
+
+
+@registry.handler()
+async def short(payload: dict[str, Any]) -> None:
+    """Do next to nothing."""
+    await trio.sleep(0.2)
+
+
+async def main(dsn: str, settings: dict[str, Any]) -> None:
+    """Work until told to stop."""
+    async with trio.open_nursery() as nursery:
+        handle: WorkerHandle = await nursery.start(partial(run_worker, registry, dsn, on_event=tell, **settings))
+        nursery.start_soon(heed_signals, handle, nursery.cancel_scope)
+        await handle._first.wait()
+
+
+async def heed_signals(handle: WorkerHandle, scope: trio.CancelScope) -> None:
+    """Drain at the first signal, interrupt at the second."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            handle.drain()
+
+
+if __name__ == "__main__":
+    trio.run(main, sys.argv[1], json.loads(sys.argv[2]))
