@@ -1,0 +1,23 @@
+"""`python -m bench NAME [options]`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+SCRIPTS = ("drain", "pickup", "cancel")
+
+
+def main() -> int:
+    """Run one script by name."""
+    if len(sys.argv) < 2 or sys.argv[1] not in SCRIPTS:
+        print(f"usage: python -m bench {{{'|'.join(SCRIPTS)}}} [--help]", file=sys.stderr)
+        return 2
+    name = sys.argv.pop(1)
+    sys.argv[0] = f"bench {name}"
+    importlib.import_module(f"bench.{name}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
