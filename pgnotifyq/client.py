@@ -1,16 +1,25 @@
 """The client: enqueue, cancel, wait, look.
 
 Waiting is event-driven. A client opens one listener connection when it first waits, and no background task: of several
-tasks that wait, one leads, which reads notifications and wakes the others, and hands the lead over when it leaves. A
-notification may be lost, so who waits looks at the table now and then all the same.
+tasks that wait one leads, which reads notifications and rings for the others, and hands the lead over when it leaves.
+
+Rules of waiting:
+
+- LISTEN stands before the table is looked at; so nothing falls in the gap.
+- A notification is a hint. It may be lost, and a listener may be deaf and not know: whoever waits looks at the table every
+  `LOOK_SECONDS` all the same. A look that finds an end nobody announced proves the listener deaf, and it is replaced.
+- A listener that cannot be had costs the speed of waiting, never the wait.
+- While nobody waits nothing is listened to: a session that listens and does not read holds back the server's queue of
+  notifications, for everybody.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 import trio
@@ -18,28 +27,45 @@ import trio
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.ledger.migrate import check_schema
-from pgnotifyq.model.errors import InvalidPayload, JobDead, JobNotFound, PayloadUndecodable, WaitTimeout
-from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, JobId, NewJob, OrgId
+from pgnotifyq.model.errors import (
+    DatabaseUnreachable,
+    InvalidJob,
+    InvalidPayload,
+    JobDead,
+    JobNotFound,
+    PayloadUndecodable,
+    WaitTimeout,
+)
+from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, DeadLetter, Job, JobId, NewJob, OrgId
 from pgnotifyq.model.payload import encode, structure
-from pgnotifyq.wire.connection import connect
-from pgnotifyq.wire.notifications import listen, wait_notifications
+from pgnotifyq.wire.connection import Connection, connect
+from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 from pgnotifyq.wire.pool import open_pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
-    from pgnotifyq.ledger.jobs import QueueRow, WorkerRow
-    from pgnotifyq.model.job import DeadLetter, Execution, Job
+    from pgnotifyq.ledger.jobs import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.model.job import Execution
     from pgnotifyq.model.registry import JobRegistry
-    from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.pool import Pool
 
 CONNECTIONS_MAX_DEFAULT = 4
 # A waiter looks at the table this often even when nothing is heard: a notification may be lost with its connection.
 LOOK_SECONDS = 5.0
-RECONNECT_SECONDS = 0.2
+# One look: a frozen server whose kernel still answers is seen by no TCP option, only by a deadline.
+LOOK_DEADLINE_SECONDS = 10.0
+# How long looks may fail before waiting fails: longer than a restart or a failover takes.
+OUTAGE_SECONDS_MAX = 60.0
+RETRY_SECONDS = 0.2  # between looks that fail
+LISTEN_DEADLINE_SECONDS = 3.0  # to connect and LISTEN; it is tried again at the next look
+HUSH_DEADLINE_SECONDS = 1.0  # to UNLISTEN, before the connection is closed instead
+
+_FIELDS = frozenset(
+    {"job_type", "payload", "org_id", "queue", "priority", "scheduled_at", "delay_seconds", "max_attempts", "unique_key"}
+)
 
 
 class CancelOutcome(StrEnum):
@@ -79,8 +105,7 @@ async def open_client(
         try:
             yield client
         finally:
-            with trio.CancelScope(shield=True):
-                await client._ends.close()  # noqa: SLF001  # this module's own
+            client._ends.close_nowait()  # noqa: SLF001  # this module's own
 
 
 class Client:
@@ -104,7 +129,7 @@ class Client:
         delay_seconds: float | None = None,
         max_attempts: int | None = None,
         unique_key: str | None = None,
-        connection: Connection | psycopg.Connection[Any] | None = None,
+        connection: Connection[Any] | psycopg.Connection[Any] | None = None,
     ) -> JobId:
         """Enqueue one job and return its id.
 
@@ -126,13 +151,14 @@ class Client:
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
             UnknownJobType: the client has a registry, and it has no such handler.
+            TypeError: `connection` is neither.
         """
         job = self._new_job(
             {
                 "job_type": job_type,
                 "payload": payload,
                 "org_id": org_id,
-                "queue_name": queue,
+                "queue": queue,
                 "priority": priority,
                 "scheduled_at": scheduled_at,
                 "delay_seconds": delay_seconds,
@@ -140,32 +166,42 @@ class Client:
                 "unique_key": unique_key,
             }
         )
+        if connection is None:
+            async with self._pool.connection() as own:
+                return await ledger.enqueue(own, self._schema, job)
         if isinstance(connection, psycopg.Connection):
             return ledger.enqueue_blocking(connection, self._schema, job)
-        if connection is not None:
-            return await ledger.enqueue(connection, self._schema, job)
-        async with self._pool.connection() as own:
-            return await ledger.enqueue(own, self._schema, job)
+        return await ledger.enqueue(_check_connection(connection), self._schema, job)
 
     async def enqueue_many(
-        self, jobs: Sequence[NewJob], *, connection: Connection | psycopg.Connection[Any] | None = None
+        self,
+        jobs: Sequence[NewJob | Mapping[str, Any]],
+        *,
+        connection: Connection[Any] | psycopg.Connection[Any] | None = None,
     ) -> list[JobId]:
         """Enqueue jobs, all or none, and return their ids in order.
 
-        One statement up to a thousand jobs, COPY beyond. On a blocking psycopg connection: statements of a thousand.
+        One statement up to a thousand jobs, COPY beyond.
+
+        Args:
+            jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes: job_type, payload,
+                queue, ...; only what a mapping leaves out comes from the registry.
+            connection: as for `enqueue`.
+
+        Cancellation: none of them are enqueued, or `trio.Cancelled` comes at the next checkpoint.
 
         Raises:
-            InvalidPayload, PayloadTooLarge: nothing was enqueued.
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
+            UnknownJobType: the client has a registry, and it has no such handler.
+            TypeError: `connection` is neither.
         """
-        if self._registry is not None:
-            for job in jobs:
-                self._check_payload(job)
+        made = [self._checked(job) if isinstance(job, NewJob) else self._new_job(job) for job in jobs]
+        if connection is None:
+            async with self._pool.connection() as own:
+                return await ledger.enqueue_many(own, self._schema, made)
         if isinstance(connection, psycopg.Connection):
-            return ledger.enqueue_many_blocking(connection, self._schema, jobs)
-        if connection is not None:
-            return await ledger.enqueue_many(connection, self._schema, jobs)
-        async with self._pool.connection() as own:
-            return await ledger.enqueue_many(own, self._schema, jobs)
+            return ledger.enqueue_many_blocking(connection, self._schema, made)
+        return await ledger.enqueue_many(_check_connection(connection), self._schema, made)
 
     async def cancel(self, job_id: JobId | UUID, *, wait_seconds: float | None = None, why: str | None = None) -> CancelOutcome:
         """Cancel a job: a pending one never starts, a running one's handler is stopped.
@@ -177,7 +213,7 @@ class Client:
 
         Returns: what became of it; `stopping` only when nobody waits.
 
-        Cancellation: the job stays cancelled.
+        Cancellation: the job stays cancelled, or was not told yet.
 
         Raises:
             JobNotFound: there is no such job.
@@ -193,26 +229,29 @@ class Client:
             await self._wait_end(job_id, wait_seconds)
         except WaitTimeout:
             return CancelOutcome.UNRESPONSIVE
+        except JobNotFound:
+            pass  # it stopped, and was pruned before anybody looked
         return CancelOutcome.CANCELLED
 
     async def wait(self, job_id: JobId | UUID, timeout_seconds: float | None = None) -> Job:
         """Wait until a job has ended, handler and all, and return it: `status` is completed or cancelled.
 
+        Outlives a restart of the server.
+
+        Cancellation: the job goes on.
+
         Raises:
             JobNotFound: there is no such job.
             JobDead: it went to the dead letters; the error has the letter.
             WaitTimeout: it has not ended within `timeout_seconds`; it goes on.
+            DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a minute.
         """
         job_id = JobId(job_id)
-        await self._wait_end(job_id, timeout_seconds)
-        async with self._pool.connection() as connection:
-            job = await ledger.get_job(connection, self._schema, job_id)
-            if job is not None:
-                return job
-            letter = await ledger.get_dead(connection, self._schema, job_id)
-        if letter is None:
-            raise _not_found(job_id)
-        raise JobDead(f"job {job_id} is a dead letter ({letter.reason}): {letter.error_message}", letter)
+        ended = await self._wait_end(job_id, timeout_seconds)
+        if isinstance(ended, DeadLetter):
+            message = f"job {job_id} is a dead letter ({ended.reason}) after {ended.attempts} attempts: {ended.error_message}"
+            raise JobDead(message, ended)
+        return ended
 
     async def get(self, job_id: JobId | UUID) -> Job:
         """Return a job.
@@ -226,30 +265,81 @@ class Client:
             raise _not_found(JobId(job_id))
         return job
 
+    async def get_dead(self, job_id: JobId | UUID) -> DeadLetter:
+        """Return a dead letter.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        async with self._pool.connection() as connection:
+            letter = await ledger.get_dead(connection, self._schema, JobId(job_id))
+        if letter is None:
+            raise _no_letter(job_id)
+        return letter
+
     async def history(self, job_id: JobId | UUID) -> list[Execution]:
-        """Return the attempts of a job, oldest first."""
+        """Return the attempts of a job, oldest first, the one under way included."""
         async with self._pool.connection() as connection:
             return await ledger.history(connection, self._schema, JobId(job_id))
 
-    async def jobs(self, **filters: Any) -> list[Job]:
-        """Return jobs, newest first. Filters: status, queue, job_type, org_id, limit."""
-        async with self._pool.connection() as connection:
-            return await ledger.list_jobs(connection, self._schema, **filters)
+    async def explain(self, job_id: JobId | UUID) -> Explanation:
+        """Return why a job is where it is: what it waits for, and who could run it.
 
-    async def dead(self, **filters: Any) -> list[DeadLetter]:
-        """Return dead letters, the latest first. Filters: queue, job_type, limit."""
+        Raises:
+            JobNotFound: there is no such job.
+        """
         async with self._pool.connection() as connection:
-            return await ledger.list_dead(connection, self._schema, **filters)
+            found = await ledger.explain(connection, self._schema, JobId(job_id))
+        if found is None:
+            raise _not_found(JobId(job_id))
+        return found
+
+    async def jobs(
+        self,
+        *,
+        status: str | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | None = None,
+        limit: int = 50,
+    ) -> list[Job]:
+        """Return jobs, newest first.
+
+        Raises:
+            ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping.
+        """
+        org = None if org_id is None else OrgId(org_id)
+        async with self._pool.connection() as connection:
+            return await ledger.list_jobs(
+                connection, self._schema, status=status, queue=queue, job_type=job_type, org_id=org, limit=limit
+            )
+
+    async def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> list[DeadLetter]:
+        """Return dead letters, the latest first."""
+        async with self._pool.connection() as connection:
+            return await ledger.list_dead(connection, self._schema, queue=queue, job_type=job_type, limit=limit)
 
     async def requeue(self, job_id: JobId | UUID) -> None:
         """Bring a dead letter back as the job it was, with all its attempts before it.
 
         Raises:
             JobNotFound: there is no such dead letter.
+            UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
         """
         async with self._pool.connection() as connection:
             if not await ledger.requeue(connection, self._schema, JobId(job_id)):
-                raise JobNotFound(f"there is no dead letter {job_id}: list them with `python -m pgnotifyq dead`")
+                raise _no_letter(job_id)
+
+    async def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> int:
+        """Bring back dead letters, the oldest first, and return how many."""
+        async with self._pool.connection() as connection:
+            return await ledger.requeue_all(connection, self._schema, queue=queue, job_type=job_type, limit=limit)
+
+    async def purge_dead(self, *, job_id: JobId | UUID | None = None, older_than_seconds: float | None = None) -> int:
+        """Delete a dead letter, or those that died longer ago than given; return how many."""
+        letter = None if job_id is None else JobId(job_id)
+        async with self._pool.connection() as connection:
+            return await ledger.purge_dead(connection, self._schema, job_id=letter, older_than_seconds=older_than_seconds)
 
     async def workers(self) -> list[WorkerRow]:
         """Return the worker processes, the oldest first."""
@@ -261,129 +351,248 @@ class Client:
         async with self._pool.connection() as connection:
             return await ledger.stats(connection, self._schema)
 
-    async def _wait_end(self, job_id: JobId, timeout_seconds: float | None) -> None:
-        async def has_ended() -> bool:
+    async def _wait_end(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
+        async def look() -> Job | DeadLetter | None:
             async with self._pool.connection() as connection:
-                return not await ledger.await_job(connection, self._schema, job_id)
+                return await _look(connection, self._schema, job_id)
 
-        with trio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds) as scope:
-            await self._ends.wait(job_id, has_ended)
-        if scope.cancelled_caught:
+        ended: Job | DeadLetter | None = None
+        with trio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds):
+            ended = await self._ends.wait(job_id, look)
+        if ended is None:
             raise WaitTimeout(f"job {job_id} has not ended within {timeout_seconds:g} s; it goes on")
+        await self._ends.hush()
+        return ended
 
-    def _new_job(self, fields: dict[str, Any]) -> NewJob:
+    def _new_job(self, given: Mapping[str, Any]) -> NewJob:
+        """Make a job of what `enqueue` takes, and of the handler's defaults."""
+        if not given.keys() <= _FIELDS:
+            unknown = ", ".join(sorted(map(str, given.keys() - _FIELDS)))
+            raise InvalidJob(f"a job has no {unknown}: use {', '.join(sorted(_FIELDS))}")
+        if "job_type" not in given:
+            raise InvalidJob("a job has no job_type: name the handler that is to run it")
+        fields = dict(given)
         handler = self._registry.get(fields["job_type"]) if self._registry is not None else None
-        if fields["queue_name"] is None:
-            fields["queue_name"] = (handler.queue if handler else None) or "default"
-        if fields["max_attempts"] is None:
-            fields["max_attempts"] = (handler.max_attempts if handler else None) or MAX_ATTEMPTS_DEFAULT
-        job = NewJob(**fields)
-        if handler is not None:
-            self._check_payload(job)
-        return job
+        queue, max_attempts = fields.pop("queue", None), fields.pop("max_attempts", None)
+        if queue is None:
+            queue = (handler.queue if handler else None) or "default"
+        if max_attempts is None:
+            max_attempts = (handler.max_attempts if handler else None) or MAX_ATTEMPTS_DEFAULT
+        return self._checked(NewJob(**fields, queue_name=queue, max_attempts=max_attempts))
 
-    def _check_payload(self, job: NewJob) -> None:
+    def _checked(self, job: NewJob) -> NewJob:
         """Refuse here what the handler would refuse later."""
-        assert self._registry is not None
+        if self._registry is None:
+            return job
         handler = self._registry.get(job.job_type)
         if handler.payload_type is None or handler.takes_job:
-            return
-        import json
-
+            return job
         try:
             structure(json.loads(encode(job.payload)), handler.payload_type)
         except PayloadUndecodable as error:
             raise InvalidPayload(f"{error}; the handler is {handler.name}") from error
+        return job
+
+
+async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | DeadLetter | None:
+    """Return a job that has ended; or have its end announced, and return None.
+
+    Raises:
+        JobNotFound: there is no such job.
+    """
+    while True:
+        if await ledger.await_job(connection, schema, job_id):
+            return None
+        job = await ledger.get_job(connection, schema, job_id)
+        if job is not None and job.is_finished:
+            return job
+        if job is None:
+            letter = await ledger.get_dead(connection, schema, job_id)
+            if letter is not None:
+                return letter
+            if await ledger.get_job(connection, schema, job_id) is None:
+                raise _not_found(job_id)
+        # It was requeued between two of these looks, so its end will not be announced yet.
+
+
+class _Waiter:
+    """One task that waits for the end of one job."""
+
+    def __init__(self, job_id: JobId) -> None:
+        self.job_id = job_id
+        self.rung = trio.Event()  # look at the table, then come and see who leads
 
 
 class _Ends:
-    """The ends of jobs, heard on one connection by whoever leads."""
+    """The ends of jobs, heard on one connection by whichever waiter leads."""
 
     def __init__(self, dsn: str, schema: str) -> None:
         self._dsn = dsn
-        self._schema = schema
+        self._channel = f"{schema}_finished"
+        self._waiters: dict[str, list[_Waiter]] = {}  # by the job's id, as notifications have it
+        self._is_led = False
+        # The connection, and whether it listens; changed under the lock, but for being closed.
         self._connection: Connection | None = None
-        self._waiting: dict[JobId, list[trio.Event]] = {}
-        self._has_leader = False
+        self._listens = False
+        self._lock = trio.Lock()
 
-    async def wait(self, job_id: JobId, has_ended: Any) -> None:
-        """Wait until `has_ended` says so; it is asked once LISTEN stands, when the end is heard, and now and then."""
-        heard = trio.Event()
-        self._waiting.setdefault(job_id, []).append(heard)
+    async def wait(self, job_id: JobId, look: Callable[[], Awaitable[Job | DeadLetter | None]]) -> Job | DeadLetter:
+        """Wait until `look` returns something, and return it.
+
+        It is asked once LISTEN stands, when the end is heard, when the listener was lost, and every `LOOK_SECONDS`.
+
+        Raises: what `look` raises, but failures that pass are forgiven for `OUTAGE_SECONDS_MAX`.
+        """
+        waiter = _Waiter(job_id)
+        self._waiters.setdefault(str(job_id), []).append(waiter)
+        has_ended = False
         try:
-            await self._listening()
-            while not await has_ended():
-                with trio.move_on_after(LOOK_SECONDS):
-                    await self._heard(heard)
-                if heard.is_set():
-                    self._waiting[job_id].remove(heard)
-                    heard = trio.Event()
-                    self._waiting[job_id].append(heard)
+            ended = await self._wait(waiter, look)
+            has_ended = True
+            return ended
         finally:
-            self._waiting[job_id].remove(heard)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
-            self._hand_over()
+            self._leave_nowait(waiter, keeps_connection=has_ended)
 
-    async def close(self) -> None:
-        """Close the connection."""
-        if self._connection is not None:
-            await self._connection.close()
-
-    async def _heard(self, heard: trio.Event) -> None:
-        """Return when this waiter was woken: the job has ended, or it is its turn to lead and then something was heard."""
-        while not heard.is_set():
-            if self._has_leader:
-                await heard.wait()
+    async def hush(self) -> None:
+        """Stop listening when nobody waits. Cancellation: the connection is closed."""
+        if self._waiters or not self._listens:
+            return
+        async with self._lock:
+            if self._waiters or not self._listens or self._connection is None:
                 return
-            self._has_leader = True
+            connection, self._connection = self._connection, None
+            self._listens = False
             try:
-                await self._lead(heard)
+                with trio.move_on_after(HUSH_DEADLINE_SECONDS):
+                    await unlisten(connection, self._channel)
+                    self._connection = connection
+            except psycopg.OperationalError:
+                pass  # it is gone: that is quiet too
             finally:
-                self._has_leader = False
-                self._hand_over()
+                if self._connection is None:
+                    connection.close_nowait()
 
-    async def _lead(self, heard: trio.Event) -> None:
-        while not heard.is_set():
+    def close_nowait(self) -> None:
+        """Close the connection. Whoever waits still finds out by looking."""
+        connection, self._connection = self._connection, None
+        self._listens = False
+        if connection is not None:
+            connection.close_nowait()
+
+    async def _wait(self, waiter: _Waiter, look: Callable[[], Awaitable[Job | DeadLetter | None]]) -> Job | DeadLetter:
+        answered_at = trio.current_time()
+        heard = True  # the first look owes nothing to the listener
+        while True:
+            listener = await self._listen()
+            waiter.rung = trio.Event()
             try:
-                connection = await self._listening()
-                notes = await wait_notifications(connection)
+                with trio.fail_after(LOOK_DEADLINE_SECONDS):
+                    ended = await look()
+            except Exception as error:
+                if not (isinstance(error, trio.TooSlowError) or is_passing(error)):
+                    raise
+                if trio.current_time() - answered_at > OUTAGE_SECONDS_MAX:
+                    if isinstance(error, trio.TooSlowError):
+                        raise DatabaseUnreachable(f"the database has not answered for {OUTAGE_SECONDS_MAX:g} s") from error
+                    raise
+                await trio.sleep(RETRY_SECONDS)
+                continue
+            if ended is not None:
+                if not heard and listener is not None and listener is self._connection:
+                    self._distrust_nowait()
+                return ended
+            answered_at = trio.current_time()
+            with trio.move_on_after(LOOK_SECONDS):
+                await self._hear(waiter)
+            heard = waiter.rung.is_set()
+
+    async def _hear(self, waiter: _Waiter) -> None:
+        """Return when this waiter was rung for: by another that leads, or by itself, leading."""
+        while not waiter.rung.is_set():
+            connection = self._connection
+            if self._is_led or connection is None or not self._listens:
+                await waiter.rung.wait()
+                return
+            self._is_led = True
+            try:
+                while not waiter.rung.is_set():
+                    for note in await wait_notifications(connection):
+                        self._ring(self._waiters.get(note.payload, ()))
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                # What was announced meanwhile is lost: everybody looks once LISTEN stands anew.
+                if self._connection is connection:
+                    self.close_nowait()
+                for waiters in self._waiters.values():
+                    self._ring(waiters)
+            finally:
+                self._is_led = False
+                self._hand_over(waiter)
+
+    async def _listen(self) -> Connection | None:
+        """Return the connection that listens; None where none can be had now: then looks have to do."""
+        async with self._lock:
+            if self._connection is not None and not self._connection.closed and self._listens:
+                return self._connection
+            connection, self._connection = self._connection, None
+            self._listens = False
+            try:
+                with trio.move_on_after(LISTEN_DEADLINE_SECONDS):
+                    if connection is None or connection.closed:
+                        connection = await connect(self._dsn, application_name="pgnotifyq client listener")
+                    await listen(connection, self._channel)
+                    self._connection = connection
+                    self._listens = True
             except Exception as error:
                 if not is_passing(error):
                     raise
-                # What was announced meanwhile is lost: everybody looks again once LISTEN stands anew.
-                self._connection = None
-                await trio.sleep(RECONNECT_SECONDS)
-                self._wake_all()
-                return
-            for note in notes:
-                for job_id in [waiting for waiting in self._waiting if str(waiting) == note.payload]:
-                    for event in self._waiting[job_id]:
-                        event.set()
+            finally:
+                if self._connection is None and connection is not None:
+                    connection.close_nowait()
+            return self._connection
 
-    async def _listening(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            connection = await connect(self._dsn, application_name="pgnotifyq client listener")
-            await listen(connection, f"{self._schema}_finished")
-            if self._connection is None or self._connection.closed:
-                self._connection = connection
-            else:
-                await connection.close()
-        return self._connection
+    def _leave_nowait(self, waiter: _Waiter, *, keeps_connection: bool) -> None:
+        name = str(waiter.job_id)
+        self._waiters[name].remove(waiter)
+        if not self._waiters[name]:
+            del self._waiters[name]
+        if self._waiters:
+            self._hand_over(waiter)
+        elif not keeps_connection:
+            self.close_nowait()  # UNLISTEN would have to wait, and this task must not
 
-    def _hand_over(self) -> None:
-        """Wake one other waiter, so that somebody reads."""
-        if not self._has_leader:
-            for events in self._waiting.values():
-                for event in events:
-                    event.set()
+    def _hand_over(self, leaving: _Waiter) -> None:
+        """Ring for one waiter that is asleep, so that somebody reads. Those that are awake see for themselves."""
+        if self._is_led:
+            return
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if waiter is not leaving and not waiter.rung.is_set():
+                    waiter.rung.set()
                     return
 
-    def _wake_all(self) -> None:
-        for events in self._waiting.values():
-            for event in events:
-                event.set()
+    def _distrust_nowait(self) -> None:
+        """Close a listener that should have announced an end and did not. A leader wakes and rings for everybody."""
+        self.close_nowait()
+
+    @staticmethod
+    def _ring(waiters: Sequence[_Waiter]) -> None:
+        for waiter in waiters:
+            waiter.rung.set()
+
+
+def _check_connection(connection: object) -> Connection[Any]:
+    if not isinstance(connection, Connection):
+        message = (
+            f"connection is a {type(connection).__module__}.{type(connection).__qualname__}: pass one opened by "
+            "pgnotifyq.wire.connection, or a blocking psycopg.Connection"
+        )
+        raise TypeError(message)
+    return cast(Connection[Any], connection)
 
 
 def _not_found(job_id: JobId) -> JobNotFound:
-    return JobNotFound(f"there is no job {job_id}: it never was, or was pruned after its retention")
+    return JobNotFound(f"there is no job {job_id}: it never was, was pruned after its retention, or is a dead letter")
+
+
+def _no_letter(job_id: object) -> JobNotFound:
+    return JobNotFound(f"there is no dead letter {job_id}: list them with `python -m pgnotifyq dead`")

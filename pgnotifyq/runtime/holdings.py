@@ -112,7 +112,14 @@ class Holdings:
         return iter(list(self._running.values()))
 
     def add(self, running: Running) -> None:
-        """Take up an execution just claimed."""
+        """Take up an execution just claimed.
+
+        An earlier execution of the same job may still run here, after its lease was lost and reclaimed while this worker did
+        not know. Nobody would find it any more, so it is stopped now. And the new one goes to the end of the order.
+        """
+        before = self._running.pop(running.job.id, None)
+        if before is not None:
+            self.stop(before, Interrupt(kind=InterruptKind.LEASE_LOST, why="this worker claimed the job again"))
         self._running[running.job.id] = running
         self.taken_up.set()
         if self.emptied.is_set():
