@@ -163,13 +163,19 @@ class Workplace:
         await self.until("exists (select from pgnotifyq.sleepers where worker_id = %s)", worker.handle.worker_id)
 
     async def take_away(self, job_id: JobId) -> None:
-        """Do to a running job what a reclaimer does once its lease has run out, and have BOB claim it again."""
-        await self.connection.execute(
-            "update pgnotifyq.jobs set lease_expires_at = clock_timestamp() - interval '1 s' where id = %s", (job_id,)
-        )
-        assert await ledger.reclaim(self.connection) == {job_id: "pending"}
-        (job,) = await ledger.claim(self.connection, worker=ledger.BOB)
+        """Do to a running job what a reclaimer does once its lease has run out, and have BOB claim it, in one commit."""
+        async with self.connection.transaction():
+            await self.lose(job_id)
+            (job,) = await ledger.claim(self.connection, worker=ledger.BOB)
         assert job.id == job_id
+
+    async def lose(self, job_id: JobId) -> None:
+        """Do to a running job what a reclaimer does once its lease has run out."""
+        async with self.connection.transaction():
+            await self.connection.execute(
+                "update pgnotifyq.jobs set lease_expires_at = clock_timestamp() - interval '1 s' where id = %s", (job_id,)
+            )
+            assert await ledger.reclaim(self.connection) == {job_id: "pending"}
 
 
 @asynccontextmanager
