@@ -31,7 +31,7 @@ def registry() -> JobRegistry:
     made = JobRegistry()
 
     @made.handler("stamp")
-    async def stamp(payload: dict[str, Any]) -> float:  # noqa: ARG001, RUF029
+    async def stamp(payload: dict[str, Any]) -> float:  # noqa: ARG001
         return time.monotonic()
 
     return made

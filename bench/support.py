@@ -85,7 +85,7 @@ def noop_registry() -> JobRegistry:
     registry = JobRegistry()
 
     @registry.handler("noop")
-    async def noop(payload: dict[str, Any]) -> None:  # noqa: ARG001, RUF029
+    async def noop(payload: dict[str, Any]) -> None:
         pass
 
     return registry

@@ -64,6 +64,11 @@ class Settler:
             if not self._parts.slots.is_backed_up or len(self._waiting) >= BATCH_MAX // 2:
                 self._bell.ring()
 
+    def go_on(self) -> None:
+        """Write what was held back while jobs waited to be started."""
+        if self._waiting:
+            self._bell.ring()
+
     def distrust(self, running: Running) -> None:
         """Let go of an execution that has ended, and whose outcome could not be written while the lease was trusted.
 

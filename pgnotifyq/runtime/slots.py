@@ -88,7 +88,9 @@ class Slots:
             if self._given:
                 self._wake_one()
             else:
+                # The last one is about to start, and may run for long: what was held back goes now.
                 self._tell_if_wanted()
+                parts.settler.go_on()
             settlement = await execute(parts, running)
             parts.settler.add(running, settlement)
             in_a_row += 1

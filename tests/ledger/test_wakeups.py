@@ -212,6 +212,7 @@ async def test_worker_that_leaves(connection: Link, ears: Ears) -> None:
             connection, SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0",
             has_session=True, lease_seconds=60.0,
         )  # fmt: skip
+    assert await ears.heard() == [("everybody", "+company")] * 2
     await sleep(connection, ANN, BOB)
     await workers.unregister(connection, SCHEMA, ANN)
     assert await ears.heard() == [("bob", "work default")]
