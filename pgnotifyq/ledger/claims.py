@@ -27,7 +27,7 @@ class Claim:
     ran_dry: bool  # fewer were found than asked for
     next_due_seconds: float | None  # until the next job of these queues falls due, when dry; None: none known
     is_contended: bool  # a due job was left because somebody else's transaction holds its row
-    snapshot_xmin: int | None  # transactions below it had ended before the claim looked, when dry
+    snapshot_xmin: int | None  # when dry: transactions below it had ended before the claim looked; None: a promise has passed
 
 
 @attrs.frozen(kw_only=True)

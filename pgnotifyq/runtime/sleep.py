@@ -20,6 +20,12 @@ above T runs when it has ended: its job, if it committed, is visible to the clai
 `pg_snapshot_xmax` will not do for T: it is one past the highest *completed* id, and an active inserter may lie beyond it. The
 claim function reads xmin in a statement *before* the one that looks for jobs, which can only make it smaller: safe.
 
+Jobs of the future. A sleeper says when it will look again by itself (`expects_at`), and an insert that falls due later tells
+it nothing: a promise, and whoever relied on it may not have committed when the promise is kept. So it stands until its time
+even if the job it was made for is gone, and when a claim finds one of its own passed (it reports no xmin then) the barrier is
+taken anew: 2 and 3 above, for whoever relied on the promise looked before its time, and so has an id below the new T. The
+naive sleeper, which replaces what it expects at each claim and sleeps on, loses such a job until the backstop.
+
 "Dry" means that no due job was left, not that none could be taken: a claim skips rows that somebody else has locked, another
 worker's claim or a mere update, and says so (`is_contended`). Then the worker looks again, at growing intervals; if it
 slept, and the other did not take the job after all, nobody would come for it.
@@ -81,6 +87,8 @@ class Sleep:
             self.tries = 0
         if not ran_dry:
             return 0.0
+        if self.stage is not Stage.AWAKE and snapshot_xmin is None:
+            return None  # a promise has passed
         if is_contended:
             self.contended_tries += 1
             return CONTENDED_SECONDS[min(self.contended_tries, len(CONTENDED_SECONDS)) - 1]

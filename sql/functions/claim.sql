@@ -4,11 +4,12 @@
 --         from_queues    queue names in order of preference: a queue is looked at only when those before it are dry
 --         jobs_max       free slots; never more rows than this, under any plan
 --         for_seconds    length of the lease
---         is_asleep      whether the worker is published as a sleeper: its row then learns what it expects next
+--         is_asleep      whether the worker is published as a sleeper: its rows then say what it expects next
 -- Out:    one row a job, in the order of claiming. When fewer than jobs_max were found, one more row whose `id` is null:
 --         `next_due_seconds` until the earliest job of these queues that was not taken (null: none known; zero: it is due,
 --         and somebody else's transaction holds its row, so look again soon), and
---         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended before this claim looked.
+--         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended before this claim looked. Null
+--         when a time has passed that the worker, asleep, had promised to look at.
 --         The payload is JSON text: Python's decoder takes a quarter of the time for text that psycopg takes for jsonb.
 -- Locks:  the claimed rows, `skip locked`; workers never wait on each other.
 -- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now).
@@ -48,6 +49,10 @@ declare
     next_due timestamptz;
     queue_due timestamptz;
     level_due timestamptz;
+    dues timestamptz[] := '{{}}';
+    has_passed boolean;
+    has_changed boolean;
+    promised_at timestamptz;
 begin
     perform set_config('synchronous_commit', 'off', true);
     <<queues>>
@@ -100,16 +105,30 @@ begin
             limit 1;
             queue_due := least(queue_due, level_due);
         end loop;
-        if is_asleep then
-            update {schema}.sleepers as s
-            set expects_at = coalesce(queue_due, 'infinity')
-            where s.queue_name = queue and s.worker_id = for_worker
-              and s.expects_at <> coalesce(queue_due, 'infinity');
-        end if;
+        dues := dues || case when queue_due > time_now then queue_due else 'infinity' end;
         next_due := least(next_due, queue_due);
     end loop;
 
     if taken < jobs_max then
+        if is_asleep then
+            -- What a sleeper expects is a promise to look then, and inserts count on it: it stands until that time, even if the
+            -- job it was made for is gone. One that has passed counts for nobody (wake), and the worker is told (runtime/sleep.py).
+            select bool_or(s.expects_at <= time_now), bool_or(s.expects_at > q.due or s.expects_at <= time_now),
+                min(case when s.expects_at > time_now then least(s.expects_at, q.due) else q.due end)
+            into has_passed, has_changed, promised_at
+            from unnest(from_queues, dues) as q(name, due)
+            join {schema}.sleepers as s on s.queue_name = q.name and s.worker_id = for_worker;
+            if has_passed then
+                xmin_before := null;
+            end if;
+            if has_changed then
+                update {schema}.sleepers as s
+                set expects_at = q.due
+                from unnest(from_queues, dues) as q(name, due)
+                where s.queue_name = q.name and s.worker_id = for_worker and (s.expects_at > q.due or s.expects_at <= time_now);
+            end if;
+            next_due := least(next_due, nullif(promised_at, 'infinity'));
+        end if;
         return query select
             null::uuid, null::uuid, null::uuid, null::text, null::text, null::text, null::smallint, null::timestamptz,
             null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz,

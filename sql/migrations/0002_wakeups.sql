@@ -16,32 +16,6 @@ create or replace function {schema}.worker_channel(worker_id uuid) returns text
 language sql immutable parallel safe
 as $$ select {schema_text} || '_w_' || replace(worker_id::text, '-', '') $$;
 
--- Wake sleepers of one queue for `jobs` jobs due at `due_at`.
--- Two at the least: one may be on its way out. The rest follow by themselves, for a claim that leaves due work behind
--- wakes others (claim.sql). Under repeatable read the list of sleepers may be as old as the transaction, so there
--- everybody is told.
-create or replace function {schema}.wake(queue text, due_at timestamptz, jobs bigint) returns void
-language plpgsql volatile
-as $$
-declare
-    is_due boolean := due_at <= {schema}.clock();
-begin
-    if current_setting('transaction_isolation') <> 'read committed' then
-        perform pg_notify({schema_text} || '_work', queue);
-        return;
-    end if;
-    perform pg_notify({schema}.worker_channel(s.worker_id), 'work ' || queue)
-    from (
-        select sleeper.worker_id
-        from {schema}.sleepers as sleeper
-        where sleeper.queue_name = queue
-          and (is_due or sleeper.expects_at > due_at)
-        order by random()
-        limit greatest(2, least(jobs, 64))
-    ) as s;
-end
-$$;
-
 -- After each insert statement: one wake-up a queue, and none at all while nobody sleeps.
 create or replace function {schema}.wake_after_insert() returns trigger
 language plpgsql

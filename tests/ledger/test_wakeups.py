@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from pgnotifyq.ledger import workers
+from pgnotifyq.ledger import claims, workers
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
 from pgnotifyq.wire.connection import Connection
@@ -155,6 +155,38 @@ async def test_job_of_the_future_and_what_sleepers_expect(connection: Link, ears
     assert await ears.heard() == [("ann", "work default")]
     await enqueue(connection)
     assert await ears.heard() == [("ann", "work default")]
+
+
+async def test_promise_whose_time_has_passed(connection: Link, ears: Ears) -> None:
+    """What a sleeper expected, and has not looked for, counts for nothing: it is told of later jobs."""
+    await sleep(connection, ANN)
+    await connection.execute("update pgnotifyq.sleepers set expects_at = '2020-01-01'")
+    await enqueue(connection, scheduled_at="2100-01-01")
+    assert await ears.heard() == [("ann", "work default")]
+
+
+async def test_what_a_sleepers_claim_promises(connection: Link) -> None:
+    """A sleeper's claim lowers what it expects, keeps a promise until its time, and reports one that has passed."""
+
+    async def look(at: str) -> tuple[float | None, bool, list[object]]:
+        await connection.execute("select set_config('pgnotifyq.clock', %s, false)", (f"2030-01-01 00:{at}+00",))
+        found = await claims.claim(
+            connection, SCHEMA, worker_id=ANN, queues=["a", "b"], jobs_max=9, lease_seconds=60.0, is_asleep=True
+        )
+        rows = await fetch(
+            connection, "select to_char(expects_at at time zone 'utc', 'MI:SS') from pgnotifyq.sleepers order by queue_name"
+        )
+        return found.next_due_seconds, found.snapshot_xmin is None, [row[0] for row in rows]
+
+    await sleep(connection, ANN, queues=("a", "b"))
+    early = await enqueue(connection, queue_name="a", scheduled_at="2030-01-01 00:01:00+00")
+    await enqueue(connection, queue_name="b", scheduled_at="2030-01-01 00:02:00+00")
+    assert await look("00:30") == (30, False, ["01:00", "02:00"])
+    await update_status(connection, early)
+    assert await look("00:40") == (20, False, ["01:00", "02:00"])  # some inserter may count on it
+    assert await look("01:00") == (60, True, [None, "02:00"])
+    assert await look("01:10") == (50, False, [None, "02:00"])
+    assert await look("02:00") == (None, True, [None, None])
 
 
 async def test_pending_job_moved(connection: Link, ears: Ears) -> None:

@@ -1,0 +1,206 @@
+"""Waking up: what falls due starts, with the backstop an hour away; nobody polls, and no wake-up is lost."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import trio
+
+from pgnotifyq import EventName, JobContext, JobRegistry
+from pgnotifyq.ledger import claims
+from pgnotifyq.wire.connection import open_connection
+from tests.ledger import support as ledger
+from tests.runtime.support import PATIENCE_SECONDS, Workplace
+
+Payload = dict[str, Any]
+
+
+def quick() -> JobRegistry:
+    """Return a registry whose one job type, noop, returns at once."""
+    registry = JobRegistry()
+
+    @registry.handler("noop")
+    async def noop(payload: Payload) -> None:
+        await trio.lowlevel.checkpoint()
+
+    return registry
+
+
+async def test_job_for_a_worker_that_sleeps(place: Workplace) -> None:
+    """A job enqueued while the worker sleeps starts, and so does the next."""
+    worker = await place.start(quick())
+    for _ in range(3):
+        await place.until_asleep(worker)
+        job_id = await place.enqueue()
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+
+
+async def test_insert_that_did_not_see_the_sleeper(place: Workplace) -> None:
+    """An insert that looked before the worker had published itself, and commits after, is not slept over."""
+    async with open_connection(place.dsn) as inserter:
+        async with inserter.transaction():
+            job_id = await ledger.enqueue(inserter)
+            worker = await place.start(quick())
+            await place.until_asleep(worker)
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_insert_through_an_old_snapshot(place: Workplace, level: str) -> None:
+    """Nor is one whose transaction is older than the sleep, under a level where it cannot see the sleeper."""
+    async with open_connection(place.dsn) as inserter:
+        await inserter.execute(f"set default_transaction_isolation = '{level}'".encode())
+        async with inserter.transaction():
+            await inserter.execute("select from pgnotifyq.jobs")
+            worker = await place.start(quick())
+            await place.until_asleep(worker)
+            job_id = await ledger.enqueue(inserter)
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+
+
+async def test_delayed_job_committed_while_the_worker_took_another(place: Workplace) -> None:
+    """A delayed insert that counted on the worker to look earlier anyway, and commits after that look, is not slept over."""
+    worker = await place.start(quick())
+    await place.until_asleep(worker)
+    first = await place.enqueue(scheduled_at=await ledger.value(place.connection, "select clock_timestamp() + interval '0.4 s'"))
+    await place.until("exists (select from pgnotifyq.sleepers where expects_at < 'infinity')")
+    async with open_connection(place.dsn) as inserter:
+        async with inserter.transaction():
+            # Later than the first, for which the worker will look: it need not be told.
+            second = await ledger.enqueue(
+                inserter,
+                scheduled_at=await ledger.value(inserter, "select clock_timestamp() + interval '0.8 s'"),
+            )
+            await worker.log.wait(EventName.JOB_COMPLETED, job_id=first)
+            await place.until("exists (select from pgnotifyq.sleepers where expects_at = 'infinity')")
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=second)
+
+
+async def test_delayed_job_that_counted_on_one_that_was_cancelled(place: Workplace) -> None:
+    """A delayed insert that counted on the worker to look for an earlier job starts also when that one was cancelled."""
+    worker = await place.start(quick())
+    await place.until_asleep(worker)
+    first = await place.enqueue(scheduled_at=await ledger.value(place.connection, "select clock_timestamp() + interval '0.5 s'"))
+    await place.until("exists (select from pgnotifyq.sleepers where expects_at < 'infinity')")
+    async with open_connection(place.dsn) as inserter, inserter.transaction():
+        later = await ledger.value(inserter, "select clock_timestamp() + interval '0.6 s'")
+        second = await ledger.enqueue(inserter, scheduled_at=later)
+        await place.cancel(first)
+        third = await place.enqueue()  # has the worker look while the second is not visible and the first is gone
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=third)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=second)
+
+
+async def test_inserts_racing_with_a_worker_that_falls_asleep(place: Workplace) -> None:
+    """A hundred jobs, each inserted by a transaction of random length at some moment of the worker's way to sleep, all start.
+
+    What is random here is the moment, not the verdict: a wake-up that is lost is lost for the hour of the backstop.
+    """
+    worker = await place.start(quick(), concurrency=2)
+    async with open_connection(place.dsn) as inserter:
+        randomness = random.Random(7)
+        for count in range(1, 101):
+            async with inserter.transaction():
+                await ledger.enqueue(inserter)
+                await trio.sleep(randomness.choice((0.0, 0.001, 0.005, 0.015, 0.03)))
+            await worker.log.wait(EventName.JOB_COMPLETED, count=count)
+            await trio.sleep(randomness.choice((0.0, 0.002, 0.01, 0.02)))
+
+
+async def test_scheduled_job(place: Workplace) -> None:
+    """A job of the future starts without polling, and not before its time on the database's clock."""
+    worker = await place.start(quick())
+    await place.until_asleep(worker)
+    soon = await ledger.value(place.connection, "select clock_timestamp() + interval '0.3 s'")
+    job_id = await place.enqueue(scheduled_at=soon)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    assert await ledger.value(place.connection, "select started_at >= scheduled_at from pgnotifyq.jobs")
+
+
+async def test_scheduled_job_moved_to_now(place: Workplace) -> None:
+    """A job of the far future that is moved to now starts now."""
+    worker = await place.start(quick())
+    job_id = await place.enqueue(scheduled_at="2100-01-01")
+    await place.until_asleep(worker)
+    await place.connection.execute("update pgnotifyq.jobs set scheduled_at = clock_timestamp() where id = %s", (job_id,))
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+
+
+async def test_due_job_whose_row_is_locked(place: Workplace) -> None:
+    """A due job that somebody else's transaction has locked, and does not take, is not slept over."""
+    job_id = await place.enqueue()
+    async with open_connection(place.dsn) as holder, holder.transaction():
+        await holder.execute("select from pgnotifyq.jobs where id = %s for update", (job_id,))
+        worker = await place.start(quick())
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+
+
+async def test_several_workers_share_a_trickle(place: Workplace) -> None:
+    """Jobs that come one by one reach whoever is free: three workers with a slot each run three jobs at once."""
+    registry, running, let_go = JobRegistry(), [], trio.Event()
+    everybody = trio.Event()
+
+    @registry.handler("work")
+    async def work(payload: Payload, ctx: JobContext) -> None:
+        running.append(ctx.job.locked_by)
+        if len(running) == 3:
+            everybody.set()
+        await let_go.wait()
+
+    workers = [await place.start(registry, concurrency=1) for _ in range(3)]
+    for worker in workers:
+        await place.until_asleep(worker)
+    for _ in range(3):
+        await place.enqueue("work")
+    with trio.fail_after(PATIENCE_SECONDS):
+        await everybody.wait()
+    assert set(running) == {worker.handle.worker_id for worker in workers}
+    let_go.set()
+
+
+async def test_backpressure(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker at capacity makes no query for work, and never runs more than its permits."""
+    registry, let_go = JobRegistry(), trio.Event()
+    running, most, asked = 0, 0, 0
+    true_claim = claims.claim
+
+    async def claim(*args: Any, **kwargs: Any) -> claims.Claim:
+        nonlocal asked
+        asked += 1
+        assert kwargs["jobs_max"] > 0
+        return await true_claim(*args, **kwargs)
+
+    @registry.handler("work")
+    async def work(payload: Payload) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await let_go.wait()
+        running -= 1
+
+    worker = await place.start(registry, concurrency=2)
+    for _ in range(2):
+        await place.enqueue("work")
+    await worker.log.wait(EventName.JOB_CLAIMED, count=2)
+    monkeypatch.setattr(claims, "claim", claim)
+    for _ in range(10):
+        await place.enqueue("work")
+    # Nothing to wait for: the worker is told of each, and must not act. A beat of the scheduler and of the database each.
+    await place.until("not exists (select from pgnotifyq.sleepers)")
+    assert asked == 0
+    let_go.set()
+    await worker.log.wait(EventName.JOB_COMPLETED, count=12)
+    assert most == 2
+
+
+async def test_queues_of_a_worker(place: Workplace) -> None:
+    """A worker takes from its queues in their order, and from no other."""
+    first = await place.enqueue(queue_name="second", priority=5)
+    second = await place.enqueue(queue_name="first")
+    other = await place.enqueue(queue_name="third")
+    worker = await place.start(quick(), queues=["first", "second"], concurrency=1)
+    await worker.log.wait(EventName.JOB_COMPLETED, count=2)
+    assert [told["job_id"] for told in worker.log.find(EventName.JOB_CLAIMED)] == [str(second), str(first)]
+    assert (await place.job(other))["status"] == "pending"
