@@ -139,7 +139,7 @@ def enqueue_many_statement(
     return call("enqueue_many", types, schema), parameters
 
 
-async def enqueue(connection: Connection, schema: str, job: NewJob) -> JobId:
+async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobId:
     """Enqueue one job, in one round trip; with a unique key, return the unfinished job that holds it if there is one.
 
     Cancellation: on a connection in autocommit that is still open, nothing was enqueued.
@@ -159,7 +159,7 @@ def enqueue_blocking(connection: psycopg.Connection[Any], schema: str, job: NewJ
     return JobId(job_id)
 
 
-async def enqueue_many(connection: Connection, schema: str, jobs: Sequence[NewJob]) -> list[JobId]:
+async def enqueue_many(connection: Connection[Any], schema: str, jobs: Sequence[NewJob]) -> list[JobId]:
     """Enqueue jobs, all or none, and return their ids in order.
 
     Up to ONE_STATEMENT_JOBS_MAX go in one statement. More are copied, but for those with a unique key, and but for a role
@@ -226,14 +226,14 @@ def _in_order(rows: list[tuple[Any, ...]]) -> list[JobId]:
     return [JobId(job_id) for _, job_id in sorted(rows)]
 
 
-async def _look_before_copy(connection: Connection, schema: str) -> tuple[datetime, bool]:
+async def _look_before_copy(connection: Connection[Any], schema: str) -> tuple[datetime, bool]:
     """Return the database's time, and whether this role may copy into the table."""
     statement = compose("select {schema}.clock(), not row_security_active(({schema_text} || '.jobs')::regclass)", schema)
     ((now, may_copy),) = await _rows(connection, schema, statement)
     return now, may_copy
 
 
-async def _copy(connection: Connection, schema: str, jobs: Sequence[tuple[NewJob, str]], now: datetime) -> list[JobId]:
+async def _copy(connection: Connection[Any], schema: str, jobs: Sequence[tuple[NewJob, str]], now: datetime) -> list[JobId]:
     """Copy jobs, given with their payloads' text, into the table. Delays count from `now`, the database's time."""
     if not jobs:
         return []
@@ -395,7 +395,7 @@ def new_ids(count: int) -> list[UUID]:
     return made
 
 
-async def _rows(connection: Connection, schema: str, statement: bytes, parameters: Any = None) -> list[tuple[Any, ...]]:
+async def _rows(connection: Connection[Any], schema: str, statement: bytes, parameters: Any = None) -> list[tuple[Any, ...]]:
     with translated(schema):
         cursor = Cursor(connection, row_factory=tuple_row)
         await cursor.execute(statement, parameters)

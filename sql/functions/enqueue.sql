@@ -39,18 +39,21 @@ begin
             using errcode = 'PNQ02', hint = 'At most 1048576 bytes of JSON; store the data elsewhere and enqueue a reference.';
     end if;
 
-    insert into {schema}.jobs as j (
-        org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key)
-    values (
-        enqueue.org_id, enqueue.queue_name, enqueue.job_type, coalesce(enqueue.payload, 'null'), enqueue.priority::smallint,
-        coalesce(enqueue.scheduled_at, {schema}.clock()), enqueue.max_attempts, enqueue.unique_key)
-    on conflict (org_id, unique_key) where holds_unique_key do nothing
-    returning j.id into job_id;
-    if job_id is null then
+    -- Naively: insert, and look up who holds the key that was taken. A holder that ends between the two is found by neither.
+    loop
+        insert into {schema}.jobs as j (
+            org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key)
+        values (
+            enqueue.org_id, enqueue.queue_name, enqueue.job_type, coalesce(enqueue.payload, 'null'), enqueue.priority::smallint,
+            coalesce(enqueue.scheduled_at, {schema}.clock()), enqueue.max_attempts, enqueue.unique_key)
+        on conflict (org_id, unique_key) where holds_unique_key do nothing
+        returning j.id into job_id;
+        exit when job_id is not null;
         select j.id into job_id
         from {schema}.jobs as j
         where j.org_id = enqueue.org_id and j.unique_key = enqueue.unique_key and j.holds_unique_key;
-    end if;
+        exit when job_id is not null;
+    end loop;
     return job_id;
 end
 $$;
