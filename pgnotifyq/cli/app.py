@@ -94,7 +94,7 @@ def worker(
 @app.command
 def enqueue(
     job_type: str,
-    payload: Annotated[str, Parameter(help="JSON; - reads standard input.")] = "{}",
+    payload: Annotated[str, Parameter(help="JSON; - reads standard input.", allow_leading_hyphen=True)] = "{}",
     /,
     *,
     queue: Annotated[str, Parameter(name="--queue")] = "default",

@@ -22,6 +22,8 @@ from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.runtime.worker import FAREWELL_SECONDS, run_worker
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.runtime.worker import WorkerHandle
 
@@ -85,14 +87,26 @@ async def _work(
 
 
 async def _heed_signals(handle: WorkerHandle, config: WorkerConfig, dsn: str) -> None:
-    """The first signal drains, the second interrupts; either way the end is certain."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            first = not handle.is_draining
-            handle.drain()
-            seconds = (config.shutdown_seconds if first else 0.0) + config.grace_seconds + PATIENCE_SECONDS
-            # A thread, for a handler that shields itself, or one that holds the event loop, stops no thread.
-            threading.Thread(target=_end_after, args=(seconds, handle, config, dsn), daemon=True).start()
+    """The first signal drains, the second interrupts; either way the end is certain.
+
+    Handlers of the operating system's own kind, not trio's receiver: they run even while a job holds the event loop.
+    """
+    token = trio.lowlevel.current_trio_token()
+    heard = 0
+
+    def heed(_number: int, _frame: FrameType | None) -> None:
+        nonlocal heard
+        heard += 1
+        token.run_sync_soon(handle.drain)
+        seconds = (config.shutdown_seconds if heard == 1 else 0.0) + config.grace_seconds + PATIENCE_SECONDS
+        threading.Thread(target=_end_after, args=(seconds, handle, config, dsn), daemon=True).start()
+
+    before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        await trio.sleep_forever()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end_after(seconds: float, handle: WorkerHandle, config: WorkerConfig, dsn: str) -> None:

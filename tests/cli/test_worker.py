@@ -1,0 +1,112 @@
+"""The worker as a process: its log, its signals, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APP = """
+import time, trio, pgnotifyq
+registry = pgnotifyq.JobRegistry()
+
+@registry.handler("quick")
+async def quick(payload: dict) -> dict:
+    return payload
+
+@registry.handler("long")
+async def long(payload: dict) -> None:
+    await trio.sleep(3600)
+
+@registry.handler("clinging")
+async def clinging(payload: dict) -> None:
+    with trio.CancelScope(shield=True):
+        await trio.sleep(3600)
+
+@registry.handler("blocking")
+async def blocking(payload: dict) -> None:
+    time.sleep(3600)
+"""
+
+
+class Worker:
+    """A worker process and what it says."""
+
+    def __init__(self, dsn: str, folder: Any, *options: str) -> None:
+        (folder / "an_app.py").write_text(APP)
+        command = [sys.executable, "-m", "pgnotifyq", "worker", "--app", "an_app:registry", "--log-format", "json", *options]
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PGNOTIFYQ_DSN": dsn},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def until(self, event: str) -> dict[str, Any]:
+        """Read the log up to an event."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            told: dict[str, Any] = json.loads(line)
+            if told["event"] == event:
+                return told
+        raise AssertionError(f"the worker ended without {event}: {self.process.stderr and self.process.stderr.read()}")
+
+
+@pytest.fixture
+def session(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(dsn, autocommit=True) as session:
+        yield session
+
+
+def wait_until_running(session: psycopg.Connection[Any]) -> None:
+    while session.execute("select count(*) from pgnotifyq.jobs where status = 'running'").fetchone() != (1,):
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("signals", "job", "code"), [(1, "quick", 0), (2, "long", 4)])
+def test_a_worker_ends_by_its_signals(
+    dsn: str, tmp_path: Any, session: psycopg.Connection[Any], signals: int, job: str, code: int
+) -> None:
+    """One signal lets jobs finish, a second cuts them off: released at once, uncharged; the exit code says which."""
+    worker = Worker(dsn, tmp_path)
+    worker.until("listener.connected")
+    session.execute("select pgnotifyq.enqueue(%s, '{\"a\": 1}')", (job,))
+    worker.until("job.completed" if job == "quick" else "job.claimed")
+    for number in range(signals):
+        worker.process.send_signal(signal.SIGTERM)
+        if number == 0 and signals == 2:
+            worker.until("worker.stopping")
+    worker.until("worker.stopped")
+    worker.process.communicate()
+    assert worker.process.returncode == code
+    expected = ("completed", 1) if job == "quick" else ("pending", 0)
+    assert session.execute("select status, attempts from pgnotifyq.jobs").fetchone() == expected
+    assert session.execute("select count(*) from pgnotifyq.worker_heartbeats").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("job", ["clinging", "blocking"])
+def test_a_handler_that_does_not_let_go_does_not_keep_the_process(
+    dsn: str, tmp_path: Any, session: psycopg.Connection[Any], job: str
+) -> None:
+    """It shields itself for ever, or holds the event loop: the process ends all the same, and its job is given back."""
+    worker = Worker(dsn, tmp_path, "--shutdown-seconds", "0.1", "--grace-seconds", "0.1")
+    worker.until("listener.connected")
+    session.execute("select pgnotifyq.enqueue(%s)", (job,))
+    wait_until_running(session)
+    worker.process.send_signal(signal.SIGTERM)
+    worker.process.communicate(timeout=60)
+    assert worker.process.returncode == 5
+    assert session.execute("select status, attempts from pgnotifyq.jobs").fetchone() == ("pending", 0)
+    assert session.execute("select outcome from pgnotifyq.job_executions").fetchall() == [("released",)]
