@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import attrs
@@ -10,6 +9,7 @@ import attrs
 from pgnotifyq.ledger.statements import call
 from pgnotifyq.model.job import ExecutionId, Job, JobId, Lease, OrgId, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
+from pgnotifyq.model.payload import decode
 from pgnotifyq.model.states import Status
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _claimed_job(row: tuple[object, ...], worker_id: WorkerId) -> Job:
         org_id=OrgId(org_id),  # type: ignore[arg-type]
         queue_name=queue_name,  # type: ignore[arg-type]
         job_type=job_type,  # type: ignore[arg-type]
-        payload=json.loads(payload),  # type: ignore[arg-type]
+        payload=decode(payload),  # type: ignore[arg-type]
         priority=priority,  # type: ignore[arg-type]
         status=Status.RUNNING,
         scheduled_at=scheduled_at,  # type: ignore[arg-type]

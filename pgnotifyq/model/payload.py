@@ -69,12 +69,29 @@ def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPT
     return text
 
 
+@attrs.frozen
+class Undecodable:
+    """Stands for a stored payload that Python cannot decode; only raw SQL stores one."""
+
+    why: str
+
+
+def decode(text: str) -> Any:
+    """Return a stored payload's value, or an Undecodable: one bad job must not fail those that were claimed with it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # integers of more than 4,300 digits, nesting of more than 1,000 levels
+        return Undecodable(f"the payload cannot be decoded: {error}")
+
+
 def structure(payload: Any, wanted: type | None) -> Any:
     """Return a decoded payload as the type a handler asks for; plain JSON when it asks for none.
 
     Raises:
         PayloadUndecodable: it does not fit, and why.
     """
+    if isinstance(payload, Undecodable):
+        raise PayloadUndecodable(payload.why)
     if wanted is None or wanted is Any or wanted is object:
         return payload
     if wanted is dict:

@@ -58,9 +58,11 @@ async def _run(parts: Parts, running: Running, handler: Handler) -> Ended:
     if running.interrupt is not None:
         return Stopped()
     try:
-        payload = job if handler.takes_job else structure(job.payload, handler.payload_type)
+        payload = structure(job.payload, handler.payload_type)
     except PayloadUndecodable as error:
         return Raised(error=str(error), undecodable=True)
+    if handler.takes_job:
+        payload = job
 
     running.is_cooperative = handler.cooperative
     running.started_at = trio.current_time()

@@ -1,0 +1,339 @@
+"""How handlers end: returned values, errors, timeouts, payloads that do not fit, types that nobody handles."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from pgnotifyq import (
+    Discard,
+    EventName,
+    HandlerAlreadyRegistered,
+    Job,
+    JobContext,
+    JobRegistry,
+    Retry,
+    RetryPolicy,
+    Snooze,
+)
+from tests.ledger.support import fetch
+from tests.runtime.support import Workplace
+
+Payload = dict[str, Any]
+AT_ONCE = RetryPolicy(base_seconds=0.0)
+
+
+@attrs.frozen
+class Resize:
+    """A payload with a type."""
+
+    path: str
+    width: int
+
+
+async def test_result(place: Workplace) -> None:
+    """What a handler returns is stored as the job's result; the payload reaches it as the type it asks for."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    async def resize(payload: Resize, ctx: JobContext) -> object:
+        return {"path": payload.path, "area": payload.width**2, "attempt": ctx.attempt}
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("resize", payload='{"path": "a.png", "width": 3}')
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    job = await place.job(job_id)
+    assert (job["status"], job["result"]) == ("completed", {"path": "a.png", "area": 9, "attempt": 1})
+    assert await place.history(job_id) == [(1, "completed")]
+
+
+async def test_result_that_cannot_be_stored(place: Workplace) -> None:
+    """A result that is not JSON does not undo the work: the job is completed, and says why it has no result."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    async def work(payload: Payload) -> object:
+        return object()
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work")
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    job = await place.job(job_id)
+    assert (job["status"], job["result"]) == ("completed", None)
+    assert "result was not stored" in job["error_message"]
+
+
+async def test_class_with_dependencies(place: Workplace) -> None:
+    """A handler may be an object with what it needs; it is given the whole job."""
+
+    class SendEmail:
+        job_type = "send_email"
+
+        def __init__(self, sent: list[object]) -> None:
+            self.sent = sent
+
+        async def handle(self, job: Job, ctx: JobContext) -> None:
+            self.sent.append(job.payload["to"])
+
+    registry, sent = JobRegistry(), []  # type: ignore[var-annotated]
+    registry.register(SendEmail(sent))
+    worker = await place.start(registry)
+    job_id = await place.enqueue("send_email", payload='{"to": "ann@example.org"}')
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    assert sent == ["ann@example.org"]
+
+
+async def test_snooze(place: Workplace) -> None:
+    """A snoozed job comes back by itself after its time, as often as it likes: no attempt is charged."""
+    registry, runs = JobRegistry(), []
+
+    @registry.handler()
+    async def work(payload: Payload, ctx: JobContext) -> object:
+        runs.append(ctx.attempt)
+        return Snooze(0.02) if len(runs) < 4 else None
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work", max_attempts=1)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    assert runs == [1, 1, 1, 1]
+    assert await place.history(job_id) == [(1, "snoozed")] * 3 + [(1, "completed")]
+
+
+@pytest.mark.parametrize("how", ["returned", "raised", "thread"])
+async def test_retry_until_dead(place: Workplace, how: str) -> None:
+    """Failures are tried again by themselves, each charged, and the last one ends in the dead letters with the history."""
+    registry, runs = JobRegistry(), []
+
+    @registry.handler("returned", retry=AT_ONCE)
+    async def returned(payload: Payload, ctx: JobContext) -> object:
+        runs.append(ctx.attempt)
+        return Retry(seconds=0.01, reason="no luck")
+
+    @registry.handler("raised", retry=AT_ONCE)
+    async def raised(payload: Payload, ctx: JobContext) -> object:
+        runs.append(ctx.attempt)
+        raise ValueError("no luck")
+
+    @registry.handler("thread", retry=AT_ONCE)
+    def thread(payload: Payload, ctx: JobContext) -> object:
+        runs.append(ctx.attempt)
+        raise ValueError("no luck")
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue(how, max_attempts=3, queue_name="default", priority=4)
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    letter = await place.dead_letter(job_id)
+    assert runs == [1, 2, 3]
+    assert (letter["reason"], letter["attempts"], letter["priority"]) == ("exhausted", 3, 4)
+    assert [(attempt["attempt"], attempt["outcome"]) for attempt in letter["history"]] == [(n, "failed") for n in (1, 2, 3)]
+    assert all("no luck" in attempt["error_message"] for attempt in letter["history"])
+    assert "no luck" in letter["error_message"]
+
+
+async def test_backoff(place: Workplace) -> None:
+    """A failure waits as the policy says, at once visible in the job, and never beyond the cap."""
+    registry = JobRegistry()
+
+    @registry.handler(retry=RetryPolicy(base_seconds=1000.0, factor=2.0, cap_seconds=1000.0))
+    async def work(payload: Payload) -> None:
+        raise ValueError("no luck")
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work")
+    await worker.log.wait(EventName.JOB_RETRIED, job_id=job_id)
+    await place.until(
+        "scheduled_at between clock_timestamp() + interval '600 s' and clock_timestamp() + interval '1000 s'"
+        " and status = 'pending' and attempts = 1 and position('no luck' in error_message) > 0 from pgnotifyq.jobs"
+    )
+
+
+async def test_discard(place: Workplace) -> None:
+    """A job that cannot succeed goes to the dead letters on the spot, with the reason given."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    async def work(payload: Payload) -> object:
+        return Discard(reason="the account is closed")
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work", max_attempts=5)
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    letter = await place.dead_letter(job_id)
+    assert (letter["reason"], letter["error_message"], letter["attempts"]) == ("discarded", "the account is closed", 1)
+
+
+async def test_timeout(place: Workplace) -> None:
+    """An attempt that takes too long is stopped and counts as failed, with its own word in the history."""
+    registry = JobRegistry()
+
+    @registry.handler(timeout_seconds=0.03, retry=AT_ONCE)
+    async def work(payload: Payload) -> None:
+        await trio.sleep_forever()
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work", max_attempts=2)
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    letter = await place.dead_letter(job_id)
+    assert [attempt["outcome"] for attempt in letter["history"]] == ["timed_out", "timed_out"]
+    assert letter["error_message"] == "timed out after 0.03 s"
+
+
+async def test_type_that_nobody_handles(place: Workplace) -> None:
+    """An unknown type is a visible failure that loses nothing: tried again, then dead, never done; requeued it can still run."""
+    registry = JobRegistry()
+    worker = await place.start(registry)
+    job_id = await place.enqueue("unheard_of", max_attempts=2, payload='{"a": 1}')
+    await worker.log.wait(EventName.JOB_RETRIED, job_id=job_id)
+    job = await place.job(job_id)
+    assert (job["status"], job["payload"]) == ("pending", {"a": 1})
+    assert "no handler is registered for job type 'unheard_of'" in job["error_message"]
+    await place.connection.execute("update pgnotifyq.jobs set scheduled_at = clock_timestamp()")
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    letter = await place.dead_letter(job_id)
+    assert (letter["reason"], letter["payload"]) == ("unknown_job_type", {"a": 1})
+
+    @registry.handler()
+    async def unheard_of(payload: Payload) -> None:
+        await trio.lowlevel.checkpoint()
+
+    await place.connection.execute("select pgnotifyq.requeue(%s)", (job_id,))
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+
+
+async def test_type_registered_twice(place: Workplace) -> None:
+    """The second handler of a type is refused, and the first one stays."""
+    registry, ran = JobRegistry(), []
+
+    @registry.handler("work")
+    async def first(payload: Payload) -> None:
+        ran.append("first")
+
+    with pytest.raises(HandlerAlreadyRegistered):
+
+        @registry.handler("work")
+        async def second(payload: Payload) -> None:
+            ran.append("second")
+
+    worker = await place.start(registry)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("work"))
+    assert ran == ["first"]
+
+
+HOSTILE = {
+    "another shape": '{"path": 1}',
+    "a list": "[1, 2]",
+    "null": "null",
+    "a number beyond any float": '{"path": "a", "width": 1e5000}',
+    "a number that Python will not print": '{"path": "a", "width": ' + "9" * 5000 + "}",
+    "deep nesting": "[" * 5000 + "]" * 5000,
+}
+
+
+@pytest.mark.parametrize("payload", HOSTILE.values(), ids=HOSTILE)
+async def test_payload_that_does_not_fit(place: Workplace, payload: str) -> None:
+    """A payload that got in by raw SQL and does not fit is dead-lettered at once; the worker lives and neighbours run."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    async def resize(payload: Resize) -> None:
+        await trio.lowlevel.checkpoint()
+
+    cursor = await place.connection.execute(
+        "insert into pgnotifyq.jobs (job_type, payload, priority, max_attempts) values ('resize', %s, 9, 5) returning id",
+        (payload,),
+    )
+    ((bad,),) = await cursor.fetchall()
+    good = await place.enqueue("resize", payload='{"path": "a.png", "width": 3}')
+    worker = await place.start(registry)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=good)
+    await worker.log.wait(EventName.JOB_DEAD, job_id=bad)
+    # Not by its whole row: these payloads are none that Python can read.
+    assert await fetch(place.connection, "select id, reason, attempts from pgnotifyq.dead_letter_jobs") == [
+        (bad, "undecodable", 1)
+    ]
+    after = await place.enqueue("resize", payload='{"path": "a.png", "width": 3}')
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=after)
+
+
+async def test_payload_that_cannot_be_decoded_for_a_handler_of_whole_jobs(place: Workplace) -> None:
+    """Nor is a handler that takes the whole job given one whose payload could not be decoded."""
+    registry, seen = JobRegistry(), []
+
+    class Look:
+        job_type = "look"
+
+        async def handle(self, job: Job) -> None:
+            seen.append(job.payload)
+
+    registry.register(Look())
+    worker = await place.start(registry)
+    job_id = await place.enqueue("look", payload=HOSTILE["deep nesting"])
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    assert await fetch(place.connection, "select id, reason from pgnotifyq.dead_letter_jobs") == [(job_id, "undecodable")]
+    assert seen == []
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), RecursionError(), MemoryError(), StopIteration()], ids=repr)
+@pytest.mark.parametrize("kind", ["task", "thread"])
+async def test_handler_that_raises_something_odd(place: Workplace, error: BaseException, kind: str) -> None:
+    """Whatever a handler raises ends its job and not the worker."""
+    registry = JobRegistry()
+
+    @registry.handler("task")
+    async def task(payload: Payload) -> None:
+        if isinstance(error, SystemExit):
+            sys.exit(3)
+        raise error
+
+    @registry.handler("thread")
+    def thread(payload: Payload) -> None:
+        raise error
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue(kind, max_attempts=1)
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    assert (await place.dead_letter(job_id))["history"][0]["outcome"] == "failed"
+    assert not worker.ended.is_set()
+
+
+async def test_error_full_of_control_characters(place: Workplace) -> None:
+    """An error message with NUL, lone surrogates and escape sequences is stored, made harmless, and holds up nobody."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    async def work(payload: Payload) -> None:
+        raise ValueError("\x00\x1b[31m \ud800 \u202e" + "x" * 100_000)
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work", max_attempts=1)
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    message = (await place.dead_letter(job_id))["error_message"]
+    assert len(message) <= 4000 and "\\x00\\x1b[31m" in message
+
+
+async def test_group_of_errors_while_cancelled(place: Workplace) -> None:
+    """A handler's own nursery that is cancelled and fails at once ends the job as cancelled, not the worker."""
+    registry, running = JobRegistry(), trio.Event()
+
+    @registry.handler()
+    async def work(payload: Payload) -> None:
+        async def fail_when_stopped() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise OSError("the disk is full")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_when_stopped)
+            nursery.start_soon(trio.sleep_forever)
+            running.set()
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work")
+    await running.wait()
+    await place.cancel(job_id)
+    await worker.log.wait(EventName.JOB_CANCELLED, job_id=job_id)
