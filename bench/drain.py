@@ -79,7 +79,9 @@ def main() -> None:
         "concurrency": asked.concurrency,
         "processes": asked.processes,
     }
-    line = f"drain: {median:,.0f} jobs/s ({jobs:,} jobs, {asked.concurrency} slots, {asked.processes} process(es), median of {runs})"
+    line = (
+        f"drain: {median:,.0f} jobs/s ({jobs:,} jobs, {asked.concurrency} slots, {asked.processes} process(es), median of {runs})"
+    )
     report(question, line, figures, asked.out)
 
 
