@@ -19,7 +19,7 @@ import json
 import math
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import trio
@@ -60,7 +60,9 @@ LOOK_DEADLINE_SECONDS = 10.0
 # How long looks may fail before waiting fails: longer than a restart or a failover takes.
 OUTAGE_SECONDS_MAX = 60.0
 RETRY_SECONDS = 0.2  # between looks that fail
-LISTEN_DEADLINE_SECONDS = 3.0  # to connect and LISTEN; it is tried again at the next look
+LISTEN_DEADLINE_SECONDS = 3.0  # to connect and LISTEN
+# After a failure, before LISTEN is tried again; and how often to look while there is no listener.
+LISTEN_RETRY_SECONDS = 1.0
 HUSH_DEADLINE_SECONDS = 1.0  # to UNLISTEN, before the connection is closed instead
 
 _FIELDS = frozenset(
@@ -434,6 +436,7 @@ class _Ends:
         # The connection, and whether it listens; changed under the lock, but for being closed.
         self._connection: Connection | None = None
         self._listens = False
+        self._retry_at = -math.inf  # trio clock, seconds: not to connect before, for it has just failed
         self._lock = trio.Lock()
 
     async def wait(self, job_id: JobId, look: Callable[[], Awaitable[Job | DeadLetter | None]]) -> Job | DeadLetter:
@@ -499,10 +502,10 @@ class _Ends:
                 continue
             if ended is not None:
                 if not heard and listener is not None and listener is self._connection:
-                    self._distrust_nowait()
+                    self.close_nowait()  # deaf; a leader wakes by this and rings for everybody
                 return ended
             answered_at = trio.current_time()
-            with trio.move_on_after(LOOK_SECONDS):
+            with trio.move_on_after(LOOK_SECONDS if listener is not None else LISTEN_RETRY_SECONDS):
                 await self._hear(waiter)
             heard = waiter.rung.is_set()
 
@@ -533,6 +536,8 @@ class _Ends:
         async with self._lock:
             if self._connection is not None and not self._connection.closed and self._listens:
                 return self._connection
+            if trio.current_time() < self._retry_at:
+                return None  # others queued here behind a connect that failed
             connection, self._connection = self._connection, None
             self._listens = False
             try:
@@ -546,8 +551,10 @@ class _Ends:
                 if not is_passing(error):
                     raise
             finally:
-                if self._connection is None and connection is not None:
+                if not self._listens and connection is not None:
                     connection.close_nowait()
+            if not self._listens:
+                self._retry_at = trio.current_time() + LISTEN_RETRY_SECONDS
             return self._connection
 
     def _leave_nowait(self, waiter: _Waiter, *, keeps_connection: bool) -> None:
@@ -570,10 +577,6 @@ class _Ends:
                     waiter.rung.set()
                     return
 
-    def _distrust_nowait(self) -> None:
-        """Close a listener that should have announced an end and did not. A leader wakes and rings for everybody."""
-        self.close_nowait()
-
     @staticmethod
     def _ring(waiters: Sequence[_Waiter]) -> None:
         for waiter in waiters:
@@ -587,7 +590,7 @@ def _check_connection(connection: object) -> Connection[Any]:
             "pgnotifyq.wire.connection, or a blocking psycopg.Connection"
         )
         raise TypeError(message)
-    return cast(Connection[Any], connection)
+    return connection
 
 
 def _not_found(job_id: JobId) -> JobNotFound:

@@ -1,0 +1,183 @@
+"""What users' tests use: a handler without a database, and a worker until nothing is due."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+import pgnotifyq
+from pgnotifyq.client import open_client
+from pgnotifyq.model.errors import InvalidPayload, SchemaMissing, UnknownJobType
+from pgnotifyq.model.events import EventName
+from pgnotifyq.model.job import Job, OrgId
+from pgnotifyq.model.outcome import SettleKind
+from pgnotifyq.model.registry import JobRegistry
+from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.states import Status
+from pgnotifyq.runtime.context import JobContext
+from pgnotifyq.testing import NoDatabaseInTest, run_job, work_until_idle
+from pgnotifyq.wire.connection import Connection
+from tests.ledger.support import value
+
+Link = Connection[Any]
+ORG = OrgId(uuid.UUID(int=4))
+
+
+@attrs.frozen
+class Resize:
+    path: str
+    width: int
+
+
+@pytest.fixture
+def registry() -> JobRegistry:
+    registry = JobRegistry()
+
+    @registry.handler("resize", max_attempts=2, retry=RetryPolicy(base_seconds=10, jitter=0.5))
+    async def resize(payload: Resize, ctx: JobContext) -> object:
+        await ctx.progress(0.5, "half")
+        if payload.width < 0:
+            raise ValueError("negative")
+        return {"width": payload.width, "attempt": ctx.attempt, "org": str(ctx.org.id)}
+
+    @registry.handler("thread")
+    def thread(payload: dict[str, Any]) -> object:
+        return threading.current_thread() is not threading.main_thread()
+
+    @registry.handler("slow", timeout_seconds=0.01, max_attempts=1)
+    async def slow(payload: dict[str, Any]) -> None:
+        await trio.sleep_forever()
+
+    @registry.handler("write")
+    async def write(payload: dict[str, Any], ctx: JobContext) -> None:
+        async with ctx.transaction(complete=True, result={"wrote": 1}) as connection:
+            await connection.execute("create temporary table written as select 1")
+        async with ctx.org.transaction() as connection:
+            await connection.execute("select 1")
+
+    @registry.handler("say")
+    async def say(payload: dict[str, Any]) -> object:
+        return {"snooze": pgnotifyq.Snooze(60), "retry": pgnotifyq.Retry(7, "later"), "discard": pgnotifyq.Discard("no")}[
+            payload["what"]
+        ]
+
+    class Whole:
+        job_type = "whole"
+
+        async def handle(self, job: Job, ctx: JobContext) -> object:
+            return [job.payload, job.status, ctx.is_cancelled(), job.id == ctx.job.id]
+
+    registry.register(Whole())
+    return registry
+
+
+async def test_a_handler_that_returns(registry: JobRegistry) -> None:
+    """Its payload is structured as a worker does, and its result, progress and attempt are told."""
+    ran = await run_job(registry, "resize", {"path": "a", "width": 3}, org_id=ORG, attempt=2)
+    assert (ran.outcome, ran.kind, ran.exception) == ("completed", SettleKind.COMPLETE, None)
+    assert (ran.result, ran.progress) == ({"width": 3, "attempt": 2, "org": str(ORG)}, ((0.5, "half"),))
+    assert (await run_job(registry, "resize", Resize("a", 3))).result == {"width": 3, "attempt": 1, "org": str(pgnotifyq.NIL_ORG)}
+
+
+async def test_a_handler_that_raises(registry: JobRegistry) -> None:
+    """It is retried as its policy says, without jitter, and dead-lettered at the last attempt; the exception is there."""
+    ran = await run_job(registry, "resize", Resize("a", -1))
+    assert (ran.outcome, ran.kind, ran.delay_seconds) == ("failed", SettleKind.RETRY, pytest.approx(10.0))
+    assert isinstance(ran.exception, ValueError) and "negative" in str(ran.error_message)
+    ran = await run_job(registry, "resize", Resize("a", -1), attempt=2)
+    assert (ran.kind, ran.reason, ran.delay_seconds) == (SettleKind.BURY, "exhausted", None)
+
+
+async def test_a_payload_that_does_not_fit(registry: JobRegistry) -> None:
+    """undecodable, as in a worker; what could not be enqueued is refused."""
+    ran = await run_job(registry, "resize", {"path": "a"})
+    assert (ran.outcome, ran.kind, ran.reason) == ("undecodable", SettleKind.BURY, "undecodable")
+    with pytest.raises(InvalidPayload):
+        await run_job(registry, "thread", {"a": float("nan")})
+    with pytest.raises(UnknownJobType, match="nope"):
+        await run_job(registry, "nope")
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "delay"),
+    [("snooze", SettleKind.SNOOZE, 60), ("retry", SettleKind.RETRY, 7), ("discard", SettleKind.BURY, None)],
+)
+async def test_a_handler_that_returns_an_ending(registry: JobRegistry, what: str, kind: SettleKind, delay: float | None) -> None:
+    """Snooze, Retry and Discard are told as what they do."""
+    ran = await run_job(registry, "say", {"what": what})
+    assert (ran.kind, ran.delay_seconds) == (kind, delay)
+
+
+async def test_handlers_of_other_kinds(registry: JobRegistry) -> None:
+    """Threads, time limits and classes."""
+    assert (await run_job(registry, "thread")).result is True
+    ran = await run_job(registry, "slow")
+    assert (ran.outcome, ran.kind) == ("timed_out", SettleKind.BURY)
+    assert (await run_job(registry, "whole", {"a": 1})).result == [{"a": 1}, "running", False, True]
+
+
+async def test_a_transaction_without_a_database(registry: JobRegistry) -> None:
+    """The test is told what is missing; it is not taken for a failure of the handler."""
+    with pytest.raises(NoDatabaseInTest, match="connection="):
+        await run_job(registry, "write")
+
+
+async def test_a_transaction_on_the_tests_connection(registry: JobRegistry, connection: Link) -> None:
+    """The handler writes there, and completes the job in its transaction."""
+    ran = await run_job(registry, "write", connection=connection)
+    assert (ran.outcome, ran.result, ran.exception) == ("completed", {"wrote": 1}, None)
+    assert await value(connection, "select count(*) from written") == 1
+
+
+async def test_work_until_idle(dsn: str, connection: Link) -> None:
+    """Due jobs are worked on, and those that they enqueue; later ones and other queues' are left; the worker is gone."""
+    registry = JobRegistry()
+    async with open_client(dsn) as client:
+
+        @registry.handler("parent")
+        async def parent(payload: dict[str, Any]) -> None:
+            await client.enqueue("child", queue="other")
+
+        @registry.handler("child")
+        async def child(payload: dict[str, Any]) -> object:
+            return "grown"
+
+        job_id = await client.enqueue("parent")
+        later = await client.enqueue("parent", delay_seconds=3600)
+        elsewhere = await client.enqueue("parent", queue="elsewhere")
+        events = await work_until_idle(registry, dsn, queues=["default", "other"])
+        assert [event.name for event in events].count(EventName.JOB_COMPLETED) == 2
+        assert (await client.get(job_id)).status == Status.COMPLETED
+        assert [job.result for job in await client.jobs(job_type="child")] == ["grown"]
+        assert {job.id for job in await client.jobs(status="scheduled") + await client.jobs(status="pending")} == {
+            later,
+            elsewhere,
+        }
+        assert await client.workers() == []
+
+
+async def test_work_that_does_not_end(dsn: str) -> None:
+    """An error after the time given; the job is back."""
+    registry = JobRegistry()
+
+    @registry.handler("for_ever")
+    async def for_ever(payload: dict[str, Any]) -> None:
+        await trio.sleep_forever()
+
+    async with open_client(dsn) as client:
+        job_id = await client.enqueue("for_ever")
+        with pytest.raises(trio.TooSlowError):
+            await work_until_idle(registry, dsn, timeout_seconds=0.5)
+        job = await client.get(job_id)
+        assert (job.status, job.attempts) == (Status.PENDING, 0)
+
+
+async def test_work_without_a_schema(blank_dsn: str) -> None:
+    """Told as such."""
+    with pytest.raises(SchemaMissing):
+        await work_until_idle(JobRegistry(), blank_dsn)
