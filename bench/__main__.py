@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SCRIPTS = ("drain", "pickup", "cancel")
+SCRIPTS = ("drain", "pickup", "cancel", "producers")
 
 
 def main() -> int:

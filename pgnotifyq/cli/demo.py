@@ -43,6 +43,7 @@ WORKERS = 2
 CONCURRENCY = 8
 FILES_MAX = 20_000  # keeps the demo under a minute
 PINGS = 50
+SETTLED_SECONDS = 0.1  # for the statements of a stopped worker to end
 LOOK_SECONDS = 0.1  # how often the progress bar looks
 PATIENCE_SECONDS = 45.0  # for the whole queue to drain; the demo says so and fails after it
 
@@ -163,7 +164,9 @@ async def _kill(connection: Connection[TupleRow], worker: subprocess.Popen[bytes
     """Kill a worker in the middle of its work; return how many jobs it held."""
     held = 0
     for _ in range(100):
-        worker.send_signal(signal.SIGSTOP)  # so that what it holds stays what it held
+        # So that what it holds stays what it held; a statement under way on the server still ends.
+        worker.send_signal(signal.SIGSTOP)
+        await trio.sleep(SETTLED_SECONDS)
         (held,) = await _one(
             connection,
             "select count(*) from {schema}.jobs as job join {schema}.worker_heartbeats as worker on worker.worker_id = job.locked_by "

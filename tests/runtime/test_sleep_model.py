@@ -54,7 +54,7 @@ def steps(world: World, barrier: Callable[[World, int], int], *, has_barrier: bo
         after = _insert(world, inserter)
         if after is not None:
             changed, moved = after
-            others = world.inserters[:place] + (moved,) + world.inserters[place + 1 :]
+            others = (*world.inserters[:place], moved, *world.inserters[place + 1 :])
             yield attrs.evolve(changed, inserters=others)
     yield from _work(world, barrier, has_barrier=has_barrier)
 
