@@ -44,6 +44,7 @@ LISTENER = "pgnotifyq client listener"
 NOBODY = JobId(uuid.UUID(int=1))
 # Other people's tests may run on the same server: only this database counts.
 BLOCKED = "exists (select from pg_stat_activity where datname = current_database() and application_name = %s and wait_event_type = 'Lock')"
+LISTENING = "exists (select from pg_stat_activity where datname = current_database() and application_name = %s)"
 AWAITED = "exists (select from pgnotifyq.jobs where awaited)"
 # Longer than anything here takes, and far shorter than the backstop that some tests put out of reach.
 SOON_SECONDS = 10.0
@@ -379,21 +380,21 @@ async def test_the_last_waiter_is_cancelled(dsn: str, client: Client, connection
 
 async def test_the_listener_is_terminated(dsn: str, client: Client, connection: Link, no_backstop: None) -> None:
     """It comes back, and what ended in between is found, though nobody told."""
-    ids = await client.enqueue_many([{"job_type": "noop"}] * 2)
+    ids = await client.enqueue_many([{"job_type": "noop"}] * 3)
     ended: list[Job] = []
     terminate = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and application_name = %s"
     with trio.fail_after(SOON_SECONDS):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait_all, client, ids, ended)
-            await until(dsn, "count(*) = 2 from pgnotifyq.jobs where awaited")
-            async with connection.transaction():  # the end and the loss at once
-                await settle(connection, await claim_one(connection), ENDINGS["complete"])
-                assert await value(connection, terminate, LISTENER) == 1
-            await until(
-                dsn,
-                "exists (select from pg_stat_activity where datname = current_database() and application_name = %s)",
-                LISTENER,
-            )
+            nursery.start_soon(wait_all, client, ids[2:], ended)
+            await until(dsn, AWAITED)  # so that the one leads whose job goes on
+            async with trio.open_nursery() as lost:
+                lost.start_soon(wait_all, client, ids[:2], ended)
+                await until(dsn, "count(*) = 3 from pgnotifyq.jobs where awaited")
+                async with connection.transaction():  # two ends, and the loss, at once
+                    for _ in range(2):
+                        await settle(connection, await claim_one(connection), ENDINGS["complete"])
+                    assert await value(connection, terminate, LISTENER) == 1
+            await until(dsn, LISTENING, LISTENER)
             await settle(connection, await claim_one(connection), ENDINGS["complete"])
     assert sorted(job.id for job in ended) == sorted(ids)
 
