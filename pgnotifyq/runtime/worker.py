@@ -184,7 +184,6 @@ async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus
             parts.emit(Event(name=EventName.WORKER_STARTED, fields=fields))
             task_status.started(handle)
             await _claim_until(handle, parts)
-            parts.is_draining = True
             parts.slots.close()
             await _drain(parts, handle)
         services.cancel_scope.cancel(reason="pgnotifyq: the worker has drained")
@@ -195,6 +194,8 @@ async def _claim_until(handle: WorkerHandle, parts: Parts) -> None:
     async with trio.open_nursery() as claiming:
         claiming.start_soon(claim_for_ever, parts)
         await handle._first.wait()  # noqa: SLF001  # the handle is this module's own
+        # Now, not when the claimer has ended: the claim under way may still bring jobs, and none of them shall start.
+        parts.is_draining = True
         claiming.cancel_scope.cancel(reason="pgnotifyq: draining")
 
 
