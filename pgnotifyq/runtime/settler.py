@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+import attrs
 import psycopg
 import trio
 
 from pgnotifyq.ledger import claims
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.model.outcome import SettleKind, Settlement
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
 from pgnotifyq.runtime.bell import Bell
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ class Settler:
 
     def add(self, running: Running, settlement: Settlement | None) -> None:
         """Take an execution's outcome; None when its lease is lost, and nothing may be written."""
-        if settlement is None:
+        if running.is_settled:
+            # Completed, by the handler's own transaction, whatever the handler did afterwards.
+            then = settlement.error_message if settlement is not None else None
+            self._finish(running, attrs.evolve(PLAIN_COMPLETION, error_message=then), became=None)
+        elif settlement is None:
             self._let_go(running, EventName.LEASE_LOST)
-        elif running.is_settled:
-            # By the handler's own transaction.
-            self._finish(running, settlement, became=None)
         else:
             self._waiting.append((running, settlement))
             if not self._parts.slots.is_backed_up or len(self._waiting) >= BATCH_MAX // 2:
