@@ -43,8 +43,8 @@ WORKERS = 2
 CONCURRENCY = 8
 FILES_MAX = 20_000  # keeps the demo under a minute
 PINGS = 50
-SETTLED_SECONDS = 0.1  # for the statements of a stopped worker to end
-LOOK_SECONDS = 0.1  # how often the progress bar looks
+SETTLED_SECONDS = 0.03  # for the statements of a stopped worker to end
+LOOK_SECONDS = 0.05  # how often the progress bar looks
 PATIENCE_SECONDS = 45.0  # for the whole queue to drain; the demo says so and fails after it
 
 
@@ -112,7 +112,7 @@ async def _watch(
     long_job: object,
     report: Path,
 ) -> None:
-    """Show progress until all files are done; at a quarter cancel the long job, half-way kill a worker."""
+    """Show progress until all files are done; at a sixth cancel the long job, at a third kill a worker."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn()
     )  # fmt: skip
@@ -127,12 +127,12 @@ async def _watch(
                 "from {schema}.jobs where job_type = 'digest'",
             )
             progress.update(bar, completed=done, told=f"{running} running")
-            if story.cancel_ms is None and done >= story.files / 4:
+            if story.cancel_ms is None and done >= story.files / 6:
                 story.cancel_ms = await _cancel(connection, long_job, report)
                 progress.console.print(
                     f"cancelled the long job: its handler stopped {story.cancel_ms:.1f} ms after the update began"
                 )
-            if killed_at is None and done >= story.files / 2:
+            if killed_at is None and done >= story.files / 3:
                 story.orphans = await _kill(connection, workers[0])
                 killed_at = time.monotonic()
                 progress.console.print(f"killed worker pid {workers[0].pid} with SIGKILL while it held {story.orphans} jobs")

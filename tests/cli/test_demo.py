@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 def test_the_demo_cancels_kills_recovers_and_checks(run: Callable[..., Any], dsn: str, tmp_path: Path) -> None:
     """Exit code 0 means that every hash equals one computed directly; its schema is gone afterwards."""
-    for number in range(400):
-        (tmp_path / f"{number}.txt").write_text(f"line {number}\n" * (number + 1))
+    for number in range(1500):
+        (tmp_path / f"{number}.txt").write_text(f"line {number}\n" * (number % 50 + 1))
     ran = run("demo", str(tmp_path))
     assert ran.code == 0, ran.out + ran.err
-    assert "400 of 400" in ran.out
+    assert "1500 of 1500" in ran.out
     assert "SIGKILL" in ran.out
     with psycopg.connect(dsn) as session:
         assert session.execute("select count(*) from pg_namespace where nspname = 'pgnotifyq_demo'").fetchone() == (0,)
