@@ -28,6 +28,7 @@ from pgnotifyq.model.errors import (
     SchemaMissing,
     SchemaOutOfDate,
     SchemaTooNew,
+    UniqueKeyHeld,
     UnknownJobType,
     WaitTimeout,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "SchemaTooNew",
     "Snooze",
     "Status",
+    "UniqueKeyHeld",
     "UnknownJobType",
     "WaitTimeout",
     "WorkerConfig",
