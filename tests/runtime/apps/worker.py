@@ -54,15 +54,23 @@ async def stubborn(payload: dict[str, Any], ctx: JobContext) -> None:
             raise
 
 
+async def has_session(ctx: JobContext) -> None:
+    """Wait until the worker's listener speaks for its life: a process that dies sooner is missed when its lease ends."""
+    while not ctx._parts.push.has_session:
+        await trio.sleep(0.01)
+
+
 @registry.handler()
-def poison(payload: dict[str, Any]) -> None:
+async def poison(payload: dict[str, Any], ctx: JobContext) -> None:
     """End the process, as a crash in a C extension does."""
+    await has_session(ctx)
     os._exit(9)
 
 
 @registry.handler()
 async def effect(payload: dict[str, Any], ctx: JobContext) -> None:
     """Write in the job's own transaction; die before its commit on the first attempt, and after it on the second."""
+    await has_session(ctx)
     async with ctx.transaction(complete=True) as connection:
         await connection.execute("insert into marks values ('effect')")
         if ctx.attempt == 1:
@@ -78,15 +86,17 @@ async def short(payload: dict[str, Any]) -> None:
 
 async def main(dsn: str, settings: dict[str, Any]) -> None:
     """Work until told to stop."""
-    async with trio.open_nursery() as nursery:
-        handle: WorkerHandle = await nursery.start(partial(run_worker, registry, dsn, on_event=tell, **settings))
-        nursery.start_soon(heed_signals, handle, nursery.cancel_scope)
-        await handle._first.wait()
+    async with trio.open_nursery() as signals:
+        async with trio.open_nursery() as work:
+            handle: WorkerHandle = await work.start(partial(run_worker, registry, dsn, on_event=tell, **settings))
+            await signals.start(heed_signals, handle)
+        signals.cancel_scope.cancel()
 
 
-async def heed_signals(handle: WorkerHandle, scope: trio.CancelScope) -> None:
+async def heed_signals(handle: WorkerHandle, *, task_status: trio.TaskStatus[None]) -> None:
     """Drain at the first signal, interrupt at the second."""
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        task_status.started()
         async for _ in signals:
             handle.drain()
 
