@@ -5,6 +5,9 @@
 --         cancelled); `lost`: somebody else's by now, nothing was renewed.
 -- Locks:  the jobs, in id order, before the expiry is computed: an update that waits for a row lock would store an expiry
 --         counted from before the wait.
+--
+-- The lost ones are found by a hashed subplan, which no planner setting turns off. The naive left join with what is held is a
+-- nested loop under the settings below: 2.3 s for 5,000 leases, against 0.09 s.
 create or replace function {schema}.heartbeat(
     by_worker uuid, job_ids uuid[], execution_ids uuid[], for_seconds double precision)
 returns table (job_id uuid, became text, why text)
@@ -35,9 +38,12 @@ begin
         where j.id = held.id
         returning j.id
     )
-    select e.id, case when held.id is null then 'lost' else 'cancelled' end, held.error_message
+    select held.id, 'cancelled', held.error_message
+    from held
+    where held.status = 'cancelled'
+    union all
+    select e.id, 'lost', null
     from unnest(job_ids) as e(id)
-    left join held on held.id = e.id
-    where held.id is null or held.status = 'cancelled';
+    where e.id not in (select held.id from held);
 end
 $$;
