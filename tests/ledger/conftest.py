@@ -35,6 +35,6 @@ def dsn(dsn_of_file: str) -> str:
 
 @pytest.fixture
 async def other(dsn: str) -> AsyncIterator[Connection[Any]]:
-    """Give a second connection to `dsn`, known to the server as `other`."""
-    async with open_connection(dsn, application_name="other") as connection:
+    """Give a second connection to `dsn`, known to the server as `other`. It waits for no lock for ever: a test fails then."""
+    async with open_connection(dsn, application_name="other", options="-c lock_timeout=5s") as connection:
         yield connection
