@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SCRIPTS = ("drain", "pickup", "cancel", "producers")
+SCRIPTS = ("drain", "pickup", "cancel", "producers", "backlog", "history", "snapshot", "idle", "herd")
 
 
 def main() -> int:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 BATCH_MAX = 200  # jobs taken back in one statement: it holds their locks
 WATCH_SECONDS_PER_OTHER = 0.7
 WATCH_SECONDS_MAX = 3.0
-ALONE_SECONDS = 30.0  # how soon a worker that was alone finds that it has company
+ALONE_SECONDS = 60.0  # a worker that was alone is told when another comes; this is for the case that it did not hear
 AFTER_EXPIRY_SECONDS = 0.2  # jitter on top of an expiry, so that one of many is first
-LOOK_SECONDS_MAX = 30.0  # a lease claimed after the last look is found then at the latest
+LOOK_SECONDS_MAX = 60.0  # a lease claimed after the last look is found then at the latest
 
 
 async def reclaim_for_ever(parts: Parts) -> None:
