@@ -110,3 +110,11 @@ class LeaseLost(PgnotifyqError):
 
 class JobCancelled(PgnotifyqError):
     """The job was cancelled before its transaction committed."""
+
+
+def text_of(error: BaseException) -> str:
+    """Return an exception's text, also of one whose own __str__ raises: what users' code raises is not to be trusted."""
+    try:
+        return str(error)
+    except Exception as second:  # noqa: BLE001  # __str__ is the user's
+        return f"(its text cannot be had: __str__ raised {type(second).__name__})"

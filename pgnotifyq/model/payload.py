@@ -10,12 +10,13 @@ import functools
 import json
 import math
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import attrs
 import cattrs
 from cattrs.preconf.json import make_converter
 
-from pgnotifyq.model.errors import InvalidPayload, PayloadTooLarge, PayloadUndecodable
+from pgnotifyq.model.errors import InvalidPayload, PayloadTooLarge, PayloadUndecodable, text_of
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -27,7 +28,45 @@ INTEGER_BITS_MAX = 4096  # Python refuses to print integers of more than 4,300 d
 
 @functools.cache
 def _converter() -> Converter:
-    return make_converter()
+    """Make cattrs' JSON converter, with UUIDs, and with scalars that are taken as they are.
+
+    Left alone, cattrs calls the type: bool("false") is True, int(1.9) is 1, str({}) is "{}". A payload that came by raw SQL
+    would run with values that nobody wrote.
+    """
+    converter = make_converter()
+    converter.register_unstructure_hook(UUID, str)
+    converter.register_structure_hook(UUID, lambda value, _: value if isinstance(value, UUID) else UUID(value))
+    for kind, take in ((bool, _take_bool), (int, _take_int), (float, _take_float), (str, _take_str)):
+        converter.register_structure_hook(kind, take)
+    return converter
+
+
+# `wanted` is the type itself or an enum that inherits from it, which are made alike.
+
+
+def _take_bool(value: Any, _: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("not a boolean")  # noqa: TRY004  # cattrs words a ValueError better
+    return value
+
+
+def _take_int(value: Any, wanted: Any) -> Any:
+    # Digits in a text are taken: keys of JSON objects are texts, also those of a dict[int, ...].
+    if isinstance(value, bool) or not isinstance(value, (int, str, float)) or (isinstance(value, float) and value != int(value)):
+        raise ValueError("not a whole number")
+    return wanted(value)
+
+
+def _take_float(value: Any, wanted: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, str, float)) or not math.isfinite(float(value)):
+        raise ValueError("not a number")
+    return wanted(value)
+
+
+def _take_str(value: Any, wanted: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("not a text")  # noqa: TRY004  # cattrs words a ValueError better
+    return wanted(value)
 
 
 def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int = PAYLOAD_DEPTH_MAX) -> str:
@@ -51,8 +90,10 @@ def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPT
     """Return a value as JSON text; None becomes null. Raises as `encode` does."""
     try:
         if not _is_plain(value):
+            # Looked at before it is unstructured too: lists that hold each other ten times over unfold without end.
+            _check(value, depth_max, bytes_max, is_final=False)
             value = _converter().unstructure(value)
-        _check(value, depth_max)
+        _check(value, depth_max, bytes_max, is_final=True)
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         size = len(text.encode())
     except InvalidPayload:
@@ -61,8 +102,10 @@ def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPT
         raise InvalidPayload(f"the payload is nested too deep: at most {depth_max} levels") from None
     except UnicodeEncodeError:
         raise InvalidPayload("the payload holds a lone surrogate, which is not text: remove it") from None
-    except (TypeError, ValueError, cattrs.StructureHandlerNotFoundError) as error:
-        raise InvalidPayload(f"the payload is not JSON: {error}") from error
+    # A value of the user's may raise anything when it is looked into: an attribute never set, an annotation that only type
+    # checkers see. It must not pass for a fault of the worker, whose handlers' results come this way.
+    except Exception as error:
+        raise InvalidPayload(f"the payload is not JSON: {type(error).__name__}: {text_of(error)}") from error
     if size > bytes_max:
         message = f"the payload has {size} bytes, at most {bytes_max} are allowed: store the data elsewhere, enqueue a reference"
         raise PayloadTooLarge(message)
@@ -104,7 +147,7 @@ def structure(payload: Any, wanted: type | None) -> Any:
         try:
             reasons = "; ".join(cattrs.transform_error(error, path="payload"))
         except Exception:  # noqa: BLE001  # the explanation is best effort
-            reasons = f"{type(error).__name__}: {error}"
+            reasons = f"{type(error).__name__}: {text_of(error)}"
         raise PayloadUndecodable(f"the payload does not fit {getattr(wanted, '__name__', wanted)}: {reasons}") from error
 
 
@@ -121,29 +164,39 @@ def _holds_objects(value: object) -> bool:
     return False
 
 
-def _check(value: object, depth_max: int) -> None:
-    """Walk a plain value without recursion and refuse what PostgreSQL cannot store."""
+def _check(value: object, depth_max: int, bytes_max: int, *, is_final: bool) -> None:
+    """Walk a value without recursion and refuse what PostgreSQL cannot store; `is_final` once it is to be plain JSON."""
     waiting: list[tuple[object, int]] = [(value, 0)]
+    seen = 0
     while waiting:
         item, depth = waiting.pop()
-        if isinstance(item, str):
-            if "\x00" in item:
-                raise InvalidPayload("the payload holds a NUL character, which PostgreSQL cannot store: remove it")
-        elif isinstance(item, float):
-            if not math.isfinite(item):
-                raise InvalidPayload(f"the payload holds {item}, which is not JSON: use null or a string")
-        elif isinstance(item, int) and not isinstance(item, bool):
-            if item.bit_length() > INTEGER_BITS_MAX:
-                raise InvalidPayload(f"the payload holds an integer of {item.bit_length()} bits, at most {INTEGER_BITS_MAX}")
-        elif isinstance(item, (dict, list, tuple)):
+        seen += 1
+        if seen > bytes_max:  # each takes a byte at least
+            raise PayloadTooLarge(
+                f"the payload holds more than {bytes_max} values: store the data elsewhere, enqueue a reference"
+            )
+        if isinstance(item, (dict, list, tuple)):
             if depth >= depth_max:
                 raise InvalidPayload(f"the payload is nested too deep: at most {depth_max} levels")
-            if isinstance(item, dict):
+            if isinstance(item, dict) and is_final:
                 for key in item:
                     if not isinstance(key, str):
                         raise InvalidPayload(f"the payload has the key {key!r:.80}, which is not a string")
                     waiting.append((key, depth))
             waiting.extend((inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item))
+        else:
+            _check_scalar(item)
+
+
+def _check_scalar(item: object) -> None:
+    if isinstance(item, str):
+        if "\x00" in item:
+            raise InvalidPayload("the payload holds a NUL character, which PostgreSQL cannot store: remove it")
+    elif isinstance(item, float):
+        if not math.isfinite(item):
+            raise InvalidPayload(f"the payload holds {item}, which is not JSON: use null or a string")
+    elif isinstance(item, int) and item.bit_length() > INTEGER_BITS_MAX:
+        raise InvalidPayload(f"the payload holds an integer of {item.bit_length()} bits, at most {INTEGER_BITS_MAX}")
 
 
 def is_structured(wanted: object) -> bool:

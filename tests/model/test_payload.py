@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
+import enum
 import json
+import uuid
 from typing import Any
 
 import attrs
@@ -114,3 +117,81 @@ def test_a_payload_that_does_not_fit_says_where(payload: object) -> None:
     """PayloadUndecodable, with a reason, whatever the payload is."""
     with pytest.raises(PayloadUndecodable, match="Resize"):
         structure(payload, Resize)
+
+
+class Size(enum.IntEnum):
+    SMALL = 1
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+@attrs.frozen
+class Order:
+    id: uuid.UUID
+    at: dt.datetime
+    size: Size
+    colour: Colour
+    price: float = 0.0
+    is_dry: bool = False
+    lines: dict[int, str] = attrs.field(factory=dict)
+    note: str | None = None
+
+
+ORDER: dict[str, Any] = {
+    "id": "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+    "at": "2030-01-01T00:00:00+00:00",
+    "size": 1,
+    "colour": "red",
+}
+
+
+def test_ids_times_and_enums_come_back_as_their_type() -> None:
+    """In an attrs class, and in a plain dict on the way out."""
+    order = structure(ORDER, Order)
+    assert (order.id, order.size, order.colour) == (uuid.UUID(ORDER["id"]), Size.SMALL, Colour.RED)
+    assert structure(json.loads(encode(order)), Order) == order
+    assert json.loads(encode({"id": order.id, "deeper": [{"at": order.at}]}))["id"] == ORDER["id"]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"is_dry": "false"},
+        {"is_dry": None},
+        {"is_dry": 1},
+        {"size": 1.5},
+        {"size": True},
+        {"size": 9},
+        {"price": "nan"},
+        {"price": True},
+        {"note": {"a": 1}},
+        {"note": 5},
+        {"id": 5},
+    ],
+    ids=str,
+)
+def test_a_scalar_of_another_kind_is_refused_rather_than_converted(field: dict[str, Any]) -> None:
+    """bool("false") is True, int(1.9) is 1, str({}) is "{}": the handler would run with values that nobody wrote."""
+    with pytest.raises(PayloadUndecodable, match=next(iter(field))):
+        structure(ORDER | field, Order)
+
+
+def test_a_conversion_that_loses_nothing_is_made() -> None:
+    """A whole float is an integer, an integer is a float, and keys of JSON objects are texts."""
+    order = structure(ORDER | {"size": 1.0, "price": 2, "lines": {"7": "seven"}, "note": None}, Order)
+    assert (order.size, order.price, order.lines, order.note) == (Size.SMALL, 2.0, {7: "seven"}, None)
+
+
+def test_a_payload_that_unfolds_without_end_is_refused_before_it_is_unfolded() -> None:
+    """Sixty lists that hold each other ten times over are 10^60 values; a list that holds itself has no end."""
+    laughing: Any = ["x"]
+    for _ in range(60):
+        laughing = [laughing] * 10
+    with pytest.raises(PayloadTooLarge):
+        encode(laughing, bytes_max=10_000)
+    itself: list[Any] = []
+    itself.append(itself)
+    with pytest.raises(InvalidPayload, match="too deep"):
+        encode(itself)
