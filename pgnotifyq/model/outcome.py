@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import traceback
 from enum import StrEnum
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, assert_never, cast
 
 import attrs
 
-from pgnotifyq.model.errors import ConfigError, InvalidPayload
+from pgnotifyq.model.errors import ConfigError, InvalidPayload, text_of
 from pgnotifyq.model.payload import encode_value
 
 if TYPE_CHECKING:
@@ -26,6 +26,13 @@ def _check_seconds(_: object, attribute: attrs.Attribute[float], value: float | 
         raise ConfigError(f"{attribute.name} {value!r} is out of range: use 0 to {_DELAY_SECONDS_MAX:.0f}")
 
 
+def _to_text(reason: object) -> str:
+    # `Retry(reason=error)` is what people write; left as it is, it would fail in `decide`, outside of the handler.
+    if reason is None:
+        return ""
+    return text_of(reason) if isinstance(reason, BaseException) else str(reason)
+
+
 @attrs.frozen
 class Snooze:
     """Returned by a handler: run me again later; this attempt does not count."""
@@ -38,14 +45,14 @@ class Retry:
     """Returned by a handler: this attempt failed, try again after `seconds`, or as the policy says."""
 
     seconds: float | None = attrs.field(default=None, validator=_check_seconds)
-    reason: str = ""
+    reason: str = attrs.field(default="", converter=_to_text)
 
 
 @attrs.frozen
 class Discard:
     """Returned by a handler: this job cannot succeed, send it to the dead letters."""
 
-    reason: str = ""
+    reason: str = attrs.field(default="", converter=_to_text)
 
 
 class InterruptKind(StrEnum):
@@ -84,8 +91,11 @@ class Raised:
     @classmethod
     def from_exception(cls, error: BaseException) -> Raised:
         """Describe what a handler raised: its type and message, then the traceback's last lines."""
-        lines = traceback.format_exception(error)
-        return cls(error=f"{type(error).__name__}: {error}\n{''.join(lines[-6:])}")
+        try:
+            lines = traceback.format_exception(error)
+        except Exception:  # noqa: BLE001  # it reads attributes of the user's exception
+            lines = []
+        return cls(error=f"{type(error).__name__}: {text_of(error)}\n{''.join(lines[-6:])}")
 
 
 @attrs.frozen
@@ -187,6 +197,9 @@ def encode_result(value: object) -> str | None:
 
 def bounded(text: str) -> str:
     """Return an error that can be stored and shown: without control characters, cut in the middle to a bound."""
+    if len(text) > 2 * ERROR_CHARS_MAX:
+        # Cut first: escaping an error of 50 MB character by character holds the event loop for seconds.
+        text = text[:ERROR_CHARS_MAX] + text[-ERROR_CHARS_MAX:]
     safe = "".join(c if c in "\n\t" or (c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF) else ascii(c)[1:-1] for c in text)
     if len(safe) <= ERROR_CHARS_MAX:
         return safe
@@ -195,7 +208,19 @@ def bounded(text: str) -> str:
 
 
 def _settle_value(value: object, failed: _Failed) -> Settlement:
-    match value:
+    # Not isinstance: it asks the value for its __class__, and a lazy proxy may raise there.
+    if issubclass(type(value), (Snooze, Retry, Discard)):
+        return _settle_wish(cast("Snooze | Retry | Discard", value), failed)
+    try:
+        return Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(value))
+    except InvalidPayload as error:
+        # The work is done; doing it again would not make its result any better.
+        message = bounded(f"completed, but its result was not stored: {error}")
+        return Settlement(kind=SettleKind.COMPLETE, outcome="completed", error_message=message)
+
+
+def _settle_wish(wish: Snooze | Retry | Discard, failed: _Failed) -> Settlement:
+    match wish:
         case Snooze(seconds=seconds):
             return Settlement(kind=SettleKind.SNOOZE, outcome="snoozed", delay_seconds=seconds)
         case Retry(seconds=seconds, reason=reason):
@@ -204,12 +229,7 @@ def _settle_value(value: object, failed: _Failed) -> Settlement:
             message = bounded(reason) or "the handler discarded the job"
             return Settlement(kind=SettleKind.BURY, outcome="discarded", error_message=message, reason="discarded")
         case _:
-            try:
-                return Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(value))
-            except InvalidPayload as error:
-                # The work is done; doing it again would not make its result any better.
-                message = bounded(f"completed, but its result was not stored: {error}")
-                return Settlement(kind=SettleKind.COMPLETE, outcome="completed", error_message=message)
+            assert_never(wish)
 
 
 # The outcome of a handler that returned nothing: one value for all, so that it can be told by identity.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +26,10 @@ from pgnotifyq.model.outcome import (
     decide,
 )
 from pgnotifyq.model.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from builtins import int as OnlyForTypeCheckers  # noqa: N812  # not there at run time, as cattrs will find
+    from collections.abc import Callable
 
 values = st.one_of(
     st.none(),
@@ -121,3 +129,75 @@ def test_stored_errors_are_text_without_control_characters(text: str) -> None:
     assert len(safe) <= ERROR_CHARS_MAX
     safe.encode()
     assert all(c in "\n\t" or c.isprintable() for c in safe)
+
+
+class Speechless(Exception):
+    """An error whose text cannot be had."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Unbound:
+    """A lazy proxy outside of what it stands for."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("unbound")
+
+    @__class__.setter
+    def __class__(self, value: object) -> None: ...
+
+
+@attrs.frozen
+class Half:
+    a: int
+
+
+@attrs.frozen
+class Annotated:
+    at: OnlyForTypeCheckers
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Half.__new__(Half), lambda: Annotated(1), Unbound, lambda: [Unbound()], lambda: Snooze],
+    ids=["half made", "annotation for type checkers", "unbound proxy", "unbound proxy in a list", "class"],
+)
+def test_a_result_that_cannot_be_looked_into_completes_and_says_so(make: Callable[[], object]) -> None:
+    """`decide` runs outside of the handler: what it raised would end the worker and every job in it."""
+    settlement = settle(Returned(make()))
+    assert settlement is not None
+    assert (settlement.kind, settlement.result_json) == (SettleKind.COMPLETE, None)
+    assert "was not stored" in str(settlement.error_message)
+
+
+def test_an_error_without_a_text_is_an_error_like_any_other() -> None:
+    """The job is retried, and its error names the type."""
+    settlement = settle(Raised.from_exception(Speechless()))
+    assert settlement is not None
+    assert settlement.kind is SettleKind.RETRY
+    assert str(settlement.error_message).startswith("Speechless: ")
+
+
+@pytest.mark.parametrize(("reason", "text"), [(ValueError("gone"), "gone"), (404, "404"), (Speechless(), "RuntimeError")])
+def test_a_reason_may_be_the_error_itself(reason: Any, text: str) -> None:
+    """`return Retry(reason=error)` is what people write."""
+    for wish in (Retry(reason=reason), Discard(reason=reason)):
+        settlement = settle(Returned(wish))
+        assert settlement is not None
+        assert text in str(settlement.error_message)
+
+
+def test_an_error_of_many_megabytes_is_cut_before_it_is_escaped() -> None:
+    """It keeps its beginning and its end; the middle is not walked, which would hold the loop for seconds."""
+
+    class Counted(str):
+        __slots__ = ()
+
+        def __iter__(self) -> Any:
+            raise AssertionError("walked whole")
+
+    safe = bounded(Counted("a" * 5_000_000 + "z" * 5_000_000))
+    assert len(safe) <= ERROR_CHARS_MAX
+    assert (safe[0], safe[-1]) == ("a", "z")
