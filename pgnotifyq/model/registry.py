@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from typing import TYPE_CHECKING, Any
@@ -72,17 +73,17 @@ class JobRegistry:
 
         def register(function: Function) -> Function:
             parameters = _parameters(function)
-            hints = _hints(function)
-            wanted = hints.get(parameters[0].name) if parameters else None
+            inner = _inner(function)
+            wanted = _hints(inner).get(parameters[0].name)
             self._add(
                 Handler(
-                    job_type=check_job_type(job_type if job_type is not None else function.__name__),
+                    job_type=check_job_type(job_type if job_type is not None else getattr(function, "__name__", None)),
                     call=function,
-                    is_async=inspect.iscoroutinefunction(function),
+                    is_async=_is_async(inner),
                     takes_job=False,
                     takes_context=len(parameters) > 1,
                     payload_type=_payload_type(wanted),
-                    name=f"{function.__module__}:{function.__qualname__}",
+                    name=f"{inner.__module__}:{inner.__qualname__}",
                     max_attempts=max_attempts,
                     timeout_seconds=timeout_seconds,
                     retry=retry,
@@ -111,7 +112,7 @@ class JobRegistry:
             Handler(
                 job_type=check_job_type(getattr(instance, "job_type", None)),
                 call=instance.handle,
-                is_async=inspect.iscoroutinefunction(instance.handle),
+                is_async=_is_async(_inner(instance.handle)),
                 takes_job=True,
                 takes_context=len(_parameters(instance.handle)) > 1,
                 payload_type=None,
@@ -166,9 +167,10 @@ class JobRegistry:
 
 
 def _check_settings(handler: Handler) -> None:
-    if handler.max_attempts is not None and not 1 <= handler.max_attempts <= 1000:
+    if handler.max_attempts is not None and not (_is_number(handler.max_attempts, int) and 1 <= handler.max_attempts <= 1000):
         raise ConfigError(f"{handler.name}: max_attempts {handler.max_attempts!r} is out of range: use 1 to 1000")
-    if handler.timeout_seconds is not None and not 0 < handler.timeout_seconds <= TIMEOUT_SECONDS_MAX:
+    seconds = handler.timeout_seconds
+    if seconds is not None and not (_is_number(seconds, (int, float)) and 0 < seconds <= TIMEOUT_SECONDS_MAX):
         message = (
             f"{handler.name}: timeout_seconds {handler.timeout_seconds!r} is out of range: above 0, to {TIMEOUT_SECONDS_MAX:g}"
         )
@@ -179,12 +181,38 @@ def _check_settings(handler: Handler) -> None:
         check_queue_name(handler.queue)
 
 
+def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _inner(function: Any) -> Any:
+    """Return the function inside a functools.partial or an object with `__call__`: it has the name and the annotations."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not hasattr(function, "__qualname__") and callable(function):
+        return type(function).__call__
+    return function
+
+
+def _is_async(inner: Any) -> bool:
+    """Tell whether a handler is async.
+
+    Raises:
+        ConfigError: it is a generator. Called, it runs nothing; its jobs would be completed without having been done.
+    """
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise ConfigError(f"{inner.__qualname__} cannot be a handler: it yields; return the result instead")
+    return inspect.iscoroutinefunction(inner)
+
+
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+    everything = inspect.signature(function).parameters.values()
+    parameters = [p for p in everything if p.kind in kinds]
     needed = [p for p in parameters if p.default is inspect.Parameter.empty]
-    if not len(parameters) >= 1 or len(needed) > 2:
-        name = getattr(function, "__qualname__", repr(function))
+    by_name_only = [p for p in everything if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if not parameters or len(needed) > 2 or by_name_only:
+        name = getattr(_inner(function), "__qualname__", repr(function))
         raise ConfigError(f"{name} cannot be a handler: it must take (payload) or (payload, ctx)")
     return parameters[:2] if len(needed) != 1 else parameters[:1] + [p for p in parameters[1:2] if p in needed]
 
@@ -192,7 +220,7 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
-    except NameError:
+    except Exception:  # noqa: BLE001  # reading an annotation runs the program's own source
         # An annotation that only type checkers see; perhaps the context's. The payload's is taken alone.
         hints = {}
         for name, annotation in getattr(function, "__annotations__", {}).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -89,3 +90,63 @@ def test_a_function_that_cannot_be_a_handler_is_refused() -> None:
         JobRegistry().handler("x")(lambda a, b, c: None)
     with pytest.raises(ConfigError):
         JobRegistry().register(SendEmail)
+
+
+def test_dependencies_may_be_bound_with_a_partial_or_an_object_that_is_called() -> None:
+    """The name, the payload's type and whether it is async are those of the function inside."""
+
+    async def send(server: str, payload: Resize, ctx: Any) -> None: ...
+
+    class Sender:
+        async def __call__(self, payload: Resize) -> None: ...
+
+    registry = JobRegistry()
+    registry.handler("partial")(functools.partial(send, "smtp"))
+    registry.handler("called")(Sender())
+    partial, called = registry.get("partial"), registry.get("called")
+    assert (partial.payload_type, partial.is_async, partial.takes_context) == (Resize, True, True)
+    assert (called.payload_type, called.is_async, called.takes_context) == (Resize, True, False)
+    assert "send" in partial.name and "Sender" in called.name
+
+
+def test_a_generator_is_refused() -> None:
+    """Called, it runs nothing: its jobs would be completed without having been done."""
+
+    def lines(payload: Any) -> Any:
+        yield payload
+
+    async def pages(payload: Any) -> Any:
+        yield payload
+
+    for function in (lines, pages):
+        with pytest.raises(ConfigError, match="yields"):
+            JobRegistry().handler("x")(function)
+
+
+def test_a_parameter_that_a_worker_cannot_pass_is_refused() -> None:
+    """When it is registered, not when its first job fails."""
+
+    def work(payload: Any, *, ctx: Any) -> None: ...
+
+    with pytest.raises(ConfigError, match="must take"):
+        JobRegistry().handler("x")(work)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_attempts": "5"},
+        {"max_attempts": 2.5},
+        {"max_attempts": 0},
+        {"max_attempts": True},
+        {"timeout_seconds": "5"},
+        {"timeout_seconds": 0},
+        {"timeout_seconds": float("nan")},
+        {"retry": 3},
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_range_is_refused(settings: dict[str, Any]) -> None:
+    """The error names the setting."""
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        JobRegistry().handler("x", **settings)(lambda payload: payload)
