@@ -17,9 +17,15 @@ QUEUES_MAX = 100  # each costs two index probes a dry claim
 
 
 def _as_tuple(queues: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(queues, str):
-        raise ConfigError(f"queues {queues!r} is a text: pass a list of names")
+    if isinstance(queues, str) or not isinstance(queues, Iterable):
+        raise ConfigError(f"queues {queues!r} is not a list: pass a list of names")
     return tuple(queues)
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{name} {value!r} is not a number: use seconds")
+    return value
 
 
 @attrs.frozen(kw_only=True)
@@ -46,11 +52,11 @@ class WorkerConfig:
 
     @heartbeat_seconds.default
     def _third_of_the_lease(self) -> float:
-        return self.lease_seconds / HEARTBEATS_A_LEASE_MIN
+        return _number("lease_seconds", self.lease_seconds) / HEARTBEATS_A_LEASE_MIN
 
     @margin_seconds.default
     def _tenth_of_the_lease(self) -> float:
-        return min(self.lease_seconds / 10, 5.0)
+        return min(_number("lease_seconds", self.lease_seconds) / 10, 5.0)
 
     def __attrs_post_init__(self) -> None:
         if not 1 <= len(self.queues) <= QUEUES_MAX:

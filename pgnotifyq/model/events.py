@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,14 @@ def as_line(event: Event, at: datetime) -> str:
 
 def as_json(event: Event, at: datetime) -> str:
     """Return an event as one line of JSON."""
-    return json.dumps({"at": at.isoformat(), "event": event.name.value, **event.fields}, default=str, ensure_ascii=True)
+    own = {"at": at.isoformat(), "event": event.name.value}
+    fields = {name: value if _is_json(value) else str(value) for name, value in event.fields.items()}
+    # First for the reader, and last so that no field takes their place.
+    return json.dumps({**own, **fields, **own}, default=str, ensure_ascii=True, allow_nan=False)
+
+
+def _is_json(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)  # json would write NaN, which nothing else reads
 
 
 def _shown(value: object) -> str:

@@ -22,6 +22,7 @@ NIL_ORG = OrgId(UUID(int=0))  # for those who have one tenant
 PRIORITY_MIN, PRIORITY_MAX = -32768, 32767  # PostgreSQL's smallint
 MAX_ATTEMPTS_DEFAULT = 3
 MAX_ATTEMPTS_MAX = 1000  # bounds the history of a job
+SCHEDULED_YEAR_MIN, SCHEDULED_YEAR_MAX = 2, 9998  # in any time zone it stays a datetime of Python's, which ends with 9999
 UNIQUE_KEY_CHARS_MAX = 512  # an index entry holds 2,700 bytes
 DELAY_SECONDS_MAX = 10 * 366 * 86_400.0  # ten years; more is a mistake in the unit
 
@@ -143,12 +144,18 @@ class NewJob:
 
     def __attrs_post_init__(self) -> None:
         if self.scheduled_at is not None:
-            if not isinstance(self.scheduled_at, datetime) or self.scheduled_at.tzinfo is None:
+            if not isinstance(self.scheduled_at, datetime) or self.scheduled_at.utcoffset() is None:
                 raise InvalidJob(f"scheduled_at {self.scheduled_at!r} has no time zone: pass an aware datetime")
+            if not SCHEDULED_YEAR_MIN <= self.scheduled_at.year <= SCHEDULED_YEAR_MAX:
+                message = f"scheduled_at {self.scheduled_at} is out of range: use a year from {SCHEDULED_YEAR_MIN} to {SCHEDULED_YEAR_MAX}"
+                raise InvalidJob(message)
             if self.delay_seconds is not None:
                 raise InvalidJob("both scheduled_at and delay_seconds are given: pass one")
-        if self.delay_seconds is not None and not 0 <= self.delay_seconds <= DELAY_SECONDS_MAX:
-            message = f"delay_seconds {self.delay_seconds!r} is out of range: use 0 to {DELAY_SECONDS_MAX:.0f}"
+        delay = self.delay_seconds
+        if delay is not None and (
+            isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay <= DELAY_SECONDS_MAX
+        ):
+            message = f"delay_seconds {delay!r} is out of range: use 0 to {DELAY_SECONDS_MAX:.0f}"
             raise InvalidJob(message)
         if self.unique_key is not None:
             self._check_key(self.unique_key)

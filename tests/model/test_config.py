@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import json
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -32,6 +33,9 @@ def test_the_defaults_leave_three_beats_a_lease() -> None:
         {"queues": ("a", "a")},
         {"queues": "images"},
         {"lease_seconds": float("nan")},
+        {"lease_seconds": "60"},
+        {"lease_seconds": None},
+        {"queues": None},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any]) -> None:
@@ -58,6 +62,8 @@ def test_bad_names_are_refused() -> None:
         {"scheduled_at": datetime(2030, 1, 1, tzinfo=UTC), "delay_seconds": 1.0},
         {"delay_seconds": -1.0},
         {"delay_seconds": float("nan")},
+        {"delay_seconds": "5"},
+        {"scheduled_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-12)))},
         {"unique_key": ""},
         {"unique_key": "\x00"},
         {"org_id": "not a uuid"},
@@ -77,3 +83,10 @@ def test_a_line_of_the_log_cannot_be_forged() -> None:
     assert "\x1b" not in line
     assert len(line) < 1_000
     assert "\n" not in as_json(event, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_an_event_in_json_is_json_and_keeps_its_name() -> None:
+    """Numbers that JSON does not have are texts, and no field takes the place of the event's name or time."""
+    event = Event(name=EventName.JOB_DEAD, fields={"share": float("nan"), "event": "worker.stopped", "at": "never"})
+    told = json.loads(as_json(event, datetime(2026, 1, 1, tzinfo=UTC)), parse_constant=pytest.fail)
+    assert told == {"at": "2026-01-01T00:00:00+00:00", "event": "job.dead", "share": "nan"}
