@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
 
-RENEWED_AT_ONCE_MAX = 5000  # bounds one statement
+RENEWED_AT_ONCE_MAX = 500  # bounds one statement, whose cost grows a little faster than its size
 IDLE_BEAT_SECONDS = 60.0  # an idle worker's sign of life, for people; its session speaks for it otherwise
 # A lease is renewed with those that fall due within this share of a heartbeat, so that they share a statement.
 TOGETHER_SHARE = 0.25
@@ -46,14 +46,19 @@ async def beat_for_ever(parts: Parts) -> None:
             await trio.sleep(wait_seconds)
             continue
         due = parts.holdings.renewed_before(trio.current_time() - every * (1 - TOGETHER_SHARE))
-        await renew(parts, due[:RENEWED_AT_ONCE_MAX])
+        await renew(parts, due)
 
 
 async def renew(parts: Parts, due: Sequence[Running]) -> None:
-    """Beat once for some executions, and act on what the reply says of them.
+    """Beat for some executions, and act on what the reply says of them; for none, give a sign of life.
 
     A cancel whose notification was lost is learned here; so is a lost lease.
     """
+    for start in range(0, max(len(due), 1), RENEWED_AT_ONCE_MAX):
+        await _renew_at_once(parts, due[start : start + RENEWED_AT_ONCE_MAX])
+
+
+async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> None:
     sent_at = math.nan
 
     async def once(connection: Connection) -> list[claims.Surprise]:

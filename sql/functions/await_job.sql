@@ -3,6 +3,8 @@
 -- Out:    whether the job is still to end. A completion notifies nobody unless somebody waits for it.
 create or replace function {schema}.await_job(job_id uuid) returns boolean
 language plpgsql volatile
+set enable_seqscan = off
+set enable_bitmapscan = off
 as $$
 begin
     update {schema}.jobs as j set awaited = true

@@ -1,5 +1,9 @@
 -- complete: end a batch of executions as completed, without result or message: the outcome of most jobs, on the shortest way.
 -- As settle (which see) does for all others: fenced, the locked row's status decides, surprises only.
+--
+-- `j.id = any (job_ids)` says nothing new, and keeps the plan. Without it a session that planned this while the table was empty
+-- scans all jobs and looks for each in the batch, until the next analyze: 1,660 pages for ten jobs of 50,000, against 94. With
+-- it the table is entered by its primary key in whichever order the join is planned.
 create or replace function {schema}.complete(by_worker uuid, job_ids uuid[], execution_ids uuid[])
 returns table (job_id uuid, became text)
 language plpgsql volatile
@@ -21,7 +25,7 @@ begin
             completed_at = coalesce(j.completed_at, time_now),
             locked_by = null, current_execution_id = null, lease_expires_at = null
         from unnest(job_ids, execution_ids) as e(id, execution_id)
-        where j.id = e.id and j.current_execution_id = e.execution_id
+        where j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
         returning j.id, e.execution_id, j.org_id, j.attempts, j.started_at, j.status, j.awaited
     ), history as (
         insert into {schema}.job_executions (id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at)

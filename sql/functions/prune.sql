@@ -31,9 +31,9 @@ begin
         where j.id = any (ended) and j.completed_at < before_time and not j.is_held
         for update skip locked
     ), gone as (
-        delete from {schema}.jobs as j using locked where j.id = locked.id returning j.id
+        delete from {schema}.jobs as j using locked where j.id = any (ended) and j.id = locked.id returning j.id
     ), history as (
-        delete from {schema}.job_executions as e using gone where e.job_id = gone.id
+        delete from {schema}.job_executions as e using gone where e.job_id = any (ended) and e.job_id = gone.id
     )
     select count(*) into deleted from gone;
     if cardinality(seen) = jobs_max then

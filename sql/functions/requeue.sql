@@ -5,6 +5,8 @@
 -- Locks:  the dead letter: of two who requeue, one wins.
 create or replace function {schema}.requeue(job_id uuid) returns boolean
 language plpgsql volatile
+set enable_seqscan = off
+set enable_bitmapscan = off
 as $$
 begin
     with letter as (

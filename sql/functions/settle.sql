@@ -39,7 +39,7 @@ begin
                 result = case when j.status = 'cancelled' then null else e.result::jsonb end,
                 error_message = case when j.status = 'cancelled' then j.error_message else e.error end
             from unnest(job_ids, execution_ids, kinds, errors, results) as e(id, execution_id, kind, error, result)
-            where e.kind = 'complete' and j.id = e.id and j.current_execution_id = e.execution_id
+            where e.kind = 'complete' and j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
             returning j.id, e.execution_id, j.org_id, j.attempts, j.started_at, j.status, j.awaited, e.error
         ), history as (
             insert into {schema}.job_executions (
@@ -55,7 +55,7 @@ begin
     if settled < asked and exists (select from unnest(kinds) as k(kind) where k.kind <> 'complete') then
         -- Lock first: what follows is two statements, and they must see one state.
         perform from unnest(job_ids, execution_ids, kinds) as e(id, execution_id, kind)
-        join {schema}.jobs as j on j.id = e.id and j.current_execution_id = e.execution_id
+        join {schema}.jobs as j on j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
         where e.kind <> 'complete'
         for no key update of j;
 
@@ -64,7 +64,7 @@ begin
                 delete from {schema}.jobs as j
                 using unnest(job_ids, execution_ids, kinds, outcomes, errors, reasons)
                     as e(id, execution_id, kind, outcome, error, reason)
-                where j.id = e.id and j.current_execution_id = e.execution_id and j.status = 'running'
+                where j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id and j.status = 'running'
                   and (e.kind = 'bury' or (e.kind = 'retry' and j.attempts >= j.max_attempts))
                 returning j.*, e.execution_id, e.kind, e.outcome, e.error, coalesce(e.reason, 'exhausted') as reason
             ), history as (
@@ -109,7 +109,7 @@ begin
                 error_message = coalesce(case when j.status = 'cancelled' then j.error_message end, e.error)
             from unnest(job_ids, execution_ids, kinds, outcomes, delays, errors)
                 as e(id, execution_id, kind, outcome, delay, error)
-            where e.kind <> 'complete' and j.id = e.id and j.current_execution_id = e.execution_id
+            where e.kind <> 'complete' and j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
             returning j.id, e.execution_id, j.org_id, j.queue_name, j.status, j.awaited, j.started_at, j.scheduled_at,
                 j.attempts + case when j.status = 'pending' and e.kind in ('snooze', 'release') then 1 else 0 end as attempt,
                 case when j.status = 'cancelled' then 'cancelled' else e.outcome end as outcome, e.error

@@ -3,6 +3,8 @@
 -- Out: 'held', 'cancelled' or 'lost'.
 create or replace function {schema}.still_holds(job_id uuid, execution_id uuid) returns text
 language plpgsql volatile
+set enable_seqscan = off
+set enable_bitmapscan = off
 as $$
 declare
     found_status text;

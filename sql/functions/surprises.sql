@@ -4,6 +4,8 @@
 create or replace function {schema}.surprises(job_ids uuid[], execution_ids uuid[], kinds text[] default null)
 returns table (job_id uuid, became text)
 language plpgsql volatile
+set enable_seqscan = off
+set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 begin
@@ -14,7 +16,7 @@ begin
     return query
     select e.id, case when h.outcome = 'cancelled' then 'cancelled' else 'lost' end
     from unnest(job_ids, execution_ids, kinds) as e(id, execution_id, kind)
-    left join {schema}.job_executions as h on h.job_id = e.id and h.id = e.execution_id
+    left join {schema}.job_executions as h on h.job_id = any (job_ids) and h.job_id = e.id and h.id = e.execution_id
     where h.outcome is null or h.outcome = 'lost' or (h.outcome = 'cancelled' and e.kind is distinct from 'cancel');
 end
 $$;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -23,9 +22,6 @@ from tests.ledger.support import (
 )
 
 Link = Connection[Any]
-
-# Pages that a claim of ten may touch: ten rows in five indexes with their trees, however deep, and some probes.
-CLAIM_PAGES_MAX = 300
 
 
 async def test_higher_priority_first_then_the_older(connection: Link) -> None:
@@ -133,58 +129,3 @@ async def test_execution_ids_are_never_used_again(connection: Link) -> None:
         await pass_time(connection, 100 * ahead + 70)
         await connection.execute("select * from pgnotifyq.reclaim(%s, 10, array[]::uuid[])", (BOB,))
     assert len(seen) == 10
-
-
-async def pages_of_claim(connection: Link, jobs_max: int = 10) -> int:
-    """Return how many pages a claim touches; it is rolled back."""
-    async with connection.transaction(force_rollback=True):
-        statement = (
-            "explain (analyze, buffers, timing off, format json) "
-            f"select * from pgnotifyq.claim('{ANN}', array['default'], {jobs_max}, 60)"
-        )
-        plan = await value(connection, statement)
-    found = (plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]
-    return int(found["Shared Hit Blocks"] + found["Shared Read Blocks"])
-
-
-async def fill(connection: Link, jobs: int, *, due: str = "clock_timestamp() - interval '1 hour'", **fields: object) -> None:
-    """Insert many jobs at once, by SQL."""
-    names = "".join(f", {name}" for name in fields)
-    values = "".join(f", '{each}'" for each in fields.values())
-    await connection.execute(
-        f"insert into pgnotifyq.jobs (job_type, scheduled_at{names}) select 'noop', {due}{values}"
-        f" from generate_series(1, {jobs})".encode()
-    )
-
-
-@pytest.fixture
-async def untended(connection: Link) -> Link:
-    """Give a connection to a queue whose statistics nobody gathers, known to be empty."""
-    await connection.execute("alter table pgnotifyq.jobs set (autovacuum_enabled = off)")
-    await connection.execute("vacuum analyze pgnotifyq.jobs")
-    return connection
-
-
-async def test_cost_at_any_backlog_without_statistics(untended: Link) -> None:
-    """A claim costs about the same with nothing, a thousand and a hundred thousand jobs that the planner knows nothing of."""
-    await pages_of_claim(untended)  # reads the catalog
-    pages = {0: await pages_of_claim(untended)}
-    for jobs in (1_000, 100_000):
-        await fill(untended, jobs - sum(pages))
-        await pages_of_claim(untended)
-        pages[jobs] = await pages_of_claim(untended)
-        assert len(await claim(untended, 10)) == 10
-    assert max(pages.values()) < CLAIM_PAGES_MAX, pages
-
-
-async def test_cost_beside_a_future_of_higher_priority(untended: Link) -> None:
-    """Jobs that are not due, of a higher priority or the same, are not walked over; neither are other queues' and finished ones."""
-    await fill(untended, 5_000, due="clock_timestamp() + interval '1 day'", priority=9)
-    await fill(untended, 5_000, due="clock_timestamp() + interval '1 day'")
-    await fill(untended, 5_000, queue_name="another", priority=99)
-    await fill(untended, 5_000, status="completed", completed_at="2020-01-01", priority=50)
-    await fill(untended, 10)
-    await pages_of_claim(untended)
-    assert await pages_of_claim(untended) < CLAIM_PAGES_MAX
-    assert len(await claim(untended, 20)) == 10
-    assert await pages_of_claim(untended) < CLAIM_PAGES_MAX

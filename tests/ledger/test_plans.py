@@ -1,0 +1,144 @@
+"""What the hot statements cost, in pages touched, does not depend on what lies around nor on what the planner believes.
+
+`explain (analyze, buffers)` of a function counts the pages of every statement in it, under the plans that this very session
+has cached. So a session first plans all of them on an empty table, as a worker does that was started before its queue was filled;
+then others fill it, and nobody analyzes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pgnotifyq.wire.connection import Connection
+from tests.ledger.support import ANN, claim, fetch, lease, value
+
+Link = Connection[Any]
+JOBS = 100_000
+# What ten rows may touch: each in its table and indexes, with their trees. A scan of the table touches thousands.
+PAGES_MAX = 300
+# Until a session caches a plan for good it has to be asked for it so often.
+TIMES = 8
+
+CALLS = {
+    "claim": "claim('{ann}', array['default'], 10, 60)",
+    "complete": "complete('{ann}', {jobs}, {executions})",
+    "complete with a result": "settle('{ann}', {jobs}, {executions}, {complete}, {x}, {n}, {x}, {n}::text[], {x})",
+    "retry": "settle('{ann}', {jobs}, {executions}, {retry}, {failed}, {n}, {x}, {n}::text[], {x})",
+    "bury": "settle('{ann}', {jobs}, {executions}, {bury}, {failed}, {n}, {x}, {n}::text[], {exhausted})",
+    "a lost batch": "complete('{ann}', {jobs}, {jobs})",
+    "heartbeat": "heartbeat('{ann}', {jobs}, {executions}, 60)",
+    "reclaim": "reclaim('{ann}', 10)",
+    "prune": "prune(0, null, 10)",
+    "has_due": "has_due('default')",
+    "cancel": "cancel(({jobs})[1])",
+    "cancel of the dead": "cancel('{ann}')",
+    "still_holds": "still_holds(({jobs})[1], ({executions})[1])",
+    "report_progress": "report_progress(({jobs})[1], ({executions})[1], 0.5, 'half')",
+    "await_job": "await_job(({jobs})[1])",
+    "requeue": "requeue('{ann}')",
+    "enqueue": "enqueue('noop', unique_key => 'k')",
+}
+
+
+def calls(leases: list[Any]) -> dict[str, str]:
+    """Return the statements for some leases, with their arguments written out."""
+    count = max(len(leases), 1)
+    words = {
+        word: f"array_fill('{word}'::text, array[{count}])" for word in ("complete", "retry", "bury", "x", "failed", "exhausted")
+    }
+    words["x"] = f"array_fill('completed'::text, array[{count}])"
+    ids = {
+        name: "array[" + ", ".join(f"'{each[place]}'" for each in leases or [(ANN, ANN)]) + "]::uuid[]"
+        for place, name in enumerate(("jobs", "executions"))
+    }
+    numbers = f"array_fill(1::float8, array[{count}])"
+    return {name: f"select * from pgnotifyq.{call.format(ann=ANN, n=numbers, **words, **ids)}" for name, call in CALLS.items()}
+
+
+async def pages(connection: Link, statement: str) -> int:
+    """Return how many pages a statement touches; it is rolled back."""
+    async with connection.transaction(force_rollback=True):
+        plan = await value(connection, f"explain (analyze, buffers, timing off, format json) {statement}")
+    found = plan[0]["Plan"]
+    return int(found["Shared Hit Blocks"] + found["Shared Read Blocks"])
+
+
+async def fill(connection: Link, jobs: int, *, due: str = "clock_timestamp() - interval '1 hour'", **fields: object) -> None:
+    """Insert many jobs at once, by SQL."""
+    names = "".join(f", {name}" for name in fields)
+    values = "".join(f", '{each}'" for each in fields.values())
+    await connection.execute(
+        f"insert into pgnotifyq.jobs (job_type, scheduled_at{names}) select 'noop', {due}{values}"
+        f" from generate_series(1, {jobs})".encode()
+    )
+
+
+@pytest.fixture
+async def untended(connection: Link) -> Link:
+    """Give a connection to a queue whose statistics nobody gathers, known to be empty."""
+    for table in ("jobs", "job_executions"):
+        await connection.execute(f"alter table pgnotifyq.{table} set (autovacuum_enabled = off)".encode())
+        await connection.execute(f"vacuum analyze pgnotifyq.{table}".encode())
+    return connection
+
+
+async def test_backlog_that_the_session_has_never_planned_for(untended: Link, other: Link) -> None:
+    """Every hot function, planned while the table was empty, costs the same with a hundred thousand jobs and their history."""
+    for statement in calls([]).values():
+        for _ in range(TIMES):
+            await pages(untended, statement)
+    await fill(other, JOBS // 2, status="completed", completed_at="2100-01-01")
+    await fill(other, JOBS // 2)
+    await other.execute(
+        "insert into pgnotifyq.job_executions (id, job_id, org_id, attempt, outcome, started_at, ended_at)"
+        " select id, id, org_id, 1, 'completed', created_at, created_at from pgnotifyq.jobs"
+    )
+    leases = [lease(job) for job in await claim(untended, 10)]
+    assert len(leases) == 10
+    cost = {name: await pages(untended, statement) for name, statement in calls(leases).items()}
+    assert {name: found for name, found in cost.items() if found > PAGES_MAX} == {}
+
+
+async def test_claim_of_a_thousand_jobs(untended: Link, other: Link) -> None:
+    """In between it is no different: with a thousand jobs a claim of ten does not read them all."""
+    statement = calls([])["claim"]
+    for jobs in (0, 1_000):
+        await fill(other, jobs)
+        for _ in range(TIMES):
+            await pages(untended, statement)
+        assert await pages(untended, statement) < PAGES_MAX
+
+
+async def test_claim_with_statistics_of_another_time(untended: Link, other: Link) -> None:
+    """Statistics of a time when all was pending do not make a claim of many look through what is finished now."""
+    await fill(other, 30_000)
+    await other.execute("vacuum analyze pgnotifyq.jobs")
+    await other.execute(
+        "update pgnotifyq.jobs set status = 'running', locked_by = id, current_execution_id = id, lease_expires_at = now()"
+    )
+    await other.execute(
+        "update pgnotifyq.jobs set status = 'completed', completed_at = now(), locked_by = null, current_execution_id = null,"
+        " lease_expires_at = null"
+    )
+    await other.execute("vacuum pgnotifyq.jobs")
+    await fill(other, 10)
+    for _ in range(TIMES):
+        await pages(untended, calls([])["claim"].replace(", 10, ", ", 500, "))
+    assert await pages(untended, calls([])["claim"].replace(", 10, ", ", 500, ")) < PAGES_MAX
+
+
+async def test_claim_beside_a_future_of_higher_priority(untended: Link) -> None:
+    """Jobs that are not due, of a higher priority or the same, are not walked over; neither are other queues' and finished ones."""
+    await fill(untended, 5_000, due="clock_timestamp() + interval '1 day'", priority=9)
+    await fill(untended, 5_000, due="clock_timestamp() + interval '1 day'")
+    await fill(untended, 5_000, queue_name="another", priority=99)
+    await fill(untended, 5_000, status="completed", completed_at="2020-01-01", priority=50)
+    await fill(untended, 10)
+    statement = calls([])["claim"]
+    await pages(untended, statement)
+    assert await pages(untended, statement) < PAGES_MAX
+    assert len(await claim(untended, 20)) == 10
+    assert await pages(untended, statement) < PAGES_MAX
+    assert await fetch(untended, "select from pgnotifyq.jobs where status = 'running' and priority <> 0") == []
