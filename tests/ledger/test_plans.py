@@ -131,8 +131,8 @@ async def test_claim_with_statistics_of_another_time(untended: Link, other: Link
 
 async def test_claim_beside_a_future_of_higher_priority(untended: Link) -> None:
     """Jobs that are not due, of a higher priority or the same, are not walked over; neither are other queues' and finished ones."""
-    await fill(untended, 5_000, due="clock_timestamp() + interval '1 day'", priority=9)
-    await fill(untended, 5_000, due="clock_timestamp() + interval '1 day'")
+    await fill(untended, 25_000, due="clock_timestamp() + interval '1 day'", priority=9)
+    await fill(untended, 25_000, due="clock_timestamp() + interval '1 day'")
     await fill(untended, 5_000, queue_name="another", priority=99)
     await fill(untended, 5_000, status="completed", completed_at="2020-01-01", priority=50)
     await fill(untended, 10)

@@ -41,6 +41,9 @@ class Gate:
 
 async def terminate(place: Workplace, name: str) -> None:
     """End a backend of a worker, as an administrator does."""
+    await place.until(
+        "exists (select from pg_stat_activity where application_name = %s and datname = current_database())", f"pgnotifyq {name}"
+    )
     found = await fetch(
         place.connection,
         "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = %s and datname = current_database()",
