@@ -20,17 +20,25 @@ class Gate:
 
     def __init__(self) -> None:
         self.registry = JobRegistry()
+        self.begun = trio.Event()
         self.let_go = trio.Event()
         self.reasons: list[Interrupt | None] = []
         self.registry.handler()(self.work)
 
     async def work(self, payload: Payload, ctx: JobContext) -> None:
         """Wait until let go."""
+        self.begun.set()
         try:
             await self.let_go.wait()
         except trio.Cancelled:
             self.reasons.append(ctx.cancel_reason)
             raise
+
+
+async def begun(gate: Gate) -> None:
+    """Wait until the handler runs: a job that was claimed, and no more, when the signal comes is given back."""
+    with trio.fail_after(PATIENCE_SECONDS):
+        await gate.begun.wait()
 
 
 async def ended(worker: Worker) -> None:
@@ -50,7 +58,7 @@ async def test_drain(place: Workplace) -> None:
     gate = Gate()
     worker = await place.start(gate.registry, concurrency=1)
     running, waiting = await place.enqueue("work"), await place.enqueue("work")
-    await worker.log.wait(EventName.JOB_CLAIMED, job_id=running)
+    await begun(gate)
     worker.handle.drain()
     await worker.log.wait(EventName.WORKER_STOPPING)
     await place.until("state = 'draining' from pgnotifyq.worker_heartbeats")
@@ -68,7 +76,7 @@ async def test_second_signal(place: Workplace) -> None:
     gate = Gate()
     worker = await place.start(gate.registry)
     job_id = await place.enqueue("work", max_attempts=1)
-    await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
+    await begun(gate)
     worker.handle.drain()
     await worker.log.wait(EventName.WORKER_STOPPING)
     assert gate.reasons == []
@@ -87,7 +95,7 @@ async def test_deadline_of_the_shutdown(place: Workplace) -> None:
     gate = Gate()
     worker = await place.start(gate.registry, shutdown_seconds=0.1)
     job_id = await place.enqueue("work", max_attempts=1)
-    await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
+    await begun(gate)
     worker.handle.drain()
     await ended(worker)
     assert [reason and reason.kind for reason in gate.reasons] == [InterruptKind.SHUTDOWN]
@@ -141,7 +149,7 @@ async def test_heartbeats_go_on_while_draining(place: Workplace) -> None:
     other = await place.start(Gate().registry, queues=["elsewhere"])
     worker = await place.start(gate.registry, lease_seconds=0.6)
     job_id = await place.enqueue("work")
-    await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
+    await begun(gate)
     worker.handle.drain()
     await place.until("started_at + interval '1.4 s' < lease_expires_at from pgnotifyq.jobs")
     gate.let_go.set()
@@ -155,7 +163,7 @@ async def test_worker_cancelled_from_outside(place: Workplace) -> None:
     gate = Gate()
     worker = await place.start(gate.registry)
     job_id = await place.enqueue("work", max_attempts=1)
-    await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
+    await begun(gate)
     await worker.leave()
     job = await place.job(job_id)
     assert (job["status"], job["attempts"]) == ("pending", 0)
@@ -169,7 +177,7 @@ async def test_released_job_is_taken_by_another(place: Workplace) -> None:
     other_gate.let_go.set()
     worker = await place.start(gate.registry)
     job_id = await place.enqueue("work")
-    await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
+    await begun(gate)
     other = await place.start(other_gate.registry)
     await place.until_asleep(other)
     worker.handle.stop()
