@@ -87,7 +87,8 @@ async def test_a_handler_that_returns(registry: JobRegistry) -> None:
 async def test_a_handler_that_raises(registry: JobRegistry) -> None:
     """It is retried as its policy says, without jitter, and dead-lettered at the last attempt; the exception is there."""
     ran = await run_job(registry, "resize", Resize("a", -1))
-    assert (ran.outcome, ran.kind, ran.delay_seconds) == ("failed", SettleKind.RETRY, pytest.approx(10.0))
+    assert (ran.outcome, ran.kind) == ("failed", SettleKind.RETRY)
+    assert ran.delay_seconds == pytest.approx(10.0)
     assert isinstance(ran.exception, ValueError) and "negative" in str(ran.error_message)
     ran = await run_job(registry, "resize", Resize("a", -1), attempt=2)
     assert (ran.kind, ran.reason, ran.delay_seconds) == (SettleKind.BURY, "exhausted", None)
