@@ -3,14 +3,15 @@
 --
 -- `j.id = any (job_ids)` says nothing new, and keeps the plan. Without it a session that planned this while the table was empty
 -- scans all jobs and looks for each in the batch, until the next analyze: 1,660 pages for ten jobs of 50,000, against 94. With
--- it the table is entered by its primary key in whichever order the join is planned.
+-- it the table is entered by its primary key, once a job, and what is found is joined with the batch by a hash. A nested loop,
+-- the other join there is, walks through the batch for each of its jobs: 17.8 against 12.4 microseconds a job in batches of 250.
 create or replace function {schema}.complete(by_worker uuid, job_ids uuid[], execution_ids uuid[])
 returns table (job_id uuid, became text)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
-set enable_hashjoin = off
+set enable_nestloop = off
 set enable_mergejoin = off
 as $$
 #variable_conflict use_column
