@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import trio
 
+from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.migrate import check_schema
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError
@@ -89,7 +90,7 @@ async def run_job(
     """
     handler = registry.get(job_type)
     job = _job(handler, json.loads(encode(payload)), OrgId(org_id), attempt, max_attempts)
-    running = Running(job=job, renewed_at=trio.current_time())
+    running = Running(job=ClaimedJob.from_job(job), renewed_at=trio.current_time())
     context = _Context(running, connection)
     ended, exception = await _run(handler, running, context)
     settlement = decide(
@@ -158,7 +159,7 @@ async def work_until_idle(
 
 
 async def _run(handler: Handler, running: Running, context: _Context) -> tuple[Ended, BaseException | None]:
-    job = running.job
+    job = running.job.whole
     try:
         payload = job if handler.takes_job else structure(job.payload, handler.payload_type)
     except PayloadUndecodable as error:
@@ -169,8 +170,8 @@ async def _run(handler: Handler, running: Running, context: _Context) -> tuple[E
     exception: BaseException | None = None
     try:
         with trio.CancelScope() as scope:
+            running.handler = handler
             if handler.timeout_seconds is not None:
-                running.timeout_seconds = handler.timeout_seconds
                 scope.deadline = running.started_at + handler.timeout_seconds
             running.scope = scope
             if handler.is_async:

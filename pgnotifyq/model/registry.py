@@ -143,13 +143,17 @@ class JobRegistry:
         """
         handler = self._handlers.get(job_type)
         if handler is None:
-            known = ", ".join(sorted(self._handlers)) or "none"
-            raise UnknownJobType(f"no handler is registered for job type {job_type!r}; registered: {known}")
+            raise UnknownJobType(self.explain_unknown(job_type))
         return handler
 
     def find(self, job_type: str) -> Handler | None:
         """Return the handler of a type, or None."""
         return self._handlers.get(job_type)
+
+    def explain_unknown(self, job_type: str) -> str:
+        """Return what to say of a type that has no handler."""
+        known = ", ".join(sorted(self._handlers)) or "none"
+        return f"no handler is registered for job type {job_type!r}; registered: {known}"
 
     def _add(self, handler: Handler) -> None:
         self._refuse_second(handler)

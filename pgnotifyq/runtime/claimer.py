@@ -37,11 +37,11 @@ async def claim_for_ever(parts: Parts) -> None:
         sent_at = trio.current_time()
         found = await _claim(parts, is_asleep=sleep.stage is not Stage.AWAKE)
         now = trio.current_time()
-        for job in found.jobs:
-            running = Running(job=job, renewed_at=sent_at)
-            parts.holdings.add(running)
-            parts.slots.give(running)
-            if parts.tells_routine:
+        claimed = [Running(job=job, renewed_at=sent_at) for job in found.jobs]
+        parts.holdings.add(claimed)
+        parts.slots.give(claimed)
+        if parts.tells_routine:
+            for running in claimed:
                 parts.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))
         if found.ran_dry:
             expects_at = math.inf

@@ -36,7 +36,7 @@ class JobContext:
     @property
     def job(self) -> Job:
         """The job as it was claimed."""
-        return self._running.job
+        return self._running.job.whole
 
     @property
     def execution_id(self) -> ExecutionId:

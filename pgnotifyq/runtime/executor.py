@@ -1,13 +1,20 @@
-"""The life of one execution in this worker: structure the payload, run the handler in its scope, decide."""
+"""The life of an execution in this worker: structure the payload, run the handler in a scope, decide what is to be written.
+
+A slot's task runs one job after the other in one cancel scope, for making a scope took a quarter of a no-op job's time. The
+scope is a job's own while the job runs. Once it was cancelled, or an exception went through it, it is left, which is how trio
+tells a cancel from other ends, and the next job has a new one.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from pgnotifyq.model.errors import PayloadUndecodable, UnknownJobType
+from pgnotifyq.model.errors import PayloadUndecodable
 from pgnotifyq.model.outcome import (
+    PLAIN_COMPLETION,
     Ended,
     Interrupt,
     InterruptKind,
@@ -29,19 +36,84 @@ if TYPE_CHECKING:
 _DEFAULT_RETRY = RetryPolicy()
 
 
-async def execute(parts: Parts, running: Running) -> Settlement | None:
-    """Run one claimed job to its end; return what is to be written, or None when its lease was lost."""
-    handler: Handler | None = None
+async def execute_for_ever(parts: Parts) -> None:
+    """Be one slot: run jobs one after the other until there are no more and no more will come."""
+    slots, settler = parts.slots, parts.settler
+    while True:
+        running: Running | None = None
+        ended: Ended = Stopped()
+        try:
+            with trio.CancelScope() as scope:
+                while not scope.cancel_called:
+                    running = await slots.take()
+                    if running is None:
+                        return
+                    if not slots.is_backed_up:
+                        settler.go_on()
+                    settler.add(running, _settle(parts, running, await _run(parts, running, scope)))
+                    running = None
+        # sys.exit() in a handler ends the job, not the worker; anything worse, KeyboardInterrupt say, is not ours to catch.
+        except (Exception, SystemExit) as error:
+            if running is None:
+                raise  # a bug of ours
+            ended = Raised.from_exception(error)
+        if running is not None:
+            settler.add(running, _settle(parts, running, ended))
+
+
+async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended:
+    """Run one claimed job to its end.
+
+    Raises: whatever the handler raises.
+    """
+    job = running.job
     if parts.is_draining and running.interrupt is None:
         # Claimed while the shutdown was signalled: not started, given back.
         running.stop(Interrupt(kind=InterruptKind.SHUTDOWN, why="the worker is shutting down"))
+    if running.interrupt is not None:
+        return Stopped()
+    handler = parts.registry.find(job.job_type)
+    if handler is None:
+        return Raised(error=parts.registry.explain_unknown(job.job_type), unknown_type=True)
     try:
-        handler = parts.registry.get(running.job.job_type)
-    except UnknownJobType as error:
-        ended: Ended = Raised(error=str(error), unknown_type=True)
-    else:
-        ended = await _run(parts, running, handler)
+        payload = structure(job.whole.payload if handler.takes_job else job.payload, handler.payload_type)
+    except PayloadUndecodable as error:
+        return Raised(error=str(error), undecodable=True)
+    if handler.takes_job:
+        payload = job.whole
+
+    running.handler = handler
+    running.started_at = trio.current_time()
+    running.scope = scope
+    if handler.timeout_seconds is not None:
+        scope.deadline = running.started_at + handler.timeout_seconds
+    try:
+        if not handler.takes_context:
+            value = await _call(parts, handler, payload)
+        else:
+            value = await _call(parts, handler, payload, JobContext(parts=parts, running=running))
+    finally:
+        if handler.timeout_seconds is not None:
+            running.interrupt = running.why_stop()
+            scope.deadline = math.inf
+        running.scope = None
+    return _NOTHING if value is None else Returned(value)
+
+
+async def _call(parts: Parts, handler: Handler, *arguments: Any) -> object:
+    if handler.is_async:
+        return await handler.call(*arguments)
+    # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel through
+    # trio.from_thread.check_cancelled() and ctx.is_cancelled().
+    return await trio.to_thread.run_sync(lambda: handler.call(*arguments), limiter=parts.threads)
+
+
+def _settle(parts: Parts, running: Running, ended: Ended) -> Settlement | None:
+    """Return what is to be written, or None when the lease was lost."""
     running.has_ended = True
+    if ended is _NOTHING and running.interrupt is None:
+        return PLAIN_COMPLETION  # as `decide` would say, for by far the most jobs
+    handler = running.handler
     return decide(
         ended,
         running.interrupt,
@@ -52,44 +124,4 @@ async def execute(parts: Parts, running: Running) -> Settlement | None:
     )
 
 
-async def _run(parts: Parts, running: Running, handler: Handler) -> Ended:
-    """Run the handler in a scope of its own, and say how it ended."""
-    job = running.job
-    if running.interrupt is not None:
-        return Stopped()
-    try:
-        payload = structure(job.payload, handler.payload_type)
-    except PayloadUndecodable as error:
-        return Raised(error=str(error), undecodable=True)
-    if handler.takes_job:
-        payload = job
-
-    running.is_cooperative = handler.cooperative
-    running.started_at = trio.current_time()
-    timeout_seconds = handler.timeout_seconds
-    ended: Ended = Stopped()
-    try:
-        with trio.CancelScope() as scope:
-            if timeout_seconds is not None:
-                running.timeout_seconds = timeout_seconds
-                scope.deadline = running.started_at + timeout_seconds
-            running.scope = scope
-            if not handler.takes_context:
-                ended = Returned(await _call(parts, handler, payload))
-            else:
-                ended = Returned(await _call(parts, handler, payload, JobContext(parts=parts, running=running)))
-    # sys.exit() in a handler ends the job, not the worker; anything worse, KeyboardInterrupt say, is not ours to catch.
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a handler raises is its outcome
-        ended = Raised.from_exception(error)
-    finally:
-        running.interrupt = running.why_stop()
-        running.scope = None
-    return ended
-
-
-async def _call(parts: Parts, handler: Handler, *arguments: Any) -> object:
-    if handler.is_async:
-        return await handler.call(*arguments)
-    # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel through
-    # trio.from_thread.check_cancelled() and ctx.is_cancelled().
-    return await trio.to_thread.run_sync(lambda: handler.call(*arguments), limiter=parts.threads)
+_NOTHING = Returned(None)

@@ -12,27 +12,29 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from pgnotifyq.model.job import ExecutionId, Job, JobId, Lease
+from pgnotifyq.model.job import ExecutionId, JobId, Lease
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.bell import Bell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from pgnotifyq.ledger.claimed import ClaimedJob
+    from pgnotifyq.model.registry import Handler
 
 
 @attrs.define(eq=False, kw_only=True)
 class Running:
     """One execution in this worker, from claim until its outcome is durable."""
 
-    job: Job
+    job: ClaimedJob
     renewed_at: float  # trio clock, seconds: when the last answered claim or beat was sent
-    is_cooperative: bool = False
-    # The scope around the handler; None until it starts.
+    # The scope around the handler, while it runs; its task uses it for the next job too, unless it was cancelled.
     scope: trio.CancelScope | None = None
     has_ended: bool = False  # the handler; its outcome may still be on its way to the database
     is_gone: bool = False  # its permit is free again
     started_at: float | None = None  # trio clock, seconds; when the handler started
-    timeout_seconds: float | None = None  # of the handler; its scope has the deadline
+    handler: Handler | None = None  # once it starts
     interrupt: Interrupt | None = None
     _interrupted: trio.Event | None = attrs.field(default=None, init=False)
     # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to write.
@@ -41,7 +43,6 @@ class Running:
     @property
     def lease(self) -> Lease:
         """The fence of everything this execution writes."""
-        assert self.job.current_execution_id is not None
         return Lease(self.job.id, self.job.current_execution_id)
 
     @property
@@ -53,6 +54,11 @@ class Running:
                 self._interrupted.set()
         return self._interrupted
 
+    @property
+    def is_cooperative(self) -> bool:
+        """Whether the handler stops by itself when a user cancels its job."""
+        return self.handler is not None and self.handler.cooperative
+
     def names(self) -> dict[str, object]:
         """Return what events call this execution by."""
         job = self.job
@@ -60,13 +66,14 @@ class Running:
 
     def why_stop(self) -> Interrupt | None:
         """Return why the handler shall stop, a deadline that has passed included; None while it shall go on. Safe from threads."""
-        if self.interrupt is not None or self.timeout_seconds is None or self.scope is None:
+        timeout_seconds = self.handler.timeout_seconds if self.handler is not None else None
+        if self.interrupt is not None or timeout_seconds is None or self.scope is None:
             return self.interrupt
         try:
             is_late = self.scope.cancel_called
         except RuntimeError:  # in a thread, which has no trio clock to ask; the loop has not cancelled the scope so far
             return None
-        why = f"timed out after {self.timeout_seconds:g} s"
+        why = f"timed out after {timeout_seconds:g} s"
         return Interrupt(kind=InterruptKind.TIMED_OUT, why=why) if is_late else None
 
     def stop(self, interrupt: Interrupt) -> bool:
@@ -111,24 +118,28 @@ class Holdings:
     def __iter__(self) -> Iterator[Running]:
         return iter(list(self._running.values()))
 
-    def add(self, running: Running) -> None:
-        """Take up an execution just claimed.
+    def add(self, claimed: Sequence[Running]) -> None:
+        """Take up executions just claimed.
 
         An earlier execution of the same job may still run here, after its lease was lost and reclaimed while this worker did
         not know. Nobody would find it any more, so it is stopped now. And the new one goes to the end of the order.
         """
-        before = self._running.pop(running.job.id, None)
-        if before is not None:
-            self.stop(before, Interrupt(kind=InterruptKind.LEASE_LOST, why="this worker claimed the job again"))
-        self._running[running.job.id] = running
+        if not claimed:
+            return
+        for running in claimed:
+            before = self._running.pop(running.job.id, None)
+            if before is not None:
+                self.stop(before, Interrupt(kind=InterruptKind.LEASE_LOST, why="this worker claimed the job again"))
+            self._running[running.job.id] = running
         self.taken_up.set()
         if self.emptied.is_set():
             self.emptied = trio.Event()
 
-    def remove(self, running: Running) -> None:
-        """Let go of an execution whose outcome is durable or whose lease is lost."""
-        if self._running.get(running.job.id) is running:
-            del self._running[running.job.id]
+    def remove(self, gone: Sequence[Running]) -> None:
+        """Let go of executions whose outcome is durable or whose lease is lost."""
+        for running in gone:
+            if self._running.get(running.job.id) is running:
+                del self._running[running.job.id]
         if not self._running:
             self.emptied.set()
             if self.taken_up.is_set():

@@ -22,6 +22,9 @@ from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
 from pgnotifyq.runtime.bell import Bell
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
@@ -58,9 +61,9 @@ class Settler:
         if running.is_settled:
             # Completed, by the handler's own transaction, whatever the handler did afterwards.
             then = settlement.error_message if settlement is not None else None
-            self._finish(running, attrs.evolve(PLAIN_COMPLETION, error_message=then), became=None)
+            self._finish([(running, attrs.evolve(PLAIN_COMPLETION, error_message=then))], {})
         elif settlement is None:
-            self._let_go(running, EventName.LEASE_LOST)
+            self._let_go(running)
         else:
             self._waiting.append((running, settlement))
             if not self._parts.slots.is_backed_up or len(self._waiting) >= BATCH_MAX // 2:
@@ -77,7 +80,7 @@ class Settler:
         It may still be written, if the fence holds; nobody waits for it.
         """
         if running.has_ended:
-            self._let_go(running, EventName.LEASE_LOST)
+            self._let_go(running)
 
     async def settle_for_ever(self) -> None:
         """Write what gathers, batch after batch, until cancelled."""
@@ -108,8 +111,7 @@ class Settler:
             await self._write_apart(batch, error)
             return
         became = {surprise.job_id: surprise.became for surprise in surprises}
-        for running, settlement in batch:
-            self._finish(running, settlement, became.get(running.job.id))
+        self._finish(batch, became)
 
     async def _write_apart(self, batch: list[Outcome], error: psycopg.Error) -> None:
         """Find the outcome that PostgreSQL refuses, so that one bad job delays nobody; store that one without its texts."""
@@ -133,12 +135,16 @@ class Settler:
         )
         await self._write([(running, plain)])
 
-    def _finish(self, running: Running, settlement: Settlement, became: str | None) -> None:
-        if running.is_gone:
-            return
-        running.is_gone = True
-        self._parts.holdings.remove(running)
-        self._parts.slots.release()
+    def _finish(self, batch: Sequence[Outcome], became: Mapping[JobId, str]) -> None:
+        """Free the permits of a batch that is durable, and tell what became of it."""
+        ended = [outcome for outcome in batch if not outcome[0].is_gone]
+        self._free([running for running, _ in ended])
+        is_quiet = not became and not self._parts.tells_routine
+        for running, settlement in ended:
+            if not (is_quiet and settlement.kind is SettleKind.COMPLETE):
+                self._tell(running, settlement, became.get(running.job.id))
+
+    def _tell(self, running: Running, settlement: Settlement, became: str | None) -> None:
         if became is None and settlement.kind is SettleKind.COMPLETE and not self._parts.tells_routine:
             return
         fields = running.names()
@@ -150,13 +156,17 @@ class Settler:
             fields["seconds"] = round(trio.current_time() - running.started_at, 6)
         self._parts.emit(Event(name=_EVENTS[settlement.kind] if became is None else _BECAME[became], fields=fields))
 
-    def _let_go(self, running: Running, name: EventName) -> None:
-        if running.is_gone:
-            return
-        running.is_gone = True
-        self._parts.holdings.remove(running)
-        self._parts.slots.release()
-        self._parts.emit(Event(name=name, fields=running.names()))
+    def _let_go(self, running: Running) -> None:
+        """Free the permit of an execution whose lease is lost."""
+        if not running.is_gone:
+            self._free([running])
+            self._parts.emit(Event(name=EventName.LEASE_LOST, fields=running.names()))
+
+    def _free(self, ended: Sequence[Running]) -> None:
+        for running in ended:
+            running.is_gone = True
+        self._parts.holdings.remove(ended)
+        self._parts.slots.release(len(ended))
 
 
 RELEASED = Settlement(kind=SettleKind.RELEASE, outcome="released", error_message="the worker was shut down")

@@ -23,6 +23,7 @@ from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.claimer import claim_for_ever
+from pgnotifyq.runtime.executor import execute_for_ever
 from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, distrust_for_ever, interrupt
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import listen_for_ever, register
@@ -174,7 +175,7 @@ async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus
         services.start_soon(listen_for_ever, parts)
         async with trio.open_nursery() as jobs:
             for _ in range(config.concurrency):
-                jobs.start_soon(parts.slots.work, parts)
+                jobs.start_soon(execute_for_ever, parts)
             fields = {
                 "worker_id": handle.worker_id,
                 "queues": ",".join(config.queues),

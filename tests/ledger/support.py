@@ -63,7 +63,7 @@ async def claim(
     found = await claims.claim(
         connection, SCHEMA, worker_id=worker, queues=queues, jobs_max=jobs_max, lease_seconds=lease_seconds
     )
-    return found.jobs
+    return [job.whole for job in found.jobs]
 
 
 async def claim_one(connection: Connection[Any], *, worker: WorkerId = ANN) -> Job:
