@@ -14,9 +14,11 @@ import trio
 from pgnotifyq.ledger import claims, workers
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.holdings import Running
+from pgnotifyq.runtime.resuming import Resuming
 from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
 
 if TYPE_CHECKING:
+    from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 async def claim_for_ever(parts: Parts) -> None:
     """Claim jobs and hand them to the slots, until cancelled, which is how draining begins."""
     sleep = Sleep()
+    resuming = Resuming()
     expects_at = math.inf  # trio clock, seconds: when the next job known of falls due
     lulled = True
     listening_since = parts.push.generation
@@ -35,14 +38,18 @@ async def claim_for_ever(parts: Parts) -> None:
             sleep.woken_up()
 
         sent_at = trio.current_time()
-        found = await _claim(parts, is_asleep=sleep.stage is not Stage.AWAKE)
+        after = resuming.after(sent_at) if sleep.stage is Stage.AWAKE else None
+        found = await _claim(parts, is_asleep=sleep.stage is not Stage.AWAKE, after=after)
         now = trio.current_time()
+        resuming.note(found.jobs, ran_dry=found.ran_dry, after=after, began=sent_at, ended=now)
         claimed = [Running(job=job, renewed_at=sent_at) for job in found.jobs]
         parts.holdings.add(claimed)
         parts.slots.give(claimed)
         if parts.tells_routine:
             for running in claimed:
                 parts.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))
+        if after is not None:
+            continue  # it did not see the whole queue, and says nothing of what is to come
         if found.ran_dry:
             expects_at = math.inf
             if found.next_due_seconds is not None and not found.is_contended:
@@ -62,7 +69,7 @@ async def claim_for_ever(parts: Parts) -> None:
         lulled = trio.current_time() - now > LULL_SECONDS
 
 
-async def _claim(parts: Parts, *, is_asleep: bool) -> claims.Claim:
+async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> claims.Claim:
     async def once(connection: Connection) -> claims.Claim:
         return await claims.claim(
             connection,
@@ -72,6 +79,7 @@ async def _claim(parts: Parts, *, is_asleep: bool) -> claims.Claim:
             jobs_max=parts.slots.free,
             lease_seconds=parts.config.lease_seconds,
             is_asleep=is_asleep,
+            after=after,
         )
 
     return await parts.quick.run(once, shield=True)
