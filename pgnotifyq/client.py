@@ -374,13 +374,16 @@ class Client:
         if "job_type" not in given:
             raise InvalidJob("a job has no job_type: name the handler that is to run it")
         fields = dict(given)
-        handler = self._registry.get(fields["job_type"]) if self._registry is not None else None
         queue, max_attempts = fields.pop("queue", None), fields.pop("max_attempts", None)
-        if queue is None:
-            queue = (handler.queue if handler else None) or "default"
-        if max_attempts is None:
-            max_attempts = (handler.max_attempts if handler else None) or MAX_ATTEMPTS_DEFAULT
-        return self._checked(NewJob(**fields, queue_name=queue, max_attempts=max_attempts))
+        if self._registry is not None:
+            handler = self._registry.get(fields["job_type"])
+            queue = handler.queue if queue is None else queue
+            max_attempts = handler.max_attempts if max_attempts is None else max_attempts
+        if queue is not None:
+            fields["queue_name"] = queue
+        if max_attempts is not None:
+            fields["max_attempts"] = max_attempts
+        return self._checked(NewJob(**fields))
 
     def _checked(self, job: NewJob) -> NewJob:
         """Refuse here what the handler would refuse later."""

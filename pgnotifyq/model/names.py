@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from pgnotifyq.model.errors import InvalidName
@@ -41,7 +42,12 @@ def check_schema_name(name: object) -> str:
 
 
 def _check(what: str, name: object, pattern: re.Pattern[str], allowed: str) -> str:
-    if not isinstance(name, str) or not pattern.fullmatch(name):
+    if not isinstance(name, str) or not _fits(name, pattern):
         shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "..."
         raise InvalidName(f"{what} {shown} is not valid: use {allowed}")
     return name
+
+
+@functools.lru_cache(maxsize=1024)
+def _fits(name: str, pattern: re.Pattern[str]) -> bool:
+    return pattern.fullmatch(name) is not None

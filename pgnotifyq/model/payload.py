@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PAYLOAD_BYTES_MAX = 1_048_576  # larger data belongs elsewhere, the payload holds a reference
 PAYLOAD_DEPTH_MAX = 64  # deeper is a mistake or an attack; Python's own decoder recurses
+SMALL_MAX, SMALL_INTEGER_MAX = 64, 2**63  # of what is looked at the short way
 INTEGER_BITS_MAX = 4096  # Python refuses to print integers of more than 4,300 digits, PostgreSQL of 131,072
 
 
@@ -93,9 +94,10 @@ def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPT
             # Looked at before it is unstructured too: lists that hold each other ten times over unfold without end.
             _check(value, depth_max, bytes_max, is_final=False)
             value = _converter().unstructure(value)
-        _check(value, depth_max, bytes_max, is_final=True)
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        size = len(text.encode())
+        if not _is_small(value):
+            _check(value, depth_max, bytes_max, is_final=True)
+        text = _to_text(value)
+        size = len(text) if text.isascii() else len(text.encode())
     except InvalidPayload:
         raise
     except RecursionError:
@@ -110,6 +112,28 @@ def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPT
         message = f"the payload has {size} bytes, at most {bytes_max} are allowed: store the data elsewhere, enqueue a reference"
         raise PayloadTooLarge(message)
     return text
+
+
+# Made once: json.dumps makes an encoder at each call that wants anything of its own.
+_to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def _is_small(value: object) -> bool:
+    """Tell at a glance that there is nothing to refuse in a value, as in most payloads: one object of names, and small numbers."""
+    if type(value) is not dict or len(value) > SMALL_MAX:
+        return False
+    for key, item in value.items():
+        if type(key) is not str or "\x00" in key:
+            return False
+        kind = type(item)
+        if not (
+            (kind is str and "\x00" not in item)
+            or (kind is int and -SMALL_INTEGER_MAX < item < SMALL_INTEGER_MAX)
+            or kind is bool
+            or item is None
+        ):
+            return False
+    return True
 
 
 @attrs.frozen
