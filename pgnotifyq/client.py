@@ -36,8 +36,9 @@ from pgnotifyq.model.errors import (
     PayloadUndecodable,
     WaitTimeout,
 )
-from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, DeadLetter, Job, JobId, NewJob, OrgId
+from pgnotifyq.model.job import NIL_ORG, DeadLetter, Job, JobId, NewJob, OrgId
 from pgnotifyq.model.payload import encode, structure
+from pgnotifyq.runtime.handover import enqueue_and_hand_over, find_taker
 from pgnotifyq.wire.connection import Connection, connect
 from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 from pgnotifyq.wire.pool import open_pool
@@ -115,6 +116,7 @@ class Client:
 
     def __init__(self, pool: Pool, dsn: str, schema: str, registry: JobRegistry | None) -> None:
         self._pool = pool
+        self._dsn = dsn
         self._schema = schema
         self._registry = registry
         self._ends = _Ends(dsn, schema)
@@ -134,6 +136,9 @@ class Client:
         connection: Connection[Any] | psycopg.Connection[Any] | None = None,
     ) -> JobId:
         """Enqueue one job and return its id.
+
+        Where a worker of this event loop, on the same database, is idle and has a handler for it, the job is started by the
+        statement that enqueues it (runtime/handover.py).
 
         Args:
             job_type: which handler runs it.
@@ -170,6 +175,10 @@ class Client:
         )
         if connection is None:
             async with self._pool.connection() as own:
+                # Looked for at the last moment: a slot that was free before the connection was may not be free now.
+                taker = find_taker(self._dsn, self._schema, job)
+                if taker is not None:
+                    return await enqueue_and_hand_over(own, taker, job)
                 return await ledger.enqueue(own, self._schema, job)
         if isinstance(connection, psycopg.Connection):
             return ledger.enqueue_blocking(connection, self._schema, job)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, SafeUUID
 
-from pgnotifyq.model.job import ExecutionId, Job, JobId, OrgId, WorkerId
+from pgnotifyq.model.job import ExecutionId, Job, JobId, NewJob, OrgId, WorkerId
 from pgnotifyq.model.payload import decode
 from pgnotifyq.model.states import Status
 
@@ -90,6 +90,44 @@ class ClaimedJob:
         job.max_attempts = whole.max_attempts
         job._whole = whole
         return job
+
+    @classmethod
+    def from_new(
+        cls,
+        new: NewJob,
+        job_id: JobId,
+        execution_id: ExecutionId,
+        payload_text: str,
+        time_now: datetime,
+        *,
+        worker_id: WorkerId,
+        lease_seconds: float,
+    ) -> ClaimedJob:
+        """Take a job that was claimed by the statement that enqueued it."""
+        whole = Job(
+            id=job_id,
+            org_id=new.org_id,
+            queue_name=new.queue_name,
+            job_type=new.job_type,
+            payload=decode(payload_text),
+            priority=new.priority,
+            status=Status.RUNNING,
+            scheduled_at=time_now,
+            attempts=1,
+            max_attempts=new.max_attempts,
+            locked_by=worker_id,
+            current_execution_id=execution_id,
+            lease_expires_at=time_now + timedelta(seconds=lease_seconds),
+            started_at=time_now,
+            completed_at=None,
+            error_message=None,
+            result=None,
+            progress=None,
+            progress_message=None,
+            unique_key=None,
+            created_at=time_now,
+        )
+        return cls.from_job(whole)
 
     @property
     def payload(self) -> Any:

@@ -152,6 +152,35 @@ async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobI
     return JobId(job_id)
 
 
+async def enqueue_claimed(
+    connection: Connection[Any],
+    schema: str,
+    job: NewJob,
+    *,
+    job_id: JobId,
+    execution_id: ExecutionId,
+    worker_id: WorkerId,
+    lease_seconds: float,
+) -> tuple[str, bool, datetime]:
+    """Enqueue one job that is due, and claim it for a worker unless another job of the queue is due already.
+
+    Returns: the payload's text; whether it was claimed; the database's time.
+
+    Source: sql/functions/enqueue_claimed.sql, runtime/handover.py
+    """
+    payload_text = encode(job.payload)
+    ((is_claimed, time_now),) = await _rows(
+        connection,
+        schema,
+        call("enqueue_claimed", "uuid uuid uuid float8 uuid text text text smallint integer", schema),
+        (
+            job_id, execution_id, worker_id, lease_seconds,
+            job.org_id, job.queue_name, job.job_type, payload_text, job.priority, job.max_attempts,
+        ),
+    )  # fmt: skip
+    return payload_text, is_claimed, time_now
+
+
 def enqueue_blocking(connection: psycopg.Connection[Any], schema: str, job: NewJob) -> JobId:
     """Do what `enqueue` does on a blocking connection: the event loop stands still for a round trip."""
     statement, parameters = enqueue_statement(job, schema)

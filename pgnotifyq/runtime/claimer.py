@@ -50,6 +50,7 @@ async def claim_for_ever(parts: Parts) -> None:
                 parts.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))
         if after is not None:
             continue  # it did not see the whole queue, and says nothing of what is to come
+        parts.saw_queues_empty = found.ran_dry and not found.is_contended
         if found.ran_dry:
             expects_at = math.inf
             if found.next_due_seconds is not None and not found.is_contended:

@@ -51,6 +51,8 @@ class Parts:
     # Rung when other workers should be looked at at once.
     company: Bell = attrs.field(factory=Bell)
     is_draining: bool = False
+    # The last claim found less than it asked for, and nothing due was left behind: what is enqueued now is first.
+    saw_queues_empty: bool = False
     # Whether anybody listens to the events that every job makes; two a job cost a tenth of the throughput.
     tells_routine: bool = True
 

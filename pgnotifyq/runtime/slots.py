@@ -60,9 +60,18 @@ class Slots:
         """Whether it is time to claim: there is a free permit, and nothing left to start or many permits."""
         return self.free > 0 and (not self._given or self.free >= self._enough)
 
-    def give(self, claimed: Sequence[Running]) -> None:
-        """Hand claimed jobs to free slots."""
-        self.free -= len(claimed)
+    @property
+    def is_closed(self) -> bool:
+        """Whether no job will be started any more."""
+        return self._is_closed
+
+    def reserve(self) -> None:
+        """Take a permit for a job that is about to be claimed; `give` it, or `release` it."""
+        self.free -= 1
+
+    def give(self, claimed: Sequence[Running], *, reserved: int = 0) -> None:
+        """Hand claimed jobs to free slots; permits were taken for `reserved` of them."""
+        self.free -= len(claimed) - reserved
         self._given.extend(claimed)
         self._wake()
 

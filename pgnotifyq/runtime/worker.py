@@ -24,6 +24,7 @@ from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.claimer import claim_for_ever
 from pgnotifyq.runtime.executor import execute_for_ever
+from pgnotifyq.runtime.handover import open_door
 from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, distrust_for_ever, interrupt
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import listen_for_ever, register
@@ -143,7 +144,8 @@ async def run_worker(
         stack.push_async_callback(parts.durable.close)
         await parts.quick.attempt(lambda connection: _begin(parts, connection))
         try:
-            await _work(parts, handle, task_status)
+            with open_door(parts, dsn):
+                await _work(parts, handle, task_status)
         finally:
             with trio.move_on_after(FAREWELL_SECONDS, shield=True):
                 await _say_farewell(parts)

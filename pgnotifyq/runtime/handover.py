@@ -1,0 +1,128 @@
+"""From `enqueue` to a handler of the same program, in the statement that inserts the job.
+
+A web server that runs its worker beside it enqueues, commits, is notified by itself, and claims: two more round trips and a
+second commit before the handler starts. Where a worker of this very event loop has a free slot and has just seen its
+queues empty, the insert can claim too: the handler starts when the insert's own commit is answered.
+
+Rules:
+
+- Only what a claim would do now is done: the job is due, its queue is the worker's, no due job of that queue is there (the
+  statement looks), the worker has a handler for it, is not draining, and holds a permit for it before the statement is sent.
+- Never in a transaction of the caller's: the job is not there before that commits.
+- Both ids are made here. When the reply is lost nobody knows whether the job exists; then its execution is released, by the
+  fence: if it exists it is pending at once, and not when the lease runs out.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import trio
+from trio.lowlevel import RunVar
+
+from pgnotifyq.ledger import claims, jobs
+from pgnotifyq.ledger.claimed import ClaimedJob
+from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.job import ExecutionId, JobId
+from pgnotifyq.runtime.holdings import Running
+from pgnotifyq.runtime.settler import RELEASED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pgnotifyq.model.job import NewJob
+    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.wire.connection import Connection
+
+UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
+
+# The workers of this event loop, by address and schema.
+_takers: RunVar[dict[tuple[str, str], list[Parts]] | None] = RunVar("pgnotifyq takers", None)
+
+
+@contextmanager
+def open_door(parts: Parts, dsn: str) -> Iterator[None]:
+    """Let clients of this event loop, with the same address and schema, hand jobs to a worker while the block lasts."""
+    takers = _takers.get()
+    if takers is None:
+        takers = {}
+        _takers.set(takers)
+    key = (dsn, parts.config.schema)
+    takers.setdefault(key, []).append(parts)
+    try:
+        yield
+    finally:
+        takers[key].remove(parts)
+
+
+def find_taker(dsn: str, schema: str, job: NewJob) -> Parts | None:
+    """Return a worker of this event loop that could start the job as soon as it exists."""
+    takers = _takers.get()
+    if not takers or job.scheduled_at is not None or job.delay_seconds or job.unique_key is not None:
+        return None
+    for parts in takers.get((dsn, schema), ()):
+        is_idle = parts.saw_queues_empty and not parts.bell.is_ringing and not parts.is_draining
+        if (
+            is_idle
+            and parts.slots.free > 0
+            and not parts.slots.is_backed_up
+            and job.queue_name in parts.config.queues
+            and parts.registry.find(job.job_type) is not None
+        ):
+            return parts
+    return None
+
+
+async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJob) -> JobId:
+    """Enqueue a job on a connection in autocommit, and start it in a slot unless another comes first.
+
+    Cancellation, errors: as for `enqueue`; a job that may exist all the same is released to everybody.
+
+    Source: sql/functions/enqueue_claimed.sql
+    """
+    config = parts.config
+    job_id, execution_id = JobId(jobs.new_ids(1)[0]), ExecutionId(jobs.new_ids(1)[0])
+    sent_at = trio.current_time()
+    parts.slots.reserve()
+    try:
+        payload_text, is_claimed, time_now = await jobs.enqueue_claimed(
+            connection, config.schema, job, job_id=job_id, execution_id=execution_id, worker_id=parts.worker_id,
+            lease_seconds=config.lease_seconds,
+        )  # fmt: skip
+    except BaseException:
+        if connection.closed:
+            _release_in_doubt(parts, job, job_id, execution_id, sent_at)
+        else:
+            parts.slots.release(1)
+        raise
+    if not is_claimed:
+        parts.slots.release(1)
+        parts.bell.ring()
+        return job_id
+    running = Running(
+        job=ClaimedJob.from_new(
+            job, job_id, execution_id, payload_text, time_now, worker_id=parts.worker_id, lease_seconds=config.lease_seconds
+        ),
+        renewed_at=sent_at,
+    )
+    if parts.slots.is_closed:
+        # The worker drained meanwhile, and nobody of it looks any more.
+        await claims.settle(connection, config.schema, worker_id=parts.worker_id, settlements=[(running.lease, RELEASED)])
+        return job_id
+    parts.holdings.add([running])
+    parts.slots.give([running], reserved=1)
+    if parts.tells_routine:
+        parts.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))
+    return job_id
+
+
+def _release_in_doubt(parts: Parts, job: NewJob, job_id: JobId, execution_id: ExecutionId, sent_at: float) -> None:
+    """Have the settler release an execution that may exist. Its permit is free when that is known."""
+    doubtful = ClaimedJob.from_new(
+        job, job_id, execution_id, "{}", UNKNOWN_TIME, worker_id=parts.worker_id, lease_seconds=parts.config.lease_seconds
+    )
+    running = Running(job=doubtful, renewed_at=sent_at, has_ended=True)
+    parts.holdings.add([running])
+    parts.settler.add(running, RELEASED)
