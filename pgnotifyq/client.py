@@ -101,7 +101,7 @@ async def open_client(
         DatabaseUnreachable: no server answers.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run `python -m pgnotifyq migrate`, or upgrade.
     """
-    async with open_pool(dsn, size_max=connections_max, application_name="pgnotifyq client") as pool:
+    async with open_pool(dsn, size_max=connections_max, application_name="pgnotifyq client", prepare_threshold=0) as pool:
         async with pool.connection() as connection:
             await check_schema(connection, schema)
         client = Client(pool, dsn, schema, registry)

@@ -17,7 +17,7 @@ from uuid import UUID
 import attrs
 import psycopg
 import trio
-from psycopg import errors
+from psycopg import errors, pq
 from psycopg.rows import tuple_row
 
 from pgnotifyq.ledger.errors import translated
@@ -427,7 +427,9 @@ def new_ids(count: int) -> list[UUID]:
 async def _rows(connection: Connection[Any], schema: str, statement: bytes, parameters: Any = None) -> list[tuple[Any, ...]]:
     with translated(schema):
         cursor = Cursor(connection, row_factory=tuple_row)
-        await cursor.execute(statement, parameters)
+        # In a transaction a statement that a pooler has lost would cost the transaction.
+        is_alone = connection.autocommit and connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+        await cursor.execute(statement, parameters, prepare=None if is_alone else False)
         return await cursor.fetchall()
 
 

@@ -472,9 +472,25 @@ class Pipeline(AsyncPipeline):
 
 
 class Cursor(psycopg.AsyncCursor[Row]):
-    """A cursor whose COPY and stream are never left half-read by a cancel."""
+    """A cursor whose COPY and stream are never left half-read by a cancel, and that does without preparing where it must."""
 
     _conn: Connection[Any]
+
+    async def execute(
+        self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> Self:
+        """Run a statement. See psycopg.
+
+        A pooler in transaction mode loses statements that were prepared, or mixes them up. The server refuses them before anything
+        is done, so outside of a transaction the statement is sent again, whole, and the connection prepares none any more.
+        """
+        try:
+            return await super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[arg-type, misc]  # overloaded
+        except (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement):
+            self._conn.prepare_threshold = None
+            if self._conn.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                raise
+        return await super().execute(query, params, prepare=False, binary=binary)  # type: ignore[arg-type]  # overloaded
 
     @asynccontextmanager
     async def copy(

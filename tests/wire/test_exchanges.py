@@ -10,13 +10,15 @@ import pytest
 import trio
 import trio.testing
 
-from pgnotifyq.wire.connection import Cursor
+from pgnotifyq.wire.connection import Cursor, open_connection
 
 if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from pgnotifyq.wire.connection import Connection
 
+# Has the server forget what was prepared, unseen by psycopg: as when a pooler has gone over to another backend.
+FORGET = "do $$ begin execute 'deallocate all'; end $$"
 MANY = 20_000  # enough to fill the socket's buffers
 
 
@@ -179,3 +181,20 @@ async def test_closed_by_another_task(bare: Connection[TupleRow]) -> None:
         nursery.start_soon(sleep_in_server)
         await trio.testing.wait_all_tasks_blocked(0.05)
         await bare.close()
+
+
+async def test_prepared_statement_that_a_pooler_lost(blank_dsn: str) -> None:
+    """Outside of a transaction the statement is sent again without preparing; inside, the caller is told."""
+    async with open_connection(blank_dsn, prepare_threshold=0) as connection:
+        for _ in range(2):
+            assert await (await connection.execute("select %s::int", (1,))).fetchall() == [(1,)]
+        await connection.execute(FORGET, prepare=False)
+        assert await (await connection.execute("select %s::int", (2,))).fetchall() == [(2,)]
+        assert connection.prepare_threshold is None
+
+    async with open_connection(blank_dsn, prepare_threshold=0) as connection:
+        await connection.execute("select %s::int", (1,))
+        async with connection.transaction(force_rollback=True):
+            await connection.execute(FORGET, prepare=False)
+            with pytest.raises(psycopg.errors.InvalidSqlStatementName):
+                await connection.execute("select %s::int", (2,))
