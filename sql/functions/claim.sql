@@ -110,7 +110,7 @@ begin
                 progress_message = null
             from (select d.id, row_number() over ()::integer as place from due as d) as due
             where j.id = due.id
-            returning j.id, j.current_execution_id, j.org_id, j.queue_name, j.job_type, j.payload::text, j.priority,
+            returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text, j.payload::text, j.priority,
                 j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
                 j.lease_expires_at, null::double precision, null::bigint;
             get diagnostics taken_here = row_count;

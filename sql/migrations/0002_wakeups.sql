@@ -59,7 +59,9 @@ when (new.status = 'pending' and old.status = 'pending'
       and (new.scheduled_at < old.scheduled_at or new.queue_name <> old.queue_name))
 execute function {schema}.wake_after_reschedule();
 
--- The transitions a status may take; pgnotifyq/model/states.py holds the same table and a test compares them.
+-- The transitions a status may take: what has ended (and has a time for it) changes no more, and nothing is completed that did not
+-- run. The rest is legal. pgnotifyq/model/states.py holds the table, and a test tries every pair. The conditions are short
+-- because each statement that updates a job reads them anew (0001_jobs.sql).
 create or replace function {schema}.refuse_transition() returns trigger
 language plpgsql
 as $$
@@ -75,9 +77,7 @@ create trigger jobs_a_refuse_transition
 before update of status on {schema}.jobs
 for each row
 when (old.status <> new.status
-      and (old.status, new.status) not in (
-          ('pending', 'running'), ('pending', 'cancelled'),
-          ('running', 'completed'), ('running', 'pending'), ('running', 'cancelled')))
+      and (old.completed_at is not null or (old.status = 'pending' and new.status = 'completed')))
 execute function {schema}.refuse_transition();
 
 -- `update jobs set status = 'cancelled'` is the whole API of cancelling. A pending job is finished by it. A running one
@@ -100,5 +100,5 @@ $$;
 create trigger jobs_b_note_cancel
 before update of status on {schema}.jobs
 for each row
-when (new.status = 'cancelled' and old.status in ('pending', 'running'))
+when (new.status = 'cancelled' and old.completed_at is null)
 execute function {schema}.note_cancel();
