@@ -99,6 +99,12 @@ async def heartbeat(
     return [Surprise(job_id=row[0], became=row[1], why=row[2]) for row in await cursor.fetchall()]
 
 
+async def cancelled(connection: Connection, schema: str, leases: Sequence[Lease]) -> list[Surprise]:
+    """Return which of some executions shall stop because their jobs were cancelled. Source: sql/functions/cancelled.sql."""
+    cursor = await connection.execute(call("cancelled", "uuid[] uuid[]", schema), _as_arrays(leases))
+    return [Surprise(job_id=row[0], became="cancelled", why=row[1]) for row in await cursor.fetchall()]
+
+
 async def settle(
     connection: Connection, schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]
 ) -> list[Surprise]:

@@ -78,9 +78,23 @@ async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> None:
         if surprise is None or surprise.became == "cancelled":
             parts.holdings.renew(running, sent_at)
         if surprise is not None and surprise.became == "cancelled":
-            interrupt(parts, running, Interrupt(kind=InterruptKind.CANCELLED, by="status update", why=surprise.why))
+            _interrupt_cancelled(parts, running, surprise.why)
         elif surprise is not None and parts.holdings.find(running.job.id, running.lease.execution_id):
             interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why="somebody else holds the job"))
+
+
+async def check_cancels(parts: Parts, told: Sequence[Running]) -> None:
+    """Stop those executions, of some that a notification named, whose jobs were really cancelled."""
+    for start in range(0, len(told), RENEWED_AT_ONCE_MAX):
+        some = told[start : start + RENEWED_AT_ONCE_MAX]
+
+        async def once(connection: Connection, some: Sequence[Running] = some) -> list[claims.Surprise]:
+            return await claims.cancelled(connection, parts.config.schema, [running.lease for running in some])
+
+        why = {surprise.job_id: surprise.why for surprise in await parts.quick.run(once)}
+        for running in some:
+            if running.job.id in why:
+                _interrupt_cancelled(parts, running, why[running.job.id])
 
 
 async def distrust_for_ever(parts: Parts) -> None:
@@ -116,6 +130,10 @@ def interrupt(parts: Parts, running: Running, reason: Interrupt) -> None:
     if reason.why:
         fields["why"] = reason.why
     parts.emit(Event(name=EventName.JOB_INTERRUPTED, fields=fields))
+
+
+def _interrupt_cancelled(parts: Parts, running: Running, why: str | None) -> None:
+    interrupt(parts, running, Interrupt(kind=InterruptKind.CANCELLED, by="status update", why=why))
 
 
 async def count_grace_for_ever(parts: Parts) -> None:

@@ -26,7 +26,7 @@ from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import ExecutionId, JobId
-from pgnotifyq.runtime.heartbeat import renew
+from pgnotifyq.runtime.heartbeat import check_cancels, renew
 from pgnotifyq.wire.connection import connect
 from pgnotifyq.wire.notifications import wait_notifications
 
@@ -178,4 +178,4 @@ async def _hear(parts: Parts, heard: list[Notify]) -> None:
         elif word != "nonce":
             parts.bell.ring()
     if stopping:
-        await renew(parts, stopping)
+        await check_cancels(parts, stopping)

@@ -29,6 +29,7 @@ CALLS = {
     "bury": "settle('{ann}', {jobs}, {executions}, {bury}, {failed}, {n}, {x}, {n}::text[], {exhausted})",
     "a lost batch": "complete('{ann}', {jobs}, {jobs})",
     "heartbeat": "heartbeat('{ann}', {jobs}, {executions}, 60)",
+    "cancelled": "cancelled({jobs}, {executions})",
     "reclaim": "reclaim('{ann}', 10)",
     "prune": "prune(0, null, 10)",
     "has_due": "has_due('default')",

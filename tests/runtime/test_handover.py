@@ -185,16 +185,17 @@ async def test_reply_to_the_enqueue_is_lost(place: Workplace) -> None:
             told.append(error)
 
     async with open_client(proxy.dsn) as client:
-        await client.stats()  # its connection is open
+        assert await was_handed_over(place, worker, await client.enqueue("quick"))  # the statement is prepared
+        await place.connection.execute("delete from pgnotifyq.jobs")
         async with trio.open_nursery() as nursery:
             proxy.drop_replies()
             nursery.start_soon(partial(enqueue, client))
             await place.until("exists (select from pgnotifyq.jobs where job_type = 'quick')")
             proxy.cut()
             proxy.thaw()
-    await worker.log.wait(EventName.JOB_COMPLETED)
+    await worker.log.wait(EventName.JOB_COMPLETED, count=2)
     ((job_id,),) = await (await place.connection.execute("select id from pgnotifyq.jobs")).fetchall()
-    assert (len(told), len(gate.ran)) == (1, 1)
+    assert (len(told), len(gate.ran)) == (1, 2)
     assert await place.history(job_id) == [(1, "released"), (1, "completed")]
 
 
