@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import trio
+import trio.lowlevel
 
 from pgnotifyq.model.errors import PayloadUndecodable
 from pgnotifyq.model.outcome import (
@@ -38,7 +39,7 @@ _DEFAULT_RETRY = RetryPolicy()
 
 async def execute_for_ever(parts: Parts) -> None:
     """Be one slot: run jobs one after the other until there are no more and no more will come."""
-    slots, settler = parts.slots, parts.settler
+    slots, settler, task = parts.slots, parts.settler, trio.lowlevel.current_task()
     while True:
         running: Running | None = None
         ended: Ended = Stopped()
@@ -48,6 +49,7 @@ async def execute_for_ever(parts: Parts) -> None:
                     running = await slots.take()
                     if running is None:
                         return
+                    running.task = task
                     if not slots.is_backed_up:
                         settler.go_on()
                     settler.add(running, _settle(parts, running, await _run(parts, running, scope)))
