@@ -24,6 +24,7 @@ def test_the_defaults_leave_three_beats_a_lease() -> None:
     "settings",
     [
         {"lease_seconds": 60, "heartbeat_seconds": 30},
+        {"lease_seconds": 60, "heartbeat_seconds": 21},
         {"lease_seconds": 60, "heartbeat_seconds": 60},
         {"lease_seconds": 60, "margin_seconds": 30},
         {"concurrency": 0},
