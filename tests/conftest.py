@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from pgnotifyq.wire.connection import Connection
 
+# Of the embedded server. Nothing here asks whether data survives a crash but the tests that start a server of their own.
+SETTINGS = {"fsync": "off", "max_connections": "200", "track_functions": "all", "deadlock_timeout": "200ms"}
+
 
 @pytest.fixture(scope="session")
 def server_dsn() -> Iterator[str]:
@@ -32,10 +35,8 @@ def server_dsn() -> Iterator[str]:
     if given:
         yield given
         return
-    # Nothing here asks whether data survives a crash but the tests that start a server of their own.
-    settings = {"fsync": "off", "max_connections": "200", "track_functions": "all", "deadlock_timeout": "200ms"}
     version = int(os.environ.get("PGNOTIFYQ_TEST_POSTGRES", "18"))
-    with open_temporary_server(version=version, settings=settings) as server:
+    with open_temporary_server(version=version, settings=SETTINGS) as server:
         yield server.dsn
 
 

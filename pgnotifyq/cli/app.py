@@ -242,6 +242,7 @@ def run(arguments: list[str]) -> int:
     from pgnotifyq.model import errors
 
     try:
+        _check_text(arguments)
         told = app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
     except CycloptsError:
         return EXIT_USAGE
@@ -261,6 +262,17 @@ def run(arguments: list[str]) -> int:
     except (errors.PgnotifyqError, psycopg.Error) as error:
         return _tell(error)
     return told if isinstance(told, int) else 0
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Refuse bytes that are not UTF-8, which Python hands over as lone surrogates: neither PostgreSQL nor JSON takes them."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            from pgnotifyq.model.errors import ConfigError
+
+            raise ConfigError(f"the argument {argument!a:.80} is not text in UTF-8: check the terminal's encoding") from None
 
 
 def _tell(error: Exception) -> int:

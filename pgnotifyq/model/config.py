@@ -46,6 +46,9 @@ class WorkerConfig:
     grace_seconds: float = 5.0  # for clean-up after an interrupt, before it is called unresponsive
     backstop_seconds: float = 30.0  # longest sleep while notifications are proven to arrive
     poll_seconds: float = 1.0  # longest sleep while they are not
+    # How long one handler may hold the event loop before it is named. Heartbeats bear more, but a cancel should be felt, and a
+    # cancelled query answered, within a second; garbage collection and a payload of 1 MiB take a tenth of that.
+    loop_blocked_seconds: float = 1.0
     session_grace_seconds: float = 1.0  # how long a worker's session may be gone before its jobs are reclaimed
     retention_seconds: float = 7 * 86_400.0  # finished jobs are kept this long
     schema: str = "pgnotifyq"
@@ -77,6 +80,7 @@ class WorkerConfig:
         self._bound("backstop_seconds", 0.05, 3_600)
         self._bound("poll_seconds", 0.01, 60)
         self._bound("session_grace_seconds", 0.1, 3_600)
+        self._bound("loop_blocked_seconds", 0.05, 3_600)
         self._bound("retention_seconds", 0, 10 * 366 * 86_400)
         if self.heartbeat_seconds > self.lease_seconds / HEARTBEATS_A_LEASE_MIN * 1.000001:
             message = (

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import trio
+import trio.lowlevel
 
 from pgnotifyq.model.errors import PayloadUndecodable
 from pgnotifyq.model.outcome import (
@@ -38,7 +39,7 @@ _DEFAULT_RETRY = RetryPolicy()
 
 async def execute_for_ever(parts: Parts) -> None:
     """Be one slot: run jobs one after the other until there are no more and no more will come."""
-    slots, settler = parts.slots, parts.settler
+    slots, settler, task = parts.slots, parts.settler, trio.lowlevel.current_task()
     while True:
         running: Running | None = None
         ended: Ended = Stopped()
@@ -48,17 +49,30 @@ async def execute_for_ever(parts: Parts) -> None:
                     running = await slots.take()
                     if running is None:
                         return
+                    running.task = task
                     if not slots.is_backed_up:
                         settler.go_on()
                     settler.add(running, _settle(parts, running, await _run(parts, running, scope)))
                     running = None
-        # sys.exit() in a handler ends the job, not the worker; anything worse, KeyboardInterrupt say, is not ours to catch.
-        except (Exception, SystemExit) as error:
-            if running is None:
-                raise  # a bug of ours
+        # Not `except Exception`: sys.exit(), asyncio's CancelledError, a Cancelled that a handler kept and raised again, or a
+        # group with one of them in it would end the worker and all its jobs.
+        except BaseException as error:
+            if running is None or not _is_outcome(error):
+                raise  # the worker's cancel, or a bug of ours
+            # When the worker itself is cancelled, what a handler makes of it counts for nothing: the cancel goes on.
+            await trio.lowlevel.checkpoint_if_cancelled()
             ended = Raised.from_exception(error)
         if running is not None:
             settler.add(running, _settle(parts, running, ended))
+
+
+def _is_outcome(error: BaseException) -> bool:
+    """Tell whether what came out of a handler is its own: not Ctrl-C, which lands in whatever runs, nor the end of the loop."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(KeyboardInterrupt) is None
+    if isinstance(error, GeneratorExit):
+        return trio.lowlevel.in_trio_task()
+    return not isinstance(error, KeyboardInterrupt)
 
 
 async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
+import trio.lowlevel
 
 from pgnotifyq.model.job import ExecutionId, JobId, Lease
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
@@ -29,6 +30,8 @@ class Running:
 
     job: ClaimedJob
     renewed_at: float  # trio clock, seconds: when the last answered claim or beat was sent
+    # Whose step it is when the handler holds the loop, or a task that it started does.
+    task: trio.lowlevel.Task | None = None
     # The scope around the handler, while it runs; its task uses it for the next job too, unless it was cancelled.
     scope: trio.CancelScope | None = None
     has_ended: bool = False  # the handler; its outcome may still be on its way to the database

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgnotifyq.model.events import EventName
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pgnotifyq.model.events import Event
 
 _log = logging.getLogger("pgnotifyq")
@@ -22,6 +24,7 @@ _LOUD = frozenset(
         EventName.LISTENER_LOST,
         EventName.DATABASE_LOST,
         EventName.OUTCOME_REFUSED,
+        EventName.LOOP_BLOCKED,
     }
 )
 
@@ -37,3 +40,10 @@ def log_event(event: Event) -> None:
     if _log.isEnabledFor(level):
         told = " ".join(f"{name}={value}" for name, value in event.fields.items())
         _log.log(level, "%s %s", event.name.value, told, extra={"pgnotifyq": dict(event.fields)})
+
+
+def log_blocked(fields: Mapping[str, Any]) -> None:
+    """Say at once, from the watchdog's thread, who holds the event loop; where nobody set up logging, on standard error."""
+    who = f"handler {fields['handler']} (job {fields['job_id']})" if "job_id" in fields else f"task {fields['task']}"
+    calls = "".join(f"\n  {line}" for line in fields["stack"].splitlines())
+    _log.warning("%s has held the event loop for %.1f s%s", who, fields["seconds"], calls, extra={"pgnotifyq": dict(fields)})

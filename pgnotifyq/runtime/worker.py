@@ -1,6 +1,6 @@
 """A worker: two nurseries, one inside the other, so that the order of shutdown is the indentation.
 
-Services (settler, heartbeat, listener, reclaimer, pruner) are outside, jobs inside: when the last job has ended, its
+Services (settler, heartbeat, listener, reclaimer, pruner, watchdog) are outside, jobs inside: when the last job has ended, its
 outcome durable, the services go. The first signal stops claiming; jobs run on, with heartbeats, until `shutdown_seconds`
 have passed or a second signal comes; then they are interrupted, given `grace_seconds`, and released.
 """
@@ -35,6 +35,7 @@ from pgnotifyq.runtime.reclaimer import reclaim_for_ever
 from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.slots import Slots
 from pgnotifyq.runtime.tenants import find_tenant_role, open_databases
+from pgnotifyq.runtime.watchdog import watch_for_ever
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,6 +176,7 @@ async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus
         services.start_soon(reclaim_for_ever, parts)
         services.start_soon(prune_for_ever, parts)
         services.start_soon(listen_for_ever, parts)
+        services.start_soon(watch_for_ever, parts)
         async with trio.open_nursery() as jobs:
             for _ in range(config.concurrency):
                 jobs.start_soon(execute_for_ever, parts)

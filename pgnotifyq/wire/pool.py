@@ -6,8 +6,8 @@ Rules:
 - Whoever waits longest is served first, and waits at most `acquire_seconds`.
 - A connection goes back only when it is idle outside any transaction and the session looks as it did when it was
   opened. Else what is open is rolled back and the connection is closed: one connect costs milliseconds, a leaked
-  setting costs somebody else's data. `set role`, temporary tables and session-level advisory locks are not visible
-  from here; use `set local` and transaction-level locks on pooled connections.
+  setting costs somebody else's data. `set role`, LISTEN, temporary tables and session-level advisory locks are
+  not visible from here; use `set local` and transaction-level locks on pooled connections.
 - An idle connection has nothing to read. One that has was closed or terminated by the server, and is never handed out.
 """
 

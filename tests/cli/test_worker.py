@@ -36,6 +36,10 @@ async def clinging(payload: dict) -> None:
 @registry.handler("blocking")
 async def blocking(payload: dict) -> None:
     time.sleep(3600)
+
+@registry.handler("thread")
+def thread(payload: dict) -> None:
+    time.sleep(3600)
 """
 
 
@@ -96,11 +100,11 @@ def test_a_worker_ends_by_its_signals(
     assert session.execute("select count(*) from pgnotifyq.worker_heartbeats").fetchone() == (0,)
 
 
-@pytest.mark.parametrize("job", ["clinging", "blocking"])
+@pytest.mark.parametrize("job", ["clinging", "blocking", "thread"])
 def test_a_handler_that_does_not_let_go_does_not_keep_the_process(
     dsn: str, tmp_path: Any, session: psycopg.Connection[Any], job: str
 ) -> None:
-    """It shields itself for ever, or holds the event loop: the process ends all the same, and its job is given back."""
+    """It shields itself for ever, holds the event loop or sits in a thread: the process ends all the same, its job given back."""
     worker = Worker(dsn, tmp_path, "--shutdown-seconds", "0.1", "--grace-seconds", "0.1")
     worker.until("listener.connected")
     session.execute("select pgnotifyq.enqueue(%s)", (job,))
@@ -110,3 +114,18 @@ def test_a_handler_that_does_not_let_go_does_not_keep_the_process(
     assert worker.process.returncode == 5
     assert session.execute("select status, attempts from pgnotifyq.jobs").fetchone() == ("pending", 0)
     assert session.execute("select outcome from pgnotifyq.job_executions").fetchall() == [("released",)]
+
+
+def test_a_handler_that_holds_the_loop_for_ever_is_named(dsn: str, tmp_path: Any, session: psycopg.Connection[Any]) -> None:
+    """On standard error, with its stack: the loop, which tells events, never comes back."""
+    worker = Worker(dsn, tmp_path, "--shutdown-seconds", "0.1", "--grace-seconds", "0.1")
+    worker.until("listener.connected")
+    session.execute("select pgnotifyq.enqueue('blocking')")
+    assert worker.process.stderr is not None
+    for line in worker.process.stderr:
+        if "handler an_app:blocking (job " in line and "has held the event loop for" in line:
+            break
+    assert "an_app.py" in (stack := worker.process.stderr.readline()) and "time.sleep(3600)" in stack
+    worker.process.send_signal(signal.SIGTERM)
+    worker.process.communicate(timeout=60)
+    assert worker.process.returncode == 5

@@ -73,14 +73,25 @@ async def test_never_more_than_asked_for(connection: Link) -> None:
         )
 
 
-@pytest.mark.parametrize("wanted", ["enable_indexscan", "enable_nestloop", "enable_hashjoin", "enable_indexonlyscan"])
-async def test_never_more_than_asked_for_under_another_plan(connection: Link, wanted: str) -> None:
+@pytest.mark.parametrize(
+    "unwanted",
+    [
+        ("indexscan",),
+        ("nestloop",),
+        ("hashjoin",),
+        ("indexonlyscan",),
+        # Together they would have a subselect with a limit run once a row, not once: what `id in (select ...)` comes to.
+        ("hashagg", "material"),
+    ],
+    ids="+".join,
+)
+async def test_never_more_than_asked_for_under_another_plan(connection: Link, unwanted: tuple[str, ...]) -> None:
     """Whatever planner switches the session has set, a claim of two claims two."""
     for _ in range(20):
         await enqueue(connection)
-    await connection.execute(f"set {wanted} = off".encode())
+    for name in unwanted:
+        await connection.execute(f"set enable_{name} = off".encode())
     assert len(await claim(connection, 2)) == 2
-    assert await value(connection, "select count(*) from pgnotifyq.jobs where status = 'running'") == 2
 
 
 async def test_claimed_job_is_whole(connection: Link) -> None:

@@ -24,6 +24,7 @@ def test_the_defaults_leave_three_beats_a_lease() -> None:
     "settings",
     [
         {"lease_seconds": 60, "heartbeat_seconds": 30},
+        {"lease_seconds": 60, "heartbeat_seconds": 21},
         {"lease_seconds": 60, "heartbeat_seconds": 60},
         {"lease_seconds": 60, "margin_seconds": 30},
         {"concurrency": 0},
@@ -36,6 +37,7 @@ def test_the_defaults_leave_three_beats_a_lease() -> None:
         {"lease_seconds": "60"},
         {"lease_seconds": None},
         {"queues": None},
+        {"loop_blocked_seconds": 0},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any]) -> None:

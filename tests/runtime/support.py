@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import JobId
     from pgnotifyq.wire.connection import Connection
 
-PATIENCE_SECONDS = 20.0  # of a wait for what must come; a machine under load needs some
+# Of a wait for what must come; a machine under load needs some.
+PATIENCE_SECONDS = float(os.environ.get("PGNOTIFYQ_TEST_PATIENCE_SECONDS", "20"))
 ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {"concurrency": 4, "backstop_seconds": 3600.0, "session_grace_seconds": 0.1}
 

@@ -112,6 +112,15 @@ async def test_inserts_racing_with_a_worker_that_falls_asleep(place: Workplace, 
             await trio.sleep(randomness.choice((0.0, 0.002, 0.01, 0.02)))
 
 
+async def test_job_that_nobody_was_told_of(place: Workplace) -> None:
+    """With every notification lost a job still starts, by the backstop: the worker looks though it sleeps and hears."""
+    worker = await place.start(quick(), backstop_seconds=0.2)
+    await place.until_asleep(worker)
+    await place.connection.execute("set session_replication_role = replica")  # the trigger that notifies does not run
+    job_id = await place.enqueue()
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+
+
 async def test_scheduled_job(place: Workplace) -> None:
     """A job of the future starts without polling, and not before its time on the database's clock."""
     worker = await place.start(quick())

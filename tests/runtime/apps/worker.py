@@ -10,7 +10,9 @@ import json
 import os
 import signal
 import sys
+import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -76,6 +78,15 @@ async def effect(payload: dict[str, Any], ctx: JobContext) -> None:
         if ctx.attempt == 1:
             os._exit(9)
     os._exit(9)
+
+
+@registry.handler()
+async def hold(payload: dict[str, Any]) -> None:
+    """Hold the event loop until a file is there, and then for longer than another thread needs to wake up."""
+    print(json.dumps({"event": "handler", "reason": "holds"}), flush=True)
+    while not Path(payload["until"]).exists():  # noqa: ASYNC240  # that is the point
+        time.sleep(0.01)  # noqa: ASYNC251  # and that
+    time.sleep(0.3)  # noqa: ASYNC251  # and that
 
 
 @registry.handler()

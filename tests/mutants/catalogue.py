@@ -1,0 +1,332 @@
+"""The mutants, by name. Each says what it breaks, where, and which tests stand against it.
+
+`old` occurs exactly once in its file, which tests/test_mutants.py checks, so that the list cannot rot silently. It is kept
+short: what is around it may change. Where a change needs more than a word, `old` is a pattern.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import attrs
+
+ROOT = Path(__file__).parents[2]
+
+
+@attrs.frozen
+class Mutant:
+    """One way to be wrong."""
+
+    name: str  # what is wrong with it
+    file: str
+    old: str | re.Pattern[str]
+    new: str  # with a pattern's groups as \g<name>
+    tests: tuple[str, ...]  # under tests/; all pass without the mutant, and one at the least fails with it
+
+    def count(self, text: str) -> int:
+        """Return how often `old` occurs in a text."""
+        return text.count(self.old) if isinstance(self.old, str) else len(self.old.findall(text))
+
+    def apply(self, text: str) -> str:
+        """Return the text with the change made."""
+        return text.replace(self.old, self.new) if isinstance(self.old, str) else self.old.sub(self.new, text)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """Compile a pattern in which a blank stands for any blanks."""
+    return re.compile(text.replace(" ", r"\s+"), re.DOTALL)
+
+
+SQL = "sql/functions/"
+RUNTIME = "pgnotifyq/runtime/"
+FENCE = r" and j\.current_execution_id = e\.execution_id"
+
+MUTANTS = (
+    # The fence.
+    Mutant(
+        "fence dropped: complete",
+        SQL + "complete.sql",
+        _pattern(FENCE + r"(?= returning)"),
+        "",
+        ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
+    ),
+    Mutant(
+        "fence dropped: complete with a result",
+        SQL + "settle.sql",
+        _pattern(r"(?P<key>e\.kind = 'complete' and j\.id = any \(job_ids\) and j\.id = e\.id)" + FENCE),
+        r"\g<key>",
+        ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
+    ),
+    Mutant(
+        "fence dropped: retry, snooze, release, cancel",
+        SQL + "settle.sql",
+        _pattern(r"(?P<key>e\.kind <> 'complete' and j\.id = any \(job_ids\) and j\.id = e\.id)" + FENCE + r"(?= returning)"),
+        r"\g<key>",
+        ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
+    ),
+    Mutant(
+        "fence dropped: bury",
+        SQL + "settle.sql",
+        _pattern(FENCE + r"(?= and j\.status = 'running')"),
+        "",
+        ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
+    ),
+    Mutant(
+        "fence dropped: heartbeat",
+        SQL + "heartbeat.sql",
+        _pattern(FENCE + r"(?= for no key update)"),
+        "",
+        ("ledger/test_reclaiming.py::test_beat_of_a_stale_execution",),
+    ),
+    Mutant(
+        "fence dropped: a handler's own transaction",
+        SQL + "still_holds.sql",
+        " and j.current_execution_id = still_holds.execution_id",
+        "",
+        ("runtime/test_losing.py::test_execution_without_its_lease_writes_nothing",),
+    ),
+    Mutant(
+        "fence dropped: progress",
+        SQL + "report_progress.sql",
+        " and j.current_execution_id = report_progress.execution_id",
+        "",
+        ("runtime/test_losing.py::test_execution_without_its_lease_writes_nothing",),
+    ),
+    # Attempts, leases, reclaim.
+    Mutant(
+        "attempts counted at the end: not of a worker that is killed",
+        SQL + "reclaim.sql",
+        "set status = 'pending',",
+        "set status = 'pending', attempts = j.attempts - 1,",
+        ("ledger/test_reclaiming.py::test_expired_lease", "ledger/test_reclaiming.py::test_lease_lost_on_the_last_attempt"),
+    ),
+    Mutant(
+        "lease extended without the row lock",
+        SQL + "heartbeat.sql",
+        "for no key update of j",
+        "",
+        ("ledger/test_reclaiming.py::test_beat_that_waited_for_a_lock",),
+    ),
+    Mutant(
+        "reclaim without re-check",
+        SQL + "reclaim.sql",
+        "for update skip locked",
+        "",
+        (
+            "ledger/test_reclaiming.py::test_writes_that_commit_after_the_reclaimer_looked",
+            "ledger/test_reclaiming.py::test_two_reclaim_at_once",
+        ),
+    ),
+    Mutant(
+        "reclaim waits for who holds the row",
+        SQL + "reclaim.sql",
+        "for update skip locked",
+        "for update",
+        (
+            "ledger/test_reclaiming.py::test_two_reclaim_at_once",
+            "ledger/test_reclaiming.py::test_reclaim_beside_an_uncommitted_write",
+        ),
+    ),
+    Mutant(
+        "reclaim takes back what is not dead",
+        SQL + "reclaim.sql",
+        " and (w.session_lost_at is not null or not w.has_session)",
+        "",
+        ("ledger/test_reclaiming.py::test_worker_that_gives_a_sign_of_life",),
+    ),
+    Mutant(
+        "trust window removed",
+        RUNTIME + "worker.py",
+        "        services.start_soon(distrust_for_ever, parts)\n",
+        "",
+        ("runtime/test_losing.py::test_handler_is_told_before_anybody_else_may_start",),
+    ),
+    Mutant(
+        "trust for as long as the lease, without a margin",
+        RUNTIME + "heartbeat.py",
+        "parts.config.lease_seconds - parts.config.margin_seconds",
+        "parts.config.lease_seconds + 1",
+        ("runtime/test_losing.py::test_handler_is_told_before_anybody_else_may_start",),
+    ),
+    Mutant(
+        "an earlier execution of a job goes on beside the new one",
+        RUNTIME + "holdings.py",
+        "if before is not None:",
+        "if before is None and before:",
+        ("runtime/test_losing.py::test_job_claimed_again_by_the_same_worker",),
+    ),
+    # Claim.
+    Mutant(
+        "claim by id in (...)",
+        SQL + "claim.sql",
+        _pattern(
+            r"with due as materialized \((?P<select>.*?for update skip locked)\s*\)(?P<head>.*?current_execution_id = )[^\n]*"
+            r"(?P<tail>,\n.*?)from [^\n]* where j\.id = due\.id"
+        ),
+        r"\g<head>{schema}.new_id()\g<tail>where j.id in (\g<select>)",
+        ("ledger/test_claiming.py::test_never_more_than_asked_for_under_another_plan",),
+    ),
+    Mutant(
+        "claims wait for each other",
+        SQL + "claim.sql",
+        "for update skip locked\n",
+        "for update\n",
+        ("ledger/test_claiming.py::test_two_claim_at_once",),
+    ),
+    Mutant(
+        "claim before its time",
+        SQL + "claim.sql",
+        " and j.scheduled_at <= time_now",
+        "",
+        ("ledger/test_claiming.py::test_job_of_the_future",),
+    ),
+    # Cancel.
+    Mutant(
+        "completion ignoring cancel",
+        SQL + "complete.sql",
+        "case when j.status = 'cancelled' then 'cancelled' else 'completed' end",
+        "'completed'",
+        ("ledger/test_settling.py::test_cancel_committed_first",),
+    ),
+    Mutant(
+        "retry ignoring cancel",
+        SQL + "settle.sql",
+        "case when j.status = 'cancelled' or e.kind in ('cancel', 'bury') then 'cancelled' else 'pending' end",
+        "case when e.kind in ('cancel', 'bury') then 'cancelled' else 'pending' end",
+        ("ledger/test_settling.py::test_cancel_committed_first",),
+    ),
+    Mutant(
+        "no guard of the transitions",
+        "sql/migrations/0002_wakeups.sql",
+        "when (old.status <> new.status\n",
+        "when (false and old.status <> new.status\n",
+        (
+            "ledger/test_transitions.py::test_every_pair_of_statuses",
+            "ledger/test_transitions.py::test_completed_job_is_not_cancelled",
+        ),
+    ),
+    Mutant(
+        "waiting for a cancel returns at once",
+        RUNTIME + "context.py",
+        "        await self._running.interrupted.wait()\n        assert self._running.interrupt is not None\n        return self._running.interrupt\n",
+        "        return self._running.interrupt  # type: ignore[return-value]\n",
+        ("runtime/test_cancelling.py::test_waiting_for_a_cancel_that_does_not_come",),
+    ),
+    Mutant(
+        "heartbeats bring no news of cancels",
+        RUNTIME + "heartbeat.py",
+        'if surprise is not None and surprise.became == "cancelled":',
+        "if surprise is None and surprises is None:",
+        ("runtime/test_cancelling.py::test_cancel_whose_notification_is_lost",),
+    ),
+    # Waking.
+    Mutant(
+        "notifications only: no backstop",
+        RUNTIME + "claimer.py",
+        "    return longest * (",
+        "    return math.inf * (",
+        ("runtime/test_waking.py::test_job_that_nobody_was_told_of",),
+    ),
+    Mutant(
+        "asleep without the barrier",
+        RUNTIME + "sleep.py",
+        " and snapshot_xmin > self.barrier:",
+        ":",
+        ("runtime/test_waking.py::test_insert_that_did_not_see_the_sleeper", "runtime/test_sleep_model.py"),
+    ),
+    Mutant(
+        "a scan of the queue is not made when the listener is back",
+        RUNTIME + "listener.py",
+        "        await renew(parts, list(parts.holdings))\n",
+        "",
+        ("runtime/test_faults.py::test_listener_comes_back_to_cancels_it_missed",),
+    ),
+    # Tenants.
+    Mutant(
+        "set instead of set local",
+        RUNTIME + "tenants.py",
+        "set_config('pgnotifyq.org_id', %s, true)",
+        "set_config('pgnotifyq.org_id', %s, false)",
+        ("runtime/test_transactions.py::test_connection_after_a_tenant",),
+    ),
+    Mutant(
+        "a tenant's transaction is not confined",
+        RUNTIME + "tenants.py",
+        "        await _confine(connection, databases, org_id)\n",
+        "        pass\n",
+        ("runtime/test_transactions.py::test_tenant_sees_its_own_rows",),
+    ),
+    Mutant(
+        "row security not forced",
+        "sql/migrations/0003_tenants.sql",
+        "alter table {schema}.dead_letter_jobs force row level security;\n",
+        "",
+        ("ledger/test_tenants.py::test_every_table_with_a_tenant_column",),
+    ),
+    # Endings.
+    Mutant(
+        "release charges the attempt",
+        SQL + "settle.sql",
+        "e.kind in ('snooze', 'release')\n                    then j.attempts - 1",
+        "e.kind in ('snooze')\n                    then j.attempts - 1",
+        ("ledger/test_settling.py::test_release_puts_a_job_back_where_it_was",),
+    ),
+    Mutant(
+        "a dead letter's history in reverse",
+        SQL + "history.sql",
+        "order by e.started_at, e.id",
+        "order by e.started_at desc, e.id",
+        ("ledger/test_dying.py::test_death_after_several_attempts",),
+    ),
+    Mutant(
+        "an unknown type taken for done",
+        RUNTIME + "executor.py",
+        "return Raised(error=parts.registry.explain_unknown(job.job_type), unknown_type=True)",
+        "return Returned(job.job_type)",
+        ("runtime/test_endings.py::test_type_that_nobody_handles",),
+    ),
+    Mutant(
+        "a second handler replaces the first",
+        "pgnotifyq/model/registry.py",
+        "if first is not None:",
+        "if first is None and first:",
+        ("model/test_registry.py::test_a_second_handler_of_a_type_is_refused_and_the_first_stays",),
+    ),
+    Mutant(
+        "jitter only adds",
+        "pgnotifyq/model/retry.py",
+        "1 + self.jitter * (2 * random - 1)",
+        "1 + self.jitter * random",
+        ("model/test_retry.py::test_jitter_goes_both_ways",),
+    ),
+    Mutant(
+        "heartbeats of half a lease",
+        "pgnotifyq/model/config.py",
+        "HEARTBEATS_A_LEASE_MIN = 3 ",
+        "HEARTBEATS_A_LEASE_MIN = 2 ",
+        ("model/test_config.py::test_settings_that_contradict_each_other_are_refused",),
+    ),
+    # Shutdown, and handlers that misbehave.
+    Mutant(
+        "one more job starts after the signal",
+        RUNTIME + "worker.py",
+        "        parts.is_draining = True\n",
+        "",
+        ("runtime/test_shutdown.py::test_nothing_starts_after_the_signal",),
+    ),
+    Mutant(
+        "a handler's BaseException ends the worker",
+        RUNTIME + "executor.py",
+        "except BaseException as error:",
+        "except Exception as error:",
+        ("runtime/test_traps.py::test_error_that_is_none_of_the_workers",),
+    ),
+    Mutant(
+        "a handler that holds the loop is not named while it does",
+        RUNTIME + "watchdog.py",
+        "        log_blocked(fields)\n",
+        "",
+        ("runtime/test_watchdog.py::test_handler_that_holds_the_loop",),
+    ),
+)
