@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SCRIPTS = ("drain", "pickup", "cancel", "producers", "backlog", "history", "snapshot", "idle", "herd")
+SCRIPTS = ("drain", "pickup", "cancel", "producers", "backlog", "history", "snapshot", "idle", "herd", "compare")
 
 
 def main() -> int:
