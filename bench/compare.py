@@ -40,6 +40,7 @@ class Scale:
     backlogs: tuple[int, ...]
     idle_seconds: float
     runs: int
+    ours_once: bool = False  # a look: ours is asked once a question, not beside each peer
 
     def jobs(self, peer: Peer) -> int:
         """Return how many jobs a drain of this queue has."""
@@ -132,8 +133,11 @@ ONCE = frozenset({"idle", "snapshot", "backlog", "processes"})  # long: one run,
 QUICK_QUESTIONS = ("drain", "pickup", "cancel", "enqueue")
 
 
-def row(question: str, peer: Peer, server: str, scale: Scale, runs: int) -> Row:
-    """Ask us and a peer in turn, and return both sides; a peer that does not install or run is told of with the reason."""
+def row(question: str, peer: Peer, server: str, scale: Scale, runs: int, before: Sequence[Figures] = ()) -> Row:
+    """Ask us and a peer in turn, and return both sides; a peer that does not install or run is told of with the reason.
+
+    With `before`, ours is not asked again: those figures stand for it.
+    """
     about = {"version": peer.version, "setting": peer.setting, "keeps": peer.keeps}
     if question == "cancel" and peer.cancel is None:
         return {**about, "error": "cannot cancel a running job"}
@@ -141,8 +145,8 @@ def row(question: str, peer: Peer, server: str, scale: Scale, runs: int) -> Row:
     theirs: list[Figures] = []
     try:
         program, own = measure.open_program(peer), measure.open_program(OURS)
-        for _ in range(runs):
-            ours.append(QUESTIONS[question](own, server, scale))
+        for run in range(runs):
+            ours.append(before[run] if run < len(before) else QUESTIONS[question](own, server, scale))
             theirs.append(QUESTIONS[question](program, server, scale))
     except CannotInstallError as error:
         return {**about, "error": f"did not install: {error}"}
@@ -154,11 +158,10 @@ def row(question: str, peer: Peer, server: str, scale: Scale, runs: int) -> Row:
 
 def tell_readme(found: dict[str, dict[str, Any]]) -> str:
     """Return what the README says between its markers."""
-    drained = found["drain"]
     return f"""{results.table(found)}
 
-Taken {drained.get("date", "")} with `{drained.get("command", "")}` on two shared cores, PostgreSQL 18 with its defaults (fsync on), one
-worker process each, each queue at its best setting; medians of interleaved runs. Settings, and what each queue keeps and checks:
+Taken {results.taken(found)}, on two shared cores, PostgreSQL 18 with its defaults (fsync on), one worker process each, each
+queue at its best setting; medians of interleaved runs, ratios of pairs. Settings, and what each queue keeps and checks:
 [bench/README.md](bench/README.md).
 
 ![No-op jobs drained by one worker process](bench/charts/drain.svg)
@@ -234,21 +237,19 @@ def main() -> None:
     questions = _chosen(asked.only or (",".join(QUICK_QUESTIONS) if asked.quick else ""), list(QUESTIONS), "--only")
     peers = [peer for peer in PEERS if peer.name in _chosen(asked.peers, [peer.name for peer in PEERS], "--peers")]
     command = " ".join(["python -m bench compare", *(word for word in sys.argv[1:] if word != "--write")])
-    about = {
-        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        "command": command,
-        "quick": asked.quick,
-        "machine": machine(),
-    }
+    taken = {"date": dt.datetime.now(tz=dt.UTC).date().isoformat(), "command": command, "quick": asked.quick}
     began = time.monotonic()
     with nullcontext(asked.dsn) if asked.dsn else open_server(settings={}) as server:
         for question in questions:
             runs = asked.runs or (1 if question in ONCE else scale.runs)
+            before: Sequence[Figures] = ()
             for peer in peers:
-                found = row(question, peer, server, scale, runs)
+                found = row(question, peer, server, scale, runs, before)
+                if scale.ours_once:
+                    before = found.get("ours", ()) or before
                 print_row(question, peer, found)
                 if asked.write:
-                    results.store(question, {peer.name: found}, about)
+                    results.store(question, {peer.name: {**taken, **found}}, machine())
     print(f"took {time.monotonic() - began:.0f} s", file=sys.stderr)
     if asked.write:
         render()

@@ -27,13 +27,13 @@ def load(question: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {"question": question, "rows": {}}
 
 
-def store(question: str, rows: dict[str, Row], about: dict[str, Any]) -> None:
+def store(question: str, rows: dict[str, Row], machine: dict[str, Any]) -> None:
     """Keep rows: of a peer that was measured again the older one goes."""
     kept = load(question)
     merged = {**kept["rows"], **rows}
     ordered = {peer.name: merged[peer.name] for peer in PEERS if peer.name in merged}
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"question": question, **about, "rows": ordered}, indent=1)
+    text = json.dumps({"question": question, "machine": machine, "rows": ordered}, indent=1)
     (RESULTS / f"{question}.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -154,10 +154,27 @@ def draw(results: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {f"{name}.svg": text for name, text in made.items() if text is not None}
 
 
+def taken(found: dict[str, dict[str, Any]]) -> str:
+    """Return when the rows were taken, and with which command."""
+    rows = [row for result in found.values() for row in result["rows"].values()]
+    dates = sorted({row["date"] for row in rows if "date" in row})
+    commands = {row["command"] for row in rows if "command" in row}
+    when = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "never"
+    how = f"`{commands.pop()}`" if len(commands) == 1 else "`python -m bench compare --write`, in parts (`--only`, `--peers`)"
+    return f"{when} with {how}"
+
+
 def _subtitle(result: dict[str, Any]) -> str:
-    runs = max((len(row.get("peer", [])) for row in result["rows"].values()), default=0)
-    kind = "quick look" if result.get("quick") else f"median of {runs}" if runs > 1 else "one run"
-    return f"Each queue at its best setting; {kind}, interleaved; {result.get('machine', {}).get('cores', '?')} shared cores; {result.get('date', '')}"
+    rows = result["rows"].values()
+    runs = sorted({len(row["peer"]) for row in rows if row.get("peer")} or {0})
+    if any(row.get("quick") for row in rows):
+        kind = "a quick look"
+    elif runs[-1] == 1:
+        kind = "one run"
+    else:
+        kind = f"medians of {runs[-1]} runs" if runs[0] == runs[-1] else f"medians of {runs[0]} to {runs[-1]} runs"
+    dates = sorted({row.get("date", "") for row in rows})
+    return f"Each queue at its best setting; {kind}, interleaved; {result.get('machine', {}).get('cores', '?')} shared cores; {dates[-1] if dates else ''}"
 
 
 def _bars(result: dict[str, Any], path: str, mark: str | None, title: str, axis: str) -> str | None:
@@ -167,6 +184,9 @@ def _bars(result: dict[str, Any], path: str, mark: str | None, title: str, axis:
         marked = None if mark is None else value_of(result, name, mark)
         if value is not None:
             note = charts.number(value) if marked is None else f"{charts.number(value)} / {charts.number(marked)}"
+            # Bars of different minutes: the ratio of the pairs is what counts.
+            ratio = ratio_of(result["rows"].get(name, {}), path) if marked is None else None
+            note = note if ratio is None else f"{note} (ours: {ratio:.2f} x)"
             rows.append(charts.Bar(name=name, value=value, mark=marked, note=note, ours=name == OURS.name))
         else:
             absent.append(charts.Bar(name=name, value=None, note=str(result["rows"].get(name, {}).get("error", ""))[:60]))
