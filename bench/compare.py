@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import os
 import sys
 import time
 from contextlib import nullcontext
@@ -161,8 +162,8 @@ def tell_readme(found: dict[str, dict[str, Any]]) -> str:
     return f"""{results.table(found)}
 
 Taken {results.taken(found)}, on two shared cores, PostgreSQL 18 with its defaults (fsync on), one worker process each, each
-queue at its best setting; medians of interleaved runs, ratios of pairs. Settings, and what each queue keeps and checks:
-[bench/README.md](bench/README.md).
+queue at its best setting; medians of interleaved runs, ratios of pairs. {results.disturbed(found)}Settings, and what each queue keeps
+and checks: [bench/README.md](bench/README.md).
 
 ![No-op jobs drained by one worker process](bench/charts/drain.svg)
 
@@ -244,7 +245,8 @@ def main() -> None:
             runs = asked.runs or (1 if question in ONCE else scale.runs)
             before: Sequence[Figures] = ()
             for peer in peers:
-                found = row(question, peer, server, scale, runs, before)
+                load = round(os.getloadavg()[0], 1)
+                found = {"load_before": load, **row(question, peer, server, scale, runs, before)}
                 if scale.ours_once:
                     before = found.get("ours", ()) or before
                 print_row(question, peer, found)

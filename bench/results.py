@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 RESULTS, CHARTS = FOLDER / "results", FOLDER / "charts"
+LOAD_MAX = 2.5  # a comparison's own load is below this on two cores; the average remembers a minute of it
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 Row = dict[str, Any]  # one peer beside us: see compare.row
@@ -162,6 +163,17 @@ def taken(found: dict[str, dict[str, Any]]) -> str:
     when = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "never"
     how = f"`{commands.pop()}`" if len(commands) == 1 else "`python -m bench compare --write`, in parts (`--only`, `--peers`)"
     return f"{when} with {how}"
+
+
+def disturbed(found: dict[str, dict[str, Any]]) -> str:
+    """Return a sentence for the reader if other work was under way when rows were taken, else nothing."""
+    loads = [row["load_before"] for result in found.values() for row in result["rows"].values() if "load_before" in row]
+    if not loads or max(loads) <= LOAD_MAX:
+        return ""
+    return (
+        f"Other work was under way (load average up to {max(loads):g} before a measurement), which lengthens latencies many times over: "
+        "look at the ratios, and take the values again. "
+    )
 
 
 def _subtitle(result: dict[str, Any]) -> str:

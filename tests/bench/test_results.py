@@ -9,7 +9,7 @@ import pytest
 
 from bench.peers.measure import as_url, rates_by_tenth, starts
 from bench.peers.protocol import Heard, Notes
-from bench.results import BEGIN, END, between_markers, ratio_of, table, value_of
+from bench.results import BEGIN, END, between_markers, disturbed, ratio_of, table, value_of
 from bench.support import percentile
 
 
@@ -36,6 +36,12 @@ def test_peer_that_does_not_run_is_in_the_table() -> None:
     empty: dict[str, dict[str, object]] = {name: {"rows": {}} for name in ("pickup", "cancel", "enqueue", "idle")}
     told = table({**empty, "drain": {"rows": {"oban": {"error": "did not install: needs Python 3.12"}}}})
     assert next(line for line in told.splitlines() if line.startswith("| oban")).count("did not install: needs Python 3.12") == 1
+
+
+def test_machine_that_did_something_else() -> None:
+    """Figures taken beside other work are told of as such, those of a quiet machine and those of before loads were kept are not."""
+    assert "up to 8.4" in disturbed({"pickup": {"rows": {"oban": {"load_before": 8.4}, "saq": {"load_before": 0.1}}}})
+    assert not disturbed({"pickup": {"rows": {"oban": {"load_before": 1.9}, "saq": {}}}})
 
 
 def test_text_between_markers() -> None:
