@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
+import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from bench.peers import measure
 from bench.peers.catalogue import OURS, PEERS, Peer
 from bench.peers.environment import ROOT, CannotInstallError
 from bench.support import machine, open_server
+from pgnotifyq._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,6 +144,7 @@ def row(question: str, peer: Peer, server: str, scale: Scale, runs: int, before:
     about = {"version": peer.version, "setting": peer.setting, "keeps": peer.keeps}
     if question == "cancel" and peer.cancel is None:
         return {**about, "error": "cannot cancel a running job"}
+    about["ours_version"] = _commit()
     ours: list[Figures] = []
     theirs: list[Figures] = []
     try:
@@ -155,6 +158,16 @@ def row(question: str, peer: Peer, server: str, scale: Scale, runs: int, before:
         failed = OURS.name if len(ours) == len(theirs) else peer.name
         return {**about, "error": f"{failed} did not run: {error}", "ours": ours, "peer": theirs}
     return {**about, "ours": ours, "peer": theirs}
+
+
+def _commit() -> str:
+    """Return the commit of ours, with a plus if files of the package differ from it; its version where there is no repository."""
+    git = ["git", "-C", str(ROOT)]
+    told = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    if told.returncode:
+        return __version__
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "pgnotifyq", "sql"], check=False).returncode
+    return told.stdout.strip() + ("+" if changed else "")
 
 
 def tell_readme(found: dict[str, dict[str, Any]]) -> str:
