@@ -178,19 +178,12 @@ Taken {results.taken(found)}, on two shared cores, PostgreSQL 18 with its defaul
 queue at its best setting; medians of interleaved runs, ratios of pairs. {results.disturbed(found)}Settings, and what each queue keeps
 and checks: [bench/README.md](bench/README.md).
 
-![No-op jobs drained by one worker process](bench/charts/drain.svg)
-
-![From the commit to the handler's start](bench/charts/pickup.svg)
-
-![Jobs enqueued one by one, a worker serving them](bench/charts/producers.svg)"""
+{results.pictures(("drain", "pickup", "producers"), "bench/charts")}"""
 
 
 def tell_bench_readme(_: dict[str, dict[str, Any]]) -> str:
     """Return what bench/README.md says between its markers."""
-    shown = [
-        f"![{name}](charts/{name}.svg)" for name in ("cancel", "backlog", "snapshot") if (results.CHARTS / f"{name}.svg").exists()
-    ]
-    return "\n\n".join([results.settings_table(), *shown])
+    return "\n\n".join([results.settings_table(), results.pictures(("cancel", "backlog", "snapshot"), "charts")])
 
 
 def render() -> None:

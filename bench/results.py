@@ -18,6 +18,15 @@ RESULTS, CHARTS = FOLDER / "results", FOLDER / "charts"
 LOAD_MAX = 2.5  # a comparison's own load is below this on two cores; the average remembers a minute of it
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
+TITLES = {
+    "drain": "No-op jobs drained by one worker process",
+    "pickup": "From the commit to the handler's start, idle worker",
+    "cancel": "From the cancel's call to the running handler's stop",
+    "producers": "Jobs enqueued one by one, a worker serving them",
+    "backlog": "Jobs started a second, by how many wait",
+    "snapshot": "A drain while another session holds a snapshot open",
+}
+
 Row = dict[str, Any]  # one peer beside us: see compare.row
 Figures = dict[str, Any]
 
@@ -86,6 +95,8 @@ def _line(results: dict[str, dict[str, Any]], name: str) -> str:
         row = results[question]["rows"].get(name, {})
         if name != OURS.name and "error" in row:
             return str(row["error"])
+        if not (row or (name == OURS.name and results[question]["rows"])):
+            return "not taken"
         values = [value_of(results[question], name, path) for path in paths]
         return " / ".join("–" if value is None else charts.number(value) for value in values) if any(values) else "–"
 
@@ -105,6 +116,11 @@ def _line(results: dict[str, dict[str, Any]], name: str) -> str:
         cell("idle", "transactions_per_minute", "resident_mib"),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def pictures(shown: Sequence[str], folder: str) -> str:
+    """Return Markdown for those of the charts that are there; `folder` is theirs, from where the text stands."""
+    return "\n\n".join(f"![{TITLES[name]}]({folder}/{name}.svg)" for name in shown if (CHARTS / f"{name}.svg").exists())
 
 
 def settings_table() -> str:
@@ -134,20 +150,20 @@ def between_markers(text: str, inside: str) -> str:
 def draw(results: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Return every chart there are figures for, by file name."""
     drawn: dict[str, Callable[[], str | None]] = {
-        "drain": lambda: _bars(results["drain"], "jobs_per_second", None, "No-op jobs drained by one worker process", "jobs/s"),
+        "drain": lambda: _bars(results["drain"], "jobs_per_second", None, TITLES["drain"], "jobs/s"),
         "pickup": lambda: _bars(
             results["pickup"], "from_commit.p50_ms", "from_commit.p99_ms",
-            "From the commit to the handler's start, idle worker", "ms, bar: median, mark: 99th percentile",
+            TITLES["pickup"], "ms, bar: median, mark: 99th percentile",
         ),
         "cancel": lambda: _bars(
             results["cancel"], "from_call.p50_ms", "from_call.p99_ms",
-            "From the cancel's call to the running handler's stop", "ms, bar: median, mark: 99th percentile",
+            TITLES["cancel"], "ms, bar: median, mark: 99th percentile",
         ),
         "producers": lambda: _curves(
-            results["enqueue"], "by_producers", "Jobs enqueued one by one, a worker serving them", "producers at once", "jobs/s", log=True
+            results["enqueue"], "by_producers", TITLES["producers"], "producers at once", "jobs/s", log=True
         ),
         "backlog": lambda: _curves(
-            results["backlog"], "by_backlog", "Jobs started a second, by how many wait", "jobs waiting, no ANALYZE", "jobs/s", log=True
+            results["backlog"], "by_backlog", TITLES["backlog"], "jobs waiting, no ANALYZE", "jobs/s", log=True
         ),
         "snapshot": lambda: _tenths(results["snapshot"]),
     }  # fmt: skip
@@ -235,7 +251,7 @@ def _tenths(result: dict[str, Any]) -> str | None:
             medians = [statistics.median(column) for column in zip(*tenths, strict=True)]
             points = [(float(index + 1), rate / medians[0]) for index, rate in enumerate(medians)]
             series.append(charts.Line(name=name, points=points, ours=name == OURS.name))
-    title = "A drain while another session holds a snapshot open"
+    title = TITLES["snapshot"]
     up = "rate as a share of the first tenth's"
     return charts.lines(title, _subtitle(result), "tenth of the drain", up, series) if series else None
 

@@ -36,6 +36,7 @@ def test_peer_that_does_not_run_is_in_the_table() -> None:
     empty: dict[str, dict[str, object]] = {name: {"rows": {}} for name in ("pickup", "cancel", "enqueue", "idle")}
     told = table({**empty, "drain": {"rows": {"oban": {"error": "did not install: needs Python 3.12"}}}})
     assert next(line for line in told.splitlines() if line.startswith("| oban")).count("did not install: needs Python 3.12") == 1
+    assert "not taken" in next(line for line in told.splitlines() if line.startswith("| saq"))
 
 
 def test_machine_that_did_something_else() -> None:
