@@ -69,8 +69,11 @@ def ratio_of(row: Row, path: str) -> float | None:
 
 
 def all_ours(rows: Iterable[Row]) -> list[Figures]:
-    """Return our runs beside every peer."""
-    return [run for row in rows for run in row.get("ours", [])]
+    """Return our runs beside every peer, of one commit only: that of the most rows (of two with as many, the one further down)."""
+    asked = [row for row in rows if row.get("ours")]
+    versions = [row.get("ours_version", "") for row in asked]
+    chosen = max(reversed(versions), key=versions.count, default="")
+    return [run for row in asked if row.get("ours_version", "") == chosen for run in row["ours"]]
 
 
 def value_of(result: dict[str, Any], name: str, path: str) -> float | None:
@@ -172,13 +175,14 @@ def draw(results: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def taken(found: dict[str, dict[str, Any]]) -> str:
-    """Return when the rows were taken, and with which command."""
+    """Return when the rows were taken, with which command, and of which commits of ours."""
     rows = [row for result in found.values() for row in result["rows"].values()]
     dates = sorted({row["date"] for row in rows if "date" in row})
     commands = {row["command"] for row in rows if "command" in row}
     when = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "never"
     how = f"`{commands.pop()}`" if len(commands) == 1 else "`python -m bench compare --write`, in parts (`--only`, `--peers`)"
-    return f"{when} with {how}"
+    versions = sorted({row["ours_version"] for row in rows if "ours_version" in row})
+    return f"{when} with {how}, ours at {' and '.join(versions) or 'no known commit'}"
 
 
 def disturbed(found: dict[str, dict[str, Any]]) -> str:

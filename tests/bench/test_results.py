@@ -31,6 +31,18 @@ def test_ours_is_the_median_beside_all_peers() -> None:
     assert value_of(result, "chancy", "jobs_per_second") is None
 
 
+def test_ours_of_two_commits() -> None:
+    """Runs of different commits of ours are not put into one median."""
+    result = {
+        "rows": {
+            "pgqueuer": {**_drained([40], [7]), "ours_version": "new"},
+            "oban": {**_drained([44], [3]), "ours_version": "new"},
+            "saq": {**_drained([10], [1]), "ours_version": "old"},
+        }
+    }
+    assert value_of(result, "pgnotifyq", "jobs_per_second") == 42
+
+
 def test_peer_that_does_not_run_is_in_the_table() -> None:
     """A queue that failed is told of with its reason, not dropped."""
     empty: dict[str, dict[str, object]] = {name: {"rows": {}} for name in ("pickup", "cancel", "enqueue", "idle")}
