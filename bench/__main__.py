@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-SCRIPTS = ("drain", "pickup", "cancel", "producers", "backlog", "history", "snapshot", "idle", "herd")
+SCRIPTS = (
+    "compare", "drain", "scale", "pickup", "cancel", "enqueue", "producers", "backlog", "history", "snapshot", "idle", "herd",
+    "heartbeats", "soak",
+)  # fmt: skip
 
 
 def main() -> int:
