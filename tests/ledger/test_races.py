@@ -1,0 +1,455 @@
+"""The race matrix: every verb that writes a job against every other, in both orders, at the moment that hurts.
+
+The first has written and not committed when the second begins; the second is known to wait for a lock, or to have returned; then
+the first commits, or rolls back. What each is told, and what there is afterwards, is in the table, to be read rather than computed.
+A picture such as `running 2/3 by ann [lost]` is the status, the attempts made and allowed, who holds the job, and how each attempt
+in the history ended; `dead (lost) 1/1 [lost]` is a dead letter with its reason; there is never a job beside it.
+
+Three kinds of races are in it. Two want the same thing: one gets it. One makes what the other is after: it does not see it yet, and
+says that there is nothing. And a zombie, whose execution was lost, against whoever owns the job now: the zombie is told.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+import trio
+
+from pgnotifyq.ledger import jobs, workers
+from pgnotifyq.model.job import Job, WorkerId
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
+from pgnotifyq.wire.connection import Connection, open_connection
+from tests.ledger.support import (
+    ANN,
+    BLOCKED,
+    BOB,
+    ENDINGS,
+    LEASE_SECONDS,
+    SCHEMA,
+    beat,
+    claim,
+    claim_one,
+    dead_letter,
+    enqueue,
+    history,
+    pass_time,
+    reclaim,
+    row,
+    settle,
+    update_status,
+)
+from tests.proxy import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+Link = Connection[Any]
+NAMES = {str(ANN): "ann", str(BOB): "bob"}
+RETRY = Settlement(kind=SettleKind.RETRY, outcome="failed", error_message="no luck")
+
+
+# Where a race begins. Each has been claimed by Ann once, and is the job as she was given it.
+
+
+async def waiting(link: Link) -> Job:
+    """Pending again after Ann lost it: `pending 1/3 [lost]`."""
+    job = await running(link)
+    await pass_time(link, LEASE_SECONDS + 1)
+    assert await reclaim(link) == {job.id: "pending"}
+    return job
+
+
+async def running(link: Link) -> Job:
+    """Held by Ann: `running 1/3 by ann []`."""
+    await enqueue(link)
+    return await claim_one(link)
+
+
+async def last(link: Link) -> Job:
+    """Held by Ann, and no attempt left: `running 1/1 by ann []`."""
+    await enqueue(link, max_attempts=1)
+    return await claim_one(link)
+
+
+async def stopping(link: Link) -> Job:
+    """Cancelled under Ann's hands: `stopping 1/3 by ann []`."""
+    job = await running(link)
+    await update_status(link, job.id)
+    return job
+
+
+async def finished(link: Link) -> Job:
+    """Completed by Ann: `completed 1/3 [completed]`."""
+    job = await running(link)
+    assert await settle(link, job, PLAIN_COMPLETION) is None
+    return job
+
+
+async def dead(link: Link) -> Job:
+    """Lost by Ann on its last attempt: `dead (lost) 1/1 [lost]`."""
+    job = await last(link)
+    await pass_time(link, LEASE_SECONDS + 1)
+    assert await reclaim(link) == {job.id: "dead"}
+    return job
+
+
+# Who races. Ann's execution settles and beats from whichever session; the first to claim is Ann, the second Bob.
+
+
+@attrs.frozen
+class Racer:
+    """One session in a race for Ann's job."""
+
+    link: Link
+    job: Job
+    name: WorkerId
+    completion: Settlement
+
+    async def claim(self) -> str:
+        return "claimed" if await claim(self.link, worker=self.name) else "nothing"
+
+    async def cancel(self) -> str:
+        return await jobs.cancel(self.link, SCHEMA, self.job.id)
+
+    async def complete(self) -> str:
+        return await settle(self.link, self.job, self.completion) or "done"
+
+    async def retry(self) -> str:
+        return await settle(self.link, self.job, RETRY) or "done"
+
+    async def reclaim(self) -> str:
+        await pass_time(self.link, LEASE_SECONDS + 1)
+        return (await reclaim(self.link)).get(self.job.id, "nothing")
+
+    async def heartbeat(self) -> str:
+        return (await beat(self.link, self.job, lease_seconds=10 * LEASE_SECONDS)).get(self.job.id, "renewed")
+
+    async def requeue(self) -> str:
+        return "requeued" if await jobs.requeue(self.link, SCHEMA, self.job.id) else "nothing"
+
+    async def prune(self) -> str:
+        await pass_time(self.link, 10)
+        deleted, _ = await workers.prune(self.link, SCHEMA, older_than_seconds=1, after_id=None, jobs_max=10)
+        return "pruned" if deleted else "nothing"
+
+
+VERBS = ("claim", "cancel", "complete", "retry", "reclaim", "heartbeat", "requeue", "prune")
+
+
+@attrs.frozen
+class Race:
+    """What is told and what is left."""
+
+    start: Any
+    first: str  # what the first is told
+    second: str  # what the second is told
+    end: str
+    undone: tuple[str, str]  # what the second is told, and what is left, when the first rolls back
+    waits: bool = False  # whether the second waits for the first
+
+
+def waits(start: Any, first: str, second: str, end: str, undone: tuple[str, str]) -> Race:
+    """Make a race in which the second waits for the first to end."""
+    return Race(start, first, second, end, undone, waits=True)
+
+
+WAITING, RUNNING, LAST = "pending 1/3 [lost]", "running 1/3 by ann []", "running 1/1 by ann []"
+STOPPING, FINISHED, DEAD = "stopping 1/3 by ann []", "completed 1/3 [completed]", "dead (lost) 1/1 [lost]"
+AGAIN = "pending 0/1 [lost]"  # requeued
+
+RACES: dict[tuple[str, str], str | tuple[Race, ...]] = {
+    # A claim that has not committed.
+    ("claim", "claim"): (Race(waiting, "claimed", "nothing", "running 2/3 by ann [lost]", ("nothing", WAITING)),),
+    ("claim", "cancel"): (
+        waits(waiting, "claimed", "stopping", "stopping 2/3 by ann [lost]", ("cancelled", "cancelled 1/3 [lost]")),
+    ),
+    ("claim", "complete"): (Race(waiting, "claimed", "lost", "running 2/3 by ann [lost]", ("lost", WAITING)),),
+    ("claim", "retry"): (Race(waiting, "claimed", "lost", "running 2/3 by ann [lost]", ("lost", WAITING)),),
+    ("claim", "reclaim"): (Race(waiting, "claimed", "nothing", "running 2/3 by ann [lost]", ("nothing", WAITING)),),
+    ("claim", "heartbeat"): (Race(waiting, "claimed", "lost", "running 2/3 by ann [lost]", ("lost", WAITING)),),
+    ("claim", "requeue"): "a job that can be claimed has no dead letter",
+    ("claim", "prune"): "neither a pending job nor a running one is pruned",
+    # A cancel.
+    ("cancel", "claim"): (Race(waiting, "cancelled", "nothing", "cancelled 1/3 [lost]", ("nothing", WAITING)),),
+    ("cancel", "cancel"): (
+        waits(waiting, "cancelled", "finished", "cancelled 1/3 [lost]", ("cancelled", "cancelled 1/3 [lost]")),
+        waits(running, "stopping", "stopping", STOPPING, ("stopping", STOPPING)),
+    ),
+    ("cancel", "complete"): (waits(running, "stopping", "cancelled", "cancelled 1/3 [cancelled]", ("done", FINISHED)),),
+    ("cancel", "retry"): (
+        waits(running, "stopping", "cancelled", "cancelled 1/3 [cancelled]", ("done", "pending 1/3 [failed]")),
+        waits(last, "stopping", "cancelled", "cancelled 1/1 [cancelled]", ("dead", "dead (exhausted) 1/1 [failed]")),
+    ),
+    ("cancel", "reclaim"): (
+        Race(running, "stopping", "nothing", STOPPING, ("nothing", RUNNING)),
+        Race(last, "stopping", "nothing", "stopping 1/1 by ann []", ("nothing", LAST)),
+    ),
+    ("cancel", "heartbeat"): (
+        waits(
+            running, "stopping", "cancelled", "stopping 1/3 by ann, renewed []", ("renewed", "running 1/3 by ann, renewed []")
+        ),
+    ),
+    ("cancel", "requeue"): (Race(dead, "finished", "requeued", AGAIN, ("requeued", AGAIN)),),
+    ("cancel", "prune"): (Race(waiting, "cancelled", "nothing", "cancelled 1/3 [lost]", ("nothing", WAITING)),),
+    # A completion.
+    ("complete", "claim"): (
+        Race(running, "done", "nothing", FINISHED, ("nothing", RUNNING)),
+        Race(waiting, "lost", "claimed", "running 2/3 by bob [lost]", ("claimed", "running 2/3 by bob [lost]")),
+    ),
+    ("complete", "cancel"): (
+        waits(running, "done", "finished", FINISHED, ("stopping", STOPPING)),
+        waits(stopping, "cancelled", "finished", "cancelled 1/3 [cancelled]", ("stopping", STOPPING)),
+    ),
+    # An execution ends once. Whatever else is asked for it is taken for the same batch sent again: it has ended, not been lost.
+    ("complete", "complete"): (waits(running, "done", "done", FINISHED, ("done", FINISHED)),),
+    ("complete", "retry"): (waits(running, "done", "done", FINISHED, ("done", "pending 1/3 [failed]")),),
+    ("complete", "reclaim"): (
+        Race(running, "done", "nothing", FINISHED, ("nothing", RUNNING)),
+        Race(last, "done", "nothing", "completed 1/1 [completed]", ("nothing", LAST)),
+    ),
+    ("complete", "heartbeat"): (waits(running, "done", "lost", FINISHED, ("renewed", "running 1/3 by ann, renewed []")),),
+    ("complete", "requeue"): (Race(dead, "lost", "requeued", AGAIN, ("requeued", AGAIN)),),
+    ("complete", "prune"): (
+        Race(running, "done", "nothing", FINISHED, ("nothing", RUNNING)),
+        Race(stopping, "cancelled", "nothing", "cancelled 1/3 [cancelled]", ("nothing", STOPPING)),
+    ),
+    # A retry.
+    ("retry", "claim"): (
+        Race(running, "done", "nothing", "pending 1/3 [failed]", ("nothing", RUNNING)),
+        Race(waiting, "lost", "claimed", "running 2/3 by bob [lost]", ("claimed", "running 2/3 by bob [lost]")),
+    ),
+    ("retry", "cancel"): (
+        waits(running, "done", "cancelled", "cancelled 1/3 [failed]", ("stopping", STOPPING)),
+        waits(last, "dead", "finished", "dead (exhausted) 1/1 [failed]", ("stopping", "stopping 1/1 by ann []")),
+    ),
+    ("retry", "complete"): (
+        waits(running, "done", "done", "pending 1/3 [failed]", ("done", FINISHED)),
+        waits(last, "dead", "done", "dead (exhausted) 1/1 [failed]", ("done", "completed 1/1 [completed]")),
+    ),
+    ("retry", "retry"): (
+        waits(running, "done", "done", "pending 1/3 [failed]", ("done", "pending 1/3 [failed]")),
+        waits(last, "dead", "done", "dead (exhausted) 1/1 [failed]", ("dead", "dead (exhausted) 1/1 [failed]")),
+    ),
+    ("retry", "reclaim"): (
+        Race(running, "done", "nothing", "pending 1/3 [failed]", ("nothing", RUNNING)),
+        Race(last, "dead", "nothing", "dead (exhausted) 1/1 [failed]", ("nothing", LAST)),
+    ),
+    ("retry", "heartbeat"): (
+        waits(running, "done", "lost", "pending 1/3 [failed]", ("renewed", "running 1/3 by ann, renewed []")),
+        waits(last, "dead", "lost", "dead (exhausted) 1/1 [failed]", ("renewed", "running 1/1 by ann, renewed []")),
+    ),
+    ("retry", "requeue"): (
+        Race(last, "dead", "nothing", "dead (exhausted) 1/1 [failed]", ("nothing", LAST)),
+        Race(dead, "lost", "requeued", AGAIN, ("requeued", AGAIN)),
+    ),
+    ("retry", "prune"): (Race(stopping, "cancelled", "nothing", "cancelled 1/3 [cancelled]", ("nothing", STOPPING)),),
+    # A reclaim.
+    ("reclaim", "claim"): (Race(running, "pending", "nothing", WAITING, ("nothing", RUNNING)),),
+    ("reclaim", "cancel"): (
+        waits(running, "pending", "cancelled", "cancelled 1/3 [lost]", ("stopping", STOPPING)),
+        waits(last, "dead", "finished", DEAD, ("stopping", "stopping 1/1 by ann []")),
+        waits(stopping, "cancelled", "finished", "cancelled 1/3 [lost]", ("stopping", STOPPING)),
+    ),
+    ("reclaim", "complete"): (
+        waits(running, "pending", "lost", WAITING, ("done", FINISHED)),
+        waits(last, "dead", "lost", DEAD, ("done", "completed 1/1 [completed]")),
+        waits(stopping, "cancelled", "lost", "cancelled 1/3 [lost]", ("cancelled", "cancelled 1/3 [cancelled]")),
+    ),
+    ("reclaim", "retry"): (
+        waits(running, "pending", "lost", WAITING, ("done", "pending 1/3 [failed]")),
+        waits(last, "dead", "lost", DEAD, ("dead", "dead (exhausted) 1/1 [failed]")),
+        waits(stopping, "cancelled", "lost", "cancelled 1/3 [lost]", ("cancelled", "cancelled 1/3 [cancelled]")),
+    ),
+    ("reclaim", "reclaim"): (
+        Race(running, "pending", "nothing", WAITING, ("nothing", RUNNING)),
+        Race(last, "dead", "nothing", DEAD, ("nothing", LAST)),
+    ),
+    ("reclaim", "heartbeat"): (
+        waits(running, "pending", "lost", WAITING, ("renewed", "running 1/3 by ann, renewed []")),
+        waits(last, "dead", "lost", DEAD, ("renewed", "running 1/1 by ann, renewed []")),
+        waits(stopping, "cancelled", "lost", "cancelled 1/3 [lost]", ("cancelled", "stopping 1/3 by ann, renewed []")),
+    ),
+    ("reclaim", "requeue"): (Race(last, "dead", "nothing", DEAD, ("nothing", LAST)),),
+    ("reclaim", "prune"): (Race(stopping, "cancelled", "nothing", "cancelled 1/3 [lost]", ("nothing", STOPPING)),),
+    # A heartbeat.
+    ("heartbeat", "claim"): (
+        Race(waiting, "lost", "claimed", "running 2/3 by bob [lost]", ("claimed", "running 2/3 by bob [lost]")),
+    ),
+    ("heartbeat", "cancel"): (waits(running, "renewed", "stopping", "stopping 1/3 by ann, renewed []", ("stopping", STOPPING)),),
+    ("heartbeat", "complete"): (
+        waits(running, "renewed", "done", FINISHED, ("done", FINISHED)),
+        waits(
+            stopping, "cancelled", "cancelled", "cancelled 1/3 [cancelled]", ("cancelled", "cancelled 1/3 [cancelled]")
+        ),
+    ),
+    ("heartbeat", "retry"): (
+        waits(running, "renewed", "done", "pending 1/3 [failed]", ("done", "pending 1/3 [failed]")),
+        waits(last, "renewed", "dead", "dead (exhausted) 1/1 [failed]", ("dead", "dead (exhausted) 1/1 [failed]")),
+    ),
+    ("heartbeat", "reclaim"): (
+        Race(running, "renewed", "nothing", "running 1/3 by ann, renewed []", ("nothing", RUNNING)),
+        Race(last, "renewed", "nothing", "running 1/1 by ann, renewed []", ("nothing", LAST)),
+        Race(stopping, "cancelled", "nothing", "stopping 1/3 by ann, renewed []", ("nothing", STOPPING)),
+    ),
+    ("heartbeat", "heartbeat"): (
+        waits(running, "renewed", "renewed", "running 1/3 by ann, renewed []", ("renewed", "running 1/3 by ann, renewed []")),
+    ),
+    ("heartbeat", "requeue"): (Race(dead, "lost", "requeued", AGAIN, ("requeued", AGAIN)),),
+    ("heartbeat", "prune"): (Race(finished, "lost", "pruned", "gone", ("pruned", "gone")),),
+    # A requeue. A cancel that does not see it is told what was true before it: the job had ended.
+    ("requeue", "claim"): (Race(dead, "requeued", "nothing", AGAIN, ("nothing", DEAD)),),
+    ("requeue", "cancel"): (Race(dead, "requeued", "finished", AGAIN, ("finished", DEAD)),),
+    ("requeue", "complete"): (Race(dead, "requeued", "lost", AGAIN, ("lost", DEAD)),),
+    ("requeue", "retry"): (Race(dead, "requeued", "lost", AGAIN, ("lost", DEAD)),),
+    ("requeue", "reclaim"): "neither a dead letter nor a job just requeued is held",
+    ("requeue", "heartbeat"): (Race(dead, "requeued", "lost", AGAIN, ("lost", DEAD)),),
+    ("requeue", "requeue"): (waits(dead, "requeued", "nothing", AGAIN, ("requeued", AGAIN)),),
+    ("requeue", "prune"): "neither a dead letter nor a pending job is pruned",
+    # A prune. Ann's ending sent again is recognised as long as its history is there to be seen.
+    ("prune", "claim"): "a finished job is never claimed",
+    ("prune", "cancel"): (waits(finished, "pruned", "unknown", "gone", ("finished", FINISHED)),),
+    ("prune", "complete"): (Race(finished, "pruned", "done", "gone", ("done", FINISHED)),),
+    ("prune", "retry"): (Race(finished, "pruned", "done", "gone", ("done", FINISHED)),),
+    ("prune", "reclaim"): "a finished job is not held",
+    ("prune", "heartbeat"): (Race(finished, "pruned", "lost", "gone", ("lost", FINISHED)),),
+    ("prune", "requeue"): "a finished job has no dead letter",
+    ("prune", "prune"): (Race(finished, "pruned", "nothing", "gone", ("nothing", FINISHED)),),
+}  # fmt: skip
+
+# Two in a line behind the first: what the three are told, and what is left when it commits. They go on in the order they came.
+LINES: dict[tuple[str, str, str], tuple[Any, tuple[str, str, str], str]] = {
+    ("reclaim", "complete", "heartbeat"): (running, ("pending", "lost", "lost"), WAITING),
+    ("reclaim", "retry", "cancel"): (running, ("pending", "lost", "cancelled"), "cancelled 1/3 [lost]"),
+    ("cancel", "complete", "retry"): (running, ("stopping", "cancelled", "cancelled"), "cancelled 1/3 [cancelled]"),
+    ("heartbeat", "complete", "cancel"): (running, ("renewed", "done", "finished"), FINISHED),
+    ("heartbeat", "cancel", "complete"): (running, ("renewed", "stopping", "cancelled"), "cancelled 1/3 [cancelled]"),
+    ("heartbeat", "retry", "cancel"): (running, ("renewed", "done", "cancelled"), "cancelled 1/3 [failed]"),
+    ("complete", "heartbeat", "cancel"): (running, ("done", "lost", "finished"), FINISHED),
+    ("retry", "cancel", "heartbeat"): (last, ("dead", "finished", "lost"), "dead (exhausted) 1/1 [failed]"),
+    ("claim", "cancel", "cancel"): (waiting, ("claimed", "stopping", "stopping"), "stopping 2/3 by ann [lost]"),
+}
+
+
+def races() -> Iterator[Any]:
+    """Yield each race of the table, completions both without a result and with one."""
+    for (first, second), entry in RACES.items():
+        if isinstance(entry, str):
+            continue
+        for race in entry:
+            completions = ("complete plainly", "complete") if "complete" in {first, second} else ("complete plainly",)
+            for completion in completions:
+                name = f"{first}-{second}-{race.start.__name__}{'-result' if completion == 'complete' else ''}"
+                yield pytest.param(first, second, race, ENDINGS[completion], id=name)
+
+
+@pytest.fixture
+async def desk(dsn: str) -> AsyncIterator[Link]:
+    """Give a session that races with nobody: it makes the job, and looks at it afterwards."""
+    async with open_connection(dsn) as link:
+        yield link
+
+
+async def picture(link: Link, job_id: Any) -> str:
+    """Describe all there is of a job, in the words of the table."""
+    found, letter = await row(link, job_id), await dead_letter(link, job_id)
+    outcomes = [outcome for _, outcome in await history(link, job_id)]
+    ended = f"[{', '.join(outcomes)}]"
+    if letter is not None:
+        assert found is None
+        assert [attempt["outcome"] for attempt in letter["history"]] == outcomes
+        return f"dead ({letter['reason']}) {letter['attempts']}/{letter['max_attempts']} {ended}"
+    if found is None:
+        assert outcomes == []
+        return "gone"
+    status = "stopping" if found["status"] == "cancelled" and found["is_held"] else found["status"]
+    holder = f" by {NAMES[found['locked_by']]}" if found["is_held"] else ""
+    is_renewed = "lease_expires_at > started_at + make_interval(secs => %s) from pgnotifyq.jobs where id = %s"
+    cursor = await link.execute(f"select {is_renewed}".encode(), (2 * LEASE_SECONDS, job_id))
+    ((renewed,),) = await cursor.fetchall()
+    return f"{status} {found['attempts']}/{found['max_attempts']}{holder}{', renewed' if renewed else ''} {ended}"
+
+
+async def waits_for_a_lock(dsn: str, name: str, returned: trio.Event) -> bool:
+    """Wait until a session is blocked, or has returned, and tell which."""
+    is_blocked = False
+    async with trio.open_nursery() as nursery:
+
+        async def look() -> None:
+            nonlocal is_blocked
+            await until(dsn, BLOCKED, name)
+            is_blocked = True
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(look)
+        await returned.wait()
+        nursery.cancel_scope.cancel()
+    return is_blocked
+
+
+def test_every_pair_is_in_the_table() -> None:
+    """No ordered pair of verbs is forgotten: each has its races, or the reason why there can be none."""
+    assert list(RACES) == list(itertools.product(VERBS, VERBS))
+    assert sum(isinstance(entry, str) for entry in RACES.values()) == 7
+
+
+@pytest.mark.parametrize("start", [waiting, running, last, stopping, finished, dead])
+async def test_where_races_begin(desk: Link, start: Any) -> None:
+    """Each start is what its docstring says."""
+    job = await start(desk)
+    assert f"`{await picture(desk, job.id)}`" in start.__doc__
+
+
+@pytest.mark.parametrize("commits", [True, False], ids=["commit", "rollback"])
+@pytest.mark.parametrize(("first", "second", "race", "completion"), list(races()))
+async def test_race(
+    connection: Link,
+    other: Link,
+    desk: Link,
+    dsn: str,
+    first: str,
+    second: str,
+    race: Race,
+    completion: Settlement,
+    commits: bool,
+) -> None:
+    """One wins, the other is told; row, history and dead letter are what the table says."""
+    job = await race.start(desk)
+    told: list[str] = []
+    returned = trio.Event()
+
+    async def act() -> None:
+        told.append(await getattr(Racer(other, job, BOB, completion), second)())
+        returned.set()
+
+    async with trio.open_nursery() as nursery, connection.transaction(force_rollback=not commits):
+        assert await getattr(Racer(connection, job, ANN, completion), first)() == race.first
+        nursery.start_soon(act)
+        assert await waits_for_a_lock(dsn, "other", returned) == race.waits
+    assert (*told, await picture(desk, job.id)) == ((race.second, race.end) if commits else race.undone)
+
+
+@pytest.mark.parametrize("line", LINES, ids="-".join)
+async def test_two_wait_in_line(connection: Link, other: Link, desk: Link, dsn: str, line: tuple[str, str, str]) -> None:
+    """Of two that wait for a third each finds what the one before it left, and is told so."""
+    start, expected, end = LINES[line]
+    job = await start(desk)
+    told: dict[str, str] = {}
+
+    async def act(link: Link, place: str, verb: str) -> None:
+        told[place] = await getattr(Racer(link, job, BOB, PLAIN_COMPLETION), verb)()
+
+    async with (
+        open_connection(dsn, application_name="third", options="-c lock_timeout=5s") as third,
+        trio.open_nursery() as nursery,
+        connection.transaction(),
+    ):
+        told["first"] = await getattr(Racer(connection, job, ANN, PLAIN_COMPLETION), line[0])()
+        nursery.start_soon(act, other, "second", line[1])
+        await until(dsn, BLOCKED, "other")
+        nursery.start_soon(act, third, "third", line[2])
+        await until(dsn, BLOCKED, "third")
+    assert (told["first"], told["second"], told["third"]) == expected
+    assert await picture(desk, job.id) == end
