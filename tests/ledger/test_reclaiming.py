@@ -201,6 +201,19 @@ async def test_writes_that_commit_after_the_reclaimer_looked(connection: Link, o
     assert [await row(connection, job.id) for job in (completed, renewed, taken_over)] == left_alone
 
 
+async def test_worker_frozen_before_its_commit(connection: Link, other: Link, dsn: str) -> None:
+    """A worker that is frozen between its fence and its commit does not keep its job from being taken back for ever."""
+    await enqueue(connection)
+    job = await claim_one(connection)
+    await other.execute("begin")
+    held = await fetch(other, "select pgnotifyq.still_holds(%s, %s)", job.id, job.current_execution_id)
+    assert held == [("held",)]
+    await pass_time(connection, 61)
+    assert await reclaim(connection) == {}
+    await until(dsn, "not exists (select from pg_stat_activity where application_name = 'other')")
+    assert await reclaim(connection) == {job.id: "pending"}
+
+
 async def enlist(connection: Link, worker: WorkerId, *, has_session: bool = True) -> None:
     await workers.register(
         connection, SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0",
