@@ -56,6 +56,14 @@ async def inside(payload: Payload, ctx: JobContext) -> None:
 
 
 @registry.handler(retry=QUICK)
+async def stubborn(payload: Payload, ctx: JobContext) -> None:
+    """Heed no interrupt, and try to write all the same: what only the fence can prevent."""
+    begin(payload, ctx)
+    with trio.CancelScope(shield=True):
+        await write(payload, ctx)
+
+
+@registry.handler(retry=QUICK)
 async def outside(payload: Payload, ctx: JobContext) -> dict[str, str]:
     """Return a result, which the worker stores."""
     begin(payload, ctx)

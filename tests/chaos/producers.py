@@ -25,7 +25,8 @@ BULK = 12
 
 # Job types, with their share and how long their handlers work, in seconds.
 KINDS: list[tuple[str, float, float]] = [
-    ("inside", 0.38, 0.05),
+    ("inside", 0.32, 0.05),
+    ("stubborn", 0.06, 1.2),
     ("outside", 0.25, 0.05),
     ("inside", 0.06, 2.5),  # these outlive heartbeats, and are there to be lost
     ("outside", 0.04, 2.5),
