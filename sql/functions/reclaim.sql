@@ -123,7 +123,7 @@ begin
         attempt := lost.attempts;
         blame := case
             when not lost.locked_by = any (really_dead) then 'lease'
-            when lost.status = 'cancelled' then 'worker'
+            when lost.status = 'cancelled' then 'cancelled'
             when lost.suspicion is not null then 'suspect'
             when lost.locked_by = any (beside_suspects) then 'beside a suspect'
             when lost.locked_by = any (in_company) and exists (
@@ -139,6 +139,7 @@ begin
         values (lost.current_execution_id, lost.id, lost.org_id, lost.attempts, lost.locked_by, 'lost', lost.started_at, time_now,
             case blame
                 when 'lease' then 'the lease ran out'
+                when 'cancelled' then 'the worker died, and the job was cancelled'
                 when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
                 when 'beside a suspect' then 'the worker died beside a suspect; not charged'
                 else 'the worker died' end);

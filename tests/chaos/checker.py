@@ -117,7 +117,7 @@ def _attempts(evidence: Evidence) -> Iterator[Finding]:
                 yield Finding("I3", f"executions {before.id} and {execution.id} lived at the same time", job.id)
             if execution.attempt != charged + 1:
                 yield Finding("I3", f"attempt {execution.attempt} came after {charged} that counted", job.id)
-            if execution.why == DIED and job.status != "cancelled":
+            if execution.why == DIED:
                 charged, owed = min(charged + owed, job.max_attempts - 1), 0
             charged += execution.outcome not in GIVEN_BACK and execution.why not in SPARED
             owed += execution.why == SUSPECTED

@@ -144,6 +144,8 @@ def test_suspect() -> None:
     suspected = "the worker died again; not charged, to be run apart from what ran beside it"
     evidence = reran(E3, why=suspected)(reran(E4, attempt=1, why="the worker died")(sound()))
     assert check(evidence) == []
+    cancelled = changed("dead", status="cancelled", attempts=2, reason=None)(noted(cancelling={IDS["dead"]})(evidence))
+    assert check(cancelled) == []
     assert "I3" in invariants(reran(E4, why="the worker died")(reran(E3, why=suspected)(sound())))
     assert "I3" in invariants(reran(E4, attempt=1, why="the lease ran out")(reran(E3, why=suspected)(sound())))
 
