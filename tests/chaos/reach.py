@@ -31,6 +31,7 @@ import trio
 
 from pgnotifyq import EventName, open_client
 from tests.chaos.checker import check
+from tests.chaos.evidence import read_begun
 from tests.chaos.producers import produce
 from tests.chaos.stage import END_SECONDS_MAX, GRACE_SECONDS, SHUTDOWN_SECONDS, Seat, Stage, Told, close_down, drain, open_stage
 
@@ -44,6 +45,7 @@ Figures = dict[str, Any]
 LONG_LEASE: dict[str, Any] = {"lease_seconds": 60.0}
 PATIENCE_SECONDS = 90.0
 RESUME_SECONDS_MAX = 2.0
+ASLEEP_SECONDS = 3.0  # after it was published a sleeper still looks for a while (runtime/sleep.py)
 
 
 @asynccontextmanager
@@ -116,14 +118,17 @@ async def measure_stop(rounds: int) -> Figures:
             last.signal(signal.SIGSTOP)  # so that the others take all
             await enqueue(client, "zombie", jobs, seconds=0.8)
             await stage.until("count(*) = %s from pgnotifyq.jobs where is_held", jobs, seconds=PATIENCE_SECONDS)
+            await trio.sleep(0.1)  # most have begun by then
             began_at = trio.current_time()
             for seat in stopped:
                 seat.signal(signal.SIGSTOP)
+            # What was claimed and had not begun will not begin any more, and is no zombie.
+            begun = {str(one.execution_id) for one in read_begun(stage.folder)}
             last.signal(signal.SIGCONT)
             rows = await stage.ask(
                 "select current_execution_id::text from pgnotifyq.jobs where is_held and locked_by <> %s::uuid", last.worker_id
             )
-            lost = {execution_id for (execution_id,) in rows}
+            lost = {execution_id for (execution_id,) in rows} & begun
             await stage.until(
                 "not exists (select from pgnotifyq.jobs where status in ('pending', 'running'))", seconds=PATIENCE_SECONDS
             )
@@ -211,6 +216,9 @@ async def measure_deaf(rounds: int) -> Figures:
     starts: list[float] = []
     async with open_play() as (stage, client):
         for number in range(rounds):
+            asleep = "count(*) = %s from pgnotifyq.sleepers"
+            await stage.until(asleep, len(stage.seats), seconds=PATIENCE_SECONDS)
+            await trio.sleep(ASLEEP_SECONDS)
             began_at = trio.current_time()
             for seat in stage.seats:
                 seat.cable.drop_notifications()
