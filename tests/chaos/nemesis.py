@@ -97,8 +97,7 @@ async def ask(stage: Stage, planned: Planned) -> Struck:
     """Ask a worker that holds jobs to end, with SIGTERM; it does, by its deadline."""
     seat = stage.seats[planned.target]
     async with seat.lock:
-        worker_id = await _holding(stage, seat)
-        held = await stage.held_by(worker_id)
+        held = await stage.held_by(await _holding(stage, seat))
         ended, began_at = seat.ended, trio.current_time()
         seat.expected |= {0, EXIT_INTERRUPTED}
         seat.signal(signal.SIGTERM)
@@ -136,6 +135,7 @@ async def poison(stage: Stage, planned: Planned) -> Struck:
 async def restart(stage: Stage, planned: Planned, *, mode: str) -> Struck:
     """Stop the server while jobs run, and start it; then workers resume by themselves."""
     async with stage.server_lock:
+        await stage.until("exists (select from pgnotifyq.jobs where is_held)", seconds=2 * MOMENT_SECONDS)
         running = await stage.value("count(*) from pgnotifyq.jobs where is_held")
         began_at = time.time()
         await trio.to_thread.run_sync(stage.server.stop, mode)
@@ -324,7 +324,8 @@ STRIKES: dict[Fault, Callable[[Stage, Planned], Awaitable[Struck]]] = {
 async def _holding(stage: Stage, seat: Seat) -> str:
     """Wait, under a bound, until a worker holds jobs; return its id."""
     worker_id = await seat.started()
-    held = "exists (select from pgnotifyq.jobs where is_held and locked_by = %s)"
+    # Several, so that some are left when the fault comes.
+    held = "count(*) >= 2 from pgnotifyq.jobs where is_held and locked_by = %s"
     await stage.until(held, worker_id, seconds=MOMENT_SECONDS)
     return worker_id
 
