@@ -3,8 +3,9 @@
 It sleeps until the earliest lease runs out, jittered, and looks at the other workers' sessions meanwhile: a worker whose
 session is gone, and that gave no sign of life within a short grace, is dead, and its jobs are taken back at once.
 
-How often it looks depends on how many share the duty, so that the cluster looks about once a second whatever its size;
-a worker that is alone looks at nothing.
+How often it looks depends on how many share the duty, so that a small cluster looks about once a second whatever its size. No
+worker looks more seldom than every WATCH_SECONDS_MAX all the same: workers that were rung for together look in step, and then
+the first look comes as late as any. A worker that is alone looks at nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 BATCH_MAX = 200  # jobs taken back in one statement: it holds their locks
 WATCH_SECONDS_PER_OTHER = 0.7
-WATCH_SECONDS_MAX = 3.0
+# "killed to running again within 3 s": this, the grace (1 s), and the two statements that take back and claim.
+WATCH_SECONDS_MAX = 1.5
+WATCH_JITTER = 0.4  # the share of the pause that is left to chance, so that workers do not stay in step
+AFTER_GRACE_SHARE = 0.05  # jitter on top of the grace
 ALONE_SECONDS = 60.0  # a worker that was alone is told when another comes; this is for the case that it did not hear
 AFTER_EXPIRY_SECONDS = 0.2  # jitter on top of an expiry, so that one of many is first
 LOOK_SECONDS_MAX = 60.0  # a lease claimed after the last look is found then at the latest
@@ -32,6 +36,7 @@ LOOK_SECONDS_MAX = 60.0  # a lease claimed after the last look is found then at 
 async def reclaim_for_ever(parts: Parts) -> None:
     """Watch the other workers and take back what they lost, until cancelled."""
     look_at = trio.current_time()  # for leases that ran out
+    grace_ends_at = 0.0  # of a worker whose session is gone
     while True:
         watch = await _watch(parts)
         if watch.dead or trio.current_time() >= look_at:
@@ -40,13 +45,20 @@ async def reclaim_for_ever(parts: Parts) -> None:
             until_expiry = LOOK_SECONDS_MAX if next_seconds is None else max(next_seconds, 0.0)
             jitter = AFTER_EXPIRY_SECONDS * parts.random.random()
             look_at = trio.current_time() + min(until_expiry + jitter, LOOK_SECONDS_MAX, parts.config.lease_seconds)
+        chance = parts.random.random()
+        if not watch.suspected:
+            grace_ends_at = 0.0
+        elif grace_ends_at <= trio.current_time():
+            # Noted by this look or an earlier one. Looks in between, as when a worker comes to replace the lost one, do not
+            # begin the grace anew.
+            grace_ends_at = trio.current_time() + parts.config.session_grace_seconds * (1 + AFTER_GRACE_SHARE * chance)
         if watch.suspected:
-            wait_seconds = parts.config.session_grace_seconds / 2
+            wait_seconds = grace_ends_at - trio.current_time()
         elif watch.others:
-            wait_seconds = min(watch.others * WATCH_SECONDS_PER_OTHER, WATCH_SECONDS_MAX)
+            wait_seconds = min(watch.others * WATCH_SECONDS_PER_OTHER, WATCH_SECONDS_MAX) * (1 - WATCH_JITTER * chance)
         else:
             wait_seconds = ALONE_SECONDS
-        wait_seconds = min(wait_seconds * (0.9 + 0.2 * parts.random.random()), max(look_at - trio.current_time(), 0.01))
+        wait_seconds = min(wait_seconds, max(look_at - trio.current_time(), 0.01))
         await parts.company.wait(wait_seconds)
 
 

@@ -58,6 +58,22 @@ $$;
 -- Index:  jobs_held.
 --
 -- The attempt is charged. A job with none left goes to the dead letters, with the reason `lost`; a cancelled one is closed.
+--
+-- Which job killed the worker? One that kills each process it runs in must be dead after its attempts, and those that ran beside it
+-- must not be charged for that again and again. Nobody can tell them apart when a worker dies; but who is innocent survives being
+-- run apart from the others. The naive rule, charge nobody in company, lets a poison pill that always has company live for ever.
+-- The next one, run apart what was lost once, makes the jobs of every killed worker wait for each other. So, of the jobs that a
+-- dead worker held:
+--
+-- 1. A suspect is charged, and with it the attempt that was given back when it became one.
+-- 2. What ran beside a suspect is given its attempt back.
+-- 3. A job that died with a worker before, and was not alone, becomes a suspect: it is given its attempt back and parked.
+-- 4. All others, those lost for the first time or alone, are charged.
+--
+-- The suspects of one worker are let out one at a time, the next when the one before has ended or waits for a retry, and after
+-- an hour in any case. Each death of a worker charges somebody or makes suspects, and a job becomes one once: it ends.
+-- A poison pill is dead after as many kills as it has attempts (one more when it has two and had company both times), and a
+-- neighbour was charged for at most one of them. A lease that merely ran out is charged as ever: that worker may live.
 create or replace function {schema}.reclaim(by_worker uuid, jobs_max integer, dead uuid[] default '{{}}')
 returns table (job_id uuid, job_type text, queue_name text, worker_id uuid, attempt integer, became text, next_seconds double precision)
 language plpgsql volatile
@@ -66,19 +82,36 @@ set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
+    parked_for constant interval := '1 hour';
+    trials_every_seconds constant double precision := 1;
     time_now timestamptz := {schema}.clock();
     really_dead uuid[];
+    in_company uuid[];
+    beside_suspects uuid[];
     lost record;
+    blame text;
+    charged integer;
     taken integer := 0;
 begin
     select coalesce(array_agg(w.worker_id), '{{}}') into really_dead
     from {schema}.worker_heartbeats as w
     where w.worker_id = any (dead) and (w.session_lost_at is not null or not w.has_session);
+    if cardinality(really_dead) > 0 then
+        select array_agg(h.worker) filter (where h.jobs > 1), array_agg(h.worker) filter (where h.suspects > 0)
+        into in_company, beside_suspects
+        from (
+            select j.locked_by as worker, count(*) as jobs, count(j.suspicion) as suspects
+            from {schema}.jobs as j
+            where j.is_held and j.locked_by = any (really_dead)
+            group by j.locked_by
+        ) as h;
+    end if;
 
     for lost in
         select j.*
         from {schema}.jobs as j
         where j.is_held and (j.lease_expires_at < time_now or j.locked_by = any (really_dead))
+        order by (j.suspicion is not null) desc, j.started_at  -- so that the second batch of a worker is not blamed for the first
         limit jobs_max
         for update skip locked
     loop
@@ -88,22 +121,40 @@ begin
         queue_name := lost.queue_name;
         worker_id := lost.locked_by;
         attempt := lost.attempts;
+        blame := case
+            when not lost.locked_by = any (really_dead) then 'lease'
+            when lost.status = 'cancelled' then 'cancelled'
+            when lost.suspicion is not null then 'suspect'
+            when lost.locked_by = any (beside_suspects) then 'beside a suspect'
+            when lost.locked_by = any (in_company) and exists (
+                select from {schema}.job_executions as e
+                where e.job_id = lost.id and e.outcome = 'lost' and e.error_message = 'the worker died') then 'again'
+            else 'worker' end;
+        charged := case
+            when blame in ('again', 'beside a suspect') then lost.attempts - 1
+            when blame = 'suspect' and lost.suspicion <> 'guilty' then least(lost.attempts + 1, lost.max_attempts)
+            else lost.attempts end;
         insert into {schema}.job_executions (
             id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
         values (lost.current_execution_id, lost.id, lost.org_id, lost.attempts, lost.locked_by, 'lost', lost.started_at, time_now,
-            case when lost.locked_by = any (really_dead) then 'the worker died' else 'the lease ran out' end);
+            case blame
+                when 'lease' then 'the lease ran out'
+                when 'cancelled' then 'the worker died, and the job was cancelled'
+                when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
+                when 'beside a suspect' then 'the worker died beside a suspect; not charged'
+                else 'the worker died' end);
         if lost.status = 'cancelled' then
             became := 'cancelled';
             update {schema}.jobs as j
             set locked_by = null, current_execution_id = null, lease_expires_at = null
             where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
-        elsif lost.attempts >= lost.max_attempts then
+        elsif charged >= lost.max_attempts then
             became := 'dead';
             insert into {schema}.dead_letter_jobs (
                 id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, unique_key,
                 created_at, reason, error_message, history, died_at)
             values (lost.id, lost.org_id, lost.queue_name, lost.job_type, lost.payload, lost.priority, lost.scheduled_at,
-                lost.attempts, lost.max_attempts, lost.unique_key, lost.created_at, 'lost',
+                charged, lost.max_attempts, lost.unique_key, lost.created_at, 'lost',
                 'the last of ' || lost.max_attempts || ' attempts was lost with its worker', {schema}.history(lost.id), time_now);
             delete from {schema}.jobs as j
             where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
@@ -111,9 +162,15 @@ begin
             became := 'pending';
             update {schema}.jobs as j
             set status = 'pending', locked_by = null, current_execution_id = null, lease_expires_at = null,
+                attempts = charged,
+                suspicion = case blame when 'again' then 'parked' when 'suspect' then 'guilty' else j.suspicion end,
+                suspected_with = case blame when 'again' then lost.locked_by else j.suspected_with end,
+                scheduled_at = case blame when 'again' then time_now + parked_for else j.scheduled_at end,
                 error_message = 'attempt ' || lost.attempts || ' was lost with its worker'
             where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
-            perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1);
+            if blame <> 'again' then
+                perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1);
+            end if;
         end if;
         if lost.awaited and became <> 'pending' then
             perform pg_notify({schema_text} || '_finished', lost.id::text);
@@ -127,6 +184,8 @@ begin
         from unnest(really_dead) as d(worker_id)
         where not exists (select from {schema}.jobs as j where j.is_held and j.locked_by = d.worker_id);
 
+        perform {schema}.try_suspects();
+
         job_id := null;
         job_type := null;
         queue_name := null;
@@ -136,7 +195,50 @@ begin
         select extract(epoch from min(j.lease_expires_at) - time_now) into next_seconds
         from {schema}.jobs as j
         where j.is_held;
+        if exists (
+            select from {schema}.jobs as j where j.suspected_with is not null and j.suspicion = 'parked' and j.is_claimable)
+        then
+            next_seconds := least(next_seconds, trials_every_seconds);
+        end if;
         return next;
+    end if;
+end
+$$;
+
+-- try_suspects: of the suspects of each dead worker let one out, when none of them is out.
+--
+-- Locks:  the jobs, `skip locked`; of two who look at once, one finds nothing to do.
+-- Index:  jobs_suspects.
+create or replace function {schema}.try_suspects() returns void
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+as $$
+declare
+    time_now timestamptz := {schema}.clock();
+    let_out uuid[];
+begin
+    select array_agg(n.id) into let_out
+    from (
+        select distinct on (p.suspected_with) p.id
+        from {schema}.jobs as p
+        where p.suspected_with is not null and p.suspicion = 'parked' and p.is_claimable
+          and not exists (
+              select from {schema}.jobs as o
+              where o.suspected_with = p.suspected_with
+                and (o.is_held or (o.is_claimable and o.scheduled_at <= time_now)))
+        order by p.suspected_with, p.id
+    ) as n;
+    if let_out is not null then
+        with locked as materialized (
+            select j.id from {schema}.jobs as j
+            where j.id = any (let_out) and j.suspicion = 'parked' and j.is_claimable
+            for no key update skip locked
+        )
+        update {schema}.jobs as j
+        set suspicion = 'on_trial', scheduled_at = time_now
+        from locked
+        where j.id = any (let_out) and j.id = locked.id;
     end if;
 end
 $$;

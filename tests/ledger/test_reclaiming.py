@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from pgnotifyq.ledger import workers
-from pgnotifyq.model.job import Job, WorkerId
+from pgnotifyq.model.job import Job, JobId, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
 from pgnotifyq.wire.connection import Connection, open_connection
 from tests.ledger.support import (
@@ -201,6 +201,19 @@ async def test_writes_that_commit_after_the_reclaimer_looked(connection: Link, o
     assert [await row(connection, job.id) for job in (completed, renewed, taken_over)] == left_alone
 
 
+async def test_worker_frozen_before_its_commit(connection: Link, other: Link, dsn: str) -> None:
+    """A worker that is frozen between its fence and its commit does not keep its job from being taken back for ever."""
+    await enqueue(connection)
+    job = await claim_one(connection)
+    await other.execute("begin")
+    held = await fetch(other, "select pgnotifyq.still_holds(%s, %s)", job.id, job.current_execution_id)
+    assert held == [("held",)]
+    await pass_time(connection, 61)
+    assert await reclaim(connection) == {}
+    await until(dsn, "not exists (select from pg_stat_activity where application_name = 'other')")
+    assert await reclaim(connection) == {job.id: "pending"}
+
+
 async def enlist(connection: Link, worker: WorkerId, *, has_session: bool = True) -> None:
     await workers.register(
         connection, SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0",
@@ -287,3 +300,131 @@ async def test_stranger_is_not_dead(connection: Link) -> None:
     job = await claimed_for_long(connection)
     assert await reclaim(connection, dead=[WorkerId(uuid.uuid4()), ANN]) == {}
     assert (await existing(connection, job.id))["status"] == "running"
+
+
+async def die_with(connection: Link, *jobs: Job) -> dict[JobId, str]:
+    """Have the one worker that holds these jobs die, and others take them back."""
+    (worker,) = {job.locked_by for job in jobs}
+    assert worker is not None
+    await enlist(connection, worker)
+    await watch(connection)
+    await pass_time(connection, GRACE_SECONDS + 1)
+    return await reclaim(connection, dead=[worker])
+
+
+async def claim_all(connection: Link) -> list[Job]:
+    """Have a new worker take all that is due, under a lease that no test outlives."""
+    return await claim(connection, 100, worker=WorkerId(uuid.uuid4()), lease_seconds=86_000)
+
+
+async def attempts(connection: Link, *ids: JobId) -> list[int]:
+    return [(await existing(connection, job_id))["attempts"] for job_id in ids]
+
+
+async def test_neighbours_of_a_poison_pill(connection: Link) -> None:
+    """A job that kills each process it runs in is dead after its attempts; those that shared the process were charged once."""
+    poison, *neighbours = [await enqueue(connection, max_attempts=3) for _ in range(4)]
+    first = await die_with(connection, *await claim_all(connection))
+    assert first == dict.fromkeys([poison, *neighbours], "pending")
+    assert await attempts(connection, poison, *neighbours) == [1, 1, 1, 1]
+
+    # The second time it is plain that one of them does it, and not which: from now on they take turns.
+    await die_with(connection, *await claim_all(connection))
+    assert await attempts(connection, poison, *neighbours) == [1, 1, 1, 1]
+
+    # The third time it has company that is new, and is dead; the company is not charged at all.
+    newcomer = await enqueue(connection, max_attempts=1)
+    third = await claim_all(connection)
+    assert sorted(job.id for job in third) == sorted([poison, newcomer])
+    assert await die_with(connection, *third) == {poison: "dead", newcomer: "pending"}
+    assert await attempts(connection, newcomer) == [0]
+    letter = await dead_letter(connection, poison)
+    assert letter is not None
+    assert (letter["reason"], letter["attempts"], [one["outcome"] for one in letter["history"]]) == ("lost", 3, ["lost"] * 3)
+
+    # The others have their turns, and were charged once.
+    for neighbour in neighbours:
+        turn = [job for job in await claim_all(connection) if job.id != newcomer]
+        assert [(job.id, job.attempts) for job in turn] == [(neighbour, 2)]
+        assert await reclaim(connection) == {}
+        assert await claim_all(connection) == []
+        await settle(connection, turn[0], PLAIN_COMPLETION)
+        await reclaim(connection)
+
+
+async def test_alone_each_time(connection: Link) -> None:
+    """A job that ran alone each time its worker died is charged each time, and dead after its attempts."""
+    job_id = await enqueue(connection, max_attempts=2)
+    became = [(await die_with(connection, *await claim_all(connection)))[job_id] for _ in range(2)]
+    assert became == ["pending", "dead"]
+
+
+async def test_poison_pill_that_always_has_company(connection: Link) -> None:
+    """However many run beside it and whatever their number of attempts, a poison pill ends; its company completes."""
+    poison = await enqueue(connection, max_attempts=5)
+    kills = 0
+    while await row(connection, poison) is not None:
+        for _ in range(3):
+            await enqueue(connection, max_attempts=2)
+        held = await claim_all(connection)
+        if poison in {job.id for job in held}:
+            await die_with(connection, *held)
+            kills += 1
+            continue
+        for job in held:
+            await settle(connection, job, PLAIN_COMPLETION)
+        await reclaim(connection)
+    assert kills == 5
+    assert await value(connection, "select count(*) from pgnotifyq.dead_letter_jobs") == 1
+
+
+async def test_suspects_of_two_workers(connection: Link) -> None:
+    """Those who died with one worker do not wait for those who died with another."""
+    groups = [[await enqueue(connection, queue_name=queue) for _ in range(2)] for queue in ("one", "two")]
+    for _ in range(2):
+        for queue in ("one", "two"):
+            await die_with(
+                connection,
+                *await claim(connection, 9, worker=WorkerId(uuid.uuid4()), queues=[queue], lease_seconds=86_000),
+            )
+    turn = {job.id for job in await claim(connection, 9, queues=["one", "two"], lease_seconds=86_000)}
+    assert [len(turn & set(ids)) for ids in groups] == [1, 1]
+
+
+async def test_retry_of_a_suspect(connection: Link) -> None:
+    """A suspect that fails by itself keeps its place among its retries; the next one has its turn meanwhile."""
+    ids = [await enqueue(connection) for _ in range(2)]
+    for _ in range(2):
+        await die_with(connection, *await claim_all(connection))
+    (first,) = await claim_all(connection)
+    await settle(connection, first, ENDINGS["retry"])
+    due_at = (await existing(connection, first.id))["scheduled_at"]
+    await reclaim(connection)
+    assert (await existing(connection, first.id))["scheduled_at"] == due_at
+    (second,) = await claim_all(connection)
+    assert sorted(ids) == sorted([first.id, second.id])
+
+
+async def test_suspect_whose_turn_does_not_come(connection: Link) -> None:
+    """After an hour a suspect runs whether or not the one before it has ended: nobody waits for ever."""
+    for _ in range(2):
+        await enqueue(connection)
+    for _ in range(2):
+        await die_with(connection, *await claim_all(connection))
+    assert len(await claim_all(connection)) == 1
+    await pass_time(connection, 3700)
+    assert len(await claim_all(connection)) == 1
+
+
+async def test_suspect_that_is_cancelled(connection: Link) -> None:
+    """A cancel ends a suspect that waits for its turn; the others do not wait for it."""
+    ids = [await enqueue(connection) for _ in range(3)]
+    for _ in range(2):
+        await die_with(connection, *await claim_all(connection))
+    (first,) = await claim_all(connection)
+    waiting = [job_id for job_id in ids if job_id != first.id]
+    await update_status(connection, waiting[0])
+    await settle(connection, first, PLAIN_COMPLETION)
+    await reclaim(connection)
+    (second,) = await claim_all(connection)
+    assert second.id == waiting[1]

@@ -25,6 +25,13 @@ async def told(process: Process) -> str:
             await trio.sleep(0.01)
 
 
+async def begun(process: Process, count: int) -> None:
+    """Wait until so many of the process's handlers have begun."""
+    with trio.fail_after(PATIENCE_SECONDS):
+        while sum(name == "begun" for name, _ in process.log.told) < count:
+            await trio.sleep(0.01)
+
+
 def finishing() -> JobRegistry:
     """Return handlers that end at once what the processes' handlers never end."""
     registry = JobRegistry()
@@ -66,7 +73,7 @@ async def test_stopped_for_longer_than_its_lease(place: Workplace) -> None:
     """
     process = await place.start_process(lease_seconds=2.0)
     lingering, stubborn = await place.enqueue("linger"), await place.enqueue("stubborn")
-    await process.log.wait(EventName.JOB_CLAIMED, count=2)
+    await begun(process, 2)  # one that was claimed and had not begun would never begin
     process.stop()
     other = await place.start(finishing(), lease_seconds=60.0)
     await other.log.wait(EventName.JOB_COMPLETED, count=2)
@@ -126,6 +133,23 @@ async def test_poison_pill(place: Workplace) -> None:
     neighbour = await place.enqueue("short")
     process = await place.start_process()
     await process.log.wait(EventName.JOB_COMPLETED, job_id=neighbour)
+
+
+async def test_neighbours_of_a_poison_pill(place: Workplace) -> None:
+    """Jobs that shared each process that a poison pill took down outlive it: they are charged once for it, and complete."""
+    watcher = await place.start(JobRegistry(), queues=["elsewhere"], lease_seconds=600.0)
+    poison = await place.enqueue("poison", max_attempts=3, priority=9)
+    neighbours = [await place.enqueue("linger", max_attempts=2) for _ in range(2)]
+    for kills, became in enumerate(("pending", "pending", "dead"), 1):
+        process = await place.start_process(lease_seconds=600.0)
+        assert await process.wait() == 9
+        told = await watcher.log.wait(EventName.JOB_RECLAIMED, job_id=poison, count=kills)
+        assert told["became"] == became
+    other = await place.start(finishing(), lease_seconds=600.0)
+    for neighbour in neighbours:
+        await other.log.wait(EventName.JOB_COMPLETED, job_id=neighbour)
+        assert (await place.job(neighbour))["attempts"] == 2
+        assert await place.history(neighbour) == [(1, "lost"), (2, "lost"), (2, "completed")]
 
 
 async def test_effect_of_a_process_that_dies(place: Workplace) -> None:

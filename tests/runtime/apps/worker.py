@@ -31,6 +31,7 @@ def tell(event: Event) -> None:
 @registry.handler()
 async def linger(payload: dict[str, Any], ctx: JobContext) -> None:
     """Go on until interrupted, and leave a mark of why."""
+    print(json.dumps({"event": "begun"}), flush=True)
     try:
         await trio.sleep_forever()
     finally:
@@ -41,6 +42,7 @@ async def linger(payload: dict[str, Any], ctx: JobContext) -> None:
 @registry.handler()
 async def stubborn(payload: dict[str, Any], ctx: JobContext) -> None:
     """Wait, deaf to interrupts, until it may go on; then write and return as if nothing had happened."""
+    print(json.dumps({"event": "begun"}), flush=True)
     with trio.CancelScope(shield=True):
         async with ctx._parts.databases.pool.connection() as connection:
             while True:
