@@ -43,9 +43,8 @@ async def find_database(dsn: str | None) -> Database:
 
 
 @asynccontextmanager
-async def open_ledger(dsn: str | None, schema: str) -> AsyncIterator[Connection[TupleRow]]:
+async def open_ledger(database: Database, schema: str) -> AsyncIterator[Connection[TupleRow]]:
     """Open a connection to a database whose schema fits this code; the embedded one is migrated first."""
-    database = await find_database(dsn)
     async with open_connection(database.dsn, application_name="pgnotifyq command") as connection:
         if database.is_embedded:
             await connection.execute("set client_min_messages = warning")
@@ -58,7 +57,7 @@ def run_with(dsn: str | None, schema: str, act: Callable[[Connection[TupleRow]],
     """Run one act on a connection to the ledger and return its exit code."""
 
     async def main() -> int:
-        async with open_ledger(dsn, schema) as connection:
+        async with open_ledger(await find_database(dsn), schema) as connection:
             return await act(connection)
 
     return trio.run(main)
@@ -198,7 +197,7 @@ def run_cancel(dsn: str | None, schema: str, job_id: str, *, why: str | None, wa
 
     async def main() -> int:
         database = await find_database(dsn)
-        async with open_client(database.dsn, schema=schema) as client:
+        async with open_ledger(database, schema), open_client(database.dsn, schema=schema) as client:
             outcome = await client.cancel(key, wait_seconds=wait_seconds, why=why)
         if as_json:
             print_json({"id": key, "outcome": outcome})

@@ -72,7 +72,7 @@ async def _work(
     registry: JobRegistry, dsn: str | None, listen_dsn: str | None, config: WorkerConfig, tell: EventSink
 ) -> WorkerHandle:
     database = await find_database(dsn)
-    async with open_ledger(database.dsn, config.schema) as connection:
+    async with open_ledger(database, config.schema) as connection:
         if not database.is_embedded:
             await _warn_of_powers(connection)
     async with trio.open_nursery() as nursery:
@@ -114,7 +114,9 @@ def _end_after(seconds: float, handle: WorkerHandle, config: WorkerConfig, dsn: 
     threading.Event().wait(seconds)
     print(f"pgnotifyq: a handler did not let go within {seconds:g} s; ending the process", file=sys.stderr, flush=True)
     try:
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=2, options="-c statement_timeout=2000") as connection:
+        with psycopg.connect(dsn, connect_timeout=2) as connection:
+            # Not when connecting: poolers refuse that.
+            connection.execute("set local statement_timeout = 2000")
             connection.execute(compose("select {schema}.release_all(%s)", config.schema), (handle.worker_id,))
     except psycopg.Error as error:
         print(f"pgnotifyq: its jobs could not be released ({error}); their leases will run out", file=sys.stderr, flush=True)
