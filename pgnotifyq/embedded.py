@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import psycopg
 
-from pgnotifyq.model.errors import DatabaseUnreachable, NoDatabase
+from pgnotifyq.model.errors import ConfigError, DatabaseUnreachable, NoDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -61,8 +61,11 @@ def resolve_dsn(dsn: str | None = None) -> Database:
 
     Raises:
         NoDatabase: no address was given and the embedded server is not installed.
+        ConfigError: the address given is empty, as a variable that is not set leaves it.
         DatabaseUnreachable: the embedded server does not start.
     """
+    if dsn is not None and not dsn.strip():
+        raise ConfigError("--dsn is empty: give an address, or leave the option out")
     if dsn:
         return Database(dsn=dsn, source="--dsn")
     if from_environment := os.environ.get("PGNOTIFYQ_DSN"):

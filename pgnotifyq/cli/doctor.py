@@ -114,9 +114,15 @@ def _judge(facts: dict[str, Any], schema: str) -> list[Finding]:
         ),
         either(
             facts["workers"] > 0,
-            f"{facts['workers']} worker(s), {facts['polling_workers']} of them polling",
+            f"workers: {facts['workers']}",
             "no worker is registered",
             "start one: python -m pgnotifyq worker --app package.module:registry",
+        ),
+        either(
+            facts["polling_workers"] == 0,
+            "all workers are told of work",
+            f"workers that poll: {facts['polling_workers']}",
+            "they cannot LISTEN, as behind a pooler in transaction mode: give them a direct address with --listen-dsn",
         ),
         either(
             due is None or due < WAITING_SECONDS_MAX,

@@ -57,7 +57,7 @@ def load_registry(app: str | None) -> JobRegistry:
     sys.path.insert(0, "")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AppNotFound(f"--app {app!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):
@@ -65,6 +65,8 @@ def load_registry(app: str | None) -> JobRegistry:
         found = getattr(found, part)
     if not isinstance(found, JobRegistry):
         raise AppNotFound(f"--app {app!r} is a {type(found).__name__}, not a JobRegistry")
+    if not found.job_types:
+        raise AppNotFound(f"--app {app!r} has no handlers: import the modules that register them in {module_name}")
     return found
 
 
