@@ -8,7 +8,8 @@ Rules of waiting:
 - LISTEN stands before the table is looked at; so nothing falls in the gap.
 - A notification is a hint. It may be lost, and a listener may be deaf and not know: whoever waits looks at the table every
   `LOOK_SECONDS` all the same. A look that finds an end nobody announced proves the listener deaf, and it is replaced.
-- A listener that cannot be had costs the speed of waiting, never the wait.
+- A listener that cannot be had costs the speed of waiting, never the wait. One behind a pooler, which in transaction mode
+  hears nothing, is not relied on: then looks are as frequent as without. `listen_dsn` leads past the pooler.
 - While nobody waits nothing is listened to: a session that listens and does not read holds back the server's queue of
   notifications, for everybody.
 """
@@ -40,7 +41,7 @@ from pgnotifyq.model.job import NIL_ORG, DeadLetter, Job, JobId, NewJob, OrgId
 from pgnotifyq.model.payload import encode, structure
 from pgnotifyq.runtime.handover import enqueue_and_hand_over, find_taker
 from pgnotifyq.wire.connection import Connection, connect
-from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
+from pgnotifyq.wire.notifications import listen, owns_session, unlisten, wait_notifications
 from pgnotifyq.wire.pool import open_pool
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ LOOK_DEADLINE_SECONDS = 10.0
 OUTAGE_SECONDS_MAX = 60.0
 RETRY_SECONDS = 0.2  # between looks that fail
 LISTEN_DEADLINE_SECONDS = 3.0  # to connect and LISTEN
-# After a failure, before LISTEN is tried again; and how often to look while there is no listener.
+# After a failure, before LISTEN is tried again; and how often to look while there is no listener to rely on.
 LISTEN_RETRY_SECONDS = 1.0
 HUSH_DEADLINE_SECONDS = 1.0  # to UNLISTEN, before the connection is closed instead
 
@@ -87,6 +88,7 @@ async def open_client(
     schema: str = "pgnotifyq",
     connections_max: int = CONNECTIONS_MAX_DEFAULT,
     registry: JobRegistry | None = None,
+    listen_dsn: str | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client for the length of a block.
 
@@ -96,6 +98,7 @@ async def open_client(
         connections_max: how many connections it may use, besides one for waiting.
         registry: when given, `enqueue` refuses unknown types and payloads that do not fit, and takes the handlers'
             defaults of queue and max_attempts.
+        listen_dsn: an address where LISTEN works, for waiting, when `dsn` leads to a pooler in transaction mode.
 
     Raises:
         DatabaseUnreachable: no server answers.
@@ -104,7 +107,7 @@ async def open_client(
     async with open_pool(dsn, size_max=connections_max, application_name="pgnotifyq client", prepare_threshold=0) as pool:
         async with pool.connection() as connection:
             await check_schema(connection, schema)
-        client = Client(pool, dsn, schema, registry)
+        client = Client(pool, dsn, schema, registry, listen_dsn=listen_dsn or dsn)
         try:
             yield client
         finally:
@@ -114,12 +117,12 @@ async def open_client(
 class Client:
     """A door to the queue for programs that run on trio. Made by `open_client`."""
 
-    def __init__(self, pool: Pool, dsn: str, schema: str, registry: JobRegistry | None) -> None:
+    def __init__(self, pool: Pool, dsn: str, schema: str, registry: JobRegistry | None, *, listen_dsn: str) -> None:
         self._pool = pool
         self._dsn = dsn
         self._schema = schema
         self._registry = registry
-        self._ends = _Ends(dsn, schema)
+        self._ends = _Ends(listen_dsn, schema)
 
     async def enqueue(
         self,
@@ -448,6 +451,7 @@ class _Ends:
         # The connection, and whether it listens; changed under the lock, but for being closed.
         self._connection: Connection | None = None
         self._listens = False
+        self._look_seconds = LOOK_SECONDS  # how long to rely on it between looks
         self._retry_at = -math.inf  # trio clock, seconds: not to connect before, for it has just failed
         self._lock = trio.Lock()
 
@@ -517,7 +521,7 @@ class _Ends:
                     self.close_nowait()  # deaf; a leader wakes by this and rings for everybody
                 return ended
             answered_at = trio.current_time()
-            with trio.move_on_after(LOOK_SECONDS if listener is not None else LISTEN_RETRY_SECONDS):
+            with trio.move_on_after(self._look_seconds if listener is not None else LISTEN_RETRY_SECONDS):
                 await self._hear(waiter)
             heard = waiter.rung.is_set()
 
@@ -556,6 +560,7 @@ class _Ends:
                 with trio.move_on_after(LISTEN_DEADLINE_SECONDS):
                     if connection is None or connection.closed:
                         connection = await connect(self._dsn, application_name="pgnotifyq client listener")
+                        self._look_seconds = LOOK_SECONDS if await owns_session(connection) else LISTEN_RETRY_SECONDS
                     await listen(connection, self._channel)
                     self._connection = connection
                     self._listens = True

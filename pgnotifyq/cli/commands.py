@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import psycopg
 import trio
 
-from pgnotifyq.cli.output import as_data, print_json, print_rows, shown
+from pgnotifyq.cli.output import as_data, print_json, print_rows, shown, shown_whole
 from pgnotifyq.embedded import resolve_dsn, stop_embedded
 from pgnotifyq.ledger import jobs as ledger
-from pgnotifyq.ledger.migrate import check_schema, migrate
-from pgnotifyq.model.errors import InvalidJob, InvalidPayload, JobNotFound
+from pgnotifyq.ledger.migrate import as_script, check_schema, migrate
+from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, JobNotFound
 from pgnotifyq.model.job import Job, JobId, NewJob
 from pgnotifyq.model.states import Status, label
 from pgnotifyq.wire.connection import open_connection
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import DeadLetter
     from pgnotifyq.wire.connection import Connection
 
+REQUEUE_BATCH_MAX = 1000  # dead letters in one transaction: it holds their locks
 LABELS = [*Status, "scheduled", "retrying", "stopping"]
 
 
@@ -43,9 +45,8 @@ async def find_database(dsn: str | None) -> Database:
 
 
 @asynccontextmanager
-async def open_ledger(dsn: str | None, schema: str) -> AsyncIterator[Connection[TupleRow]]:
+async def open_ledger(database: Database, schema: str) -> AsyncIterator[Connection[TupleRow]]:
     """Open a connection to a database whose schema fits this code; the embedded one is migrated first."""
-    database = await find_database(dsn)
     async with open_connection(database.dsn, application_name="pgnotifyq command") as connection:
         if database.is_embedded:
             await connection.execute("set client_min_messages = warning")
@@ -58,7 +59,7 @@ def run_with(dsn: str | None, schema: str, act: Callable[[Connection[TupleRow]],
     """Run one act on a connection to the ledger and return its exit code."""
 
     async def main() -> int:
-        async with open_ledger(dsn, schema) as connection:
+        async with open_ledger(await find_database(dsn), schema) as connection:
             return await act(connection)
 
     return trio.run(main)
@@ -68,16 +69,37 @@ def run_demo(folder: Path | None, dsn: str | None) -> int:
     """Run the demo; an embedded server that it had to start is stopped again."""
     from pgnotifyq.cli.demo import demo
 
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"demo {str(folder)!r}: there is no such folder")
+
     async def main() -> int:
         database = await find_database(dsn)
         try:
-            return await demo(folder, dsn=database.dsn)
+            return await _unless_told_to_end(partial(demo, folder, dsn=database.dsn))
         finally:
             if database.is_embedded and database.source.startswith("started"):
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(stop_embedded)
 
     return trio.run(main)
+
+
+async def _unless_told_to_end(act: Callable[[], Awaitable[int]]) -> int:
+    """Do something that has to be tidied up after; cancel it at a signal, and return what a shell calls that."""
+    heard: list[int] = []
+    code = 0
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def heed() -> None:
+                async for number in signals:
+                    heard.append(number)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(heed)
+            code = await act()
+            nursery.cancel_scope.cancel()
+    return 128 + heard[0] if heard else code
 
 
 def run_migrate(dsn: str | None, schema: str, *, dry_run: bool) -> int:
@@ -89,8 +111,7 @@ def run_migrate(dsn: str | None, schema: str, *, dry_run: bool) -> int:
             connection.add_notice_handler(lambda notice: _tell_notice(notice.message_primary or ""))
             done = await migrate(connection, schema, dry_run=dry_run)
         if dry_run:
-            for step in done:
-                print(f"-- {step.name}\n{step.text.decode()}")
+            print(as_script(done, schema) if done else f"-- schema {schema}: already up to date")
             return 0
         names = ", ".join(step.name for step in done)
         print(f"schema {schema}: {f'applied {names}' if done else 'already up to date'}")
@@ -156,7 +177,11 @@ def run_jobs(
             "error_message",
         ]
         rows = [{**as_data(job), "status": _label(job)} for job in found]
-        print_rows(rows, columns, as_json=as_json, nothing="no jobs")
+        in_terminal = None
+        if not as_json:
+            rows = [{**row, "when": row["completed_at"] or row["scheduled_at"]} for row in rows]
+            in_terminal = ["id", "queue_name", "job_type", "status", "when", "attempts", "priority", "error_message"]
+        print_rows(rows, columns, as_json=as_json, nothing="no jobs", in_terminal=in_terminal)
         return 0
 
     return run_with(dsn, schema, act)
@@ -180,7 +205,7 @@ def run_show(dsn: str | None, schema: str, job_id: str, *, as_json: bool) -> int
             return 0
         for name, value in data.items():
             if name != "history" and value is not None:
-                print(f"{name:<22}{shown(value)}")
+                print(f"{name:<22}{shown_whole(value, indent=22) if sys.stdout.isatty() else shown(value)}")
         print()
         print_rows(
             attempts, ["attempt", "outcome", "started_at", "ended_at", "error_message"], as_json=False, nothing="no attempts"
@@ -198,7 +223,7 @@ def run_cancel(dsn: str | None, schema: str, job_id: str, *, why: str | None, wa
 
     async def main() -> int:
         database = await find_database(dsn)
-        async with open_client(database.dsn, schema=schema) as client:
+        async with open_ledger(database, schema), open_client(database.dsn, schema=schema) as client:
             outcome = await client.cancel(key, wait_seconds=wait_seconds, why=why)
         if as_json:
             print_json({"id": key, "outcome": outcome})
@@ -230,7 +255,8 @@ def run_dead(
             return 0 if purged or key is None else 1
         found = await ledger.list_dead(connection, schema, queue=queue, job_type=job_type, limit=limit)
         columns = ["id", "queue_name", "job_type", "reason", "attempts", "died_at", "error_message"]
-        print_rows(found, columns, as_json=as_json, nothing="no dead letters")
+        in_terminal = ["id", "queue_name", "job_type", "reason", "died_at", "attempts", "error_message"]
+        print_rows(found, columns, as_json=as_json, nothing="no dead letters", in_terminal=in_terminal)
         return 0
 
     return run_with(dsn, schema, act)
@@ -252,23 +278,36 @@ def run_requeue(
     key = None if job_id is None else _job_id(job_id)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        letters = [key] if key is not None else []
-        if everything:
-            found = await ledger.list_dead(connection, schema, queue=queue, job_type=job_type, limit=2**31 - 1)
-            letters = [letter.id for letter in found]
-        done = []
-        for letter in letters:
-            try:
-                if await ledger.requeue(connection, schema, letter):
-                    done.append(letter)
-            except psycopg.errors.UniqueViolation:
-                print(f"pgnotifyq: {letter} stays: an unfinished job holds its unique key", file=sys.stderr)
-        if key is not None and not done:
-            raise JobNotFound(f"{key} was not requeued: there is no such dead letter, or its unique key is taken")
-        print_json({"requeued": done}) if as_json else print(f"requeued {len(done)}")
-        return 0 if len(done) == len(letters) else 1
+        if key is not None:
+            if not await ledger.requeue(connection, schema, key):
+                raise JobNotFound(f"{key} was not requeued: there is no such dead letter; list them with `dead`")
+            done, left = 1, 0
+        else:
+            done, left = await _requeue_all(connection, schema, queue=queue, job_type=job_type)
+        print_json({"requeued": done, "left": left}) if as_json else print(f"requeued {done}")
+        if left:
+            print(f"pgnotifyq: {left} stay dead letters: unfinished jobs hold their unique keys", file=sys.stderr)
+        return 1 if left else 0
 
     return run_with(dsn, schema, act)
+
+
+async def _requeue_all(
+    connection: Connection[TupleRow], schema: str, *, queue: str | None, job_type: str | None
+) -> tuple[int, int]:
+    """Requeue the dead letters that there are now, batch after batch; return how many were, and how many were left.
+
+    Bounded by their number, for some may die again meanwhile.
+    """
+    before = await ledger.count_dead(connection, schema, queue=queue, job_type=job_type)
+    done = 0
+    while done < before:
+        limit = min(before - done, REQUEUE_BATCH_MAX)
+        restored = await ledger.requeue_all(connection, schema, queue=queue, job_type=job_type, limit=limit)
+        done += restored
+        if restored < limit:
+            break
+    return done, before - done
 
 
 def run_workers(dsn: str | None, schema: str, *, as_json: bool) -> int:
@@ -277,7 +316,7 @@ def run_workers(dsn: str | None, schema: str, *, as_json: bool) -> int:
     async def act(connection: Connection[TupleRow]) -> int:
         found = await ledger.list_workers(connection, schema)
         columns = ["worker_id", "host", "pid", "queues", "slots", "running", "state", "listening", "started_at", "last_beat_at"]
-        print_rows(found, columns, as_json=as_json, nothing="no workers")
+        print_rows(found, columns, as_json=as_json, nothing="no workers", in_terminal=columns[1:])  # no command takes the id
         return 0
 
     return run_with(dsn, schema, act)

@@ -1,10 +1,11 @@
 """The demo: one job a file, two worker processes, one cancel, one kill -9, and every result checked.
 
-Everything happens in a schema of its own, which is dropped at the end; nothing is left running.
+Everything happens in a schema of its own, which is dropped at the end with its role; nothing is left running.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import statistics
@@ -13,13 +14,15 @@ import sys
 import sysconfig
 import tempfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
+from psycopg import errors
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -39,27 +42,35 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.connection import Connection
 
 SCHEMA = "pgnotifyq_demo"
+LOG = "workers.log"
 WORKERS = 2
 CONCURRENCY = 8
 FILES_MAX = 20_000  # keeps the demo under a minute
+JOBS_MIN = 400  # with fewer nothing is under way when there is something to cancel and to kill
 PINGS = 50
 SETTLED_SECONDS = 0.03  # for the statements of a stopped worker to end
 LOOK_SECONDS = 0.05  # how often the progress bar looks
 PATIENCE_SECONDS = 45.0  # for the whole queue to drain; the demo says so and fails after it
+START_SECONDS_MAX = 20.0  # for the workers to come, and the long job to start and to stop
+LOG_LINES_MAX = 5  # of the workers' log, when they do not do what they should
+
+
+class Stuck(Exception):
+    """The demo waited in vain; the message says for what."""
 
 
 @attrs.define(kw_only=True)
 class Story:
     """What the demo saw, and what it checks at the end."""
 
-    files: int
+    jobs: int
     seconds: float = 0.0
     cancel_ms: float | None = None
     orphans: int = 0  # jobs that the killed worker held
     recovered: int = 0  # of those, finished by the other
     recovery_seconds: float | None = None
     pickup_ms: Sequence[float] = ()
-    wrong: list[str] = attrs.field(factory=list)  # files whose hash is missing or differs
+    wrong: list[str] = attrs.field(factory=list)  # files of jobs whose hash is missing or differs
 
 
 async def demo(folder: Path | None, *, dsn: str, console: Console | None = None) -> int:
@@ -70,28 +81,44 @@ async def demo(folder: Path | None, *, dsn: str, console: Console | None = None)
         dsn: the database; a schema of the demo's own is made in it and dropped.
         console: where to show it.
     """
-    console = console or Console()
+    # Long lines are the terminal's affair, and a file's name is not markup.
+    console = console or Console(soft_wrap=True)
     paths = _files(folder)
     if not paths:
-        console.print(f"{folder} holds no files: name a folder that does")
+        console.print(escape(f"{folder} holds no files: name a folder that does"))
         return 1
-    console.print(f"[bold]{len(paths)}[/] files below {folder or _standard_library()}, one job each, {WORKERS} worker processes")
-    async with _open_stage(dsn) as connection:
-        with tempfile.TemporaryDirectory(prefix="pgnotifyq-demo-") as scratch:
-            story = await _play(console, dsn, connection, paths, Path(scratch))
+    times = math.ceil(JOBS_MIN / len(paths)) if len(paths) < JOBS_MIN else 1
+    each = "one job each" if times == 1 else f"{times} jobs each, for so few would be done at once"
+    console.print(
+        f"[bold]{len(paths)}[/] files below {escape(str(folder or _standard_library()))}, {each}; {WORKERS} worker processes"
+    )
+    with tempfile.TemporaryDirectory(prefix="pgnotifyq-demo-") as scratch:
+        try:
+            async with _open_stage(dsn) as connection:
+                story = await _play(console, dsn, connection, paths * times, Path(scratch))
+        except Stuck as stuck:
+            console.print(f"[red]{escape(str(stuck))}[/]")
+            for line in _last_lines(Path(scratch) / LOG):
+                console.print(escape(f"  {line}"))
+            return 1
     return _conclude(console, story)
 
 
 async def _play(console: Console, dsn: str, connection: Connection[TupleRow], paths: list[Path], scratch: Path) -> Story:
-    story = Story(files=len(paths))
+    story = Story(jobs=len(paths))
     async with open_client(dsn, schema=SCHEMA) as client, _open_workers(dsn, scratch) as workers:
-        await _until(connection, "select count(*) = %s from {schema}.worker_heartbeats where has_session", WORKERS)
+        await _until(
+            connection,
+            "the workers to start and to listen",
+            "select count(*) = %s from {schema}.worker_heartbeats where has_session",
+            WORKERS,
+        )
         console.print(f"workers: {', '.join(f'pid {worker.pid}' for worker in workers)}")
 
         report = scratch / "stopped-at"
         tree = {"folder": str(_standard_library()), "report": str(report)}
         long_job = await client.enqueue("digest_for_ever", tree, queue="demo", priority=10)
-        await _until(connection, "select status = 'running' from {schema}.jobs where id = %s", long_job)
+        await _until(connection, "the long job to start", "select status = 'running' from {schema}.jobs where id = %s", long_job)
 
         started = time.monotonic()
         ids = await client.enqueue_many(
@@ -118,8 +145,8 @@ async def _watch(
     )  # fmt: skip
     killed_at: float | None = None
     deadline = trio.current_time() + PATIENCE_SECONDS
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("digest", total=story.files, told="")
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("digest", total=story.jobs, told="")
         while trio.current_time() < deadline:
             done, running = await _one(
                 connection,
@@ -127,12 +154,12 @@ async def _watch(
                 "from {schema}.jobs where job_type = 'digest'",
             )
             progress.update(bar, completed=done, told=f"{running} running")
-            if story.cancel_ms is None and done >= story.files / 6:
+            if story.cancel_ms is None and done >= story.jobs / 6:
                 story.cancel_ms = await _cancel(connection, long_job, report)
                 progress.console.print(
                     f"cancelled the long job: its handler stopped {story.cancel_ms:.1f} ms after the update began"
                 )
-            if killed_at is None and done >= story.files / 3:
+            if killed_at is None and done >= story.jobs / 3:
                 story.orphans = await _kill(connection, workers[0])
                 killed_at = time.monotonic()
                 progress.console.print(f"killed worker pid {workers[0].pid} with SIGKILL while it held {story.orphans} jobs")
@@ -147,7 +174,7 @@ async def _watch(
                     progress.console.print(
                         f"{story.recovered} jobs of the killed worker were taken over and done {story.recovery_seconds:.1f} s after it died"
                     )
-            if done >= story.files and story.recovery_seconds is not None and story.cancel_ms is not None:
+            if done >= story.jobs and story.recovery_seconds is not None and story.cancel_ms is not None:
                 return
             await trio.sleep(LOOK_SECONDS)
 
@@ -156,7 +183,9 @@ async def _cancel(connection: Connection[TupleRow], job_id: object, report: Path
     """Cancel by a plain status update; return milliseconds from before the update until the handler had stopped."""
     began = time.monotonic()
     await connection.execute(compose("update {schema}.jobs set status = 'cancelled' where id = %s", SCHEMA), (job_id,))
-    await _until(connection, "select current_execution_id is null from {schema}.jobs where id = %s", job_id)
+    await _until(
+        connection, "the long job to stop", "select current_execution_id is null from {schema}.jobs where id = %s", job_id
+    )
     return (float(await trio.Path(report).read_text()) - began) * 1000
 
 
@@ -195,9 +224,11 @@ async def _check(connection: Connection[TupleRow], story: Story, paths: dict[obj
     """Compare every recorded hash with one computed here."""
     cursor = await connection.execute(compose("select id, result from {schema}.jobs where job_type = 'digest'", SCHEMA))
     results: dict[object, object] = dict(await cursor.fetchall())
+    expected: dict[Path, object] = {}
     for job_id, path in paths.items():
-        expected = await trio.to_thread.run_sync(digest_file, path)
-        if results.get(job_id) != expected:
+        if path not in expected:
+            expected[path] = await trio.to_thread.run_sync(digest_file, path)
+        if results.get(job_id) != expected[path]:
             story.wrong.append(str(path))
 
 
@@ -206,11 +237,14 @@ def _conclude(console: Console, story: Story) -> int:
     checks = {
         "every file's hash equals one computed directly": not story.wrong,
         "the long job stopped in mid-flight": story.cancel_ms is not None,
-        "the killed worker held jobs, and all of them ran again": story.recovered >= story.orphans > 0,
+        "all jobs that the killed worker held ran again": story.recovered >= story.orphans > 0,
     }
-    table = Table(title="What happened", show_header=False)
-    table.add_row("files digested", f"{story.files - len(story.wrong)} of {story.files}")
-    table.add_row("throughput, with a cancel and a kill on the way", f"{story.files / max(story.seconds, 1e-9):,.0f} jobs/s")
+    table = Table(title="What happened" if console.is_terminal else None, show_header=False)
+    if not console.is_terminal:
+        table.box = None
+        console.print("What happened:")
+    table.add_row("files digested", f"{story.jobs - len(story.wrong)} of {story.jobs}")
+    table.add_row("throughput, with a cancel and a kill on the way", f"{story.jobs / max(story.seconds, 1e-9):,.0f} jobs/s")
     if pickup:
         p99 = pickup[min(len(pickup) - 1, round(len(pickup) * 0.99))]
         table.add_row(
@@ -224,23 +258,38 @@ def _conclude(console: Console, story: Story) -> int:
         table.add_row(promise, "[green]yes[/]" if holds else "[bold red]NO[/]")
     console.print(table)
     for path in story.wrong[:5]:
-        console.print(f"[red]wrong or missing:[/] {path}")
+        console.print(f"[red]wrong or missing:[/] {escape(path)}")
     return 0 if all(checks.values()) else 1
 
 
 @asynccontextmanager
 async def _open_stage(dsn: str) -> AsyncIterator[Connection[TupleRow]]:
-    """Make the demo's schema, fresh, and drop it at the end."""
-    async with open_connection(dsn) as connection:
-        drop = compose("drop schema if exists {schema} cascade", SCHEMA)
+    """Make the demo's schema, fresh, and drop it at the end.
+
+    Raises:
+        Stuck: another demo is on it.
+    """
+    async with open_connection(dsn, application_name="pgnotifyq demo") as connection:
+        lock = "({schema_text}, 0))"
+        (is_ours,) = await _one(connection, f"select pg_try_advisory_lock(hashtextextended{lock}")
+        if not is_ours:
+            raise Stuck("another demo is under way on this database: wait for its end")
         await connection.execute("set client_min_messages = warning")
-        await connection.execute(drop)
-        await migrate(connection, SCHEMA)
+        await _strike(connection)
         try:
+            await migrate(connection, SCHEMA)
             yield connection
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
-                await connection.execute(drop)
+                await _strike(connection)
+                await _one(connection, f"select pg_advisory_unlock(hashtextextended{lock}")
+
+
+async def _strike(connection: Connection[TupleRow]) -> None:
+    """Drop the demo's schema, and its role unless another database has need of it."""
+    await connection.execute(compose("drop schema if exists {schema} cascade", SCHEMA))
+    with suppress(errors.DependentObjectsStillExist, errors.InsufficientPrivilege):
+        await connection.execute(compose("drop role if exists {tenant_role}", SCHEMA))
 
 
 @asynccontextmanager
@@ -250,7 +299,7 @@ async def _open_workers(dsn: str, scratch: Path) -> AsyncIterator[list[subproces
         sys.executable, "-m", "pgnotifyq", "worker", "--app", "pgnotifyq.cli.demo_handlers:registry", "--schema", SCHEMA,
         "--queue", "demo", "--concurrency", str(CONCURRENCY), "--shutdown-seconds", "2",
     ]  # fmt: skip
-    log = (scratch / "workers.log").open("wb")
+    log = (scratch / LOG).open("wb")
     environment = {**os.environ, "PGNOTIFYQ_DSN": dsn}
     workers = [
         subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)  # noqa: ASYNC220, S603
@@ -276,11 +325,22 @@ async def _one(connection: Connection[TupleRow], statement: str, *parameters: ob
     return row if row is not None else (None,)
 
 
-async def _until(connection: Connection[TupleRow], condition: str, *parameters: object) -> None:
-    """Wait until a query says true."""
-    with trio.fail_after(20):
+async def _until(connection: Connection[TupleRow], what: str, condition: str, *parameters: object) -> None:
+    """Wait until a query says true.
+
+    Raises:
+        Stuck: it did not in time.
+    """
+    with trio.move_on_after(START_SECONDS_MAX):
         while not (await _one(connection, condition, *parameters))[0]:  # noqa: ASYNC110  # a condition in the database
             await trio.sleep(0.005)
+        return
+    raise Stuck(f"the demo waited {START_SECONDS_MAX:g} s for {what}; the last lines of the workers' log:")
+
+
+def _last_lines(log: Path) -> list[str]:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return lines[-LOG_LINES_MAX:]
 
 
 def _standard_library() -> Path:
@@ -289,7 +349,16 @@ def _standard_library() -> Path:
 
 def _files(folder: Path | None) -> list[Path]:
     if folder is not None:
-        found = (path for path in folder.rglob("*") if path.is_file() and os.access(path, os.R_OK))
+        found = (path for path in folder.rglob("*") if _is_text(path) and path.is_file() and os.access(path, os.R_OK))
     else:
         found = (path for path in _standard_library().rglob("*.py") if "site-packages" not in path.parts)
     return sorted(found)[:FILES_MAX]
+
+
+def _is_text(path: Path) -> bool:
+    """Tell whether JSON can carry a file's name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

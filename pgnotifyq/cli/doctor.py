@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
-from pgnotifyq.cli.commands import open_ledger
+from pgnotifyq.cli.commands import find_database, open_ledger
 from pgnotifyq.cli.output import print_json
 from pgnotifyq.ledger.migrate import code_version
 from pgnotifyq.ledger.statements import query
+from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.notifications import listen, wait_notifications
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ def run(dsn: str | None, schema: str, *, as_json: bool) -> int:
     """Examine the database; 1 when anything fails."""
 
     async def main() -> list[Finding]:
-        async with open_ledger(dsn, schema) as connection:
-            return await _examine(connection, schema)
+        database = await find_database(dsn)
+        # Two: what a session notifies itself it hears even behind a pooler in transaction mode.
+        async with open_ledger(database, schema) as connection, open_connection(database.dsn) as other:
+            return await _examine(connection, other, schema)
 
     findings = trio.run(main)
     if as_json:
@@ -51,7 +54,7 @@ def run(dsn: str | None, schema: str, *, as_json: bool) -> int:
     return 1 if any(finding.verdict == "fail" for finding in findings) else 0
 
 
-async def _examine(connection: Connection[TupleRow], schema: str) -> list[Finding]:
+async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow], schema: str) -> list[Finding]:
     # The one look outside of a transaction that others could mistake for an old one.
     cursor = await connection.execute(query("doctor", schema))
     row = await cursor.fetchone()
@@ -59,7 +62,7 @@ async def _examine(connection: Connection[TupleRow], schema: str) -> list[Findin
     findings = [
         Finding("ok", f"PostgreSQL {facts['server_version']}, schema {schema} at version {code_version()}"),
         *_judge(facts, schema),
-        await _hear(connection),
+        await _hear(connection, notified_by=other),
     ]
     cursor = await connection.execute(query("old_snapshots", schema))
     old = [other for other in await cursor.fetchall() if other[4] and other[4] > SNAPSHOT_SECONDS_MAX]
@@ -111,9 +114,15 @@ def _judge(facts: dict[str, Any], schema: str) -> list[Finding]:
         ),
         either(
             facts["workers"] > 0,
-            f"{facts['workers']} worker(s), {facts['polling_workers']} of them polling",
+            f"workers: {facts['workers']}",
             "no worker is registered",
             "start one: python -m pgnotifyq worker --app package.module:registry",
+        ),
+        either(
+            facts["polling_workers"] == 0,
+            "all workers are told of work",
+            f"workers that poll: {facts['polling_workers']}",
+            "they cannot LISTEN, as behind a pooler in transaction mode: give them a direct address with --listen-dsn",
         ),
         either(
             due is None or due < WAITING_SECONDS_MAX,
@@ -136,12 +145,12 @@ def _judge(facts: dict[str, Any], schema: str) -> list[Finding]:
     ]
 
 
-async def _hear(connection: Connection[TupleRow]) -> Finding:
-    """Notify ourselves: behind a pooler in transaction mode LISTEN seems to work, and nothing arrives."""
+async def _hear(connection: Connection[TupleRow], *, notified_by: Connection[TupleRow]) -> Finding:
+    """Have ourselves notified: behind a pooler in transaction mode LISTEN seems to work, and nothing arrives."""
     channel = f"pgnotifyq_doctor_{uuid.uuid4().hex[:16]}"
     with trio.move_on_after(LISTEN_SECONDS):
         await listen(connection, channel)
-        await connection.execute("select pg_notify(%s, 'nonce')", (channel,))
+        await notified_by.execute("select pg_notify(%s, 'nonce')", (channel,))
         while not any(note.channel == channel for note in await wait_notifications(connection)):
             pass
         return Finding("ok", "a notification to ourselves arrived")

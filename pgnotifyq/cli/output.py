@@ -1,8 +1,9 @@
-"""How commands show data: JSON, a table in a terminal, tabs when piped."""
+"""How commands show data: JSON, a table that fits the terminal, tabs when piped."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,27 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 WIDTH_MAX = 60  # of a cell in a terminal
+WIDTH_MIN = 8  # to which texts are cut in a narrow one
+UNCUT = frozenset({"id", "status", "state", "reason", "outcome"})  # ids are there to be copied
+GAP = "  "
+BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
+UNITS = (("d", 86_400), ("h", 3_600), ("m", 60))  # in seconds
+# What columns are called in a terminal. JSON and tabs have the names of the data.
+HEADINGS = {
+    "queue_name": "queue",
+    "job_type": "type",
+    "attempts": "tries",
+    "scheduled_at": "due",
+    "started_at": "started",
+    "ended_at": "ended",
+    "died_at": "died",
+    "last_beat_at": "last beat",
+    "error_message": "error",
+    "oldest_due_seconds": "waiting s",
+}
 
 
 def as_data(row: Any) -> Any:
@@ -25,8 +44,18 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, default=str, indent=2, ensure_ascii=True))
 
 
-def print_rows(rows: Sequence[Any], columns: Sequence[str], *, as_json: bool, nothing: str) -> None:
-    """Print objects or dicts: all their fields as JSON, or some columns as a table."""
+def print_rows(
+    rows: Sequence[Any], columns: Sequence[str], *, as_json: bool, nothing: str, in_terminal: Sequence[str] | None = None
+) -> None:
+    """Print objects or dicts: all their fields as JSON, some columns as tabs, or those that say something as a table.
+
+    Args:
+        rows: of attrs or dicts.
+        columns: their names in tabs, and in a terminal when there is no `in_terminal`.
+        as_json: whether to print JSON.
+        nothing: what to say in a terminal when there are no rows.
+        in_terminal: what a person needs, the most important first.
+    """
     data = [as_data(row) for row in rows]
     if as_json:
         print_json(data)
@@ -37,18 +66,49 @@ def print_rows(rows: Sequence[Any], columns: Sequence[str], *, as_json: bool, no
     elif not data:
         print(nothing)
     else:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
+        print("\n".join(as_table(data, in_terminal or columns, width=shutil.get_terminal_size().columns)))
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in columns:
-            is_number = all(isinstance(row[column], (int, float)) or row[column] is None for row in data)
-            table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-        for row in data:
-            table.add_row(*(Text(_cut(shown(row[column], in_terminal=True))) for column in columns))
-        Console().print(table)
+
+def as_table(data: Sequence[dict[str, Any]], columns: Sequence[str], *, width: int) -> list[str]:
+    """Return rows as lines that fit a terminal.
+
+    Columns without a value are left out. Where room is scarce, so are those of noughts; then texts are cut, the widest first; then
+    the last columns go.
+    """
+    columns = [column for column in columns if any(row[column] not in (None, "") for row in data)]
+    cells = {column: [_cut(shown(row[column], in_terminal=True), WIDTH_MAX) for row in data] for column in columns}
+    widths = {column: max(len(_heading(column)), *map(len, cells[column])) for column in columns}
+
+    def excess() -> int:
+        return sum(widths.values()) + len(GAP) * (len(widths) - 1) - width
+
+    if excess() > 0:
+        widths = {column: size for column, size in widths.items() if any(row[column] != 0 for row in data)}
+    while excess() > 0 and len(widths) > 1:
+        widest = max(widths, key=lambda column: 0 if column in UNCUT else widths[column])
+        if widest in UNCUT or widths[widest] <= WIDTH_MIN:
+            widths.popitem()
+        else:
+            widths[widest] -= 1
+
+    def line(texts: Mapping[str, str]) -> str:
+        laid = []
+        for column, size in widths.items():
+            text = _cut(texts[column], size)
+            laid.append(text.rjust(size) if _is_number(data, column) else text.ljust(size))
+        return GAP.join(laid).rstrip()
+
+    head = line({column: _heading(column) for column in widths})
+    body = [line({column: cells[column][number] for column in widths}) for number in range(len(data))]
+    return [f"{BOLD}{head}{PLAIN}", *body]
+
+
+def _heading(column: str) -> str:
+    return HEADINGS.get(column, column)
+
+
+def _is_number(data: Sequence[dict[str, Any]], column: str) -> bool:
+    return all(isinstance(row[column], (int, float)) or row[column] is None for row in data)
 
 
 def shown(value: object, *, in_terminal: bool = False) -> str:
@@ -61,20 +121,25 @@ def shown(value: object, *, in_terminal: bool = False) -> str:
         return f"{value:.3f}"
     if isinstance(value, (dict, list, tuple)):
         is_names = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-        text = ",".join(value) if is_names else json.dumps(value, default=str)
+        text = ",".join(value) if is_names else json.dumps(value, default=str, ensure_ascii=False)
     else:
         text = str(value)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def shown_whole(value: object, *, indent: int) -> str:
+    """Return a value as text for a terminal: lines stay lines, such as those of a traceback."""
+    if not isinstance(value, str):
+        return shown(value)
+    return ("\n" + " " * indent).join(shown(line) for line in value.splitlines())
+
+
 def _age(time: datetime) -> str:
     seconds = (datetime.now(UTC) - time).total_seconds()
-    word, seconds = ("ago", seconds) if seconds >= 0 else ("ahead", -seconds)
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit} {word}"
-    return f"{seconds:.0f} s {word}"
+    size, unit = next(((size, unit) for unit, size in UNITS if abs(seconds) >= 2 * size), (1, "s"))
+    count = f"{abs(seconds) / size:.0f}{unit}"
+    return f"{count} ago" if seconds >= 0 else f"in {count}"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= WIDTH_MAX else text[: WIDTH_MAX - 3] + "..."
+def _cut(text: str, size: int) -> str:
+    return text if len(text) <= size else text[: size - 1] + "…"

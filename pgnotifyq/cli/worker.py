@@ -57,7 +57,7 @@ def load_registry(app: str | None) -> JobRegistry:
     sys.path.insert(0, "")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AppNotFound(f"--app {app!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):
@@ -65,6 +65,8 @@ def load_registry(app: str | None) -> JobRegistry:
         found = getattr(found, part)
     if not isinstance(found, JobRegistry):
         raise AppNotFound(f"--app {app!r} is a {type(found).__name__}, not a JobRegistry")
+    if not found.job_types:
+        raise AppNotFound(f"--app {app!r} has no handlers: import the modules that register them in {module_name}")
     return found
 
 
@@ -72,7 +74,7 @@ async def _work(
     registry: JobRegistry, dsn: str | None, listen_dsn: str | None, config: WorkerConfig, tell: EventSink
 ) -> WorkerHandle:
     database = await find_database(dsn)
-    async with open_ledger(database.dsn, config.schema) as connection:
+    async with open_ledger(database, config.schema) as connection:
         if not database.is_embedded:
             await _warn_of_powers(connection)
     async with trio.open_nursery() as nursery:
@@ -114,7 +116,9 @@ def _end_after(seconds: float, handle: WorkerHandle, config: WorkerConfig, dsn: 
     threading.Event().wait(seconds)
     print(f"pgnotifyq: a handler did not let go within {seconds:g} s; ending the process", file=sys.stderr, flush=True)
     try:
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=2, options="-c statement_timeout=2000") as connection:
+        with psycopg.connect(dsn, connect_timeout=2) as connection:
+            # Not when connecting: poolers refuse that.
+            connection.execute("set local statement_timeout = 2000")
             connection.execute(compose("select {schema}.release_all(%s)", config.schema), (handle.worker_id,))
     except psycopg.Error as error:
         print(f"pgnotifyq: its jobs could not be released ({error}); their leases will run out", file=sys.stderr, flush=True)

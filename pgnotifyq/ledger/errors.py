@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Raised by our own functions and triggers (sql/migrations/0002_wakeups.sql, sql/functions/enqueue.sql).
 ILLEGAL_TRANSITION = "PNQ01"
 INVALID_JOB = "PNQ02"
+SCHEMA_DEFAULT = "pgnotifyq"
 
 _PASSING = (
     errors.DeadlockDetected,
@@ -42,6 +43,11 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, _PASSING)
 
 
+def migrate_command(schema: str) -> str:
+    """Return what to type to migrate a schema."""
+    return "python -m pgnotifyq migrate" + ("" if schema == SCHEMA_DEFAULT else f" --schema {schema}")
+
+
 @contextmanager
 def translated(schema: str) -> Iterator[None]:
     """Turn the errors that say something about the caller into errors of ours; let the rest pass.
@@ -57,8 +63,7 @@ def translated(schema: str) -> Iterator[None]:
         yield
     except (errors.UndefinedTable, errors.UndefinedFunction, errors.InvalidSchemaName, errors.UndefinedColumn) as error:
         message = (
-            f"the schema {schema!r} is missing or not up to date ({error.diag.message_primary}): "
-            "run `python -m pgnotifyq migrate`"
+            f"the schema {schema!r} is missing or not up to date ({error.diag.message_primary}): run `{migrate_command(schema)}`"
         )
         raise SchemaMissing(message) from error
     except errors.InsufficientPrivilege as error:

@@ -7,6 +7,7 @@ nothing here trusts its row factory or its cursors, and a blocking psycopg conne
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
 from contextlib import nullcontext
@@ -401,10 +402,22 @@ async def requeue_all(
     return int(restored)
 
 
+async def count_dead(connection: Connection, schema: str, *, queue: str | None = None, job_type: str | None = None) -> int:
+    """Return how many dead letters there are of some kind."""
+    ((count,),) = await _rows(connection, schema, query("count_dead", schema), {"queue": queue, "job_type": job_type})
+    return int(count)
+
+
 async def purge_dead(
     connection: Connection, schema: str, *, job_id: JobId | None = None, older_than_seconds: float | None = None
 ) -> int:
-    """Delete a dead letter, or those that died longer ago than given; return how many. Without either: none."""
+    """Delete a dead letter, or those that died longer ago than given; return how many. Without either: none.
+
+    Raises:
+        ConfigError: `older_than_seconds` is negative or not a number.
+    """
+    if older_than_seconds is not None and not 0 <= older_than_seconds < math.inf:
+        raise ConfigError(f"older_than_seconds {older_than_seconds!r} is out of range: use 0, which is all of them, or more")
     parameters = {"id": job_id, "older_than_seconds": older_than_seconds}
     ((gone,),) = await _rows(connection, schema, query("purge_dead", schema), parameters)
     return int(gone)

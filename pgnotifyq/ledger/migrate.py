@@ -11,18 +11,23 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import attrs
-from psycopg import errors
+from psycopg import sql
 
-from pgnotifyq.ledger.errors import translated
+from pgnotifyq.ledger.errors import migrate_command, translated
 from pgnotifyq.ledger.statements import compose, files
 from pgnotifyq.model.errors import DatabaseTooOld, SchemaMissing, SchemaOutOfDate, SchemaTooNew
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pgnotifyq.wire.connection import Connection
 
 SERVER_VERSION_MIN = 150_000  # 15: security_invoker views, and `merge`-era planner behaviour that the plans are tested on
 
+_LOCK = "select pg_advisory_xact_lock(hashtextextended('pgnotifyq migrate ' || {schema_text}, 0));"
 _BOOKKEEPING = """
+-- Functions call each other and come in order of name.
+set local check_function_bodies = off;
 create schema if not exists {schema};
 create table if not exists {schema}.schema_migrations (
     version integer primary key,
@@ -31,6 +36,10 @@ create table if not exists {schema}.schema_migrations (
     applied_at timestamptz not null default clock_timestamp()
 );
 """
+_NOTE = (
+    "insert into {schema}.schema_migrations (version, name, digest) values ($values)\n"
+    "on conflict (version) do update set digest = excluded.digest, applied_at = clock_timestamp();"
+)
 _FUNCTIONS_VERSION = 0  # the row that remembers the digest of sql/functions
 
 
@@ -70,9 +79,9 @@ async def migrate(connection: Connection, schema: str = "pgnotifyq", *, dry_run:
         SchemaTooNew: the schema was migrated by newer code; nothing is touched.
         MissingRights: the role may not create what is needed.
     """
-    check_server(connection)
+    check_server(connection.info.server_version)
     async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock(hashtextextended('pgnotifyq migrate ' || %s, 0))", (schema,))
+        await connection.execute(compose(_LOCK, schema))
         applied = await _applied(connection, schema)
         if applied is not None:
             _refuse_newer(applied, schema)
@@ -81,29 +90,36 @@ async def migrate(connection: Connection, schema: str = "pgnotifyq", *, dry_run:
         if dry_run or not missing:
             return missing
         with translated(schema):
-            # Functions call each other and come in order of name.
-            await connection.execute("set local check_function_bodies = off")
             await connection.execute(compose(_BOOKKEEPING, schema))
             for step in missing:
                 await connection.execute(step.text)
-                await connection.execute(
-                    compose(
-                        "insert into {schema}.schema_migrations (version, name, digest) values (%s, %s, %s) "
-                        "on conflict (version) do update set digest = excluded.digest, applied_at = clock_timestamp()",
-                        schema,
-                    ),
-                    (step.version, step.name, step.digest),
-                )
+                await connection.execute(_note(step, schema))
         return missing
 
 
-def check_server(connection: Connection) -> None:
+def as_script(missing: Sequence[Step], schema: str) -> str:
+    """Return steps as one transaction for psql, which does what `migrate` would have done, its notes included."""
+    parts = [b"begin;", compose(_LOCK, schema), compose(_BOOKKEEPING, schema).strip()]
+    for step in missing:
+        parts += [f"-- {step.name}".encode(), step.text.strip(), _note(step, schema)]
+    return b"\n\n".join([*parts, b"commit;"]).decode()
+
+
+def _note(step: Step, schema: str) -> bytes:
+    """Return the statement that notes a step as applied."""
+    values = sql.SQL(", ").join(map(sql.Literal, (step.version, step.name, step.digest))).as_bytes(None)
+    return compose(_NOTE, schema).replace(b"$values", values)
+
+
+def check_server(version: int) -> None:
     """Refuse a server older than PostgreSQL 15.
+
+    Args:
+        version: as the server says it, 150_004 for 15.4.
 
     Raises:
         DatabaseTooOld: with the version found.
     """
-    version = connection.info.server_version
     if version < SERVER_VERSION_MIN:
         message = f"the server is PostgreSQL {version // 10_000}; pgnotifyq needs 15 or later: upgrade it, or use another"
         raise DatabaseTooOld(message)
@@ -117,17 +133,17 @@ async def check_schema(connection: Connection, schema: str = "pgnotifyq") -> int
         SchemaMissing: there is none: run `migrate`.
         SchemaOutOfDate: it is older than this code: run `migrate`.
         SchemaTooNew: it is newer than this code: upgrade pgnotifyq.
+        MissingRights: the connected role may not look.
     """
-    check_server(connection)
+    check_server(connection.info.server_version)
     applied = await _applied(connection, schema)
     if applied is None or not set(applied) - {_FUNCTIONS_VERSION}:
-        raise SchemaMissing(f"the database has no schema {schema!r}: run `python -m pgnotifyq migrate`")
+        raise SchemaMissing(f"the database has no schema {schema!r}: run `{migrate_command(schema)}`")
     _refuse_newer(applied, schema)
     version = max(applied)
     if version < code_version():
         message = (
-            f"the schema {schema!r} is at version {version} and this code needs {code_version()}: "
-            "run `python -m pgnotifyq migrate`"
+            f"the schema {schema!r} is at version {version} and this code needs {code_version()}: run `{migrate_command(schema)}`"
         )
         raise SchemaOutOfDate(message)
     return version
@@ -136,10 +152,11 @@ async def check_schema(connection: Connection, schema: str = "pgnotifyq") -> int
 async def _applied(connection: Connection, schema: str) -> dict[int, str] | None:
     """Return the digest of each version applied, or None where there is no schema."""
     try:
-        async with connection.transaction():
-            cursor = await connection.execute(compose("select version, digest from {schema}.schema_migrations", schema))
-            return dict(await cursor.fetchall())
-    except (errors.UndefinedTable, errors.InvalidSchemaName):
+        with translated(schema):
+            async with connection.transaction():
+                cursor = await connection.execute(compose("select version, digest from {schema}.schema_migrations", schema))
+                return dict(await cursor.fetchall())
+    except SchemaMissing:
         return None
 
 

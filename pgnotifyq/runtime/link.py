@@ -5,7 +5,8 @@ deadline: a frozen peer whose kernel still answers is seen by no TCP option, onl
 link must be safe to repeat after its reply was lost; all ledger verbs used here are, because of their fences.
 
 Statements are prepared on the server: a round trip takes half the time (93 against 206 microseconds for `select 1`). A pooler
-in transaction mode may lose or mix them up; the first error of that kind turns it off for good.
+in transaction mode may lose them: it prepares in one session and executes in another. The first error of that kind turns
+preparing off for good. They cannot be mixed up, for their names are random (wire/connection.py).
 """
 
 from __future__ import annotations
@@ -58,10 +59,6 @@ class Link:
         while True:
             try:
                 return await self.attempt(operation, shield=shield)
-            except (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement):
-                self._prepares = False
-                await self._drop()
-                continue
             except Exception as error:
                 if not isinstance(error, trio.TooSlowError) and not is_passing(error):
                     raise
@@ -72,27 +69,39 @@ class Link:
     async def attempt(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool = False) -> T:
         """Run an operation once, connecting first if need be.
 
+        Where a prepared statement was lost it is run a second time, and nothing is prepared any more.
+
         Raises:
             trio.TooSlowError: no answer within the deadline; the connection is closed.
             psycopg.Error, DatabaseUnreachable: as they come.
         """
         async with self._lock:
             try:
-                with trio.fail_after(self._deadline_seconds, shield=shield):
-                    if self._connection is None or self._connection.closed:
-                        self._connection = await connect(
-                            self._dsn,
-                            application_name=f"pgnotifyq {self._name}",
-                            prepare_threshold=0 if self._prepares else None,
-                        )
-                    result = await operation(self._connection)
-            except trio.TooSlowError:
+                result = await self._try(operation, shield=shield)
+            except (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement):
+                if not self._prepares:
+                    raise
+                self._prepares = False
                 await self._drop()
-                raise
+                result = await self._try(operation, shield=shield)
             if self._is_down:
                 self._is_down = False
                 self._emit(Event(name=EventName.DATABASE_BACK, fields={"connection": self._name}))
             return result
+
+    async def _try(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool) -> T:
+        try:
+            with trio.fail_after(self._deadline_seconds, shield=shield):
+                if self._connection is None or self._connection.closed:
+                    self._connection = await connect(
+                        self._dsn,
+                        application_name=f"pgnotifyq {self._name}",
+                        prepare_threshold=0 if self._prepares else None,
+                    )
+                return await operation(self._connection)
+        except trio.TooSlowError:
+            await self._drop()
+            raise
 
     async def close(self) -> None:
         """Close the connection; never waits for the server."""

@@ -1,10 +1,15 @@
 """The listener: one connection that hears wake-ups and cancels, proves that it does, and shows that the worker lives.
 
-Order on every (re)connect: connect, LISTEN, register, prove, then ring for a scan. Nothing can fall in the gap.
+Order on every (re)connect: connect, LISTEN, prove, register, then ring for a scan. Nothing can fall in the gap.
 
-It proves itself: when nothing was heard for a while it notifies itself a nonce and waits with a deadline. A half-open
-connection, a pooler in transaction mode and an `unlisten *` behind its back are found that way. While it is not
-proven the worker polls, and says so.
+It proves itself: a nonce is sent to its channel, and it waits for it with a deadline. While it is not proven the worker polls,
+and says so.
+
+- First by another session, the claimer's. What a session notifies itself it hears in its own exchange, so behind a pooler in
+  transaction mode a listener that did both would believe that it hears, and be deaf whenever it says nothing. It also shows
+  that a separate address for LISTEN leads to the same database.
+- Then by itself, when nothing was heard for a while: a half-open connection and an `unlisten *` behind its back are
+  found that way.
 
 Its session holds an advisory lock named after the worker. When the process dies the server frees the lock, and the other
 workers see it (sql/functions/reclaim.sql).
@@ -19,7 +24,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from psycopg import sql
 
 from pgnotifyq._version import __version__
 from pgnotifyq.ledger import workers
@@ -28,11 +32,12 @@ from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import ExecutionId, JobId
 from pgnotifyq.runtime.heartbeat import check_cancels, renew
 from pgnotifyq.wire.connection import connect
-from pgnotifyq.wire.notifications import wait_notifications
+from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 
 if TYPE_CHECKING:
     from psycopg import Notify
 
+    from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
 
@@ -61,14 +66,14 @@ class Push:
 async def listen_for_ever(parts: Parts) -> None:
     """Listen, reconnecting as often as it takes, until cancelled."""
     pause = PAUSE_SECONDS_FIRST
+    told = ""  # why the worker polls
     while True:
         why: str
-        was_proven = False
+        is_deaf = False
         try:
             await _listen(parts)
         except Deaf as error:
-            why, was_proven = str(error), parts.push.generation > 0 and parts.push.is_proven
-            pause = PAUSE_SECONDS_FIRST if was_proven else DEAF_RETRY_SECONDS
+            why, is_deaf = str(error), True
         except trio.TooSlowError:
             why = "no answer in time"
         except Exception as error:
@@ -79,14 +84,15 @@ async def listen_for_ever(parts: Parts) -> None:
             raise AssertionError("listening ends by cancellation or by an error")
         if parts.push.is_proven:
             parts.emit(Event(name=EventName.LISTENER_LOST, fields={"why": why}))
-            pause = PAUSE_SECONDS_FIRST
-        else:
+            pause, is_deaf, told = PAUSE_SECONDS_FIRST, False, ""
+        elif why != told:
             parts.emit(Event(name=EventName.LISTENER_POLLING, fields={"why": why}))
+            told = why
         parts.push.is_proven = False
         parts.push.has_session = False
         parts.bell.ring()  # the claimer may have planned to sleep until it was told
-        await trio.sleep(pause * (0.5 + parts.random.random()))
-        pause = min(pause * 2, max(PAUSE_SECONDS_MAX, pause))
+        await trio.sleep((DEAF_RETRY_SECONDS if is_deaf else pause) * (0.5 + parts.random.random()))
+        pause = PAUSE_SECONDS_FIRST if is_deaf else min(pause * 2, PAUSE_SECONDS_MAX)
 
 
 async def _listen(parts: Parts) -> None:
@@ -95,9 +101,17 @@ async def _listen(parts: Parts) -> None:
     try:
         with trio.fail_after(CONNECT_DEADLINE_SECONDS):
             channel = await workers.worker_channel(connection, parts.config.schema, parts.worker_id)
-            for name in (channel, f"{parts.config.schema}_work"):
-                await connection.execute(sql.SQL("listen {}").format(sql.Identifier(name)))
-        await _prove(parts, connection, channel)
+            channels = (channel, f"{parts.config.schema}_work")
+            for name in channels:
+                await listen(connection, name)
+        try:
+            await _prove(parts, connection, channel, by=parts.quick)
+        except Deaf:
+            # A pooler's session would go on hearing for nobody. It is the one that we are given now, most likely.
+            with trio.move_on_after(PROOF_DEADLINE_SECONDS):
+                for name in channels:
+                    await unlisten(connection, name)
+            raise
         with trio.fail_after(CONNECT_DEADLINE_SECONDS):
             await workers.hold_session(connection, parts.config.schema, parts.worker_id)
             await register(parts, connection, has_session=True)
@@ -137,27 +151,30 @@ async def register(parts: Parts, connection: Connection, *, has_session: bool) -
     )
 
 
-async def _prove(parts: Parts, connection: Connection, channel: str) -> None:
-    """Notify ourselves and wait until it arrives.
+async def _prove(parts: Parts, connection: Connection, channel: str, *, by: Link | None = None) -> None:
+    """Have ourselves notified, by another session or our own, and wait until it arrives.
 
     Raises:
         Deaf: it did not.
+        trio.TooSlowError: it could not be sent.
     """
-    nonce = uuid.uuid4().hex
-    try:
-        with trio.fail_after(PROOF_DEADLINE_SECONDS):
-            await connection.execute("select pg_notify(%s, %s)", (channel, f"nonce {nonce}"))
-            while True:
-                heard = await wait_notifications(connection)
-                await _hear(parts, heard)
-                if any(note.payload == f"nonce {nonce}" for note in heard):
-                    return
-    except trio.TooSlowError:
-        message = (
-            f"a notification to ourselves did not arrive within {PROOF_DEADLINE_SECONDS:g} s; "
-            "behind a pooler in transaction mode give a direct address with listen_dsn"
-        )
-        raise Deaf(message) from None
+    nonce = f"nonce {uuid.uuid4().hex}"
+
+    async def notify(session: Connection) -> None:
+        await session.execute("select pg_notify(%s, %s)", (channel, nonce))
+
+    with trio.fail_after(PROOF_DEADLINE_SECONDS):
+        await (notify(connection) if by is None else by.run(notify))
+    with trio.move_on_after(PROOF_DEADLINE_SECONDS):
+        while True:
+            heard = await wait_notifications(connection)
+            await _hear(parts, heard)
+            if any(note.payload == nonce for note in heard):
+                return
+    message = f"a notification to ourselves did not arrive within {PROOF_DEADLINE_SECONDS:g} s"
+    if by is not None:
+        message += ": a pooler in transaction mode? give a direct address of the same database with listen_dsn (--listen-dsn)"
+    raise Deaf(message)
 
 
 async def _hear(parts: Parts, heard: list[Notify]) -> None:

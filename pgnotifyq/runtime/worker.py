@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from pgnotifyq.ledger import claims, workers
-from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.ledger.errors import is_passing, translated
 from pgnotifyq.ledger.migrate import check_schema
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.events import Event, EventName
@@ -163,7 +163,8 @@ async def _begin(parts: Parts, connection: Connection) -> None:
     """Check what the worker stands on, and publish it."""
     await check_schema(connection, parts.config.schema)
     parts.databases.tenant_role = await find_tenant_role(connection, parts.config.schema)
-    await register(parts, connection, has_session=False)
+    with translated(parts.config.schema):
+        await register(parts, connection, has_session=False)
 
 
 async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus[WorkerHandle]) -> None:

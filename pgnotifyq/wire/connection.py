@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import logging
+import secrets
 from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
@@ -215,6 +216,9 @@ class Connection(psycopg.AsyncConnection[Row]):
         if context:
             connection._adapters = AdaptersMap(context.adapters)
         connection.prepare_threshold = prepare_threshold
+        # psycopg counts from zero in every session. A pooler that hands a session from client to client would have one
+        # client's `_pg3_0` run as another's; a name that nobody else has can be missing there, never mistaken.
+        connection._prepared._prepared_idx = secrets.randbits(48)
         return connection
 
     async def __aexit__(

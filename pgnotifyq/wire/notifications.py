@@ -26,6 +26,17 @@ async def listen(connection: Connection[Any], channel: str) -> None:
     await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
 
 
+async def owns_session(connection: Connection[Any]) -> bool:
+    """Tell whether the connection has a session of the server to itself, for as long as it lives.
+
+    A pooler tells clients a process number of its own making. In transaction mode LISTEN is then accepted and nothing is
+    ever heard; in session mode it works, which cannot be told from here.
+    """
+    cursor = await connection.execute("select pg_backend_pid()")
+    row = await cursor.fetchone()
+    return row is not None and bool(row[0] == connection.info.backend_pid)
+
+
 async def unlisten(connection: Connection[Any], channel: str | None = None) -> None:
     """Unsubscribe the session from `channel`, or from all when None."""
     name = sql.SQL("*") if channel is None else sql.Identifier(channel)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
+
+from pgnotifyq.ledger.migrate import check_server
+from pgnotifyq.model.errors import DatabaseTooOld
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,10 +82,25 @@ def test_a_dead_letter_is_shown_requeued_and_purged(run: Callable[..., Any], dsn
     assert run("requeue", job_id).out.strip() == "requeued 1"
     assert run("jobs", "--json").data[0]["attempts"] == 0
     bury(dsn, job_id)
-    assert run("requeue", "--all").code == 0
+    assert run("requeue", "--all").out.strip() == "requeued 1"
     bury(dsn, job_id)
     assert run("dead", "--purge", job_id).out.strip() == "purged 1"
     assert run("dead", "--json").data == []
+
+
+def test_requeue_of_all_passes_over_one_whose_key_is_held(run: Callable[..., Any], dsn: str) -> None:
+    """Those of a kind come back; one whose unique key an unfinished job holds stays, and is told, with exit code 1."""
+    dead = [run("enqueue", kind, "--unique-key", kind).out.strip() for kind in ("a", "b", "c")]
+    for job_id in dead:
+        bury(dsn, job_id)
+    run("enqueue", "a", "--unique-key", "a")
+    assert run("requeue", "--all", "--type", "c", "--json").data == {"requeued": 1, "left": 0}
+    ran = run("requeue", "--all", "--json")
+    assert (ran.code, ran.data) == (1, {"requeued": 1, "left": 1})
+    assert "unique key" in ran.err
+    one = run("requeue", dead[0])
+    assert (one.code, len(one.err.splitlines())) == (1, 1)
+    assert [letter["id"] for letter in run("dead", "--json").data] == [dead[0]]
 
 
 def test_piped_output_is_tabs(run: Callable[..., Any]) -> None:
@@ -98,6 +119,81 @@ def test_migrate_is_repeatable_and_shows_its_sql(run: Callable[..., Any], blank_
     assert "applied 0001_jobs" in run("migrate", "--dsn", blank_dsn, "--schema", "other").out
     assert "already up to date" in run("migrate", "--dsn", blank_dsn, "--schema", "other").out
     assert run("enqueue", "x", "--dsn", blank_dsn, "--schema", "other").code == 0
+
+
+def test_the_sql_of_a_dry_run_is_the_migration(run: Callable[..., Any], blank_dsn: str) -> None:
+    """Run by psql, or by any client, it leaves what `migrate` would have left: nothing is missing afterwards."""
+    script = run("migrate", "--dry-run", "--dsn", blank_dsn).out
+    with psycopg.connect(blank_dsn, autocommit=True) as session:
+        session.execute(script.encode())
+    assert "already up to date" in run("migrate", "--dsn", blank_dsn).out
+    assert run("migrate", "--dry-run", "--dsn", blank_dsn).out == "-- schema pgnotifyq: already up to date\n"
+    job_id = run("enqueue", "x", "--dsn", blank_dsn).out.strip()
+    assert run("cancel", job_id, "--dsn", blank_dsn).out.strip() == "cancelled"
+
+
+def test_two_migrate_at_once(blank_dsn: str) -> None:
+    """One does it, the other finds it done."""
+    migrate = [sys.executable, "-m", "pgnotifyq", "migrate", "--dsn", blank_dsn]
+    both = [subprocess.Popen(migrate, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted("already up to date" in text for text in told) == [False, True]
+
+
+@pytest.mark.parametrize("command", ["jobs", "enqueue x", "stats", "workers", "dead", "doctor", "migrate", "worker"])
+def test_role_without_rights(run: Callable[..., Any], dsn: str, command: str) -> None:
+    """Every command says in one line what is denied and what to do, with exit code 3."""
+    role = f"weak_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute(f"create role {role} login".encode())
+        try:
+            options = ["--app", "pgnotifyq.cli.demo_handlers:registry"] if command == "worker" else []
+            ran = run(*command.split(), *options, "--dsn", make_conninfo(dsn, user=role))
+            assert ran.code == 3
+            assert "permission denied for schema pgnotifyq; grant it" in ran.err
+            assert len(ran.err.splitlines()) == 1
+        finally:
+            session.execute(f"drop role {role}".encode())
+
+
+def test_worker_that_may_only_read(run: Callable[..., Any], dsn: str) -> None:
+    """It does not start, and says what is denied."""
+    role = f"reader_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute(f"create role {role} login; grant usage on schema pgnotifyq to {role}".encode())
+        session.execute(f"grant select on all tables in schema pgnotifyq to {role}".encode())
+        try:
+            app = ["--app", "pgnotifyq.cli.demo_handlers:registry"]
+            ran = run("worker", *app, "--dsn", make_conninfo(dsn, user=role))
+            assert (ran.code, len(ran.err.splitlines())) == (3, 1)
+            assert "permission denied for table worker_heartbeats; grant it" in ran.err
+            assert run("doctor", "--dsn", make_conninfo(dsn, user=role)).code == 1
+        finally:
+            session.execute(f"drop owned by {role}; drop role {role}".encode())
+
+
+def test_server_that_is_too_old() -> None:
+    """It is refused with its version and what is needed."""
+    check_server(150_000)
+    with pytest.raises(DatabaseTooOld, match=r"PostgreSQL 14; pgnotifyq needs 15 or later"):
+        check_server(140_012)
+
+
+def test_reader_that_goes_away(run: Callable[..., Any], dsn: str) -> None:
+    """Piped into `head`, a command ends without a complaint."""
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute(
+            "select pgnotifyq.enqueue('x', jsonb_build_object('text', repeat('y', 1000))) from generate_series(1, 500)"
+        )
+    listing = [sys.executable, "-m", "pgnotifyq", "jobs", "--json", "--limit", "500", "--dsn", dsn]
+    with subprocess.Popen(listing, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ran:
+        assert ran.stdout is not None
+        assert ran.stderr is not None
+        assert ran.stdout.readline() == "[\n"
+        ran.stdout.close()
+        assert ran.stderr.read() == ""
+    assert ran.returncode == 1
 
 
 def test_code_older_than_the_schema_refuses(run: Callable[..., Any], dsn: str) -> None:
@@ -132,7 +228,17 @@ def test_code_older_than_the_schema_refuses(run: Callable[..., Any], dsn: str) -
         (["jobs", "--status", "lost"], 2, "use pending"),
         (["jobs", "--dsn", "postgresql://127.0.0.1:1/x"], 3, "127.0.0.1:1"),
         (["jobs", "--schema", "Bad"], 2, "schema name"),
+        (["enqueue", "x", "--priority", "1.5"], 2, "--priority"),
+        (["jobs", "--limit", "many"], 2, "--limit"),
+        (["jobs", "--nonsense"], 2, "--nonsense"),
+        (["nonsense"], 2, "nonsense"),
+        (["jobs", "--schema", "absent"], 3, "migrate --schema absent"),
+        (["jobs", "--dsn", ""], 2, "--dsn is empty"),
+        (["dead", "--purge-older-than-seconds", "-1"], 2, "out of range"),
+        (["demo", "/no/such/folder"], 2, "no such folder"),
         (["worker"], 2, "package.module:registry"),
+        (["worker", "--app", "tests.cli.apps:empty"], 2, "has no handlers"),
+        (["worker", "--app", "tests.cli.leaves:registry"], 2, "SystemExit"),
         (["worker", "--app", "nocolon"], 2, "package.module:registry"),
         (["worker", "--app", "no.such:thing"], 2, "importing no.such failed"),
         (["worker", "--app", "json:dumps"], 2, "not a JobRegistry"),
@@ -168,3 +274,11 @@ def test_doctor_names_who_holds_an_old_snapshot(run: Callable[..., Any], dsn: st
         monkeypatch.setattr(doctor, "_print", found.extend)
         assert doctor.run(dsn, "pgnotifyq", as_json=False) == 0
     assert any("culprit" in finding.what and finding.verdict == "warn" for finding in found)
+
+
+def test_doctor_finds_workers_that_poll(run: Callable[..., Any], dsn: str) -> None:
+    """And says what would help."""
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute("select pgnotifyq.register_worker(%s, 'here', 1, '{default}', 1, '0', false, 60)", (uuid.uuid4(),))
+    found = [finding for finding in run("doctor", "--json").data if "poll" in finding["what"]]
+    assert [(finding["verdict"], "--listen-dsn" in finding["hint"]) for finding in found] == [("warn", True)]

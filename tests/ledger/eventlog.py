@@ -265,7 +265,13 @@ class EventLog:
         if execution_id is None and old["current_execution_id"] is not None:
             outcome = together.ended[old["current_execution_id"]]["outcome"]
             given_back = int(outcome in GIVEN_BACK and old["status"] == Status.RUNNING)
-            assert new["attempts"] == old["attempts"] - given_back, (
+            why = together.ended[old["current_execution_id"]]["error_message"] or ""
+            given_back += why.startswith("the worker died") and "not charged" in why
+            # A suspect that is lost with its worker again is charged for the attempt that was given back when it became one.
+            given_back -= (
+                why == "the worker died" and old["suspicion"] in {"parked", "on_trial"} and old["status"] == Status.RUNNING
+            )
+            assert new["attempts"] == min(old["attempts"] - given_back, old["max_attempts"]), (
                 f"I3: attempts went from {old['attempts']} to {new['attempts']}"
             )
             assert outcome == {Status.COMPLETED: "completed", Status.CANCELLED: "cancelled"}.get(new["status"], outcome) or (
@@ -276,7 +282,8 @@ class EventLog:
             self._opened(new, old["scheduled_at"], old["attempts"], entry)
         else:
             assert new["attempts"] == old["attempts"], "I3: attempts grew without a claim"
-            assert new["scheduled_at"] == old["scheduled_at"], "a job moved in time and was not settled"
+            is_let_out = (old["suspicion"], new["suspicion"]) == ("parked", "on_trial")
+            assert is_let_out or new["scheduled_at"] == old["scheduled_at"], "a job moved in time and was not settled"
 
     def _opened(self, new: Row, due: str, attempts: int, entry: Entry) -> None:
         assert new["current_execution_id"] not in self.claimed, "I3: an execution id was used again"
@@ -311,7 +318,8 @@ class EventLog:
         assert len(ended) == 1, f"I7: a job died of {len(ended)} executions"
         claimed = self.claimed[ended[0]["id"]]
         assert [new[name] for name in IDENTITY] == [claimed[name] for name in IDENTITY], f"a dead letter is not the job: {new}"
-        assert new["attempts"] == ended[0]["attempt"]
+        owed = claimed["suspicion"] in {"parked", "on_trial"} and ended[0]["error_message"] == "the worker died"
+        assert new["attempts"] == min(ended[0]["attempt"] + owed, new["max_attempts"])
         if new["reason"] in {"exhausted", "lost"}:
             assert new["attempts"] == new["max_attempts"], f"I7: {new['reason']} with attempts left: {new}"
         assert (new["reason"] == "lost") == (ended[0]["outcome"] == "lost"), f"I7: died of another reason than told: {new}"

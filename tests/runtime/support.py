@@ -127,10 +127,10 @@ class Workplace:
             await log.wait(EventName.LISTENER_CONNECTED)
         return worker
 
-    async def start_process(self, **settings: Any) -> Process:
-        """Start apps/worker.py; it has its listener when this returns."""
-        process: Process = await self.nursery.start(_run_process, self.dsn, {**SETTINGS, **settings})
-        await process.log.wait(EventName.LISTENER_CONNECTED)
+    async def start_process(self, *, dsn: str | None = None, is_heard: bool = True, **settings: Any) -> Process:
+        """Start apps/worker.py; it has its listener when this returns, unless `is_heard` is False."""
+        process: Process = await self.nursery.start(_run_process, dsn or self.dsn, {**SETTINGS, **settings})
+        await process.log.wait(EventName.LISTENER_CONNECTED if is_heard else EventName.WORKER_STARTED)
         return process
 
     async def enqueue(self, job_type: str = "noop", **fields: object) -> JobId:

@@ -19,6 +19,7 @@ from psycopg import (
 from psycopg._capabilities import capabilities
 from psycopg._connection_base import BaseConnection
 from psycopg._pipeline_async import AsyncPipeline
+from psycopg._preparing import PrepareManager
 from psycopg.copy import AsyncCopy
 from psycopg.transaction import AsyncTransaction, BaseTransaction
 
@@ -47,9 +48,10 @@ def test_name_exists(owner: object, name: str) -> None:
 def test_state_set_by_the_constructors() -> None:
     """The attributes this package reads or sets are still set by psycopg's constructors."""
     connection = inspect.getsource(BaseConnection.__init__)
-    for name in ("_autocommit", "_adapters", "_closed", "_pipeline", "_notifies_backlog", "_notify_handler"):
+    for name in ("_autocommit", "_adapters", "_closed", "_pipeline", "_notifies_backlog", "_notify_handler", "_prepared"):
         assert f"self.{name}" in connection or f"BaseConnection.{name}" in connection
     assert "self._lock" in inspect.getsource(AsyncPipeline.__init__)
+    assert "self._prepared_idx" in inspect.getsource(PrepareManager.__init__)
     assert "_no_lock" in inspect.signature(AsyncPipeline.__init__).parameters
 
 

@@ -1,0 +1,5 @@
+"""A registry that nobody has registered anything in."""
+
+from pgnotifyq import JobRegistry
+
+empty = JobRegistry()
