@@ -13,11 +13,11 @@ import pytest
 import trio
 
 from pgnotifyq import Client, EventName, JobRegistry, open_client
-from pgnotifyq.ledger import jobs
+from pgnotifyq.ledger import claims, jobs
 from pgnotifyq.model.job import JobId
 from pgnotifyq.wire.connection import open_connection
 from tests.proxy import run_proxy
-from tests.runtime.support import Worker, Workplace
+from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 
 Payload = dict[str, Any]
 
@@ -82,17 +82,34 @@ async def test_handler_that_enqueues(place: Workplace) -> None:
         assert await was_handed_over(place, worker, made[0])
 
 
-async def test_due_job_comes_first(place: Workplace) -> None:
+async def test_due_job_comes_first(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was there before, and that the worker has not seen, is not overtaken."""
     gate = Gate()
+    may_claim = trio.Event()
+    may_claim.set()
+    under_way = 0
+    true_claim = claims.claim
+
+    async def claim(*arguments: Any, **named: Any) -> claims.Claim:
+        nonlocal under_way
+        await may_claim.wait()
+        under_way += 1
+        try:
+            return await true_claim(*arguments, **named)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(claims, "claim", claim)
     worker = await idle(place, gate, concurrency=1)
-    # As if nobody had been told: the first job is there and due, and the worker believes its queues empty.
-    await place.connection.execute("alter table pgnotifyq.jobs disable trigger jobs_wake_after_insert")
+    may_claim = trio.Event()
+    with trio.fail_after(PATIENCE_SECONDS):
+        while under_way:
+            await trio.sleep(0.01)
     first = await place.enqueue("quick")
     async with open_client(place.dsn) as client:
         second = await client.enqueue("quick")
+        may_claim.set()
         assert not await was_handed_over(place, worker, second)
-    await place.connection.execute("alter table pgnotifyq.jobs enable trigger jobs_wake_after_insert")
     completed = [event["job_id"] for event in worker.log.find(EventName.JOB_COMPLETED)]
     assert completed == [str(first), str(second)]
 
