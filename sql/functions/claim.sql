@@ -66,6 +66,7 @@ declare
     promised_at timestamptz;
 begin
     perform set_config('synchronous_commit', 'off', true);
+    jobs_max := coalesce(jobs_max, 0);  -- `limit null` has no limit
     <<queues>>
     foreach queue in array from_queues[coalesce(array_position(from_queues, after_queue), 1):] loop
         queue_due := null;

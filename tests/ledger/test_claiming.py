@@ -73,6 +73,13 @@ async def test_never_more_than_asked_for(connection: Link) -> None:
         )
 
 
+async def test_no_number_asked_for(connection: Link) -> None:
+    """A claim of null jobs, by SQL, takes none: in a LIMIT null means all."""
+    await enqueue(connection)
+    await fetch(connection, "select * from pgnotifyq.claim(%s, '{default}', null, 60)", ANN)
+    assert await value(connection, "select count(*) from pgnotifyq.jobs where status = 'pending'") == 1
+
+
 @pytest.mark.parametrize(
     "unwanted",
     [
