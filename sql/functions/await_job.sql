@@ -3,6 +3,7 @@
 -- Out:    whether the job is still to end. A completion notifies nobody unless somebody waits for it.
 create or replace function {schema}.await_job(job_id uuid) returns boolean
 language plpgsql volatile
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

@@ -6,6 +6,7 @@
 --         'unknown'    there is no such job (of this tenant)
 create or replace function {schema}.cancel(job_id uuid, why text default null) returns text
 language plpgsql volatile
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

@@ -7,6 +7,7 @@ create or replace function {schema}.cancelled(job_ids uuid[], execution_ids uuid
 returns table (job_id uuid, why text)
 language plpgsql stable
 set plan_cache_mode = force_generic_plan
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

@@ -38,6 +38,7 @@ returns table (
     started_at timestamptz, lease_expires_at timestamptz, next_due_seconds double precision, snapshot_xmin bigint)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off

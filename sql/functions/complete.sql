@@ -9,6 +9,7 @@ create or replace function {schema}.complete(by_worker uuid, job_ids uuid[], exe
 returns table (job_id uuid, became text)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_nestloop = off

@@ -11,6 +11,7 @@ create or replace function {schema}.enqueue_claimed(
     for_org uuid, for_queue text, of_type text, payload_text text, of_priority smallint, attempts_max integer)
 returns table (is_claimed boolean, time_now timestamptz)
 language plpgsql volatile
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

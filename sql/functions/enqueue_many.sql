@@ -10,6 +10,7 @@ create or replace function {schema}.enqueue_many(
     times timestamptz[], delays double precision[], maxima integer[], unique_keys text[])
 returns table (place bigint, job_id uuid)
 language plpgsql volatile
+set jit = off
 set enable_seqscan = off
 as $$
 #variable_conflict use_column

@@ -2,6 +2,7 @@
 create or replace function {schema}.has_due(queue text) returns boolean
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off

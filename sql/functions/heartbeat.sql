@@ -13,6 +13,7 @@ create or replace function {schema}.heartbeat(
 returns table (job_id uuid, became text, why text)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_nestloop = off

@@ -8,6 +8,7 @@ create or replace function {schema}.prune(older_than_seconds double precision, a
 returns table (deleted integer, last_id uuid)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

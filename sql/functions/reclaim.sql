@@ -78,6 +78,7 @@ create or replace function {schema}.reclaim(by_worker uuid, jobs_max integer, de
 returns table (job_id uuid, job_type text, queue_name text, worker_id uuid, attempt integer, became text, next_seconds double precision)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
+set jit = off
 set enable_seqscan = off
 as $$
 #variable_conflict use_column
@@ -212,6 +213,7 @@ $$;
 create or replace function {schema}.try_suspects() returns void
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
+set jit = off
 set enable_seqscan = off
 as $$
 declare

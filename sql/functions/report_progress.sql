@@ -1,6 +1,7 @@
 -- report_progress: how far an execution has come. Fenced; a heap-only update that need not reach the disk.
 create or replace function {schema}.report_progress(job_id uuid, execution_id uuid, fraction real, message text) returns boolean
 language plpgsql volatile
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

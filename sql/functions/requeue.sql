@@ -5,6 +5,7 @@
 -- Locks:  the dead letter: of two who requeue, one wins.
 create or replace function {schema}.requeue(job_id uuid) returns boolean
 language plpgsql volatile
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

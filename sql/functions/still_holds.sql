@@ -7,6 +7,7 @@
 -- the server ends a session that is idle from here on for longer than any that lives.
 create or replace function {schema}.still_holds(job_id uuid, execution_id uuid) returns text
 language plpgsql volatile
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

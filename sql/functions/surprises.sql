@@ -4,6 +4,7 @@
 create or replace function {schema}.surprises(job_ids uuid[], execution_ids uuid[], kinds text[] default null)
 returns table (job_id uuid, became text)
 language plpgsql volatile
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

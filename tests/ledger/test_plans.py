@@ -143,3 +143,13 @@ async def test_claim_beside_a_future_of_higher_priority(untended: Link) -> None:
     assert len(await claim(untended, 20)) == 10
     assert await pages(untended, statement) < PAGES_MAX
     assert await fetch(untended, "select from pgnotifyq.jobs where status = 'running' and priority <> 0") == []
+
+
+async def test_functions_that_pin_their_plans(connection: Link) -> None:
+    """None of them is compiled: until PostgreSQL 17 what they forbid has a price at which a server with LLVM compiles every call."""
+    rows = await fetch(
+        connection,
+        "select proname, proconfig from pg_proc where pronamespace = 'pgnotifyq'::regnamespace and proconfig::text like '%%enable_%%'",
+    )
+    assert len(rows) > 10
+    assert [name for name, settings in rows if "jit=off" not in settings] == []
