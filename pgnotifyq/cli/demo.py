@@ -46,7 +46,8 @@ LOG = "workers.log"
 WORKERS = 2
 CONCURRENCY = 8
 FILES_MAX = 20_000  # keeps the demo under a minute
-JOBS_MIN = 400  # with fewer nothing is under way when there is something to cancel and to kill
+FEW_FILES = 600  # with fewer nothing may be under way when it is time to cancel and to kill; then each is digested again
+FEW_FILES_JOBS = 2_000  # and again, in so many jobs
 PINGS = 50
 SETTLED_SECONDS = 0.03  # for the statements of a stopped worker to end
 LOOK_SECONDS = 0.05  # how often the progress bar looks
@@ -87,7 +88,7 @@ async def demo(folder: Path | None, *, dsn: str, console: Console | None = None)
     if not paths:
         console.print(escape(f"{folder} holds no files: name a folder that does"))
         return 1
-    times = math.ceil(JOBS_MIN / len(paths)) if len(paths) < JOBS_MIN else 1
+    times = math.ceil(FEW_FILES_JOBS / len(paths)) if len(paths) < FEW_FILES else 1
     each = "one job each" if times == 1 else f"{times} jobs each, for so few would be done at once"
     console.print(
         f"[bold]{len(paths)}[/] files below {escape(str(folder or _standard_library()))}, {each}; {WORKERS} worker processes"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cattrs import Converter
 
 PAYLOAD_BYTES_MAX = 1_048_576  # larger data belongs elsewhere, the payload holds a reference
+DECODED_DEPTH_MAX = 500  # of what raw SQL stored: the decoder's own bound differs from one Python to the next
 PAYLOAD_DEPTH_MAX = 64  # deeper is a mistake or an attack; Python's own decoder recurses
 SMALL_MAX, SMALL_INTEGER_MAX = 64, 2**63  # of what is looked at the short way
 INTEGER_BITS_MAX = 4096  # Python refuses to print integers of more than 4,300 digits, PostgreSQL of 131,072
@@ -146,9 +147,24 @@ class Undecodable:
 def decode(text: str) -> Any:
     """Return a stored payload's value, or an Undecodable: one bad job must not fail those that were claimed with it."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # integers of more than 4,300 digits, nesting of more than 1,000 levels
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # integers of more than 4,300 digits, nesting
         return Undecodable(f"the payload cannot be decoded: {error}")
+    if text.count("[") + text.count("{") > DECODED_DEPTH_MAX and _is_deeper(value, DECODED_DEPTH_MAX):
+        return Undecodable(f"the payload cannot be decoded: it is nested deeper than {DECODED_DEPTH_MAX} levels")
+    return value
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Tell, without recursion, whether a decoded value has lists and objects inside each other to more than so many levels."""
+    waiting = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, (dict, list)):
+            if depth >= levels:
+                return True
+            waiting.extend((inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item))
+    return False
 
 
 def structure(payload: Any, wanted: type | None) -> Any:

@@ -37,7 +37,7 @@ class Databases:
 @asynccontextmanager
 async def open_databases(dsn: str, schema: str, *, size_max: int) -> AsyncIterator[Databases]:
     """Open the pool of a worker's handlers."""
-    async with open_pool(dsn, size_max=size_max, application_name="pgnotifyq handler") as pool:
+    async with open_pool(dsn, size_max=size_max, application_name="pgnotifyq handler", puts_back=True) as pool:
         yield Databases(pool, schema, f"{schema}_tenant")
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -75,6 +76,7 @@ async def open_pool(
     size_max: int,
     acquire_seconds: float = ACQUIRE_SECONDS,
     application_name: str | None = None,
+    puts_back: bool = False,
     **parameters: Any,
 ) -> AsyncIterator[Pool]:
     """Open a pool for the length of a block. Nothing is connected until somebody asks.
@@ -84,6 +86,8 @@ async def open_pool(
         size_max: the most connections open at once.
         acquire_seconds: how long `Pool.connection` waits for a free one.
         application_name: what pg_stat_activity shows.
+        puts_back: whether others than ourselves are lent connections, and may set what the server does not report: it then is put
+            back by a statement at each return.
         **parameters: further libpq parameters.
 
     Cancellation: idle connections are closed; those that are lent are closed when they come back.
@@ -93,6 +97,7 @@ async def open_pool(
         size_max=size_max,
         acquire_seconds=acquire_seconds,
         application_name=application_name,
+        puts_back=puts_back,
         parameters=parameters,
     )
     try:
@@ -111,12 +116,14 @@ class Pool:
         size_max: int,
         acquire_seconds: float,
         application_name: str | None,
+        puts_back: bool,
         parameters: dict[str, Any],
     ) -> None:
         self._dsn = dsn
         self._size_max = size_max
         self._acquire_seconds = acquire_seconds
         self._application_name = application_name
+        self._puts_back = puts_back
         self._parameters = parameters
         self._permits = trio.Semaphore(size_max, max_value=size_max)
         self._idle: deque[tuple[Connection[TupleRow], float]] = deque()  # the last one back is the first one out
@@ -197,6 +204,8 @@ class Pool:
         return connection
 
     async def _take_back(self, connection: Connection[TupleRow]) -> None:
+        if self._puts_back and self._is_clean(connection) and connection.pgconn.parameter_status(b"search_path") is None:
+            await connection.leave(partial(connection.execute, "reset search_path"))
         if self._is_clean(connection):
             self._idle.append((connection, trio.current_time()))
             return

@@ -46,7 +46,7 @@ def test_a_folder_with_one_file(run: Callable[..., Any], tmp_path: Path) -> None
     (tmp_path / "[bold]one.txt").write_text("one")
     ran = run("demo", str(tmp_path))
     assert ran.code == 0, ran.out + ran.err
-    assert "400 of 400" in ran.out
+    assert "2000 of 2000" in ran.out
     assert set(ran.out) <= set(string.printable)  # nothing drawn
 
 

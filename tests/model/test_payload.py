@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgnotifyq.model.errors import InvalidPayload, PayloadTooLarge, PayloadUndecodable
-from pgnotifyq.model.payload import PAYLOAD_DEPTH_MAX, encode, structure
+from pgnotifyq.model.payload import PAYLOAD_DEPTH_MAX, Undecodable, decode, encode, structure
 
 texts = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
 plain = st.recursive(
@@ -195,3 +195,12 @@ def test_a_payload_that_unfolds_without_end_is_refused_before_it_is_unfolded() -
     itself.append(itself)
     with pytest.raises(InvalidPayload, match="too deep"):
         encode(itself)
+
+
+@pytest.mark.parametrize("levels", [501, 5_000])
+def test_payload_of_raw_sql_nested_too_deep(levels: int) -> None:
+    """It is undecodable on every Python, whatever the decoder would bear; what is wide is not deep."""
+    assert isinstance(decode("[" * levels + "]" * levels), Undecodable)
+    assert isinstance(decode('{"a":' * levels + "1" + "}" * levels), Undecodable)
+    assert decode("[" + "[1]," * levels + "[1]]") == [[1]] * (levels + 1)
+    assert not isinstance(decode("[" * 400 + "]" * 400), Undecodable)
