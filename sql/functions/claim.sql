@@ -28,6 +28,8 @@
 --
 -- The plan is pinned by the settings below, for statistics are stale exactly when a queue has just been filled.
 -- A claim commits without waiting for the disk: losing one in a server crash is the same as a lease lost.
+-- Its earlier form, without after_...: beside this one, a call that leaves those out would fit both.
+drop function if exists {schema}.claim(uuid, text[], integer, double precision, boolean);
 create or replace function {schema}.claim(
     for_worker uuid, from_queues text[], jobs_max integer, for_seconds double precision, is_asleep boolean default false,
     after_queue text default null, after_priority integer default null, after_time timestamptz default null,
