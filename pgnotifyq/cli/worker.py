@@ -114,8 +114,9 @@ async def _heed_signals(handle: WorkerHandle, config: WorkerConfig, dsn: str) ->
 def _end_after(seconds: float, handle: WorkerHandle, config: WorkerConfig, dsn: str) -> None:
     """End the process when it has not ended by itself: release what it holds, uncharged, and leave."""
     threading.Event().wait(seconds)
-    print(f"pgnotifyq: a handler did not let go within {seconds:g} s; ending the process", file=sys.stderr, flush=True)
     try:
+        # Inside: where nobody reads standard error any more this raises, and the process has to end all the same.
+        print(f"pgnotifyq: a handler did not let go within {seconds:g} s; ending the process", file=sys.stderr, flush=True)
         with psycopg.connect(dsn, connect_timeout=2) as connection:
             # Not when connecting: poolers refuse that.
             connection.execute("set local statement_timeout = 2000")
