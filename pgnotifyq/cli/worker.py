@@ -1,36 +1,27 @@
-"""`python -m pgnotifyq worker`: a worker as a process, with its signals, its log, and an end that always comes."""
+"""`python -m pgnotifyq worker`: a worker as a process, with its handlers found and its events told."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import signal
 import sys
-import threading
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import trio
 
 from pgnotifyq.cli.commands import find_database, open_ledger
-from pgnotifyq.ledger.statements import compose
+from pgnotifyq.cli.ending import heeding_signals
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import AppNotFound, ConfigError
 from pgnotifyq.model.events import Event, as_json, as_line
 from pgnotifyq.model.registry import JobRegistry
-from pgnotifyq.runtime.worker import FAREWELL_SECONDS, run_worker
+from pgnotifyq.runtime.worker import run_worker
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.runtime.worker import WorkerHandle
 
 EXIT_INTERRUPTED = 4  # some jobs were cut off and released
-EXIT_STUCK = 5  # a handler did not let go; the process was ended over it
-# Beyond the deadline and the grace: the settler's last statement and the farewell.
-PATIENCE_SECONDS = FAREWELL_SECONDS + 1.0
 
 
 def run(app: str | None, dsn: str | None, listen_dsn: str | None, settings: dict[str, Any], *, log_format: str) -> int:
@@ -77,54 +68,17 @@ async def _work(
     async with open_ledger(database, config.schema) as connection:
         if not database.is_embedded:
             await _warn_of_powers(connection)
+    ended = trio.Event()
     async with trio.open_nursery() as nursery:
 
         async def work(task_status: trio.TaskStatus[WorkerHandle]) -> None:
             await run_worker(registry, database.dsn, config=config, listen_dsn=listen_dsn, on_event=tell, task_status=task_status)
-            nursery.cancel_scope.cancel()
+            ended.set()
 
         handle: WorkerHandle = await nursery.start(work)
-        await _heed_signals(handle, config, database.dsn)
+        with heeding_signals(handle, config, database.dsn):
+            await ended.wait()
     return handle
-
-
-async def _heed_signals(handle: WorkerHandle, config: WorkerConfig, dsn: str) -> None:
-    """The first signal drains, the second interrupts; either way the end is certain.
-
-    Handlers of the operating system's own kind, not trio's receiver: they run even while a job holds the event loop.
-    """
-    token = trio.lowlevel.current_trio_token()
-    heard = 0
-
-    def heed(_number: int, _frame: FrameType | None) -> None:
-        nonlocal heard
-        heard += 1
-        token.run_sync_soon(handle.drain)
-        seconds = (config.shutdown_seconds if heard == 1 else 0.0) + config.grace_seconds + PATIENCE_SECONDS
-        threading.Thread(target=_end_after, args=(seconds, handle, config, dsn), daemon=True).start()
-
-    before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        await trio.sleep_forever()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end_after(seconds: float, handle: WorkerHandle, config: WorkerConfig, dsn: str) -> None:
-    """End the process when it has not ended by itself: release what it holds, uncharged, and leave."""
-    threading.Event().wait(seconds)
-    try:
-        # Inside: where nobody reads standard error any more this raises, and the process has to end all the same.
-        print(f"pgnotifyq: a handler did not let go within {seconds:g} s; ending the process", file=sys.stderr, flush=True)
-        with psycopg.connect(dsn, connect_timeout=2) as connection:
-            # Not when connecting: poolers refuse that.
-            connection.execute("set local statement_timeout = 2000")
-            connection.execute(compose("select {schema}.release_all(%s)", config.schema), (handle.worker_id,))
-    except psycopg.Error as error:
-        print(f"pgnotifyq: its jobs could not be released ({error}); their leases will run out", file=sys.stderr, flush=True)
-    finally:
-        os._exit(EXIT_STUCK)
 
 
 async def _warn_of_powers(connection: Any) -> None:

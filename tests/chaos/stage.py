@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 LEASE_SECONDS = 6.0  # short, so that what outlasts a lease lands within minutes
 SHUTDOWN_SECONDS = 4.0
 GRACE_SECONDS = 2.0
-# Deadline, grace, the settler's last statement and the farewell (cli/worker.py), and some for a busy machine.
+# Deadline, grace, the settler's last statement and the farewell (cli/ending.py), and some for a busy machine.
 END_SECONDS_MAX = SHUTDOWN_SECONDS + GRACE_SECONDS + 4.0 + 5.0
 CONCURRENCY = 8
 CONNECTIONS = 60  # few, so that they can be filled

@@ -14,10 +14,10 @@ import psycopg
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 APP = """
-import time, trio, pgnotifyq
+import os, signal, time, trio, pgnotifyq
 registry = pgnotifyq.JobRegistry()
 
 @registry.handler("quick")
@@ -35,6 +35,22 @@ async def clinging(payload: dict) -> None:
 
 @registry.handler("blocking")
 async def blocking(payload: dict) -> None:
+    time.sleep(3600)
+
+@registry.handler("deaf")
+async def deaf(payload: dict) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    time.sleep(3600)
+
+@registry.handler("full")
+async def full(payload: dict) -> None:
+    os.set_blocking(2, False)
+    try:
+        while True:
+            os.write(2, b"." * 4096)
+    except BlockingIOError:
+        os.set_blocking(2, True)
+    os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(3600)
 
 @registry.handler("thread")
@@ -69,6 +85,21 @@ class Worker:
 
 
 @pytest.fixture
+def start(dsn: str, tmp_path: Any) -> Iterator[Callable[..., Worker]]:
+    """Starts a worker with options; what is left of it when the test ends, ends."""
+    started: list[Worker] = []
+
+    def start(*options: str) -> Worker:
+        started.append(Worker(dsn, tmp_path, *options))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.process.kill()
+        worker.process.communicate()
+
+
+@pytest.fixture
 def session(dsn: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(dsn, autocommit=True) as session:
         yield session
@@ -81,10 +112,10 @@ def wait_until_running(session: psycopg.Connection[Any]) -> None:
 
 @pytest.mark.parametrize(("signals", "job", "code"), [(1, "quick", 0), (2, "long", 4)])
 def test_a_worker_ends_by_its_signals(
-    dsn: str, tmp_path: Any, session: psycopg.Connection[Any], signals: int, job: str, code: int
+    start: Callable[..., Worker], session: psycopg.Connection[Any], signals: int, job: str, code: int
 ) -> None:
     """One signal lets jobs finish, a second cuts them off: released at once, uncharged; the exit code says which."""
-    worker = Worker(dsn, tmp_path)
+    worker = start()
     worker.until("listener.connected")
     session.execute("select pgnotifyq.enqueue(%s, '{\"a\": 1}')", (job,))
     worker.until("job.completed" if job == "quick" else "job.claimed")
@@ -100,12 +131,15 @@ def test_a_worker_ends_by_its_signals(
     assert session.execute("select count(*) from pgnotifyq.worker_heartbeats").fetchone() == (0,)
 
 
-@pytest.mark.parametrize("job", ["clinging", "blocking", "thread"])
+@pytest.mark.parametrize("job", ["clinging", "blocking", "deaf", "thread"])
 def test_a_handler_that_does_not_let_go_does_not_keep_the_process(
-    dsn: str, tmp_path: Any, session: psycopg.Connection[Any], job: str
+    start: Callable[..., Worker], session: psycopg.Connection[Any], job: str
 ) -> None:
-    """It shields itself for ever, holds the event loop or sits in a thread: the process ends all the same, its job given back."""
-    worker = Worker(dsn, tmp_path, "--shutdown-seconds", "0.1", "--grace-seconds", "0.1")
+    """It shields itself for ever, holds the event loop or sits in a thread: the process ends all the same, its job given back.
+
+    The deaf one holds the event loop and no signal ever interrupts its sleep, as when one comes just before the sleep begins.
+    """
+    worker = start("--shutdown-seconds", "0.1", "--grace-seconds", "0.1")
     worker.until("listener.connected")
     session.execute("select pgnotifyq.enqueue(%s)", (job,))
     wait_until_running(session)
@@ -116,9 +150,21 @@ def test_a_handler_that_does_not_let_go_does_not_keep_the_process(
     assert session.execute("select outcome from pgnotifyq.job_executions").fetchall() == [("released",)]
 
 
-def test_a_handler_that_holds_the_loop_for_ever_is_named(dsn: str, tmp_path: Any, session: psycopg.Connection[Any]) -> None:
+def test_a_stuck_worker_ends_when_nobody_reads_what_it_says(
+    start: Callable[..., Worker], session: psycopg.Connection[Any]
+) -> None:
+    """Its standard error is full: the last words wait for ever, the process does not."""
+    worker = start("--shutdown-seconds", "0.1", "--grace-seconds", "0.1")
+    worker.until("listener.connected")
+    session.execute("select pgnotifyq.enqueue('full')")
+    worker.process.wait(timeout=60)
+    assert worker.process.returncode == 5
+    assert session.execute("select status, attempts from pgnotifyq.jobs").fetchone() == ("pending", 0)
+
+
+def test_a_handler_that_holds_the_loop_for_ever_is_named(start: Callable[..., Worker], session: psycopg.Connection[Any]) -> None:
     """On standard error, with its stack: the loop, which tells events, never comes back."""
-    worker = Worker(dsn, tmp_path, "--shutdown-seconds", "0.1", "--grace-seconds", "0.1")
+    worker = start("--shutdown-seconds", "0.1", "--grace-seconds", "0.1")
     worker.until("listener.connected")
     session.execute("select pgnotifyq.enqueue('blocking')")
     assert worker.process.stderr is not None
