@@ -17,13 +17,13 @@ import trio
 
 from bench.support import noop_registry, open_database, open_server, options, preload, report
 from pgnotifyq.client import open_client
+from pgnotifyq.ledger.jobs import ONE_STATEMENT_JOBS_MAX
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.connection import open_connection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-STATEMENT_JOBS = 1000  # the most that enqueue_many sends as one statement
 COPY_JOBS = 10_000
 INSERT = "insert into pgnotifyq.jobs (job_type, payload) values ('noop', '{}')"
 
@@ -103,7 +103,7 @@ def main() -> None:
                     with open_database(server_dsn) as dsn:
                         rate = _served(dsn, functools.partial(by, dsn, producers, 1, seconds))
                     taken.setdefault(f"{name}, {producers} producer(s), served", []).append(rate)
-            for name, jobs_a_call in (("client, bulk by statement", STATEMENT_JOBS), ("client, bulk by COPY", COPY_JOBS)):
+            for name, jobs_a_call in (("client, bulk by statement", ONE_STATEMENT_JOBS_MAX), ("client, bulk by COPY", COPY_JOBS)):
                 with open_database(server_dsn) as dsn:
                     taken.setdefault(name, []).append(trio.run(by_client, dsn, 1, jobs_a_call, seconds))
             with open_database(server_dsn) as dsn:

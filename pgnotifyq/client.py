@@ -195,7 +195,7 @@ class Client:
     ) -> list[JobId]:
         """Enqueue jobs, all or none, and return their ids in order.
 
-        One statement up to a thousand jobs, COPY beyond.
+        One statement up to a hundred jobs, COPY beyond.
 
         Args:
             jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes: job_type, payload,
@@ -205,11 +205,15 @@ class Client:
         Cancellation: none of them are enqueued, or `trio.Cancelled` comes at the next checkpoint.
 
         Raises:
-            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: none is enqueued.
             UnknownJobType: the client has a registry, and it has no such handler.
             TypeError: `connection` is neither.
         """
-        made = [self._checked(job) if isinstance(job, NewJob) else self._new_job(job) for job in jobs]
+        made: list[NewJob] = []
+        for job in jobs:
+            made.append(self._checked(job) if isinstance(job, NewJob) else self._new_job(job))
+            if len(made) % ledger.AT_ONCE_JOBS_MAX == 0:
+                await trio.lowlevel.checkpoint()
         if connection is None:
             async with self._pool.connection() as own:
                 return await ledger.enqueue_many(own, self._schema, made)

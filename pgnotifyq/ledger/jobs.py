@@ -31,14 +31,14 @@ from pgnotifyq.model.states import Status
 from pgnotifyq.wire.connection import Cursor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pgnotifyq.wire.connection import Connection
 
 # One statement carries its jobs as arrays; larger batches are copied. COPY costs three round trips more, and spares client and server
 # together 6 microseconds a job of 27 at 100 jobs, and 5 of 22 at 1,000, so it pays from about here.
 ONE_STATEMENT_JOBS_MAX = 100
-# Encoded, or written to a COPY, before other tasks may run: about 5 ms.
+# Made, encoded, or written to a COPY, before other tasks may run: about 5 ms.
 AT_ONCE_JOBS_MAX = 500
 
 # What `list_jobs` knows a job's state by: the statuses, and the labels derived from them.
@@ -198,24 +198,24 @@ async def enqueue_many(connection: Connection[Any], schema: str, jobs: Sequence[
     Cancellation: none of them are enqueued, or all are and `trio.Cancelled` comes at the next checkpoint.
 
     Raises:
-        InvalidPayload, PayloadTooLarge: a payload cannot be stored; nothing was sent.
+        InvalidPayload, PayloadTooLarge: a payload cannot be stored; none is enqueued, and a transaction of yours goes on.
     """
     jobs = list(jobs)
     if not jobs:
         return []
+    if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
+        statement, parameters = enqueue_many_statement(jobs, schema)
+        return _in_order(await _rows(connection, schema, statement, parameters))
+
+    if _is_alone(connection) and all(job.unique_key is None for job in jobs):
+        now, may_copy = await _look_before_copy(connection, schema)
+        if may_copy:
+            # One statement, so all or none. It may begin before all payloads are checked: nobody else's transaction would fail.
+            return await _copy(connection, schema, jobs, (encode(job.payload) for job in jobs), now)
     payloads: list[str] = []
     for start in range(0, len(jobs), AT_ONCE_JOBS_MAX):
         payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
-        if len(payloads) < len(jobs):
-            await trio.lowlevel.checkpoint()
-    if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
-        statement, parameters = enqueue_many_statement(jobs, schema, payloads)
-        return _in_order(await _rows(connection, schema, statement, parameters))
-
-    if connection.autocommit and all(job.unique_key is None for job in jobs):
-        now, may_copy = await _look_before_copy(connection, schema)
-        if may_copy:
-            return await _copy(connection, schema, jobs, payloads, now)  # one statement, so all or none
+        await trio.lowlevel.checkpoint()
     # A connection that is not in autocommit is in its owner's transaction already, or about to be: it is not ours to commit.
     async with connection.transaction() if connection.autocommit else nullcontext():
         return await _enqueue_in_parts(connection, schema, jobs, payloads)
@@ -275,28 +275,32 @@ async def _look_before_copy(connection: Connection[Any], schema: str) -> tuple[d
 
 
 async def _copy(
-    connection: Connection[Any], schema: str, jobs: Sequence[NewJob], payloads: Sequence[str], now: datetime
+    connection: Connection[Any], schema: str, jobs: Sequence[NewJob], payloads: Iterable[str], now: datetime
 ) -> list[JobId]:
-    """Copy jobs, given with their payloads' text, into the table. Delays count from `now`, the database's time."""
+    """Copy jobs, given with their payloads' text, into the table. Delays count from `now`, the database's time.
+
+    The server takes in what is written while the next lines are made.
+    """
     if not jobs:
         return []
-    ids = [JobId(job_id) for job_id in new_ids(len(jobs))]
+    ids: list[JobId] = []
     columns = "id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, created_at"
     statement = compose("copy {schema}.jobs (" + columns + ") from stdin", schema)
     now_text = now.isoformat()
     lines: list[str] = []
     with translated(schema):
         async with Cursor(connection, row_factory=tuple_row).copy(statement) as copy:
-            for job_id, job, payload in zip(ids, jobs, payloads, strict=True):
+            for job_id, job, payload in zip(new_ids(len(jobs)), jobs, payloads, strict=True):
                 due = job.scheduled_at
                 if due is None and job.delay_seconds:
                     due = now + timedelta(seconds=job.delay_seconds)
                 # Names fit their patterns and JSON text holds no raw tab or newline, so only backslashes need escaping.
                 escaped = payload.replace("\\", "\\\\") if "\\" in payload else payload
                 lines.append(
-                    f"{job_id.hex}\t{job.org_id.hex}\t{job.queue_name}\t{job.job_type}\t{escaped}\t{job.priority}\t"
+                    f"{job_id.int:032x}\t{job.org_id.int:032x}\t{job.queue_name}\t{job.job_type}\t{escaped}\t{job.priority}\t"
                     f"{now_text if due is None else due.isoformat()}\t{job.max_attempts}\t{now_text}\n"
                 )
+                ids.append(job_id)
                 if len(lines) >= AT_ONCE_JOBS_MAX:
                     await copy.write("".join(lines))
                     lines.clear()
@@ -433,30 +437,31 @@ async def stats(connection: Connection, schema: str) -> list[QueueRow]:
     return [QueueRow(**row) for row in await _named(connection, schema, query("stats", schema))]
 
 
-def new_ids(count: int) -> list[UUID]:
-    """Return uuids in version 7 order, as the database's own ids are, each above the one before.
+def new_ids(count: int) -> Iterator[JobId]:
+    """Make ids in version 7 order, as the database's own ids are, each above the one before.
 
     Jobs of one batch that fall due at the same moment are claimed in order of id, which is then the order they were given in.
     """
-    noise = os.urandom(8 * count)
+    noise = memoryview(os.urandom(8 * count)).cast("Q")
     # 48 bits of milliseconds and 12 of their fraction; where the clock stands still the fraction counts on.
     milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
-    tick = (milliseconds << 12) | (nanoseconds * 4096 // 1_000_000)
-    made = []
-    for place in range(count):
-        head = ((tick + place) >> 12 << 16) | 0x7000 | ((tick + place) & 0xFFF)
-        tail = int.from_bytes(noise[8 * place : 8 * place + 8], "big") & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
-        made.append(uuid_of((head << 64) | tail))
-    return made
+    first = (milliseconds << 12) | (nanoseconds * 4096 // 1_000_000)
+    for tick, bits in enumerate(noise, first):
+        head = (tick >> 12 << 16) | 0x7000 | (tick & 0xFFF)
+        yield JobId(uuid_of((head << 64) | 0x8000_0000_0000_0000 | (bits >> 2)))
 
 
 async def _rows(connection: Connection[Any], schema: str, statement: bytes, parameters: Any = None) -> list[tuple[Any, ...]]:
     with translated(schema):
         cursor = Cursor(connection, row_factory=tuple_row)
         # In a transaction a statement that a pooler has lost would cost the transaction.
-        is_alone = connection.autocommit and connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
-        await cursor.execute(statement, parameters, prepare=None if is_alone else False)
+        await cursor.execute(statement, parameters, prepare=None if _is_alone(connection) else False)
         return await cursor.fetchall()
+
+
+def _is_alone(connection: Connection[Any]) -> bool:
+    """Tell whether the next statement will be a transaction of its own."""
+    return connection.autocommit and connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
 
 
 def _rows_blocking(connection: psycopg.Connection[Any], schema: str, statement: bytes, parameters: Any) -> list[tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple, NewType
 from uuid import UUID, SafeUUID
@@ -31,6 +32,7 @@ def uuid_of(value: int) -> UUID:
 
 
 PRIORITY_MIN, PRIORITY_MAX = -32768, 32767  # PostgreSQL's smallint
+PRIORITY_DEFAULT = 0
 MAX_ATTEMPTS_DEFAULT = 3
 MAX_ATTEMPTS_MAX = 1000  # bounds the history of a job
 SCHEDULED_YEAR_MIN, SCHEDULED_YEAR_MAX = 2, 9998  # in any time zone it stays a datetime of Python's, which ends with 9999
@@ -112,26 +114,18 @@ class DeadLetter:
     died_at: datetime
 
 
-def _check_integer(low: int, high: int) -> Any:
-    def check(_: object, attribute: attrs.Attribute[int], value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidJob(f"{attribute.name} {value!r} is out of range: use a whole number from {low} to {high}")
-
-    return check
+def _check_integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidJob(f"{name} {value!r} is out of range: use a whole number from {low} to {high}")
 
 
-def _check_org(_: object, attribute: attrs.Attribute[OrgId], value: object) -> None:
-    if not isinstance(value, UUID):
-        raise InvalidJob(f"{attribute.name} {value!r} is not a UUID: pass a uuid.UUID, or its text")
-
-
-def _to_uuid(value: Any) -> Any:
+def _to_org(value: object) -> OrgId:
     if isinstance(value, str):
-        try:
-            return UUID(value)
-        except ValueError:
-            return value
-    return value
+        with suppress(ValueError):  # refused below
+            value = UUID(value)
+    if not isinstance(value, UUID):
+        raise InvalidJob(f"org_id {value!r} is not a UUID: pass a uuid.UUID, or its text")
+    return OrgId(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -143,33 +137,46 @@ class NewJob:
         InvalidJob: a number, time or key is out of range.
     """
 
-    job_type: str = attrs.field(validator=lambda _, __, value: check_job_type(value) and None)
+    job_type: str
     payload: Any = None  # dict, list, attrs class, dataclass: anything that is JSON in the end
-    org_id: OrgId = attrs.field(default=NIL_ORG, converter=_to_uuid, validator=_check_org)
-    queue_name: str = attrs.field(default="default", validator=lambda _, __, value: check_queue_name(value) and None)
-    priority: int = attrs.field(default=0, validator=_check_integer(PRIORITY_MIN, PRIORITY_MAX))
+    org_id: OrgId = NIL_ORG  # or its text
+    queue_name: str = "default"
+    priority: int = PRIORITY_DEFAULT
     scheduled_at: datetime | None = None  # aware; None: now, on the database's clock
     delay_seconds: float | None = None  # from now, on the database's clock; instead of scheduled_at
-    max_attempts: int = attrs.field(default=MAX_ATTEMPTS_DEFAULT, validator=_check_integer(1, MAX_ATTEMPTS_MAX))
+    max_attempts: int = MAX_ATTEMPTS_DEFAULT
     unique_key: str | None = None  # while an unfinished job of the tenant has it, that job's id is returned instead
 
     def __attrs_post_init__(self) -> None:
+        # By hand, and only what was given: a validator for each field took a third of a bulk enqueue.
+        check_job_type(self.job_type)
+        if self.org_id is not NIL_ORG:
+            _set(self, "org_id", _to_org(self.org_id))
+        check_queue_name(self.queue_name)
+        if self.priority is not PRIORITY_DEFAULT:
+            _check_integer("priority", self.priority, PRIORITY_MIN, PRIORITY_MAX)
+        if self.max_attempts is not MAX_ATTEMPTS_DEFAULT:
+            _check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS_MAX)
         if self.scheduled_at is not None:
-            if not isinstance(self.scheduled_at, datetime) or self.scheduled_at.utcoffset() is None:
-                raise InvalidJob(f"scheduled_at {self.scheduled_at!r} has no time zone: pass an aware datetime")
-            if not SCHEDULED_YEAR_MIN <= self.scheduled_at.year <= SCHEDULED_YEAR_MAX:
-                message = f"scheduled_at {self.scheduled_at} is out of range: use a year from {SCHEDULED_YEAR_MIN} to {SCHEDULED_YEAR_MAX}"
-                raise InvalidJob(message)
-            if self.delay_seconds is not None:
-                raise InvalidJob("both scheduled_at and delay_seconds are given: pass one")
-        delay = self.delay_seconds
-        if delay is not None and (
-            isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay <= DELAY_SECONDS_MAX
-        ):
-            message = f"delay_seconds {delay!r} is out of range: use 0 to {DELAY_SECONDS_MAX:.0f}"
-            raise InvalidJob(message)
+            self._check_time(self.scheduled_at)
+        if self.delay_seconds is not None:
+            self._check_delay(self.delay_seconds)
         if self.unique_key is not None:
             self._check_key(self.unique_key)
+
+    def _check_time(self, time: object) -> None:
+        if not isinstance(time, datetime) or time.utcoffset() is None:
+            raise InvalidJob(f"scheduled_at {time!r} has no time zone: pass an aware datetime")
+        if not SCHEDULED_YEAR_MIN <= time.year <= SCHEDULED_YEAR_MAX:
+            message = f"scheduled_at {time} is out of range: use a year from {SCHEDULED_YEAR_MIN} to {SCHEDULED_YEAR_MAX}"
+            raise InvalidJob(message)
+        if self.delay_seconds is not None:
+            raise InvalidJob("both scheduled_at and delay_seconds are given: pass one")
+
+    @staticmethod
+    def _check_delay(delay: object) -> None:
+        if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay <= DELAY_SECONDS_MAX:
+            raise InvalidJob(f"delay_seconds {delay!r} is out of range: use 0 to {DELAY_SECONDS_MAX:.0f}")
 
     @staticmethod
     def _check_key(key: object) -> None:

@@ -91,11 +91,11 @@ def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int 
 def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPTH_MAX) -> str:
     """Return a value as JSON text; None becomes null. Raises as `encode` does."""
     try:
-        if not _is_plain(value):
-            # Looked at before it is unstructured too: lists that hold each other ten times over unfold without end.
-            _check(value, depth_max, bytes_max, is_final=False)
-            value = _converter().unstructure(value)
         if not _is_small(value):
+            if not _is_plain(value):
+                # Looked at before it is unstructured too: lists that hold each other ten times over unfold without end.
+                _check(value, depth_max, bytes_max, is_final=False)
+                value = _converter().unstructure(value)
             _check(value, depth_max, bytes_max, is_final=True)
         text = _to_text(value)
         size = len(text) if text.isascii() else len(text.encode())

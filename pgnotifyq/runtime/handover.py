@@ -83,7 +83,8 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     Source: sql/functions/enqueue_claimed.sql
     """
     config = parts.config
-    job_id, execution_id = JobId(jobs.new_ids(1)[0]), ExecutionId(jobs.new_ids(1)[0])
+    job_id, other_id = jobs.new_ids(2)
+    execution_id = ExecutionId(other_id)
     sent_at = trio.current_time()
     parts.slots.reserve()
     try:

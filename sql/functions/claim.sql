@@ -56,7 +56,8 @@ declare
     taken_here integer;
     queue text;
     level integer;
-    next_level integer;
+    claimed_level integer;
+    bound integer;
     goes_on boolean;
     from_time timestamptz;
     from_id uuid;
@@ -73,22 +74,29 @@ begin
     <<queues>>
     foreach queue in array from_queues[coalesce(array_position(from_queues, after_queue), 1):] loop
         queue_due := null;
-        level := 32768;
+        bound := 32768;
+        claimed_level := null;
         goes_on := queue = after_queue;
         loop
             if goes_on then
                 level := after_priority;
                 from_time := after_time;
                 from_id := after_id;
-                goes_on := false;
             else
-                select j.priority into next_level
+                select j.priority, j.scheduled_at into level, level_due
                 from {schema}.jobs as j
-                where j.is_claimable and j.queue_name = queue and j.priority < level
-                order by j.queue_name, j.priority desc
+                where j.is_claimable and j.queue_name = queue and j.priority < bound
+                order by j.queue_name, j.priority desc, j.scheduled_at, j.id
                 limit 1;
                 exit when not found;
-                level := next_level;
+                -- Nothing of this priority is due, or it is what was left of it: the next to fall due, or a job whose row is locked.
+                -- Skipping a locked row and going to sleep over it would lose it until the backstop, when it was locked by a
+                -- mere update.
+                if level_due > time_now or level = claimed_level then
+                    queue_due := least(queue_due, level_due);
+                    bound := level;
+                    continue;
+                end if;
                 from_time := '-infinity';
                 from_id := '00000000-0000-0000-0000-000000000000';
             end if;
@@ -121,15 +129,10 @@ begin
             taken := taken + taken_here;
             exit queues when taken >= jobs_max;
 
-            -- What is left of this level: the next to fall due, or one whose row is locked. Skipping a locked row and going to
-            -- sleep over it would lose it until the backstop, when it was locked by a mere update.
-            select j.scheduled_at into level_due
-            from {schema}.jobs as j
-            where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
-              and (j.scheduled_at, j.id) > (from_time, from_id)
-            order by j.queue_name, j.priority desc, j.scheduled_at, j.id
-            limit 1;
-            queue_due := least(queue_due, level_due);
+            -- What is left of this priority is seen by the next probe; behind `after_...` nobody asks.
+            claimed_level := level;
+            bound := level + case when goes_on then 0 else 1 end;
+            goes_on := false;
         end loop;
         dues := dues || case when queue_due > time_now then queue_due else 'infinity' end;
         next_due := least(next_due, queue_due);

@@ -175,13 +175,22 @@ async def test_many_keys_against_each_other(dsn: str) -> None:
 
 @pytest.mark.parametrize("count", [3, MANY])
 async def test_a_bad_payload_in_a_batch(connection: Link, count: int) -> None:
-    """One payload that cannot be stored: nothing was sent, and the caller's transaction is still good."""
+    """One payload that cannot be stored: none is enqueued, and the caller's transaction is still good."""
     bad = NewJob(job_type="noop", payload={"text": "a\x00b"})
     async with connection.transaction():
         with pytest.raises(InvalidPayload):
             await jobs.enqueue_many(connection, SCHEMA, [*new(count), bad])
         await jobs.enqueue(connection, SCHEMA, new()[0])
     assert await value(connection, "select count(*) from pgnotifyq.jobs") == 1
+
+
+async def test_a_bad_payload_late_in_a_batch_that_is_streamed(connection: Link) -> None:
+    """It is found when thousands are on their way: none of them is enqueued, and the connection is in order."""
+    bad = NewJob(job_type="noop", payload={"text": "a\x00b"})
+    with pytest.raises(InvalidPayload):
+        await jobs.enqueue_many(connection, SCHEMA, [*new(5_000), bad])
+    assert await value(connection, "select count(*) from pgnotifyq.jobs") == 0
+    assert len(await jobs.enqueue_many(connection, SCHEMA, new(MANY))) == MANY
 
 
 async def test_a_batch_that_fails_half_way(connection: Link) -> None:
@@ -256,7 +265,7 @@ async def test_a_large_batch_of_an_ordinary_role(plain: Link) -> None:
 
 async def test_ids_of_a_batch_ascend() -> None:
     """Ids made here are uuids of version 7, each above the one before, even where the clock does not move."""
-    ids = jobs.new_ids(20_000)
+    ids = list(jobs.new_ids(20_000))
     assert ids == sorted(set(ids))
     assert {(one.version, one.variant) for one in ids} == {(7, uuid.RFC_4122)}
 
