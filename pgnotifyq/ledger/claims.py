@@ -35,7 +35,7 @@ class Surprise:
     """A job for which a worker's write did not simply succeed."""
 
     job_id: JobId
-    became: str  # lost, cancelled, or dead
+    became: str  # lost, cancelled, dead, or completed
     why: str | None = None  # the message left by whoever cancelled
 
 
@@ -112,7 +112,8 @@ async def settle(
 
     Repeating a batch whose reply was lost is safe: an execution that ended is recognised by its id.
 
-    Returns: the jobs that did not end as asked: `lost`, `cancelled` (a cancel had committed first), `dead`.
+    Returns: the jobs that did not end as asked: `lost`, `cancelled` (a cancel had committed first), `dead`, `completed` (by the
+        handler's own transaction, whose commit it was not told of).
 
     Source: sql/functions/complete.sql, sql/functions/settle.sql
     """

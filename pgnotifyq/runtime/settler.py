@@ -42,7 +42,12 @@ _EVENTS = {
     SettleKind.CANCEL: EventName.JOB_CANCELLED,
     SettleKind.BURY: EventName.JOB_DEAD,
 }
-_BECAME = {"lost": EventName.LEASE_LOST, "cancelled": EventName.JOB_CANCELLED, "dead": EventName.JOB_DEAD}
+_BECAME = {
+    "lost": EventName.LEASE_LOST,
+    "cancelled": EventName.JOB_CANCELLED,
+    "dead": EventName.JOB_DEAD,
+    "completed": EventName.JOB_COMPLETED,
+}
 
 Outcome = tuple["Running", Settlement]
 

@@ -11,23 +11,20 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 declare
-    found_status text;
-    found_execution uuid;
+    execution_id uuid;
 begin
-    select j.status, j.current_execution_id into found_status, found_execution
-    from {schema}.jobs as j
-    where j.id = cancel.job_id
-    for no key update;
-    if not found then
-        perform from {schema}.dead_letter_jobs as d where d.id = cancel.job_id;
-        return case when found then 'finished' else 'unknown' end;
+    update {schema}.jobs as j
+    set status = 'cancelled', error_message = coalesce(left(why, 1000), 'cancelled')
+    where j.id = cancel.job_id and j.status in ('pending', 'running')
+    returning j.current_execution_id into execution_id;
+    if found then
+        return case when execution_id is not null then 'stopping' else 'cancelled' end;
     end if;
-    if found_status in ('pending', 'running') then
-        update {schema}.jobs as j
-        set status = 'cancelled', error_message = coalesce(left(why, 1000), 'cancelled')
-        where j.id = cancel.job_id;
-        return case when found_status = 'running' then 'stopping' else 'cancelled' end;
+    select j.current_execution_id into execution_id from {schema}.jobs as j where j.id = cancel.job_id;
+    if found then
+        return case when execution_id is not null then 'stopping' else 'finished' end;
     end if;
-    return case when found_execution is not null then 'stopping' else 'finished' end;
+    perform from {schema}.dead_letter_jobs as d where d.id = cancel.job_id;
+    return case when found then 'finished' else 'unknown' end;
 end
 $$;

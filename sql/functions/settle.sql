@@ -3,7 +3,8 @@
 -- In:     arrays of one length, in job id order: kinds (complete, retry, snooze, release, cancel, bury), the outcome for the
 --         history, delay in seconds (retry, snooze), error message, result (JSON text), reason of death (bury).
 -- Out:    surprises only. A job missing from the reply ended as asked. `lost`: the execution no longer holds the job and
---         nothing was written; `cancelled`: a cancel had committed first, and won; `dead`: a retry found no attempt left.
+--         nothing was written; `cancelled`: a cancel had committed first, and won; `dead`: a retry found no attempt left;
+--         `completed`: the handler's own transaction had completed it, and the handler did not know.
 -- Locks:  the jobs, in id order.
 -- Index:  jobs_pkey.
 --

@@ -1,6 +1,7 @@
 -- surprises: after a batch was settled, find by key what did not end as asked, and announce ends that somebody waits for.
 -- An execution that ended before, in a batch whose reply was lost, is recognised by its id in the history; one that a
--- reclaimer closed is there too, as lost.
+-- reclaimer closed is there too, as lost. One that its handler's own transaction completed, though the handler was not told that
+-- it was committed and failed, is `completed`.
 create or replace function {schema}.surprises(job_ids uuid[], execution_ids uuid[], kinds text[] default null)
 returns table (job_id uuid, became text)
 language plpgsql volatile
@@ -15,9 +16,10 @@ begin
     where j.id = any (job_ids) and j.awaited and j.status in ('completed', 'cancelled') and not j.is_held;
 
     return query
-    select e.id, case when h.outcome = 'cancelled' then 'cancelled' else 'lost' end
+    select e.id, case when h.outcome in ('cancelled', 'completed') then h.outcome else 'lost' end
     from unnest(job_ids, execution_ids, kinds) as e(id, execution_id, kind)
     left join {schema}.job_executions as h on h.job_id = any (job_ids) and h.job_id = e.id and h.id = e.execution_id
-    where h.outcome is null or h.outcome = 'lost' or (h.outcome = 'cancelled' and e.kind is distinct from 'cancel');
+    where h.outcome is null or h.outcome = 'lost' or (h.outcome = 'cancelled' and e.kind is distinct from 'cancel')
+        or (h.outcome = 'completed' and e.kind <> 'complete');
 end
 $$;

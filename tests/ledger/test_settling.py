@@ -118,6 +118,17 @@ async def test_cancel_committed_first(connection: Link, ending: Settlement) -> N
 
 
 @endings
+async def test_completed_by_a_transaction_whose_reply_was_lost(connection: Link, ending: Settlement) -> None:
+    """The handler's own transaction completed the job, its commit's reply was lost, the handler failed: told, and not retried."""
+    await enqueue(connection)
+    job = await claim_one(connection)
+    assert await settle(connection, job, PLAIN_COMPLETION) is None
+    before = await everything(connection)
+    assert await settle(connection, job, ending) == (None if ending.kind is SettleKind.COMPLETE else "completed")
+    assert await everything(connection) == before
+
+
+@endings
 async def test_batch_repeated_after_its_reply_was_lost(connection: Link, ending: Settlement) -> None:
     """The same batch again is recognised by its execution id: no surprise, and nothing is written twice."""
     await enqueue(connection)

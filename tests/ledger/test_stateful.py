@@ -285,7 +285,8 @@ class Everybody(RuleBasedStateMachine):
             job_id = execution.lease.job_id
             was_known = str(execution.lease.execution_id) in self.log.history
             if was_known and batch.told.get(job_id) != "lost":
-                assert told.get(job_id) in {None, "cancelled"}, f"an ending was not recognised: {told}"
+                recognised = {None, "cancelled", batch.told.get(job_id)}
+                assert told.get(job_id) in recognised, f"an ending was not recognised: {told}"
                 self._saw("an ending recognised")
 
     @rule(execution=executions, is_to_end=st.booleans())
@@ -664,7 +665,7 @@ class Everybody(RuleBasedStateMachine):
             job_id, became = execution.lease.job_id, told.get(execution.lease.job_id)
             if job_id not in owners:
                 self._saw(f"{name}: stale")
-                self._check_stale(execution, became)
+                self._check_stale(execution, became, ending)
             elif job_id in stopping:
                 self._saw(f"{name}: cancelled")
                 self._saw("an ending after a cancel")
@@ -720,14 +721,18 @@ class Everybody(RuleBasedStateMachine):
         """Return the jobs of those executions that hold theirs, by what the log tells."""
         return {each.lease.job_id for each in batch if self.log.live(str(each.lease.job_id)) == str(each.lease.execution_id)}
 
-    def _check_stale(self, execution: Execution, became: str | None) -> None:
-        """Check what a worker is told that settles an execution which has ended: lost, but for an ending of its own."""
+    def _check_stale(self, execution: Execution, became: str | None, ending: Settlement) -> None:
+        """Check what a worker is told that settles an execution which has ended: lost, but for an ending of its own.
+
+        That it was completed, when it asks for something else.
+        """
         ended = self.log.history.get(str(execution.lease.execution_id))
         if ended is None or ended["outcome"] == "lost":
             assert became == "lost", f"a zombie was told {became}"
             self._saw("a zombie was told")
         else:
-            assert became != "lost"
+            is_news = ended["outcome"] == "completed" and ending.kind is not SettleKind.COMPLETE
+            assert became == "completed" if is_news else became in {None, "cancelled"}
 
     def _check_restored(self, entries: list[Entry], letters: dict[str, dict[str, Any]]) -> None:
         for entry in entries:
