@@ -55,6 +55,18 @@ async def test_job_of_the_future(connection: Link) -> None:
     assert [job.id for job in await claim(connection)] == [job_id]
 
 
+async def test_job_of_the_future_behind_one_that_is_due(connection: Link) -> None:
+    """Of one priority only what is due is taken, and the claim says when the next one is."""
+    await connection.execute("select set_config('pgnotifyq.clock', '2030-01-01 00:00:00+00', false)")
+    for priority in (0, 5):
+        await enqueue(connection, scheduled_at="2030-01-01 00:02:00+00", priority=priority)
+        await enqueue(connection, scheduled_at="2030-01-01 00:00:00+00", priority=priority)
+    await enqueue(connection, scheduled_at="2030-01-01 00:01:00+00", priority=3)
+    found = await claims.claim(connection, SCHEMA, worker_id=ANN, queues=["default"], jobs_max=9, lease_seconds=60.0)
+    assert [job.whole.priority for job in found.jobs] == [5, 0]
+    assert (found.ran_dry, found.is_contended, found.next_due_seconds) == (True, False, 60.0)
+
+
 async def test_never_more_than_asked_for(connection: Link) -> None:
     """A claim returns its limit and not a row more, over several priorities and queues."""
     for queue in ("default", "second"):

@@ -179,7 +179,7 @@ MUTANTS = (
         SQL + "claim.sql",
         " and j.scheduled_at <= time_now",
         "",
-        ("ledger/test_claiming.py::test_job_of_the_future",),
+        ("ledger/test_claiming.py::test_job_of_the_future_behind_one_that_is_due",),
     ),
     # Cancel.
     Mutant(
@@ -195,6 +195,13 @@ MUTANTS = (
         "case when j.status = 'cancelled' or e.kind in ('cancel', 'bury') then 'cancelled' else 'pending' end",
         "case when e.kind in ('cancel', 'bury') then 'cancelled' else 'pending' end",
         ("ledger/test_settling.py::test_cancel_committed_first",),
+    ),
+    Mutant(
+        "cancel of what has ended",
+        SQL + "cancel.sql",
+        " and j.status in ('pending', 'running')",
+        "",
+        ("ledger/test_transitions.py",),
     ),
     Mutant(
         "no guard of the transitions",
