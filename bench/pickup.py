@@ -2,6 +2,9 @@
 
 Worker and producer are processes of one machine, and the clock is the monotonic one they share. "From the commit" begins
 when the producer's statement has returned, so it can be shorter than what another session would see.
+
+The floor is the least that the same tools can do: a trigger that notifies, a task on the same trio that listens, and one plain
+`update ... returning` of a table of three columns. No order, no lease, no fence, no tenant, nobody else.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import psycopg
 import trio
 
@@ -19,6 +23,8 @@ from bench.support import latencies, open_database, open_server, options, report
 from pgnotifyq.client import open_client
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.runtime.worker import run_worker
+from pgnotifyq.wire.connection import open_connection
+from pgnotifyq.wire.notifications import listen, wait_notifications
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +54,59 @@ def work(dsn: str) -> None:
     trio.run(main)
 
 
-def across_processes(dsn: str, samples: int) -> tuple[list[float], list[float]]:
+@attrs.frozen
+class Way:
+    """A way to get a job started: who works, and the statements to enqueue one and to see that it started, and when."""
+
+    work: str  # a function of this file
+    enqueue: str
+    result: str
+
+
+OURS = Way(
+    work="work",
+    enqueue="select pgnotifyq.enqueue('stamp')",
+    result="select status, result from pgnotifyq.jobs where id = %s",
+)
+FLOOR = Way(
+    work="work_on_floor",
+    enqueue="insert into floor default values returning id",
+    result="select status, result from floor where id = %s",
+)
+FLOOR_TABLE = """
+create table floor (id bigint generated always as identity primary key, status text not null default 'pending', result double precision);
+create index on floor (id) where status = 'pending';
+create function floor_notify() returns trigger language plpgsql as 'begin perform pg_notify(''floor'', null); return null; end';
+create trigger floor_notify after insert on floor for each statement execute function floor_notify();
+"""
+FLOOR_CLAIM = """
+update floor set status = 'running'
+where id = (select id from floor where status = 'pending' order by id for update skip locked limit 1)
+returning id
+"""
+
+
+def work_on_floor(dsn: str) -> None:
+    """Be the least worker there can be; say when ready."""
+
+    async def main() -> None:
+        async with open_connection(dsn) as ear, open_connection(dsn, prepare_threshold=0) as hand:
+            await listen(ear, "floor")
+            await hand.execute("set synchronous_commit = off")
+            print("ready", flush=True)
+            while True:
+                await wait_notifications(ear)
+                row = await (await hand.execute(FLOOR_CLAIM)).fetchone()
+                started = time.monotonic()
+                if row is not None:
+                    await hand.execute("update floor set status = 'completed', result = %s where id = %s", (started, row[0]))
+
+    trio.run(main)
+
+
+def across_processes(dsn: str, samples: int, way: Way) -> tuple[list[float], list[float]]:
     """Return milliseconds from the commit, and from the call, to the handler's start."""
-    code = "from bench.pickup import work; import sys; work(sys.argv[1])"
+    code = f"from bench.pickup import {way.work} as work; import sys; work(sys.argv[1])"
     worker = subprocess.Popen([sys.executable, "-c", code, dsn], stdout=subprocess.PIPE, text=True)
     try:
         assert worker.stdout is not None
@@ -58,8 +114,8 @@ def across_processes(dsn: str, samples: int) -> tuple[list[float], list[float]]:
         from_commit, from_call = [], []
         with psycopg.connect(dsn, autocommit=True) as session:
             time.sleep(0.5)  # noqa: S311, RUF100  # the listener connects
-            for job_id, called, committed in _enqueue(session, samples):
-                started = _result(session, job_id)
+            for job_id, called, committed in _enqueue(session, samples, way):
+                started = _result(session, job_id, way)
                 from_call.append((started - called) * 1000)
                 from_commit.append((started - committed) * 1000)
         return from_commit, from_call
@@ -68,19 +124,19 @@ def across_processes(dsn: str, samples: int) -> tuple[list[float], list[float]]:
         worker.wait()
 
 
-def _enqueue(session: psycopg.Connection[Any], samples: int) -> Iterator[tuple[Any, float, float]]:
+def _enqueue(session: psycopg.Connection[Any], samples: int, way: Way) -> Iterator[tuple[Any, float, float]]:
     for _ in range(samples):
         called = time.monotonic()
-        row = session.execute("select pgnotifyq.enqueue('stamp')").fetchone()
+        row = session.execute(way.enqueue).fetchone()
         committed = time.monotonic()
         assert row is not None
         time.sleep(PAUSE_SECONDS)
         yield row[0], called, committed
 
 
-def _result(session: psycopg.Connection[Any], job_id: Any) -> float:
+def _result(session: psycopg.Connection[Any], job_id: Any, way: Way) -> float:
     while True:
-        row = session.execute("select status, result from pgnotifyq.jobs where id = %s", (job_id,)).fetchone()
+        row = session.execute(way.result, (job_id,)).fetchone()
         assert row is not None
         if row[0] == "completed":
             return float(row[1])
@@ -110,10 +166,14 @@ def main() -> None:
     asked = options(question, samples=1000)
     samples = asked.samples // 10 if asked.quick else asked.samples
     with open_server() as server_dsn, open_database(server_dsn) as dsn:
-        from_commit, from_call = across_processes(dsn, samples)
+        from_commit, from_call = across_processes(dsn, samples, OURS)
+        with psycopg.connect(dsn, autocommit=True) as session:
+            session.execute(FLOOR_TABLE)
+        floor, _ = across_processes(dsn, samples, FLOOR)
         together, inserts = trio.run(in_process, dsn, samples)
     figures = {
         "from_commit": latencies(from_commit),
+        "floor_from_commit": latencies(floor),
         "from_call": latencies(from_call),
         "in_process_from_call": latencies(together),
         "in_process_enqueue_alone": latencies(inserts),
