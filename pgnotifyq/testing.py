@@ -265,12 +265,6 @@ def _job(handler: Handler, payload: Any, org_id: OrgId, attempt: int, max_attemp
         current_execution_id=ExecutionId(uuid.uuid4()),
         lease_expires_at=now + timedelta(hours=1),
         started_at=now,
-        completed_at=None,
-        error_message=None,
-        result=None,
-        progress=None,
-        progress_message=None,
-        unique_key=None,
         created_at=now,
     )
 

@@ -116,12 +116,6 @@ class ClaimedJob:
             current_execution_id=execution_id,
             lease_expires_at=time_now + timedelta(seconds=lease_seconds),
             started_at=time_now,
-            completed_at=None,
-            error_message=None,
-            result=None,
-            progress=None,
-            progress_message=None,
-            unique_key=None,
             created_at=time_now,
         )
         return cls.from_job(whole)
@@ -151,11 +145,6 @@ class ClaimedJob:
                 current_execution_id=self.current_execution_id,
                 lease_expires_at=_time_from(lease_expires_at),
                 started_at=_time_from(started_at),
-                completed_at=None,
-                error_message=None,
-                result=None,
-                progress=None,
-                progress_message=None,
                 unique_key=None if unique_key is None else unique_key.decode(encoding),
                 created_at=_time_from(created_at),
             )

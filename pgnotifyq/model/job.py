@@ -65,12 +65,12 @@ class Job:
     current_execution_id: ExecutionId | None  # the attempt under way; also while stopping
     lease_expires_at: datetime | None  # renewed by heartbeats
     started_at: datetime | None  # of the last claim
-    completed_at: datetime | None  # when it was completed or cancelled
-    error_message: str | None  # of the last failure, or why it was cancelled
-    result: Any  # what the handler returned, decoded JSON
-    progress: float | None  # 0 to 1, written by the handler
-    progress_message: str | None
-    unique_key: str | None  # at most one unfinished job a tenant and key
+    completed_at: datetime | None = None  # when it was completed or cancelled
+    error_message: str | None = None  # of the last failure, or why it was cancelled
+    result: Any = None  # what the handler returned, decoded JSON
+    progress: float | None = None  # 0 to 1, written by the handler
+    progress_message: str | None = None
+    unique_key: str | None = None  # at most one unfinished job a tenant and key
     created_at: datetime
 
     @property
