@@ -7,7 +7,7 @@ import sys
 
 SCRIPTS = (
     "compare", "drain", "scale", "pickup", "cancel", "enqueue", "producers", "backlog", "history", "snapshot", "idle", "herd",
-    "heartbeats", "soak",
+    "heartbeats", "soak", "profile",
 )  # fmt: skip
 
 
