@@ -271,7 +271,7 @@ def idle(program: Program, server_dsn: str, seconds: float) -> dict[str, Any]:
             return int(row[0])
 
         with _without_autovacuum(session), program.workers(dsn, notes, "latency") as (worker,):
-            time.sleep(10)  # it starts, and its sessions report what they did so far
+            time.sleep(15)  # it starts, and its sessions report what they did so far, ten seconds later at the latest
             process = psutil.Process(worker.pid)
             cpu, before = process.cpu_times(), transactions()
             time.sleep(seconds)
