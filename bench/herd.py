@@ -9,7 +9,6 @@ from typing import Any
 import trio
 
 from bench.support import noop_registry, open_database, open_server, options, report
-from pgnotifyq.client import open_client
 from pgnotifyq.ledger import claims
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.connection import open_connection
@@ -29,7 +28,7 @@ async def ask(dsn: str, workers: int, samples: int) -> list[int]:
 
     claims.claim = counted
     per_job = []
-    async with open_connection(dsn) as connection, open_client(dsn) as client, trio.open_nursery() as nursery:
+    async with open_connection(dsn) as connection, trio.open_nursery() as nursery:
         for _ in range(workers):
             await nursery.start(functools.partial(run_worker, noop_registry(), dsn, concurrency=10))
         asleep = "select count(*) = %s from pgnotifyq.sleepers"
@@ -38,7 +37,8 @@ async def ask(dsn: str, workers: int, samples: int) -> list[int]:
         await trio.sleep(QUIET_SECONDS)
         for _ in range(samples):
             made = 0
-            await client.enqueue("noop")
+            # From outside: a client of this program would hand the job to a worker without any claim.
+            await connection.execute("select pgnotifyq.enqueue('noop')")
             await trio.sleep(QUIET_SECONDS)
             per_job.append(made)
         nursery.cancel_scope.cancel()
