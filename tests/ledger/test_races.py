@@ -320,17 +320,38 @@ RACES: dict[tuple[str, str], str | tuple[Race, ...]] = {
     ("prune", "prune"): (Race(finished, "pruned", "nothing", "gone", ("nothing", FINISHED)),),
 }  # fmt: skip
 
-# Two in a line behind the first: what the three are told, and what is left when it commits. They go on in the order they came.
-LINES: dict[tuple[str, str, str], tuple[Any, tuple[str, str, str], str]] = {
-    ("reclaim", "complete", "heartbeat"): (running, ("pending", "lost", "lost"), WAITING),
-    ("reclaim", "retry", "cancel"): (running, ("pending", "lost", "cancelled"), "cancelled 1/3 [lost]"),
-    ("cancel", "complete", "retry"): (running, ("stopping", "cancelled", "cancelled"), "cancelled 1/3 [cancelled]"),
-    ("heartbeat", "complete", "cancel"): (running, ("renewed", "done", "finished"), FINISHED),
-    ("heartbeat", "cancel", "complete"): (running, ("renewed", "stopping", "cancelled"), "cancelled 1/3 [cancelled]"),
-    ("heartbeat", "retry", "cancel"): (running, ("renewed", "done", "cancelled"), "cancelled 1/3 [failed]"),
-    ("complete", "heartbeat", "cancel"): (running, ("done", "lost", "finished"), FINISHED),
-    ("retry", "cancel", "heartbeat"): (last, ("dead", "finished", "lost"), "dead (exhausted) 1/1 [failed]"),
-    ("claim", "cancel", "cancel"): (waiting, ("claimed", "stopping", "stopping"), "stopping 2/3 by ann [lost]"),
+# Two in a line behind the first: what the three are told, and what is left when it commits. They mostly go on in the order they
+# came, and PostgreSQL does not promise it: whoever waited for an update looks for the row's newest version, and whoever came
+# later may find that first. So where it matters who is first, both ways are here.
+Told = tuple[str, str, str]
+LINES: dict[Told, tuple[Any, tuple[tuple[Told, str], ...]]] = {
+    ("reclaim", "complete", "heartbeat"): (running, ((("pending", "lost", "lost"), WAITING),)),
+    ("reclaim", "retry", "cancel"): (running, ((("pending", "lost", "cancelled"), "cancelled 1/3 [lost]"),)),
+    ("cancel", "complete", "retry"): (running, ((("stopping", "cancelled", "cancelled"), "cancelled 1/3 [cancelled]"),)),
+    ("heartbeat", "complete", "cancel"): (
+        running,
+        (
+            (("renewed", "done", "finished"), FINISHED),
+            (("renewed", "cancelled", "stopping"), "cancelled 1/3 [cancelled]"),
+        ),
+    ),
+    ("heartbeat", "cancel", "complete"): (
+        running,
+        (
+            (("renewed", "stopping", "cancelled"), "cancelled 1/3 [cancelled]"),
+            (("renewed", "finished", "done"), FINISHED),
+        ),
+    ),
+    ("heartbeat", "retry", "cancel"): (
+        running,
+        (
+            (("renewed", "done", "cancelled"), "cancelled 1/3 [failed]"),
+            (("renewed", "cancelled", "stopping"), "cancelled 1/3 [cancelled]"),
+        ),
+    ),
+    ("complete", "heartbeat", "cancel"): (running, ((("done", "lost", "finished"), FINISHED),)),
+    ("retry", "cancel", "heartbeat"): (last, ((("dead", "finished", "lost"), "dead (exhausted) 1/1 [failed]"),)),
+    ("claim", "cancel", "cancel"): (waiting, ((("claimed", "stopping", "stopping"), "stopping 2/3 by ann [lost]"),)),
 }
 
 
@@ -434,8 +455,8 @@ async def test_race(
 
 @pytest.mark.parametrize("line", LINES, ids="-".join)
 async def test_two_wait_in_line(connection: Link, other: Link, desk: Link, dsn: str, line: tuple[str, str, str]) -> None:
-    """Of two that wait for a third each finds what the one before it left, and is told so."""
-    start, expected, end = LINES[line]
+    """Of two that wait for a third each finds what the one before it left, and is told so; there is one winner."""
+    start, ends = LINES[line]
     job = await start(desk)
     told: dict[str, str] = {}
 
@@ -452,5 +473,4 @@ async def test_two_wait_in_line(connection: Link, other: Link, desk: Link, dsn: 
         await until(dsn, BLOCKED, "other")
         nursery.start_soon(act, third, "third", line[2])
         await until(dsn, BLOCKED, "third")
-    assert (told["first"], told["second"], told["third"]) == expected
-    assert await picture(desk, job.id) == end
+    assert ((told["first"], told["second"], told["third"]), await picture(desk, job.id)) in ends
