@@ -6,17 +6,15 @@ them cost a third of what a worker spends on a no-op job, most of it on four tim
 
 from __future__ import annotations
 
-import struct
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from pgnotifyq.model.job import ExecutionId, Job, JobId, NewJob, OrgId, WorkerId, uuid_of
+from pgnotifyq.ledger.columns import integer_from, time_from, uuid_from
+from pgnotifyq.model.job import ExecutionId, Job, JobId, NewJob, OrgId, WorkerId
 from pgnotifyq.model.payload import decode
 from pgnotifyq.model.states import Status
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from psycopg.pq.abc import PGresult
 
 # The columns of sql/functions/claim.sql.
@@ -25,12 +23,6 @@ if TYPE_CHECKING:
     CREATED_AT, STARTED_AT, LEASE_EXPIRES_AT, NEXT_DUE_SECONDS, SNAPSHOT_XMIN,
 ) = range(16)  # fmt: skip
 _LAZY = (ORG_ID, PRIORITY, SCHEDULED_AT, UNIQUE_KEY, CREATED_AT, STARTED_AT, LEASE_EXPIRES_AT)
-
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's
-_TIME_MAX = datetime.max.replace(tzinfo=UTC)
-_TIME_MIN = datetime.min.replace(tzinfo=UTC)
-
-_FLOAT = struct.Struct("!d")
 
 
 class ClaimedJob:
@@ -68,8 +60,8 @@ class ClaimedJob:
         job.queue_name = value(row, QUEUE_NAME).decode(encoding)
         job.job_type = value(row, JOB_TYPE).decode(encoding)
         job.payload_text = value(row, PAYLOAD).decode(encoding)
-        job.attempts = int.from_bytes(value(row, ATTEMPTS), "big")
-        job.max_attempts = int.from_bytes(value(row, MAX_ATTEMPTS), "big")
+        job.attempts = integer_from(value(row, ATTEMPTS))
+        job.max_attempts = integer_from(value(row, MAX_ATTEMPTS))
         job._lazy = (worker_id, encoding, *[value(row, column) for column in _LAZY])
         job._whole = None
         return job
@@ -136,40 +128,16 @@ class ClaimedJob:
                 queue_name=self.queue_name,
                 job_type=self.job_type,
                 payload=decode(self.payload_text),
-                priority=int.from_bytes(priority, "big", signed=True),
+                priority=integer_from(priority),
                 status=Status.RUNNING,
-                scheduled_at=_time_from(scheduled_at),
+                scheduled_at=time_from(scheduled_at),
                 attempts=self.attempts,
                 max_attempts=self.max_attempts,
                 locked_by=worker_id,
                 current_execution_id=self.current_execution_id,
-                lease_expires_at=_time_from(lease_expires_at),
-                started_at=_time_from(started_at),
+                lease_expires_at=time_from(lease_expires_at),
+                started_at=time_from(started_at),
                 unique_key=None if unique_key is None else unique_key.decode(encoding),
-                created_at=_time_from(created_at),
+                created_at=time_from(created_at),
             )
         return self._whole
-
-
-def uuid_from(raw: bytes) -> UUID:
-    """Return a uuid."""
-    return uuid_of(int.from_bytes(raw, "big"))
-
-
-def float_from(raw: bytes | None) -> float | None:
-    """Return a double precision."""
-    return None if raw is None else float(_FLOAT.unpack(raw)[0])
-
-
-def integer_from(raw: bytes | None) -> int | None:
-    """Return a bigint."""
-    return None if raw is None else int.from_bytes(raw, "big", signed=True)
-
-
-def _time_from(raw: bytes) -> datetime:
-    """Return PostgreSQL's time; one that Python cannot say, and only raw SQL stores, becomes the last or the first it can."""
-    microseconds = int.from_bytes(raw, "big", signed=True)
-    try:
-        return _EPOCH + timedelta(microseconds=microseconds)
-    except OverflowError:
-        return _TIME_MAX if microseconds > 0 else _TIME_MIN

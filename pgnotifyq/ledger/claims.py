@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from pgnotifyq.ledger import claimed
-from pgnotifyq.ledger.claimed import ClaimedJob
-from pgnotifyq.ledger.statements import call
+from pgnotifyq.ledger.claimed import ID, NEXT_DUE_SECONDS, SNAPSHOT_XMIN, ClaimedJob
+from pgnotifyq.ledger.columns import boolean_from, float_from, integer_from, rows, text_from, uuid_from
+from pgnotifyq.ledger.statements import direct_call
 from pgnotifyq.model.job import JobId, Lease, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
+from pgnotifyq.wire import direct
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from psycopg.pq.abc import PGresult
 
     from pgnotifyq.model.outcome import Settlement
     from pgnotifyq.wire.connection import Connection
@@ -58,22 +61,21 @@ async def claim(
 
     Source: sql/functions/claim.sql
     """
-    types, values = "uuid text[] integer float8 boolean", [worker_id, list(queues), jobs_max, lease_seconds, is_asleep]
+    types = "uuid text[] integer float8 boolean"
+    values = [worker_id.hex, direct.array(queues), str(jobs_max), str(lease_seconds), str(is_asleep)]
     if after is not None:
         whole = after.whole
         types = f"{types} text integer timestamptz uuid"
-        values += [whole.queue_name, whole.priority, whole.scheduled_at, whole.id]
-    cursor = connection.cursor(binary=True)
-    await cursor.execute(call("claim", types, schema), values)
-    result, encoding = cursor.pgresult, connection.info.encoding
-    assert result is not None
-    count = result.ntuples
+        values += [whole.queue_name, str(whole.priority), whole.scheduled_at.isoformat(), whole.id.hex]
+    result = await direct.run(connection, direct_call("claim", types, schema), values)
+    encoding, count = connection.info.encoding, result.ntuples
     next_due_seconds = snapshot_xmin = None
-    ran_dry = count > 0 and result.get_value(count - 1, claimed.ID) is None
+    ran_dry = count > 0 and result.get_value(count - 1, ID) is None
     if ran_dry:
         count -= 1
-        next_due_seconds = claimed.float_from(result.get_value(count, claimed.NEXT_DUE_SECONDS))
-        snapshot_xmin = claimed.integer_from(result.get_value(count, claimed.SNAPSHOT_XMIN))
+        due, xmin = result.get_value(count, NEXT_DUE_SECONDS), result.get_value(count, SNAPSHOT_XMIN)
+        next_due_seconds = None if due is None else float_from(due)
+        snapshot_xmin = None if xmin is None else integer_from(xmin)
     return Claim(
         jobs=[ClaimedJob.from_row(result, row, encoding, worker_id) for row in range(count)],
         ran_dry=ran_dry,
@@ -92,17 +94,22 @@ async def heartbeat(
 
     Source: sql/functions/heartbeat.sql
     """
-    cursor = await connection.execute(
-        call("heartbeat", "uuid uuid[] uuid[] float8", schema),
-        (worker_id, *_as_arrays(sorted(leases, key=_by_job)), lease_seconds),
+    result = await direct.run(
+        connection,
+        direct_call("heartbeat", "uuid uuid[] uuid[] float8", schema),
+        (worker_id.hex, *_as_arrays(sorted(leases, key=_by_job)), str(lease_seconds)),
     )
-    return [Surprise(job_id=row[0], became=row[1], why=row[2]) for row in await cursor.fetchall()]
+    return _surprises(result, connection.info.encoding)
 
 
 async def cancelled(connection: Connection, schema: str, leases: Sequence[Lease]) -> list[Surprise]:
     """Return which of some executions shall stop because their jobs were cancelled. Source: sql/functions/cancelled.sql."""
-    cursor = await connection.execute(call("cancelled", "uuid[] uuid[]", schema), _as_arrays(leases))
-    return [Surprise(job_id=row[0], became="cancelled", why=row[1]) for row in await cursor.fetchall()]
+    result = await direct.run(connection, direct_call("cancelled", "uuid[] uuid[]", schema), _as_arrays(leases))
+    encoding = connection.info.encoding
+    return [
+        Surprise(job_id=JobId(uuid_from(raw_id)), became="cancelled", why=None if why is None else text_from(why, encoding))
+        for raw_id, why in rows(result)
+    ]
 
 
 async def settle(
@@ -125,29 +132,39 @@ async def settle(
             rest.append((lease, settlement))
     plain.sort(key=_by_job)
     rest.sort(key=lambda pair: _by_job(pair[0]))
-    rows: list[tuple[JobId, str]] = []
+    surprises: list[Surprise] = []
+    encoding = connection.info.encoding
     if plain:
-        cursor = await connection.execute(
-            call("complete", "uuid uuid[] uuid[]", schema), (worker_id, *_as_arrays(plain)), binary=True
-        )
-        rows += await cursor.fetchall()
+        statement = direct_call("complete", "uuid uuid[] uuid[]", schema)
+        result = await direct.run(connection, statement, (worker_id.hex, *_as_arrays(plain)))
+        surprises += _surprises(result, encoding)
     if rest:
-        cursor = await connection.execute(
-            call("settle", "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[]", schema),
+        endings = [settlement for _, settlement in rest]
+        result = await direct.run(
+            connection,
+            direct_call("settle", "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[]", schema),
             (
-                worker_id,
+                worker_id.hex,
                 *_as_arrays([lease for lease, _ in rest]),
-                [settlement.kind.value for _, settlement in rest],
-                [settlement.outcome for _, settlement in rest],
-                [float(settlement.delay_seconds) for _, settlement in rest],
-                [settlement.error_message for _, settlement in rest],
-                [settlement.result_json for _, settlement in rest],
-                [settlement.reason for _, settlement in rest],
+                direct.array([ending.kind.value for ending in endings]),
+                direct.array([ending.outcome for ending in endings]),
+                direct.array([str(float(ending.delay_seconds)) for ending in endings]),
+                direct.array([ending.error_message for ending in endings]),
+                direct.array([ending.result_json for ending in endings]),
+                direct.array([ending.reason for ending in endings]),
             ),
-            binary=True,
         )
-        rows += await cursor.fetchall()
-    return [Surprise(job_id=row[0], became=row[1]) for row in rows]
+        surprises += _surprises(result, encoding)
+    return surprises
+
+
+def _surprises(result: PGresult, encoding: str) -> list[Surprise]:
+    """Read rows of a job's id, what became of it and, from some functions, why."""
+    surprises = []
+    for raw_id, became, *rest in rows(result):
+        why = text_from(rest[0], encoding) if rest and rest[0] is not None else None
+        surprises.append(Surprise(job_id=JobId(uuid_from(raw_id)), became=text_from(became, encoding), why=why))
+    return surprises
 
 
 def _by_job(lease: Lease) -> int:
@@ -156,7 +173,7 @@ def _by_job(lease: Lease) -> int:
 
 
 def _as_arrays(leases: Sequence[Lease]) -> tuple[str, str]:
-    """Return job ids and execution ids as two array literals: psycopg's array dumper takes ten times as long."""
+    """Write job ids and execution ids as two arrays."""
     return (
         "{" + ",".join([lease[0].hex for lease in leases]) + "}",
         "{" + ",".join([lease[1].hex for lease in leases]) + "}",
@@ -170,9 +187,9 @@ async def still_holds(connection: Connection, schema: str, lease: Lease) -> str:
 
     Source: sql/functions/still_holds.sql
     """
-    cursor = await connection.execute(call("still_holds", "uuid uuid", schema), (lease.job_id, lease.execution_id))
-    row = await cursor.fetchone()
-    return str(row[0]) if row else "lost"
+    statement = direct_call("still_holds", "uuid uuid", schema)
+    ((told,),) = rows(await direct.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex)))
+    return text_from(told, connection.info.encoding)
 
 
 async def report_progress(
@@ -182,9 +199,10 @@ async def report_progress(
 
     Source: sql/functions/report_progress.sql
     """
-    cursor = await connection.execute(
-        call("report_progress", "uuid uuid float4 text", schema),
-        (lease.job_id, lease.execution_id, fraction, message),
+    result = await direct.run(
+        connection,
+        direct_call("report_progress", "uuid uuid float4 text", schema),
+        (lease.job_id.hex, lease.execution_id.hex, None if fraction is None else str(fraction), message),
     )
-    row = await cursor.fetchone()
-    return bool(row and row[0])
+    ((is_held,),) = rows(result)
+    return boolean_from(is_held)

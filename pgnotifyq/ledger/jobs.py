@@ -21,13 +21,15 @@ import trio
 from psycopg import errors, pq
 from psycopg.rows import tuple_row
 
+from pgnotifyq.ledger.columns import boolean_from, rows, text_from, time_from, uuid_from
 from pgnotifyq.ledger.errors import translated
-from pgnotifyq.ledger.statements import call, compose, query
+from pgnotifyq.ledger.statements import call, compose, direct_call, numbered, query
 from pgnotifyq.model.errors import ConfigError, UniqueKeyHeld
 from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId, uuid_of
 from pgnotifyq.model.outcome import bounded
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.states import Status
+from pgnotifyq.wire import direct
 from pgnotifyq.wire.connection import Cursor
 
 if TYPE_CHECKING:
@@ -92,17 +94,17 @@ class Explanation:
     slots_free: int  # of those workers
 
 
-def enqueue_statement(job: NewJob, schema: str) -> tuple[bytes, tuple[object, ...]]:
+def enqueue_statement(job: NewJob, schema: str) -> tuple[bytes, tuple[str | None, ...]]:
     """Return the statement that enqueues one job, and its parameters; it gives one row with the id."""
     parameters = (
         job.job_type,
         encode(job.payload),
-        job.org_id,
+        job.org_id.hex,
         job.queue_name,
-        job.priority,
-        job.scheduled_at,
-        float(job.delay_seconds or 0.0),
-        job.max_attempts,
+        str(job.priority),
+        None if job.scheduled_at is None else job.scheduled_at.isoformat(),
+        str(job.delay_seconds or 0),
+        str(job.max_attempts),
         job.unique_key,
     )
     return _enqueue_one(schema), parameters
@@ -111,8 +113,8 @@ def enqueue_statement(job: NewJob, schema: str) -> tuple[bytes, tuple[object, ..
 @functools.cache
 def _enqueue_one(schema: str) -> bytes:
     return compose(
-        "select {schema}.enqueue(%s, %s::jsonb, %s, %s, %s, "
-        "coalesce(%s::timestamptz, {schema}.clock() + make_interval(secs => %s::float8)), %s, %s)",
+        "select {schema}.enqueue(%s::text, %s::jsonb, %s::uuid, %s::text, %s::integer, "
+        "coalesce(%s::timestamptz, {schema}.clock() + make_interval(secs => %s::float8)), %s::integer, %s::text)",
         schema,
     )
 
@@ -149,8 +151,12 @@ async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobI
         InvalidPayload, PayloadTooLarge: the payload cannot be stored.
     """
     statement, parameters = enqueue_statement(job, schema)
-    ((job_id,),) = await _rows(connection, schema, statement, parameters)
-    return JobId(job_id)
+    if not _is_alone(connection):
+        ((job_id,),) = await _rows(connection, schema, statement, parameters)
+        return JobId(job_id)
+    with translated(schema):
+        ((raw_id,),) = rows(await direct.run(connection, numbered(statement), parameters))
+    return JobId(uuid_from(raw_id))
 
 
 async def enqueue_claimed(
@@ -170,16 +176,18 @@ async def enqueue_claimed(
     Source: sql/functions/enqueue_claimed.sql, runtime/handover.py
     """
     payload_text = encode(job.payload)
-    ((is_claimed, time_now),) = await _rows(
-        connection,
-        schema,
-        call("enqueue_claimed", "uuid uuid uuid float8 uuid text text text smallint integer", schema),
-        (
-            job_id, execution_id, worker_id, lease_seconds,
-            job.org_id, job.queue_name, job.job_type, payload_text, job.priority, job.max_attempts,
-        ),
-    )  # fmt: skip
-    return payload_text, is_claimed, time_now
+    types = "uuid uuid uuid float8 uuid text text text smallint integer"
+    with translated(schema):
+        result = await direct.run(
+            connection,
+            direct_call("enqueue_claimed", types, schema),
+            (
+                job_id.hex, execution_id.hex, worker_id.hex, str(lease_seconds),
+                job.org_id.hex, job.queue_name, job.job_type, payload_text, str(job.priority), str(job.max_attempts),
+            ),
+        )  # fmt: skip
+    ((is_claimed, time_now),) = rows(result)
+    return payload_text, boolean_from(is_claimed), time_from(time_now)
 
 
 def enqueue_blocking(connection: psycopg.Connection[Any], schema: str, job: NewJob) -> JobId:
@@ -311,8 +319,9 @@ async def _copy(
 async def cancel(connection: Connection, schema: str, job_id: JobId, why: str | None = None) -> str:
     """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`. Source: sql/functions/cancel.sql."""
     reason = None if why is None else bounded(why)
-    ((told,),) = await _rows(connection, schema, call("cancel", "uuid text", schema), (job_id, reason))
-    return str(told)
+    with translated(schema):
+        ((told,),) = rows(await direct.run(connection, direct_call("cancel", "uuid text", schema), (job_id.hex, reason)))
+    return text_from(told, connection.info.encoding)
 
 
 async def await_job(connection: Connection, schema: str, job_id: JobId) -> bool:
@@ -461,7 +470,12 @@ async def _rows(connection: Connection[Any], schema: str, statement: bytes, para
 
 def _is_alone(connection: Connection[Any]) -> bool:
     """Tell whether the next statement will be a transaction of its own."""
-    return connection.autocommit and connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+    pgconn = connection.pgconn
+    return (
+        connection.autocommit
+        and pgconn.transaction_status == pq.TransactionStatus.IDLE
+        and pgconn.pipeline_status == pq.PipelineStatus.OFF
+    )
 
 
 def _rows_blocking(connection: psycopg.Connection[Any], schema: str, statement: bytes, parameters: Any) -> list[tuple[Any, ...]]:

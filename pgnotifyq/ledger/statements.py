@@ -75,3 +75,19 @@ def call(function: str, types: str, schema: str) -> bytes:
     arguments = ", ".join(f"%s::{name}" for name in types.split())
     target = sql.Identifier(schema, function).as_bytes(None)
     return b"select * from " + target + b"(" + arguments.encode() + b")"
+
+
+@functools.cache
+def numbered(statement: bytes) -> bytes:
+    """Return a statement with the placeholders of wire/direct.py instead of psycopg's.
+
+    >>> numbered(call("cancel", "uuid text", "pgnotifyq"))
+    b'select * from "pgnotifyq"."cancel"($1::uuid, $2::text)'
+    """
+    first, *parts = statement.split(b"%s")
+    return first + b"".join(b"$%d%s" % (place, part) for place, part in enumerate(parts, 1))
+
+
+def direct_call(function: str, types: str, schema: str) -> bytes:
+    """Return what `call` does, for wire/direct.py."""
+    return numbered(call(function, types, schema))

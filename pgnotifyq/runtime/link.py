@@ -18,7 +18,7 @@ from psycopg import errors
 
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.wire.connection import connect
+from pgnotifyq.wire.connection import Lock, connect
 
 if TYPE_CHECKING:
     import random
@@ -42,7 +42,7 @@ class Link:
         self._deadline_seconds = deadline_seconds
         self._emit = emit
         self._random = randomness
-        self._lock = trio.Lock()
+        self._lock = Lock()
         self._connection: Connection | None = None
         self._is_down = False
         self._prepares = True

@@ -185,6 +185,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             super().__init__(pgconn, row_factory)
         self.lock = Lock()  # type: ignore[assignment]
         self.cursor_factory = Cursor
+        self.statements: dict[bytes, bytes] = {}  # prepared by wire/direct.py, and their names
 
     @classmethod
     async def connect(

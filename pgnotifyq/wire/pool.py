@@ -169,7 +169,15 @@ class Pool:
             self._discard_nowait(connection)
 
     async def _take_permit(self) -> None:
+        """Wait for a permit. One that is free is taken at once: the exchange that follows lets other tasks run."""
         self._check_open()
+        await waiting.meet_cancel()
+        try:
+            self._permits.acquire_nowait()
+        except trio.WouldBlock:
+            await self._wait_for_a_permit()
+
+    async def _wait_for_a_permit(self) -> None:
         with trio.move_on_after(self._acquire_seconds):
             await self._permits.acquire()
             if self._closed:
@@ -238,4 +246,4 @@ class Pool:
 
 
 def _reported(connection: Connection[TupleRow]) -> tuple[bytes | None, ...]:
-    return tuple(connection.pgconn.parameter_status(name) for name in REPORTED_SETTINGS)
+    return tuple(map(connection.pgconn.parameter_status, REPORTED_SETTINGS))
