@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -13,20 +13,26 @@ from pgnotifyq.ledger import claims
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.connection import open_connection
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
 QUIET_SECONDS = 0.5  # for whatever else a job sets in motion
 
 
 async def ask(dsn: str, workers: int, samples: int) -> list[int]:
     """Return how many claims were made for each of some jobs. The workers are tasks of this process, so it counts them."""
     made = 0
-    claim = claims.claim
 
-    async def counted(*arguments: Any, **named: Any) -> claims.Claim:
-        nonlocal made
-        made += 1
-        return await claim(*arguments, **named)
+    def counted(claim: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def count(*arguments: Any, **named: Any) -> Any:
+            nonlocal made
+            made += 1
+            return await claim(*arguments, **named)
 
-    claims.claim = counted
+        return count
+
+    for name in ("claim", "claim_named"):
+        setattr(claims, name, counted(getattr(claims, name)))
     per_job = []
     async with open_connection(dsn) as connection, trio.open_nursery() as nursery:
         for _ in range(workers):

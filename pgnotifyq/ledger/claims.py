@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
+from psycopg import errors
 
 from pgnotifyq.ledger.claimed import ID, NEXT_DUE_SECONDS, SNAPSHOT_XMIN, ClaimedJob
 from pgnotifyq.ledger.columns import boolean_from, float_from, integer_from, rows, text_from, uuid_from
@@ -31,6 +32,14 @@ class Claim:
     next_due_seconds: float | None  # until the next job of these queues falls due, when dry; None: none known
     is_contended: bool  # a due job was left because somebody else's transaction holds its row
     snapshot_xmin: int | None  # when dry: transactions below it had ended before the claim looked; None: a promise has passed
+
+
+@attrs.frozen(kw_only=True)
+class NamedClaim:
+    """What became of the claim of one job."""
+
+    job: ClaimedJob | None
+    is_still_there: bool = False  # it was not taken, and not by anybody else either
 
 
 @attrs.frozen(kw_only=True)
@@ -83,6 +92,28 @@ async def claim(
         is_contended=next_due_seconds is not None and next_due_seconds <= 0,
         snapshot_xmin=snapshot_xmin,
     )
+
+
+async def claim_named(
+    connection: Connection, schema: str, *, worker_id: WorkerId, queues: Sequence[str], job_id: JobId, lease_seconds: float
+) -> NamedClaim:
+    """Claim one job of these queues, by its key, if it is due.
+
+    Cancellation: as for `claim`.
+
+    Source: sql/functions/claim_named.sql
+    """
+    try:
+        result = await direct.run(
+            connection,
+            direct_call("claim_named", "uuid text[] uuid float8", schema),
+            (worker_id.hex, direct.array(queues), job_id.hex, str(lease_seconds)),
+        )
+    except errors.LockNotAvailable:
+        return NamedClaim(job=None, is_still_there=True)
+    if result.ntuples and result.get_value(0, ID) is not None:
+        return NamedClaim(job=ClaimedJob.from_row(result, 0, connection.info.encoding, worker_id))
+    return NamedClaim(job=None, is_still_there=result.ntuples == 0)
 
 
 async def heartbeat(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from pgnotifyq.ledger import claims, workers
-from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.resuming import Resuming
 from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
@@ -28,10 +27,10 @@ async def claim_for_ever(parts: Parts) -> None:
     sleep = Sleep()
     resuming = Resuming()
     expects_at = math.inf  # trio clock, seconds: when the next job known of falls due
-    lulled = True
+    lulled, rung = True, False
     listening_since = parts.push.generation
     while True:
-        await _wait_for_a_slot(parts, sleep, expects_at)
+        await _wait_for_a_slot(parts, sleep, expects_at, rung=rung)
         if parts.push.generation != listening_since:
             # The listener has come back: what was published may be gone, and what was sent meanwhile is.
             listening_since = parts.push.generation
@@ -42,12 +41,8 @@ async def claim_for_ever(parts: Parts) -> None:
         found = await _claim(parts, is_asleep=sleep.stage is not Stage.AWAKE, after=after)
         now = trio.current_time()
         resuming.note(found.jobs, ran_dry=found.ran_dry, after=after, began=sent_at, ended=now)
-        claimed = [Running(job=job, renewed_at=sent_at) for job in found.jobs]
-        parts.holdings.add(claimed)
-        parts.slots.give(claimed)
-        if parts.tells_routine:
-            for running in claimed:
-                parts.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))
+        parts.take_up([Running(job=job, renewed_at=sent_at) for job in found.jobs])
+        rung = False
         if after is not None:
             continue  # it did not see the whole queue, and says nothing of what is to come
         parts.saw_queues_empty = found.ran_dry and not found.is_contended
@@ -66,7 +61,7 @@ async def claim_for_ever(parts: Parts) -> None:
         )
         if pause is None:
             pause = await _publish(parts, sleep)
-        await parts.bell.wait(min(pause, _backstop_seconds(parts), expects_at - now))
+        rung = await parts.bell.wait(min(pause, _backstop_seconds(parts), expects_at - now))
         lulled = trio.current_time() - now > LULL_SECONDS
 
 
@@ -86,14 +81,16 @@ async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> 
     return await parts.quick.run(once, shield=True)
 
 
-async def _wait_for_a_slot(parts: Parts, sleep: Sleep, expects_at: float) -> None:
-    """Wait until a slot is free. A wake-up that comes meanwhile is for somebody else: hand it on."""
+async def _wait_for_a_slot(parts: Parts, sleep: Sleep, expects_at: float, *, rung: bool) -> None:
+    """Wait until a slot is free. A wake-up that comes meanwhile, or has just come, is for somebody else: hand it on."""
     while not parts.slots.wants_more:
+        if rung and not parts.slots.free:
+            await _wake_up(parts, sleep, hand_on=True)
+            rung = False
+            continue  # a slot may have become free
         parts.slots.ring_when_wanted(parts.bell)
         is_listed = sleep.stage is not Stage.AWAKE
-        rung = await parts.bell.wait(expects_at - trio.current_time() if is_listed else math.inf)
-        if not parts.slots.free and (rung or is_listed):
-            await _wake_up(parts, sleep, hand_on=True)
+        rung = await parts.bell.wait(expects_at - trio.current_time() if is_listed else math.inf) or is_listed
 
 
 async def _wake_up(parts: Parts, sleep: Sleep, *, hand_on: bool = False) -> None:

@@ -24,7 +24,6 @@ from trio.lowlevel import RunVar
 
 from pgnotifyq.ledger import claims, jobs
 from pgnotifyq.ledger.claimed import ClaimedJob
-from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import ExecutionId, JobId
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.settler import RELEASED
@@ -112,10 +111,7 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
         # The worker drained meanwhile, and nobody of it looks any more.
         await claims.settle(connection, config.schema, worker_id=parts.worker_id, settlements=[(running.lease, RELEASED)])
         return job_id
-    parts.holdings.add([running])
-    parts.slots.give([running], reserved=1)
-    if parts.tells_routine:
-        parts.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))
+    parts.take_up([running], reserved=1)
     return job_id
 
 

@@ -31,6 +31,7 @@ from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import ExecutionId, JobId
 from pgnotifyq.runtime.heartbeat import check_cancels, renew
+from pgnotifyq.runtime.named import answer
 from pgnotifyq.wire.connection import connect
 from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 
@@ -180,6 +181,7 @@ async def _prove(parts: Parts, connection: Connection, channel: str, *, by: Link
 async def _hear(parts: Parts, heard: list[Notify]) -> None:
     """Act on notifications. They carry keys and are never trusted: a cancel is read again from the job's row."""
     stopping = []
+    wake_ups = []
     for note in heard:
         word, _, rest = note.payload.partition(" ")
         if word == "cancel":
@@ -193,6 +195,19 @@ async def _hear(parts: Parts, heard: list[Notify]) -> None:
         elif note.payload == "+company":
             parts.company.ring()
         elif word != "nonce":
-            parts.bell.ring()
+            wake_ups.append(_job_named(rest))
+    if len(wake_ups) > 1:
+        parts.bell.ring()
     if stopping:
         await check_cancels(parts, stopping)
+    if len(wake_ups) == 1:
+        await answer(parts, wake_ups[0])
+
+
+def _job_named(rest: str) -> JobId | None:
+    """Return the job that a wake-up names behind the queue, if it does."""
+    _, _, job_id = rest.partition(" ")
+    try:
+        return JobId(uuid.UUID(job_id)) if job_id else None
+    except ValueError:
+        return None  # forged, as above

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
+from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.holdings import Holdings
 from pgnotifyq.runtime.listener import Push
@@ -15,11 +17,13 @@ from pgnotifyq.runtime.slots import Slots
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
     from pgnotifyq.model.config import WorkerConfig
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.job import WorkerId
     from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.tenants import Databases
 
@@ -53,8 +57,18 @@ class Parts:
     is_draining: bool = False
     # The last claim found less than it asked for, and nothing due was left behind: what is enqueued now is first.
     saw_queues_empty: bool = False
+    # When a wake-up was last heard, on trio's clock.
+    woken_at: float = -math.inf
     # Whether anybody listens to the events that every job makes; two a job cost a tenth of the throughput.
     tells_routine: bool = True
 
     def __attrs_post_init__(self) -> None:
         self.settler = Settler(self)
+
+    def take_up(self, claimed: Sequence[Running], *, reserved: int = 0) -> None:
+        """Hold jobs that this worker has claimed, and hand them to its slots; permits were taken for `reserved` of them."""
+        self.holdings.add(claimed)
+        self.slots.give(claimed, reserved=reserved)
+        if self.tells_routine:
+            for running in claimed:
+                self.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))

@@ -23,6 +23,8 @@ TIMES = 8
 
 CALLS = {
     "claim": "claim('{ann}', array['default'], 10, 60)",
+    "claim_named": "claim_named('{ann}', array['default'], '{due}', 60)",
+    "claim_named of the dead": "claim_named('{ann}', array['default'], '{ann}', 60)",
     "complete": "complete('{ann}', {jobs}, {executions})",
     "complete with a result": "settle('{ann}', {jobs}, {executions}, {complete}, {x}, {n}, {x}, {n}::text[], {x})",
     "retry": "settle('{ann}', {jobs}, {executions}, {retry}, {failed}, {n}, {x}, {n}::text[], {x})",
@@ -43,8 +45,8 @@ CALLS = {
 }
 
 
-def calls(leases: list[Any]) -> dict[str, str]:
-    """Return the statements for some leases, with their arguments written out."""
+def calls(leases: list[Any], due: object = ANN) -> dict[str, str]:
+    """Return the statements for some leases and a job that is due, with their arguments written out."""
     count = max(len(leases), 1)
     words = {
         word: f"array_fill('{word}'::text, array[{count}])" for word in ("complete", "retry", "bury", "x", "failed", "exhausted")
@@ -55,7 +57,10 @@ def calls(leases: list[Any]) -> dict[str, str]:
         for place, name in enumerate(("jobs", "executions"))
     }
     numbers = f"array_fill(1::float8, array[{count}])"
-    return {name: f"select * from pgnotifyq.{call.format(ann=ANN, n=numbers, **words, **ids)}" for name, call in CALLS.items()}
+    return {
+        name: f"select * from pgnotifyq.{call.format(ann=ANN, due=due, n=numbers, **words, **ids)}"
+        for name, call in CALLS.items()
+    }
 
 
 async def pages(connection: Link, statement: str) -> int:
@@ -98,7 +103,8 @@ async def test_backlog_that_the_session_has_never_planned_for(untended: Link, ot
     )
     leases = [lease(job) for job in await claim(untended, 10)]
     assert len(leases) == 10
-    cost = {name: await pages(untended, statement) for name, statement in calls(leases).items()}
+    due = await value(other, "select id from pgnotifyq.jobs where is_claimable limit 1")
+    cost = {name: await pages(untended, statement) for name, statement in calls(leases, due).items()}
     assert {name: found for name, found in cost.items() if found > PAGES_MAX} == {}
 
 

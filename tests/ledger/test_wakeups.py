@@ -83,15 +83,15 @@ async def test_sleeper_is_told_and_it_alone(connection: Link, ears: Ears) -> Non
     """A sleeper hears of its queue on its own channel; a sleeper on another queue hears nothing."""
     await sleep(connection, ANN)
     await sleep(connection, BOB, queues=("elsewhere",))
-    await enqueue(connection)
-    assert await ears.heard() == [("ann", "work default")]
+    job_id = await enqueue(connection)
+    assert await ears.heard() == [("ann", f"work default {job_id}")]
 
 
 async def test_insert_by_hand(connection: Link, ears: Ears) -> None:
     """A plain insert by anybody wakes as enqueue() does."""
     await sleep(connection, ANN)
-    await connection.execute("insert into pgnotifyq.jobs (job_type) values ('noop')")
-    assert await ears.heard() == [("ann", "work default")]
+    job_id = await value(connection, "insert into pgnotifyq.jobs (job_type) values ('noop') returning id")
+    assert await ears.heard() == [("ann", f"work default {job_id}")]
 
 
 async def test_one_job_and_many_sleepers(connection: Link, ears: Ears) -> None:
@@ -104,13 +104,17 @@ async def test_one_job_and_many_sleepers(connection: Link, ears: Ears) -> None:
 
 
 async def test_many_inserts_of_one_transaction(connection: Link, ears: Ears) -> None:
-    """Wake-ups of one transaction merge into one a queue."""
+    """A transaction names the first job that is due. Its other wake-ups are alike, and merge into one a queue."""
     await sleep(connection, ANN, queues=("default", "second"))
     async with connection.transaction():
+        await enqueue(connection, scheduled_at="2100-01-01")
+        first = await enqueue(connection)
         for _ in range(5):
             await enqueue(connection)
             await enqueue(connection, queue_name="second")
-    assert await ears.heard() == [("ann", "work default"), ("ann", "work second")]
+    assert await ears.heard() == [("ann", "work default"), ("ann", f"work default {first}"), ("ann", "work second")]
+    job_id = await enqueue(connection)
+    assert await ears.heard() == [("ann", f"work default {job_id}")]
 
 
 async def test_insert_rolled_back(connection: Link, ears: Ears) -> None:
@@ -139,8 +143,8 @@ async def test_awake_again(connection: Link, ears: Ears) -> None:
     await sleep(connection, ANN, BOB, queues=("default", "second"))
     await workers.wake_up(connection, SCHEMA, ANN, ["default", "second"])
     assert await ears.heard() == [("bob", "work second")]
-    await enqueue(connection)
-    assert await ears.heard() == [("bob", "work default")]
+    job_id = await enqueue(connection)
+    assert await ears.heard() == [("bob", f"work default {job_id}")]
 
 
 async def test_job_of_the_future_and_what_sleepers_expect(connection: Link, ears: Ears) -> None:
@@ -153,8 +157,8 @@ async def test_job_of_the_future_and_what_sleepers_expect(connection: Link, ears
     assert await ears.heard() == []
     await enqueue(connection, scheduled_at="2085-01-01")
     assert await ears.heard() == [("ann", "work default")]
-    await enqueue(connection)
-    assert await ears.heard() == [("ann", "work default")]
+    job_id = await enqueue(connection)
+    assert await ears.heard() == [("ann", f"work default {job_id}")]
 
 
 async def test_promise_whose_time_has_passed(connection: Link, ears: Ears) -> None:
@@ -223,7 +227,7 @@ async def test_job_reclaimed_or_requeued(connection: Link, ears: Ears) -> None:
     await settle(connection, await claim_one(connection), ENDINGS["bury"])
     assert await ears.heard() == []
     await connection.execute("select pgnotifyq.requeue(%s)", (job_id,))
-    assert await ears.heard() == [("bob", "work default")]
+    assert await ears.heard() == [("bob", f"work default {job_id}")]
 
 
 async def test_claim_that_leaves_due_work(connection: Link, ears: Ears) -> None:

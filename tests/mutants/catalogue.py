@@ -236,6 +236,27 @@ MUTANTS = (
         ("runtime/test_waking.py::test_job_that_nobody_was_told_of",),
     ),
     Mutant(
+        "a named job that was not taken is not looked for",
+        RUNTIME + "named.py",
+        "        if found.is_still_there:\n            parts.bell.ring()\n",
+        "",
+        ("runtime/test_waking.py::test_named_job_whose_row_is_locked",),
+    ),
+    Mutant(
+        "a full worker keeps the wake-up that finds it so",
+        RUNTIME + "claimer.py",
+        "expects_at, rung=rung)",
+        "expects_at, rung=False)",
+        ("runtime/test_waking.py::test_worker_that_is_full_of_a_named_job",),
+    ),
+    Mutant(
+        "a job is claimed by its name whatever its queue",
+        SQL + "claim_named.sql",
+        " and j.queue_name = any (from_queues)",
+        "",
+        ("ledger/test_claiming_by_name.py::test_job_that_is_not_for_now_or_not_for_it",),
+    ),
+    Mutant(
         "asleep without the barrier",
         RUNTIME + "sleep.py",
         " and snapshot_xmin > self.barrier:",

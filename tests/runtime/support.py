@@ -163,6 +163,14 @@ class Workplace:
         """Wait until a worker has published itself as a sleeper."""
         await self.until("exists (select from pgnotifyq.sleepers where worker_id = %s)", worker.handle.worker_id)
 
+    async def until_idle(self, worker: Worker) -> None:
+        """Wait until a worker is asleep and has no look at its queues before it: those on the way to sleep follow within 0.1 s."""
+        await self.until_asleep(worker)
+        await self.until(
+            "bool_and(state = 'idle' and state_change < clock_timestamp() - interval '0.2 s') from pg_stat_activity"
+            " where application_name = 'pgnotifyq claimer' and datname = current_database()"
+        )
+
     async def take_away(self, job_id: JobId) -> None:
         """Do to a running job what a reclaimer does once its lease has run out, and have BOB claim it, in one commit."""
         async with self.connection.transaction():

@@ -105,13 +105,13 @@ async def test_due_job_comes_first(place: Workplace, monkeypatch: pytest.MonkeyP
     with trio.fail_after(PATIENCE_SECONDS):
         while under_way:
             await trio.sleep(0.01)
-    first = await place.enqueue("quick")
     async with open_client(place.dsn) as client:
+        first = await client.enqueue_many([{"job_type": "quick"}, {"job_type": "quick"}])  # of several none is named
         second = await client.enqueue("quick")
         may_claim.set()
         assert not await was_handed_over(place, worker, second)
     completed = [event["job_id"] for event in worker.log.find(EventName.JOB_COMPLETED)]
-    assert completed == [str(first), str(second)]
+    assert completed == [str(job_id) for job_id in (*first, second)]
 
 
 async def test_jobs_of_the_future_do_not_come_first(place: Workplace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -10,10 +11,11 @@ import trio
 
 from pgnotifyq import EventName, JobContext, JobRegistry
 from pgnotifyq.ledger import claims
+from pgnotifyq.runtime import named
 from pgnotifyq.runtime.sleep import Sleep
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger import support as ledger
-from tests.runtime.support import PATIENCE_SECONDS, Workplace
+from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 
 Payload = dict[str, Any]
 
@@ -27,6 +29,12 @@ def quick() -> JobRegistry:
         await trio.lowlevel.checkpoint()
 
     return registry
+
+
+@pytest.fixture
+def never_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have workers look at their queues after each wake-up, as busy ones do."""
+    monkeypatch.setattr(named, "LULL_SECONDS", math.inf)
 
 
 async def test_job_for_a_worker_that_sleeps(place: Workplace) -> None:
@@ -61,6 +69,116 @@ async def test_insert_through_an_old_snapshot(place: Workplace, level: str) -> N
         await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
 
 
+def count(monkeypatch: pytest.MonkeyPatch, *verbs: str) -> dict[str, int]:
+    """Count how often some verbs of the ledger are used."""
+    used = dict.fromkeys(verbs, 0)
+
+    def counted(verb: str) -> Any:
+        true = getattr(claims, verb)
+
+        async def use(*args: Any, **kwargs: Any) -> Any:
+            used[verb] += 1
+            return await true(*args, **kwargs)
+
+        return use
+
+    for verb in verbs:
+        monkeypatch.setattr(claims, verb, counted(verb))
+    return used
+
+
+async def test_wake_up_that_names_its_job(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle worker takes the job that it is told of by its key, one statement a job, and does not look at its queues."""
+    worker = await place.start(quick())
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue())
+    await place.until_idle(worker)
+    used = count(monkeypatch, "claim", "claim_named")
+    for taken in range(1, 4):
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue())
+        assert used == {"claim": 0, "claim_named": taken}
+        await place.until_idle(worker)
+
+
+async def test_named_job_whose_row_is_locked(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named job that somebody's transaction holds, and does not take, is looked for until it can be taken."""
+    worker = await place.start(quick())
+    await place.until_idle(worker)
+    used = count(monkeypatch, "claim_named")
+    async with open_connection(place.dsn) as holder:
+        # As in the moment between the commit and the wake-up: the insert tells nobody, and somebody forges what it would have told.
+        await holder.execute("set session_replication_role = replica")
+        job_id = await ledger.enqueue(holder)
+        async with holder.transaction():
+            await holder.execute("select from pgnotifyq.jobs where id = %s for update", (job_id,))
+            await tell(place, worker, f"work default {job_id}")
+            with trio.fail_after(PATIENCE_SECONDS):
+                while not used["claim_named"]:
+                    await trio.sleep(0.01)
+            await trio.sleep(0.1)
+            assert worker.log.find(EventName.JOB_CLAIMED) == []
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+
+
+async def tell(place: Workplace, worker: Worker, payload: str) -> None:
+    """Notify a worker, as anybody can."""
+    channel = await ledger.value(place.connection, "select pgnotifyq.worker_channel(%s)", worker.handle.worker_id)
+    await ledger.fetch(place.connection, "select pg_notify(%s, %s)", channel, payload)
+
+
+async def test_names_that_anybody_can_send(place: Workplace) -> None:
+    """Nonsense, jobs of other queues and of the future: none starts, the worker lives, and so does its sleep."""
+    worker = await place.start(quick())
+    await place.until_asleep(worker)
+    elsewhere = await place.enqueue(queue_name="elsewhere")
+    later = await place.enqueue(scheduled_at="2100-01-01")
+    for name in (elsewhere, later, "00000000-0000-0000-0000-000000000000", "nonsense", "", f"{later} {later}"):
+        await tell(place, worker, f"work default {name}")
+        await trio.sleep(0.02)
+    assert [(await place.job(job_id))["status"] for job_id in (elsewhere, later)] == ["pending"] * 2
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue())
+    assert worker.log.find(EventName.LISTENER_LOST) == []
+
+
+async def test_named_job_of_a_worker_that_has_drained_meanwhile(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given back, uncharged."""
+    worker = await place.start(quick())
+    await place.until_idle(worker)
+    true_claim = claims.claim_named
+
+    async def slow(*args: Any, **kwargs: Any) -> claims.NamedClaim:
+        found = await true_claim(*args, **kwargs)
+        worker.handle.drain()
+        await trio.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(claims, "claim_named", slow)
+    job_id = await place.enqueue()
+    with trio.fail_after(PATIENCE_SECONDS):
+        await worker.ended.wait()
+    job = await place.job(job_id)
+    assert (job["status"], job["attempts"], job["locked_by"]) == ("pending", 0, None)
+    assert await place.history(job_id) == [(1, "released")]
+
+
+async def test_worker_that_is_full_of_a_named_job(place: Workplace) -> None:
+    """It takes itself off the list with the first wake-up that finds it so, and hands that on."""
+    registry, let_go = JobRegistry(), trio.Event()
+
+    @registry.handler("work")
+    async def work(payload: Payload) -> None:
+        await let_go.wait()
+
+    worker = await place.start(registry, concurrency=1)
+    await place.until_idle(worker)
+    await worker.log.wait(EventName.JOB_CLAIMED, job_id=await place.enqueue("work"))
+    await place.until_asleep(worker)
+    second = await place.enqueue("work")
+    await place.until("not exists (select from pgnotifyq.sleepers)")
+    let_go.set()
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=second)
+
+
+@pytest.mark.usefixtures("never_by_name")
 async def test_delayed_job_committed_while_the_worker_took_another(place: Workplace) -> None:
     """A delayed insert that counted on the worker to look earlier anyway, and commits after that look, is not slept over."""
     worker = await place.start(quick())
@@ -79,6 +197,7 @@ async def test_delayed_job_committed_while_the_worker_took_another(place: Workpl
         await worker.log.wait(EventName.JOB_COMPLETED, job_id=second)
 
 
+@pytest.mark.usefixtures("never_by_name")
 async def test_delayed_job_that_counted_on_one_that_was_cancelled(place: Workplace) -> None:
     """A delayed insert that counted on the worker to look for an earlier job starts also when that one was cancelled."""
     worker = await place.start(quick())
@@ -94,6 +213,7 @@ async def test_delayed_job_that_counted_on_one_that_was_cancelled(place: Workpla
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=second)
 
 
+@pytest.mark.usefixtures("never_by_name")
 async def test_inserts_racing_with_a_worker_that_falls_asleep(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred jobs, each inserted by a transaction of random length at some moment of the worker's way to sleep, all start.
 

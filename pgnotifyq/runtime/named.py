@@ -1,0 +1,75 @@
+"""A wake-up that names its job: an idle worker takes that job by its key.
+
+Looking at the queues is what a worker does that does not know what there is: it finds the highest priority, what is left of it, and
+when the next job falls due. An idle worker knows that its queues were empty, and the insert of a single job says which job is
+new. To take that one costs the server two thirds of a look (bench/README.md).
+
+Rules:
+
+- Only after a lull, and when nothing else has rung: wake-ups that come one upon the other are the claimer's, which takes many jobs at
+  once and finds out when the worker is no sleeper any more.
+- The permit is taken first, as for any job that the claimer does not bring (runtime/handover.py).
+- A job that was not taken, and not by anybody else either, rings for the claimer: as if the wake-up had named nothing. So whatever
+  hinders it here loses no job, and what sleep.py says of wake-ups holds as it stands.
+- A name is a hint, and anybody can send one. It can bring nothing but a job of the worker's own queues that is due anyway.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from pgnotifyq.ledger import claims
+from pgnotifyq.runtime.holdings import Running
+from pgnotifyq.runtime.settler import RELEASED
+from pgnotifyq.runtime.sleep import LULL_SECONDS
+
+if TYPE_CHECKING:
+    from pgnotifyq.model.job import JobId
+    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.wire.connection import Connection
+
+
+async def answer(parts: Parts, named: JobId | None) -> None:
+    """Answer a wake-up: take the job that it names, when it names one and the worker is idle, else ring for the claimer."""
+    now = trio.current_time()
+    is_lulled = now - parts.woken_at > LULL_SECONDS
+    parts.woken_at = now
+    is_idle = is_lulled and parts.saw_queues_empty and not parts.bell.is_ringing and not parts.is_draining
+    if named is None or not is_idle or parts.slots.free == 0 or parts.slots.is_backed_up:
+        parts.bell.ring()
+        return
+    parts.slots.reserve()
+    try:
+        found = await _claim(parts, named)
+    except BaseException:
+        parts.slots.release(1)
+        raise
+    if found.job is None:
+        parts.slots.release(1)
+        if found.is_still_there:
+            parts.bell.ring()
+        return
+    running = Running(job=found.job, renewed_at=now)
+    if parts.slots.is_closed:
+        # The worker drained meanwhile, and nobody of it starts anything.
+        running.has_ended = True
+        parts.holdings.add([running])
+        parts.settler.add(running, RELEASED)
+        return
+    parts.take_up([running], reserved=1)
+
+
+async def _claim(parts: Parts, job_id: JobId) -> claims.NamedClaim:
+    async def once(connection: Connection) -> claims.NamedClaim:
+        return await claims.claim_named(
+            connection,
+            parts.config.schema,
+            worker_id=parts.worker_id,
+            queues=parts.config.queues,
+            job_id=job_id,
+            lease_seconds=parts.config.lease_seconds,
+        )
+
+    return await parts.quick.run(once, shield=True)

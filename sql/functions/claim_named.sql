@@ -1,0 +1,47 @@
+-- claim_named: take the one job that a wake-up named, if it is due and nobody has taken it. See runtime/named.py.
+--
+-- In:     as for claim, and the job.
+-- Out:    the job, as claim gives it, but for what claim says in its last row. No row: it is there and was not taken (another queue's,
+--         not due, its row locked for long), so look for yourself. A row whose `id` is null: nobody needs to look, for it has
+--         been taken, or ended, or never was.
+-- Errors: lock_not_available: somebody holds the row. Whoever claims holds it for less than that.
+-- Locks:  the job. Not `skip locked`: of two sleepers that are told of one job, the second is to learn that it was taken.
+-- Index:  jobs_pkey. It says `status = 'pending'` and not `is_claimable`, which would offer the planner jobs_claimable: after an
+--         analyze of an empty table that seems cheaper, and is a walk over the queue.
+create or replace function {schema}.claim_named(for_worker uuid, from_queues text[], job uuid, for_seconds double precision)
+returns table (
+    id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload text, priority smallint,
+    scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
+    started_at timestamptz, lease_expires_at timestamptz)
+language plpgsql volatile
+set lock_timeout = '20ms'
+set plan_cache_mode = force_generic_plan
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+    time_now timestamptz := {schema}.clock();
+begin
+    perform set_config('synchronous_commit', 'off', true);
+    return query
+    update {schema}.jobs as j
+    set status = 'running',
+        attempts = j.attempts + 1,
+        locked_by = for_worker,
+        current_execution_id = {schema}.new_id(),
+        started_at = time_now,
+        lease_expires_at = time_now + make_interval(secs => for_seconds),
+        progress = null,
+        progress_message = null
+    where j.id = job and j.status = 'pending' and j.queue_name = any (from_queues) and j.scheduled_at <= time_now
+    returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text, j.payload::text, j.priority,
+        j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at, j.lease_expires_at;
+    if not found and not exists (select from {schema}.jobs as j where j.id = job and j.status = 'pending') then
+        return query select
+            null::uuid, null::uuid, null::uuid, null::text, null::text, null::text, null::smallint, null::timestamptz,
+            null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz;
+    end if;
+end
+$$;
