@@ -253,6 +253,26 @@ class Everybody(RuleBasedStateMachine):
         after = self.last_claimed.get(worker, ()) if goes_on else ()
         return multiple(*self._claim(worker, wanted, limit, lease_seconds, after))
 
+    @rule(target=executions, worker=workers, whose=somebody, wanted=st.lists(queues, min_size=1, unique=True))
+    def claim_by_name(self, worker: WorkerId, whose: Whose, wanted: list[str]) -> Any:
+        self._arrive(worker)
+        job_id = _job_of(whose)
+        row = self.log.jobs.get(str(job_id))
+        is_pending = row is not None and row["status"] == Status.PENDING
+        is_for_it = row is not None and self._is_due(row) and row["queue_name"] in wanted
+        rows = self._call("claim_named", "uuid text[] uuid float8", worker, wanted, job_id, 60.0)
+        entries = self._read("claim")
+        if is_for_it:
+            (entry,) = entries
+            assert [(str(row[0]), str(row[1])) for row in rows] == [(str(job_id), entry.new["current_execution_id"])]
+            assert entry.new["locked_by"] == str(worker)
+            self._saw("claimed by name")
+            return Execution(Lease(job_id, rows[0][1]), worker)
+        assert entries == [], "another job than the one that was named"
+        assert [row[0] for row in rows] == ([] if is_pending else [None]), "whether it is still there was told wrongly"
+        self._saw(f"not claimed by name, {'still' if is_pending else 'not'} there")
+        return multiple()
+
     @rule(
         target=batches,
         first=executions,
@@ -779,6 +799,7 @@ SITUATIONS = (
     *(f"claim of {count}" for count in range(5)),
     "hostile payload refused", "hostile payload let in", "an ending after a cancel", "an ending recognised", "a zombie was told",
     "illegal change refused", "requeued", "a unique key that was held", "pruned", "enqueued and claimed",
+    "claimed by name", "not claimed by name, still there", "not claimed by name, not there",
     "a tenant among strangers",
 )  # fmt: skip
 RARE = (
