@@ -14,6 +14,7 @@ import psycopg
 import trio
 
 from bench.support import noop_registry, open_database, open_server, options, preload, report
+from pgnotifyq.cli.worker import spare_the_collector
 from pgnotifyq.runtime.worker import run_worker
 
 LOOK_SECONDS = 0.05
@@ -52,6 +53,7 @@ def work(dsn: str, concurrency: int) -> None:
                     break
             handle.drain()
 
+    spare_the_collector()
     trio.run(main)
 
 

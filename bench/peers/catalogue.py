@@ -32,7 +32,7 @@ class Peer:
 OURS = Peer(
     name="pgnotifyq",
     packages=("pgnotifyq==this",),
-    setting="concurrency 500",
+    setting="concurrency 500, the garbage collector as `worker` sets it",
     source="README.md",
     keeps="job and every attempt kept; completion fenced by a random execution id",
     finished="select not exists (select from pgnotifyq.jobs where is_claimable) and not exists (select from pgnotifyq.jobs where is_held)",

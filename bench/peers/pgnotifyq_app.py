@@ -10,6 +10,7 @@ import trio
 
 import pgnotifyq
 from bench.peers.protocol import Loop, Notes, main, ready
+from pgnotifyq.cli.worker import spare_the_collector
 from pgnotifyq.ledger.migrate import migrate
 from pgnotifyq.wire.connection import open_connection
 
@@ -64,6 +65,7 @@ class _App:
     async def work(self, dsn: str, notes: Notes, purpose: str) -> None:
         import signal
 
+        spare_the_collector()  # as `python -m pgnotifyq worker` does
         async with trio.open_nursery() as nursery:
             start = functools.partial(pgnotifyq.run_worker, registry(notes), dsn, concurrency=CONCURRENCY[purpose])
             handle = await nursery.start(start)

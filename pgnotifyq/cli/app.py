@@ -82,6 +82,9 @@ def worker(
     grace_seconds: Annotated[float, Parameter(help="How long an interrupted handler may clean up.")] = 5.0,
     listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
     log_format: Annotated[str, Parameter(help="line or json.")] = "line",
+    quiet: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Say nothing of jobs that go as planned: twice as many a second.")
+    ] = False,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
 ) -> int:
@@ -105,7 +108,7 @@ def worker(
     }
     if heartbeat_seconds is not None:
         settings["heartbeat_seconds"] = heartbeat_seconds
-    return run(app, dsn, listen_dsn, settings, log_format=log_format)
+    return run(app, dsn, listen_dsn, settings, log_format=log_format, quiet=quiet)
 
 
 @app.command

@@ -41,6 +41,10 @@ class EventName(StrEnum):
     LOOP_BLOCKED = "loop.blocked"
 
 
+# What every job makes that goes as planned: the rest is worth a look.
+ROUTINE = frozenset({EventName.JOB_CLAIMED, EventName.JOB_COMPLETED})
+
+
 @attrs.frozen(kw_only=True)
 class Event:
     """Something that happened in a worker. Fields hold keys, names and numbers; never payloads, never passwords."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from pgnotifyq.model.events import EventName
+from pgnotifyq.model.events import ROUTINE, EventName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from pgnotifyq.model.events import Event
 
 _log = logging.getLogger("pgnotifyq")
-# One record a job would drown the rest of a program's log.
-_QUIET = frozenset({EventName.JOB_CLAIMED, EventName.JOB_COMPLETED})
 _LOUD = frozenset(
     {
         EventName.JOB_DEAD,
@@ -36,7 +34,7 @@ def is_routine_logged() -> bool:
 
 def log_event(event: Event) -> None:
     """Write one event as a log record; its fields are in `extra`."""
-    level = logging.DEBUG if event.name in _QUIET else logging.WARNING if event.name in _LOUD else logging.INFO
+    level = logging.DEBUG if event.name in ROUTINE else logging.WARNING if event.name in _LOUD else logging.INFO
     if _log.isEnabledFor(level):
         told = " ".join(f"{name}={value}" for name, value in event.fields.items())
         _log.log(level, "%s %s", event.name.value, told, extra={"pgnotifyq": dict(event.fields)})

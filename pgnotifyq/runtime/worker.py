@@ -89,6 +89,7 @@ async def run_worker(
     config: WorkerConfig | None = None,
     listen_dsn: str | None = None,
     on_event: EventSink | None = None,
+    routine_events: bool = True,
     task_status: trio.TaskStatus[WorkerHandle] = trio.TASK_STATUS_IGNORED,
     **settings: object,
 ) -> WorkerHandle:
@@ -102,6 +103,7 @@ async def run_worker(
         config: everything at once, instead of `queues`, `concurrency` and `settings`.
         listen_dsn: an address where LISTEN works, when `dsn` leads to a pooler in transaction mode.
         on_event: called with each event, in the worker's own task; quick, and never raising. Default: logging.
+        routine_events: whether `on_event` is told of each job that is claimed, and completed as planned.
         task_status: trio's, for `nursery.start`.
         settings: further fields of WorkerConfig: lease_seconds, heartbeat_seconds, shutdown_seconds, schema, ...
 
@@ -139,7 +141,7 @@ async def run_worker(
             databases=databases,
             slots=Slots(config.concurrency),
             threads=trio.CapacityLimiter(config.concurrency),
-            tells_routine=on_event is not None or is_routine_logged(),
+            tells_routine=routine_events if on_event is not None else is_routine_logged(),
         )
         stack.push_async_callback(parts.quick.close)
         stack.push_async_callback(parts.durable.close)

@@ -131,6 +131,20 @@ def test_a_worker_ends_by_its_signals(
     assert session.execute("select count(*) from pgnotifyq.worker_heartbeats").fetchone() == (0,)
 
 
+def test_quiet(start: Callable[..., Worker], session: psycopg.Connection[Any]) -> None:
+    """Told to be quiet, it says nothing of a job that goes as planned, and what is worth a look all the same."""
+    worker = start("--quiet")
+    worker.until("listener.connected")
+    session.execute("select pgnotifyq.enqueue('quick')")
+    while session.execute("select status from pgnotifyq.jobs").fetchone() != ("completed",):
+        time.sleep(0.01)
+    unknown = session.execute("select pgnotifyq.enqueue('unheard_of')").fetchone()
+    assert unknown is not None
+    assert worker.process.stdout is not None
+    told = json.loads(worker.process.stdout.readline())
+    assert (told["event"], told["job_id"]) == ("job.retried", str(unknown[0]))
+
+
 @pytest.mark.parametrize("job", ["clinging", "blocking", "deaf", "thread"])
 def test_a_handler_that_does_not_let_go_does_not_keep_the_process(
     start: Callable[..., Worker], session: psycopg.Connection[Any], job: str
