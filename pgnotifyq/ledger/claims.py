@@ -95,9 +95,9 @@ async def claim(
 
 
 async def claim_named(
-    connection: Connection, schema: str, *, worker_id: WorkerId, queues: Sequence[str], job_id: JobId, lease_seconds: float
+    connection: Connection, schema: str, *, worker_id: WorkerId, queues: Sequence[str], job_id: str, lease_seconds: float
 ) -> NamedClaim:
-    """Claim one job of these queues, by its key, if it is due.
+    """Claim one job of these queues, by its key, if it is due. `job_id` is the key's text; another text names no job.
 
     Cancellation: as for `claim`.
 
@@ -107,9 +107,9 @@ async def claim_named(
         result = await direct.run(
             connection,
             direct_call("claim_named", "uuid text[] uuid float8", schema),
-            (worker_id.hex, direct.array(queues), job_id.hex, str(lease_seconds)),
+            (worker_id.hex, direct.array(queues), job_id, str(lease_seconds)),
         )
-    except errors.LockNotAvailable:
+    except (errors.LockNotAvailable, errors.InvalidTextRepresentation):
         return NamedClaim(job=None, is_still_there=True)
     if result.ntuples and result.get_value(0, ID) is not None:
         return NamedClaim(job=ClaimedJob.from_row(result, 0, connection.info.encoding, worker_id))

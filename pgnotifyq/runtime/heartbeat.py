@@ -38,6 +38,7 @@ async def beat_for_ever(parts: Parts) -> None:
             idle_for = IDLE_BEAT_SECONDS if parts.push.has_session else min(IDLE_BEAT_SECONDS, every)
             with trio.move_on_after(idle_for * (0.9 + 0.1 * parts.random.random())):
                 await parts.holdings.taken_up.wait()
+                await trio.lowlevel.checkpoint()  # the job first
                 continue
             await renew(parts, [])
             continue
@@ -104,6 +105,7 @@ async def distrust_for_ever(parts: Parts) -> None:
         oldest = parts.holdings.oldest()
         if oldest is None:
             await parts.holdings.taken_up.wait()
+            await trio.lowlevel.checkpoint()  # the job first
             # Entries whose lease is lost already may linger while their handlers stop.
             if parts.holdings.oldest() is None:
                 await trio.sleep(parts.config.margin_seconds)
@@ -141,6 +143,7 @@ async def count_grace_for_ever(parts: Parts) -> None:
     async with trio.open_nursery() as nursery:
         while True:
             await parts.holdings.stopped_bell.wait()
+            await trio.lowlevel.checkpoint()  # the handlers first
             stopped, parts.holdings.stopped = parts.holdings.stopped, []
             for running in stopped:
                 nursery.start_soon(_count_grace, parts, running)

@@ -76,32 +76,30 @@ class Link:
             psycopg.Error, DatabaseUnreachable: as they come.
         """
         async with self._lock:
-            try:
-                result = await self._try(operation, shield=shield)
-            except (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement):
-                if not self._prepares:
+            while True:
+                try:
+                    with trio.fail_after(self._deadline_seconds, shield=shield):
+                        if self._connection is None or self._connection.closed:
+                            self._connection = await self._connect()
+                        result = await operation(self._connection)
+                    break
+                except trio.TooSlowError:
+                    await self._drop()
                     raise
-                self._prepares = False
-                await self._drop()
-                result = await self._try(operation, shield=shield)
+                except (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement):
+                    if not self._prepares:
+                        raise
+                    self._prepares = False
+                    await self._drop()
             if self._is_down:
                 self._is_down = False
                 self._emit(Event(name=EventName.DATABASE_BACK, fields={"connection": self._name}))
             return result
 
-    async def _try(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool) -> T:
-        try:
-            with trio.fail_after(self._deadline_seconds, shield=shield):
-                if self._connection is None or self._connection.closed:
-                    self._connection = await connect(
-                        self._dsn,
-                        application_name=f"pgnotifyq {self._name}",
-                        prepare_threshold=0 if self._prepares else None,
-                    )
-                return await operation(self._connection)
-        except trio.TooSlowError:
-            await self._drop()
-            raise
+    async def _connect(self) -> Connection:
+        return await connect(
+            self._dsn, application_name=f"pgnotifyq {self._name}", prepare_threshold=0 if self._prepares else None
+        )
 
     async def close(self) -> None:
         """Close the connection; never waits for the server."""

@@ -29,7 +29,7 @@ from pgnotifyq._version import __version__
 from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.model.job import ExecutionId, JobId
+from pgnotifyq.model.job import ExecutionId, JobId, uuid_of
 from pgnotifyq.runtime.heartbeat import check_cancels, renew
 from pgnotifyq.runtime.named import answer
 from pgnotifyq.wire.connection import connect
@@ -186,7 +186,7 @@ async def _hear(parts: Parts, heard: list[Notify]) -> None:
         word, _, rest = note.payload.partition(" ")
         if word == "cancel":
             try:
-                job_id, execution_id = (uuid.UUID(part) for part in rest.split(" "))
+                job_id, execution_id = (uuid_of(int(part.replace("-", ""), 16)) for part in rest.split(" "))
             except ValueError:
                 continue  # forged; LISTEN and NOTIFY have no access control
             running = parts.holdings.find(JobId(job_id), ExecutionId(execution_id))
@@ -195,19 +195,10 @@ async def _hear(parts: Parts, heard: list[Notify]) -> None:
         elif note.payload == "+company":
             parts.company.ring()
         elif word != "nonce":
-            wake_ups.append(_job_named(rest))
+            wake_ups.append(rest.partition(" ")[2])  # the job, behind the queue, when it names one
     if len(wake_ups) > 1:
         parts.bell.ring()
     if stopping:
         await check_cancels(parts, stopping)
     if len(wake_ups) == 1:
         await answer(parts, wake_ups[0])
-
-
-def _job_named(rest: str) -> JobId | None:
-    """Return the job that a wake-up names behind the queue, if it does."""
-    _, _, job_id = rest.partition(" ")
-    try:
-        return JobId(uuid.UUID(job_id)) if job_id else None
-    except ValueError:
-        return None  # forged, as above

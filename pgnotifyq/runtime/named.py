@@ -26,23 +26,34 @@ from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.sleep import LULL_SECONDS
 
 if TYPE_CHECKING:
-    from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.parts import Parts
-    from pgnotifyq.wire.connection import Connection
 
 
-async def answer(parts: Parts, named: JobId | None) -> None:
-    """Answer a wake-up: take the job that it names, when it names one and the worker is idle, else ring for the claimer."""
+async def answer(parts: Parts, named: str) -> None:
+    """Answer a wake-up: take the job that it names, when the worker is idle, else ring for the claimer.
+
+    `named` is what was heard: an id's text, nothing, or whatever somebody has sent.
+    """
     now = trio.current_time()
     is_lulled = now - parts.woken_at > LULL_SECONDS
     parts.woken_at = now
     is_idle = is_lulled and parts.saw_queues_empty and not parts.bell.is_ringing and not parts.is_draining
-    if named is None or not is_idle or parts.slots.free == 0 or parts.slots.is_backed_up:
+    if not named or not is_idle or parts.slots.free == 0 or parts.slots.is_backed_up:
         parts.bell.ring()
         return
     parts.slots.reserve()
     try:
-        found = await _claim(parts, named)
+        found = await parts.quick.run(
+            lambda connection: claims.claim_named(
+                connection,
+                parts.config.schema,
+                worker_id=parts.worker_id,
+                queues=parts.config.queues,
+                job_id=named,
+                lease_seconds=parts.config.lease_seconds,
+            ),
+            shield=True,
+        )
     except BaseException:
         parts.slots.release(1)
         raise
@@ -59,17 +70,3 @@ async def answer(parts: Parts, named: JobId | None) -> None:
         parts.settler.add(running, RELEASED)
         return
     parts.take_up([running], reserved=1)
-
-
-async def _claim(parts: Parts, job_id: JobId) -> claims.NamedClaim:
-    async def once(connection: Connection) -> claims.NamedClaim:
-        return await claims.claim_named(
-            connection,
-            parts.config.schema,
-            worker_id=parts.worker_id,
-            queues=parts.config.queues,
-            job_id=job_id,
-            lease_seconds=parts.config.lease_seconds,
-        )
-
-    return await parts.quick.run(once, shield=True)

@@ -22,9 +22,10 @@ set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 declare
+    -- An assignment is evaluated as it stands; a `perform` would start an executor for it.
+    commits text := set_config('synchronous_commit', 'off', true);
     time_now timestamptz := {schema}.clock();
 begin
-    perform set_config('synchronous_commit', 'off', true);
     return query
     update {schema}.jobs as j
     set status = 'running',

@@ -41,7 +41,7 @@ Link = Connection[Any]
 async def take(connection: Link, job_id: JobId, *, worker: WorkerId = ANN, queue: str = "default") -> claims.NamedClaim:
     """Claim one job by its key."""
     return await claims.claim_named(
-        connection, SCHEMA, worker_id=worker, queues=["other", queue], job_id=job_id, lease_seconds=LEASE_SECONDS
+        connection, SCHEMA, worker_id=worker, queues=["other", queue], job_id=str(job_id), lease_seconds=LEASE_SECONDS
     )
 
 
