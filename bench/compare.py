@@ -245,13 +245,14 @@ def main() -> None:
     peers = [peer for peer in PEERS if peer.name in _chosen(asked.peers, [peer.name for peer in PEERS], "--peers")]
     command = " ".join(["python -m bench compare", *(word for word in sys.argv[1:] if word != "--write")])
     taken = {"date": dt.datetime.now(tz=dt.UTC).date().isoformat(), "command": command, "quick": asked.quick}
+    # Before the first of them: what comes later is the load that they make themselves.
+    load = round(os.getloadavg()[0], 1)
     began = time.monotonic()
     with nullcontext(asked.dsn) if asked.dsn else open_server(settings={}) as server:
         for question in questions:
             runs = asked.runs or (1 if question in ONCE else scale.runs)
             before: Sequence[Figures] = ()
             for peer in peers:
-                load = round(os.getloadavg()[0], 1)
                 found = {"load_before": load, **row(question, peer, server, scale, runs, before)}
                 if scale.ours_once:
                     before = found.get("ours", ()) or before
