@@ -141,12 +141,16 @@ class Settler:
         await self._write([(running, plain)])
 
     def _finish(self, batch: Sequence[Outcome], became: Mapping[JobId, str]) -> None:
-        """Free the permits of a batch that is durable, and tell what became of it."""
-        ended = [outcome for outcome in batch if not outcome[0].is_gone]
-        self._free([running for running, _ in ended])
+        """Free the permits of a batch that is durable, and tell what became of it.
+
+        Of a lease that was given up for lost, what was written late all the same is told too.
+        """
+        given_up = {running.job.id for running, _ in batch if running.is_gone}
+        self._free([running for running, _ in batch if not running.is_gone])
         is_quiet = not became and not self._parts.tells_routine
-        for running, settlement in ended:
-            if not (is_quiet and settlement.kind is SettleKind.COMPLETE):
+        for running, settlement in batch:
+            is_routine = is_quiet and settlement.kind is SettleKind.COMPLETE
+            if not is_routine and not (running.job.id in given_up and became.get(running.job.id) == "lost"):
                 self._tell(running, settlement, became.get(running.job.id))
 
     def _tell(self, running: Running, settlement: Settlement, became: str | None) -> None:

@@ -74,11 +74,36 @@ async def test_database_out_of_reach_for_longer_than_the_lease(place: Workplace)
     cable.cut()
     cable.thaw()
     after = await place.enqueue("next")
+    # It may take two attempts: on a machine that stands still for a second, its lease is lost as well.
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=after)
     assert (await place.job(job_id))["locked_by"] == str(BOB)
     await place.connection.execute("delete from pgnotifyq.jobs where id = %s", (after,))
     await place.connection.execute("delete from pgnotifyq.job_executions where job_id = %s", (after,))
     assert await everything(place.connection) == before
+
+
+async def test_outcome_written_late(place: Workplace) -> None:
+    """An outcome that could not be written while the lease was trusted costs no permit, and is told once it is durable."""
+    registry, go_on = JobRegistry(), trio.Event()
+
+    @registry.handler("work")
+    async def work(payload: Payload) -> None:
+        await go_on.wait()
+
+    cable: Proxy = await place.nursery.start(run_proxy, place.dsn)
+    # Trusted for three seconds of a lease that nobody else may take for a minute.
+    settings = {"lease_seconds": 60.0, "margin_seconds": 57.0, "heartbeat_seconds": 1.0}
+    worker = await place.start(registry, dsn=cable.dsn, **settings)
+    job_id = await place.enqueue("work")
+    await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
+    cable.freeze()
+    go_on.set()
+    await worker.log.wait(EventName.LEASE_LOST, job_id=job_id)
+    assert worker.log.find(EventName.JOB_COMPLETED) == []
+    cable.cut()
+    cable.thaw()
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    assert await place.history(job_id) == [(1, "completed")]
 
 
 async def test_handler_is_told_before_anybody_else_may_start(place: Workplace) -> None:
