@@ -60,7 +60,7 @@ async def test_wait_past_the_pooler(place: Workplace, pooler: Pooler, monkeypatc
 
 async def test_cancel_and_wait(place: Workplace, pooler: Pooler) -> None:
     """A cancel is acknowledged, by a worker that polls to a client that looks."""
-    await place.start(Gate().registry, dsn=pooler.dsn, is_heard=False, poll_seconds=0.05, lease_seconds=0.9)
+    await place.start(Gate().registry, dsn=pooler.dsn, is_heard=False, poll_seconds=0.05, heartbeat_seconds=0.2)
     async with open_client(pooler.dsn) as door:
         job_id = await door.enqueue("work")
         await place.until("status = 'running' from pgnotifyq.jobs where id = %s", job_id)

@@ -153,7 +153,7 @@ async def test_handler_that_swallows_the_cancel(place: Workplace) -> None:
     async def next_one(payload: Payload) -> None:
         started.append(True)
 
-    worker = await place.start(registry, concurrency=1, grace_seconds=0.05, lease_seconds=0.9)
+    worker = await place.start(registry, concurrency=1, grace_seconds=0.05, heartbeat_seconds=0.2)
     job_id, waiting = await place.enqueue("deaf"), await place.enqueue("next")
     await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
     await place.cancel(job_id)
@@ -212,7 +212,7 @@ async def test_cancel_whose_notification_is_lost(place: Workplace, monkeypatch: 
 
     monkeypatch.setattr(claims, "heartbeat", heartbeat)
     cable: Proxy = await place.nursery.start(run_proxy, place.dsn)
-    worker = await place.start(registry, listen_dsn=cable.dsn, lease_seconds=1.0, heartbeat_seconds=0.2)
+    worker = await place.start(registry, listen_dsn=cable.dsn, heartbeat_seconds=0.2)
     job_id = await place.enqueue("work")
     await running.wait()
     cable.drop_replies()
@@ -257,7 +257,7 @@ async def test_handler_can_tell_why_it_is_stopped(place: Workplace, kind: Interr
         finally:
             told.append(ctx.cancel_reason)
 
-    worker = await place.start(registry, lease_seconds=0.9)
+    worker = await place.start(registry, heartbeat_seconds=0.2)
     job_id = await place.enqueue("work", max_attempts=9)
     await running.wait()
     match kind:

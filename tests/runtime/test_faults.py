@@ -71,7 +71,7 @@ async def test_backend_terminated_while_idle(place: Workplace, backend: str) -> 
 async def test_backend_terminated_while_a_job_runs(place: Workplace, backend: str) -> None:
     """A running job survives the loss of any connection: it is not started twice, and its end is written once."""
     gate = Gate()
-    worker = await place.start(gate.registry, lease_seconds=0.9)
+    worker = await place.start(gate.registry, lease_seconds=9.0, heartbeat_seconds=0.2)
     job_id = await place.enqueue("work")
     await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
     await terminate(place, backend)
@@ -134,8 +134,8 @@ async def test_reply_to_a_claim_is_lost(place: Workplace, monkeypatch: pytest.Mo
     """A claim that was committed while its reply was lost costs its lease: then the job runs, the loss is recorded."""
     gate = Gate()
     cable: Proxy = await place.nursery.start(run_proxy, place.dsn)
-    await place.start(Gate().registry, queues=["elsewhere"], lease_seconds=0.9)
-    worker = await place.start(gate.registry, dsn=cable.dsn, listen_dsn=place.dsn, lease_seconds=0.9)
+    await place.start(Gate().registry, queues=["elsewhere"], lease_seconds=2.0)
+    worker = await place.start(gate.registry, dsn=cable.dsn, listen_dsn=place.dsn, lease_seconds=2.0)
     await place.until_idle(worker)
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("quick"))  # the first of its kind is prepared apart
     await place.until_idle(worker)

@@ -186,7 +186,7 @@ async def test_lease_is_renewed_only_while_its_handler_runs(place: Workplace, mo
     async def lasts(payload: Payload) -> None:
         await trio.sleep_forever()
 
-    worker = await place.start(registry, lease_seconds=0.9, heartbeat_seconds=0.1)
+    worker = await place.start(registry, heartbeat_seconds=0.1)
     failed, lasting = await place.enqueue("fails"), await place.enqueue("lasts")
     for job_id in (failed, lasting):
         await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
@@ -207,11 +207,11 @@ async def test_job_longer_than_its_lease(place: Workplace) -> None:
     async def work(payload: Payload) -> None:
         await go_on.wait()
 
-    worker = await place.start(registry, lease_seconds=0.6)
+    worker = await place.start(registry, lease_seconds=2.4, heartbeat_seconds=0.25)
     await place.start(registry, queues=["elsewhere"])  # a reclaimer that would take it
     job_id = await place.enqueue("work")
     await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
-    await place.until("started_at + interval '1.5 s' < lease_expires_at from pgnotifyq.jobs")
+    await place.until("started_at + interval '2.5 s' < clock_timestamp() from pgnotifyq.jobs")
     go_on.set()
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
     assert await place.history(job_id) == [(1, "completed")]

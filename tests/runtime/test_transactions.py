@@ -68,7 +68,7 @@ async def test_handler_that_goes_on_after_its_completion(place: Workplace) -> No
             await connection.execute("insert into marks values ('once')")
         await trio.sleep_forever()
 
-    worker = await place.start(registry, lease_seconds=0.6)
+    worker = await place.start(registry, heartbeat_seconds=0.1)
     job_id = await place.enqueue("work")
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
     assert worker.log.find(EventName.LEASE_LOST) == []
