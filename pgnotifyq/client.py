@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import trio
 
+from pgnotifyq.gathering import Gatherer
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.ledger.migrate import check_schema
@@ -39,7 +40,6 @@ from pgnotifyq.model.errors import (
 )
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, Job, JobId, NewJob, OrgId
 from pgnotifyq.model.payload import encode, structure
-from pgnotifyq.runtime.handover import enqueue_and_hand_over, find_taker
 from pgnotifyq.wire.connection import Connection, connect
 from pgnotifyq.wire.notifications import listen, owns_session, unlisten, wait_notifications
 from pgnotifyq.wire.pool import open_pool
@@ -119,9 +119,9 @@ class Client:
 
     def __init__(self, pool: Pool, dsn: str, schema: str, registry: JobRegistry | None, *, listen_dsn: str) -> None:
         self._pool = pool
-        self._dsn = dsn
         self._schema = schema
         self._registry = registry
+        self._gatherer = Gatherer(pool, dsn, schema)
         self._ends = _Ends(listen_dsn, schema)
 
     async def enqueue(
@@ -141,7 +141,7 @@ class Client:
         """Enqueue one job and return its id.
 
         Where a worker of this event loop, on the same database, is idle and has a handler for it, the job is started by the
-        statement that enqueues it (runtime/handover.py).
+        statement that enqueues it (runtime/handover.py). Jobs that several tasks enqueue at once share a statement (gathering.py).
 
         Args:
             job_type: which handler runs it.
@@ -177,12 +177,7 @@ class Client:
             }
         )
         if connection is None:
-            async with self._pool.connection() as own:
-                # Looked for at the last moment: a slot that was free before the connection was may not be free now.
-                taker = find_taker(self._dsn, self._schema, job)
-                if taker is not None:
-                    return await enqueue_and_hand_over(own, taker, job)
-                return await ledger.enqueue(own, self._schema, job)
+            return await self._gatherer.enqueue(job)
         if isinstance(connection, psycopg.Connection):
             return ledger.enqueue_blocking(connection, self._schema, job)
         return await ledger.enqueue(_check_connection(connection), self._schema, job)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 import trio
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from pgnotifyq.wire.connection import Connection
+
+# A machine may stand still for a second: no example is judged by its time. And what failed once fails again.
+settings.register_profile(
+    "pgnotifyq", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("pgnotifyq")
 
 # Of the embedded server. Nothing here asks whether data survives a crash but the tests that start a server of their own.
 SETTINGS = {"fsync": "off", "max_connections": "200", "track_functions": "all", "deadlock_timeout": "200ms"}

@@ -21,7 +21,7 @@ import trio
 from psycopg import errors, pq
 from psycopg.rows import tuple_row
 
-from pgnotifyq.ledger.columns import boolean_from, rows, text_from, time_from, uuid_from
+from pgnotifyq.ledger.columns import boolean_from, integer_from, rows, text_from, time_from, uuid_from
 from pgnotifyq.ledger.errors import translated
 from pgnotifyq.ledger.statements import call, compose, direct_call, numbered, query
 from pgnotifyq.model.errors import ConfigError, UniqueKeyHeld
@@ -121,23 +121,24 @@ def _enqueue_one(schema: str) -> bytes:
 
 def enqueue_many_statement(
     jobs: Sequence[NewJob], schema: str, payloads: Sequence[str] | None = None
-) -> tuple[bytes, tuple[object, ...]]:
+) -> tuple[bytes, tuple[str, ...]]:
     """Return the statement that enqueues a batch, and its parameters; it gives (place, id) rows.
 
     `payloads` are those of the jobs, when they are encoded already.
     """
     types = "uuid[] uuid[] text[] text[] text[] smallint[] timestamptz[] float8[] integer[] text[]"
+    array = direct.array
     parameters = (
-        "{" + ",".join(job_id.hex for job_id in new_ids(len(jobs))) + "}",
-        "{" + ",".join(job.org_id.hex for job in jobs) + "}",
-        [job.queue_name for job in jobs],
-        [job.job_type for job in jobs],
-        [encode(job.payload) for job in jobs] if payloads is None else list(payloads),
-        [job.priority for job in jobs],
-        [job.scheduled_at for job in jobs],
-        [None if job.delay_seconds is None else float(job.delay_seconds) for job in jobs],
-        [job.max_attempts for job in jobs],
-        [job.unique_key for job in jobs],
+        array([job_id.hex for job_id in new_ids(len(jobs))]),
+        array([job.org_id.hex for job in jobs]),
+        array([job.queue_name for job in jobs]),
+        array([job.job_type for job in jobs]),
+        array([encode(job.payload) for job in jobs] if payloads is None else payloads),
+        array([str(job.priority) for job in jobs]),
+        array([None if job.scheduled_at is None else job.scheduled_at.isoformat() for job in jobs]),
+        array([None if job.delay_seconds is None else str(job.delay_seconds) for job in jobs]),
+        array([str(job.max_attempts) for job in jobs]),
+        array([job.unique_key for job in jobs]),
     )
     return call("enqueue_many", types, schema), parameters
 
@@ -213,7 +214,11 @@ async def enqueue_many(connection: Connection[Any], schema: str, jobs: Sequence[
         return []
     if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
         statement, parameters = enqueue_many_statement(jobs, schema)
-        return _in_order(await _rows(connection, schema, statement, parameters))
+        if not _is_alone(connection):
+            return _in_order(await _rows(connection, schema, statement, parameters))
+        with translated(schema):
+            made = rows(await direct.run(connection, numbered(statement), parameters))
+        return _in_order([(integer_from(place), uuid_from(job_id)) for place, job_id in made])
 
     if _is_alone(connection) and all(job.unique_key is None for job in jobs):
         now, may_copy = await _look_before_copy(connection, schema)

@@ -92,8 +92,7 @@ async def test_outcome_written_late(place: Workplace) -> None:
 
     cable: Proxy = await place.nursery.start(run_proxy, place.dsn)
     # Trusted for three seconds of a lease that nobody else may take for a minute.
-    settings = {"lease_seconds": 60.0, "margin_seconds": 57.0, "heartbeat_seconds": 1.0}
-    worker = await place.start(registry, dsn=cable.dsn, **settings)
+    worker = await place.start(registry, dsn=cable.dsn, lease_seconds=60.0, margin_seconds=57.0, heartbeat_seconds=1.0)
     job_id = await place.enqueue("work")
     await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
     cable.freeze()

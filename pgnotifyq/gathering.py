@@ -1,0 +1,200 @@
+"""Enqueues that come at once share a statement, and so a commit.
+
+A commit waits for the disk, and costs server and client more than the row it brings. The tasks of a busy program enqueue beside each
+other: while `IN_FLIGHT_MAX` statements of one client are under way, what comes gathers, and goes as one when the first of
+them ends. Nothing waits on a timer to fill a batch, and a program that enqueues now and then never notices.
+
+There is no task for it. Of those that wait, the first is asked to lead: it sends the statement of all, and tells the others.
+
+What each caller is told is what it would be told alone:
+
+- A caller that is cancelled has enqueued nothing, or is told of its job and cancelled at its next checkpoint. A statement that carries
+  it is stopped, and what the others gave goes again without it.
+- An error that is one job's own fails that job's caller only: each then goes alone, and learns for itself.
+- Where nobody knows what became of a statement, as when its connection was lost, all its callers are told so. Nothing is repeated.
+- A job with a unique key may have to wait for somebody's transaction, so it goes alone. So does one that a worker of this very
+  program starts at once (runtime/handover.py).
+- A statement that is stuck keeps nobody: whoever has waited for `PATIENCE_SECONDS` leads at once, on another connection.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from typing import TYPE_CHECKING
+
+import attrs
+import psycopg
+import trio
+
+from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.model.errors import DatabaseUnreachable, PoolTimeout
+from pgnotifyq.runtime.handover import enqueue_and_hand_over, find_taker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgnotifyq.model.job import JobId, NewJob
+    from pgnotifyq.wire.pool import Pool
+
+# While one waits for the disk the server takes the next in.
+IN_FLIGHT_MAX = 2
+PATIENCE_SECONDS = 0.05
+
+# What befell a connection, and not a job: everybody in the statement is told of it.
+_SHARED_ERRORS = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnreachable, PoolTimeout)
+
+
+@attrs.define(eq=False)
+class _Caller:
+    """A task that waits in `enqueue`."""
+
+    job: NewJob
+    batch: _Batch | None = None  # the statement that carries it; None while it gathers
+    job_id: JobId | None = None
+    error: Exception | None = None
+    goes_alone: bool = False
+    has_left: bool = False
+    rung: trio.Event = attrs.field(factory=trio.Event)  # it was told, or is asked to lead
+
+
+@attrs.define(eq=False)
+class _Batch:
+    """A statement under way."""
+
+    callers: Sequence[_Caller]
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # cancelled when one of them leaves
+
+
+class Gatherer:
+    """The enqueues of one client."""
+
+    def __init__(self, pool: Pool, dsn: str, schema: str) -> None:
+        self._pool = pool
+        self._dsn = dsn
+        self._schema = schema
+        self._gathered: deque[_Caller] = deque()
+        self._in_flight = 0
+
+    async def enqueue(self, job: NewJob) -> JobId:
+        """Enqueue a job in a transaction of its own, or in one with others that come at the same time.
+
+        Cancellation, errors: as for `client.enqueue`.
+        """
+        if job.unique_key is not None or find_taker(self._dsn, self._schema, job) is not None:
+            return await self._enqueue_alone(job)
+        if self._in_flight < IN_FLIGHT_MAX and not self._gathered:
+            self._in_flight += 1
+            try:
+                return await self._enqueue_alone(job)
+            finally:
+                self._end_flight()
+        caller = _Caller(job)
+        self._gathered.append(caller)
+        return await self._enqueue_gathered(caller)
+
+    async def _enqueue_alone(self, job: NewJob) -> JobId:
+        async with self._pool.connection() as connection:
+            # Looked for at the last moment: a slot that was free before the connection was may not be free now.
+            taker = find_taker(self._dsn, self._schema, job)
+            if taker is not None:
+                return await enqueue_and_hand_over(connection, taker, job)
+            return await ledger.enqueue(connection, self._schema, job)
+
+    async def _enqueue_gathered(self, caller: _Caller) -> JobId:
+        """Wait until another has enqueued the job, or lead."""
+        while caller.job_id is None:
+            try:
+                with trio.move_on_after(PATIENCE_SECONDS):
+                    await caller.rung.wait()
+                if caller.batch is None:
+                    await self._lead(caller)
+                elif not caller.rung.is_set():
+                    await caller.rung.wait()
+            except trio.Cancelled:
+                await self._leave(caller)
+                if caller.job_id is None:
+                    raise
+            if caller.goes_alone:
+                return await self._enqueue_alone(caller.job)
+            if caller.error is not None:
+                raise caller.error
+        return caller.job_id
+
+    async def _leave(self, caller: _Caller) -> None:
+        """Take a cancelled caller's job out, or wait until its statement has ended, one way or the other."""
+        if caller.batch is None:
+            self._gathered.remove(caller)
+            self._ask_one_to_lead()  # it may have been asked itself, after its cancel
+            return
+        caller.has_left = True
+        caller.batch.scope.cancel(reason="pgnotifyq: one of its callers was cancelled")
+        with trio.CancelScope(shield=True):  # bounded: by the time that a server has to answer a cancel
+            await caller.rung.wait()
+
+    async def _lead(self, leader: _Caller) -> None:
+        """Enqueue all that has gathered in one statement, and tell everybody."""
+        batch = _Batch([self._gathered.popleft() for _ in range(min(len(self._gathered), ledger.ONE_STATEMENT_JOBS_MAX))])
+        for caller in batch.callers:
+            caller.batch = batch
+            if caller.rung.is_set():
+                caller.rung = trio.Event()
+        self._in_flight += 1
+        is_known = True  # whether the jobs are there
+        ids: Sequence[JobId] = ()
+        error: Exception | None = None
+        try:
+            with batch.scope:
+                async with self._pool.connection() as connection:
+                    try:
+                        ids = await ledger.enqueue_many(connection, self._schema, [caller.job for caller in batch.callers])
+                    finally:
+                        is_known = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        except Exception as caught:  # noqa: BLE001  # each caller raises it, this one too
+            error = caught
+        except BaseException:
+            leader.has_left = True
+            raise
+        finally:
+            if ids:
+                self._tell_ids(batch, ids)
+            elif error is not None:
+                self._tell_error(batch, error)
+            elif not is_known:
+                lost = "the connection was lost while jobs were enqueued; they may be there or not"
+                self._tell_error(batch, psycopg.OperationalError(lost))
+            else:
+                self._gather_again(batch)
+            self._end_flight()
+
+    @staticmethod
+    def _tell_ids(batch: _Batch, ids: Sequence[JobId]) -> None:
+        for caller, job_id in zip(batch.callers, ids, strict=True):
+            caller.job_id = job_id
+            caller.rung.set()
+
+    @staticmethod
+    def _tell_error(batch: _Batch, error: Exception) -> None:
+        for caller in batch.callers:
+            if isinstance(error, _SHARED_ERRORS):
+                caller.error = copy.copy(error)  # each raises its own, with the traceback of its own task
+                caller.error.__cause__ = error
+            else:
+                caller.goes_alone = True
+            caller.rung.set()
+
+    def _gather_again(self, batch: _Batch) -> None:
+        """Put those who have not left first in line: their statement was stopped, and nothing of it is there."""
+        for caller in reversed(batch.callers):
+            if not caller.has_left:
+                caller.batch = None
+                self._gathered.appendleft(caller)
+            caller.rung.set()
+
+    def _end_flight(self) -> None:
+        self._in_flight -= 1
+        self._ask_one_to_lead()
+
+    def _ask_one_to_lead(self) -> None:
+        if self._gathered and self._in_flight < IN_FLIGHT_MAX:
+            self._gathered[0].rung.set()
