@@ -137,9 +137,12 @@ async def test_enqueue_stores_what_it_was_given(client: Client) -> None:
     assert await client.enqueue("resize", org_id=org, unique_key="k") == job_id
 
 
-async def test_enqueue_is_one_round_trip(dsn: str, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keys", [(None, None), ("one", "two")], ids=["plain", "keyed"])
+async def test_enqueue_is_one_round_trip(
+    dsn: str, client: Client, monkeypatch: pytest.MonkeyPatch, keys: tuple[str | None, str | None]
+) -> None:
     """One statement goes to the server, and nothing before or after it."""
-    await client.enqueue("noop")  # the connection is open
+    await client.enqueue("noop", unique_key=keys[0])  # the connection is open, and the statement prepared
     waits: list[object] = []
     driven = Connection.wait
 
@@ -148,7 +151,7 @@ async def test_enqueue_is_one_round_trip(dsn: str, client: Client, monkeypatch: 
         return await driven(self, gen, *arguments, **named)
 
     monkeypatch.setattr(Connection, "wait", count)
-    await client.enqueue("noop", {"a": 1}, unique_key="k")
+    await client.enqueue("noop", {"a": 1}, unique_key=keys[1])
     assert len(waits) == 1
 
 

@@ -21,7 +21,7 @@ import trio
 from psycopg import errors, pq
 from psycopg.rows import tuple_row
 
-from pgnotifyq.ledger.columns import boolean_from, integer_from, rows, text_from, time_from, uuid_from
+from pgnotifyq.ledger.columns import boolean_from, rows, text_from, time_from, uuid_from
 from pgnotifyq.ledger.errors import translated
 from pgnotifyq.ledger.statements import call, compose, direct_call, numbered, query
 from pgnotifyq.model.errors import ConfigError, UniqueKeyHeld
@@ -127,20 +127,26 @@ def enqueue_many_statement(
     `payloads` are those of the jobs, when they are encoded already.
     """
     types = "uuid[] uuid[] text[] text[] text[] smallint[] timestamptz[] float8[] integer[] text[]"
+    if payloads is None:
+        payloads = [encode(job.payload) for job in jobs]
+    parameters = _arrays(list(new_ids(len(jobs))), jobs, payloads)
+    return call("enqueue_many", types, schema), (*parameters, direct.array([job.unique_key for job in jobs]))
+
+
+def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[str, ...]:
+    """Return what a batch consists of, but for the unique keys: an array a column."""
     array = direct.array
-    parameters = (
-        array([job_id.hex for job_id in new_ids(len(jobs))]),
+    return (
+        array([job_id.hex for job_id in ids]),
         array([job.org_id.hex for job in jobs]),
         array([job.queue_name for job in jobs]),
         array([job.job_type for job in jobs]),
-        array([encode(job.payload) for job in jobs] if payloads is None else payloads),
+        array(payloads),
         array([str(job.priority) for job in jobs]),
         array([None if job.scheduled_at is None else job.scheduled_at.isoformat() for job in jobs]),
         array([None if job.delay_seconds is None else str(job.delay_seconds) for job in jobs]),
         array([str(job.max_attempts) for job in jobs]),
-        array([job.unique_key for job in jobs]),
     )
-    return call("enqueue_many", types, schema), parameters
 
 
 async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobId:
@@ -151,6 +157,9 @@ async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobI
     Raises:
         InvalidPayload, PayloadTooLarge: the payload cannot be stored.
     """
+    if job.unique_key is None and _is_alone(connection):
+        (made,) = await _insert(connection, schema, [job])
+        return made
     statement, parameters = enqueue_statement(job, schema)
     if not _is_alone(connection):
         ((job_id,),) = await _rows(connection, schema, statement, parameters)
@@ -158,6 +167,15 @@ async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobI
     with translated(schema):
         ((raw_id,),) = rows(await direct.run(connection, numbered(statement), parameters))
     return JobId(uuid_from(raw_id))
+
+
+async def _insert(connection: Connection[Any], schema: str, jobs: Sequence[NewJob]) -> list[JobId]:
+    """Enqueue jobs without unique keys in one statement of its own transaction. Source: sql/queries/insert_jobs.sql."""
+    ids = list(new_ids(len(jobs)))
+    arrays = _arrays(ids, jobs, [encode(job.payload) for job in jobs])
+    with translated(schema):
+        await direct.run(connection, numbered(query("insert_jobs", schema)), arrays)
+    return ids
 
 
 async def enqueue_claimed(
@@ -212,15 +230,14 @@ async def enqueue_many(connection: Connection[Any], schema: str, jobs: Sequence[
     jobs = list(jobs)
     if not jobs:
         return []
+    is_plain = _is_alone(connection) and all(job.unique_key is None for job in jobs)
     if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
+        if is_plain:
+            return await _insert(connection, schema, jobs)
         statement, parameters = enqueue_many_statement(jobs, schema)
-        if not _is_alone(connection):
-            return _in_order(await _rows(connection, schema, statement, parameters))
-        with translated(schema):
-            made = rows(await direct.run(connection, numbered(statement), parameters))
-        return _in_order([(integer_from(place), uuid_from(job_id)) for place, job_id in made])
+        return _in_order(await _rows(connection, schema, statement, parameters))
 
-    if _is_alone(connection) and all(job.unique_key is None for job in jobs):
+    if is_plain:
         now, may_copy = await _look_before_copy(connection, schema)
         if may_copy:
             # One statement, so all or none. It may begin before all payloads are checked: nobody else's transaction would fail.

@@ -271,8 +271,8 @@ async def test_ids_of_a_batch_ascend() -> None:
 
 
 async def test_the_database_refuses_what_the_client_would(connection: Link) -> None:
-    """The SQL door checks by itself, and its refusal is typed."""
-    job = NewJob(job_type="noop")
+    """The function checks by itself, and its refusal is typed."""
+    job = NewJob(job_type="noop", unique_key="goes by the function")
     object.__setattr__(job, "job_type", "no spaces")
     with pytest.raises(InvalidJob, match="no spaces"):
         await jobs.enqueue(connection, SCHEMA, job)
