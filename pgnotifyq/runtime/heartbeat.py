@@ -84,15 +84,19 @@ async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> None:
             interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why="somebody else holds the job"))
 
 
-async def check_cancels(parts: Parts, told: Sequence[Running]) -> None:
-    """Stop those executions, of some that a notification named, whose jobs were really cancelled."""
+async def check_cancels(parts: Parts, told: Sequence[Running], connection: Connection) -> None:
+    """Stop those executions, of some that a notification named, whose jobs were really cancelled.
+
+    Asked by the connection that heard it: its session has just been awake.
+
+    Raises:
+        trio.TooSlowError, psycopg.Error: as for `named.answer`; whoever listens anew beats for all, and learns of the cancels.
+    """
     for start in range(0, len(told), RENEWED_AT_ONCE_MAX):
         some = told[start : start + RENEWED_AT_ONCE_MAX]
-
-        async def once(connection: Connection, some: Sequence[Running] = some) -> list[claims.Surprise]:
-            return await claims.cancelled(connection, parts.config.schema, [running.lease for running in some])
-
-        why = {surprise.job_id: surprise.why for surprise in await parts.quick.run(once)}
+        with trio.fail_after(parts.quick.deadline_seconds):
+            surprises = await claims.cancelled(connection, parts.config.schema, [running.lease for running in some])
+        why = {surprise.job_id: surprise.why for surprise in surprises}
         for running in some:
             if running.job.id in why:
                 _interrupt_cancelled(parts, running, why[running.job.id])

@@ -39,7 +39,7 @@ class Link:
     def __init__(self, dsn: str, *, name: str, deadline_seconds: float, emit: EventSink, randomness: random.Random) -> None:
         self._dsn = dsn
         self._name = name
-        self._deadline_seconds = deadline_seconds
+        self.deadline_seconds = deadline_seconds
         self._emit = emit
         self._random = randomness
         self._lock = Lock()
@@ -78,7 +78,7 @@ class Link:
         async with self._lock:
             while True:
                 try:
-                    with trio.fail_after(self._deadline_seconds, shield=shield):
+                    with trio.fail_after(self.deadline_seconds, shield=shield):
                         if self._connection is None or self._connection.closed:
                             self._connection = await self._connect()
                         result = await operation(self._connection)

@@ -116,6 +116,7 @@ async def _listen(parts: Parts) -> None:
         with trio.fail_after(CONNECT_DEADLINE_SECONDS):
             await workers.hold_session(connection, parts.config.schema, parts.worker_id)
             await register(parts, connection, has_session=True)
+        connection.prepare_threshold = 0  # it has its session to itself
         parts.push.is_proven = True
         parts.push.has_session = True
         parts.push.generation += 1
@@ -128,7 +129,7 @@ async def _listen(parts: Parts) -> None:
             with trio.move_on_after(PROOF_EVERY_SECONDS):
                 heard = await wait_notifications(connection)
             if heard:
-                await _hear(parts, heard)
+                await _hear(parts, heard, connection)
             else:
                 await _prove(parts, connection, channel)
     finally:
@@ -169,7 +170,7 @@ async def _prove(parts: Parts, connection: Connection, channel: str, *, by: Link
     with trio.move_on_after(PROOF_DEADLINE_SECONDS):
         while True:
             heard = await wait_notifications(connection)
-            await _hear(parts, heard)
+            await _hear(parts, heard, connection)
             if any(note.payload == nonce for note in heard):
                 return
     message = f"a notification to ourselves did not arrive within {PROOF_DEADLINE_SECONDS:g} s"
@@ -178,8 +179,11 @@ async def _prove(parts: Parts, connection: Connection, channel: str, *, by: Link
     raise Deaf(message)
 
 
-async def _hear(parts: Parts, heard: list[Notify]) -> None:
-    """Act on notifications. They carry keys and are never trusted: a cancel is read again from the job's row."""
+async def _hear(parts: Parts, heard: list[Notify], connection: Connection) -> None:
+    """Act on notifications, and ask by the connection that heard them.
+
+    They carry keys and are never trusted: a cancel is read again from the job's row.
+    """
     stopping = []
     wake_ups = []
     for note in heard:
@@ -199,6 +203,6 @@ async def _hear(parts: Parts, heard: list[Notify]) -> None:
     if len(wake_ups) > 1:
         parts.bell.ring()
     if stopping:
-        await check_cancels(parts, stopping)
+        await check_cancels(parts, stopping, connection)
     if len(wake_ups) == 1:
-        await answer(parts, wake_ups[0])
+        await answer(parts, wake_ups[0], connection)

@@ -6,6 +6,7 @@ new. To take that one costs the server two thirds of a look (bench/README.md).
 
 Rules:
 
+- By the connection that heard it, the listener's: its session has just been awake, and one that has slept takes 0.06 ms longer.
 - Only after a lull, and when nothing else has rung: wake-ups that come one upon the other are the claimer's, which takes many jobs at
   once and finds out when the worker is no sleeper any more.
 - The permit is taken first, as for any job that the claimer does not bring (runtime/handover.py).
@@ -27,12 +28,19 @@ from pgnotifyq.runtime.sleep import LULL_SECONDS
 
 if TYPE_CHECKING:
     from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.wire.connection import Connection
 
 
-async def answer(parts: Parts, named: str) -> None:
+async def answer(parts: Parts, named: str, connection: Connection) -> None:
     """Answer a wake-up: take the job that it names, when the worker is idle, else ring for the claimer.
 
-    `named` is what was heard: an id's text, nothing, or whatever somebody has sent.
+    Args:
+        parts: the worker's.
+        named: what was heard: an id's text, nothing, or whatever somebody has sent.
+        connection: by which it was heard.
+
+    Raises:
+        trio.TooSlowError, psycopg.Error: no answer, or none that can be used; whoever listens anew rings for the claimer.
     """
     now = trio.current_time()
     is_lulled = now - parts.woken_at > LULL_SECONDS
@@ -43,17 +51,15 @@ async def answer(parts: Parts, named: str) -> None:
         return
     parts.slots.reserve()
     try:
-        found = await parts.quick.run(
-            lambda connection: claims.claim_named(
+        with trio.fail_after(parts.quick.deadline_seconds, shield=True):
+            found = await claims.claim_named(
                 connection,
                 parts.config.schema,
                 worker_id=parts.worker_id,
                 queues=parts.config.queues,
                 job_id=named,
                 lease_seconds=parts.config.lease_seconds,
-            ),
-            shield=True,
-        )
+            )
     except BaseException:
         parts.slots.release(1)
         raise

@@ -131,11 +131,15 @@ async def test_reply_to_a_settlement_is_lost(place: Workplace) -> None:
 
 @pytest.mark.parametrize(("verb", "jobs"), [("claim_named", 1), ("claim", 2)])
 async def test_reply_to_a_claim_is_lost(place: Workplace, monkeypatch: pytest.MonkeyPatch, verb: str, jobs: int) -> None:
-    """A claim that was committed while its reply was lost costs its lease: then the job runs, the loss is recorded."""
+    """A claim that was committed while its reply was lost costs its lease: then the job runs, the loss is recorded.
+
+    By name the listener claims, by its own connection; else the claimer.
+    """
     gate = Gate()
     cable: Proxy = await place.nursery.start(run_proxy, place.dsn)
     await place.start(Gate().registry, queues=["elsewhere"], lease_seconds=2.0)
-    worker = await place.start(gate.registry, dsn=cable.dsn, listen_dsn=place.dsn, lease_seconds=2.0)
+    dsn, listen_dsn = (place.dsn, cable.dsn) if verb == "claim_named" else (cable.dsn, place.dsn)
+    worker = await place.start(gate.registry, dsn=dsn, listen_dsn=listen_dsn, lease_seconds=2.0)
     await place.until_idle(worker)
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("quick"))  # the first of its kind is prepared apart
     await place.until_idle(worker)
