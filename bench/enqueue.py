@@ -1,7 +1,8 @@
 """How many jobs a second can be enqueued: one by one from one and from eight producers while a worker serves them, and in bulk?
 
-Producers are tasks of one process, each with a connection. Beside the client stands plain SQL: the insert alone, from the same
-process, and one statement that makes its rows itself.
+Producers are tasks of one process. Those of one client share statements when they come at once (pgnotifyq/gathering.py); with a client
+each, as producers in programs of their own have, none do. Beside them stands plain SQL: the insert alone, from the same process, and
+one statement that makes its rows itself.
 """
 
 from __future__ import annotations
@@ -54,6 +55,19 @@ async def by_client(dsn: str, producers: int, jobs_a_call: int, seconds: float) 
         )
 
 
+async def by_clients(dsn: str, producers: int, jobs_a_call: int, seconds: float) -> float:
+    """Through a client each."""
+    rates: list[float] = []
+
+    async def produce() -> None:
+        rates.append(await by_client(dsn, 1, jobs_a_call, seconds))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(producers):
+            nursery.start_soon(produce)
+    return sum(rates)
+
+
 async def by_insert(dsn: str, producers: int, jobs_a_call: int, seconds: float) -> float:
     """By an insert a job, each task on a connection of its own."""
     total, began = 0, time.monotonic()
@@ -94,15 +108,15 @@ def main() -> None:
     question = "jobs enqueued a second"
     asked = options(question, seconds=3.0, runs=3, jobs=200_000)
     seconds, runs, jobs = (1.0, 1, 20_000) if asked.quick else (asked.seconds, asked.runs, asked.jobs)
-    served = {"client": by_client, "plain SQL": by_insert}
+    served = [(1, "client", by_client), (1, "plain SQL", by_insert)]
+    served += [(8, "one client", by_client), (8, "a client each", by_clients), (8, "plain SQL", by_insert)]
     taken: dict[str, list[float]] = {}
     with open_server() as server_dsn:
         for _ in range(runs):  # interleaved: the machine drifts
-            for producers in (1, 8):
-                for name, by in served.items():
-                    with open_database(server_dsn) as dsn:
-                        rate = _served(dsn, functools.partial(by, dsn, producers, 1, seconds))
-                    taken.setdefault(f"{name}, {producers} producer(s), served", []).append(rate)
+            for producers, name, by in served:
+                with open_database(server_dsn) as dsn:
+                    rate = _served(dsn, functools.partial(by, dsn, producers, 1, seconds))
+                taken.setdefault(f"{name}, {producers} producer(s), served", []).append(rate)
             for name, jobs_a_call in (("client, bulk by statement", ONE_STATEMENT_JOBS_MAX), ("client, bulk by COPY", COPY_JOBS)):
                 with open_database(server_dsn) as dsn:
                     taken.setdefault(name, []).append(trio.run(by_client, dsn, 1, jobs_a_call, seconds))
