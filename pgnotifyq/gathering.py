@@ -29,6 +29,7 @@ import trio
 
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.model.errors import DatabaseUnreachable, PoolTimeout
+from pgnotifyq.model.payload import encode
 from pgnotifyq.runtime.handover import enqueue_and_hand_over, find_taker
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 # While one waits for the disk the server takes the next in.
 IN_FLIGHT_MAX = 2
 PATIENCE_SECONDS = 0.05
+# Of one statement: that of somebody's small job should not take long for somebody's large ones.
+PAYLOAD_CHARACTERS_MAX = 1 << 20
 
 # What befell a connection, and not a job: everybody in the statement is told of it.
 _SHARED_ERRORS = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnreachable, PoolTimeout)
@@ -50,6 +53,7 @@ class _Caller:
     """A task that waits in `enqueue`."""
 
     job: NewJob
+    payload: str  # as JSON; in each caller's own time, for its errors are the caller's own
     batch: _Batch | None = None  # the statement that carries it; None while it gathers
     job_id: JobId | None = None
     error: Exception | None = None
@@ -89,7 +93,7 @@ class Gatherer:
                 return await self._enqueue_alone(job)
             finally:
                 self._end_flight()
-        caller = _Caller(job)
+        caller = _Caller(job, encode(job.payload))
         self._gathered.append(caller)
         return await self._enqueue_gathered(caller)
 
@@ -134,7 +138,7 @@ class Gatherer:
 
     async def _lead(self, leader: _Caller) -> None:
         """Enqueue all that has gathered in one statement, and tell everybody."""
-        batch = _Batch([self._gathered.popleft() for _ in range(min(len(self._gathered), ledger.ONE_STATEMENT_JOBS_MAX))])
+        batch = _Batch(self._take())
         for caller in batch.callers:
             caller.batch = batch
             if caller.rung.is_set():
@@ -147,7 +151,8 @@ class Gatherer:
             with batch.scope:
                 async with self._pool.connection() as connection:
                     try:
-                        ids = await ledger.enqueue_many(connection, self._schema, [caller.job for caller in batch.callers])
+                        jobs, payloads = [one.job for one in batch.callers], [one.payload for one in batch.callers]
+                        ids = await ledger.insert(connection, self._schema, jobs, payloads)
                     finally:
                         is_known = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         except Exception as caught:  # noqa: BLE001  # each caller raises it, this one too
@@ -166,6 +171,17 @@ class Gatherer:
             else:
                 self._gather_again(batch)
             self._end_flight()
+
+    def _take(self) -> list[_Caller]:
+        """Take out those who go together, at least one: the first who came."""
+        taken = [self._gathered.popleft()]
+        characters = len(taken[0].payload)
+        while self._gathered and len(taken) < ledger.ONE_STATEMENT_JOBS_MAX:
+            characters += len(self._gathered[0].payload)
+            if characters > PAYLOAD_CHARACTERS_MAX:
+                break
+            taken.append(self._gathered.popleft())
+        return taken
 
     @staticmethod
     def _tell_ids(batch: _Batch, ids: Sequence[JobId]) -> None:

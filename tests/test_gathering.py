@@ -14,6 +14,7 @@ import trio.testing
 
 from pgnotifyq import gathering
 from pgnotifyq.client import Client, open_client
+from pgnotifyq.model.errors import InvalidPayload
 from pgnotifyq.model.job import JobId
 from pgnotifyq.wire.connection import Connection, open_connection
 from tests.ledger.support import fetch, value
@@ -115,6 +116,32 @@ async def test_a_job_that_is_refused_fails_alone(dsn: str, client: Client, conne
     assert {good.job_id, last.job_id} < set(await stored(connection))
     types = await value(connection, "select array_agg(job_type::text order by job_type) from pgnotifyq.jobs")
     assert types == ["good", "last", "stuck", "stuck"]
+
+
+async def test_a_payload_that_is_refused_fails_alone(dsn: str, client: Client, patient: None) -> None:
+    """Before it is sent, and at once."""
+    async with trio.open_nursery() as nursery, open_connection(dsn) as other:
+        await other.execute("select pg_advisory_lock(1)")
+        await start(nursery, client, "stuck", "stuck")
+        with pytest.raises(InvalidPayload):
+            await client.enqueue("good", {"a": float("nan")})
+        await other.execute("select pg_advisory_unlock(1)")
+
+
+async def test_large_payloads_go_in_several_statements(dsn: str, client: Client, connection: Link, patient: None) -> None:
+    """In order of arrival, as many as one statement may carry."""
+    large = "x" * (gathering.PAYLOAD_CHARACTERS_MAX // 2 - 100)
+    async with trio.open_nursery() as nursery, open_connection(dsn) as other:
+        await other.execute("select pg_advisory_lock(1)")
+        await start(nursery, client, "stuck", "stuck")
+        callers = []
+        for payload in (large, large, large, "small"):
+            callers.append(Caller(nursery, client, payload=payload))
+            await trio.testing.wait_all_tasks_blocked()
+        await other.execute("select pg_advisory_unlock(1)")
+    rows = await stored(connection)
+    transactions = [rows[caller.job_id] for caller in callers if caller.job_id is not None]
+    assert transactions[0] == transactions[1] != transactions[2] == transactions[3]
 
 
 async def test_a_stuck_statement_keeps_nobody(dsn: str, client: Client) -> None:

@@ -158,7 +158,7 @@ async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobI
         InvalidPayload, PayloadTooLarge: the payload cannot be stored.
     """
     if job.unique_key is None and _is_alone(connection):
-        (made,) = await _insert(connection, schema, [job])
+        (made,) = await insert(connection, schema, [job], [encode(job.payload)])
         return made
     statement, parameters = enqueue_statement(job, schema)
     if not _is_alone(connection):
@@ -169,12 +169,16 @@ async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobI
     return JobId(uuid_from(raw_id))
 
 
-async def _insert(connection: Connection[Any], schema: str, jobs: Sequence[NewJob]) -> list[JobId]:
-    """Enqueue jobs without unique keys in one statement of its own transaction. Source: sql/queries/insert_jobs.sql."""
+async def insert(connection: Connection[Any], schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> list[JobId]:
+    """Enqueue jobs that have no unique keys, given with their payloads' text, by one statement; all or none.
+
+    Cancellation: on a connection in autocommit that is still open, nothing was enqueued.
+
+    Source: sql/queries/insert_jobs.sql
+    """
     ids = list(new_ids(len(jobs)))
-    arrays = _arrays(ids, jobs, [encode(job.payload) for job in jobs])
     with translated(schema):
-        await direct.run(connection, numbered(query("insert_jobs", schema)), arrays)
+        await direct.run(connection, numbered(query("insert_jobs", schema)), _arrays(ids, jobs, payloads))
     return ids
 
 
@@ -233,7 +237,7 @@ async def enqueue_many(connection: Connection[Any], schema: str, jobs: Sequence[
     is_plain = _is_alone(connection) and all(job.unique_key is None for job in jobs)
     if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
         if is_plain:
-            return await _insert(connection, schema, jobs)
+            return await insert(connection, schema, jobs, [encode(job.payload) for job in jobs])
         statement, parameters = enqueue_many_statement(jobs, schema)
         return _in_order(await _rows(connection, schema, statement, parameters))
 
