@@ -183,14 +183,14 @@ async def test_delayed_job_committed_while_the_worker_took_another(place: Workpl
     """A delayed insert that counted on the worker to look earlier anyway, and commits after that look, is not slept over."""
     worker = await place.start(quick())
     await place.until_asleep(worker)
-    first = await place.enqueue(scheduled_at=await ledger.value(place.connection, "select clock_timestamp() + interval '0.4 s'"))
+    first = await place.enqueue(scheduled_at=await ledger.value(place.connection, "select clock_timestamp() + interval '2 s'"))
     await place.until("exists (select from pgnotifyq.sleepers where expects_at < 'infinity')")
     async with open_connection(place.dsn) as inserter:
         async with inserter.transaction():
             # Later than the first, for which the worker will look: it need not be told.
             second = await ledger.enqueue(
                 inserter,
-                scheduled_at=await ledger.value(inserter, "select clock_timestamp() + interval '0.8 s'"),
+                scheduled_at=await ledger.value(inserter, "select clock_timestamp() + interval '2.5 s'"),
             )
             await worker.log.wait(EventName.JOB_COMPLETED, job_id=first)
             await place.until("exists (select from pgnotifyq.sleepers where expects_at = 'infinity')")
@@ -202,10 +202,10 @@ async def test_delayed_job_that_counted_on_one_that_was_cancelled(place: Workpla
     """A delayed insert that counted on the worker to look for an earlier job starts also when that one was cancelled."""
     worker = await place.start(quick())
     await place.until_asleep(worker)
-    first = await place.enqueue(scheduled_at=await ledger.value(place.connection, "select clock_timestamp() + interval '0.5 s'"))
+    first = await place.enqueue(scheduled_at=await ledger.value(place.connection, "select clock_timestamp() + interval '2 s'"))
     await place.until("exists (select from pgnotifyq.sleepers where expects_at < 'infinity')")
     async with open_connection(place.dsn) as inserter, inserter.transaction():
-        later = await ledger.value(inserter, "select clock_timestamp() + interval '0.6 s'")
+        later = await ledger.value(inserter, "select clock_timestamp() + interval '2.1 s'")
         second = await ledger.enqueue(inserter, scheduled_at=later)
         await place.cancel(first)
         third = await place.enqueue()  # has the worker look while the second is not visible and the first is gone
