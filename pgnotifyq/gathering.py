@@ -14,7 +14,7 @@ What each caller is told is what it would be told alone:
 - Where nobody knows what became of a statement, as when its connection was lost, all its callers are told so. Nothing is repeated.
 - A job with a unique key may have to wait for somebody's transaction, so it goes alone. So does one that a worker of this very
   program starts at once (runtime/handover.py).
-- A statement that is stuck keeps nobody: whoever has waited for `PATIENCE_SECONDS` leads at once, on another connection.
+- A statement that is stuck keeps nobody: whoever has waited for `PATIENCE_SECONDS` leads at once, on another connection of the pool.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ and says so.
 - Then by itself, when nothing was heard for a while: a half-open connection and an `unlisten *` behind its back are
   found that way.
 
+What it hears it asks about by the same connection, whose session is awake by then: the row of a cancelled job (heartbeat.py), the job
+that a wake-up names (named.py). The one reads, the other waits 20 ms for a lock at the most. When one fails, the listener begins anew.
+
 Its session holds an advisory lock named after the worker. When the process dies the server frees the lock, and the other
 workers see it (sql/functions/reclaim.sql).
 """

@@ -145,12 +145,12 @@ class Settler:
 
         Of a lease that was given up for lost, what was written late all the same is told too.
         """
-        given_up = {running.job.id for running, _ in batch if running.is_gone}
-        self._free([running for running, _ in batch if not running.is_gone])
+        ended = [outcome for outcome in batch if not outcome[0].is_gone]
+        late = [outcome for outcome in batch if outcome[0].is_gone and became.get(outcome[0].job.id) != "lost"]
+        self._free([running for running, _ in ended])
         is_quiet = not became and not self._parts.tells_routine
-        for running, settlement in batch:
-            is_routine = is_quiet and settlement.kind is SettleKind.COMPLETE
-            if not is_routine and not (running.job.id in given_up and became.get(running.job.id) == "lost"):
+        for running, settlement in [*ended, *late]:
+            if not (is_quiet and settlement.kind is SettleKind.COMPLETE):
                 self._tell(running, settlement, became.get(running.job.id))
 
     def _tell(self, running: Running, settlement: Settlement, became: str | None) -> None:
