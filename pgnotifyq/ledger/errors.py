@@ -1,8 +1,22 @@
-"""What PostgreSQL's errors mean here: SQLSTATE to a typed error, and which failures pass if one tries again."""
+"""What PostgreSQL's errors mean here: SQLSTATE to a typed error, and whose error it is.
+
+`whose` is the one place that decides. A statement about particular jobs can fail in four ways, and each has its answer:
+
+| whose | what it is | what follows |
+|---|---|---|
+| the job's | its row cannot be written, read, ended, pruned or run | tell, put it aside (`job_troubles`), go on with the rest |
+| the session's | the connection is gone, read-only, or knows an older schema | drop the session, then repeat |
+| the server's | busy, full, starting, out of reach, a deadlock, a deadline | wait, then repeat |
+| ours | a missing schema or right, a bug | the worker ends, loudly |
+
+Class 42 (a table or right that is missing) reads as ours, but a trigger of the user's raises it too. So the SQL functions that fall
+back to one row at a time take whatever a row's own subtransaction raises, but for the server's classes, as the row's.
+"""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -25,22 +39,64 @@ ILLEGAL_TRANSITION = "PNQ01"
 INVALID_JOB = "PNQ02"
 SCHEMA_DEFAULT = "pgnotifyq"
 
-_PASSING = (
-    errors.DeadlockDetected,
-    errors.SerializationFailure,
-    errors.LockNotAvailable,
-    errors.QueryCanceled,  # a statement timeout; our own cancels are trio's
-    errors.ReadOnlySqlTransaction,  # the server is being failed over
-    errors.DiskFull,
-    errors.InFailedSqlTransaction,
-)
+
+class Whose(StrEnum):
+    """Whose error it is."""
+
+    JOB = "job"
+    SESSION = "session"
+    SERVER = "server"
+    OURS = "ours"
+
+
+# SQLSTATEs, or their first two characters. The longest that fits decides.
+_BY_STATE: dict[str, Whose] = {
+    "08": Whose.SESSION,  # connection exceptions
+    "25": Whose.SESSION,  # an aborted or read-only transaction; an idle session that the server has ended
+    "26": Whose.SESSION,  # a prepared statement that a pooler has lost
+    "42P05": Whose.SESSION,  # one that it had already
+    "57P": Whose.SESSION,  # the server ends the session: shutdown, crash, terminated
+    "57P03": Whose.SERVER,  # it is starting
+    "28": Whose.SERVER,  # authentication: a password that is being changed
+    "3D": Whose.SERVER,  # the database is not there, as while it is restored
+    "40": Whose.SERVER,  # deadlock, serialization failure
+    "53": Whose.SERVER,  # disk full, out of memory, too many connections
+    "55": Whose.SERVER,  # a lock that was not to be had, an object in use
+    "57": Whose.SERVER,  # a statement timeout; our own cancels are trio's
+    "58": Whose.SERVER,  # input and output of the server's
+    "3F": Whose.OURS,  # no such schema
+    "42": Whose.OURS,  # no such table or function, no right to it, wrong SQL
+    "F0": Whose.OURS,  # the server's configuration
+}
+# "cached plan must not change result type", which says 0A000 as other unsupported features do: known by where it comes from.
+_STALE_PLAN = "RevalidateCachedQuery"
+
+
+def whose(error: BaseException) -> Whose:
+    """Return whose error it is: see the table at the head of this file.
+
+    What PostgreSQL says of values (classes 21 to 23, 54), what triggers of the user's raise (P0, states of their own), and
+    what Python cannot decode is the job's.
+    """
+    if isinstance(error, DatabaseUnreachable):
+        return Whose.SERVER
+    if not isinstance(error, psycopg.Error):
+        is_value = isinstance(error, (UnicodeError, ValueError, OverflowError, RecursionError))
+        return Whose.JOB if is_value else Whose.OURS
+    state = error.sqlstate
+    if state is None:
+        return Whose.SESSION if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) else Whose.JOB
+    if state == "0A000" and error.diag.source_function == _STALE_PLAN:
+        return Whose.SESSION
+    for length in (5, 3, 2):
+        if (found := _BY_STATE.get(state[:length])) is not None:
+            return found
+    return Whose.JOB
 
 
 def is_passing(error: BaseException) -> bool:
-    """Tell whether the same statement may succeed later: the connection is gone, or the server is busy, full or turning."""
-    if isinstance(error, (DatabaseUnreachable, psycopg.OperationalError, psycopg.InterfaceError)):
-        return True
-    return isinstance(error, _PASSING)
+    """Tell whether the same statement may succeed later, in this session or another."""
+    return whose(error) in {Whose.SESSION, Whose.SERVER}
 
 
 def migrate_command(schema: str) -> str:

@@ -15,7 +15,7 @@ from tests.ledger.support import ENDINGS, claim_one, enqueue, fetch, settle, val
 
 Link = Connection[Any]
 OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
-TABLES = ("jobs", "job_executions", "dead_letter_jobs")
+TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles")
 
 
 @asynccontextmanager
@@ -34,7 +34,8 @@ async def shared(connection: Link) -> Link:
         await enqueue(connection, org_id=org_id)
         await settle(connection, await claim_one(connection), ENDINGS["bury"])
     for org_id in (OURS, THEIRS):
-        await enqueue(connection, org_id=org_id)
+        job_id = await enqueue(connection, org_id=org_id)
+        await connection.execute("select pgnotifyq.note_trouble(%s, %s, 'claim', '22008', 'a test')", (org_id, job_id))
     return connection
 
 

@@ -1,0 +1,38 @@
+-- note_trouble: put a job aside. It is looked at again after ten seconds, then after twice as long each time, an hour at most.
+--
+-- In:     what could not be done (`doing`), and what the database or Python said of it. The text is cut.
+-- Out:    whether it is news: the first trouble of this kind with the job.
+-- Locks:  the trouble's row.
+create or replace function {schema}.note_trouble(of_org uuid, of_job uuid, doing text, state text, message text) returns boolean
+language plpgsql volatile
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+declare
+    time_now timestamptz := {schema}.clock();
+    tries_now integer;
+begin
+    insert into {schema}.job_troubles as t (org_id, job_id, verb, sqlstate, error_message, first_at, last_at, tries, look_at)
+    values (of_org, of_job, doing, state, left(message, 1000), time_now, time_now, 1, time_now + interval '10 s')
+    on conflict (org_id, job_id) do update
+    set verb = excluded.verb,
+        sqlstate = excluded.sqlstate,
+        error_message = excluded.error_message,
+        first_at = case when t.verb = excluded.verb then t.first_at else time_now end,
+        last_at = time_now,
+        tries = case when t.verb = excluded.verb then least(t.tries, 1000000) + 1 else 1 end,
+        look_at = time_now + case when t.verb = excluded.verb
+            then least(interval '10 s' * 2 ^ least(t.tries, 12), interval '1 hour') else interval '10 s' end
+    returning t.tries into tries_now;
+    return tries_now = 1;
+end
+$$;
+
+-- is_in_trouble: whether a job was put aside, and its time has not come yet. Ask it only where job_troubles holds rows at all.
+create or replace function {schema}.is_in_trouble(of_org uuid, of_job uuid, time_now timestamptz) returns boolean
+language sql stable
+as $$
+    select exists (
+        select from {schema}.job_troubles as t where t.org_id = of_org and t.job_id = of_job and t.look_at > time_now)
+$$;
