@@ -43,6 +43,7 @@ from pgnotifyq.model.payload import encode, structure
 from pgnotifyq.wire.connection import Connection, connect
 from pgnotifyq.wire.notifications import listen, owns_session, unlisten, wait_notifications
 from pgnotifyq.wire.pool import open_pool
+from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -93,7 +94,8 @@ async def open_client(
     """Open a client for the length of a block.
 
     Args:
-        dsn: the database.
+        dsn: the database. Of several addresses, the first that can write; with `target_session_attrs=any` in it, or another, what
+            that admits, as for reading on a standby.
         schema: where the queue lives.
         connections_max: how many connections it may use, besides one for waiting.
         registry: when given, `enqueue` refuses unknown types and payloads that do not fit, and takes the handlers'
@@ -104,7 +106,10 @@ async def open_client(
         DatabaseUnreachable: no server answers.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run `python -m pgnotifyq migrate`, or upgrade.
     """
-    async with open_pool(dsn, size_max=connections_max, application_name="pgnotifyq client", prepare_threshold=0) as pool:
+    pool_of = open_pool(
+        dsn, size_max=connections_max, application_name="pgnotifyq client", used_for=For.CALLER, prepare_threshold=0
+    )
+    async with pool_of as pool:
         async with pool.connection() as connection:
             await check_schema(connection, schema)
         client = Client(pool, dsn, schema, registry, listen_dsn=listen_dsn or dsn)
@@ -558,7 +563,9 @@ class _Ends:
             try:
                 with trio.move_on_after(LISTEN_DEADLINE_SECONDS):
                     if connection is None or connection.closed:
-                        connection = await connect(self._dsn, application_name="pgnotifyq client listener")
+                        connection = await connect(
+                            self._dsn, application_name="pgnotifyq client listener", used_for=For.WORKER, must_write=True
+                        )
                         self._look_seconds = LOOK_SECONDS if await owns_session(connection) else LISTEN_RETRY_SECONDS
                     await listen(connection, self._channel)
                     self._connection = connection

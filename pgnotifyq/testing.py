@@ -26,6 +26,7 @@ from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.tenants import OrgContext
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.connection import open_connection
+from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -139,7 +140,7 @@ async def work_until_idle(
         events.append(event)
         told.set()
 
-    async with open_connection(dsn, application_name="pgnotifyq testing") as connection:
+    async with open_connection(dsn, application_name="pgnotifyq testing", used_for=For.CALLER) as connection:
         await check_schema(connection, schema)
         with trio.fail_after(timeout_seconds):
             async with trio.open_nursery() as nursery:

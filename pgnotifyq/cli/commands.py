@@ -21,6 +21,7 @@ from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, JobN
 from pgnotifyq.model.job import Job, JobId, NewJob
 from pgnotifyq.model.states import Status, label
 from pgnotifyq.wire.connection import open_connection
+from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,7 +48,7 @@ async def find_database(dsn: str | None) -> Database:
 @asynccontextmanager
 async def open_ledger(database: Database, schema: str) -> AsyncIterator[Connection[TupleRow]]:
     """Open a connection to a database whose schema fits this code; the embedded one is migrated first."""
-    async with open_connection(database.dsn, application_name="pgnotifyq command") as connection:
+    async with open_connection(database.dsn, application_name="pgnotifyq command", used_for=For.CALLER) as connection:
         if database.is_embedded:
             await connection.execute("set client_min_messages = warning")
             await migrate(connection, schema)
@@ -107,7 +108,7 @@ def run_migrate(dsn: str | None, schema: str, *, dry_run: bool) -> int:
 
     async def main() -> int:
         database = await find_database(dsn)
-        async with open_connection(database.dsn, application_name="pgnotifyq migrate") as connection:
+        async with open_connection(database.dsn, application_name="pgnotifyq migrate", used_for=For.CALLER) as connection:
             connection.add_notice_handler(lambda notice: _tell_notice(notice.message_primary or ""))
             done = await migrate(connection, schema, dry_run=dry_run)
         if dry_run:

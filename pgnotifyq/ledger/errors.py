@@ -127,6 +127,9 @@ def translated(schema: str) -> Iterator[None]:
         raise MissingRights(message) from error
     except (errors.UntranslatableCharacter, errors.InvalidTextRepresentation) as error:
         raise InvalidPayload(f"PostgreSQL cannot store this payload: {error.diag.message_primary}") from error
+    except UnicodeEncodeError as error:
+        message = f"the connection's encoding, {error.encoding}, lacks a character of it; open yours with client_encoding=utf8"
+        raise InvalidPayload(f"this job cannot be sent: {message}") from error
     except psycopg.Error as error:
         hint = f"; {error.diag.message_hint}" if error.diag.message_hint else ""
         message = f"{error.diag.message_primary}{hint}"

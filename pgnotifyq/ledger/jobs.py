@@ -490,7 +490,7 @@ async def _rows(connection: Connection[Any], schema: str, statement: bytes, para
     with translated(schema):
         cursor = Cursor(connection, row_factory=tuple_row)
         # In a transaction a statement that a pooler has lost would cost the transaction.
-        await cursor.execute(statement, parameters, prepare=None if _is_alone(connection) else False)
+        await cursor.execute(statement, parameters, prepare=None if _is_alone(connection) else False, binary=True)
         return await cursor.fetchall()
 
 
@@ -506,14 +506,15 @@ def _is_alone(connection: Connection[Any]) -> bool:
 
 def _rows_blocking(connection: psycopg.Connection[Any], schema: str, statement: bytes, parameters: Any) -> list[tuple[Any, ...]]:
     with translated(schema), psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-        cursor.execute(statement, parameters)
+        # Not prepared: in a longer transaction, a plan that has become stale would cost it.
+        cursor.execute(statement, parameters, prepare=False, binary=True)
         return cursor.fetchall()
 
 
 async def _named(connection: Connection, schema: str, statement: bytes, parameters: Any = None) -> list[dict[str, Any]]:
     with translated(schema):
         cursor = Cursor(connection, row_factory=tuple_row)
-        await cursor.execute(statement, parameters)
+        await cursor.execute(statement, parameters, binary=True)  # in text, DateStyle would decide
         names = [column.name for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
 
@@ -545,6 +546,8 @@ _JOB_FIELDS = (
 def _job(row: tuple[Any, ...]) -> Job:
     values = dict(zip(_JOB_FIELDS, row, strict=True))
     values["status"] = Status(values["status"])
+    if values["progress"] is not None:
+        values["progress"] = float(f"{values['progress']:.7g}")  # a `real` in binary: 0.3 comes as 0.30000001192
     return Job(**values)
 
 

@@ -4,6 +4,11 @@
 deadline: a frozen peer whose kernel still answers is seen by no TCP option, only by a deadline. An operation handed to a
 link must be safe to repeat after its reply was lost; all ledger verbs used here are, because of their fences.
 
+Whose error it is decides what follows (ledger/errors.py). The session's is not repeated in that session: one that was opened on a
+standby refuses to write for as long as it lives, and the name may lead to the primary by now. The server's is repeated in the same
+session, but for `FAILURES_MAX` times in a row at the most: what looks like the server's may be the session's all the same, as behind a
+pooler. Sessions are asked for that can write; an address with a `target_session_attrs` of its own says for itself what will do.
+
 Statements are prepared on the server: a round trip takes half the time (93 against 206 microseconds for `select 1`). A pooler
 in transaction mode may lose them: it prepares in one session and executes in another. The first error of that kind turns
 preparing off for good. They cannot be mixed up, for their names are random (wire/connection.py).
@@ -16,9 +21,10 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 from psycopg import errors
 
-from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.ledger.errors import Whose, is_passing, whose
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.wire.connection import Lock, connect
+from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     import random
@@ -31,6 +37,7 @@ T = TypeVar("T")
 
 PAUSE_SECONDS_FIRST = 0.05  # a restart that takes a moment is met at once
 PAUSE_SECONDS_MAX = 1.0  # "workers resume within two seconds of its return"
+FAILURES_MAX = 3  # in a row and in one session; then another is tried
 
 
 class Link:
@@ -46,6 +53,7 @@ class Link:
         self._connection: Connection | None = None
         self._is_down = False
         self._prepares = True
+        self._failures = 0  # in a row, in this session
 
     async def run(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool = False) -> T:
         """Run an operation on the connection, again and again until it succeeds.
@@ -69,7 +77,8 @@ class Link:
     async def attempt(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool = False) -> T:
         """Run an operation once, connecting first if need be.
 
-        Where a prepared statement was lost it is run a second time, and nothing is prepared any more.
+        Where a prepared statement was lost it is run a second time, and nothing is prepared any more. A connection whose session
+        has failed, or has failed too often, is closed before the error goes on.
 
         Raises:
             trio.TooSlowError: no answer within the deadline; the connection is closed.
@@ -82,6 +91,7 @@ class Link:
                         if self._connection is None or self._connection.closed:
                             self._connection = await self._connect()
                         result = await operation(self._connection)
+                    self._failures = 0
                     break
                 except trio.TooSlowError:
                     await self._drop()
@@ -91,6 +101,11 @@ class Link:
                         raise
                     self._prepares = False
                     await self._drop()
+                except Exception as error:
+                    self._failures += is_passing(error)
+                    if self._failures >= FAILURES_MAX or whose(error) is Whose.SESSION:
+                        await self._drop()
+                    raise
             if self._is_down:
                 self._is_down = False
                 self._emit(Event(name=EventName.DATABASE_BACK, fields={"connection": self._name}))
@@ -98,7 +113,11 @@ class Link:
 
     async def _connect(self) -> Connection:
         return await connect(
-            self._dsn, application_name=f"pgnotifyq {self._name}", prepare_threshold=0 if self._prepares else None
+            self._dsn,
+            application_name=f"pgnotifyq {self._name}",
+            prepare_threshold=0 if self._prepares else None,
+            used_for=For.WORKER,
+            must_write=True,
         )
 
     async def close(self) -> None:
@@ -106,6 +125,7 @@ class Link:
         await self._drop()
 
     async def _drop(self) -> None:
+        self._failures = 0
         if self._connection is not None:
             connection, self._connection = self._connection, None
             with trio.CancelScope(shield=True):

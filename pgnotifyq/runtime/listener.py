@@ -37,6 +37,7 @@ from pgnotifyq.runtime.heartbeat import check_cancels, renew
 from pgnotifyq.runtime.named import answer
 from pgnotifyq.wire.connection import connect
 from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
+from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from psycopg import Notify
@@ -101,7 +102,7 @@ async def listen_for_ever(parts: Parts) -> None:
 
 async def _listen(parts: Parts) -> None:
     with trio.fail_after(CONNECT_DEADLINE_SECONDS):
-        connection = await connect(parts.listen_dsn, application_name="pgnotifyq listener")
+        connection = await connect(parts.listen_dsn, application_name="pgnotifyq listener", used_for=For.WORKER, must_write=True)
     try:
         with trio.fail_after(CONNECT_DEADLINE_SECONDS):
             channel = await workers.worker_channel(connection, parts.config.schema, parts.worker_id)

@@ -15,6 +15,7 @@ from pgnotifyq.ledger import claims
 from pgnotifyq.ledger.statements import compose
 from pgnotifyq.model.errors import JobCancelled, LeaseLost
 from pgnotifyq.wire.pool import open_pool
+from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,7 +38,9 @@ class Databases:
 @asynccontextmanager
 async def open_databases(dsn: str, schema: str, *, size_max: int) -> AsyncIterator[Databases]:
     """Open the pool of a worker's handlers."""
-    async with open_pool(dsn, size_max=size_max, application_name="pgnotifyq handler", puts_back=True) as pool:
+    async with open_pool(
+        dsn, size_max=size_max, application_name="pgnotifyq handler", used_for=For.HANDLER, puts_back=True
+    ) as pool:
         yield Databases(pool, schema, f"{schema}_tenant")
 
 

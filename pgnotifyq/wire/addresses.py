@@ -7,8 +7,10 @@ address is an attempt of its own here, with a deadline of its own.
 from __future__ import annotations
 
 import random
+import re
 import socket
-from typing import TYPE_CHECKING, TypeVar
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import psycopg
 import trio
@@ -19,14 +21,42 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conni
 from pgnotifyq.wire import waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from psycopg.abc import ConnDict, ConnParam, PQGenConn
 
-Opened = TypeVar("Opened")
+Opened = TypeVar("Opened", bound="Closable")
+
+
+class Closable(Protocol):
+    """What `connect_first` needs of a connection that it does not return."""
+
+    def close_nowait(self) -> None:
+        """Close it; never wait."""
+
+
+class Choice(Enum):
+    """Which sessions will do, where the address does not say."""
+
+    ANY = "any"
+    RATHER_WRITABLE = "one that can write, else any"
+    WRITABLE = "one that can write"
+
+
+ANY, RATHER_WRITABLE, WRITABLE = Choice
+
+UNTELLABLE = (
+    "Cannot connect to PostgreSQL. The address is not shown, for it has an @ or a / where a password may have been cut in two:"
+    " write them as %40 and %2F inside of a password. Otherwise check that the server is running and that the address is right."
+)
+"""What is said instead of `explain`, which would name a host, a port or a database that are pieces of a password."""
 
 CONNECT_SECONDS = 10
 """Patience for one address when neither the DSN nor PGCONNECT_TIMEOUT says. libpq's own default is to wait for ever."""
+
+READ_ONLY = "read-only: a standby, or a role, database or server with default_transaction_read_only on"
+
+_DRIVER = re.compile(r"^\s*(postgres(?:ql)?)\+\w+://")
 
 KEEPALIVE_DEFAULTS: dict[str, ConnParam] = {
     "keepalives": 1,
@@ -50,7 +80,7 @@ def parameters_from(dsn: str, **parameters: ConnParam) -> ConnDict:
         psycopg.ProgrammingError: `dsn` cannot be read.
     """
     application_name = parameters.pop("application_name", None)
-    wanted = conninfo_to_dict(dsn, **parameters)
+    wanted = conninfo_to_dict(normal(dsn), **parameters)
     if application_name is not None:
         wanted.setdefault("application_name", application_name)
     for name, value in KEEPALIVE_DEFAULTS.items():
@@ -60,12 +90,44 @@ def parameters_from(dsn: str, **parameters: ConnParam) -> ConnDict:
     return wanted
 
 
-async def connect_first(parameters: ConnDict, connect: Callable[[str], PQGenConn[Opened]]) -> Opened:
+def normal(dsn: str) -> str:
+    """Return the address as libpq reads it: SQLAlchemy's name a driver behind a plus.
+
+    >>> normal("postgresql+asyncpg://ann@localhost/things")
+    'postgresql://ann@localhost/things'
+    """
+    return _DRIVER.sub(r"\1://", dsn, count=1)
+
+
+def says(parameters: ConnDict, name: str) -> bool:
+    """Tell whether the address, or the environment, has a value of its own for one of libpq's parameters."""
+    return bool(get_param(parameters, name))
+
+
+def hides_a_password(dsn: str) -> bool:
+    """Tell whether a piece of a password may be where libpq reads a host, a port or a database.
+
+    It takes what is before the first @ for user and password, and only if no / comes earlier.
+    """
+    before, is_uri, rest = normal(dsn).strip().partition("://")
+    if not is_uri or not before.isalpha() or "@" not in rest:
+        return False
+    return rest.count("@") > 1 or "/" in rest[: rest.index("@")]
+
+
+async def connect_first(
+    parameters: ConnDict,
+    connect: Callable[[str], PQGenConn[Opened]],
+    enter: Callable[[Opened], Awaitable[bool]] | None = None,
+    choice: Choice = ANY,
+) -> Opened:
     """Return the connection of the first address that answers as wanted.
 
     Args:
         parameters: libpq's, several hosts separated by commas.
         connect: makes psycopg's connecting generator from a connection string for one address.
+        enter: makes a session ready, and tells whether it can write.
+        choice: which sessions will do.
 
     Cancellation: the half-open connection is dropped.
 
@@ -74,16 +136,52 @@ async def connect_first(parameters: ConnDict, connect: Callable[[str], PQGenConn
     """
     seconds = timeout_from_conninfo(parameters)
     failures: list[psycopg.Error] = []
-    for attempt in await _attempts(parameters, seconds, failures):
-        try:
-            with trio.move_on_after(seconds):
-                return await waiting.drive_connecting(connect(make_conninfo("", **attempt)))
-            raise errors.ConnectionTimeout(f"{_name(attempt)} did not answer within {seconds} seconds")
-        except psycopg.OperationalError as error:
-            failures.append(error)
-    if len(failures) == 1:
+    spare: Opened | None = None  # the first that answered and cannot write
+    try:
+        for attempt in await _attempts(parameters, seconds, failures):
+            try:
+                opened, can_write = await _open(attempt, seconds, connect, enter)
+            except psycopg.Error as error:
+                failures.append(error)
+                continue
+            if can_write or choice is ANY:
+                return opened
+            if choice is RATHER_WRITABLE and spare is None:
+                spare = opened
+                continue
+            opened.close_nowait()
+            failures.append(psycopg.OperationalError(f"{_name(attempt)} is {READ_ONLY}"))
+        if spare is not None:
+            opened, spare = spare, None
+            return opened
+    finally:
+        if spare is not None:
+            spare.close_nowait()
+    if len(failures) == 1 and isinstance(failures[0], psycopg.OperationalError):
         raise failures[0].with_traceback(None)
-    raise type(failures[-1])("\n".join(_reason(failure) for failure in failures)) from failures[-1]
+    kind = type(failures[-1]) if isinstance(failures[-1], psycopg.OperationalError) else psycopg.OperationalError
+    raise kind("\n".join(_reason(failure) for failure in failures)) from failures[-1]
+
+
+async def _open(
+    attempt: ConnDict,
+    seconds: float,
+    connect: Callable[[str], PQGenConn[Opened]],
+    enter: Callable[[Opened], Awaitable[bool]] | None,
+) -> tuple[Opened, bool]:
+    """Open a connection to one address; return it, and whether it can write as far as anybody asked."""
+    opened: Opened | None = None
+    is_ready = False
+    try:
+        with trio.move_on_after(seconds):
+            opened = await waiting.drive_connecting(connect(make_conninfo("", **attempt)))
+            can_write = enter is None or await enter(opened)
+            is_ready = True
+            return opened, can_write
+    finally:
+        if opened is not None and not is_ready:
+            opened.close_nowait()
+    raise errors.ConnectionTimeout(f"{_name(attempt)} did not answer within {seconds} seconds")
 
 
 def explain(parameters: ConnDict, error: psycopg.Error) -> str:
@@ -149,6 +247,10 @@ def _reason(error: psycopg.Error) -> str:
 
 
 def _advice(reason: str) -> str:
+    if READ_ONLY in reason:
+        return (
+            "Wait until it leads to the primary, or give the primary's address; target_session_attrs=any in it admits the other."
+        )
     if "password" in reason or "authentication" in reason or "pg_hba" in reason:
         return "Check the user, the password and the server's pg_hba.conf."
     if "does not exist" in reason:

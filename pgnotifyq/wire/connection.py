@@ -18,6 +18,7 @@ import logging
 import secrets
 from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import psycopg
@@ -26,13 +27,14 @@ from psycopg import errors, pq
 from psycopg._capabilities import capabilities
 from psycopg._pipeline_async import AsyncPipeline
 from psycopg.adapt import AdaptersMap
-from psycopg.conninfo import make_conninfo
 from psycopg.copy import AsyncCopy
 from psycopg.rows import Row, TupleRow
 from psycopg.transaction import AsyncTransaction
 
 from pgnotifyq.model.errors import DatabaseUnreachable
-from pgnotifyq.wire import addresses, waiting
+from pgnotifyq.wire import addresses, sessions, waiting
+from pgnotifyq.wire.refusals import UNDONE, is_stale_plan, may_repeat
+from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -71,6 +73,8 @@ async def connect(
     prepare_threshold: int | None = ...,
     row_factory: AsyncRowFactory[Row],
     context: AdaptContext | None = ...,
+    used_for: For = ...,
+    must_write: bool = ...,
     **parameters: ConnParam,
 ) -> Connection[Row]: ...
 
@@ -84,6 +88,8 @@ async def connect(
     prepare_threshold: int | None = ...,
     row_factory: None = ...,
     context: AdaptContext | None = ...,
+    used_for: For = ...,
+    must_write: bool = ...,
     **parameters: ConnParam,
 ) -> Connection[TupleRow]: ...
 
@@ -96,9 +102,13 @@ async def connect(
     prepare_threshold: int | None = None,
     row_factory: AsyncRowFactory[Any] | None = None,
     context: AdaptContext | None = None,
+    used_for: For = For.ANYBODY,
+    must_write: bool = False,
     **parameters: ConnParam,
 ) -> Connection[Any]:
     """Open a connection to the first address of `dsn` that answers.
+
+    Its texts are UTF-8, whatever its role, its database, `dsn` and the environment say.
 
     Args:
         dsn: a libpq connection string or URI. Several hosts and `target_session_attrs` work as in libpq.
@@ -108,6 +118,9 @@ async def connect(
             prepared in a session do not survive a pooler in transaction mode.
         row_factory: psycopg's; tuples when None.
         context: psycopg's adapters; its defaults when None.
+        used_for: whose statements it is for, which decides what is set in it (wire/sessions.py).
+        must_write: whether a session that is read-only will not do, as on a standby. The address has the last word: with a
+            `target_session_attrs` of its own, what that admits will do. When False, one that can write is preferred.
         **parameters: further libpq parameters; they win over the DSN.
 
     Cancellation: the half-open connection is dropped.
@@ -116,31 +129,48 @@ async def connect(
         DatabaseUnreachable: no address could be connected to, or the DSN cannot be read.
     """
     try:
-        wanted = addresses.parameters_from(dsn, application_name=application_name, **parameters)
+        wanted = addresses.parameters_from(dsn, application_name=application_name, **{"client_encoding": "utf8", **parameters})
     except psycopg.ProgrammingError:
         # libpq's message quotes what it could not read, which may be a password.
         raise DatabaseUnreachable(
             "The connection string cannot be read. Write it as postgresql://user@host:5432/database,"
             " or as host=... dbname=... user=..."
         ) from None
+    choice = addresses.ANY
+    if used_for is not For.ANYBODY and not addresses.says(wanted, "target_session_attrs"):
+        choice = addresses.WRITABLE if must_write else addresses.RATHER_WRITABLE
     try:
-        return await Connection.connect(
-            make_conninfo("", **wanted),
-            autocommit=autocommit,
-            prepare_threshold=prepare_threshold,
-            row_factory=row_factory,
-            context=context,
+        connection: Connection[Any] = await addresses.connect_first(
+            wanted, Connection._connect_gen, partial(_enter, used_for), choice
         )
     except psycopg.OperationalError as error:
+        if addresses.hides_a_password(dsn):
+            raise DatabaseUnreachable(addresses.UNTELLABLE) from None
         raise DatabaseUnreachable(addresses.explain(wanted, error)) from error
+    except (psycopg.ProgrammingError, ValueError):  # a number that is none, also one of the environment's
+        raise DatabaseUnreachable("A value of the address, or of a PG... variable of the environment, cannot be read.") from None
+    connection._prepare_to_be_used(
+        autocommit=autocommit, prepare_threshold=prepare_threshold, row_factory=row_factory, context=context
+    )
+    # What we say in one statement can be said again when the server has refused it as a whole.
+    connection.repeats = used_for in {For.CALLER, For.WORKER}
+    return connection
+
+
+async def _enter(used_for: For, connection: Connection[Any]) -> bool:
+    """Set what the session needs; return whether it can write, as far as anybody asks."""
+    if used_for is For.ANYBODY:
+        return True
+    async with connection.lock:
+        return await connection.wait(sessions.enter(connection.pgconn, used_for, connection.info.encoding))
 
 
 @asynccontextmanager
 async def open_connection(
-    dsn: str, *, autocommit: bool = True, application_name: str | None = None, **parameters: Any
+    dsn: str, *, autocommit: bool = True, application_name: str | None = None, used_for: For = For.ANYBODY, **parameters: Any
 ) -> AsyncIterator[Connection[TupleRow]]:
     """Open a connection for the length of a block and close it at the end. See `connect`."""
-    connection = await connect(dsn, autocommit=autocommit, application_name=application_name, **parameters)
+    connection = await connect(dsn, autocommit=autocommit, application_name=application_name, used_for=used_for, **parameters)
     try:
         yield connection
     finally:
@@ -186,6 +216,9 @@ class Connection(psycopg.AsyncConnection[Row]):
         self.lock = Lock()  # type: ignore[assignment]
         self.cursor_factory = Cursor
         self.statements: dict[bytes, bytes] = {}  # prepared by wire/direct.py, and their names
+        self.repeats = False  # whether a statement that the server has undone whole is said again: see `is_undone`
+        # Whether the server has refused to write, which it may go on doing for as long as the session lives.
+        self.is_read_only = False
 
     @classmethod
     async def connect(
@@ -209,18 +242,31 @@ class Connection(psycopg.AsyncConnection[Row]):
         """
         parameters = addresses.parameters_from(conninfo, **kwargs)
         connection = await addresses.connect_first(parameters, cls._connect_gen)
-        connection._autocommit = bool(autocommit)
-        if row_factory:
-            connection.row_factory = row_factory
         if cursor_factory:
             connection.cursor_factory = cursor_factory
+        connection._prepare_to_be_used(
+            autocommit=autocommit, prepare_threshold=prepare_threshold, row_factory=row_factory, context=context
+        )
+        return connection
+
+    def _prepare_to_be_used(
+        self,
+        *,
+        autocommit: bool,
+        prepare_threshold: int | None,
+        row_factory: AsyncRowFactory[Any] | None,
+        context: AdaptContext | None,
+    ) -> None:
+        """Do what psycopg's `connect` does once there is a connection."""
+        self._autocommit = bool(autocommit)
+        if row_factory:
+            self.row_factory = row_factory
         if context:
-            connection._adapters = AdaptersMap(context.adapters)
-        connection.prepare_threshold = prepare_threshold
+            self._adapters = AdaptersMap(context.adapters)
+        self.prepare_threshold = prepare_threshold
         # psycopg counts from zero in every session. A pooler that hands a session from client to client would have one
         # client's `_pg3_0` run as another's; a name that nobody else has can be missing there, never mistaken.
-        connection._prepared._prepared_idx = secrets.randbits(48)
-        return connection
+        self._prepared._prepared_idx = secrets.randbits(48)
 
     async def __aexit__(
         self,
@@ -255,6 +301,13 @@ class Connection(psycopg.AsyncConnection[Row]):
         with trio.move_on_after(timeout):
             return await self._drive(gen)
         raise errors._WaitTimeout("wait timeout expired")
+
+    def forget_statements(self) -> None:
+        """Forget what was prepared: a table or function has changed, and the server refuses the old plans."""
+        self.statements.clear()
+        self._prepared.clear()
+        # It would have all deallocated some time later, and what is prepared until then with it. What is left costs little.
+        self._prepared._to_flush.clear()
 
     async def cancel_safe(self, *, timeout: float = INTERRUPT_SECONDS) -> None:  # noqa: ASYNC109
         """Ask the server to stop the running statement. That it was asked does not mean that it stops.
@@ -349,6 +402,9 @@ class Connection(psycopg.AsyncConnection[Row]):
         await waiting.meet_cancel()  # as long as nothing was begun, nothing has to be ended
         try:
             return await waiting.drive(gen, self.pgconn.socket)
+        except errors.ReadOnlySqlTransaction:
+            self.is_read_only = True
+            raise
         except trio.Cancelled:
             if _leaving.get() or self.closed or self.pgconn.transaction_status != ACTIVE:
                 raise
@@ -486,16 +542,31 @@ class Cursor(psycopg.AsyncCursor[Row]):
     ) -> Self:
         """Run a statement. See psycopg.
 
-        A pooler in transaction mode loses statements that were prepared, or mixes them up. The server refuses them before anything
-        is done, so outside of a transaction the statement is sent again, whole, and the connection prepares none any more.
+        Three errors are mended where the statement was a transaction of its own, for then nothing of it was done:
+
+        - A pooler in transaction mode has lost what was prepared, or mixed it up: the connection prepares none any more.
+        - What was prepared does not fit a table or function that has changed: it is prepared anew.
+        - The server has undone it for the sake of another transaction, and the connection `repeats`.
         """
-        try:
-            return await super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[arg-type, misc]  # overloaded
-        except (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement):
-            self._conn.prepare_threshold = None
-            if self._conn.pgconn.transaction_status != pq.TransactionStatus.IDLE:
-                raise
-        return await super().execute(query, params, prepare=False, binary=binary)  # type: ignore[arg-type]  # overloaded
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[arg-type, misc]  # overloaded
+            except (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement):
+                self._conn.prepare_threshold = None
+                prepare = False
+                if tries > 1 or self._conn.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                    raise
+            except errors.FeatureNotSupported as error:
+                if not is_stale_plan(error):
+                    raise
+                self._conn.forget_statements()
+                if tries > 1 or self._conn.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                    raise
+            except UNDONE:
+                if not may_repeat(self._conn, tries):
+                    raise
 
     @asynccontextmanager
     async def copy(

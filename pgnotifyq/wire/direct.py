@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import errors, generators, pq
 
+from pgnotifyq.wire.refusals import UNDONE, is_stale_plan, may_repeat
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -33,8 +35,9 @@ async def run(connection: Connection[Any], statement: bytes, values: Sequence[st
     """Run one statement and return its rows in binary form.
 
     It is prepared where the connection prepares and where it is a transaction of its own: in a longer one, a pooler that has lost it
-    would cost the transaction. Outside of one the server refuses a lost statement before anything is done, so it is sent
-    again, whole, and the connection prepares none any more.
+    would cost the transaction. Outside of one, the server refuses before anything is done, or undoes everything; so the statement
+    is sent again, whole, where it was lost (the connection then prepares none any more), where it was prepared for a table or
+    function that has changed, and where it was undone for the sake of another transaction and the connection `repeats`.
 
     Cancellation: see connection.py.
 
@@ -46,21 +49,37 @@ async def run(connection: Connection[Any], statement: bytes, values: Sequence[st
     texts = [_encoded(value, encoding) for value in values]
     async with connection.lock:
         connection._check_connection_ok()
-        pgconn = connection.pgconn
-        is_alone = connection.autocommit and pgconn.transaction_status == _IDLE
-        if is_alone and connection.prepare_threshold is not None:
+        tries = 0
+        while True:
+            tries += 1
             try:
-                name = connection.statements.get(statement)
-                if name is None:
-                    name = b"pgnotifyq_%012x" % secrets.randbits(48)
-                    await connection.wait(_prepare(pgconn, encoding, name, statement))
-                    connection.statements[statement] = name
-                return await connection.wait(_run_prepared(pgconn, encoding, name, texts))
+                return await _run_once(connection, encoding, statement, texts)
             except (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement):
+                if connection.prepare_threshold is None:
+                    raise
                 connection.prepare_threshold = None
-        elif not is_alone:
-            await connection.wait(connection._start_query())
-        return await connection.wait(_run_whole(pgconn, encoding, statement, texts))
+            except errors.FeatureNotSupported as error:
+                if tries > 1 or not is_stale_plan(error) or connection.pgconn.transaction_status != _IDLE:
+                    raise
+                connection.forget_statements()
+            except UNDONE:
+                if not may_repeat(connection, tries):
+                    raise
+
+
+async def _run_once(connection: Connection[Any], encoding: str, statement: bytes, texts: Sequence[bytes | None]) -> PGresult:
+    pgconn = connection.pgconn
+    is_alone = connection.autocommit and pgconn.transaction_status == _IDLE
+    if is_alone and connection.prepare_threshold is not None:
+        name = connection.statements.get(statement)
+        if name is None:
+            name = b"pgnotifyq_%012x" % secrets.randbits(48)
+            await connection.wait(_prepare(pgconn, encoding, name, statement))
+            connection.statements[statement] = name
+        return await connection.wait(_run_prepared(pgconn, encoding, name, texts))
+    if not is_alone:
+        await connection.wait(connection._start_query())
+    return await connection.wait(_run_whole(pgconn, encoding, statement, texts))
 
 
 def _encoded(value: str | None, encoding: str) -> bytes | None:

@@ -8,6 +8,8 @@ Rules:
   opened. Else what is open is rolled back and the connection is closed: one connect costs milliseconds, a leaked
   setting costs somebody else's data. `set role`, LISTEN, temporary tables and session-level advisory locks are
   not visible from here; use `set local` and transaction-level locks on pooled connections.
+- A connection whose server refused to write is closed, whatever the session says of itself: it may have led to a standby, or to a
+  server that has become one.
 - An idle connection has nothing to read. One that has was closed or terminated by the server, and is never handed out.
 """
 
@@ -26,6 +28,7 @@ from psycopg.rows import tuple_row
 from pgnotifyq.model.errors import PgnotifyqError, PoolTimeout
 from pgnotifyq.wire import waiting
 from pgnotifyq.wire.connection import Connection, connect
+from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,6 +80,7 @@ async def open_pool(
     acquire_seconds: float = ACQUIRE_SECONDS,
     application_name: str | None = None,
     puts_back: bool = False,
+    used_for: For = For.ANYBODY,
     **parameters: Any,
 ) -> AsyncIterator[Pool]:
     """Open a pool for the length of a block. Nothing is connected until somebody asks.
@@ -88,6 +92,7 @@ async def open_pool(
         application_name: what pg_stat_activity shows.
         puts_back: whether others than ourselves are lent connections, and may set what the server does not report: it then is put
             back by a statement at each return.
+        used_for: whose statements they are for (wire/sessions.py); for anybody in particular they must be able to write.
         **parameters: further libpq parameters.
 
     Cancellation: idle connections are closed; those that are lent are closed when they come back.
@@ -98,7 +103,7 @@ async def open_pool(
         acquire_seconds=acquire_seconds,
         application_name=application_name,
         puts_back=puts_back,
-        parameters=parameters,
+        parameters={**parameters, "used_for": used_for, "must_write": True},
     )
     try:
         yield pool
@@ -233,6 +238,7 @@ class Pool:
             and connection.autocommit
             and connection.row_factory is tuple_row
             and not connection._notifies_backlog
+            and not connection.is_read_only
             and _reported(connection) == self._settings[connection]
         )
 

@@ -51,6 +51,7 @@ def test_state_set_by_the_constructors() -> None:
     for name in ("_autocommit", "_adapters", "_closed", "_pipeline", "_notifies_backlog", "_notify_handler", "_prepared"):
         assert f"self.{name}" in connection or f"BaseConnection.{name}" in connection
     assert "self._lock" in inspect.getsource(AsyncPipeline.__init__)
+    assert "self._to_flush" in inspect.getsource(PrepareManager.__init__)
     assert "self._prepared_idx" in inspect.getsource(PrepareManager.__init__)
     assert "_no_lock" in inspect.signature(AsyncPipeline.__init__).parameters
 
