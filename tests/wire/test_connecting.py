@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 import trio
@@ -37,6 +39,55 @@ async def test_unreadable_dsn() -> None:
         await connect("postgres//ann:secret@host/things")
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+SECRETS = [
+    "postgresql://ann:SEC@RET:pass@127.0.0.1/things",
+    "postgresql://ann:SEC/RET@127.0.0.1:1/things",
+    "postgresql://ann:SECp@RET:w/pass?#%25@/things?host=/nonexistent",
+    "postgres://ann:SEC@RET@nosuch.invalid:1/things",
+    "postgresql+psycopg://ann:SEC@RET.invalid@127.0.0.1:1/things",
+    "postgresql://ann:SEC@RET?pass@127.0.0.1:1/things",
+    "postgresql://ann@SECRET:pass@127.0.0.1:1/things",
+    "host=127.0.0.1 port=1 password=SEC@RET/pass",
+    "host=127.0.0.1 port=1 password=SEC RET pass",
+    "host=127.0.0.1 port=1 password='SEC RET pass",
+]
+
+
+@pytest.mark.parametrize("dsn", SECRETS)
+async def test_password_that_cuts_an_address_in_two(dsn: str) -> None:
+    """No piece of it is shown, in the message or in what a traceback shows beside it."""
+    with pytest.raises(DatabaseUnreachable) as caught:
+        await connect(dsn)
+    told = "".join(traceback.format_exception(caught.value)).casefold()
+    shown = told[told.index("databaseunreachable") :] + repr(caught.value.__cause__).casefold()
+    for piece in ("sec", "ret", "pass:", ":w", "pass@", "sec@ret"):
+        assert piece not in shown, piece
+
+
+async def test_addresses_as_other_libraries_write_them(blank_dsn: str) -> None:
+    """SQLAlchemy's and others' name a driver behind a plus: they lead to the same database."""
+    direct = conninfo_to_dict(blank_dsn)
+    host = quote(str(direct["host"]), safe="")
+    for scheme in (
+        "postgresql",
+        "postgres",
+        "postgresql+psycopg",
+        "postgresql+asyncpg",
+        "postgresql+psycopg2",
+        "postgres+pg8000",
+    ):
+        dsn = f"{scheme}://{direct.get('user', '')}@/{direct['dbname']}?host={host}&port={direct.get('port', 5432)}"
+        async with open_connection(dsn) as connection:
+            assert connection.info.dbname == direct["dbname"]
+
+
+async def test_value_of_the_environment_that_cannot_be_read(blank_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one typed error, not one of Python's."""
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "abc")
+    with pytest.raises(DatabaseUnreachable, match="environment"):
+        await connect(blank_dsn)
 
 
 async def test_unknown_host_name() -> None:
