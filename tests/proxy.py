@@ -46,6 +46,10 @@ class Proxy:
         """How many connections are open through this proxy."""
         return len(self._streams) // 2
 
+    def lead_to(self, server_dsn: str) -> None:
+        """Forward what is opened from now on to another server. What is open stays."""
+        self._server = conninfo_to_dict(server_dsn)
+
     def freeze(self) -> None:
         """Forward nothing any more, in either direction. All stays open; new connections are silent."""
         if self._flowing.is_set():

@@ -62,7 +62,7 @@ async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow]
     findings = [
         Finding("ok", f"PostgreSQL {facts['server_version']}, schema {schema} at version {code_version()}"),
         *_judge(facts, schema),
-        await _hear(connection, notified_by=other),
+        *([] if facts["is_standby"] else [await _hear(connection, notified_by=other)]),  # it takes no LISTEN
     ]
     cursor = await connection.execute(query("old_snapshots", schema))
     old = [other for other in await cursor.fetchall() if other[4] and other[4] > SNAPSHOT_SECONDS_MAX]

@@ -23,6 +23,7 @@ import trio
 
 from pgnotifyq.ledger.statements import compose
 from pgnotifyq.runtime.worker import FAREWELL_SECONDS
+from pgnotifyq.wire.addresses import told_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,7 +115,7 @@ class _Ear:
                 connection.execute(compose("select {schema}.release_all(%s)", self.config.schema), (self.handle.worker_id,))
             what = "its jobs are released"
         except psycopg.Error as error:
-            what = f"its jobs could not be released ({error}), their leases will run out"
+            what = f"its jobs could not be released ({told_of(error, self.dsn)}), their leases will run out"
         # Last: where nobody reads any more this raises, or waits.
         line = f"pgnotifyq: a handler did not let go within {self.seconds:g} s of the signal; ending the process; {what}"
         print(line, file=sys.stderr, flush=True)

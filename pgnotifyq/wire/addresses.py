@@ -115,6 +115,11 @@ def hides_a_password(dsn: str) -> bool:
     return rest.count("@") > 1 or "/" in rest[: rest.index("@")]
 
 
+def told_of(error: psycopg.Error, dsn: str) -> str:
+    """Return what to say of an error of psycopg's own connections: libpq quotes pieces of the address."""
+    return UNTELLABLE if hides_a_password(dsn) and error.sqlstate is None else _reason(error)
+
+
 async def connect_first(
     parameters: ConnDict,
     connect: Callable[[str], PQGenConn[Opened]],
