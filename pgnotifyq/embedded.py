@@ -142,10 +142,11 @@ def ensure_embedded(folder: Path | None = None) -> Embedded:
         with _locked(parent / ".lock"):
             _make_data(data, binaries)
             found = find_server(data)
-            started = found is None
-            if found is None:
+            started = found is None or not _wait_ready(found)  # it may be about to end
+            if found is None or started:
                 found = _start(data, binaries)
-            _wait_ready(found)
+                if not _wait_ready(found):
+                    raise DatabaseUnreachable(f"the embedded PostgreSQL in {data} has ended at once: see {data / 'log'}")
     except (OSError, subprocess.SubprocessError) as error:
         message = (
             f"the embedded PostgreSQL in {data} did not start ({type(error).__name__}: {error}): see {data / 'log'}, "
@@ -680,8 +681,12 @@ def _no_extra() -> NoDatabase:
     )
 
 
-def _wait_ready(server: Server) -> None:
-    """Wait until the server accepts connections: it may be recovering from a crash."""
+def _wait_ready(server: Server) -> bool:
+    """Wait until the server accepts connections: it may be recovering from a crash. False when it ends instead.
+
+    Raises:
+        DatabaseUnreachable: it runs, and does not answer.
+    """
     deadline = time.monotonic() + START_SECONDS_MAX
     while True:
         try:
@@ -689,12 +694,14 @@ def _wait_ready(server: Server) -> None:
         except psycopg.OperationalError as error:
             if _forget_service(error):
                 continue
-            is_final = not _runs(server.process) or str(error.sqlstate or "").startswith(("28", "3D"))
+            if not _runs(server.process):
+                return False
+            is_final = str(error.sqlstate or "").startswith(("28", "3D"))
             if is_final or time.monotonic() > deadline:
                 raise DatabaseUnreachable(f"the embedded PostgreSQL in {server.data} does not answer: {error}") from error
             time.sleep(0.05)
         else:
-            return
+            return True
 
 
 def _forget_service(error: psycopg.Error) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,6 +248,19 @@ def test_server_that_was_killed_and_its_number_used(still: Path) -> None:
     assert again.started
     with psycopg.connect(again.dsn) as session:
         session.execute("select from kept")
+
+
+def test_server_that_is_about_to_end(still: Path) -> None:
+    """Whoever needs it meanwhile waits for its end, and has it started again."""
+    server = ensure_embedded(still)
+    session = psycopg.connect(server.dsn)  # a smart shutdown waits for it
+    os.kill(int((still / DATA / "postmaster.pid").read_text().split("\n")[0]), signal.SIGTERM)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(ensure_embedded, still)
+        while session.execute("select count(*) from pg_stat_activity where backend_type = 'client backend'").fetchone() != (1,):
+            session.rollback()
+        session.close()
+        assert asked.result().started
 
 
 def test_clock_that_was_set_since(still: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from pgnotifyq.ledger.migrate import migrate
 from pgnotifyq.ledger.statements import compose
 from pgnotifyq.model.job import NewJob
 from pgnotifyq.wire.connection import open_connection
+from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -270,7 +271,7 @@ async def _open_stage(dsn: str) -> AsyncIterator[Connection[TupleRow]]:
     Raises:
         Stuck: another demo is on it.
     """
-    async with open_connection(dsn, application_name="pgnotifyq demo") as connection:
+    async with open_connection(dsn, application_name="pgnotifyq demo", used_for=For.CALLER) as connection:
         lock = "({schema_text}, 0))"
         (is_ours,) = await _one(connection, f"select pg_try_advisory_lock(hashtextextended{lock}")
         if not is_ours:

@@ -158,11 +158,8 @@ async def connect(
 
 
 async def _enter(used_for: For, connection: Connection[Any]) -> bool:
-    """Set what the session needs; return whether it can write, as far as anybody asks."""
-    if used_for is For.ANYBODY:
-        return True
-    async with connection.lock:
-        return await connection.wait(sessions.enter(connection.pgconn, used_for, connection.info.encoding))
+    connection.used_for = used_for
+    return await connection.enter()
 
 
 @asynccontextmanager
@@ -216,6 +213,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         self.lock = Lock()  # type: ignore[assignment]
         self.cursor_factory = Cursor
         self.statements: dict[bytes, bytes] = {}  # prepared by wire/direct.py, and their names
+        self.used_for = For.ANYBODY
         self.repeats = False  # whether a statement that the server has undone whole is said again: see `is_undone`
         # Whether the server has refused to write, which it may go on doing for as long as the session lives.
         self.is_read_only = False
@@ -301,6 +299,13 @@ class Connection(psycopg.AsyncConnection[Row]):
         with trio.move_on_after(timeout):
             return await self._drive(gen)
         raise errors._WaitTimeout("wait timeout expired")
+
+    async def enter(self) -> bool:
+        """Set what the session needs; return whether it can write, as far as anybody asks. Say it again after `discard all`."""
+        if self.used_for is For.ANYBODY:
+            return True
+        async with self.lock:
+            return await self.wait(sessions.enter(self.pgconn, self.used_for, self.info.encoding))
 
     def forget_statements(self) -> None:
         """Forget what was prepared: a table or function has changed, and the server refuses the old plans."""

@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgnotifyq import (
     CancelOutcome,
+    DatabaseUnreachable,
     EventName,
     InvalidPayload,
     JobContext,
@@ -212,6 +213,25 @@ async def test_client_whose_sessions_may_not_rest(place: Workplace, given: Any) 
                 "not exists (select from pg_stat_activity where application_name = 'pgnotifyq client'"
                 " and datname = current_database())"
             )
+
+
+async def test_database_that_is_read_only_for_a_while(place: Workplace, given: Any) -> None:
+    """As providers make it whose disk is full: nobody overrules it, everybody is back when it is over."""
+    worker = await place.start(handlers())
+    async with open_client(place.dsn) as client:
+        await client.wait(await client.enqueue("echo"))
+        given("default_transaction_read_only = on")
+        await place.connection.execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where application_name like 'pgnotifyq%%' and datname = current_database()"
+        )
+        await worker.log.wait(EventName.DATABASE_LOST)
+        with pytest.raises(DatabaseUnreachable, match="default_transaction_read_only"):
+            await client.enqueue("echo")
+        job_id = await place.enqueue("echo")
+        given("default_transaction_read_only = off")
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+        await client.wait(await client.enqueue("echo"))
 
 
 @asynccontextmanager

@@ -70,12 +70,25 @@ async def shown(connection: Connection[Any], setting: str) -> str:
 
 async def test_settings_of_the_database(blank_dsn: str, given: Any) -> None:
     """What our statements depend on is ours; the rest is theirs."""
-    for setting, value, ours, whose in SETTINGS:
+    with psycopg.connect(blank_dsn) as session:
+        is_there = session.info.server_version >= 170_000
+    newer = [("transaction_timeout", "1min", "0", {For.WORKER})] if is_there else []
+    for setting, value, ours, whose in [*SETTINGS, *newer]:
         given(setting, value)
         for used_for in For:
             async with open_connection(blank_dsn, used_for=used_for) as connection:
                 found = await shown(connection, setting)
                 assert found == (ours if used_for in whose else value), (setting, used_for)
+
+
+async def test_session_after_discard_all(blank_dsn: str, given: Any) -> None:
+    """It has its own settings again when it has entered again."""
+    given("array_nulls", "off")
+    async with open_connection(blank_dsn, used_for=For.HANDLER) as connection:
+        await connection.execute("discard all")
+        assert await shown(connection, "array_nulls") == "off"
+        assert await connection.enter()
+        assert (await shown(connection, "array_nulls"), await shown(connection, "client_encoding")) == ("on", "UTF8")
 
 
 async def test_address_and_environment_say_another_encoding(blank_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
