@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 
 from pgnotifyq.model.events import EventName
 from pgnotifyq.runtime.link import FAILURES_MAX, Link
@@ -14,6 +16,8 @@ from tests.runtime.support import Log
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    import trio
 
     from pgnotifyq.wire.connection import Connection
 
@@ -71,17 +75,28 @@ async def test_error_of_ours(link: Link, log: Log) -> None:
     assert await sessions(link) == [0]
 
 
-async def test_function_that_gets_a_column(link: Link, log: Log) -> None:
+async def test_function_that_gets_a_column(link: Link, log: Log, blank_dsn: str) -> None:
     """A plan that has become stale is made anew, without a word."""
-    look = b"select * from told()"
 
     async def columns(connection: Connection[Any]) -> int:
-        return len((await connection.execute(look)).description or ())
+        return len((await connection.execute("select * from told()")).description or ())
 
-    await link.run(lambda connection: connection.execute("create function told() returns integer language sql as 'select 1'"))
-    assert await link.run(columns) == 1
-    await link.run(lambda connection: connection.execute("drop function told"))
-    body = "create function told(out a integer, out b integer) language sql as 'select 1, 2'"
-    await link.run(lambda connection: connection.execute(body.encode()))
-    assert await link.run(columns) == 2
+    with psycopg.connect(blank_dsn, autocommit=True) as other:
+        other.execute("create function told() returns integer language sql as 'select 1'")
+        assert await link.run(columns) == 1
+        other.execute("drop function told")
+        other.execute("create function told(out a integer, out b integer) language sql as 'select 1, 2'")
+        assert await link.run(columns) == 2
     assert not log.find(EventName.DATABASE_LOST)
+
+
+async def test_server_that_is_read_only(link: Link, log: Log, blank_dsn: str, nursery: trio.Nursery) -> None:
+    """It is not asked for anything: the link says what it has met, and waits."""
+    name = conninfo_to_dict(blank_dsn)["dbname"]
+    with psycopg.connect(blank_dsn, autocommit=True) as other:
+        other.execute(f"alter database {name} set default_transaction_read_only = on".encode())
+        nursery.start_soon(sessions, link)
+        assert "read-only: a standby, or" in (await log.wait(EventName.DATABASE_LOST))["why"]
+        other.execute("set default_transaction_read_only = off")
+        other.execute(f"alter database {name} reset default_transaction_read_only".encode())
+    await log.wait(EventName.DATABASE_BACK)

@@ -209,6 +209,7 @@ async def test_function_that_gets_a_column(blank_dsn: str, by: str) -> None:
             assert await columns("select 1") == 1
             await connection.execute("select 2")
             await direct.run(connection, b"select 3", [])
+        assert (await columns(look), await columns("select 1")) == (2, 1)
         assert connection.prepare_threshold == 0
 
 
