@@ -31,7 +31,7 @@ from psycopg.copy import AsyncCopy
 from psycopg.rows import Row, TupleRow
 from psycopg.transaction import AsyncTransaction
 
-from pgnotifyq.model.errors import DatabaseUnreachable
+from pgnotifyq.model.errors import DatabaseUnreachable, quietly
 from pgnotifyq.wire import addresses, waiting
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             try:
                 return await say()
             except psycopg.Error as error:
-                logger.debug("ignored while leaving a cancelled block on %s: %s", self, error)
+                quietly(logger.debug, "ignored while leaving a cancelled block on %s: %s", self, error)
                 return None
             finally:
                 _leaving.reset(token)
@@ -342,7 +342,7 @@ class Connection(psycopg.AsyncConnection[Row]):
     def abandon(self, why: str) -> None:
         """Close the connection because its state is unknown. `broken` is true afterwards."""
         if not self.closed:
-            logger.warning("closing %s: %s", self, why)
+            quietly(logger.warning, "closing %s: %s", self, why)
             self._finish()
 
     async def _drive(self, gen: PQGen[Result]) -> Result:
@@ -368,7 +368,7 @@ class Connection(psycopg.AsyncConnection[Row]):
                 try:
                     await self.cancel_safe()
                 except psycopg.Error as error:
-                    logger.debug("a request to cancel on %s failed: %s", self, error)
+                    quietly(logger.debug, "a request to cancel on %s failed: %s", self, error)
                 with trio.move_on_after(INTERRUPT_AGAIN_SECONDS):
                     try:
                         return (await waiting.drive(gen, self.pgconn.socket),)
@@ -457,7 +457,7 @@ class Pipeline(AsyncPipeline):
             self._exit(exc_val or error)
             if exc_val is None:
                 raise
-            logger.debug("ignored while leaving %r after an error: %s", self, error)
+            quietly(logger.debug, "ignored while leaving %r after an error: %s", self, error)
         else:
             self._exit(exc_val)
 
