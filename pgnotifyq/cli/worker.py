@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
+import os
 import sys
+import threading
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import trio
 
 from pgnotifyq.cli.commands import find_database, open_ledger
-from pgnotifyq.cli.ending import heeding_signals
+from pgnotifyq.cli.ending import die_by, heed_signals
+from pgnotifyq.cli.reach import answered
+from pgnotifyq.cli.streams import LAST_LINES_SECONDS, Writer
 from pgnotifyq.model.config import WorkerConfig
-from pgnotifyq.model.errors import AppNotFound, ConfigError
-from pgnotifyq.model.events import Event, as_json, as_line
+from pgnotifyq.model.errors import AppNotFound, ConfigError, quietly
+from pgnotifyq.model.events import Event, EventName, as_json, as_line
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.runtime.worker import run_worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pgnotifyq.cli.ending import Ear
+    from pgnotifyq.embedded import Database
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.runtime.worker import WorkerHandle
 
@@ -35,9 +45,18 @@ def run(
     config = WorkerConfig(**settings)
     registry = load_registry(app)
     spare_the_collector()
-    work = partial(_work, registry, dsn, listen_dsn, config, tell=_printer(log_format), routine_events=not quiet)
-    handle: WorkerHandle = trio.run(work)
-    return EXIT_INTERRUPTED if handle.interrupted else 0
+    # What handlers print is read when it is printed, as the events around it are.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a stream of the process's
+    tell, out = _printer(log_format)
+    ear = heed_signals()
+    with _logging_to(sys.stderr) as err:
+        work = partial(_work, registry, dsn, listen_dsn, config, ear=ear, tell=tell, warn=err.write, routine_events=not quiet)
+        handle: WorkerHandle | None = trio.run(work)
+        out.flush()
+        err.flush()
+    code = die_by(ear.ended_by or 0) if handle is None else EXIT_INTERRUPTED if handle.interrupted else 0
+    _leave_if_nobody_reads(code)
+    return code
 
 
 def spare_the_collector() -> None:
@@ -83,46 +102,103 @@ async def _work(
     listen_dsn: str | None,
     config: WorkerConfig,
     *,
+    ear: Ear,
     tell: EventSink,
+    warn: Callable[[str], None],
     routine_events: bool,
-) -> WorkerHandle:
-    database = await find_database(dsn)
-    async with open_ledger(database, config.schema) as connection:
-        if not database.is_embedded:
-            await _warn_of_powers(connection)
-    ended = trio.Event()
+) -> WorkerHandle | None:
+    """Start a worker and wait for its end; None when a signal ended the start."""
+    ear.attend()
     async with trio.open_nursery() as nursery:
-
-        async def work(task_status: trio.TaskStatus[WorkerHandle]) -> None:
-            await run_worker(
+        nursery.start_soon(ear.stay_heard)
+        handle: WorkerHandle | None = None
+        with ear.starting:
+            database = await find_database(dsn)
+            await answered(database.dsn, partial(_look, database, config.schema, warn))
+            start = partial(
+                run_worker,
                 registry,
                 database.dsn,
                 config=config,
                 listen_dsn=listen_dsn,
                 on_event=tell,
                 routine_events=routine_events,
-                task_status=task_status,
             )
-            ended.set()
+            ended = trio.Event()
 
-        handle: WorkerHandle = await nursery.start(work)
-        with heeding_signals(handle, config, database.dsn):
+            async def work(task_status: trio.TaskStatus[WorkerHandle]) -> None:
+                await start(task_status=task_status)
+                ended.set()
+
+            handle = await nursery.start(work)
+        if handle is not None:
+            ear.serve(handle, config, database.dsn)
             await ended.wait()
+        nursery.cancel_scope.cancel(reason="pgnotifyq: the worker has ended")
     return handle
 
 
-async def _warn_of_powers(connection: Any) -> None:
+async def _look(database: Database, schema: str, warn: Callable[[str], None]) -> None:
+    """See that the schema fits, before a worker is made."""
+    async with open_ledger(database, schema) as connection:
+        if not database.is_embedded:
+            await _warn_of_powers(connection, warn)
+
+
+async def _warn_of_powers(connection: Any, warn: Callable[[str], None]) -> None:
     cursor = await connection.execute("select rolsuper, rolbypassrls, rolname from pg_roles where rolname = current_user")
     row = await cursor.fetchone()
     if row and (row[0] or row[1]):
         power = "a superuser" if row[0] else "exempt from row security"
-        print(f"pgnotifyq: connected as {row[2]}, {power}: use a role of less power, see `doctor`", file=sys.stderr)
+        quietly(warn, f"pgnotifyq: connected as {row[2]}, {power}: use a role of less power, see `doctor`")
 
 
-def _printer(log_format: str) -> EventSink:
+def _printer(log_format: str) -> tuple[EventSink, Writer]:
+    """Return what prints events, and what it prints them to."""
     render = as_json if log_format == "json" else as_line
 
-    def tell(event: Event) -> None:
-        print(render(event, datetime.now().astimezone()), flush=True)
+    def dropped(count: int) -> str:
+        fields = {"events": count, "why": "nobody read standard output"}
+        return render(Event(name=EventName.EVENTS_DROPPED, fields=fields), datetime.now().astimezone())
 
-    return tell
+    writer = Writer(sys.stdout, dropped=dropped)
+
+    def tell(event: Event) -> None:
+        writer.write(render(event, datetime.now().astimezone()))
+
+    tell.__qualname__ = "standard output"
+    return tell, writer
+
+
+@contextmanager
+def _logging_to(stream: TextIO) -> Iterator[Writer]:
+    """Have this package's warnings written as lines, without ever waiting for a reader, where the application set up no logging."""
+    writer = Writer(stream, dropped=lambda count: f"pgnotifyq: {count} lines are missing here: nobody read standard error")
+    log = logging.getLogger("pgnotifyq")
+    handler = _Lines(writer)
+    if not log.hasHandlers():
+        log.addHandler(handler)
+    try:
+        yield writer
+    finally:
+        log.removeHandler(handler)
+
+
+class _Lines(logging.Handler):
+    """Writes records as lines; where they cannot be written, they are lost."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__(logging.WARNING)
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        quietly(lambda: self._writer.write(self.format(record)))
+
+
+def _leave_if_nobody_reads(code: int) -> None:
+    """End the process when what handlers printed cannot be written: Python would wait for the reader, for ever."""
+    flushing = threading.Thread(target=quietly, args=(sys.stdout.flush,), daemon=True)
+    flushing.start()
+    flushing.join(LAST_LINES_SECONDS)
+    if flushing.is_alive():
+        os._exit(code)

@@ -79,7 +79,9 @@ class Telling:
     def _tell_loss(self, event: Event, error: BaseException) -> None:
         what = "logging" if self.is_logged else f"on_event ({getattr(self._sink, '__qualname__', type(self._sink).__name__)})"
         why = f"{type(error).__name__}: {bounded(text_of(error))}"
-        quietly(_log.error, "%s did not take %s, %d lost so far: %s", what, event.name.value, self.lost, why, exc_info=error)
+        # What the network or a disk did has no place in the sink's code to look at.
+        trace = None if isinstance(error, OSError) else error
+        quietly(_log.error, "%s did not take %s, %d lost so far: %s", what, event.name.value, self.lost, why, exc_info=trace)
 
 
 def _drop(awaitable: object) -> None:

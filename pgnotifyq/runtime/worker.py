@@ -19,11 +19,13 @@ from pgnotifyq.ledger import claims, workers
 from pgnotifyq.ledger.errors import is_passing, translated
 from pgnotifyq.ledger.migrate import check_schema
 from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.claimer import claim_for_ever
 from pgnotifyq.runtime.executor import execute_for_ever
+from pgnotifyq.runtime.forks import ending_copies
 from pgnotifyq.runtime.handover import open_door
 from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, distrust_for_ever, interrupt
 from pgnotifyq.runtime.link import Link
@@ -128,6 +130,7 @@ async def run_worker(
         return Link(dsn, name=name, deadline_seconds=deadline_seconds, emit=emit, randomness=randomness)
 
     async with AsyncExitStack() as stack:
+        stack.enter_context(ending_copies())
         databases = await stack.enter_async_context(
             open_databases(dsn, config.schema, size_max=min(config.concurrency, HANDLER_CONNECTIONS_MAX))
         )
@@ -147,7 +150,13 @@ async def run_worker(
         )
         stack.push_async_callback(parts.quick.close)
         stack.push_async_callback(parts.durable.close)
-        await parts.quick.attempt(lambda connection: _begin(parts, connection))
+        try:
+            await parts.quick.attempt(lambda connection: _begin(parts, connection))
+        except trio.TooSlowError as error:
+            message = (
+                f"The database did not answer within {deadline_seconds:g} s of the worker's start. Check that its server is well."
+            )
+            raise DatabaseUnreachable(message) from error
         try:
             with open_door(parts, dsn):
                 await _work(parts, handle, task_status)

@@ -32,7 +32,7 @@ from psycopg.rows import Row, TupleRow
 from psycopg.transaction import AsyncTransaction
 
 from pgnotifyq.model.errors import DatabaseUnreachable, quietly
-from pgnotifyq.wire import addresses, waiting
+from pgnotifyq.wire import addresses, forks, waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -220,6 +220,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         # psycopg counts from zero in every session. A pooler that hands a session from client to client would have one
         # client's `_pg3_0` run as another's; a name that nobody else has can be missing there, never mistaken.
         connection._prepared._prepared_idx = secrets.randbits(48)
+        forks.connections.add(connection)
         return connection
 
     async def __aexit__(
