@@ -1,17 +1,19 @@
 """Standard output and error of a command: which characters they take, and what happens when they take no more.
 
-Commands print as others do, and end when their reader does. A worker is different: what it tells is not worth a job. Its lines go
-through a `Writer`:
+Commands print as others do, and end when their reader does. A worker is different: what it tells is not worth a job, nor is what its
+handlers print and log. All of that goes through a `Writer`:
 
-- The event loop never waits for a reader. A line is written at once where that cannot block: to a file; to a pipe or a socket,
-  without blocking. What these do not take, and all that goes to a terminal, a thread writes, in order.
+- Nobody waits for a reader, the event loop least of all. A line is written at once where that cannot block: to a file; to a
+  pipe or a socket, without blocking. What these do not take, and all that goes to a terminal, a thread writes, in order.
 - So what was told before a process is killed is there to be read.
 - What waits is bounded. Beyond it lines are dropped; a line in their place says how many, once somebody reads again.
-- A stream that is broken (a full disk, a reader that has gone) raises, and the caller tells that. The next line tries again.
+- A stream that is broken (a full disk, a reader that has gone) is an error for who tells events, which is told. For handlers it is
+  none: a log that restarts fails no jobs. The next line tries again.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import stat
@@ -19,7 +21,7 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,11 +57,43 @@ def silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def open_unfailing(stream: TextIO, *, dropped: Callable[[int], str]) -> tuple[TextIO, Writer]:
+    """Return a stream in another's place, which neither waits nor fails, and the writer below it."""
+    writer = Writer(stream, dropped=dropped)
+    buffer = io.BufferedWriter(_Unfailing(writer, stream))
+    return io.TextIOWrapper(buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=True), writer
+
+
+class _Unfailing(io.RawIOBase):
+    """The bottom of a stream that leaves what it is given to a writer."""
+
+    def __init__(self, writer: Writer, stream: TextIO) -> None:
+        super().__init__()
+        self._writer = writer
+        self._stream = stream
+        self.name = stream.name
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            self._writer.write_bytes(bytes(data))
+        return len(data)
+
+
 class Writer:
     """Writes lines to a stream and never waits for its reader."""
 
     def __init__(self, stream: TextIO, *, dropped: Callable[[int], str]) -> None:
         """Write to what is behind a stream. `dropped` says how many lines are missing, as a line."""
+        self._stream = stream  # kept: its descriptor would be closed with it
         self._fileno = stream.fileno()
         self._encoding = stream.encoding
         self._write_now = _writing_now(self._fileno)
@@ -78,7 +112,10 @@ class Writer:
         Raises:
             OSError: the stream is broken; the line is lost, or one that was left to the thread before it.
         """
-        data = (line + "\n").encode(self._encoding, "backslashreplace")
+        self.write_bytes((line + "\n").encode(self._encoding, "backslashreplace"))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write some lines. See `write`."""
         with self._turn:
             if self._error is not None:
                 error, self._error = self._error, None
@@ -88,7 +125,7 @@ class Writer:
                 if not data:
                     return
             elif self._waiting_bytes + len(data) > WAITING_BYTES_MAX:
-                self._drops += 1
+                self._drops += max(data.count(b"\n"), 1)
                 return
             self._put(data)
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import gc
 import importlib
-import logging
-import os
 import sys
-import threading
-from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from pgnotifyq.cli.commands import find_database, open_ledger
 from pgnotifyq.cli.ending import die_by, heed_signals
 from pgnotifyq.cli.reach import answered
-from pgnotifyq.cli.streams import LAST_LINES_SECONDS, Writer
+from pgnotifyq.cli.streams import LAST_LINES_SECONDS, open_unfailing
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import AppNotFound, ConfigError, quietly
 from pgnotifyq.model.events import Event, EventName, as_json, as_line
@@ -26,8 +22,6 @@ from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.runtime.worker import run_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from pgnotifyq.cli.ending import Ear
     from pgnotifyq.embedded import Database
     from pgnotifyq.model.events import EventSink
@@ -43,20 +37,34 @@ def run(
     if log_format not in {"line", "json"}:
         raise ConfigError(f"--log-format {log_format!r}: use line or json")
     config = WorkerConfig(**settings)
+    render = as_json if log_format == "json" else as_line
+
+    def dropped(count: int) -> str:
+        fields = {"lines": count, "why": "nobody read standard output"}
+        return render(Event(name=EventName.EVENTS_DROPPED, fields=fields), datetime.now().astimezone())
+
+    # Before the application is imported, whose logging may keep them.
+    sys.stdout, out = open_unfailing(sys.stdout, dropped=dropped)
+    sys.stderr, err = open_unfailing(
+        sys.stderr, dropped="pgnotifyq: {} lines are missing here: nobody read standard error".format
+    )
+
+    def tell(event: Event) -> None:
+        out.write(render(event, datetime.now().astimezone()))
+
+    tell.__qualname__ = "standard output"
     registry = load_registry(app)
     spare_the_collector()
-    # What handlers print is read when it is printed, as the events around it are.
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a stream of the process's
-    tell, out = _printer(log_format)
     ear = heed_signals()
-    with _logging_to(sys.stderr) as err:
-        work = partial(_work, registry, dsn, listen_dsn, config, ear=ear, tell=tell, warn=err.write, routine_events=not quiet)
-        handle: WorkerHandle | None = trio.run(work)
-        out.flush()
-        err.flush()
-    code = die_by(ear.ended_by or 0) if handle is None else EXIT_INTERRUPTED if handle.interrupted else 0
-    _leave_if_nobody_reads(code)
-    return code
+    handle: WorkerHandle | None = trio.run(
+        partial(_work, registry, dsn, listen_dsn, config, ear=ear, tell=tell, routine_events=not quiet)
+    )
+    for stream, writer in ((sys.stdout, out), (sys.stderr, err)):
+        quietly(stream.flush)
+        writer.flush(LAST_LINES_SECONDS)
+    if handle is None:
+        return die_by(ear.ended_by or 0)
+    return EXIT_INTERRUPTED if handle.interrupted else 0
 
 
 def spare_the_collector() -> None:
@@ -104,7 +112,6 @@ async def _work(
     *,
     ear: Ear,
     tell: EventSink,
-    warn: Callable[[str], None],
     routine_events: bool,
 ) -> WorkerHandle | None:
     """Start a worker and wait for its end; None when a signal ended the start."""
@@ -114,7 +121,7 @@ async def _work(
         handle: WorkerHandle | None = None
         with ear.starting:
             database = await find_database(dsn)
-            await answered(database.dsn, partial(_look, database, config.schema, warn))
+            await answered(database.dsn, partial(_look, database, config.schema))
             start = partial(
                 run_worker,
                 registry,
@@ -138,67 +145,16 @@ async def _work(
     return handle
 
 
-async def _look(database: Database, schema: str, warn: Callable[[str], None]) -> None:
+async def _look(database: Database, schema: str) -> None:
     """See that the schema fits, before a worker is made."""
     async with open_ledger(database, schema) as connection:
         if not database.is_embedded:
-            await _warn_of_powers(connection, warn)
+            await _warn_of_powers(connection)
 
 
-async def _warn_of_powers(connection: Any, warn: Callable[[str], None]) -> None:
+async def _warn_of_powers(connection: Any) -> None:
     cursor = await connection.execute("select rolsuper, rolbypassrls, rolname from pg_roles where rolname = current_user")
     row = await cursor.fetchone()
     if row and (row[0] or row[1]):
         power = "a superuser" if row[0] else "exempt from row security"
-        quietly(warn, f"pgnotifyq: connected as {row[2]}, {power}: use a role of less power, see `doctor`")
-
-
-def _printer(log_format: str) -> tuple[EventSink, Writer]:
-    """Return what prints events, and what it prints them to."""
-    render = as_json if log_format == "json" else as_line
-
-    def dropped(count: int) -> str:
-        fields = {"events": count, "why": "nobody read standard output"}
-        return render(Event(name=EventName.EVENTS_DROPPED, fields=fields), datetime.now().astimezone())
-
-    writer = Writer(sys.stdout, dropped=dropped)
-
-    def tell(event: Event) -> None:
-        writer.write(render(event, datetime.now().astimezone()))
-
-    tell.__qualname__ = "standard output"
-    return tell, writer
-
-
-@contextmanager
-def _logging_to(stream: TextIO) -> Iterator[Writer]:
-    """Have this package's warnings written as lines, without ever waiting for a reader, where the application set up no logging."""
-    writer = Writer(stream, dropped=lambda count: f"pgnotifyq: {count} lines are missing here: nobody read standard error")
-    log = logging.getLogger("pgnotifyq")
-    handler = _Lines(writer)
-    if not log.hasHandlers():
-        log.addHandler(handler)
-    try:
-        yield writer
-    finally:
-        log.removeHandler(handler)
-
-
-class _Lines(logging.Handler):
-    """Writes records as lines; where they cannot be written, they are lost."""
-
-    def __init__(self, writer: Writer) -> None:
-        super().__init__(logging.WARNING)
-        self._writer = writer
-
-    def emit(self, record: logging.LogRecord) -> None:
-        quietly(lambda: self._writer.write(self.format(record)))
-
-
-def _leave_if_nobody_reads(code: int) -> None:
-    """End the process when what handlers printed cannot be written: Python would wait for the reader, for ever."""
-    flushing = threading.Thread(target=quietly, args=(sys.stdout.flush,), daemon=True)
-    flushing.start()
-    flushing.join(LAST_LINES_SECONDS)
-    if flushing.is_alive():
-        os._exit(code)
+        print(f"pgnotifyq: connected as {row[2]}, {power}: use a role of less power, see `doctor`", file=sys.stderr)

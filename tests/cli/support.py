@@ -17,7 +17,7 @@ import psycopg
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 PGNOTIFYQ = (sys.executable, "-m", "pgnotifyq")
 
 
