@@ -6,16 +6,21 @@ used (unreachable, too old, not migrated, rights missing). `worker` has two more
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import psycopg
+import trio
 from cyclopts import App, CycloptsError, Parameter, Token
 
 from pgnotifyq._version import __version__
 from pgnotifyq.cli.db import db
+from pgnotifyq.cli.streams import prepare_streams, silence
+from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.model import errors
+from pgnotifyq.model.errors import quietly
 
 EXIT_FAILED, EXIT_USAGE, EXIT_DATABASE = 1, 2, 3
 
@@ -262,37 +267,34 @@ def doctor(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnoti
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. Every expected error becomes one line on standard error."""
-    import psycopg
-
-    from pgnotifyq.model import errors
-
+    prepare_streams()
     try:
         _check_text(arguments)
         told = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as mistake:
-        print(f"pgnotifyq: {' '.join(str(mistake).split())} See `python -m pgnotifyq --help`.", file=sys.stderr)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return _leave_pipe()
-    except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
-            return 130
-        if any(isinstance(leaf, (BrokenPipeError, SystemExit)) for leaf in leaves):  # rich says the former by the latter
-            return _leave_pipe()
-        told_of = [leaf for leaf in leaves if isinstance(leaf, (errors.PgnotifyqError, psycopg.Error))]
-        if len(told_of) < len(leaves):
-            raise
-        return _tell(told_of[0])
-    except (errors.PgnotifyqError, psycopg.Error) as error:
-        return _tell(error)
-    try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        return _leave_pipe()
+    except BaseException as error:  # one raised by many tasks is a group, perhaps of groups
+        code = _tell_all(list(_leaves(error)))
+        if code is None:
+            raise
+        return code
     return told if isinstance(told, int) else 0
+
+
+def _tell_all(raised: list[BaseException]) -> int | None:
+    """Tell the errors that ended a command, and return its exit code; None when one of them is a bug."""
+    if any(isinstance(error, KeyboardInterrupt) for error in raised):
+        return 130
+    if any(isinstance(error, (BrokenPipeError, SystemExit)) for error in raised):  # rich says the former by the latter
+        # Say nothing more to a reader that has gone, as in `pgnotifyq jobs | head -1`.
+        silence(sys.stdout)
+        return EXIT_FAILED
+    told = [_as_told(error) for error in raised]
+    if not all(told):
+        return None
+    line, code = next(one for one in told if one)
+    # The terminal may be gone, or its disk be full.
+    quietly(print, f"pgnotifyq: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    return code
 
 
 def _check_text(arguments: list[str]) -> None:
@@ -301,41 +303,44 @@ def _check_text(arguments: list[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            from pgnotifyq.model.errors import ConfigError
-
-            raise ConfigError(f"the argument {argument!a:.80} is not text in UTF-8: check the terminal's encoding") from None
-
-
-def _leave_pipe() -> int:
-    """Say nothing more to a reader that has gone, as in `pgnotifyq jobs | head -1`; Python would complain at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_FAILED
+            raise errors.ConfigError(
+                f"the argument {argument!a:.80} is not text in UTF-8: check the terminal's encoding"
+            ) from None
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, or those of a group; not by recursion, for a group may be deeper than Python's stack."""
+    found = [error]
+    while found:
+        error = found.pop()
         if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
+            found.extend(reversed(error.exceptions))
         else:
             yield error
 
 
-def _tell(error: Exception) -> int:
-    import psycopg
-
-    from pgnotifyq.model import errors
-
-    told = str(error)
-    if isinstance(error, psycopg.Error) and error.diag.message_primary:
-        # Without the statement, which says nothing to the caller.
-        told = "; ".join(text for text in (error.diag.message_primary, error.diag.message_hint) if text)
-    print("pgnotifyq: " + " ".join(told.split()), file=sys.stderr)
+def _as_told(error: BaseException) -> tuple[str, int] | None:
+    """Return how an error is told in one line, and its exit code; None when it is none that is expected."""
     usage = (errors.ConfigError, errors.InvalidJob, errors.InvalidName, errors.AppNotFound, errors.HandlerAlreadyRegistered)
     database = (
         errors.DatabaseUnreachable, errors.NoDatabase, errors.DatabaseTooOld, errors.MissingRights, errors.SchemaMissing,
         errors.SchemaOutOfDate, errors.SchemaTooNew, psycopg.OperationalError,
         psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction,
     )  # fmt: skip
-    if isinstance(error, usage):
-        return EXIT_USAGE
-    return EXIT_DATABASE if isinstance(error, database) else EXIT_FAILED
+    if isinstance(error, CycloptsError):
+        return f"{error} See `python -m pgnotifyq --help`.", EXIT_USAGE
+    if isinstance(error, trio.TooSlowError):
+        return "the database did not answer in time: check that its server is well", EXIT_DATABASE
+    if isinstance(error, psycopg.Error):
+        code = EXIT_DATABASE if isinstance(error, database) or is_passing(error) else EXIT_FAILED
+        # Without the statement, which says nothing to the caller.
+        parts = (error.diag.message_primary, error.diag.message_hint)
+        return "; ".join(text for text in parts if text) or str(error), code
+    if isinstance(error, errors.PgnotifyqError):
+        return str(error), EXIT_USAGE if isinstance(error, usage) else EXIT_DATABASE if isinstance(
+            error, database
+        ) else EXIT_FAILED
+    if isinstance(error, OSError):
+        silence(sys.stdout)  # if it is the stream that is broken
+        return f"{type(error).__name__}: {error}", EXIT_FAILED
+    return None

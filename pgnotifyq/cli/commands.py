@@ -14,9 +14,10 @@ from uuid import UUID
 import trio
 
 from pgnotifyq.cli.output import as_data, print_json, print_rows, shown, shown_whole
+from pgnotifyq.cli.reach import answered
 from pgnotifyq.embedded import resolve_dsn, stop_embedded
 from pgnotifyq.ledger import jobs as ledger
-from pgnotifyq.ledger.migrate import as_script, check_schema, migrate
+from pgnotifyq.ledger.migrate import Step, as_script, check_schema, migrate
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, JobNotFound
 from pgnotifyq.model.job import Job, JobId, NewJob
 from pgnotifyq.model.states import Status, label
@@ -60,8 +61,13 @@ def run_with(dsn: str | None, schema: str, act: Callable[[Connection[TupleRow]],
     """Run one act on a connection to the ledger and return its exit code."""
 
     async def main() -> int:
-        async with open_ledger(await find_database(dsn), schema) as connection:
-            return await act(connection)
+        database = await find_database(dsn)
+
+        async def on_ledger() -> int:
+            async with open_ledger(database, schema) as connection:
+                return await act(connection)
+
+        return await answered(database.dsn, on_ledger)
 
     return trio.run(main)
 
@@ -76,7 +82,7 @@ def run_demo(folder: Path | None, dsn: str | None) -> int:
     async def main() -> int:
         database = await find_database(dsn)
         try:
-            return await _unless_told_to_end(partial(demo, folder, dsn=database.dsn))
+            return await _unless_told_to_end(partial(answered, database.dsn, partial(demo, folder, dsn=database.dsn)))
         finally:
             if database.is_embedded and database.source.startswith("started"):
                 with trio.CancelScope(shield=True):
@@ -108,9 +114,13 @@ def run_migrate(dsn: str | None, schema: str, *, dry_run: bool) -> int:
 
     async def main() -> int:
         database = await find_database(dsn)
-        async with open_connection(database.dsn, application_name="pgnotifyq migrate", used_for=For.CALLER) as connection:
-            connection.add_notice_handler(lambda notice: _tell_notice(notice.message_primary or ""))
-            done = await migrate(connection, schema, dry_run=dry_run)
+
+        async def on_database() -> list[Step]:
+            async with open_connection(database.dsn, application_name="pgnotifyq migrate", used_for=For.CALLER) as connection:
+                connection.add_notice_handler(lambda notice: _tell_notice(notice.message_primary or ""))
+                return await migrate(connection, schema, dry_run=dry_run)
+
+        done = await answered(database.dsn, on_database)
         if dry_run:
             print(as_script(done, schema) if done else f"-- schema {schema}: already up to date")
             return 0
@@ -224,8 +234,12 @@ def run_cancel(dsn: str | None, schema: str, job_id: str, *, why: str | None, wa
 
     async def main() -> int:
         database = await find_database(dsn)
-        async with open_ledger(database, schema), open_client(database.dsn, schema=schema) as client:
-            outcome = await client.cancel(key, wait_seconds=wait_seconds, why=why)
+
+        async def on_ledger() -> CancelOutcome:
+            async with open_ledger(database, schema), open_client(database.dsn, schema=schema) as client:
+                return await client.cancel(key, wait_seconds=wait_seconds, why=why)
+
+        outcome = await answered(database.dsn, on_ledger)
         if as_json:
             print_json({"id": key, "outcome": outcome})
         else:

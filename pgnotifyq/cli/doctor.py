@@ -11,6 +11,7 @@ import trio
 
 from pgnotifyq.cli.commands import find_database, open_ledger
 from pgnotifyq.cli.output import print_json
+from pgnotifyq.cli.reach import answered
 from pgnotifyq.ledger.migrate import code_version
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.wire.connection import open_connection
@@ -42,9 +43,13 @@ def run(dsn: str | None, schema: str, *, as_json: bool) -> int:
 
     async def main() -> list[Finding]:
         database = await find_database(dsn)
-        # Two: what a session notifies itself it hears even behind a pooler in transaction mode.
-        async with open_ledger(database, schema) as connection, open_connection(database.dsn) as other:
-            return await _examine(connection, other, schema)
+
+        async def on_ledger() -> list[Finding]:
+            # Two: what a session notifies itself it hears even behind a pooler in transaction mode.
+            async with open_ledger(database, schema) as connection, open_connection(database.dsn) as other:
+                return await _examine(connection, other, schema)
+
+        return await answered(database.dsn, on_ledger)
 
     findings = trio.run(main)
     if as_json:

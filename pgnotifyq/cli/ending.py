@@ -4,110 +4,205 @@ A signal handler written in Python waits for the main thread to come back to the
 loop can keep it away for ever, and what such a handler may do without a deadlock is little. So the interpreter's own
 handler, in C, writes each signal's number to a socket (`signal.set_wakeup_fd`), whatever any thread is doing, and a thread
 started beforehand reads it there.
+
+Rules:
+
+- SIGTERM, SIGINT and SIGHUP (its terminal is closed) drain; a second one interrupts. SIGHUP is left alone where the process was
+  started with it ignored (`nohup`), or the application has a handler of its own.
+- What comes within `ECHO_SECONDS` of a signal is its echo and counts for nothing: `timeout`, and whoever passes on a signal that
+  a whole group was sent, signal a process twice in a millisecond. A person's second thought takes longer.
+- A signal counts where it arrived. A handler's forked child has this process's handlers and its socket, so that what it gets would
+  be heard here. So a child is given back the handlers that were there before, and its signals wait meanwhile; and who wrote
+  to the socket is asked of the kernel, for an extension may fork without Python's knowing.
+- A handler may listen to signals as well, with a handler of Python's: both hear. What it leaves behind so that nothing would be heard
+  any more (a signal ignored or set to its default, no socket) is put right now and then.
+- SIGQUIT keeps its default: an end at once, with a core. The jobs are found by their session.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 import psycopg
 import trio
 
 from pgnotifyq.ledger.statements import compose
+from pgnotifyq.model.errors import quietly
 from pgnotifyq.runtime.worker import FAREWELL_SECONDS
 from pgnotifyq.wire.addresses import told_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from types import FrameType
 
     from pgnotifyq.model.config import WorkerConfig
     from pgnotifyq.runtime.worker import WorkerHandle
 
 EXIT_STUCK = 5  # a handler did not let go; the process was ended over it
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ECHO_SECONDS = 0.2
 # Beyond the deadline and the grace: the settler's last statement and the farewell.
 PATIENCE_SECONDS = FAREWELL_SECONDS + 1.0
+# For a start that was told to end: what it does in a thread (a server that is being started, say) cannot be cut short.
+START_PATIENCE_SECONDS = 5.0
 # For the last words of a process that is stuck: to standard error, which may be full, and to a database, which may be frozen.
 LAST_WORDS_SECONDS = 5.0
+# How often to see whether signals still reach us.
+LOOK_SECONDS = 5.0
+# What Linux says of who wrote to a socket: pid, user, group.
+SCM_CREDENTIALS = getattr(socket, "SCM_CREDENTIALS", -1)
+CREDENTIALS = struct.Struct("3i")
 
 
-@contextmanager
-def heeding_signals(handle: WorkerHandle, config: WorkerConfig, dsn: str) -> Iterator[None]:
-    """While inside, the first SIGTERM or SIGINT drains the worker, the second interrupts it; either way the end is certain.
+def heed_signals() -> Ear:
+    """Have signals heard from now on, for as long as the process lives. Call it in the main thread, before trio runs.
 
-    Call it in the main thread, within trio. The thread outlives the block: whatever keeps the process then, a thread of a
-    handler's own that is no daemon, is under the deadline too.
+    The thread outlives the worker: whatever keeps the process then, a thread of a handler's own that is no daemon, is under the
+    deadline too.
     """
-    heard, told = socket.socketpair()
-    told.settimeout(0.0)
-    ear = _Ear(heard, told, trio.lowlevel.current_trio_token(), handle, config, dsn)
-    threading.Thread(target=ear.listen, name="pgnotifyq signals", daemon=True).start()
-    # Handlers of Python's own that do nothing: without one the system's default would end the process on the spot.
-    before = {number: signal.signal(number, lambda _number, _frame: None) for number in SIGNALS}
-    trios = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(trios)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    ear = Ear()
+    ear.open()
+    return ear
 
 
 @attrs.define(eq=False)
-class _Ear:
+class Ear:
     """What the thread knows."""
 
-    heard: socket.socket
-    told: socket.socket  # kept, or it would close
-    token: trio.lowlevel.TrioToken
-    handle: WorkerHandle
-    config: WorkerConfig
-    dsn: str
+    heard: socket.socket = attrs.field(init=False)
+    told: socket.socket = attrs.field(init=False)
+    pid: int = attrs.field(factory=os.getpid)
+    # The signals that are heeded, and what they did before; in forked children they do it again.
+    before: dict[int, Any] = attrs.field(init=False, factory=dict)
+    # Until the worker is ready a signal ends its start, and is remembered.
+    starting: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    ended_by: int | None = None
+    token: trio.lowlevel.TrioToken | None = None
+    handle: WorkerHandle | None = None
+    config: WorkerConfig | None = None
+    dsn: str = ""
     count: int = 0
+    last_at: float = -math.inf
     deadline: float | None = None
+    _masks: threading.local = attrs.field(factory=threading.local)
+
+    def open(self) -> None:
+        """Take the signals."""
+        self.heard, self.told = socket.socketpair()
+        self.told.settimeout(0.0)
+        if hasattr(socket, "SO_PASSCRED"):
+            self.heard.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.before = {number: signal.getsignal(number) for number in SIGNALS}
+        if self.before[signal.SIGHUP] is not signal.SIG_DFL:
+            del self.before[signal.SIGHUP]
+        os.register_at_fork(before=self.hold_signals, after_in_parent=self.let_signals, after_in_child=self.leave_to_child)
+        threading.Thread(target=self.listen, name="pgnotifyq signals", daemon=True).start()
+        for number in self.before:
+            signal.signal(number, self.hear)
+        # A reader that has gone is an error of one write, also where the application has said otherwise.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    def attend(self) -> None:
+        """Listen within trio, in the place of its socket: it is woken from here."""
+        self.token = trio.lowlevel.current_trio_token()
+        signal.set_wakeup_fd(self.told.fileno(), warn_on_full_buffer=False)
+        if self.ended_by is not None:
+            self.starting.cancel()
+
+    def serve(self, handle: WorkerHandle, config: WorkerConfig, dsn: str) -> None:
+        """Tell a worker of signals from now on, and of one that came when it was all but ready."""
+        self.handle, self.config, self.dsn = handle, config, dsn
+        if self.ended_by is not None:
+            handle.drain()
+
+    async def stay_heard(self) -> None:
+        """Put right what handlers leave behind, until cancelled: libraries set signals to their defaults, or take the socket away."""
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            self._take_socket()
+            for number in self.before:
+                if not callable(signal.getsignal(number)):
+                    signal.signal(number, self.hear)
+
+    def hear(self, number: int, _frame: FrameType | None) -> None:
+        """Do what Python does of a signal when it gets to it: nothing, unless the thread cannot have heard it."""
+        if self.token is None or not self._take_socket():
+            with suppress(OSError):
+                self.told.send(bytes([number]))
+
+    def _take_socket(self) -> bool:
+        """Have signals written to our socket, unless somebody uses another now; tell whether they were."""
+        ours = self.told.fileno()
+        found = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
+        if found not in (ours, -1):
+            with suppress(ValueError, OSError):  # it was closed and left there
+                signal.set_wakeup_fd(found)
+        return found == ours
 
     def listen(self) -> None:
         """Heed signals until the process ends, by itself or by the deadline."""
         while True:
             self.heard.settimeout(None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001))
             try:
-                numbers = self.heard.recv(64)
+                numbers, about, *_ = self.heard.recvmsg(64, socket.CMSG_SPACE(CREDENTIALS.size))
             except TimeoutError:
                 self.end_process()
-            for number in numbers:
-                self.heed(number)
+            if all(CREDENTIALS.unpack_from(data)[0] == self.pid for _, kind, data in about if kind == SCM_CREDENTIALS):
+                for number in numbers:
+                    self.heed(number)
 
     def heed(self, number: int) -> None:
         """Tell the worker, or only wake trio, in whose place the socket is: handlers of other signals have work for it."""
-        with suppress(trio.RunFinishedError):
-            self.token.run_sync_soon(self.handle.drain if number in SIGNALS else _nothing)
-        if number in SIGNALS:
+        act = _nothing
+        now = time.monotonic()
+        if number in self.before and now >= self.last_at + ECHO_SECONDS:
+            self.last_at = now
             self.count += 1
-            deadline = time.monotonic() + self.seconds
+            deadline = now + self.seconds
             self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+            if self.handle is None:
+                self.ended_by = self.ended_by or number
+            act = self.act
+        if self.token is not None:
+            with suppress(trio.RunFinishedError):
+                self.token.run_sync_soon(act)
+
+    def act(self) -> None:
+        """Do what a signal asks for."""
+        if self.handle is None:
+            self.starting.cancel(reason="pgnotifyq: told to end")
+        else:
+            self.handle.drain()
 
     @property
     def seconds(self) -> float:
         """How long the worker may take from the last signal."""
+        if self.config is None:
+            return START_PATIENCE_SECONDS
         return (self.config.shutdown_seconds if self.count == 1 else 0.0) + self.config.grace_seconds + PATIENCE_SECONDS
 
-    def end_process(self) -> None:
+    def end_process(self) -> NoReturn:
         """Say why, release what the process holds, uncharged, and leave; leave also when the first two cannot be done."""
-        last_words = threading.Thread(target=self.say_last_words, daemon=True)
+        if self.handle is None and self.ended_by is not None:
+            os._exit(128 + self.ended_by)
+        last_words = threading.Thread(target=quietly, args=(self.say_last_words,), daemon=True)
         last_words.start()
         last_words.join(LAST_WORDS_SECONDS)
         os._exit(EXIT_STUCK)
 
     def say_last_words(self) -> None:
         """One line for whoever reads; the jobs for whoever comes next."""
+        assert self.handle is not None
+        assert self.config is not None
         try:
             with psycopg.connect(self.dsn, connect_timeout=2) as connection:
                 # Not when connecting: poolers refuse that.
@@ -119,6 +214,36 @@ class _Ear:
         # Last: where nobody reads any more this raises, or waits.
         line = f"pgnotifyq: a handler did not let go within {self.seconds:g} s of the signal; ending the process; {what}"
         print(line, file=sys.stderr, flush=True)
+
+    def hold_signals(self) -> None:
+        """Before a fork: have signals wait. The child would get those of the next moments while it still has our handlers."""
+        self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.before)
+
+    def let_signals(self) -> None:
+        """After it."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
+
+    def leave_to_child(self) -> None:
+        """Give a forked child the handlers that there were before, but for those that were set meanwhile, and no socket."""
+        if self.told.fileno() != -1:  # else it is a child of a child's
+            signal.set_wakeup_fd(-1)
+            for number, handler in self.before.items():
+                if signal.getsignal(number) == self.hear:
+                    signal.signal(number, handler)
+            self.told.close()
+            self.heard.close()
+        self.let_signals()
+
+
+def die_by(number: int) -> int:
+    """End as a process does that was never told how to take a signal; return a shell's code for it where that does not work.
+
+    The first process of a container is not ended by a signal's default.
+    """
+    if number != signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    return 128 + number
 
 
 def _nothing() -> None:

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pgnotifyq.cli.commands import find_database, open_ledger
-from pgnotifyq.cli.ending import heeding_signals
+from pgnotifyq.cli.ending import die_by, heed_signals
+from pgnotifyq.cli.reach import answered
+from pgnotifyq.cli.streams import LAST_LINES_SECONDS, open_unfailing
 from pgnotifyq.model.config import WorkerConfig
-from pgnotifyq.model.errors import AppNotFound, ConfigError
-from pgnotifyq.model.events import Event, as_json, as_line
+from pgnotifyq.model.errors import AppNotFound, ConfigError, quietly
+from pgnotifyq.model.events import Event, EventName, as_json, as_line
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.runtime.worker import run_worker
 
 if TYPE_CHECKING:
+    from pgnotifyq.cli.ending import Ear
+    from pgnotifyq.embedded import Database
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.runtime.worker import WorkerHandle
 
@@ -33,10 +37,33 @@ def run(
     if log_format not in {"line", "json"}:
         raise ConfigError(f"--log-format {log_format!r}: use line or json")
     config = WorkerConfig(**settings)
+    render = as_json if log_format == "json" else as_line
+
+    def dropped(count: int) -> str:
+        fields = {"lines": count, "why": "nobody read standard output"}
+        return render(Event(name=EventName.EVENTS_DROPPED, fields=fields), datetime.now().astimezone())
+
+    # Before the application is imported, whose logging may keep them.
+    sys.stdout, out = open_unfailing(sys.stdout, dropped=dropped)
+    sys.stderr, err = open_unfailing(
+        sys.stderr, dropped="pgnotifyq: {} lines are missing here: nobody read standard error".format
+    )
+
+    def tell(event: Event) -> None:
+        out.write(render(event, datetime.now().astimezone()))
+
+    tell.__qualname__ = "standard output"
     registry = load_registry(app)
     spare_the_collector()
-    work = partial(_work, registry, dsn, listen_dsn, config, tell=_printer(log_format), routine_events=not quiet)
-    handle: WorkerHandle = trio.run(work)
+    ear = heed_signals()
+    handle: WorkerHandle | None = trio.run(
+        partial(_work, registry, dsn, listen_dsn, config, ear=ear, tell=tell, routine_events=not quiet)
+    )
+    for stream, writer in ((sys.stdout, out), (sys.stderr, err)):
+        quietly(stream.flush)
+        writer.flush(LAST_LINES_SECONDS)
+    if handle is None:
+        return die_by(ear.ended_by or 0)
     return EXIT_INTERRUPTED if handle.interrupted else 0
 
 
@@ -83,32 +110,46 @@ async def _work(
     listen_dsn: str | None,
     config: WorkerConfig,
     *,
+    ear: Ear,
     tell: EventSink,
     routine_events: bool,
-) -> WorkerHandle:
-    database = await find_database(dsn)
-    async with open_ledger(database, config.schema) as connection:
-        if not database.is_embedded:
-            await _warn_of_powers(connection)
-    ended = trio.Event()
+) -> WorkerHandle | None:
+    """Start a worker and wait for its end; None when a signal ended the start."""
+    ear.attend()
     async with trio.open_nursery() as nursery:
-
-        async def work(task_status: trio.TaskStatus[WorkerHandle]) -> None:
-            await run_worker(
+        nursery.start_soon(ear.stay_heard)
+        handle: WorkerHandle | None = None
+        with ear.starting:
+            database = await find_database(dsn)
+            await answered(database.dsn, partial(_look, database, config.schema))
+            start = partial(
+                run_worker,
                 registry,
                 database.dsn,
                 config=config,
                 listen_dsn=listen_dsn,
                 on_event=tell,
                 routine_events=routine_events,
-                task_status=task_status,
             )
-            ended.set()
+            ended = trio.Event()
 
-        handle: WorkerHandle = await nursery.start(work)
-        with heeding_signals(handle, config, database.dsn):
+            async def work(task_status: trio.TaskStatus[WorkerHandle]) -> None:
+                await start(task_status=task_status)
+                ended.set()
+
+            handle = await nursery.start(work)
+        if handle is not None:
+            ear.serve(handle, config, database.dsn)
             await ended.wait()
+        nursery.cancel_scope.cancel(reason="pgnotifyq: the worker has ended")
     return handle
+
+
+async def _look(database: Database, schema: str) -> None:
+    """See that the schema fits, before a worker is made."""
+    async with open_ledger(database, schema) as connection:
+        if not database.is_embedded:
+            await _warn_of_powers(connection)
 
 
 async def _warn_of_powers(connection: Any) -> None:
@@ -117,12 +158,3 @@ async def _warn_of_powers(connection: Any) -> None:
     if row and (row[0] or row[1]):
         power = "a superuser" if row[0] else "exempt from row security"
         print(f"pgnotifyq: connected as {row[2]}, {power}: use a role of less power, see `doctor`", file=sys.stderr)
-
-
-def _printer(log_format: str) -> EventSink:
-    render = as_json if log_format == "json" else as_line
-
-    def tell(event: Event) -> None:
-        print(render(event, datetime.now().astimezone()), flush=True)
-
-    return tell

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgnotifyq.model.job import DeadLetter
 
 
@@ -118,3 +121,9 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception as second:  # noqa: BLE001  # __str__ is the user's
         return f"(its text cannot be had: __str__ raised {type(second).__name__})"
+
+
+def quietly(say: Callable[..., object], *arguments: object, **details: object) -> None:
+    """Call what writes to a log or a stream of the application's, and let nothing come out: a log that fails stops no work."""
+    with suppress(BaseException):  # a handler or filter of the log may raise anything, and nobody is left to tell
+        say(*arguments, **details)

@@ -39,6 +39,8 @@ class EventName(StrEnum):
     DATABASE_LOST = "database.lost"
     DATABASE_BACK = "database.back"
     LOOP_BLOCKED = "loop.blocked"
+    # Of a worker process's standard output: nobody read it.
+    EVENTS_DROPPED = "events.dropped"
 
 
 # What every job makes that goes as planned: the rest is worth a look.

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pgnotifyq.model.config import WorkerConfig
-    from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.job import WorkerId
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.link import Link
+    from pgnotifyq.runtime.telling import Telling
     from pgnotifyq.runtime.tenants import Databases
 
 
@@ -35,7 +35,7 @@ class Parts:
     worker_id: WorkerId
     registry: JobRegistry
     config: WorkerConfig
-    emit: EventSink
+    emit: Telling
     random: random.Random
     # Claims, heartbeats, sleep, watch: short statements whose commits do not wait for the disk.
     quick: Link

@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio.lowlevel
 
+from pgnotifyq.model.errors import quietly
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import bounded
 from pgnotifyq.runtime import executor
 from pgnotifyq.runtime.bell import Bell
-from pgnotifyq.runtime.logs import log_blocked, log_event
+from pgnotifyq.runtime.logs import log_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ async def watch_for_ever(parts: Parts) -> None:
         while True:
             await watchdog.is_back.wait()
             fields, since = watchdog.found
-            if parts.emit is not log_event:
+            if not parts.emit.is_logged:
                 parts.emit(Event(name=EventName.LOOP_BLOCKED, fields={**fields, "seconds": round(monotonic() - since, 3)}))
     finally:
         watchdog.is_over.set()
@@ -126,7 +127,7 @@ class _Watchdog:
             return  # it went on meanwhile, and these are the calls of another
         fields = {**names, "seconds": round(seconds, 3), "stack": _worded(calls)}
         self.found = (fields, since)
-        log_blocked(fields)
+        quietly(log_blocked, fields)
         try:
             self._token.run_sync_soon(self.is_back.ring, idempotent=True)
         except trio.RunFinishedError:

@@ -19,21 +19,24 @@ from pgnotifyq.ledger import claims, workers
 from pgnotifyq.ledger.errors import is_passing, translated
 from pgnotifyq.ledger.migrate import check_schema
 from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.claimer import claim_for_ever
 from pgnotifyq.runtime.executor import execute_for_ever
+from pgnotifyq.runtime.forks import ending_copies
 from pgnotifyq.runtime.handover import open_door
 from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, distrust_for_ever, interrupt
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import listen_for_ever, register
-from pgnotifyq.runtime.logs import is_routine_logged, log_event
+from pgnotifyq.runtime.logs import is_routine_logged
 from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
 from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.slots import Slots
+from pgnotifyq.runtime.telling import Telling
 from pgnotifyq.runtime.tenants import find_tenant_role, open_databases
 from pgnotifyq.runtime.watchdog import watch_for_ever
 
@@ -102,7 +105,8 @@ async def run_worker(
         concurrency: how many jobs run at once.
         config: everything at once, instead of `queues`, `concurrency` and `settings`.
         listen_dsn: an address where LISTEN works, when `dsn` leads to a pooler in transaction mode.
-        on_event: called with each event, in the worker's own task; quick, and never raising. Default: logging.
+        on_event: called with each event, in the worker's own task; quick. What it raises is logged, and the worker goes on.
+            Default: logging.
         routine_events: whether `on_event` is told of each job that is claimed, and completed as planned.
         task_status: trio's, for `nursery.start`.
         settings: further fields of WorkerConfig: lease_seconds, heartbeat_seconds, shutdown_seconds, schema, ...
@@ -118,7 +122,7 @@ async def run_worker(
     if config is None:
         config = WorkerConfig(queues=tuple(queues), concurrency=concurrency, **settings)  # type: ignore[arg-type]
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
-    emit = on_event if on_event is not None else log_event
+    emit = Telling(on_event)
     randomness = random.Random(handle.worker_id.int)  # noqa: S311  # jitter
     deadline_seconds = min(LINK_DEADLINE_SECONDS, config.lease_seconds * LINK_DEADLINE_SHARE)
 
@@ -126,6 +130,7 @@ async def run_worker(
         return Link(dsn, name=name, deadline_seconds=deadline_seconds, emit=emit, randomness=randomness)
 
     async with AsyncExitStack() as stack:
+        stack.enter_context(ending_copies())
         databases = await stack.enter_async_context(
             open_databases(dsn, config.schema, size_max=min(config.concurrency, HANDLER_CONNECTIONS_MAX))
         )
@@ -145,7 +150,13 @@ async def run_worker(
         )
         stack.push_async_callback(parts.quick.close)
         stack.push_async_callback(parts.durable.close)
-        await parts.quick.attempt(lambda connection: _begin(parts, connection))
+        try:
+            await parts.quick.attempt(lambda connection: _begin(parts, connection))
+        except trio.TooSlowError as error:
+            message = (
+                f"The database did not answer within {deadline_seconds:g} s of the worker's start. Check that its server is well."
+            )
+            raise DatabaseUnreachable(message) from error
         try:
             with open_door(parts, dsn):
                 await _work(parts, handle, task_status)

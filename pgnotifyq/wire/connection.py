@@ -31,8 +31,8 @@ from psycopg.copy import AsyncCopy
 from psycopg.rows import Row, TupleRow
 from psycopg.transaction import AsyncTransaction
 
-from pgnotifyq.model.errors import DatabaseUnreachable
-from pgnotifyq.wire import addresses, sessions, waiting
+from pgnotifyq.model.errors import DatabaseUnreachable, quietly
+from pgnotifyq.wire import addresses, forks, sessions, waiting
 from pgnotifyq.wire.refusals import UNDONE, is_stale_plan, may_repeat
 from pgnotifyq.wire.sessions import For
 
@@ -265,6 +265,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         # psycopg counts from zero in every session. A pooler that hands a session from client to client would have one
         # client's `_pg3_0` run as another's; a name that nobody else has can be missing there, never mistaken.
         self._prepared._prepared_idx = secrets.randbits(48)
+        forks.connections.add(self)
 
     async def __aexit__(
         self,
@@ -390,7 +391,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             try:
                 return await say()
             except psycopg.Error as error:
-                logger.debug("ignored while leaving a cancelled block on %s: %s", self, error)
+                quietly(logger.debug, "ignored while leaving a cancelled block on %s: %s", self, error)
                 return None
             finally:
                 _leaving.reset(token)
@@ -400,7 +401,7 @@ class Connection(psycopg.AsyncConnection[Row]):
     def abandon(self, why: str) -> None:
         """Close the connection because its state is unknown. `broken` is true afterwards."""
         if not self.closed:
-            logger.warning("closing %s: %s", self, why)
+            quietly(logger.warning, "closing %s: %s", self, why)
             self._finish()
 
     async def _drive(self, gen: PQGen[Result]) -> Result:
@@ -429,7 +430,7 @@ class Connection(psycopg.AsyncConnection[Row]):
                 try:
                     await self.cancel_safe()
                 except psycopg.Error as error:
-                    logger.debug("a request to cancel on %s failed: %s", self, error)
+                    quietly(logger.debug, "a request to cancel on %s failed: %s", self, error)
                 with trio.move_on_after(INTERRUPT_AGAIN_SECONDS):
                     try:
                         return (await waiting.drive(gen, self.pgconn.socket),)
@@ -518,7 +519,7 @@ class Pipeline(AsyncPipeline):
             self._exit(exc_val or error)
             if exc_val is None:
                 raise
-            logger.debug("ignored while leaving %r after an error: %s", self, error)
+            quietly(logger.debug, "ignored while leaving %r after an error: %s", self, error)
         else:
             self._exit(exc_val)
 

@@ -23,6 +23,8 @@ import psycopg
 import trio
 from psycopg.waiting import Ready, Wait
 
+from pgnotifyq.wire import forks
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -79,15 +81,18 @@ async def drive_connecting(gen: PQGenConn[Result]) -> Result:
     Cancellation: the half-open connection is dropped.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
+    fileno = -1
     try:
         fileno, wish = next(gen)
         while True:
+            forks.connecting.add(fileno)
             if wish == Wait.R:
                 await trio.lowlevel.wait_readable(fileno)
                 ready = Ready.R
             else:
                 await trio.lowlevel.wait_writable(fileno)
                 ready = Ready.W
+            forks.connecting.discard(fileno)
             fileno, wish = gen.send(ready)
     except StopIteration as end:
         result: Result = end.value
@@ -95,6 +100,7 @@ async def drive_connecting(gen: PQGenConn[Result]) -> Result:
     except (OSError, trio.ClosedResourceError) as error:
         raise psycopg.OperationalError("the socket was closed while connecting") from error
     finally:
+        forks.connecting.discard(fileno)
         gen.close()
 
 

@@ -1,0 +1,95 @@
+"""Whether a database that a command waits for is still there: a server that stands still would hold the command for ever.
+
+A statement may take its time (a migration waits for a lock, a count for a large table), so its length says nothing. A frozen
+server, or one behind a frozen path, keeps its connections open and its kernel answers; no TCP option sees that. So while
+a command waits, another connection asks now and then, under a deadline: the address's own `connect_timeout`, or ten seconds.
+Nobody answers twice in a row: the database is out of reach.
+
+It also asks what the sessions are doing that this process waits for. One that is idle, and was at the look before, has answered, or was
+never asked: what was said is lost. Behind a pooler sessions are not known by their pids, and this is not seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import psycopg
+import trio
+from psycopg import pq
+from psycopg.conninfo import timeout_from_conninfo
+
+from pgnotifyq.model.errors import DatabaseUnreachable
+from pgnotifyq.wire import addresses, forks
+from pgnotifyq.wire.connection import open_connection
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 5.0  # between two looks: most commands have ended before the first
+SILENT_LOOKS_MAX = 2  # one look may meet a server that is only slow
+
+
+async def answered(dsn: str, act: Callable[[], Awaitable[T]]) -> T:
+    """Do something that waits for a database, for as long as the database answers.
+
+    Cancellation: `act` is cancelled.
+
+    Raises:
+        DatabaseUnreachable: it does not, in an exception group, as what `act` raises.
+    """
+    results: list[T] = []
+    async with trio.open_nursery() as nursery:
+
+        async def watched() -> None:
+            results.append(await act())
+            nursery.cancel_scope.cancel(reason="pgnotifyq: it has been answered")
+
+        nursery.start_soon(_look_for_ever, dsn)
+        nursery.start_soon(watched)
+    return results[0]
+
+
+async def _look_for_ever(dsn: str) -> None:
+    """Ask whether anybody answers, until nobody does.
+
+    Raises:
+        DatabaseUnreachable: after two looks in a row.
+    """
+    wanted = addresses.parameters_from(dsn)
+    seconds = timeout_from_conninfo(wanted)
+    silent = 0
+    idle: set[tuple[object, ...]] = set()
+    while True:
+        await trio.sleep(LOOK_SECONDS)
+        waited_for = _waited_for()
+        try:
+            # Connecting has a deadline of its own, an address.
+            async with open_connection(dsn, application_name="pgnotifyq look") as connection:
+                with trio.fail_after(seconds):
+                    cursor = await connection.execute(
+                        "select pid, state_change from pg_stat_activity where pid = any(%s) and state like 'idle%%'",
+                        (waited_for,),
+                    )
+                    was_idle, idle = idle, set(await cursor.fetchall())
+            silent = 0
+        except (trio.TooSlowError, DatabaseUnreachable, psycopg.Error) as error:
+            # Any other answer is one: too many connections, a password that was changed. A server that has gone closes what is open.
+            silent = silent + 1 if _is_silence(error) else 0
+            was_idle = idle = set()
+        if silent >= SILENT_LOOKS_MAX or {pid for pid, _ in idle & was_idle} & set(_waited_for()):
+            raise DatabaseUnreachable(addresses.explain(wanted, psycopg.OperationalError("it has stopped answering")))
+
+
+def _waited_for() -> list[int]:
+    """Return the pids of the sessions that were asked something and have not answered."""
+    return [
+        connection.info.backend_pid
+        for connection in list(forks.connections)
+        if not connection.closed and connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+    ]
+
+
+def _is_silence(error: BaseException) -> bool:
+    return isinstance(error, trio.TooSlowError) or isinstance(error.__cause__, psycopg.errors.ConnectionTimeout)

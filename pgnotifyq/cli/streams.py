@@ -1,0 +1,203 @@
+"""Standard output and error of a command: which characters they take, and what happens when they take no more.
+
+Commands print as others do, and end when their reader does. A worker is different: what it tells is not worth a job, nor is what its
+handlers print and log. All of that goes through a `Writer`:
+
+- Nobody waits for a reader, the event loop least of all. A line is written at once where that cannot block: to a file; to a
+  pipe or a socket, without blocking. What these do not take, and all that goes to a terminal, a thread writes, in order.
+- So what was told before a process is killed is there to be read.
+- What waits is bounded. Beyond it lines are dropped; a line in their place says how many, once somebody reads again.
+- A stream that is broken (a full disk, a reader that has gone) is an error for who tells events, which is told. For handlers it is
+  none: a log that restarts fails no jobs. The next line tries again.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import stat
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What may wait for a reader: of lines of 200 bytes, 20,000; of a worker's memory, little.
+WAITING_BYTES_MAX = 4 * 1024 * 1024
+# For what still waits when the process ends.
+LAST_LINES_SECONDS = 1.0
+
+
+def prepare_streams() -> None:
+    """Have standard output and error take every character, and be there: closed ones lead nowhere.
+
+    A file descriptor that is closed is given to whatever is opened next, a database's socket say, and what is printed goes there.
+    """
+    for fileno in (0, 1, 2):
+        try:
+            os.fstat(fileno)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003  # the lowest that is free, so this one
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # as long as the process lives
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def silence(stream: TextIO) -> None:
+    """Lead a broken stream nowhere: Python would complain of what is left in its buffer when the process ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def open_unfailing(stream: TextIO, *, dropped: Callable[[int], str]) -> tuple[TextIO, Writer]:
+    """Return a stream in another's place, which neither waits nor fails, and the writer below it."""
+    writer = Writer(stream, dropped=dropped)
+    buffer = io.BufferedWriter(_Unfailing(writer, stream))
+    return io.TextIOWrapper(buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=True), writer
+
+
+class _Unfailing(io.RawIOBase):
+    """The bottom of a stream that leaves what it is given to a writer."""
+
+    def __init__(self, writer: Writer, stream: TextIO) -> None:
+        super().__init__()
+        self._writer = writer
+        self._stream = stream
+        self.name = stream.name
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            self._writer.write_bytes(bytes(data))
+        return len(data)
+
+
+class Writer:
+    """Writes lines to a stream and never waits for its reader."""
+
+    def __init__(self, stream: TextIO, *, dropped: Callable[[int], str]) -> None:
+        """Write to what is behind a stream. `dropped` says how many lines are missing, as a line."""
+        self._stream = stream  # kept: its descriptor would be closed with it
+        self._fileno = stream.fileno()
+        self._encoding = stream.encoding
+        self._write_now = _writing_now(self._fileno)
+        self._dropped = dropped
+        self._drops = 0
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0  # those that the thread is writing included
+        self._error: OSError | None = None  # what the thread met
+        self._turn = threading.Condition()
+        self._thread: threading.Thread | None = None
+        os.register_at_fork(after_in_child=self._begin_anew)
+
+    def write(self, line: str) -> None:
+        """Write one line, or leave it to the thread, or drop it.
+
+        Raises:
+            OSError: the stream is broken; the line is lost, or one that was left to the thread before it.
+        """
+        self.write_bytes((line + "\n").encode(self._encoding, "backslashreplace"))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write some lines. See `write`."""
+        with self._turn:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            if not self._waiting_bytes:
+                data = data[self._write_now(data) :]
+                if not data:
+                    return
+            elif self._waiting_bytes + len(data) > WAITING_BYTES_MAX:
+                self._drops += max(data.count(b"\n"), 1)
+                return
+            self._put(data)
+
+    def flush(self, seconds: float = LAST_LINES_SECONDS) -> None:
+        """Wait for what was left to the thread, for so long at most."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._waiting_bytes, seconds)
+
+    def _put(self, data: bytes) -> None:
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_for_ever, name="pgnotifyq writer", daemon=True)
+            self._thread.start()
+        self._turn.notify_all()
+
+    def _write_for_ever(self) -> None:
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: self._waiting)
+                data = b"".join(self._waiting)
+                self._waiting.clear()
+            error: OSError | None = None
+            try:
+                _write_all(self._fileno, data)
+            except OSError as met:
+                error = met
+            with self._turn:
+                self._waiting_bytes -= len(data)
+                self._error = error or self._error
+                if self._drops and not error:
+                    told, self._drops = self._dropped(self._drops), 0
+                    told_bytes = (told + "\n").encode(self._encoding, "backslashreplace")
+                    # After those that wait now: they came before the first that was dropped.
+                    self._waiting.append(told_bytes)
+                    self._waiting_bytes += len(told_bytes)
+                self._turn.notify_all()
+
+    def _begin_anew(self) -> None:
+        """Forget, in a forked child, the thread and the lock of the parent's, and what the parent is going to write."""
+        self._turn = threading.Condition()
+        self._thread = None
+        self._waiting.clear()
+        self._waiting_bytes = self._drops = 0
+
+
+def _writing_now(fileno: int) -> Callable[[bytes], int]:
+    """Return what writes to a stream without ever blocking, and tells how many bytes it took."""
+    kind = os.fstat(fileno).st_mode
+    if stat.S_ISREG(kind) or (stat.S_ISCHR(kind) and not os.isatty(fileno)):
+        return lambda data: _write_all(fileno, data)
+    if stat.S_ISFIFO(kind):
+        # Not O_NONBLOCK on the stream itself, which other processes share: on one of our own that leads to the same pipe.
+        with suppress(OSError):
+            own = os.open(f"/proc/self/fd/{fileno}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return lambda data: _unless_blocked(os.write, own, data)
+    if stat.S_ISSOCK(kind) and hasattr(socket, "MSG_DONTWAIT"):
+        with suppress(OSError):
+            own_socket = socket.socket(fileno=os.dup(fileno))
+            return lambda data: _unless_blocked(own_socket.send, data, socket.MSG_DONTWAIT)
+    return lambda data: 0  # noqa: ARG005  # a terminal may be stopped; what is unknown may do anything
+
+
+def _unless_blocked(write: Callable[..., int], *arguments: object) -> int:
+    try:
+        return write(*arguments)
+    except BlockingIOError:
+        return 0
+
+
+def _write_all(fileno: int, data: bytes) -> int:
+    rest = data
+    while rest:
+        rest = rest[os.write(fileno, rest) :]
+    return len(data)
