@@ -17,8 +17,9 @@ from pgnotifyq.ledger.migrate import check_schema
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
-from pgnotifyq.model.outcome import Ended, Raised, Returned, SettleKind, Settlement, Stopped, decide
+from pgnotifyq.model.outcome import Ended, Raised, Returned, SettleKind, Settlement, Stopped, decide, ended_by
 from pgnotifyq.model.payload import encode, structure
+from pgnotifyq.model.registry import finished
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.context import JobContext
@@ -175,13 +176,14 @@ async def _run(handler: Handler, running: Running, context: _Context) -> tuple[E
                 scope.deadline = running.started_at + handler.timeout_seconds
             running.scope = scope
             if handler.is_async:
-                ended = Returned(await handler.call(*arguments))
+                value = await handler.call(*arguments)
             else:
-                ended = Returned(await trio.to_thread.run_sync(lambda: handler.call(*arguments)))
+                (value,) = await trio.to_thread.run_sync(lambda: (handler.call(*arguments),))
+            ended = Returned(await finished(handler, value))
     except NoDatabaseInTest:
         raise  # the test's mistake, not the handler's
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a handler raises is its outcome
-        ended, exception = Raised.from_exception(error), error
+        ended, exception = ended_by(error), error
     finally:
         running.interrupt = running.why_stop()
         running.scope = None
