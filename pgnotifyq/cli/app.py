@@ -170,6 +170,14 @@ def show(job_id: JobId, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: 
 
 
 @app.command
+def explain(job_id: JobId, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+    """Say why a job is where it is: what it waits for, who holds it, and what would help."""
+    from pgnotifyq.cli.explain import run
+
+    return run(dsn, schema, job_id, as_json=as_json)
+
+
+@app.command
 def cancel(
     job_id: JobId,
     /,
