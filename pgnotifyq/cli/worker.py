@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import sys
 from datetime import datetime
 from functools import partial
@@ -17,23 +18,33 @@ from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import AppNotFound, ConfigError
 from pgnotifyq.model.events import Event, as_json, as_line
 from pgnotifyq.model.registry import JobRegistry
+from pgnotifyq.runtime.logs import set_up_logging
 from pgnotifyq.runtime.worker import run_worker
 
 if TYPE_CHECKING:
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.runtime.worker import WorkerHandle
 
+_log = logging.getLogger("pgnotifyq")
 EXIT_INTERRUPTED = 4  # some jobs were cut off and released
 
 
 def run(
-    app: str | None, dsn: str | None, listen_dsn: str | None, settings: dict[str, Any], *, log_format: str, quiet: bool
+    app: str | None,
+    dsn: str | None,
+    listen_dsn: str | None,
+    settings: dict[str, Any],
+    *,
+    log_format: str,
+    log_level: str | None,
+    quiet: bool,
 ) -> int:
     """Run a worker until it is told to stop; return its exit code."""
     if log_format not in {"line", "json"}:
         raise ConfigError(f"--log-format {log_format!r}: use line or json")
     config = WorkerConfig(**settings)
     registry = load_registry(app)
+    set_up_logging(log_format, log_level)
     spare_the_collector()
     work = partial(_work, registry, dsn, listen_dsn, config, tell=_printer(log_format), routine_events=not quiet)
     handle: WorkerHandle = trio.run(work)
@@ -116,7 +127,7 @@ async def _warn_of_powers(connection: Any) -> None:
     row = await cursor.fetchone()
     if row and (row[0] or row[1]):
         power = "a superuser" if row[0] else "exempt from row security"
-        print(f"pgnotifyq: connected as {row[2]}, {power}: use a role of less power, see `doctor`", file=sys.stderr)
+        _log.warning("connected as %s, %s: use a role of less power, see `doctor`", row[2], power)
 
 
 def _printer(log_format: str) -> EventSink:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import uuid
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -28,14 +29,14 @@ from pgnotifyq.runtime.handover import open_door
 from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, distrust_for_ever, interrupt
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import listen_for_ever, register
-from pgnotifyq.runtime.logs import is_routine_logged, log_event
+from pgnotifyq.runtime.logs import is_routine_logged, log_event, naming
 from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
 from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.slots import Slots
 from pgnotifyq.runtime.tenants import find_tenant_role, open_databases
-from pgnotifyq.runtime.watchdog import watch_for_ever
+from pgnotifyq.runtime.watchdog import names_of, watch_for_ever
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,7 +148,7 @@ async def run_worker(
         stack.push_async_callback(parts.durable.close)
         await parts.quick.attempt(lambda connection: _begin(parts, connection))
         try:
-            with open_door(parts, dsn):
+            with open_door(parts, dsn), naming(partial(names_of, parts)):
                 await _work(parts, handle, task_status)
         finally:
             with trio.move_on_after(FAREWELL_SECONDS, shield=True):

@@ -100,6 +100,7 @@ worker_lines = st.lists(
                 "--shutdown-seconds",
                 "--queue",
                 "--log-format",
+                "--log-level",
             )
         )
     ),
