@@ -7,7 +7,7 @@ import json
 import uuid
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import attrs
 import trio
@@ -15,6 +15,7 @@ import trio
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.migrate import check_schema
 from pgnotifyq.ledger.statements import query
+from pgnotifyq.model.config import WorkerSettings, config_of
 from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.outcome import Ended, Raised, Returned, SettleKind, Settlement, Stopped, decide, ended_by
@@ -29,7 +30,7 @@ from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.connection import open_connection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from pgnotifyq.model.events import Event
     from pgnotifyq.model.registry import Handler, JobRegistry
@@ -110,10 +111,8 @@ async def work_until_idle(
     registry: JobRegistry,
     dsn: str,
     *,
-    queues: Sequence[str] = ("default",),
     timeout_seconds: float = IDLE_SECONDS_MAX,
-    schema: str = "pgnotifyq",
-    **settings: Any,
+    **settings: Unpack[WorkerSettings],
 ) -> list[Event]:
     """Run a real worker until no job of its queues is due or held, and return its events, oldest first.
 
@@ -122,17 +121,17 @@ async def work_until_idle(
     Args:
         registry: the handlers.
         dsn: the database of the test.
-        queues: their names.
         timeout_seconds: how long it may take.
-        schema: where the queue lives.
-        settings: as for `run_worker`: concurrency, shutdown_seconds, ...
+        settings: as for `run_worker`: queues, schema, concurrency, shutdown_seconds, ...
 
     Cancellation: running handlers are cancelled and their jobs released.
 
     Raises:
+        ConfigError: a setting is out of its bounds or not known.
         trio.TooSlowError: jobs were still due or held after `timeout_seconds`.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew: migrate the test's database first.
     """
+    config = config_of(None, {"shutdown_seconds": 0, **settings})
     events: list[Event] = []
     told = trio.Event()
 
@@ -141,16 +140,14 @@ async def work_until_idle(
         told.set()
 
     async with open_connection(dsn, application_name="pgnotifyq testing") as connection:
-        await check_schema(connection, schema)
+        await check_schema(connection, config.schema)
         with trio.fail_after(timeout_seconds):
             async with trio.open_nursery() as nursery:
-                work = functools.partial(
-                    run_worker, registry, dsn, queues=queues, schema=schema, on_event=hear, **{"shutdown_seconds": 0, **settings}
-                )
+                work = functools.partial(run_worker, registry, dsn, config=config, on_event=hear)
                 handle = await nursery.start(work)
                 while True:
                     told = trio.Event()
-                    cursor = await connection.execute(query("is_idle", schema), {"queues": list(queues)})
+                    cursor = await connection.execute(query("is_idle", config.schema), {"queues": list(config.queues)})
                     if (await cursor.fetchone() or (True,))[0]:
                         break
                     with trio.move_on_after(LOOK_SECONDS):

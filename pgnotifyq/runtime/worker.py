@@ -11,7 +11,7 @@ import random
 import uuid
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import attrs
 import trio
@@ -19,7 +19,7 @@ import trio
 from pgnotifyq.ledger import claims, workers
 from pgnotifyq.ledger.errors import is_passing, translated
 from pgnotifyq.ledger.migrate import check_schema
-from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
@@ -39,8 +39,6 @@ from pgnotifyq.runtime.tenants import find_tenant_role, open_databases
 from pgnotifyq.runtime.watchdog import names_of, watch_for_ever
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.wire.connection import Connection
@@ -85,39 +83,34 @@ async def run_worker(
     registry: JobRegistry,
     dsn: str,
     *,
-    queues: Sequence[str] = ("default",),
-    concurrency: int = 10,
     config: WorkerConfig | None = None,
     listen_dsn: str | None = None,
     on_event: EventSink | None = None,
     routine_events: bool = True,
     task_status: trio.TaskStatus[WorkerHandle] = trio.TASK_STATUS_IGNORED,
-    **settings: object,
+    **settings: Unpack[WorkerSettings],
 ) -> WorkerHandle:
     """Work on queues until drained or cancelled.
 
     Args:
         registry: the handlers.
         dsn: the database.
-        queues: names, in order of preference.
-        concurrency: how many jobs run at once.
-        config: everything at once, instead of `queues`, `concurrency` and `settings`.
+        config: everything at once, instead of `settings`.
         listen_dsn: an address where LISTEN works, when `dsn` leads to a pooler in transaction mode.
         on_event: called with each event, in the worker's own task; quick, and never raising. Default: logging.
         routine_events: whether `on_event` is told of each job that is claimed, and completed as planned.
         task_status: trio's, for `nursery.start`.
-        settings: further fields of WorkerConfig: lease_seconds, heartbeat_seconds, shutdown_seconds, schema, ...
+        settings: the fields of WorkerConfig: queues (in order of preference), concurrency, lease_seconds, shutdown_seconds, schema, ...
 
     Returns: the handle, when drained. `nursery.start` gives it as soon as the worker is ready to claim.
 
     Cancellation: running handlers are cancelled and their jobs released, under a short deadline.
 
     Raises:
-        ConfigError: a setting is out of its bounds.
+        ConfigError: a setting is out of its bounds or not known, or given beside `config`.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable, MissingRights: at start.
     """
-    if config is None:
-        config = WorkerConfig(queues=tuple(queues), concurrency=concurrency, **settings)  # type: ignore[arg-type]
+    config = config_of(config, settings)
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
     emit = on_event if on_event is not None else log_event
     randomness = random.Random(handle.worker_id.int)  # noqa: S311  # jitter
