@@ -6,8 +6,11 @@ import gc
 import importlib
 import logging
 import sys
+import sysconfig
+import traceback
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -15,7 +18,7 @@ import trio
 from pgnotifyq.cli.commands import find_database, open_ledger
 from pgnotifyq.cli.ending import heeding_signals
 from pgnotifyq.model.config import WorkerConfig
-from pgnotifyq.model.errors import AppNotFound, ConfigError
+from pgnotifyq.model.errors import AppNotFound, ConfigError, text_of
 from pgnotifyq.model.events import Event, as_json, as_line
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.runtime.logs import set_up_logging
@@ -76,7 +79,7 @@ def load_registry(app: str | None) -> JobRegistry:
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise AppNotFound(f"--app {app!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+        raise AppNotFound(f"--app {app!r}: importing {module_name} failed{_where(error)}: {_what(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise AppNotFound(f"--app {app!r}: {module_name} has no {name!r}")
@@ -86,6 +89,41 @@ def load_registry(app: str | None) -> JobRegistry:
     if not found.job_types:
         raise AppNotFound(f"--app {app!r} has no handlers: import the modules that register them in {module_name}")
     return found
+
+
+def _where(error: BaseException) -> str:
+    """Return where an import failed: the last line of the application's own that ran; of a syntax error, the line it is in."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" at {_path(error.filename)}, line {error.lineno}"
+    calls = traceback.extract_tb(error.__traceback__)
+    # Our own call and the machinery of imports come first; what the application calls of others' comes last.
+    after_ours = [call for call in calls if call.filename != __file__ and "importlib" not in call.filename]
+    own = [call for call in after_ours if not call.filename.startswith("<") and not _is_installed(call.filename)] or after_ours
+    if not own:
+        return ""  # the module itself was not found
+    return f" at {_path(own[-1].filename)}, line {own[-1].lineno}, `{own[-1].line}`"
+
+
+def _what(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"SystemExit: it ends the process ({error.code!r}): put what a script does under `if __name__ == '__main__':`"
+    return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else text_of(error)}"
+
+
+def _is_installed(filename: str) -> bool:
+    """Tell whether a file is Python's own, an installed package's, or ours."""
+    return any(Path(filename).is_relative_to(folder) for folder in _INSTALLED)
+
+
+_INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {
+    Path(__file__).parents[1]
+}
+
+
+def _path(filename: str) -> str:
+    """Return a file's name as it is seen from where the command runs."""
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename
 
 
 async def _work(
