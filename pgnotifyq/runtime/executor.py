@@ -30,6 +30,7 @@ from pgnotifyq.model.payload import structure
 from pgnotifyq.model.registry import finished
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.runtime.context import JobContext
+from pgnotifyq.runtime.deadlines import tell_deadline
 
 if TYPE_CHECKING:
     from pgnotifyq.model.registry import Handler
@@ -103,6 +104,7 @@ async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended
     running.scope = scope
     if handler.timeout_seconds is not None:
         scope.deadline = running.started_at + handler.timeout_seconds
+        parts.deadlines.note(scope.deadline)
     try:
         if not handler.takes_context:
             value = await _call(parts, handler, payload)
@@ -110,7 +112,7 @@ async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended
             value = await _call(parts, handler, payload, JobContext(parts=parts, running=running))
     finally:
         if handler.timeout_seconds is not None:
-            running.interrupt = running.why_stop()
+            tell_deadline(parts, running)
             scope.deadline = math.inf
         running.scope = None
     return _NOTHING if value is None else Returned(value)

@@ -24,6 +24,7 @@ from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.claimer import claim_for_ever
+from pgnotifyq.runtime.deadlines import tell_deadlines_for_ever
 from pgnotifyq.runtime.executor import execute_for_ever
 from pgnotifyq.runtime.handover import open_door
 from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, distrust_for_ever, interrupt
@@ -170,6 +171,7 @@ async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus
         services.start_soon(beat_for_ever, parts)
         services.start_soon(distrust_for_ever, parts)
         services.start_soon(count_grace_for_ever, parts)
+        services.start_soon(tell_deadlines_for_ever, parts)
         services.start_soon(reclaim_for_ever, parts)
         services.start_soon(prune_for_ever, parts)
         services.start_soon(listen_for_ever, parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -440,3 +441,71 @@ async def test_job_for_a_function_that_asks_for_it(place: Workplace) -> None:
     job_id = await place.enqueue("work")
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
     assert (await place.job(job_id))["result"] == "work"
+
+
+@pytest.mark.parametrize("how", ["async", "thread", "shielded", "cooperative"])
+async def test_deadline_is_told(place: Workplace, how: str) -> None:
+    """By one rule: interrupted, with the reason, once. One that runs on is told of while it does, and is unresponsive after its grace."""
+    registry, release, may_end = JobRegistry(), threading.Event(), trio.Event()
+    saw = []
+
+    @registry.handler("async", timeout_seconds=0.05)
+    async def in_loop(payload: Payload) -> None:
+        await trio.sleep_forever()
+
+    @registry.handler("thread", timeout_seconds=0.05)
+    def in_thread(payload: Payload, ctx: JobContext) -> None:
+        release.wait()
+        saw.append(ctx.is_cancelled() and ctx.cancel_reason)
+
+    @registry.handler("shielded", timeout_seconds=0.05)
+    async def shielded(payload: Payload) -> None:
+        with trio.CancelScope(shield=True):
+            await may_end.wait()
+        await trio.lowlevel.checkpoint()
+
+    @registry.handler("cooperative", timeout_seconds=0.05, cooperative=True)
+    async def cooperative(payload: Payload, ctx: JobContext) -> None:
+        with trio.CancelScope(shield=True):
+            saw.append(await ctx.cancelled())
+            await may_end.wait()
+        await trio.lowlevel.checkpoint()
+
+    worker = await place.start(registry, grace_seconds=0.05)
+    job_id = await place.enqueue(how, max_attempts=1)
+    told = await worker.log.wait(EventName.JOB_INTERRUPTED, job_id=job_id)
+    assert (told["reason"], told["why"]) == ("timed_out", "timed out after 0.05 s")
+    if how != "async":
+        await worker.log.wait(EventName.JOB_UNRESPONSIVE, job_id=job_id)
+        assert (await place.job(job_id))["status"] == "running"
+    release.set()
+    may_end.set()
+    if how == "thread":
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)  # it has done its work all the same
+    else:
+        await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+        assert await place.history(job_id) == [(1, "timed_out")]
+    assert len(worker.log.find(EventName.JOB_INTERRUPTED)) == 1
+    if how in {"thread", "cooperative"}:
+        assert [reason and reason.kind for reason in saw] == ["timed_out"]
+
+
+async def test_deadlines_of_many(place: Workplace) -> None:
+    """The earliest is looked at first, whichever began first, and each is told of once."""
+    registry, release = JobRegistry(), trio.Event()
+
+    async def cling(payload: Payload) -> None:
+        with trio.CancelScope(shield=True):
+            await release.wait()
+
+    for name, seconds in (("hour", 3600.0), ("late", 0.2), ("soon", 0.05)):
+        registry.handler(name, timeout_seconds=seconds)(cling)
+    worker = await place.start(registry)
+    jobs = {name: await place.enqueue(name) for name in ("hour", "late", "soon")}
+    for name in ("soon", "late"):
+        await worker.log.wait(EventName.JOB_INTERRUPTED, job_id=jobs[name])
+    release.set()
+    for job_id in jobs.values():
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    told = [fields["job_type"] for fields in worker.log.find(EventName.JOB_INTERRUPTED)]
+    assert told == ["soon", "late"]
