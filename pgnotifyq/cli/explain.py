@@ -63,6 +63,8 @@ def sentences(found: Explanation) -> list[str]:
 def _of_state(found: Explanation) -> list[str]:
     attempt = f"attempt {found.attempts} of {found.max_attempts}"
     why = f": {found.error_message.partition(chr(10))[0]}" if found.error_message else ""
+    if found.is_parked and found.label in {"pending", "scheduled", "retrying"}:
+        return ["It ran when its worker died, as others did; they are tried one after the other, and its turn has not come."]
     match found.label:
         case "pending":
             return [f"It has been due for {span(-(found.due_in_seconds or 0))}.", *_of_waiting(found)]
@@ -90,8 +92,6 @@ def _of_waiting(found: Explanation) -> list[str]:
     """Say what a job that is due waits for, the first cause first."""
     if found.trouble_with is not None and (found.trouble_look_in_seconds or 0) > 0:
         return []  # told of below
-    if found.is_parked:
-        return ["It ran when its worker died, as others did; they are tried one after the other, and its turn has not come."]
     if found.workers == 0:
         return _of_no_worker(found)
     first = f"{found.jobs_before or 0} due job(s) of its queue come first"

@@ -38,12 +38,13 @@ STATES = [
     ([HOLD, "update pgnotifyq.jobs set lease_expires_at = now() - interval '5 min'"], ["Its lease ran out 5 min ago", "No live worker"]),
     ([ALIVE % 1, HOLD, "update pgnotifyq.jobs set status = 'cancelled', error_message = 'not wanted'"],
      ["It was cancelled: not wanted, and its handler has not stopped yet, on host here, process 7."]),
-    (["update pgnotifyq.jobs set status = 'cancelled'"], ["It was cancelled 0.", "ago"]),
+    (["update pgnotifyq.jobs set status = 'cancelled'"], ["It was cancelled ", " s ago"]),
     ([HOLD, ("update pgnotifyq.jobs set status = 'completed', completed_at = now() - interval '3 days', locked_by = null,"
       " current_execution_id = null, lease_expires_at = null")], ["It was completed 3 d ago, attempt 1 of 3"]),
     (["select pgnotifyq.note_trouble(org_id, id, 'claim', '22008', e'no\x1b[2J time') from pgnotifyq.jobs"],
      ["It was put aside: claim failed 1 time(s), the last time with: no\\x1b[2J time; the next look is in"]),
-    (["update pgnotifyq.jobs set suspicion = 'parked', suspected_with = gen_random_uuid(), attempts = 1"], ["its turn has not come"]),
+    ([("update pgnotifyq.jobs set suspicion = 'parked', suspected_with = gen_random_uuid(), attempts = 1,"
+      " scheduled_at = now() + interval '1 hour'")], ["its turn has not come"]),
 ]  # fmt: skip
 
 
