@@ -229,6 +229,9 @@ def _settle_value(value: object, failed: _Failed) -> Settlement:
     # Not isinstance: it asks the value for its __class__, and a lazy proxy may raise there.
     if issubclass(type(value), _Wish):
         return _settle_wish(cast("Snooze | Retry | Discard", value), failed)
+    if type(value) is type and issubclass(value, _Wish):
+        # Taken for a result, it would be one that cannot be stored, and the job completed.
+        return failed(f"the handler returned the class {value.__name__}: return {value.__name__}(...)", "failed", "exhausted")
     try:
         return Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(value))
     except InvalidPayload as error:

@@ -52,7 +52,7 @@ def _converter() -> Converter:
     Left alone, cattrs calls the type: bool("false") is True, int(1.9) is 1, str({}) is "{}", list("ab") is ["a", "b"]. A payload that
     came by raw SQL would run with values that nobody wrote.
     """
-    converter = make_converter()
+    converter = make_converter(structure_fallback_factory=_refuse)  # when the hook is made; some versions only do when it is used
     for as_text in _AS_TEXT:
         converter.register_unstructure_hook(as_text, str)
         converter.register_structure_hook(as_text, _take_text)
@@ -85,6 +85,10 @@ def _converter() -> Converter:
 def _take_none(value: Any, _: Any) -> None:
     if value is not None and value != {}:  # which is what is stored when nothing is enqueued
         raise _Unfit("not nothing")
+
+
+def _refuse(wanted: Any) -> Hook:
+    raise cattrs.StructureHandlerNotFoundError("", type_=wanted)
 
 
 # Written as their text, and made from it. `wanted` is the type itself.

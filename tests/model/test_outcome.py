@@ -164,7 +164,7 @@ class Annotated:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Half.__new__(Half), lambda: Annotated(1), Unbound, lambda: [Unbound()], lambda: Snooze],
+    [lambda: Half.__new__(Half), lambda: Annotated(1), Unbound, lambda: [Unbound()], lambda: Half],
     ids=["half made", "annotation for type checkers", "unbound proxy", "unbound proxy in a list", "class"],
 )
 def test_a_result_that_cannot_be_looked_into_completes_and_says_so(make: Callable[[], object]) -> None:
@@ -231,6 +231,15 @@ def test_a_wish_among_other_errors_is_a_failure_like_any() -> None:
         ended = ended_by(group)
         assert isinstance(ended, Raised)
         assert "ExceptionGroup" in ended.error
+
+
+@pytest.mark.parametrize("wish", [Snooze, Retry, Discard])
+def test_a_wish_without_parentheses_is_a_failure(wish: type) -> None:
+    """Its job was completed, the wish being a result that could not be stored."""
+    settlement = settle(Returned(wish))
+    assert settlement is not None
+    assert (settlement.kind, settlement.outcome) == (SettleKind.RETRY, "failed")
+    assert f"return {wish.__name__}(...)" in str(settlement.error_message)
 
 
 def test_wishes_are_values() -> None:
