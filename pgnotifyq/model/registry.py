@@ -236,7 +236,7 @@ async def finished(handler: Handler, value: Any) -> Any:
         TypeError: it is something that runs only when somebody asks for its items, so that nothing was done.
     """
     for _ in range(AWAITED_MAX):
-        if type(value) in _RESULTS or not inspect.isawaitable(value):
+        if type(value) in PLAIN_RESULTS or not inspect.isawaitable(value):
             break
         value = await value
     if isinstance(value, _NOT_RUN):
@@ -245,7 +245,8 @@ async def finished(handler: Handler, value: Any) -> Any:
 
 
 AWAITED_MAX = 8  # an awaitable may give an awaitable; one that goes on doing so has no end
-_RESULTS = frozenset({dict, list, str, int, float, bool, type(None)})
+# Results that need no look: asking costs a job a coroutine.
+PLAIN_RESULTS = frozenset({dict, list, str, int, float, bool, type(None)})
 _NOT_RUN = (
     Generator, AsyncGenerator, map, filter,
     contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager,  # noqa: SLF001  # they have no public name

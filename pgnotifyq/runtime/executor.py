@@ -27,7 +27,7 @@ from pgnotifyq.model.outcome import (
     ended_by,
 )
 from pgnotifyq.model.payload import structure
-from pgnotifyq.model.registry import finished
+from pgnotifyq.model.registry import PLAIN_RESULTS, finished
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.deadlines import tell_deadline
@@ -125,7 +125,7 @@ async def _call(parts: Parts, handler: Handler, *arguments: Any) -> object:
         # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel through
         # trio.from_thread.check_cancelled() and ctx.is_cancelled(). In a tuple, for trio refuses threads that return coroutines.
         (value,) = await trio.to_thread.run_sync(lambda: (handler.call(*arguments),), limiter=parts.threads)
-    return None if value is None else await finished(handler, value)
+    return value if type(value) in PLAIN_RESULTS else await finished(handler, value)
 
 
 def _settle(parts: Parts, running: Running, ended: Ended) -> Settlement | None:
