@@ -7,7 +7,7 @@ import json
 import uuid
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import attrs
 import trio
@@ -15,10 +15,12 @@ import trio
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.migrate import check_schema
 from pgnotifyq.ledger.statements import query
+from pgnotifyq.model.config import WorkerSettings, config_of
 from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
-from pgnotifyq.model.outcome import Ended, Raised, Returned, SettleKind, Settlement, Stopped, decide
+from pgnotifyq.model.outcome import Ended, Raised, Returned, SettleKind, Settlement, Stopped, decide, ended_by
 from pgnotifyq.model.payload import encode, structure
+from pgnotifyq.model.registry import finished
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.context import JobContext
@@ -29,7 +31,7 @@ from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from pgnotifyq.model.events import Event
     from pgnotifyq.model.registry import Handler, JobRegistry
@@ -110,10 +112,8 @@ async def work_until_idle(
     registry: JobRegistry,
     dsn: str,
     *,
-    queues: Sequence[str] = ("default",),
     timeout_seconds: float = IDLE_SECONDS_MAX,
-    schema: str = "pgnotifyq",
-    **settings: Any,
+    **settings: Unpack[WorkerSettings],
 ) -> list[Event]:
     """Run a real worker until no job of its queues is due or held, and return its events, oldest first.
 
@@ -122,17 +122,17 @@ async def work_until_idle(
     Args:
         registry: the handlers.
         dsn: the database of the test.
-        queues: their names.
         timeout_seconds: how long it may take.
-        schema: where the queue lives.
-        settings: as for `run_worker`: concurrency, shutdown_seconds, ...
+        settings: as for `run_worker`: queues, schema, concurrency, shutdown_seconds, ...
 
     Cancellation: running handlers are cancelled and their jobs released.
 
     Raises:
+        ConfigError: a setting is out of its bounds or not known.
         trio.TooSlowError: jobs were still due or held after `timeout_seconds`.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew: migrate the test's database first.
     """
+    config = config_of(None, {"shutdown_seconds": 0, **settings})
     events: list[Event] = []
     told = trio.Event()
 
@@ -141,16 +141,14 @@ async def work_until_idle(
         told.set()
 
     async with open_connection(dsn, application_name="pgnotifyq testing", used_for=For.CALLER) as connection:
-        await check_schema(connection, schema)
+        await check_schema(connection, config.schema)
         with trio.fail_after(timeout_seconds):
             async with trio.open_nursery() as nursery:
-                work = functools.partial(
-                    run_worker, registry, dsn, queues=queues, schema=schema, on_event=hear, **{"shutdown_seconds": 0, **settings}
-                )
+                work = functools.partial(run_worker, registry, dsn, config=config, on_event=hear)
                 handle = await nursery.start(work)
                 while True:
                     told = trio.Event()
-                    cursor = await connection.execute(query("is_idle", schema), {"queues": list(queues)})
+                    cursor = await connection.execute(query("is_idle", config.schema), {"queues": list(config.queues)})
                     if (await cursor.fetchone() or (True,))[0]:
                         break
                     with trio.move_on_after(LOOK_SECONDS):
@@ -176,13 +174,14 @@ async def _run(handler: Handler, running: Running, context: _Context) -> tuple[E
                 scope.deadline = running.started_at + handler.timeout_seconds
             running.scope = scope
             if handler.is_async:
-                ended = Returned(await handler.call(*arguments))
+                value = await handler.call(*arguments)
             else:
-                ended = Returned(await trio.to_thread.run_sync(lambda: handler.call(*arguments)))
+                (value,) = await trio.to_thread.run_sync(lambda: (handler.call(*arguments),))
+            ended = Returned(await finished(handler, value))
     except NoDatabaseInTest:
         raise  # the test's mistake, not the handler's
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a handler raises is its outcome
-        ended, exception = Raised.from_exception(error), error
+        ended, exception = ended_by(error), error
     finally:
         running.interrupt = running.why_stop()
         running.scope = None

@@ -182,3 +182,29 @@ async def test_work_without_a_schema(blank_dsn: str) -> None:
     """Told as such."""
     with pytest.raises(SchemaMissing):
         await work_until_idle(JobRegistry(), blank_dsn)
+
+
+async def test_settings_that_contradict_or_are_not_known() -> None:
+    """A worker refuses them before it connects, and so does a test's."""
+    registry: Any = JobRegistry()
+    with pytest.raises(pgnotifyq.ConfigError, match="config and queues"):
+        await pgnotifyq.run_worker(registry, "host=/nowhere", config=pgnotifyq.WorkerConfig(), queues=["images"])
+    for work in (pgnotifyq.run_worker, work_until_idle):
+        with pytest.raises(pgnotifyq.ConfigError, match="did you mean concurrency"):
+            await work(registry, "host=/nowhere", concurency=3)  # type: ignore[call-arg]
+
+
+async def test_an_async_handler_behind_a_plain_decorator_and_a_wish_that_is_raised() -> None:
+    """As in a worker."""
+    registry = JobRegistry()
+
+    async def deed(payload: dict[str, Any]) -> str:
+        await trio.lowlevel.checkpoint()
+        if payload:
+            raise pgnotifyq.Snooze(60)
+        return "done"
+
+    registry.handler("deed")(lambda payload: deed(payload))
+    assert (await run_job(registry, "deed")).result == "done"
+    ran = await run_job(registry, "deed", {"later": True})
+    assert (ran.kind, ran.delay_seconds) == (SettleKind.SNOOZE, 60)

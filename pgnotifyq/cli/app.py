@@ -89,7 +89,12 @@ def worker(
     shutdown_seconds: Annotated[float, Parameter(help="How long running jobs may go on after the first signal.")] = 30.0,
     grace_seconds: Annotated[float, Parameter(help="How long an interrupted handler may clean up.")] = 5.0,
     listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
-    log_format: Annotated[str, Parameter(help="line or json.")] = "line",
+    log_format: Annotated[
+        str, Parameter(help="line or json; of events (standard output) and of logs (standard error).")
+    ] = "line",
+    log_level: Annotated[
+        str | None, Parameter(help="Of logs: debug, info (the default), warning, error or critical.", show_default=False)
+    ] = None,
     quiet: Annotated[
         bool, Parameter(negative="", show_default=False, help="Say nothing of jobs that go as planned: twice as many a second.")
     ] = False,
@@ -100,6 +105,9 @@ def worker(
 
     SIGTERM or SIGINT: stop claiming and let running jobs finish; a second one interrupts them. Jobs cut off are released at
     once and not charged an attempt.
+
+    Events go to standard output, what is logged (`ctx.log`, the application's own loggers, warnings) to standard error, both as
+    --log-format says. An application that sets up logging itself keeps its own set-up.
 
     Exit codes besides the usual: 4 some jobs had to be interrupted and were released, 5 a handler did not let go and the
     process was ended over it, its jobs released.
@@ -116,7 +124,7 @@ def worker(
     }
     if heartbeat_seconds is not None:
         settings["heartbeat_seconds"] = heartbeat_seconds
-    return run(app, dsn, listen_dsn, settings, log_format=log_format, quiet=quiet)
+    return run(app, dsn, listen_dsn, settings, log_format=log_format, log_level=log_level, quiet=quiet)
 
 
 @app.command
@@ -175,6 +183,14 @@ def show(job_id: JobId, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: 
     from pgnotifyq.cli.commands import run_show
 
     return run_show(dsn, schema, job_id, as_json=as_json)
+
+
+@app.command
+def explain(job_id: JobId, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+    """Say why a job is where it is: what it waits for, who holds it, and what would help."""
+    from pgnotifyq.cli.explain import run
+
+    return run(dsn, schema, job_id, as_json=as_json)
 
 
 @app.command

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import psycopg
 import trio
 
 from pgnotifyq.cli.commands import find_database, open_ledger
-from pgnotifyq.cli.output import print_json
+from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.ledger.migrate import code_version
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.wire.connection import open_connection
-from pgnotifyq.wire.notifications import listen, wait_notifications
+from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from psycopg.rows import TupleRow
 
     from pgnotifyq.wire.connection import Connection
@@ -27,6 +29,10 @@ SNAPSHOT_SECONDS_MAX = 60.0  # an older transaction holds dead rows for longer t
 QUEUE_USAGE_MAX = 0.1  # of the 8 GiB that notifications may pile up to
 WAITING_SECONDS_MAX = 60.0
 DEAD_SHARE_MAX, DEAD_ROWS_MIN = 0.5, 10_000
+TROUBLES_SHOWN_MAX = 5  # jobs; one cause has often put many aside
+WHAT_CHARS_MAX = 400
+
+Facts = dict[str, Any]
 
 
 @attrs.frozen
@@ -61,87 +67,185 @@ def run(dsn: str | None, schema: str, *, as_json: bool) -> int:
 
 async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow], schema: str) -> list[Finding]:
     # The one look outside of a transaction that others could mistake for an old one.
-    cursor = await connection.execute(query("doctor", schema))
-    row = await cursor.fetchone()
-    facts = dict(zip([column.name for column in cursor.description or ()], row or (), strict=True))
+    (facts,) = await _rows(connection, query("doctor", schema))
+    roles = await _rows(connection, query("tenant_role", schema))
     findings = [
         Finding("ok", f"PostgreSQL {facts['server_version']}, schema {schema} at version {code_version()}"),
-        *_judge(facts, schema),
+        *_judge_role(facts, roles[0] if roles else None, schema),
+        *_judge_tables(facts, await _rows(connection, query("strangers", schema)), schema),
+        *_judge_work(facts, await _rows(connection, query("due_queues", schema))),
+        *_judge_troubles(await _rows(connection, query("troubles", schema), {"limit": TROUBLES_SHOWN_MAX + 1})),
         *([] if facts["is_standby"] else [await _hear(connection, notified_by=other)]),  # it takes no LISTEN
     ]
-    cursor = await connection.execute(query("old_snapshots", schema))
-    old = [other for other in await cursor.fetchall() if other[4] and other[4] > SNAPSHOT_SECONDS_MAX]
-    if not old:
-        findings.append(Finding("ok", f"no transaction is older than {SNAPSHOT_SECONDS_MAX:g} s"))
-    for pid, name, role, state, seconds in old:
-        findings.append(
-            Finding(
-                "warn",
-                f"pid {pid} ({name or 'no name'}, {role}, {state}) has had a transaction open for {seconds:.0f} s",
-                f"dead rows cannot be removed meanwhile and claims slow down; end it, or: select pg_terminate_backend({pid})",
-            )
-        )
-    return findings
+    return findings + _judge_snapshots(facts, await _rows(connection, query("old_snapshots", schema)))
 
 
-def _judge(facts: dict[str, Any], schema: str) -> list[Finding]:
-    role, due = facts["role_name"], facts["oldest_due_seconds"]
+async def _rows(connection: Connection[TupleRow], statement: bytes, parameters: Mapping[str, Any] | None = None) -> list[Facts]:
+    cursor = await connection.execute(statement, parameters)
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
 
-    def either(holds: bool, good: str, bad: str, hint: str, verdict: str = "warn") -> Finding:
-        return Finding("ok", good) if holds else Finding(verdict, bad, hint)
 
+def _either(holds: bool, good: str, bad: str, hint: str, verdict: str = "warn") -> Finding:
+    return Finding("ok", good) if holds else Finding(verdict, bad, hint)
+
+
+def _judge_role(facts: Facts, tenant: Facts | None, schema: str) -> list[Finding]:
+    """Judge what the connected role may do, and what confines a tenant's transactions."""
+    role, owner = facts["role_name"], facts["owner_name"]
+    if facts["is_standby"]:
+        writes = Finding("fail", "the server is a standby, nothing can be written", "connect to the primary")
+    elif facts["is_read_only"]:
+        hint = f"see default_transaction_read_only: alter role {role} reset it, or the database, or the server"
+        writes = Finding("fail", f"transactions of role {role} are read-only, it cannot write", hint)
+    elif facts["rights_missing"] or facts["functions_refused"]:
+        lacks = facts["rights_missing"] or f"execute on {facts['functions_refused']} function(s)"
+        hint = "a worker needs them all; whoever only enqueues needs usage on the schema, and select and insert on jobs"
+        writes = Finding("fail", f"role {role} cannot write as a worker must: it lacks {lacks}", hint)
+    else:
+        writes = Finding("ok", f"role {role} can write")
     return [
-        either(
-            bool(facts["can_write"]) and not facts["is_standby"],
-            f"role {role} can write",
-            f"role {role} cannot write" if not facts["is_standby"] else "the server is a standby",
-            "grant insert, update, delete on the tables of the schema, or connect to the primary",
-            "fail",
-        ),
-        either(
+        writes,
+        _either(
             not (facts["is_superuser"] or facts["bypasses_row_security"]),
             f"role {role} obeys row security",
             f"role {role} is exempt from row security",
             "tenant transactions take on the tenant role and are confined all the same; for the rest use a lesser role",
         ),
-        either(
-            bool(facts["has_tenant_role"]),
-            f"role {schema}_tenant confines tenant transactions",
-            f"role {schema}_tenant does not exist: tenants are confined by a setting only",
-            f"as a role that may: create role {schema}_tenant nologin; grant it to {role}; then migrate again",
+        _judge_tenant(tenant, role, schema),
+        Finding("ok", f"a dump as {owner}, the tables' owner, is whole")
+        if facts["is_owner_exempt"]
+        else Finding(
+            "ok",
+            f"row security binds {owner}, the tables' owner, too",
+            f"pg_dump as {owner} needs --enable-row-security; or dump as a superuser, or as a role with bypassrls",
         ),
-        either(bool(facts["has_autovacuum"]), "autovacuum is on", "autovacuum is off", "set autovacuum = on", "fail"),
-        either(
+    ]
+
+
+def _judge_tenant(tenant: Facts | None, role: str, schema: str) -> Finding:
+    name, by_setting = f"{schema}_tenant", "tenants are confined by a setting only"
+    if tenant is None:
+        hint = f"as a role that may: create role {name} nologin; grant {name} to {role}; then migrate again"
+        return Finding("warn", f"role {name} does not exist: {by_setting}", hint)
+    if not tenant["may_be_set"]:
+        return Finding(
+            "warn",
+            f"role {role} may not take on role {name}: {by_setting}",
+            f"as a role that may: grant {name} to {role}; since PostgreSQL 16 a membership may lack it: ... with set true",
+        )
+    if not tenant["has_rights"]:
+        hint = "migrate again as the owner of the schema, which grants them"
+        return Finding("warn", f"role {name} has no rights in schema {schema}: {by_setting}", hint)
+    if not tenant["is_bound"]:
+        return Finding(
+            "fail", f"role {name} is exempt from row security: nothing confines tenants", f"alter role {name} nobypassrls"
+        )
+    return Finding("ok", f"role {name} confines tenant transactions")
+
+
+def _judge_tables(facts: Facts, strangers: list[Facts], schema: str) -> list[Finding]:
+    """Judge the tables: what others have put on them, what was switched off, and what vacuum makes of them."""
+    found = [_judge_stranger(each, schema) for each in strangers]
+    kinds = {each["kind"] for each in strangers}
+    if not kinds & {"foreign_key", "trigger", "rule", "policy"}:
+        found.append(Finding("ok", "nobody has put foreign keys, triggers, rules or policies on the tables"))
+    if "trigger_off" not in kinds:
+        found.append(Finding("ok", "the tables' own triggers are on"))
+    if not kinds & {"row_security_off", "policy_gone"}:
+        found.append(Finding("ok", "row security is on and forced"))
+    is_on = facts["has_autovacuum"] and "autovacuum_off" not in kinds
+    if is_on:
+        found.append(Finding("ok", "autovacuum is on"))
+    elif not facts["has_autovacuum"]:
+        found.append(Finding("fail", "autovacuum is off", "set autovacuum = on"))
+    return [
+        *found,
+        _either(
             facts["notification_queue_usage"] < QUEUE_USAGE_MAX,
             f"notification queue {facts['notification_queue_usage']:.1%} full",
             f"notification queue {facts['notification_queue_usage']:.1%} full",
-            "a session that listens sits in a transaction: find it in pg_stat_activity and end it",
+            "a session that listens sits in a transaction: find it in pg_stat_activity and end it; when it is full nobody can enqueue",
         ),
-        either(
-            facts["workers"] > 0,
-            f"workers: {facts['workers']}",
-            "no worker is registered",
-            "start one: python -m pgnotifyq worker --app package.module:registry",
-        ),
-        either(
-            facts["polling_workers"] == 0,
-            "all workers are told of work",
-            f"workers that poll: {facts['polling_workers']}",
-            "they cannot LISTEN, as behind a pooler in transaction mode: give them a direct address with --listen-dsn",
-        ),
-        either(
-            due is None or due < WAITING_SECONDS_MAX,
-            "no due job has been waiting for long",
-            f"the oldest due job has been waiting for {due or 0:.0f} s",
-            "is a worker serving its queue, and is it at capacity? see `stats` and `workers`",
-        ),
-        either(
+        _either(
             (facts["dead_row_share"] or 0) < DEAD_SHARE_MAX or (facts["dead_rows"] or 0) < DEAD_ROWS_MIN,
             f"{facts['dead_rows'] or 0} dead rows in jobs",
             f"{facts['dead_rows']} dead rows in jobs, {facts['dead_row_share'] or 0:.0%}",
             f"an old transaction or a busy autovacuum; now: vacuum {schema}.jobs",
         ),
-        either(
+    ]
+
+
+def _judge_stranger(each: Facts, schema: str) -> Finding:
+    table, name = f"{schema}.{each['table_name']}", each["name"]
+    match each["kind"]:
+        case "foreign_key":
+            does = {
+                "restrict": "a job that is referred to can be neither pruned nor buried: it is put aside; refer without a constraint",
+                "cascade": f"pruning or burying a job deletes the rows of {each['of_table']} that refer to it",
+            }.get(
+                each["does"], f"pruning or burying a job changes the rows of {each['of_table']} that refer to it ({each['does']})"
+            )
+            return Finding("warn", f"foreign key {name} of {each['of_table']} refers to {table}", does)
+        case "trigger":
+            does = (
+                "what it raises is an error of the job, which is put aside, and what it costs slows every worker: keep it small"
+            )
+            return Finding("warn", f"trigger {name} on {table} calls {each['of_table']}", does)
+        case "trigger_off":
+            does = "wake-ups, cancels or legal transitions depend on it: alter table ... enable trigger"
+            return Finding("fail", f"trigger {name} on {table} is disabled", does)
+        case "rule":
+            return Finding(
+                "warn", f"rule {name} on {table}", "it rewrites our statements, which may then do something else: drop it"
+            )
+        case "policy":
+            does = "a restrictive one hides jobs from workers, a permissive one shows a tenant's rows to others"
+            return Finding("warn", f"policy {name} on {table}, {each['does']}", does)
+        case "row_security_off":
+            does = f"tenants see each other's rows: alter table {table} enable row level security, force row level security"
+            return Finding("fail", f"row security of {table} is off, or not forced", does)
+        case "policy_gone":
+            does = "with row security on nobody but its exempt sees a row; without, tenants see each other's: restore the policy"
+            return Finding("fail", f"policy {name} of {table} is gone", does)
+        case _:
+            does = f"dead rows pile up and claims slow down: alter table {table} reset (autovacuum_enabled)"
+            return Finding("fail", f"autovacuum of {table} is off", does)
+
+
+def _judge_work(facts: Facts, queues: list[Facts]) -> list[Finding]:
+    """Judge whether what is due is being worked on."""
+    start = "start one: python -m pgnotifyq worker --app package.module:registry"
+    found = []
+    for each in queues:
+        if each["waiting_seconds"] < WAITING_SECONDS_MAX:
+            continue
+        what = f"queue {each['queue_name']}: {each['jobs']} due job(s), the oldest has been waiting for {each['waiting_seconds']:.0f} s"
+        if each["workers"] == 0:
+            found.append(Finding("fail", f"{what}, and no live worker takes it", f"{start} --queue {each['queue_name']}"))
+        else:
+            hint = "are its workers at capacity, and do they have a handler for its jobs? see `explain ID`, `stats` and `workers`"
+            found.append(Finding("warn", what, hint))
+    if not found:
+        found.append(Finding("ok", "no due job has been waiting for long"))
+    gone = f"; rows of workers that are gone: {facts['workers_gone']}" if facts["workers_gone"] else ""
+    return [
+        *found,
+        _either(facts["workers"] > 0, f"live workers: {facts['workers']}{gone}", f"no worker is alive{gone}", start),
+        _either(
+            facts["leases_overdue"] == 0 or facts["workers"] > 0,
+            f"jobs whose lease has run out: {facts['leases_overdue']}",
+            f"jobs whose lease has run out, and no worker to take them back: {facts['leases_overdue']}",
+            start,
+            "fail",
+        ),
+        _either(
+            facts["polling_workers"] == 0,
+            "all workers are told of work",
+            f"workers that poll: {facts['polling_workers']}",
+            "they cannot LISTEN, as behind a pooler in transaction mode: give them a direct address with --listen-dsn",
+        ),
+        _either(
             facts["dead_letters"] == 0,
             "no dead letters",
             f"{facts['dead_letters']} dead letter(s)",
@@ -150,15 +254,67 @@ def _judge(facts: dict[str, Any], schema: str) -> list[Finding]:
     ]
 
 
+def _judge_troubles(troubles: list[Facts]) -> list[Finding]:
+    """Tell of the jobs that were put aside."""
+    if not troubles:
+        return [Finding("ok", "no job was put aside")]
+    found = [
+        Finding(
+            "warn",
+            f"job {each['job_id']} was put aside: {each['verb']} failed {each['tries']} time(s): {shown(each['error_message'])}"[
+                :WHAT_CHARS_MAX
+            ],
+            f"mend what it says; the next look is at {each['look_at'].isoformat(timespec='seconds')}; see `explain {each['job_id']}`",
+        )
+        for each in troubles[:TROUBLES_SHOWN_MAX]
+    ]
+    if len(troubles) > TROUBLES_SHOWN_MAX:
+        found.append(Finding("warn", "more jobs were put aside", "select * from job_troubles in the schema"))
+    return found
+
+
+def _judge_snapshots(facts: Facts, snapshots: list[Facts]) -> list[Finding]:
+    """Tell who keeps vacuum from removing dead rows."""
+    found = []
+    for each in snapshots:
+        seconds, name = each["seconds"], each["name"]
+        if seconds is None or seconds <= SNAPSHOT_SECONDS_MAX:
+            continue
+        if each["kind"] == "prepared":
+            found.append(
+                Finding(
+                    "warn",
+                    f"prepared transaction {name!r} of role {each['role_name']} is {seconds:.0f} s old",
+                    "it holds its locks and dead rows until it is ended: commit prepared, or rollback prepared",
+                )
+            )
+            continue
+        who = f"{each['application_name'] or 'no name'}, {each['role_name']}, {each['state']}"
+        hint = f"dead rows cannot be removed meanwhile and claims slow down; end it, or: select pg_terminate_backend({name})"
+        found.append(Finding("warn", f"pid {name} ({who}) has had a transaction open for {seconds:.0f} s", hint))
+    if found:
+        return found
+    if facts["sees_all_sessions"]:
+        return [Finding("ok", f"no transaction is older than {SNAPSHOT_SECONDS_MAX:g} s")]
+    role = facts["role_name"]
+    what = f"no transaction that role {role} may see is older than {SNAPSHOT_SECONDS_MAX:g} s"
+    return [Finding("ok", what, f"those of other roles are hidden: grant pg_read_all_stats to {role}")]
+
+
 async def _hear(connection: Connection[TupleRow], *, notified_by: Connection[TupleRow]) -> Finding:
     """Have ourselves notified: behind a pooler in transaction mode LISTEN seems to work, and nothing arrives."""
     channel = f"pgnotifyq_doctor_{uuid.uuid4().hex[:16]}"
-    with trio.move_on_after(LISTEN_SECONDS):
-        await listen(connection, channel)
-        await notified_by.execute("select pg_notify(%s, 'nonce')", (channel,))
-        while not any(note.channel == channel for note in await wait_notifications(connection)):
-            pass
-        return Finding("ok", "a notification to ourselves arrived")
+    try:
+        with trio.move_on_after(LISTEN_SECONDS):
+            await listen(connection, channel)
+            await notified_by.execute("select pg_notify(%s, 'nonce')", (channel,))
+            while not any(note.channel == channel for note in await wait_notifications(connection)):
+                pass
+            await unlisten(connection)
+            return Finding("ok", "a notification to ourselves arrived")
+    except psycopg.Error as error:
+        hint = "enqueues, cancels and wake-ups fail while this lasts: see the notification queue and the role's rights"
+        return Finding("fail", f"a notification to ourselves was refused: {error.diag.message_primary or error}", hint)
     hint = "workers will poll; give them a direct address with --listen-dsn"
     return Finding("warn", f"a notification to ourselves did not arrive within {LISTEN_SECONDS:g} s: a pooler?", hint)
 
@@ -167,7 +323,7 @@ def _print(findings: list[Finding]) -> None:
     colours = {"ok": "32", "warn": "33", "fail": "31"}
     for finding in findings:
         word = f"{finding.verdict:<5}"
-        if sys.stdout.isatty():
+        if is_coloured():
             word = f"\x1b[{colours[finding.verdict]}m{word}\x1b[0m"
         print(f"{word}{finding.what}")
         if finding.hint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from datetime import UTC, datetime
@@ -32,6 +33,18 @@ HEADINGS = {
     "error_message": "error",
     "oldest_due_seconds": "waiting s",
 }
+
+
+def is_coloured() -> bool:
+    """Tell whether to use colours and bold type: in a terminal that has them, unless NO_COLOR says otherwise (no-color.org).
+
+    FORCE_COLOR has them in a pipe too; NO_COLOR is stronger. rich, which draws the demo and the help, goes by the same.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in {"dumb", "unknown"}
 
 
 def as_data(row: Any) -> Any:
@@ -66,10 +79,11 @@ def print_rows(
     elif not data:
         print(nothing)
     else:
-        print("\n".join(as_table(data, in_terminal or columns, width=shutil.get_terminal_size().columns)))
+        width = shutil.get_terminal_size().columns
+        print("\n".join(as_table(data, in_terminal or columns, width=width, is_bold=is_coloured())))
 
 
-def as_table(data: Sequence[dict[str, Any]], columns: Sequence[str], *, width: int) -> list[str]:
+def as_table(data: Sequence[dict[str, Any]], columns: Sequence[str], *, width: int, is_bold: bool = True) -> list[str]:
     """Return rows as lines that fit a terminal.
 
     Columns without a value are left out. Where room is scarce, so are those of noughts; then texts are cut, the widest first; then
@@ -100,7 +114,7 @@ def as_table(data: Sequence[dict[str, Any]], columns: Sequence[str], *, width: i
 
     head = line({column: _heading(column) for column in widths})
     body = [line({column: cells[column][number] for column in widths}) for number in range(len(data))]
-    return [f"{BOLD}{head}{PLAIN}", *body]
+    return [f"{BOLD}{head}{PLAIN}" if is_bold else head, *body]
 
 
 def _heading(column: str) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import sys
+import sysconfig
+import traceback
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -16,9 +20,10 @@ from pgnotifyq.cli.ending import die_by, heed_signals
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.cli.streams import LAST_LINES_SECONDS, open_unfailing
 from pgnotifyq.model.config import WorkerConfig
-from pgnotifyq.model.errors import AppNotFound, ConfigError, quietly
+from pgnotifyq.model.errors import AppNotFound, ConfigError, quietly, text_of
 from pgnotifyq.model.events import Event, EventName, as_json, as_line
 from pgnotifyq.model.registry import JobRegistry
+from pgnotifyq.runtime.logs import set_up_logging
 from pgnotifyq.runtime.worker import run_worker
 
 if TYPE_CHECKING:
@@ -27,11 +32,19 @@ if TYPE_CHECKING:
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.runtime.worker import WorkerHandle
 
+_log = logging.getLogger("pgnotifyq")
 EXIT_INTERRUPTED = 4  # some jobs were cut off and released
 
 
 def run(
-    app: str | None, dsn: str | None, listen_dsn: str | None, settings: dict[str, Any], *, log_format: str, quiet: bool
+    app: str | None,
+    dsn: str | None,
+    listen_dsn: str | None,
+    settings: dict[str, Any],
+    *,
+    log_format: str,
+    log_level: str | None,
+    quiet: bool,
 ) -> int:
     """Run a worker until it is told to stop; return its exit code."""
     if log_format not in {"line", "json"}:
@@ -54,6 +67,7 @@ def run(
 
     tell.__qualname__ = "standard output"
     registry = load_registry(app)
+    set_up_logging(log_format, log_level)
     spare_the_collector()
     ear = heed_signals()
     handle: WorkerHandle | None = trio.run(
@@ -92,7 +106,7 @@ def load_registry(app: str | None) -> JobRegistry:
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise AppNotFound(f"--app {app!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+        raise AppNotFound(f"--app {app!r}: importing {module_name} failed{_where(error)}: {_what(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise AppNotFound(f"--app {app!r}: {module_name} has no {name!r}")
@@ -102,6 +116,41 @@ def load_registry(app: str | None) -> JobRegistry:
     if not found.job_types:
         raise AppNotFound(f"--app {app!r} has no handlers: import the modules that register them in {module_name}")
     return found
+
+
+def _where(error: BaseException) -> str:
+    """Return where an import failed: the last line of the application's own that ran; of a syntax error, the line it is in."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" at {_path(error.filename)}, line {error.lineno}"
+    calls = traceback.extract_tb(error.__traceback__)
+    # Our own call and the machinery of imports come first; what the application calls of others' comes last.
+    after_ours = [call for call in calls if call.filename != __file__ and "importlib" not in call.filename]
+    own = [call for call in after_ours if not call.filename.startswith("<") and not _is_installed(call.filename)] or after_ours
+    if not own:
+        return ""  # the module itself was not found
+    return f" at {_path(own[-1].filename)}, line {own[-1].lineno}, `{own[-1].line}`"
+
+
+def _what(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"SystemExit: it ends the process ({error.code!r}): put what a script does under `if __name__ == '__main__':`"
+    return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else text_of(error)}"
+
+
+def _is_installed(filename: str) -> bool:
+    """Tell whether a file is Python's own, an installed package's, or ours."""
+    return any(Path(filename).is_relative_to(folder) for folder in _INSTALLED)
+
+
+_INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {
+    Path(__file__).parents[1]
+}
+
+
+def _path(filename: str) -> str:
+    """Return a file's name as it is seen from where the command runs."""
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename
 
 
 async def _work(
@@ -157,4 +206,4 @@ async def _warn_of_powers(connection: Any) -> None:
     row = await cursor.fetchone()
     if row and (row[0] or row[1]):
         power = "a superuser" if row[0] else "exempt from row security"
-        print(f"pgnotifyq: connected as {row[2]}, {power}: use a role of less power, see `doctor`", file=sys.stderr)
+        _log.warning("connected as %s, %s: use a role of less power, see `doctor`", row[2], power)

@@ -92,6 +92,21 @@ class Explanation:
     jobs_before: int | None  # due jobs of its queue that are claimed first, counted up to 1,000; None: it is not pending
     workers: int  # live ones that take its queue and are not draining
     slots_free: int  # of those workers
+    queue_name: str
+    job_type: str
+    attempts: int
+    max_attempts: int
+    error_message: str | None
+    is_parked: bool  # it waits for the others that ran when its worker died
+    held_for_seconds: float | None  # since its attempt began; None: nobody holds it
+    held_on_host: str | None
+    held_by_pid: int | None
+    is_holder_alive: bool | None
+    ended_for_seconds: float | None  # None: it has not ended
+    trouble_with: str | None  # the verb that failed on its row, which was put aside; None: there is no trouble
+    trouble: str | None  # what the database said of it
+    trouble_tries: int | None
+    trouble_look_in_seconds: float | None  # nobody tries again before
 
 
 def enqueue_statement(job: NewJob, schema: str) -> tuple[bytes, tuple[str | None, ...]]:

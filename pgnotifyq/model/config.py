@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import attrs
 
@@ -100,3 +102,43 @@ class WorkerConfig:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not low <= value <= high:
             raise ConfigError(f"{name} {value!r} is out of range: use {low:g} to {high:g}")
+
+
+class WorkerSettings(TypedDict, total=False):
+    """The fields of WorkerConfig as keywords, for `run_worker` and its kin; a test keeps them the same."""
+
+    queues: Sequence[str]
+    concurrency: int
+    lease_seconds: float
+    heartbeat_seconds: float
+    margin_seconds: float
+    shutdown_seconds: float
+    grace_seconds: float
+    backstop_seconds: float
+    poll_seconds: float
+    loop_blocked_seconds: float
+    session_grace_seconds: float
+    retention_seconds: float
+    schema: str
+
+
+def config_of(config: WorkerConfig | None, settings: Mapping[str, Any]) -> WorkerConfig:
+    """Return the configuration that was given: as one, or as keywords, and not as both.
+
+    Raises:
+        ConfigError: both are given, or a keyword is no setting; the message names them.
+    """
+    known = attrs.fields_dict(WorkerConfig)
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            guess = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"{name!r} is no setting of a worker: {guess}there are {', '.join(known)}")
+    if config is None:
+        return WorkerConfig(**settings)
+    if not isinstance(config, WorkerConfig):
+        raise ConfigError(f"config is a {type(config).__name__}, not a WorkerConfig")
+    if settings:
+        names = ", ".join(settings)
+        raise ConfigError(f"config and {names} are both given: set {names} in the config, as with attrs.evolve(config, ...)")
+    return config

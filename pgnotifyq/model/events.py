@@ -58,30 +58,47 @@ class Event:
 EventSink = Callable[[Event], None]
 
 VALUE_CHARS_MAX = 300  # of one field in a line
+FIELD_CHARS_MAX = 8_000  # of one field elsewhere: a stack has its place
 
 
 def as_line(event: Event, at: datetime) -> str:
     """Return an event as one line for people."""
-    told = " ".join(f"{name}={_shown(value)}" for name, value in event.fields.items())
+    told = " ".join(f"{name}={shown_value(value)}" for name, value in event.fields.items())
     return f"{at.strftime('%H:%M:%S')}.{at.microsecond // 1000:03d} {event.name.value:<18} {told}".rstrip()
 
 
 def as_json(event: Event, at: datetime) -> str:
     """Return an event as one line of JSON."""
     own = {"at": at.isoformat(), "event": event.name.value}
-    fields = {name: value if _is_json(value) else str(value) for name, value in event.fields.items()}
+    fields = {name: bounded_value(value) for name, value in event.fields.items()}
     # First for the reader, and last so that no field takes their place.
     return json.dumps({**own, **fields, **own}, default=str, ensure_ascii=True, allow_nan=False)
 
 
-def _is_json(value: object) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)  # json would write NaN, which nothing else reads
+def bounded_value(value: object) -> object:
+    """Return a field as JSON can say it, cut to a bound."""
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)  # json would write NaN, which nothing else reads
+    return _cut(_text(value), FIELD_CHARS_MAX)
 
 
-def _shown(value: object) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+def shown_value(value: object) -> str:
+    """Return a field as text of one line."""
+    # Cut first: escaping a text of 50 MB character by character holds the event loop for seconds.
+    text = f"{value:.6g}" if isinstance(value, float) else _text(value)[: VALUE_CHARS_MAX + 1]
     # Control characters would let a job's error forge lines of the log.
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    if len(text) > VALUE_CHARS_MAX:
-        text = text[: VALUE_CHARS_MAX - 3] + "..."
+    text = _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), VALUE_CHARS_MAX)
     return json.dumps(text, ensure_ascii=False) if " " in text or not text else text
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001  # a log takes what it is given, also what raises when it is looked at
+        return f"(its text cannot be had: {type(error).__name__})"
+
+
+def _cut(text: str, chars_max: int) -> str:
+    return text if len(text) <= chars_max else text[: chars_max - 3] + "..."

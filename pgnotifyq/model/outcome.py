@@ -33,24 +33,32 @@ def _to_text(reason: object) -> str:
     return text_of(reason) if isinstance(reason, BaseException) else str(reason)
 
 
-@attrs.frozen
-class Snooze:
-    """Returned by a handler: run me again later; this attempt does not count."""
+class _Wish(Exception):
+    """What a handler returns, or raises, to say how its attempt ends. Values: equal when they say the same."""
+
+    def __reduce__(self) -> tuple[type[_Wish], tuple[object, ...]]:
+        # An exception is made again from what it was given by position only.
+        return type(self), attrs.astuple(self, recurse=False)  # type: ignore[arg-type]  # subclasses are attrs classes
+
+
+@attrs.frozen(auto_exc=False, slots=False)
+class Snooze(_Wish):
+    """Returned or raised by a handler: run me again later; this attempt does not count."""
 
     seconds: float = attrs.field(validator=_check_seconds)
 
 
-@attrs.frozen
-class Retry:
-    """Returned by a handler: this attempt failed, try again after `seconds`, or as the policy says."""
+@attrs.frozen(auto_exc=False, slots=False)
+class Retry(_Wish):
+    """Returned or raised by a handler: this attempt failed, try again after `seconds`, or as the policy says."""
 
     seconds: float | None = attrs.field(default=None, validator=_check_seconds)
     reason: str = attrs.field(default="", converter=_to_text)
 
 
-@attrs.frozen
-class Discard:
-    """Returned by a handler: this job cannot succeed, send it to the dead letters."""
+@attrs.frozen(auto_exc=False, slots=False)
+class Discard(_Wish):
+    """Returned or raised by a handler: this job cannot succeed, send it to the dead letters."""
 
     reason: str = attrs.field(default="", converter=_to_text)
 
@@ -104,6 +112,16 @@ class Stopped:
 
 
 Ended = Returned | Raised | Stopped
+
+
+def ended_by(error: BaseException) -> Returned | Raised:
+    """Return how a handler ended that raised: a wish is the same raised as returned, also from a nursery of the handler's own."""
+    cause = error
+    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    if isinstance(cause, _Wish):
+        return Returned(cause.with_traceback(None))  # its frames hold what the handler held
+    return Raised.from_exception(error)
 
 
 class SettleKind(StrEnum):
@@ -192,7 +210,7 @@ def encode_result(value: object) -> str | None:
     Raises:
         InvalidPayload: it is not JSON that PostgreSQL can store.
     """
-    return None if value is None else encode_value(value, bytes_max=RESULT_BYTES_MAX)
+    return None if value is None else encode_value(value, bytes_max=RESULT_BYTES_MAX, what="result")
 
 
 def bounded(text: str) -> str:
@@ -209,8 +227,11 @@ def bounded(text: str) -> str:
 
 def _settle_value(value: object, failed: _Failed) -> Settlement:
     # Not isinstance: it asks the value for its __class__, and a lazy proxy may raise there.
-    if issubclass(type(value), (Snooze, Retry, Discard)):
+    if issubclass(type(value), _Wish):
         return _settle_wish(cast("Snooze | Retry | Discard", value), failed)
+    if type(value) is type and issubclass(value, _Wish):
+        # Taken for a result, it would be one that cannot be stored, and the job completed.
+        return failed(f"the handler returned the class {value.__name__}: return {value.__name__}(...)", "failed", "exhausted")
     try:
         return Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(value))
     except InvalidPayload as error:

@@ -6,9 +6,19 @@ and a worker would choke on.
 
 from __future__ import annotations
 
+import binascii
+import datetime as dt
 import functools
+import inspect
 import json
 import math
+import threading
+import types
+import typing
+from collections.abc import Callable
+from decimal import Decimal
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -16,10 +26,17 @@ import attrs
 import cattrs
 from cattrs.preconf.json import make_converter
 
-from pgnotifyq.model.errors import InvalidPayload, PayloadTooLarge, PayloadUndecodable, text_of
+from pgnotifyq.model.errors import ConfigError, InvalidPayload, PayloadTooLarge, PayloadUndecodable, text_of
 
 if TYPE_CHECKING:
     from cattrs import Converter
+
+Hook = Callable[[Any, Any], Any]
+
+
+class _Unfit(ValueError):
+    """A value is not one of the kind that is wanted. The text does not hold the value, which is the payload's."""
+
 
 PAYLOAD_BYTES_MAX = 1_048_576  # larger data belongs elsewhere, the payload holds a reference
 DECODED_DEPTH_MAX = 500  # of what raw SQL stored: the decoder's own bound differs from one Python to the next
@@ -30,17 +47,162 @@ INTEGER_BITS_MAX = 4096  # Python refuses to print integers of more than 4,300 d
 
 @functools.cache
 def _converter() -> Converter:
-    """Make cattrs' JSON converter, with UUIDs, and with scalars that are taken as they are.
+    """Make cattrs' JSON converter, with more types, and with values that are taken as they are.
 
-    Left alone, cattrs calls the type: bool("false") is True, int(1.9) is 1, str({}) is "{}". A payload that came by raw SQL
-    would run with values that nobody wrote.
+    Left alone, cattrs calls the type: bool("false") is True, int(1.9) is 1, str({}) is "{}", list("ab") is ["a", "b"]. A payload that
+    came by raw SQL would run with values that nobody wrote.
     """
-    converter = make_converter()
-    converter.register_unstructure_hook(UUID, str)
-    converter.register_structure_hook(UUID, lambda value, _: value if isinstance(value, UUID) else UUID(value))
+    converter = make_converter(structure_fallback_factory=_refuse)  # when the hook is made; some versions only do when it is used
+    for as_text in _AS_TEXT:
+        converter.register_unstructure_hook(as_text, str)
+        converter.register_structure_hook(as_text, _take_text)
+    # Not by the class alone: a path is a PosixPath or a WindowsPath.
+    converter.register_unstructure_hook_func(_is_path, str)
+    converter.register_structure_hook_func(_is_path, _take_text)
+    converter.register_unstructure_hook(Decimal, str)
+    converter.register_structure_hook(Decimal, _take_decimal)
+    converter.register_unstructure_hook(bytes, lambda value: binascii.b2a_base64(value, newline=False).decode("ascii"))
+    converter.register_structure_hook(bytes, _take_bytes)
+    converter.register_unstructure_hook(dt.time, dt.time.isoformat)
+    converter.register_structure_hook(dt.time, lambda value, _: dt.time.fromisoformat(value))
+    converter.register_unstructure_hook(dt.timedelta, _duration_text)
+    converter.register_structure_hook(dt.timedelta, _take_duration)
     for kind, take in ((bool, _take_bool), (int, _take_int), (float, _take_float), (str, _take_str)):
         converter.register_structure_hook(kind, take)
+    converter.register_structure_hook_func(lambda wanted: wanted is object, lambda value, _: value)
+    converter.register_structure_hook_func(lambda wanted: wanted is types.NoneType, _take_none)
+    # The last one registered is asked first.
+    for is_it, made_of in ((_is_array, list), (_is_record, dict)):
+        converter.register_structure_hook_factory(*_guarded(converter, is_it, made_of))
+    converter.register_structure_hook_factory(*_unambiguous(converter))
+    converter.register_structure_hook_factory(_is_named_tuple, lambda wanted: _named_tuple_hook(converter, wanted))
+    converter.register_unstructure_hook_func(_is_named_tuple, lambda value: [converter.unstructure(item) for item in value])
+    converter.register_structure_hook_func(is_pydantic, _take_pydantic)
+    converter.register_unstructure_hook_func(is_pydantic, _dump_pydantic)
     return converter
+
+
+def _take_none(value: Any, _: Any) -> None:
+    if value is not None and value != {}:  # which is what is stored when nothing is enqueued
+        raise _Unfit("not nothing")
+
+
+def _refuse(wanted: Any) -> Hook:
+    raise cattrs.StructureHandlerNotFoundError("", type_=wanted)
+
+
+# Written as their text, and made from it. `wanted` is the type itself.
+_AS_TEXT = (UUID, IPv4Address, IPv6Address, IPv4Network, IPv6Network)
+_passing = threading.local()  # the types whose own hook is being looked for, behind the guard's
+
+
+def _guarded(
+    converter: Converter, is_it: Callable[[Any], bool], made_of: type
+) -> tuple[Callable[[Any], bool], Callable[[Any], Hook]]:
+    """Return the predicate and the factory of hooks that take a value only from JSON of one kind: `list` or `dict`."""
+
+    def hook_for(wanted: Any, inner: Hook) -> Hook:
+        def take(value: Any, _: Any) -> Any:
+            if not isinstance(value, made_of):
+                raise _Unfit("not an array" if made_of is list else "not an object")
+            return inner(value, wanted)
+
+        return take
+
+    return _around(converter, is_it, hook_for)
+
+
+def _unambiguous(converter: Converter) -> tuple[Callable[[Any], bool], Callable[[Any], Hook]]:
+    """Return the predicate and the factory that refuse a union of two that are both text in JSON: nothing tells which was meant."""
+
+    def hook_for(wanted: Any, inner: Hook) -> Hook:
+        as_text = [kind for kind in typing.get_args(wanted) if _is_text(kind)]
+        if len(as_text) > 1:
+            raise TypeError(f"{' and '.join(map(name_of, as_text))} are both text in JSON")
+        return inner
+
+    return _around(converter, _is_union, hook_for)
+
+
+def _around(
+    converter: Converter, is_it: Callable[[Any], bool], hook_for: Callable[[Any, Hook], Hook]
+) -> tuple[Callable[[Any], bool], Callable[[Any], Hook]]:
+    """Return a predicate and a factory of hooks that stand around the converter's own, which they find by not being asked."""
+
+    def is_ours(wanted: Any) -> bool:
+        return wanted not in getattr(_passing, "types", ()) and is_it(wanted)
+
+    def make(wanted: Any) -> Hook:
+        _passing.types = (*getattr(_passing, "types", ()), wanted)
+        try:
+            inner = converter.get_structure_hook(wanted, cache_result=False)
+        finally:
+            _passing.types = _passing.types[:-1]
+        return hook_for(wanted, inner)
+
+    return is_ours, make
+
+
+def _is_array(wanted: Any) -> bool:
+    kind = typing.get_origin(wanted) or wanted
+    return (
+        isinstance(kind, type) and issubclass(kind, (typing.Sequence, typing.AbstractSet)) and not issubclass(kind, (str, bytes))
+    )
+
+
+def _is_record(wanted: Any) -> bool:
+    return is_structured(typing.get_origin(wanted) or wanted)
+
+
+def _is_named_tuple(wanted: Any) -> bool:
+    return isinstance(wanted, type) and issubclass(wanted, tuple) and hasattr(wanted, "_field_defaults")
+
+
+def _named_tuple_hook(converter: Converter, wanted: Any) -> Hook:
+    """Return the hook of a named tuple, an array in JSON. cattrs does not read its annotations where they are texts."""
+    hints = typing.get_type_hints(wanted)
+    hooks = [(hints.get(name, Any), converter.get_structure_hook(hints.get(name, Any))) for name in wanted._fields]
+    needed = len(hooks) - len(wanted._field_defaults)
+
+    def take(value: Any, _: Any) -> Any:
+        if not isinstance(value, list) or not needed <= len(value) <= len(hooks):
+            raise _Unfit(f"not an array of {needed} to {len(hooks)}")
+        return wanted(*(hook(item, kind) for item, (kind, hook) in zip(value, hooks, strict=False)))
+
+    return take
+
+
+def _is_union(wanted: Any) -> bool:
+    return typing.get_origin(wanted) in {typing.Union, types.UnionType}
+
+
+def _is_path(wanted: Any) -> bool:
+    return isinstance(wanted, type) and issubclass(wanted, PurePath)
+
+
+def _is_text(kind: Any) -> bool:
+    texts = (str, bytes, Decimal, dt.date, dt.time, dt.timedelta, PurePath, *_AS_TEXT)
+    return isinstance(kind, type) and issubclass(kind, texts)
+
+
+def is_pydantic(wanted: object) -> bool:
+    """Tell whether a type is a model or a dataclass of pydantic's, without importing it."""
+    return isinstance(wanted, type) and inspect.getattr_static(wanted, "__pydantic_validator__", None) is not None
+
+
+def _take_pydantic(value: Any, wanted: Any) -> Any:
+    # From JSON and not from Python's values: a strict model takes a date from a text there, and only there.
+    text = _to_text(value)
+    try:
+        return wanted.__pydantic_validator__.validate_json(text, by_alias=True, by_name=True)
+    except TypeError:  # before 2.11
+        return wanted.__pydantic_validator__.validate_json(text)
+
+
+def _dump_pydantic(value: Any) -> Any:
+    if callable(dump := getattr(value, "model_dump", None)):
+        return dump(mode="json", by_alias=True)
+    return type(value).__pydantic_serializer__.to_python(value, mode="json", by_alias=True)
 
 
 # `wanted` is the type itself or an enum that inherits from it, which are made alike.
@@ -48,27 +210,68 @@ def _converter() -> Converter:
 
 def _take_bool(value: Any, _: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError("not a boolean")  # noqa: TRY004  # cattrs words a ValueError better
+        raise _Unfit("not a boolean")
     return value
 
 
 def _take_int(value: Any, wanted: Any) -> Any:
     # Digits in a text are taken: keys of JSON objects are texts, also those of a dict[int, ...].
     if isinstance(value, bool) or not isinstance(value, (int, str, float)) or (isinstance(value, float) and value != int(value)):
-        raise ValueError("not a whole number")
+        raise _Unfit("not a whole number")
     return wanted(value)
 
 
 def _take_float(value: Any, wanted: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, str, float)) or not math.isfinite(float(value)):
-        raise ValueError("not a number")
+        raise _Unfit("not a number")
     return wanted(value)
 
 
 def _take_str(value: Any, wanted: Any) -> Any:
     if not isinstance(value, str):
-        raise ValueError("not a text")  # noqa: TRY004  # cattrs words a ValueError better
+        raise _Unfit("not a text")
     return wanted(value)
+
+
+def _take_text(value: Any, wanted: Any) -> Any:
+    if not isinstance(value, str):  # IPv4Address(5) is 0.0.0.5
+        raise _Unfit("not a text")
+    return wanted(value)
+
+
+def _take_decimal(value: Any, _: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, (int, str, float)):
+        raise _Unfit("not a number")
+    try:
+        return Decimal(str(value))
+    except ArithmeticError:
+        raise _Unfit("not a number") from None
+
+
+def _take_bytes(value: Any, _: Any) -> bytes:
+    if not isinstance(value, str):
+        raise _Unfit("not base64")
+    return binascii.a2b_base64(value, strict_mode=True)
+
+
+# Durations are ISO 8601's, in seconds alone: a float would lose microseconds of a long one.
+
+
+def _duration_text(value: dt.timedelta) -> str:
+    microseconds = value // dt.timedelta(microseconds=1)
+    whole, part = divmod(abs(microseconds), 1_000_000)
+    return f"{'-' if microseconds < 0 else ''}PT{whole}{f'.{part:06}' if part else ''}S"
+
+
+def _take_duration(value: Any, _: Any) -> dt.timedelta:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return dt.timedelta(seconds=value)
+    digits = str(value).removeprefix("-")
+    if not isinstance(value, str) or not (digits.startswith("PT") and digits.endswith("S")):
+        raise _Unfit("not a duration in seconds, as PT1.5S is")
+    whole, _point, part = digits[2:-1].partition(".")
+    length = dt.timedelta(seconds=int(whole), microseconds=int(f"{part:0<6}"[:6]))
+    return -length if value.startswith("-") else length
 
 
 def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int = PAYLOAD_DEPTH_MAX) -> str:
@@ -88,33 +291,34 @@ def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int 
     return encode_value(value, bytes_max=bytes_max, depth_max=depth_max)
 
 
-def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPTH_MAX) -> str:
-    """Return a value as JSON text; None becomes null. Raises as `encode` does."""
+def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPTH_MAX, what: str = "payload") -> str:
+    """Return a value as JSON text; None becomes null. Raises as `encode` does, of a payload or of what else it is called."""
     try:
         if not _is_small(value):
             if not _is_plain(value):
                 # Looked at before it is unstructured too: lists that hold each other ten times over unfold without end.
-                _check(value, depth_max, bytes_max, is_final=False)
+                _check(value, depth_max, bytes_max, what, is_final=False)
                 value = _converter().unstructure(value)
-            _check(value, depth_max, bytes_max, is_final=True)
+            _check(value, depth_max, bytes_max, what, is_final=True)
         text = _to_text(value)
         size = len(text) if text.isascii() else len(text.encode())
     except InvalidPayload:
         raise
     except RecursionError:
-        raise InvalidPayload(f"the payload is nested too deep: at most {depth_max} levels") from None
+        raise InvalidPayload(f"the {what} is nested too deep: at most {depth_max} levels") from None
     except UnicodeEncodeError:
-        raise InvalidPayload("the payload holds a lone surrogate, which is not text: remove it") from None
+        raise InvalidPayload(f"the {what} holds a lone surrogate, which is not text: remove it") from None
     # A value of the user's may raise anything when it is looked into: an attribute never set, an annotation that only type
     # checkers see. It must not pass for a fault of the worker, whose handlers' results come this way.
     except Exception as error:
-        raise InvalidPayload(f"the payload is not JSON: {type(error).__name__}: {text_of(error)}") from error
+        raise InvalidPayload(f"the {what} is not JSON: {type(error).__name__}: {text_of(error)}") from error
     if size > bytes_max:
-        message = f"the payload has {size} bytes, at most {bytes_max} are allowed: store the data elsewhere, enqueue a reference"
+        message = f"the {what} has {size} bytes, at most {bytes_max} are allowed: store the data elsewhere, {_REFERENCE[what]}"
         raise PayloadTooLarge(message)
     return text
 
 
+_REFERENCE = {"payload": "enqueue a reference", "result": "return a reference"}
 # Made once: json.dumps makes an encoder at each call that wants anything of its own.
 _to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -167,7 +371,7 @@ def _is_deeper(value: object, levels: int) -> bool:
     return False
 
 
-def structure(payload: Any, wanted: type | None) -> Any:
+def structure(payload: Any, wanted: Any) -> Any:
     """Return a decoded payload as the type a handler asks for; plain JSON when it asks for none.
 
     Raises:
@@ -184,11 +388,57 @@ def structure(payload: Any, wanted: type | None) -> Any:
     try:
         return _converter().structure(payload, wanted)
     except Exception as error:  # hooks of the user's types may raise anything
+        if payload == {} and _is_union(wanted) and types.NoneType in typing.get_args(wanted):
+            return None  # nothing was enqueued
         try:
-            reasons = "; ".join(cattrs.transform_error(error, path="payload"))
+            reasons = "; ".join(cattrs.transform_error(error, path="payload", format_exception=_reason))
         except Exception:  # noqa: BLE001  # the explanation is best effort
             reasons = f"{type(error).__name__}: {text_of(error)}"
-        raise PayloadUndecodable(f"the payload does not fit {getattr(wanted, '__name__', wanted)}: {reasons}") from error
+        raise PayloadUndecodable(f"the payload does not fit {name_of(wanted)}: {reasons}") from error
+
+
+def _reason(error: BaseException, wanted: type | None) -> str:
+    """Say what is wrong with one value. Pydantic's own words stay, but for the value, which is the payload's."""
+    if is_pydantic_error(error):
+        told = error.errors(include_url=False, include_context=False, include_input=False)  # type: ignore[attr-defined]
+        return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}" for each in told)
+    if isinstance(error, _Unfit):
+        return str(error)
+    return cattrs.v.format_exception(error, wanted)
+
+
+def is_pydantic_error(error: BaseException) -> bool:
+    """Tell whether an error is pydantic's account of a value that does not fit."""
+    return type(error).__module__.startswith("pydantic") and callable(getattr(error, "errors", None))
+
+
+def understood(wanted: Any) -> Any:
+    """Return what payloads are structured into for an annotation; None: they are given as decoded.
+
+    Raises:
+        ConfigError: payloads cannot be made into such a type.
+    """
+    if wanted is Any or wanted is object:
+        return None
+    if wanted is dict or (typing.get_origin(wanted) is dict and typing.get_args(wanted) in {(str, Any), (str, object)}):
+        return dict
+    try:
+        _converter().get_structure_hook(wanted)
+    except Exception as error:  # reading a type's own annotations runs the program's source
+        why = f"{type(error).__name__}: {text_of(error)}"
+        if isinstance(error, cattrs.StructureHandlerNotFoundError):
+            why = f"nothing says how JSON becomes {name_of(error.type_)}"
+        raise ConfigError(
+            f"payloads cannot be made into {name_of(wanted)}: {why}; use an attrs class, a dataclass, a pydantic model, "
+            "a type that JSON has, or dict"
+        ) from error
+    return wanted
+
+
+def name_of(wanted: Any) -> str:
+    """Return what people call a type."""
+    is_class = isinstance(wanted, type) and typing.get_origin(wanted) is None
+    return wanted.__name__ if is_class else repr(wanted).replace("typing.", "")
 
 
 def _is_plain(value: object) -> bool:
@@ -204,7 +454,7 @@ def _holds_objects(value: object) -> bool:
     return False
 
 
-def _check(value: object, depth_max: int, bytes_max: int, *, is_final: bool) -> None:
+def _check(value: object, depth_max: int, bytes_max: int, what: str, *, is_final: bool) -> None:
     """Walk a value without recursion and refuse what PostgreSQL cannot store; `is_final` once it is to be plain JSON."""
     waiting: list[tuple[object, int]] = [(value, 0)]
     seen = 0
@@ -212,31 +462,29 @@ def _check(value: object, depth_max: int, bytes_max: int, *, is_final: bool) -> 
         item, depth = waiting.pop()
         seen += 1
         if seen > bytes_max:  # each takes a byte at least
-            raise PayloadTooLarge(
-                f"the payload holds more than {bytes_max} values: store the data elsewhere, enqueue a reference"
-            )
+            raise PayloadTooLarge(f"the {what} holds more than {bytes_max} values: store the data elsewhere, {_REFERENCE[what]}")
         if isinstance(item, (dict, list, tuple)):
             if depth >= depth_max:
-                raise InvalidPayload(f"the payload is nested too deep: at most {depth_max} levels")
+                raise InvalidPayload(f"the {what} is nested too deep: at most {depth_max} levels")
             if isinstance(item, dict) and is_final:
                 for key in item:
                     if not isinstance(key, str):
-                        raise InvalidPayload(f"the payload has the key {key!r:.80}, which is not a string")
+                        raise InvalidPayload(f"the {what} has the key {key!r:.80}, which is not a string")
                     waiting.append((key, depth))
             waiting.extend((inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item))
         else:
-            _check_scalar(item)
+            _check_scalar(item, what)
 
 
-def _check_scalar(item: object) -> None:
+def _check_scalar(item: object, what: str) -> None:
     if isinstance(item, str):
         if "\x00" in item:
-            raise InvalidPayload("the payload holds a NUL character, which PostgreSQL cannot store: remove it")
+            raise InvalidPayload(f"the {what} holds a NUL character, which PostgreSQL cannot store: remove it")
     elif isinstance(item, float):
         if not math.isfinite(item):
-            raise InvalidPayload(f"the payload holds {item}, which is not JSON: use null or a string")
+            raise InvalidPayload(f"the {what} holds {item}, which is not JSON: use null or a string")
     elif isinstance(item, int) and item.bit_length() > INTEGER_BITS_MAX:
-        raise InvalidPayload(f"the payload holds an integer of {item.bit_length()} bits, at most {INTEGER_BITS_MAX}")
+        raise InvalidPayload(f"the {what} holds an integer of {item.bit_length()} bits, at most {INTEGER_BITS_MAX}")
 
 
 def is_structured(wanted: object) -> bool:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import sys
 import typing
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Generator
+from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 
-from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, UnknownJobType
+from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, UnknownJobType, text_of
+from pgnotifyq.model.job import Job
 from pgnotifyq.model.names import check_job_type, check_queue_name
-from pgnotifyq.model.payload import is_structured
+from pgnotifyq.model.payload import is_pydantic, is_structured, name_of, understood
 from pgnotifyq.model.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 Function = typing.TypeVar("Function", bound="Callable[..., Any]")
 
@@ -29,9 +33,9 @@ class Handler:
     job_type: str
     call: Callable[..., Any]  # takes the payload (or the job), and the context if `takes_context`
     is_async: bool  # else it runs in a thread
-    takes_job: bool  # a class handler is given the whole job
+    takes_job: bool  # a class handler, and a function that asks for a Job, are given the whole job
     takes_context: bool
-    payload_type: type | None  # attrs class or dataclass that payloads are structured into; None: as decoded
+    payload_type: Any  # what payloads are structured into (model/payload.py, `understood`); None: as decoded
     name: str  # module:qualname, for people
     max_attempts: int | None = None  # what `enqueue` uses when its caller says nothing; None: the default
     timeout_seconds: float | None = None  # of one attempt; None: no limit
@@ -51,6 +55,10 @@ class JobRegistry:
         """The types that have a handler."""
         return frozenset(self._handlers)
 
+    @overload
+    def handler(self, job_type: Function, /) -> Function: ...
+
+    @overload
     def handler(
         self,
         job_type: str | None = None,
@@ -60,30 +68,50 @@ class JobRegistry:
         retry: RetryPolicy | None = None,
         cooperative: bool = False,
         queue: str | None = None,
-    ) -> Callable[[Function], Function]:
-        """Register the decorated function, async or not, for a job type (default: its own name).
+    ) -> Callable[[Function], Function]: ...
 
-        Its first parameter's annotation is the payload's type: an attrs class, a dataclass, or dict. A second parameter
-        is given the job's context. A function that is not async runs in a thread.
+    def handler(
+        self,
+        job_type: str | Callable[..., Any] | None = None,
+        *,
+        max_attempts: int | None = None,
+        timeout_seconds: float | None = None,
+        retry: RetryPolicy | None = None,
+        cooperative: bool = False,
+        queue: str | None = None,
+    ) -> Any:
+        """Register the decorated function, async or not, for a job type (default: its own name, also without parentheses).
+
+        Its first parameter's annotation is the payload's type: an attrs class, a dataclass, a pydantic model, what JSON has, what is
+        written as text there (dates, UUID, Decimal, bytes, enums), collections and optional ones of these; dict, Any or none: as
+        decoded; Job: the whole job. A second parameter is given the job's context. A function that is not async runs in a thread, and
+        an awaitable that it returns is awaited.
 
         Raises:
             HandlerAlreadyRegistered: the type has a handler.
-            ConfigError: a setting is out of range, or the function takes other than one or two parameters.
+            ConfigError: a setting is out of range, the function takes other than one or two parameters, or an annotation cannot be
+                read or honoured.
         """
 
-        def register(function: Function) -> Function:
-            parameters = _parameters(function)
-            inner = _inner(function)
-            wanted = _hints(inner).get(parameters[0].name)
+        def register(function: Function, around: Mapping[str, Any] | None = None) -> Function:
+            if inspect.isclass(function):
+                raise ConfigError(
+                    f"{function.__qualname__} is a class: register an object of it, registry.register({function.__name__}(...))"
+                )
+            inner, parameters = _signature(function)
+            # A class that is defined in the function around is found among its names.
+            wanted = _annotations(inner, parameters, around or sys._getframe(1).f_locals)  # noqa: SLF001
+            takes_job = wanted[0] is Job
+            name = f"{inner.__module__}:{inner.__qualname__}"
             self._add(
                 Handler(
-                    job_type=check_job_type(job_type if job_type is not None else getattr(function, "__name__", None)),
+                    job_type=check_job_type(getattr(function, "__name__", None) if job_type is None else job_type),
                     call=function,
                     is_async=_is_async(inner),
-                    takes_job=False,
+                    takes_job=takes_job,
                     takes_context=len(parameters) > 1,
-                    payload_type=_payload_type(wanted),
-                    name=f"{inner.__module__}:{inner.__qualname__}",
+                    payload_type=None if takes_job else _payload_type(name, wanted[0]),
+                    name=name,
                     max_attempts=max_attempts,
                     timeout_seconds=timeout_seconds,
                     retry=retry,
@@ -93,6 +121,9 @@ class JobRegistry:
             )
             return function
 
+        if callable(job_type):
+            function, job_type = job_type, None
+            return register(function, sys._getframe(1).f_locals)  # noqa: SLF001
         return register
 
     def register(self, instance: Any) -> None:
@@ -108,15 +139,22 @@ class JobRegistry:
         kind = type(instance)
         if isinstance(instance, type) or not callable(getattr(instance, "handle", None)):
             raise ConfigError(f"{instance!r} is not a handler: pass an object with job_type and a method handle(job, ctx)")
+        name = f"{kind.__module__}:{kind.__qualname__}"
+        inner, parameters = _signature(instance.handle)
+        wanted = _annotations(inner, parameters, None)[0]
+        if wanted is not Job and _is_of_payloads(wanted):
+            raise ConfigError(
+                f"{name}: handle(job, ctx) is given the whole job, not a {name_of(wanted)}: its payload is job.payload"
+            )
         self._add(
             Handler(
                 job_type=check_job_type(getattr(instance, "job_type", None)),
                 call=instance.handle,
-                is_async=_is_async(_inner(instance.handle)),
+                is_async=_is_async(inner),
                 takes_job=True,
-                takes_context=len(_parameters(instance.handle)) > 1,
+                takes_context=len(parameters) > 1,
                 payload_type=None,
-                name=f"{kind.__module__}:{kind.__qualname__}",
+                name=name,
                 max_attempts=getattr(instance, "max_attempts", None),
                 timeout_seconds=getattr(instance, "timeout_seconds", None),
                 retry=getattr(instance, "retry", None),
@@ -189,6 +227,32 @@ def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+async def finished(handler: Handler, value: Any) -> Any:
+    """Return what a handler has made, given what its call returned: what is awaitable is awaited, as behind a plain decorator.
+
+    Await it where the handler's scope is, in the worker's loop.
+
+    Raises:
+        TypeError: it is something that runs only when somebody asks for its items, so that nothing was done.
+    """
+    for _ in range(AWAITED_MAX):
+        if type(value) in PLAIN_RESULTS or not inspect.isawaitable(value):
+            break
+        value = await value
+    if isinstance(value, _NOT_RUN):
+        raise TypeError(f"{handler.name} returned a {type(value).__name__}, which has not run: return the result instead")
+    return value
+
+
+AWAITED_MAX = 8  # an awaitable may give an awaitable; one that goes on doing so has no end
+# Results that need no look: asking costs a job a coroutine.
+PLAIN_RESULTS = frozenset({dict, list, str, int, float, bool, type(None)})
+_NOT_RUN = (
+    Generator, AsyncGenerator, map, filter,
+    contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager,  # noqa: SLF001  # they have no public name
+)  # fmt: skip
+
+
 def _inner(function: Any) -> Any:
     """Return the function inside a functools.partial or an object with `__call__`: it has the name and the annotations."""
     while isinstance(function, functools.partial):
@@ -199,7 +263,7 @@ def _inner(function: Any) -> Any:
 
 
 def _is_async(inner: Any) -> bool:
-    """Tell whether a handler is async.
+    """Tell whether a handler is async. What a plain decorator makes of an async one is not: its call gives a coroutine.
 
     Raises:
         ConfigError: it is a generator. Called, it runs nothing; its jobs would be completed without having been done.
@@ -209,37 +273,81 @@ def _is_async(inner: Any) -> bool:
     return inspect.iscoroutinefunction(inner)
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+def _signature(function: Callable[..., Any]) -> tuple[Any, list[inspect.Parameter]]:
+    """Return the function inside, and the parameters that a worker passes: (payload) or (payload, ctx).
+
+    A decorator's function that takes whatever it is given (`*args`) is looked through, to what it wraps; one that names its
+    parameters is taken at its word.
+    """
+    inner = _inner(function)
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+        if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+            signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:  # of C
+        raise ConfigError(f"{function!r} cannot be a handler: what it takes cannot be read ({error})") from error
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    everything = inspect.signature(function).parameters.values()
+    everything = signature.parameters.values()
     parameters = [p for p in everything if p.kind in kinds]
-    needed = [p for p in parameters if p.default is inspect.Parameter.empty]
+    needed = [p for p in parameters if p.default is p.empty]
     by_name_only = [p for p in everything if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if not parameters or len(needed) > 2 or by_name_only:
-        name = getattr(_inner(function), "__qualname__", repr(function))
+        name = getattr(inner, "__qualname__", repr(function))
         raise ConfigError(f"{name} cannot be a handler: it must take (payload) or (payload, ctx)")
-    return parameters[:2] if len(needed) != 1 else parameters[:1] + [p for p in parameters[1:2] if p in needed]
+    takes_context = len(needed) == 2 or (len(parameters) > 1 and _asks_for_context(parameters[1]))
+    return inner, parameters[:2] if takes_context else parameters[:1]
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _asks_for_context(parameter: inspect.Parameter) -> bool:
+    """Tell whether a parameter with a default is the context all the same, by its name or by its annotation."""
+    return parameter.name in {"ctx", "context"} or "JobContext" in str(parameter.annotation)
+
+
+def _annotations(inner: Any, parameters: list[inspect.Parameter], around: Mapping[str, Any] | None) -> list[Any]:
+    """Return what a handler's parameters are annotated with; Any where with nothing, or where the context's cannot be read.
+
+    `around` are the names of the function that the handler is defined in.
+
+    Raises:
+        ConfigError: the payload's annotation cannot be read, or the second parameter's asks for something else than the context.
+    """
+    wanted = []
+    for place, parameter in enumerate(parameters):
+        annotation = parameter.annotation
+        try:
+            wanted.append(Any if annotation is parameter.empty else _read(inner, annotation, around))
+        except Exception as error:  # reading an annotation runs the program's own source
+            if place == 0 and around is not None:
+                raise ConfigError(
+                    f"{inner.__module__}:{inner.__qualname__}: the annotation {annotation!r} of its payload cannot be read "
+                    f"({type(error).__name__}: {text_of(error)}): import it outside of `if TYPE_CHECKING:`, above the handler"
+                ) from error
+            wanted.append(Any)
+    if len(wanted) > 1 and _is_of_payloads(wanted[1]):
+        raise ConfigError(
+            f"{inner.__module__}:{inner.__qualname__}: its second parameter is given the job's context, not a {name_of(wanted[1])}"
+        )
+    return wanted
+
+
+def _is_of_payloads(wanted: Any) -> bool:
+    """Tell whether a type is plainly a payload's: neither a job nor a context."""
+    kind = typing.get_origin(wanted) or wanted
+    return is_structured(kind) or is_pydantic(kind) or typing.is_typeddict(kind) or kind in _SIMPLE
+
+
+_SIMPLE = (str, int, float, bool, bytes, dict, list, tuple, set)
+
+
+def _read(inner: Any, annotation: Any, around: Mapping[str, Any] | None) -> Any:
+    """Return an annotation as the type that it names."""
+    globals_ = getattr(inspect.unwrap(inner), "__globals__", {})
+    holder = type("_", (), {"__annotations__": {"it": annotation}})
+    return typing.get_type_hints(holder, globals_, {**(around or {})})["it"]
+
+
+def _payload_type(name: str, wanted: Any) -> Any:
     try:
-        return typing.get_type_hints(function)
-    except Exception:  # noqa: BLE001  # reading an annotation runs the program's own source
-        # An annotation that only type checkers see; perhaps the context's. The payload's is taken alone.
-        hints = {}
-        for name, annotation in getattr(function, "__annotations__", {}).items():
-            try:
-                hints[name] = eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation  # noqa: S307  # the program's own source
-            except Exception:  # noqa: BLE001, S112  # an annotation that cannot be read asks for nothing
-                continue
-        return hints
-
-
-def _payload_type(wanted: Any) -> type | None:
-    if wanted is dict or typing.get_origin(wanted) is dict:
-        return dict
-    if is_structured(wanted) or typing.is_typeddict(wanted):
-        return typing.cast("type", wanted)
-    if wanted in {str, int, float, bool, list}:
-        return typing.cast("type", wanted)
-    return None
+        return understood(wanted)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pgnotifyq.ledger import claims
 from pgnotifyq.model.errors import LeaseLost
 from pgnotifyq.model.outcome import SettleKind, Settlement, encode_result
+from pgnotifyq.runtime.logs import JobLog
 from pgnotifyq.runtime.tenants import OrgContext, open_transaction
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class JobContext:
             "attempt": self.attempt,
             "org_id": str(self.job.org_id),
         }
-        return logging.LoggerAdapter(_log, fields)
+        return JobLog(_log, fields)
 
     def is_cancelled(self) -> bool:
         """Tell whether this execution shall stop, for whatever reason; safe from threads."""

@@ -24,10 +24,13 @@ from pgnotifyq.model.outcome import (
     Settlement,
     Stopped,
     decide,
+    ended_by,
 )
 from pgnotifyq.model.payload import structure
+from pgnotifyq.model.registry import PLAIN_RESULTS, finished
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.runtime.context import JobContext
+from pgnotifyq.runtime.deadlines import tell_deadline
 
 if TYPE_CHECKING:
     from pgnotifyq.model.registry import Handler
@@ -61,7 +64,7 @@ async def execute_for_ever(parts: Parts) -> None:
                 raise  # the worker's cancel, or a bug of ours
             # When the worker itself is cancelled, what a handler makes of it counts for nothing: the cancel goes on.
             await trio.lowlevel.checkpoint_if_cancelled()
-            ended = Raised.from_exception(error)
+            ended = ended_by(error)
         if running is not None:
             settler.add(running, _settle(parts, running, ended))
 
@@ -101,6 +104,7 @@ async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended
     running.scope = scope
     if handler.timeout_seconds is not None:
         scope.deadline = running.started_at + handler.timeout_seconds
+        parts.deadlines.note(scope.deadline)
     try:
         if not handler.takes_context:
             value = await _call(parts, handler, payload)
@@ -108,7 +112,7 @@ async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended
             value = await _call(parts, handler, payload, JobContext(parts=parts, running=running))
     finally:
         if handler.timeout_seconds is not None:
-            running.interrupt = running.why_stop()
+            tell_deadline(parts, running)
             scope.deadline = math.inf
         running.scope = None
     return _NOTHING if value is None else Returned(value)
@@ -116,10 +120,12 @@ async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended
 
 async def _call(parts: Parts, handler: Handler, *arguments: Any) -> object:
     if handler.is_async:
-        return await handler.call(*arguments)
-    # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel through
-    # trio.from_thread.check_cancelled() and ctx.is_cancelled().
-    return await trio.to_thread.run_sync(lambda: handler.call(*arguments), limiter=parts.threads)
+        value = await handler.call(*arguments)
+    else:
+        # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel through
+        # trio.from_thread.check_cancelled() and ctx.is_cancelled(). In a tuple, for trio refuses threads that return coroutines.
+        (value,) = await trio.to_thread.run_sync(lambda: (handler.call(*arguments),), limiter=parts.threads)
+    return value if type(value) in PLAIN_RESULTS else await finished(handler, value)
 
 
 def _settle(parts: Parts, running: Running, ended: Ended) -> Settlement | None:

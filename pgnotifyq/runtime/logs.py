@@ -1,11 +1,32 @@
-"""Where events go when nobody asked for them: the standard library's logging, under `pgnotifyq`."""
+"""Logs: events as records of the standard library's logging, under `pgnotifyq`; and the worker command's own set-up of logging.
+
+Rules:
+
+- What comes from jobs, handlers and the database is escaped and bounded where it becomes a line: no text forges a line of the log, none moves
+  a cursor, none is 50 MB long.
+- The worker command writes events to standard output, and what is logged to standard error, both in the format that was asked for.
+  As JSON, each is one line with `event`, which is `log` for what is logged.
+- A record carries the job that it belongs to: `ctx.log` by its own account, the application's own loggers by the task that logs,
+  or one that the handler started.
+- An application that has set up logging itself keeps its own set-up.
+- A record that cannot be written is lost. A log never ends a worker.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pgnotifyq.model.events import ROUTINE, EventName
+import trio.lowlevel
+
+from pgnotifyq.model.errors import ConfigError
+from pgnotifyq.model.events import ROUTINE, EventName, bounded_value, shown_value
+from pgnotifyq.model.outcome import bounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +46,12 @@ _LOUD = frozenset(
         EventName.LOOP_BLOCKED,
     }
 )
+LEVELS = ("debug", "info", "warning", "error", "critical")
+EXTRAS_MAX = 50  # fields that a record may bring along
+
+# Of a task: what its job is called by, or None. One a worker of this process.
+NamesOf = Callable[["trio.lowlevel.Task"], "Mapping[str, Any] | None"]
+_naming: list[NamesOf] = []
 
 
 def is_routine_logged() -> bool:
@@ -36,12 +63,145 @@ def log_event(event: Event) -> None:
     """Write one event as a log record; its fields are in `extra`."""
     level = logging.DEBUG if event.name in ROUTINE else logging.WARNING if event.name in _LOUD else logging.INFO
     if _log.isEnabledFor(level):
-        told = " ".join(f"{name}={value}" for name, value in event.fields.items())
-        _log.log(level, "%s %s", event.name.value, told, extra={"pgnotifyq": dict(event.fields)})
+        told = " ".join(f"{name}={shown_value(value)}" for name, value in event.fields.items())
+        fields = {name: bounded_value(value) for name, value in event.fields.items()}
+        _log.log(level, "%s %s", event.name.value, told, extra={"pgnotifyq": fields})
 
 
 def log_blocked(fields: Mapping[str, Any]) -> None:
     """Say at once, from the watchdog's thread, who holds the event loop; where nobody set up logging, on standard error."""
     who = f"handler {fields['handler']} (job {fields['job_id']})" if "job_id" in fields else f"task {fields['task']}"
     calls = "".join(f"\n  {line}" for line in fields["stack"].splitlines())
-    _log.warning("%s has held the event loop for %.1f s%s", who, fields["seconds"], calls, extra={"pgnotifyq": dict(fields)})
+    extra = {"pgnotifyq": dict(fields), "pgnotifyq_event": EventName.LOOP_BLOCKED.value}
+    _log.warning("%s has held the event loop for %.1f s%s", who, fields["seconds"], calls, extra=extra)
+
+
+class JobLog(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose records carry a job's fields, and what a call adds to them in `extra`."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Merge the call's `extra` into the job's fields; the standard adapter drops it."""
+        return msg, {**kwargs, "extra": {**(kwargs.get("extra") or {}), **(self.extra or {})}}
+
+
+@contextmanager
+def naming(names_of: NamesOf) -> Iterator[None]:
+    """While inside, records are named after the jobs that this function knows the tasks of."""
+    _naming.append(names_of)
+    try:
+        yield
+    finally:
+        _naming.remove(names_of)
+
+
+def set_up_logging(log_format: str, level: str | None = None) -> None:
+    """Have everything that is logged, Python's warnings included, come on standard error, in lines or as JSON.
+
+    Call it when the application has been imported: if it has set up logging itself, only a level that is given counts.
+
+    Args:
+        log_format: line or json.
+        level: the least that is written: debug, info, warning, error or critical; None: info.
+
+    Raises:
+        ConfigError: there is no such level.
+    """
+    if level is not None and level.lower() not in LEVELS:
+        raise ConfigError(f"--log-level {level!r}: use {', '.join(LEVELS)}")
+    root = logging.getLogger()
+    if root.handlers:
+        if level is not None:
+            root.setLevel(level.upper())
+        return
+    handler = _Stderr()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else LineFormatter())
+    root.addHandler(handler)
+    root.setLevel((level or "info").upper())
+    logging.captureWarnings(capture=True)
+
+
+class _Stderr(logging.Handler):
+    """Standard error, whatever it is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record by one call, so that lines of threads do not mix; lose it where that fails."""
+        try:
+            encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+            line = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001, S110  # closed, full, or a record whose own text raises: there is nobody to tell
+            pass
+
+
+class LineFormatter(logging.Formatter):
+    """A record as a line for people, as events are; a traceback or a stack goes on in lines that are indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        at = datetime.fromtimestamp(record.created).astimezone()
+        told = " ".join(f"{name}={shown_value(value)}" for name, value in _fields(record).items())
+        parts = [bounded(part) for part in (_message(record), *_details(record).values())]
+        text = "\n".join(parts).replace("\n", "\n    ")
+        first, newline, rest = text.partition("\n")
+        return f"{at:%H:%M:%S}.{at.microsecond // 1000:03d} {record.levelname:<18} {first} {told}".rstrip() + newline + rest
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        own = {
+            "at": datetime.fromtimestamp(record.created, UTC).astimezone().isoformat(),
+            "event": getattr(record, "pgnotifyq_event", "log"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": bounded(_message(record)),
+            **{name: bounded(text) for name, text in _details(record).items()},
+        }
+        fields = {name: bounded_value(value) for name, value in _fields(record).items()}
+        # First for the reader, and last so that no field takes their place.
+        return json.dumps({**own, **fields, **own}, default=str, ensure_ascii=True, allow_nan=False)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as error:  # noqa: BLE001  # arguments that do not fit: the text alone is better than nothing
+        return f"{bounded_value(record.msg)} (its arguments do not fit: {type(error).__name__})"
+
+
+def _details(record: logging.LogRecord) -> dict[str, str]:
+    """Return the traceback and the stack of a record, as far as it has any."""
+    details = {}
+    if record.exc_info and record.exc_info[0] is not None:
+        details["exception"] = _FORMATTER.formatException(record.exc_info)
+    if record.stack_info:
+        details["stack"] = record.stack_info
+    return details
+
+
+_FORMATTER = logging.Formatter()
+# What every record has; the rest was brought along.
+_OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "pgnotifyq", "pgnotifyq_event"}
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what a record was given besides its text: an event's fields, a job's, what the call adds."""
+    fields = {**_job_under_way(), **getattr(record, "pgnotifyq", {})}
+    for name, value in vars(record).items():
+        if name not in _OF_EVERY_RECORD and len(fields) < EXTRAS_MAX:
+            fields[name] = value
+    return fields
+
+
+def _job_under_way() -> dict[str, Any]:
+    """Return what the job is called by whose task is logging, if it is one's."""
+    if not _naming or not trio.lowlevel.in_trio_task():
+        return {}
+    task = trio.lowlevel.current_task()
+    for names_of in _naming:
+        if (names := names_of(task)) is not None:
+            return dict(names)
+    return {}

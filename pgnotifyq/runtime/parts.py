@@ -10,6 +10,7 @@ import trio
 
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.bell import Bell
+from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.holdings import Holdings
 from pgnotifyq.runtime.listener import Push
 from pgnotifyq.runtime.settler import Settler
@@ -48,6 +49,7 @@ class Parts:
     slots: Slots
     threads: trio.CapacityLimiter
     holdings: Holdings = attrs.field(factory=Holdings)
+    deadlines: Deadlines = attrs.field(factory=Deadlines)
     settler: Settler = attrs.field(init=False)
     push: Push = attrs.field(factory=Push)
     # Rung when there may be work.

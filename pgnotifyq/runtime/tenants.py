@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from pgnotifyq.ledger import claims
-from pgnotifyq.ledger.statements import compose
+from pgnotifyq.ledger.statements import compose, query
 from pgnotifyq.model.errors import JobCancelled, LeaseLost
 from pgnotifyq.wire.pool import open_pool
 from pgnotifyq.wire.sessions import For
@@ -115,8 +115,13 @@ class OrgContext:
 
 
 async def find_tenant_role(connection: Connection, schema: str) -> str | None:
-    """Return the role that confines tenants, or None where it does not exist or may not be taken on."""
-    role = f"{schema}_tenant"
-    cursor = await connection.execute("select pg_has_role(current_user, oid, 'member') from pg_roles where rolname = %s", (role,))
+    """Return the role that confines tenants, or None where it does not exist, may not be taken on, or has no rights in the schema.
+
+    Source: sql/queries/tenant_role.sql
+    """
+    cursor = await connection.execute(query("tenant_role", schema))
     row = await cursor.fetchone()
-    return role if row and row[0] else None
+    if row is None:
+        return None
+    may_be_set, has_rights, _ = row
+    return f"{schema}_tenant" if may_be_set and has_rights else None

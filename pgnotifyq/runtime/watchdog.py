@@ -135,19 +135,29 @@ class _Watchdog:
 
     def _names(self, task: trio.lowlevel.Task) -> dict[str, Any]:
         """Return what is known of who holds the loop: a job and its handler; some other task's name otherwise."""
-        running = self._find(task)
+        running = _find(self._parts, task)
         if running is None:
             return {"task": task.name}
         handler = None if running.handler is None else running.handler.name
         return {"job_id": running.job.id, "job_type": running.job.job_type, "handler": handler}
 
-    def _find(self, task: trio.lowlevel.Task) -> Running | None:
-        """Return the execution that a task belongs to: its slot's own, or one that the handler started."""
-        lineage = set(_lineage(task))
-        for running in self._parts.holdings:
-            if running.task in lineage and not running.has_ended:
-                return running
+
+def names_of(parts: Parts, task: trio.lowlevel.Task) -> dict[str, Any] | None:
+    """Return what the job is called by that a task belongs to, as `ctx.log` does; None where it belongs to none."""
+    running = _find(parts, task)
+    if running is None:
         return None
+    return {"job_id": running.job.id, "job_type": running.job.job_type, "execution_id": running.lease.execution_id,
+            "attempt": running.job.attempts, "org_id": running.job.whole.org_id}  # fmt: skip
+
+
+def _find(parts: Parts, task: trio.lowlevel.Task) -> Running | None:
+    """Return the execution that a task belongs to: its slot's own, or one that the handler started."""
+    lineage = set(_lineage(task))
+    for running in parts.holdings:
+        if running.task in lineage and not running.has_ended:
+            return running
+    return None
 
 
 def _lineage(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:

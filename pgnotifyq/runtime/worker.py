@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 import uuid
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Unpack
 
 import attrs
 import trio
@@ -18,19 +19,20 @@ import trio
 from pgnotifyq.ledger import claims, workers
 from pgnotifyq.ledger.errors import is_passing, translated
 from pgnotifyq.ledger.migrate import check_schema
-from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
 from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.claimer import claim_for_ever
+from pgnotifyq.runtime.deadlines import tell_deadlines_for_ever
 from pgnotifyq.runtime.executor import execute_for_ever
 from pgnotifyq.runtime.forks import ending_copies
 from pgnotifyq.runtime.handover import open_door
 from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, distrust_for_ever, interrupt
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import listen_for_ever, register
-from pgnotifyq.runtime.logs import is_routine_logged
+from pgnotifyq.runtime.logs import is_routine_logged, naming
 from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
@@ -38,11 +40,9 @@ from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.slots import Slots
 from pgnotifyq.runtime.telling import Telling
 from pgnotifyq.runtime.tenants import find_tenant_role, open_databases
-from pgnotifyq.runtime.watchdog import watch_for_ever
+from pgnotifyq.runtime.watchdog import names_of, watch_for_ever
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.wire.connection import Connection
@@ -87,40 +87,35 @@ async def run_worker(
     registry: JobRegistry,
     dsn: str,
     *,
-    queues: Sequence[str] = ("default",),
-    concurrency: int = 10,
     config: WorkerConfig | None = None,
     listen_dsn: str | None = None,
     on_event: EventSink | None = None,
     routine_events: bool = True,
     task_status: trio.TaskStatus[WorkerHandle] = trio.TASK_STATUS_IGNORED,
-    **settings: object,
+    **settings: Unpack[WorkerSettings],
 ) -> WorkerHandle:
     """Work on queues until drained or cancelled.
 
     Args:
         registry: the handlers.
         dsn: the database.
-        queues: names, in order of preference.
-        concurrency: how many jobs run at once.
-        config: everything at once, instead of `queues`, `concurrency` and `settings`.
+        config: everything at once, instead of `settings`.
         listen_dsn: an address where LISTEN works, when `dsn` leads to a pooler in transaction mode.
         on_event: called with each event, in the worker's own task; quick. What it raises is logged, and the worker goes on.
             Default: logging.
         routine_events: whether `on_event` is told of each job that is claimed, and completed as planned.
         task_status: trio's, for `nursery.start`.
-        settings: further fields of WorkerConfig: lease_seconds, heartbeat_seconds, shutdown_seconds, schema, ...
+        settings: the fields of WorkerConfig: queues (in order of preference), concurrency, lease_seconds, shutdown_seconds, schema, ...
 
     Returns: the handle, when drained. `nursery.start` gives it as soon as the worker is ready to claim.
 
     Cancellation: running handlers are cancelled and their jobs released, under a short deadline.
 
     Raises:
-        ConfigError: a setting is out of its bounds.
+        ConfigError: a setting is out of its bounds or not known, or given beside `config`.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable, MissingRights: at start.
     """
-    if config is None:
-        config = WorkerConfig(queues=tuple(queues), concurrency=concurrency, **settings)  # type: ignore[arg-type]
+    config = config_of(config, settings)
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
     emit = Telling(on_event)
     randomness = random.Random(handle.worker_id.int)  # noqa: S311  # jitter
@@ -158,7 +153,7 @@ async def run_worker(
             )
             raise DatabaseUnreachable(message) from error
         try:
-            with open_door(parts, dsn):
+            with open_door(parts, dsn), naming(partial(names_of, parts)):
                 await _work(parts, handle, task_status)
         finally:
             with trio.move_on_after(FAREWELL_SECONDS, shield=True):
@@ -187,6 +182,7 @@ async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus
         services.start_soon(beat_for_ever, parts)
         services.start_soon(distrust_for_ever, parts)
         services.start_soon(count_grace_for_ever, parts)
+        services.start_soon(tell_deadlines_for_ever, parts)
         services.start_soon(reclaim_for_ever, parts)
         services.start_soon(prune_for_ever, parts)
         services.start_soon(listen_for_ever, parts)

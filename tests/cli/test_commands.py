@@ -17,7 +17,21 @@ from pgnotifyq.model.errors import DatabaseTooOld
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMMANDS = ["demo", "migrate", "worker", "enqueue", "jobs", "show", "cancel", "dead", "requeue", "workers", "stats", "doctor"]
+COMMANDS = [
+    "demo",
+    "migrate",
+    "worker",
+    "enqueue",
+    "jobs",
+    "show",
+    "explain",
+    "cancel",
+    "dead",
+    "requeue",
+    "workers",
+    "stats",
+    "doctor",
+]
 
 
 def bury(dsn: str, job_id: str, **fields: str) -> None:

@@ -66,6 +66,7 @@ COMMANDS = {
     "enqueue": ["--queue", "--priority", "--delay-seconds", "--at", "--max-attempts", "--org", "--unique-key"],
     "jobs": ["--status", "--queue", "--type", "--limit"],
     "show": [],
+    "explain": [],
     "cancel": ["--why", "--wait-seconds"],
     "dead": ["--queue", "--type", "--limit", "--purge", "--purge-older-than-seconds"],
     "requeue": ["--all", "--queue", "--type"],
@@ -99,6 +100,7 @@ worker_lines = st.lists(
                 "--shutdown-seconds",
                 "--queue",
                 "--log-format",
+                "--log-level",
             )
         )
     ),

@@ -72,8 +72,8 @@ def test_listing_in_a_terminal_of_80_columns(dsn: str) -> None:
         assert uuid.UUID(line.split()[0])
 
 
-def in_terminal(*command: str) -> str:
-    """Run a command in a terminal of 80 columns; return what it shows, without colours."""
+def in_terminal(*command: str, plain: bool = True) -> str:
+    """Run a command in a terminal of 80 columns; return what it shows, without colours if `plain`."""
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
@@ -84,7 +84,8 @@ def in_terminal(*command: str) -> str:
             told += chunk
         os.close(ours)
     assert process.returncode == 0, told
-    return re.sub(r"\x1b\[[0-9;]*m", "", told.decode()).replace("\r\n", "\n")
+    shown = told.decode().replace("\r\n", "\n")
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown) if plain else shown
 
 
 def _read(terminal: int) -> bytes:
@@ -92,3 +93,23 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 65536)
     except OSError:  # the other end was closed
         return b""
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+    ],
+    ids=str,
+)
+def test_colours_in_a_terminal(dsn: str, environment: dict[str, str], coloured: bool) -> None:
+    """Bold heads are colours too; NO_COLOR that is empty says nothing (no-color.org)."""
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute("select pgnotifyq.enqueue('resize')")
+    command = ["env", "-u", "NO_COLOR", "-u", "FORCE_COLOR", *(f"{name}={value}" for name, value in environment.items())]
+    told = in_terminal(*command, sys.executable, "-m", "pgnotifyq", "jobs", "--dsn", dsn, plain=False)
+    assert ("\x1b[1m" in told) is coloured

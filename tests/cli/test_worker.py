@@ -178,15 +178,14 @@ def test_a_stuck_worker_ends_when_nobody_reads_what_it_says(
 
 
 def test_a_handler_that_holds_the_loop_for_ever_is_named(start: Callable[..., Worker], session: psycopg.Connection[Any]) -> None:
-    """On standard error, with its stack: the loop, which tells events, never comes back."""
+    """On standard error, as JSON, with its stack: the loop, which tells events, never comes back."""
     worker = start("--shutdown-seconds", "0.1", "--grace-seconds", "0.1")
     worker.until("listener.connected")
     session.execute("select pgnotifyq.enqueue('blocking')")
     assert worker.process.stderr is not None
-    for line in worker.process.stderr:
-        if "handler an_app:blocking (job " in line and "has held the event loop for" in line:
-            break
-    assert "an_app.py" in (stack := worker.process.stderr.readline()) and "time.sleep(3600)" in stack
+    told = next(told for told in map(json.loads, worker.process.stderr) if told["event"] == "loop.blocked")
+    assert "handler an_app:blocking (job " in told["message"] and "has held the event loop for" in told["message"]
+    assert "an_app.py" in told["stack"] and "time.sleep(3600)" in told["stack"]
     worker.process.send_signal(signal.SIGTERM)
     worker.process.communicate(timeout=60)
     assert worker.process.returncode == 5

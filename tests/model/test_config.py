@@ -6,9 +6,10 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import attrs
 import pytest
 
-from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidName
 from pgnotifyq.model.events import Event, EventName, as_json, as_line
 from pgnotifyq.model.job import NewJob
@@ -92,3 +93,31 @@ def test_an_event_in_json_is_json_and_keeps_its_name() -> None:
     event = Event(name=EventName.JOB_DEAD, fields={"share": float("nan"), "event": "worker.stopped", "at": "never"})
     told = json.loads(as_json(event, datetime(2026, 1, 1, tzinfo=UTC)), parse_constant=pytest.fail)
     assert told == {"at": "2026-01-01T00:00:00+00:00", "event": "job.dead", "share": "nan"}
+
+
+def test_the_keywords_are_the_fields() -> None:
+    """Those that `run_worker` is typed with."""
+    assert set(WorkerSettings.__annotations__) == set(attrs.fields_dict(WorkerConfig))
+
+
+def test_settings_given_twice_are_refused() -> None:
+    """Both are named: before, the keyword was ignored without a word."""
+    with pytest.raises(ConfigError, match=r"config and queues, concurrency are both given"):
+        config_of(WorkerConfig(), {"queues": ("images",), "concurrency": 10})
+    assert config_of(WorkerConfig(concurrency=3), {}).concurrency == 3
+    assert config_of(None, {"concurrency": 3}).concurrency == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("lease_second", "did you mean lease_seconds"), ("nonsense", "there are queues, concurrency")]
+)
+def test_a_setting_that_is_not_known_is_refused(name: str, words: str) -> None:
+    """With those there are, and the one that is like it."""
+    with pytest.raises(ConfigError, match=words):
+        config_of(None, {name: 1})
+
+
+def test_a_config_of_another_kind_is_refused() -> None:
+    """Where it is given, not where it is used."""
+    with pytest.raises(ConfigError, match="dict"):
+        config_of({"concurrency": 3}, {})  # type: ignore[arg-type]

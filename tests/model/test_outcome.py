@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,6 +26,7 @@ from pgnotifyq.model.outcome import (
     Stopped,
     bounded,
     decide,
+    ended_by,
 )
 from pgnotifyq.model.retry import RetryPolicy
 
@@ -161,7 +164,7 @@ class Annotated:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Half.__new__(Half), lambda: Annotated(1), Unbound, lambda: [Unbound()], lambda: Snooze],
+    [lambda: Half.__new__(Half), lambda: Annotated(1), Unbound, lambda: [Unbound()], lambda: Half],
     ids=["half made", "annotation for type checkers", "unbound proxy", "unbound proxy in a list", "class"],
 )
 def test_a_result_that_cannot_be_looked_into_completes_and_says_so(make: Callable[[], object]) -> None:
@@ -201,3 +204,51 @@ def test_an_error_of_many_megabytes_is_cut_before_it_is_escaped() -> None:
     safe = bounded(Counted("a" * 5_000_000 + "z" * 5_000_000))
     assert len(safe) <= ERROR_CHARS_MAX
     assert (safe[0], safe[-1]) == ("a", "z")
+
+
+WISHES = [Snooze(5), Snooze(seconds=5), Retry(), Retry(seconds=1.5, reason="busy"), Discard(reason="gone")]
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+@pytest.mark.parametrize("depth", [0, 1, 2_000])
+def test_a_wish_raised_is_the_wish_returned(wish: Any, depth: int) -> None:
+    """Also out of a nursery of the handler's own, which makes a group of one; the frames are let go of."""
+    raised: BaseException
+    try:
+        raise wish  # noqa: TRY301  # as a handler does
+    except Exception as error:  # noqa: BLE001  # it is what a handler raises
+        raised = error
+    for _ in range(depth):
+        raised = BaseExceptionGroup("nursery", [raised])
+    assert ended_by(raised) == Returned(wish)
+    assert settle(ended_by(raised)) == settle(Returned(wish))
+    assert wish.__traceback__ is None
+
+
+def test_a_wish_among_other_errors_is_a_failure_like_any() -> None:
+    """Nobody can tell which of them counts."""
+    for group in (ExceptionGroup("", [Snooze(5), ValueError("x")]), ExceptionGroup("", [Snooze(5), Discard("x")])):
+        ended = ended_by(group)
+        assert isinstance(ended, Raised)
+        assert "ExceptionGroup" in ended.error
+
+
+@pytest.mark.parametrize("wish", [Snooze, Retry, Discard])
+def test_a_wish_without_parentheses_is_a_failure(wish: type) -> None:
+    """Its job was completed, the wish being a result that could not be stored."""
+    settlement = settle(Returned(wish))
+    assert settlement is not None
+    assert (settlement.kind, settlement.outcome) == (SettleKind.RETRY, "failed")
+    assert f"return {wish.__name__}(...)" in str(settlement.error_message)
+
+
+def test_wishes_are_values() -> None:
+    """Equal when they say the same, frozen, copied and pickled as what they are."""
+    for wish in WISHES:
+        assert copy.deepcopy(wish) == wish == pickle.loads(pickle.dumps(wish))
+        assert hash(copy.copy(wish)) == hash(wish)
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            wish.seconds = 6  # type: ignore[attr-defined]
+    assert Snooze(5) != Snooze(6)
+    assert Snooze(5) != Retry(5)  # type: ignore[comparison-overlap]
+    assert repr(Retry(seconds=1.5, reason="busy")) == "Retry(seconds=1.5, reason='busy')"

@@ -6,16 +6,25 @@ import dataclasses
 import datetime as dt
 import enum
 import json
+import typing
 import uuid
-from typing import Any
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from ipaddress import IPv4Address, IPv6Network
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, NewType, TypedDict, TypeVar
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgnotifyq.model.errors import InvalidPayload, PayloadTooLarge, PayloadUndecodable
-from pgnotifyq.model.payload import PAYLOAD_DEPTH_MAX, Undecodable, decode, encode, structure
+from pgnotifyq.model.errors import ConfigError, InvalidPayload, PayloadTooLarge, PayloadUndecodable
+from pgnotifyq.model.outcome import encode_result
+from pgnotifyq.model.payload import PAYLOAD_DEPTH_MAX, Undecodable, decode, encode, structure, understood
+
+if TYPE_CHECKING:
+    from fractions import Fraction as OnlyForTypeCheckers
 
 texts = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
 plain = st.recursive(
@@ -204,3 +213,205 @@ def test_payload_of_raw_sql_nested_too_deep(levels: int) -> None:
     assert isinstance(decode('{"a":' * levels + "1" + "}" * levels), Undecodable)
     assert decode("[" + "[1]," * levels + "[1]]") == [[1]] * (levels + 1)
     assert not isinstance(decode("[" * 400 + "]" * 400), Undecodable)
+
+
+T = TypeVar("T")
+Sku = NewType("Sku", str)
+
+
+@attrs.frozen
+class Item:
+    sku: str
+    count: int = 1
+
+
+class Point(NamedTuple):
+    x: int
+    y: int = 0
+
+
+class Dated(NamedTuple):
+    day: dt.date
+
+
+class Row(TypedDict):
+    sku: str
+
+
+@attrs.frozen
+class Box(Generic[T]):
+    value: T
+
+
+@attrs.frozen
+class Buy:
+    kind: Literal["buy"]
+    at: dt.date
+
+
+@attrs.frozen
+class Sell:
+    kind: Literal["sell"]
+    price: Decimal
+
+
+items = st.builds(Item, texts, st.integers(-(10**9), 10**9))
+days = st.dates()
+# By what a handler's first parameter is annotated with: what is enqueued comes back equal, and of the same type.
+UNDERSTOOD: list[tuple[Any, st.SearchStrategy[Any]]] = [
+    (Item, items),
+    (Item | None, st.none() | items),
+    (str | None, texts),
+    (int | str, st.integers() | texts),
+    (list[int], st.lists(st.integers(-(10**30), 10**30))),
+    (list[Item], st.lists(items)),
+    (list[Any], st.lists(plain, max_size=3)),
+    (list[list[Item] | None], st.lists(st.none() | st.lists(items, max_size=2), max_size=3)),
+    (tuple[int, str], st.tuples(st.integers(), texts)),
+    (tuple[dt.date, ...], st.lists(days).map(tuple)),
+    (set[int], st.sets(st.integers())),
+    (frozenset[str], st.frozensets(texts)),
+    (dict[str, Item], st.dictionaries(texts, items)),
+    (dict[str, object], st.dictionaries(texts, plain, max_size=3)),
+    (Mapping[str, dt.date], st.dictionaries(texts, days)),
+    (uuid.UUID, st.uuids()),
+    (dt.date, days),
+    (dt.datetime, st.datetimes(timezones=st.just(dt.UTC))),
+    (dt.time, st.times()),
+    (dt.timedelta, st.timedeltas()),
+    (Decimal, st.decimals(allow_nan=False, allow_infinity=False)),
+    (bytes, st.binary()),
+    (Path, st.just(Path("/srv/a b"))),
+    (IPv4Address, st.ip_addresses(v=4)),
+    (IPv6Network, st.just(IPv6Network("fd00::/8"))),
+    (Size, st.sampled_from(Size)),
+    (Colour, st.sampled_from(Colour)),
+    (Colour | None, st.sampled_from(Colour)),
+    (Sku, texts),
+    (Annotated[Item, "what is sold"], items),
+    (Literal["a", "b"], st.sampled_from(["a", "b"])),
+    (Point, st.builds(Point, st.integers(), st.integers())),
+    (Dated, st.builds(Dated, days)),
+    (list[Point], st.lists(st.builds(Point, st.integers(), st.integers()))),
+    (Row, st.fixed_dictionaries({"sku": texts})),
+    (Box[dt.date], st.builds(Box, days)),
+    (Buy | Sell, st.builds(Buy, st.just("buy"), days) | st.builds(Sell, st.just("sell"), st.just(Decimal("1.10")))),
+    (type(None), st.none()),
+]
+
+
+@pytest.mark.parametrize(("wanted", "values"), UNDERSTOOD, ids=[str(wanted) for wanted, _ in UNDERSTOOD])
+@given(data=st.data())
+@settings(max_examples=20)
+def test_an_annotation_that_is_understood_gives_what_was_enqueued(
+    wanted: Any, values: st.SearchStrategy[Any], data: st.DataObject
+) -> None:
+    """Equal, and of the same type; a handler that asks for a list of items is not given dicts."""
+    value = data.draw(values)
+    back = structure(json.loads(encode(value)), understood(wanted))
+    assert back == value
+    assert type(back) is type(value)
+
+
+def test_a_sequence_is_a_list_or_a_tuple() -> None:
+    """Which of the two is cattrs' affair, and changed."""
+    assert list(structure([{"sku": "a"}], understood(Sequence[Item]))) == [Item("a")]
+
+
+class Plain:
+    def __init__(self, sku: str) -> None:
+        self.sku = sku
+
+
+@attrs.frozen
+class Holder:
+    plain: Plain
+
+
+@attrs.frozen
+class Hidden:
+    part: OnlyForTypeCheckers
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        (Plain, "Plain"),
+        (Holder, "Plain"),
+        (list[Plain], "Plain"),
+        (complex, "complex"),
+        (T, "T"),
+        (dict | list, r"dict \| list"),
+        (Item | dict, "Item"),
+        (typing.Callable[[], int], "Callable"),
+        (str | uuid.UUID, "str and UUID are both text"),
+        (list[Decimal | str], "both text"),
+        (Hidden, "OnlyForTypeCheckers"),
+    ],
+    ids=str,
+)
+def test_an_annotation_that_cannot_be_honoured_is_refused(wanted: Any, why: str) -> None:
+    """With what is not understood, and what to use; never a dict without a word."""
+    with pytest.raises(ConfigError, match=why) as refused:
+        understood(wanted)
+    assert "pydantic" in str(refused.value)
+
+
+@pytest.mark.parametrize("wanted", [Any, object, dict, dict[str, Any]])
+def test_an_annotation_that_asks_for_plain_json(wanted: Any) -> None:
+    """It is given as decoded."""
+    assert structure({"a": [1]}, understood(wanted)) == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "payload"),
+    [
+        (list[str], "abc"),
+        (list[str], {"a": 1}),
+        (set[str], "abc"),
+        (tuple[str, str], "ab"),
+        (list[list[str]], ["ab"]),
+        (Sequence[str], "ab"),
+        (Point, "1"),
+        (Point, []),
+        (Point, [1, 2, 3]),
+        (Point, [1, "two"]),
+        (list[int] | None, "12"),
+        (Item, ["sku"]),
+        (Item, "sku"),
+        (Box[int], "value"),
+        (list[Item], [["sku"]]),
+        (bytes, "not base64!"),
+        (bytes, 5),
+        (IPv4Address, 5),
+        (dt.date, 20300101),
+        (dt.timedelta, "PT"),
+        (dt.timedelta, "1.5"),
+        (Decimal, "one"),
+        (Decimal, True),
+        (type(None), {"a": 1}),
+        (dict[str, int], {"a": "b"}),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_kind_is_refused_rather_than_converted(wanted: Any, payload: object) -> None:
+    """list("abc") is ["a", "b", "c"], and "sku" in "sku" is true: the handler would run with what nobody wrote."""
+    with pytest.raises(PayloadUndecodable):
+        structure(payload, understood(wanted))
+
+
+def test_a_reason_holds_no_value() -> None:
+    """Payloads stay out of errors, which are logged."""
+    with pytest.raises(PayloadUndecodable, match=r"not an array @ payload\.lines") as refused:
+        structure({"lines": "secret"}, attrs.make_class("Order", {"lines": attrs.field(type=list[int])}))
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), "nul \x00", "\ud800", object(), ["x" * 1_100_000], nested(70)], ids=lambda v: str(v)[:9]
+)
+def test_a_result_that_cannot_be_stored_is_called_a_result(value: object) -> None:
+    """It is the handler's; the payload was good."""
+    with pytest.raises(InvalidPayload, match="the result ") as refused:
+        encode_result(value)
+    assert "payload" not in str(refused.value) and "enqueue" not in str(refused.value)

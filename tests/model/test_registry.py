@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
+import trio
 
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidName, UnknownJobType
-from pgnotifyq.model.registry import JobRegistry
+from pgnotifyq.model.job import Job
+from pgnotifyq.model.registry import JobRegistry, finished
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from fractions import Fraction
+
     from pgnotifyq.runtime.context import JobContext
 
 
@@ -150,3 +157,177 @@ def test_a_setting_out_of_range_is_refused(settings: dict[str, Any]) -> None:
     """The error names the setting."""
     with pytest.raises(ConfigError, match=next(iter(settings))):
         JobRegistry().handler("x", **settings)(lambda payload: payload)
+
+
+def test_a_decorator_without_parentheses_registers_the_function() -> None:
+    """Its own name is the type; before, nothing was registered, and the job had no handler."""
+    registry = JobRegistry()
+
+    @attrs.frozen
+    class Local:
+        path: str
+
+    @registry.handler
+    async def resize(payload: Local) -> str:
+        return payload.path
+
+    assert (registry.get("resize").call, registry.get("resize").payload_type) == (resize, Local)
+
+
+def test_a_class_is_refused_where_a_function_is_decorated() -> None:
+    """It would be made of a payload, and that be all."""
+    for register in (JobRegistry().handler, JobRegistry().handler("send_email")):
+        with pytest.raises(ConfigError, match=r"registry.register\(SendEmail"):
+            register(SendEmail)
+
+
+def test_an_annotation_that_cannot_be_read_is_refused() -> None:
+    """The payload's; it says what to do. The context's asks for nothing else."""
+
+    async def hidden(payload: Fraction, ctx: JobContext) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"hidden.*Fraction.*TYPE_CHECKING"):
+        JobRegistry().handler("x")(hidden)
+
+
+def test_an_annotation_that_cannot_be_honoured_is_refused_with_the_handlers_name() -> None:
+    """A dict would reach it without a word."""
+
+    async def work(payload: complex) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"test_registry:.*work.*complex"):
+        JobRegistry().handler("x")(work)
+
+
+def test_a_function_may_ask_for_the_whole_job() -> None:
+    """As a class handler does."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    async def work(job: Job) -> None: ...
+
+    assert (registry.get("work").takes_job, registry.get("work").payload_type) == (True, None)
+
+
+def test_a_class_handler_that_asks_for_a_payload_is_refused() -> None:
+    """It is given the job."""
+
+    class Wrong:
+        job_type = "wrong"
+
+        async def handle(self, job: Resize) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"whole job, not a Resize"):
+        JobRegistry().register(Wrong())
+
+
+@pytest.mark.parametrize("wanted", [Resize, int, dict[str, int], Job])
+def test_a_second_parameter_that_asks_for_something_else_is_refused(wanted: Any) -> None:
+    """It is given the context."""
+
+    async def work(payload: dict[str, Any], other: Any) -> None: ...
+
+    work.__annotations__["other"] = wanted
+    with pytest.raises(ConfigError, match="context"):
+        JobRegistry().handler("x")(work)
+
+
+def test_a_context_with_a_default_is_given_all_the_same() -> None:
+    """By its name or its annotation; another parameter with a default keeps it."""
+    registry = JobRegistry()
+
+    async def named(payload: Any, ctx: Any = None) -> None: ...
+    async def annotated(payload: Any, c: JobContext | None = None) -> None: ...
+    async def other(payload: Any, tries: int = 3) -> None: ...
+
+    for function in (named, annotated, other):
+        registry.handler()(function)
+    assert [registry.get(name).takes_context for name in ("named", "annotated", "other")] == [True, True, False]
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate as most do."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def given_more(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate with something that the handler is given besides."""
+
+    @functools.wraps(function)
+    def wrapper(payload: Any) -> Any:
+        return function(payload, "database")
+
+    return wrapper
+
+
+def test_a_decorators_own_parameters_count() -> None:
+    """What it passes on is its affair."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    @logged
+    async def plain(payload: Resize, ctx: JobContext) -> None: ...
+
+    @registry.handler()
+    @given_more
+    async def more(payload: Resize, database: str) -> None: ...
+
+    assert (registry.get("plain").payload_type, registry.get("plain").takes_context) == (Resize, True)
+    assert (registry.get("more").payload_type, registry.get("more").takes_context) == (Resize, False)
+
+
+async def deed(payload: Any) -> str:
+    await trio.lowlevel.checkpoint()
+    return "done"
+
+
+def lines(payload: Any) -> Any:
+    yield payload
+
+
+async def pages(payload: Any) -> Any:
+    yield payload
+
+
+@pytest.mark.parametrize(
+    "call", [logged(deed), lambda payload: deed(payload), logged(logged(deed))], ids=["plain", "lambda", "two"]
+)
+async def test_what_a_plain_decorator_makes_of_an_async_handler(call: Callable[..., Any]) -> None:
+    """Its call gives a coroutine, which is awaited."""
+    registry = JobRegistry()
+    registry.handler("x")(call)
+    assert await finished(registry.get("x"), call({})) == "done"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        logged(lines),
+        logged(pages),
+        contextlib.contextmanager(lines),
+        contextlib.asynccontextmanager(pages),
+        lambda payload: map(print, [payload]),
+        lambda payload: (item for item in [payload]),
+    ],
+    ids=["generator", "async generator", "context manager", "async context manager", "map", "generator expression"],
+)
+async def test_a_result_that_has_not_run_is_a_failure(call: Callable[..., Any]) -> None:
+    """Nothing was done, whatever decorators the generator hides behind; the handler is named, not what we call it by."""
+    registry = JobRegistry()
+    registry.handler("x")(call)
+    handler = registry.get("x")
+    with pytest.raises(TypeError, match=re.escape(handler.name) + ".*has not run"):
+        await finished(handler, call({}))
+
+
+@pytest.mark.parametrize("value", [None, 1, {"a": 1}, "text", [1], object()])
+async def test_a_result_is_left_as_it_is(value: object) -> None:
+    """Whether it can be stored is asked elsewhere."""
+    registry = JobRegistry()
+    registry.handler("x")(deed)
+    assert await finished(registry.get("x"), value) is value

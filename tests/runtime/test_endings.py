@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -337,3 +340,172 @@ async def test_group_of_errors_while_cancelled(place: Workplace) -> None:
     await running.wait()
     await place.cancel(job_id)
     await worker.log.wait(EventName.JOB_CANCELLED, job_id=job_id)
+
+
+@pytest.mark.parametrize("how", ["async", "thread", "nursery"])
+async def test_wish_that_is_raised(place: Workplace, how: str) -> None:
+    """It is the same wish, also out of a nursery and a thread: nothing is charged for a snooze."""
+    registry, runs = JobRegistry(), []
+
+    def wish(ctx: JobContext) -> None:
+        runs.append(ctx.attempt)
+        if len(runs) == 1:
+            raise Snooze(seconds=0)
+
+    @registry.handler("async")
+    async def in_loop(payload: Payload, ctx: JobContext) -> None:
+        wish(ctx)
+
+    @registry.handler("thread")
+    def in_thread(payload: Payload, ctx: JobContext) -> None:
+        wish(ctx)
+
+    @registry.handler("nursery")
+    async def in_nursery(payload: Payload, ctx: JobContext) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            wish(ctx)
+            nursery.cancel_scope.cancel()
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue(how, max_attempts=1)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    assert runs == [1, 1]
+    assert await place.history(job_id) == [(1, "snoozed"), (1, "completed")]
+
+
+async def test_plain_decorator_around_an_async_handler(place: Workplace) -> None:
+    """What it returns is a coroutine; it is awaited in the worker's loop, under the job's timeout and cancel."""
+    registry = JobRegistry()
+
+    def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            return function(*args)
+
+        return wrapper
+
+    @registry.handler()
+    @logged
+    async def work(payload: Payload, ctx: JobContext) -> object:
+        async with ctx.transaction() as connection:
+            cursor = await connection.execute("select 7")
+            return await cursor.fetchone()
+
+    @registry.handler(timeout_seconds=0.05, max_attempts=1)
+    @logged
+    async def endless(payload: Payload) -> None:
+        await trio.sleep_forever()
+
+    worker = await place.start(registry)
+    done, late = await place.enqueue("work"), await place.enqueue("endless", max_attempts=1)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=done)
+    assert (await place.job(done))["result"] == [7]
+    await worker.log.wait(EventName.JOB_DEAD, job_id=late)
+    assert await place.history(late) == [(1, "timed_out")]
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_generator_behind_a_decorator(place: Workplace, is_async: bool) -> None:
+    """It has not run: a failure that names the handler, where before the job was completed."""
+    registry = JobRegistry()
+
+    def lines(payload: Payload) -> Any:
+        yield payload
+
+    @functools.wraps(lines)
+    def plain(payload: Payload) -> Any:
+        return lines(payload)
+
+    @functools.wraps(lines)
+    async def awaited(payload: Payload) -> Any:
+        return lines(payload)
+
+    registry.handler("work")(awaited if is_async else plain)
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work", max_attempts=1)
+    told = await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    assert "lines returned a generator, which has not run" in told["why"]
+    assert "lambda" not in (await place.dead_letter(job_id))["error_message"]
+
+
+async def test_job_for_a_function_that_asks_for_it(place: Workplace) -> None:
+    """As a class handler is given it."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    async def work(job: Job) -> object:
+        return job.job_type
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work")
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    assert (await place.job(job_id))["result"] == "work"
+
+
+@pytest.mark.parametrize("how", ["async", "thread", "shielded", "cooperative"])
+async def test_deadline_is_told(place: Workplace, how: str) -> None:
+    """By one rule: interrupted, with the reason, once. One that runs on is told of while it does, and is unresponsive after its grace."""
+    registry, release, may_end = JobRegistry(), threading.Event(), trio.Event()
+    saw = []
+
+    @registry.handler("async", timeout_seconds=0.05)
+    async def in_loop(payload: Payload) -> None:
+        await trio.sleep_forever()
+
+    @registry.handler("thread", timeout_seconds=0.05)
+    def in_thread(payload: Payload, ctx: JobContext) -> None:
+        release.wait()
+        saw.append(ctx.is_cancelled() and ctx.cancel_reason)
+
+    @registry.handler("shielded", timeout_seconds=0.05)
+    async def shielded(payload: Payload) -> None:
+        with trio.CancelScope(shield=True):
+            await may_end.wait()
+        await trio.lowlevel.checkpoint()
+
+    @registry.handler("cooperative", timeout_seconds=0.05, cooperative=True)
+    async def cooperative(payload: Payload, ctx: JobContext) -> None:
+        with trio.CancelScope(shield=True):
+            saw.append(await ctx.cancelled())
+            await may_end.wait()
+        await trio.lowlevel.checkpoint()
+
+    worker = await place.start(registry, grace_seconds=0.05)
+    job_id = await place.enqueue(how, max_attempts=1)
+    told = await worker.log.wait(EventName.JOB_INTERRUPTED, job_id=job_id)
+    assert (told["reason"], told["why"]) == ("timed_out", "timed out after 0.05 s")
+    if how != "async":
+        await worker.log.wait(EventName.JOB_UNRESPONSIVE, job_id=job_id)
+        assert (await place.job(job_id))["status"] == "running"
+    release.set()
+    may_end.set()
+    if how == "thread":
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)  # it has done its work all the same
+    else:
+        await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+        assert await place.history(job_id) == [(1, "timed_out")]
+    assert len(worker.log.find(EventName.JOB_INTERRUPTED)) == 1
+    if how in {"thread", "cooperative"}:
+        assert [reason and reason.kind for reason in saw] == ["timed_out"]
+
+
+async def test_deadlines_of_many(place: Workplace) -> None:
+    """The earliest is looked at first, whichever began first, and each is told of once."""
+    registry, release = JobRegistry(), trio.Event()
+
+    async def cling(payload: Payload) -> None:
+        with trio.CancelScope(shield=True):
+            await release.wait()
+
+    for name, seconds in (("hour", 3600.0), ("late", 0.2), ("soon", 0.05)):
+        registry.handler(name, timeout_seconds=seconds)(cling)
+    worker = await place.start(registry)
+    jobs = {name: await place.enqueue(name) for name in ("hour", "late", "soon")}
+    for name in ("soon", "late"):
+        await worker.log.wait(EventName.JOB_INTERRUPTED, job_id=jobs[name])
+    release.set()
+    for job_id in jobs.values():
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    told = [fields["job_type"] for fields in worker.log.find(EventName.JOB_INTERRUPTED)]
+    assert told == ["soon", "late"]

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, Interrupt, InterruptKind, JobContext, JobRegistry
+from pgnotifyq.client import open_client
 from pgnotifyq.ledger import claims
 from tests.ledger.support import fetch
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
@@ -140,6 +141,7 @@ async def test_nothing_starts_after_the_signal(place: Workplace, monkeypatch: py
     for job_id in ids:
         job = await place.job(job_id)
         assert (job["status"], job["attempts"]) == ("pending", 0)
+    assert await place.history(ids[0]) == [(1, "released")]  # the claim may have come before the others were there
     await nothing_left(place)
 
 
@@ -209,3 +211,25 @@ async def test_cancelled_job_of_a_worker_that_stops(place: Workplace) -> None:
     await ended(worker)
     assert (await place.job(job_id))["status"] == "cancelled"
     assert await place.history(job_id) == [(1, "cancelled")]
+
+
+@pytest.mark.parametrize("how", ["signals", "cancelled"])
+async def test_every_release_is_in_the_history(place: Workplace, how: str) -> None:
+    """Whoever ends the worker, and however: what a handler saw of a job is not forgotten when the job goes on elsewhere."""
+    gate = Gate()
+    worker = await place.start(gate.registry)
+    job_id = await place.enqueue("work", max_attempts=1)
+    await begun(gate)
+    if how == "signals":
+        worker.handle.drain()
+        worker.handle.drain()
+        await ended(worker)
+    else:
+        await worker.leave()
+    gate.let_go.set()
+    worker = await place.start(gate.registry)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    async with open_client(place.dsn) as client:
+        history = await client.history(job_id)
+    assert [(each.attempt, each.outcome) for each in history] == [(1, "released"), (1, "completed")]
+    assert history[0].error_message in {"the worker is shutting down", "the worker was shut down"}

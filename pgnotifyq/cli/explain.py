@@ -1,0 +1,144 @@
+"""`python -m pgnotifyq explain ID`: in sentences, why a job is where it is, and what would change that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from pgnotifyq.cli.commands import _job_id as job_id_of
+from pgnotifyq.cli.commands import run_with
+from pgnotifyq.cli.output import print_json, shown
+from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.model.errors import JobNotFound
+
+if TYPE_CHECKING:
+    from psycopg.rows import TupleRow
+
+    from pgnotifyq.ledger.jobs import Explanation
+    from pgnotifyq.model.job import DeadLetter
+    from pgnotifyq.wire.connection import Connection
+
+UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))  # in seconds
+
+
+def run(dsn: str | None, schema: str, job_id: str, *, as_json: bool) -> int:
+    """Explain one job or dead letter."""
+    key = job_id_of(job_id)
+
+    async def act(connection: Connection[TupleRow]) -> int:
+        found = await ledger.explain(connection, schema, key)
+        letter = await ledger.get_dead(connection, schema, key) if found is None else None
+        if found is not None:
+            lines, data = sentences(found), attrs.asdict(found)
+        elif letter is not None:
+            lines, data = (
+                of_dead_letter(letter),
+                {"label": "dead", "reason": letter.reason, "error_message": letter.error_message},
+            )
+        else:
+            raise JobNotFound(f"there is no job {key}: it never was, or was pruned after its retention")
+        if as_json:
+            print_json({"id": key, **data, "sentences": lines})
+        else:
+            print("\n".join(shown(line) for line in lines))
+        return 0
+
+    return run_with(dsn, schema, act)
+
+
+def sentences(found: Explanation) -> list[str]:
+    """Return, a sentence each, what is to be said of a job."""
+    said = [*_of_state(found)]
+    if found.trouble_with is not None:
+        when = span(found.trouble_look_in_seconds or 0)
+        look = f"in {when}" if (found.trouble_look_in_seconds or 0) > 0 else "due"
+        said.append(
+            f"It was put aside: {found.trouble_with} failed {found.trouble_tries} time(s), the last time with: {found.trouble}; "
+            f"the next look is {look}."
+        )
+    return said
+
+
+def _of_state(found: Explanation) -> list[str]:
+    attempt = f"attempt {found.attempts} of {found.max_attempts}"
+    why = f": {found.error_message.partition(chr(10))[0]}" if found.error_message else ""
+    if found.is_parked and found.label in {"pending", "scheduled", "retrying"}:
+        return ["It ran when its worker died, as others did; they are tried one after the other, and its turn has not come."]
+    match found.label:
+        case "pending":
+            return [f"It has been due for {span(-(found.due_in_seconds or 0))}.", *_of_waiting(found)]
+        case "scheduled":
+            when = "for ever" if found.due_in_seconds is None else f"for {span(found.due_in_seconds)}"
+            return [f"It is not due {when}.", *_of_no_worker(found)]
+        case "retrying":
+            when = "never" if found.due_in_seconds is None else f"in {span(found.due_in_seconds)}"
+            return [f"Its {attempt} failed{why}", f"It is tried again {when}.", *_of_no_worker(found)]
+        case "running":
+            return [
+                f"It has been running for {span(found.held_for_seconds or 0)} on {_holder(found)}, {attempt}.",
+                *_of_lease(found),
+            ]
+        case "stopping":
+            told = f"It was cancelled{why}, and its handler has not stopped yet, on {_holder(found)}."
+            return [told, *_of_lease(found)]
+        case label:
+            when = f" {span(found.ended_for_seconds)} ago" if found.ended_for_seconds is not None else ""
+            said = f"It was {label}{when}"
+            return [f"{said}, {attempt}{why}" if label == "completed" else f"{said}{why}"]
+
+
+def _of_waiting(found: Explanation) -> list[str]:
+    """Say what a job that is due waits for, the first cause first."""
+    if found.trouble_with is not None and (found.trouble_look_in_seconds or 0) > 0:
+        return []  # told of below
+    if found.workers == 0:
+        return _of_no_worker(found)
+    first = f"{found.jobs_before or 0} due job(s) of its queue come first"
+    if found.slots_free == 0:
+        return [f"The {found.workers} worker(s) of queue {found.queue_name} are at capacity; {first}."]
+    return [f"{found.workers} worker(s) of queue {found.queue_name} have {found.slots_free} free slot(s); {first}."]
+
+
+def _of_no_worker(found: Explanation) -> list[str]:
+    if found.workers:
+        return []
+    queue = found.queue_name
+    return [f"No live worker takes queue {queue}: start one with python -m pgnotifyq worker --queue {queue}."]
+
+
+def _of_lease(found: Explanation) -> list[str]:
+    left = found.lease_seconds_left or 0
+    if left < 0:
+        ran_out = f"Its lease ran out {span(-left)} ago; the next live worker that looks takes it back."
+        return [ran_out] if found.workers else [ran_out, *_of_no_worker(found)]
+    if not found.is_holder_alive:
+        return [
+            f"That worker is gone; others take the job back, at the latest when its lease runs out, in {span(left)}.",
+            *_of_no_worker(found),
+        ]
+    return [f"Its lease lasts another {span(left)} and is renewed while the worker lives."]
+
+
+def _holder(found: Explanation) -> str:
+    if found.held_on_host is None:
+        return "a worker that has left no trace"
+    return f"host {found.held_on_host}, process {found.held_by_pid}"
+
+
+def of_dead_letter(letter: DeadLetter) -> list[str]:
+    """Return, a sentence each, what is to be said of a job that will not be tried again."""
+    why = f": {letter.error_message.partition(chr(10))[0]}" if letter.error_message else "."
+    return [
+        f"It is dead ({letter.reason}) after {letter.attempts} of {letter.max_attempts} attempts{why}",
+        f"It stays so until somebody says python -m pgnotifyq requeue {letter.id}",
+    ]
+
+
+def span(seconds: float) -> str:
+    """Return a length of time for people: 2.5 s, 3 min, 4 h, 5 d."""
+    seconds = max(seconds, 0.0)
+    for unit, size in UNITS:
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,305 @@
+"""What doctor finds: each thing that it looks at, well and unwell. The states are made by SQL in a database of the test's own."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+import trio
+from psycopg.conninfo import make_conninfo
+
+from pgnotifyq.cli import doctor
+from pgnotifyq.embedded import open_temporary_server
+from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.ledger.statements import query
+from pgnotifyq.wire.connection import open_connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Look = list[tuple[str, str, str]]
+Session = psycopg.Connection[Any]
+
+
+def look(dsn: str, schema: str = "pgnotifyq") -> Look:
+    """Return what doctor finds: verdict, what, hint."""
+
+    async def main() -> list[doctor.Finding]:
+        async with open_connection(dsn) as connection, open_connection(dsn) as other:
+            return await doctor._examine(connection, other, schema)
+
+    return [(found.verdict, found.what, found.hint) for found in trio.run(main)]
+
+
+def verdict_of(found: Look, words: str) -> str | None:
+    """Return the verdict of the finding that says so, or None where none does."""
+    verdicts = [verdict for verdict, what, _ in found if words in what]
+    assert len(verdicts) <= 1, found
+    return verdicts[0] if verdicts else None
+
+
+@pytest.fixture
+def session(dsn: str) -> Iterator[Session]:
+    with psycopg.connect(dsn, autocommit=True) as session:
+        yield session
+
+
+@contextmanager
+def role(session: Session, options: str = "login") -> Iterator[str]:
+    """A role of the server's, for the length of a block."""
+    name = f"doctor_{uuid.uuid4().hex[:8]}"
+    session.execute(f"create role {name} {options}".encode())
+    try:
+        yield name
+    finally:
+        session.execute(f"drop owned by {name}; drop role {name}".encode())
+
+
+DUE = "select pgnotifyq.enqueue('x', queue_name => 'images', scheduled_at => now() - interval '2 min')"
+WORKER = "select pgnotifyq.register_worker('00000000-0000-0000-0000-0000000000aa', 'here', 1, '{images}', 1, '0', false, 60)"
+DEAD = (
+    "insert into pgnotifyq.dead_letter_jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts,"
+    " created_at, reason, history, died_at) select gen_random_uuid(), gen_random_uuid(), 'images', 'x', '{}', 0, now(), 1, 1, now(),"
+    " 'exhausted', '[]', now()"
+)
+CLAIM = (
+    "update pgnotifyq.jobs set status = 'running', attempts = 1, started_at = now(), locked_by = gen_random_uuid(),"
+    " current_execution_id = gen_random_uuid(), lease_expires_at = now() - interval '1 min'"
+)
+TRIGGER = (
+    "create function public.audit() returns trigger language plpgsql as 'begin return new; end';"
+    "create trigger audited before insert on pgnotifyq.jobs for each row execute function public.audit()"
+)
+
+# What is done to a healthy database; what is found of it, and how bad that is; what is found without.
+STATES = [
+    (DUE, "queue images: 1 due job(s)", "fail", "no due job has been waiting for long"),
+    (f"{DUE}; {WORKER}", "queue images: 1 due job(s)", "warn", "no due job has been waiting for long"),
+    ("select pgnotifyq.enqueue('x')", None, None, "no due job has been waiting for long"),
+    ("select 1", "no worker is alive", "warn", None),
+    (WORKER, "workers that poll: 1", "warn", "all workers are told of work"),
+    (f"{DUE}; {CLAIM}", "no worker to take them back: 1", "fail", "jobs whose lease has run out: 0"),
+    (DEAD, "1 dead letter(s)", "warn", "no dead letters"),
+    ("alter table pgnotifyq.jobs disable trigger jobs_wake_after_insert", "jobs_wake_after_insert on pgnotifyq.jobs is disabled", "fail",
+     "own triggers are on"),
+    ("alter table pgnotifyq.jobs set (autovacuum_enabled = off)", "autovacuum of pgnotifyq.jobs is off", "fail", "autovacuum is on"),
+    ("alter table pgnotifyq.job_executions no force row level security", "row security of pgnotifyq.job_executions is off", "fail",
+     "row security is on and forced"),
+    ("alter table pgnotifyq.jobs disable row level security", "row security of pgnotifyq.jobs is off", "fail",
+     "row security is on and forced"),
+    ("drop policy one_tenant on pgnotifyq.dead_letter_jobs", "policy one_tenant of pgnotifyq.dead_letter_jobs is gone", "fail",
+     "row security is on and forced"),
+    ("create table public.orders (job uuid references pgnotifyq.jobs)", "of orders refers to pgnotifyq.jobs", "warn", "nobody has put"),
+    ("create table public.orders (job uuid references pgnotifyq.dead_letter_jobs on delete cascade)",
+     "of orders refers to pgnotifyq.dead_letter_jobs", "warn", "nobody has put"),
+    (TRIGGER, "trigger audited on pgnotifyq.jobs calls audit", "warn", "nobody has put"),
+    ("create rule quiet as on delete to pgnotifyq.jobs do instead nothing", "rule quiet on pgnotifyq.jobs", "warn", "nobody has put"),
+    ("create policy mine on pgnotifyq.jobs as restrictive using (false)", "policy mine on pgnotifyq.jobs", "warn", "nobody has put"),
+    ("select pgnotifyq.note_trouble(gen_random_uuid(), '00000000-0000-0000-0000-0000000000bb', 'prune', '23503', 'refers')",
+     "job 00000000-0000-0000-0000-0000000000bb was put aside: prune failed 1 time(s): refers", "warn", "no job was put aside"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("done", "bad", "verdict", "good"), STATES, ids=[str(bad or good) for _, bad, _, good in STATES])
+def test_state(dsn: str, session: Session, done: str, bad: str | None, verdict: str | None, good: str | None) -> None:
+    """It is found when it is there, with a hint, and its opposite when it is not."""
+    if good is not None:
+        assert verdict_of(look(dsn), good) == "ok"
+    session.execute(done.encode())
+    found = look(dsn)
+    if bad is None:
+        assert good is not None
+        assert verdict_of(found, good) == "ok"
+        return
+    assert verdict_of(found, bad) == verdict
+    assert next(hint for _, what, hint in found if bad in what)
+    if good is not None:
+        assert verdict_of(found, good) is None
+
+
+def test_jobs_that_were_put_aside_are_not_waiting(dsn: str, session: Session) -> None:
+    """They are told of as what they are; and of many only some are."""
+    session.execute(DUE)
+    session.execute("select pgnotifyq.note_trouble(org_id, id, 'claim', '22000', 'no') from pgnotifyq.jobs")
+    assert verdict_of(look(dsn), "no due job has been waiting") == "ok"
+    session.execute(
+        "select pgnotifyq.note_trouble(gen_random_uuid(), gen_random_uuid(), 'claim', '22000', e'evil\\x1b[2J') from generate_series(1, 9)"
+    )
+    found = look(dsn)
+    assert verdict_of(found, "more jobs were put aside") == "warn"
+    assert all(what.isprintable() for _, what, _ in found)
+
+
+def test_worker_whose_row_is_all_that_is_left(dsn: str, session: Session) -> None:
+    """It is not alive: before, its row passed for a worker."""
+    session.execute(WORKER.encode())
+    assert verdict_of(look(dsn), "live workers: 1") == "ok"
+    session.execute("update pgnotifyq.worker_heartbeats set last_beat_at = now() - interval '1 hour'")
+    found = look(dsn)
+    assert verdict_of(found, "no worker is alive; rows of workers that are gone: 1") == "warn"
+    assert verdict_of(found, "workers that poll") is None
+
+
+def test_worker_whose_session_lives(dsn: str, session: Session) -> None:
+    """By its lock; it is told of work."""
+    session.execute(
+        "select pgnotifyq.register_worker('00000000-0000-0000-0000-0000000000aa', 'here', 1, '{images}', 1, '0', true, 60)"
+    )
+    assert verdict_of(look(dsn), "no worker is alive") == "warn"
+    session.execute("select pg_advisory_lock(pgnotifyq.session_key('00000000-0000-0000-0000-0000000000aa'))")
+    found = look(dsn)
+    assert (verdict_of(found, "live workers: 1"), verdict_of(found, "all workers are told of work")) == ("ok", "ok")
+
+
+def test_role_that_lacks_a_right(dsn: str, session: Session) -> None:
+    """One of several is not enough, and the missing ones are named."""
+    with role(session) as name:
+        session.execute(f"grant usage on schema pgnotifyq to {name}".encode())
+        session.execute(f"grant select, insert, update, delete on all tables in schema pgnotifyq to {name}".encode())
+        theirs = make_conninfo(dsn, user=name)
+        assert verdict_of(look(theirs), f"role {name} can write") == "ok"
+        session.execute(f"revoke update on pgnotifyq.jobs, pgnotifyq.sleepers from {name}".encode())
+        assert verdict_of(look(theirs), "it lacks update on jobs, update on sleepers") == "fail"
+        session.execute(f"grant update on pgnotifyq.jobs, pgnotifyq.sleepers to {name}".encode())
+        session.execute("revoke execute on function pgnotifyq.has_due from public")
+        assert verdict_of(look(theirs), "it lacks execute on 1 function(s)") == "fail"
+
+
+def test_role_whose_transactions_are_read_only(dsn: str) -> None:
+    """Rights alone do not make it write. What counts is what the connection is under, which may choose for itself."""
+    found = facts(dsn)
+    assert (found["is_read_only"], doctor._judge_role(found, None, "pgnotifyq")[0].verdict) == (False, "ok")
+    judged = doctor._judge_role({**found, "is_read_only": True}, None, "pgnotifyq")[0]
+    assert judged.verdict == "fail"
+    assert "read-only" in judged.what
+
+
+def facts(dsn: str) -> dict[str, Any]:
+    """Return the facts that doctor judges."""
+
+    async def main() -> dict[str, Any]:
+        async with open_connection(dsn) as connection:
+            (row,) = await doctor._rows(connection, query("doctor", "pgnotifyq"))
+            return row
+
+    return trio.run(main)
+
+
+def test_standby_is_told_apart() -> None:
+    """Nothing can be written there, whatever the rights."""
+    row = {"role_name": "r", "owner_name": "o", "is_standby": True, "is_superuser": True, "bypasses_row_security": True}
+    judged = doctor._judge_role({**row, "is_owner_exempt": True}, None, "pgnotifyq")
+    assert (judged[0].verdict, judged[0].hint) == ("fail", "connect to the primary")
+
+
+def test_tenant_role(blank_dsn: str) -> None:
+    """That it exists is not enough: it must be one that may be taken on, that has rights, and that row security binds."""
+    schema = f"q{uuid.uuid4().hex[:8]}"
+    tenant = f"{schema}_tenant"
+
+    async def make() -> None:
+        async with open_connection(make_conninfo(blank_dsn, user=owner)) as connection:
+            await migrate(connection, schema)
+
+    with psycopg.connect(blank_dsn, autocommit=True) as session, role(session) as owner:
+        theirs = make_conninfo(blank_dsn, user=owner)
+        session.execute(f"grant create on database {session.info.dbname} to {owner}".encode())
+        trio.run(make)
+        assert verdict_of(look(theirs, schema), f"role {tenant} does not exist") == "warn"
+        session.execute(f"create role {tenant} nologin".encode())
+        try:
+            assert verdict_of(look(theirs, schema), f"role {owner} may not take on role {tenant}") == "warn"
+            session.execute(f"grant {tenant} to {owner}".encode())
+            assert verdict_of(look(theirs, schema), f"role {tenant} has no rights in schema {schema}") == "warn"
+            session.execute(f"grant usage on schema {schema} to {tenant}".encode())
+            session.execute(f"grant select, insert on {schema}.jobs to {tenant}".encode())
+            assert verdict_of(look(theirs, schema), f"role {tenant} confines") == "ok"
+            session.execute(f"alter role {tenant} bypassrls".encode())
+            assert verdict_of(look(theirs, schema), f"role {tenant} is exempt") == "fail"
+            if session.info.server_version >= 160_000:
+                session.execute(f"alter role {tenant} nobypassrls; grant {tenant} to {owner} with set false".encode())
+                assert verdict_of(look(theirs, schema), f"role {owner} may not take on role {tenant}") == "warn"
+        finally:
+            session.execute(f"drop owned by {tenant}; drop role {tenant}".encode())
+
+
+def test_owner_whom_row_security_binds(blank_dsn: str) -> None:
+    """Their dump needs an option; a superuser's does not."""
+
+    async def make(dsn: str) -> None:
+        async with open_connection(dsn) as connection:
+            await migrate(connection)
+
+    with psycopg.connect(blank_dsn, autocommit=True) as session, role(session) as owner:
+        theirs = make_conninfo(blank_dsn, user=owner)
+        session.execute(f"grant create on database {session.info.dbname} to {owner}".encode())
+        trio.run(make, theirs)
+        (hint,) = (hint for _, what, hint in look(theirs) if f"row security binds {owner}" in what)
+        assert "--enable-row-security" in hint
+        session.execute(f"alter role {owner} bypassrls".encode())
+        assert verdict_of(look(theirs), "the tables' owner, is whole") == "ok"
+
+
+def test_role_that_may_not_see_others_sessions(dsn: str, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not said that there is no old transaction where none could be seen."""
+    with role(session) as name:
+        session.execute(f"grant usage on schema pgnotifyq to {name}".encode())
+        session.execute(f"grant select on all tables in schema pgnotifyq to {name}".encode())
+        theirs = make_conninfo(dsn, user=name)
+        (hint,) = (hint for _, what, hint in look(theirs) if f"no transaction that role {name} may see" in what)
+        assert "pg_read_all_stats" in hint
+        session.execute(f"grant pg_read_all_stats to {name}".encode())
+        assert verdict_of(look(theirs), "no transaction is older") == "ok"
+
+
+def fill_notification_queue(session: Session) -> None:
+    """Notify until nothing more can be."""
+    while True:
+        session.execute("select pg_notify('anything', repeat('x', 7000) || n) from generate_series(1, 10) as n")
+
+
+def test_notification_queue_that_is_full_and_a_forgotten_prepared_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doctor says so, rather than fail over it: it was the very condition that it looks for."""
+    if int(os.environ.get("PGNOTIFYQ_TEST_POSTGRES", "18")) < 17:
+        pytest.skip("before PostgreSQL 17 the queue has 8 GiB")
+    monkeypatch.setattr(doctor, "SNAPSHOT_SECONDS_MAX", -1.0)
+    settings = {"max_notify_queue_pages": "64", "max_prepared_transactions": "1", "fsync": "off"}
+    with open_temporary_server(settings=settings) as server:
+
+        async def make() -> None:
+            async with open_connection(server.dsn) as connection:
+                await migrate(connection)
+
+        trio.run(make)
+        with psycopg.connect(server.dsn) as listener, psycopg.connect(server.dsn, autocommit=True) as session:
+            listener.execute("listen anything")
+            listener.commit()
+            listener.execute("select 1")
+            with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+                fill_notification_queue(session)
+            session.execute("begin; select pg_current_xact_id(); prepare transaction 'forgotten'")
+            found = look(server.dsn)
+            assert verdict_of(found, "a notification to ourselves was refused: too many notifications") == "fail"
+            assert any("notification queue" in what and verdict == "warn" for verdict, what, _ in found)
+            assert verdict_of(found, "prepared transaction 'forgotten'") == "warn"
+            session.execute("rollback prepared 'forgotten'")
+
+
+def test_backlog_that_nobody_works_on(run: Callable[..., Any], session: Session) -> None:
+    """The exit code says so."""
+    assert run("doctor").code == 0
+    session.execute(DUE.encode())
+    assert run("doctor").code == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)]
+)
+def test_colours_are_as_the_environment_says(run: Callable[..., Any], environment: dict[str, str], coloured: bool) -> None:
+    """None in a pipe; FORCE_COLOR has them there, NO_COLOR is stronger."""
+    ran = run("doctor", **{"NO_COLOR": "", "FORCE_COLOR": "", **environment})
+    assert ("\x1b[" in ran.out) is coloured
