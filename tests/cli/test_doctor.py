@@ -16,6 +16,7 @@ from pgnotifyq.cli import doctor
 from pgnotifyq.embedded import open_temporary_server
 from pgnotifyq.ledger.migrate import migrate
 from pgnotifyq.ledger.statements import query
+from pgnotifyq.runtime.tenants import find_tenant_role
 from pgnotifyq.wire.connection import open_connection
 
 if TYPE_CHECKING:
@@ -201,7 +202,10 @@ def test_standby_is_told_apart() -> None:
 
 
 def test_tenant_role(blank_dsn: str) -> None:
-    """That it exists is not enough: it must be one that may be taken on, that has rights, and that row security binds."""
+    """That it exists is not enough: it must be one that may be taken on, that has rights, and that row security binds.
+
+    A worker takes it on exactly where doctor says that it may: elsewhere each tenant transaction would fail.
+    """
     schema = f"q{uuid.uuid4().hex[:8]}"
     tenant = f"{schema}_tenant"
 
@@ -209,24 +213,34 @@ def test_tenant_role(blank_dsn: str) -> None:
         async with open_connection(make_conninfo(blank_dsn, user=owner)) as connection:
             await migrate(connection, schema)
 
+    async def taken_on() -> str | None:
+        async with open_connection(make_conninfo(blank_dsn, user=owner)) as connection:
+            return await find_tenant_role(connection, schema)
+
     with psycopg.connect(blank_dsn, autocommit=True) as session, role(session) as owner:
         theirs = make_conninfo(blank_dsn, user=owner)
         session.execute(f"grant create on database {session.info.dbname} to {owner}".encode())
         trio.run(make)
         assert verdict_of(look(theirs, schema), f"role {tenant} does not exist") == "warn"
+        assert trio.run(taken_on) is None
         session.execute(f"create role {tenant} nologin".encode())
         try:
             assert verdict_of(look(theirs, schema), f"role {owner} may not take on role {tenant}") == "warn"
+            assert trio.run(taken_on) is None
             session.execute(f"grant {tenant} to {owner}".encode())
             assert verdict_of(look(theirs, schema), f"role {tenant} has no rights in schema {schema}") == "warn"
+            assert trio.run(taken_on) is None
             session.execute(f"grant usage on schema {schema} to {tenant}".encode())
             session.execute(f"grant select, insert on {schema}.jobs to {tenant}".encode())
             assert verdict_of(look(theirs, schema), f"role {tenant} confines") == "ok"
+            assert trio.run(taken_on) == tenant
             session.execute(f"alter role {tenant} bypassrls".encode())
             assert verdict_of(look(theirs, schema), f"role {tenant} is exempt") == "fail"
+            assert trio.run(taken_on) == tenant
             if session.info.server_version >= 160_000:
                 session.execute(f"alter role {tenant} nobypassrls; grant {tenant} to {owner} with set false".encode())
                 assert verdict_of(look(theirs, schema), f"role {owner} may not take on role {tenant}") == "warn"
+                assert trio.run(taken_on) is None
         finally:
             session.execute(f"drop owned by {tenant}; drop role {tenant}".encode())
 
