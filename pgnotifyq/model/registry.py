@@ -100,7 +100,7 @@ class JobRegistry:
                 )
             inner, parameters = _signature(function)
             # A class that is defined in the function around is found among its names.
-            wanted = _annotations(inner, parameters, around or sys._getframe(1).f_locals)  # noqa: SLF001
+            wanted = _annotations(inner, parameters, sys._getframe(1).f_locals if around is None else around)  # noqa: SLF001
             takes_job = wanted[0] is Job
             name = f"{inner.__module__}:{inner.__qualname__}"
             self._add(

@@ -16,6 +16,7 @@ from pgnotifyq.cli import doctor
 from pgnotifyq.embedded import open_temporary_server
 from pgnotifyq.ledger.migrate import migrate
 from pgnotifyq.ledger.statements import query
+from pgnotifyq.runtime.tenants import find_tenant_role
 from pgnotifyq.wire.connection import open_connection
 
 if TYPE_CHECKING:
@@ -75,50 +76,54 @@ TRIGGER = (
     "create trigger audited before insert on pgnotifyq.jobs for each row execute function public.audit()"
 )
 
-# What is done to a healthy database; what is found of it, and how bad that is; what is found without.
-STATES = [
-    (DUE, "queue images: 1 due job(s)", "fail", "no due job has been waiting for long"),
-    (f"{DUE}; {WORKER}", "queue images: 1 due job(s)", "warn", "no due job has been waiting for long"),
-    ("select pgnotifyq.enqueue('x')", None, None, "no due job has been waiting for long"),
-    ("select 1", "no worker is alive", "warn", None),
-    (WORKER, "workers that poll: 1", "warn", "all workers are told of work"),
+# What is done to a healthy database; what is found of it, and how bad that is; what is found without. One after the other.
+UNWELL = [
     (f"{DUE}; {CLAIM}", "no worker to take them back: 1", "fail", "jobs whose lease has run out: 0"),
+    (DUE, "queue images: 1 due job(s)", "fail", "no due job has been waiting for long"),
     (DEAD, "1 dead letter(s)", "warn", "no dead letters"),
+    ("alter table pgnotifyq.jobs set (autovacuum_enabled = off)", "autovacuum of pgnotifyq.jobs is off", "fail", "autovacuum is on"),
+    ("create table public.orders (job uuid references pgnotifyq.jobs)", "of orders refers to pgnotifyq.jobs", "warn", "nobody has put"),
+    ("create table public.bills (job uuid references pgnotifyq.dead_letter_jobs on delete cascade)",
+     "of bills refers to pgnotifyq.dead_letter_jobs", "warn", "nobody has put"),
+    (TRIGGER, "trigger audited on pgnotifyq.jobs calls audit", "warn", "nobody has put"),
+    ("create rule quiet as on delete to pgnotifyq.sleepers do instead nothing", "rule quiet on pgnotifyq.sleepers", "warn",
+     "nobody has put"),
+    ("create policy mine on pgnotifyq.jobs as restrictive using (false)", "policy mine on pgnotifyq.jobs, restrictive", "warn",
+     "nobody has put"),
+    ("select pgnotifyq.note_trouble(gen_random_uuid(), '00000000-0000-0000-0000-0000000000bb', 'prune', '23503', 'refers')",
+     "job 00000000-0000-0000-0000-0000000000bb was put aside: prune failed 1 time(s): refers", "warn", "no job was put aside"),
     ("alter table pgnotifyq.jobs disable trigger jobs_wake_after_insert", "jobs_wake_after_insert on pgnotifyq.jobs is disabled", "fail",
      "own triggers are on"),
-    ("alter table pgnotifyq.jobs set (autovacuum_enabled = off)", "autovacuum of pgnotifyq.jobs is off", "fail", "autovacuum is on"),
     ("alter table pgnotifyq.job_executions no force row level security", "row security of pgnotifyq.job_executions is off", "fail",
      "row security is on and forced"),
     ("alter table pgnotifyq.jobs disable row level security", "row security of pgnotifyq.jobs is off", "fail",
      "row security is on and forced"),
     ("drop policy one_tenant on pgnotifyq.dead_letter_jobs", "policy one_tenant of pgnotifyq.dead_letter_jobs is gone", "fail",
      "row security is on and forced"),
-    ("create table public.orders (job uuid references pgnotifyq.jobs)", "of orders refers to pgnotifyq.jobs", "warn", "nobody has put"),
-    ("create table public.orders (job uuid references pgnotifyq.dead_letter_jobs on delete cascade)",
-     "of orders refers to pgnotifyq.dead_letter_jobs", "warn", "nobody has put"),
-    (TRIGGER, "trigger audited on pgnotifyq.jobs calls audit", "warn", "nobody has put"),
-    ("create rule quiet as on delete to pgnotifyq.jobs do instead nothing", "rule quiet on pgnotifyq.jobs", "warn", "nobody has put"),
-    ("create policy mine on pgnotifyq.jobs as restrictive using (false)", "policy mine on pgnotifyq.jobs", "warn", "nobody has put"),
-    ("select pgnotifyq.note_trouble(gen_random_uuid(), '00000000-0000-0000-0000-0000000000bb', 'prune', '23503', 'refers')",
-     "job 00000000-0000-0000-0000-0000000000bb was put aside: prune failed 1 time(s): refers", "warn", "no job was put aside"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("done", "bad", "verdict", "good"), STATES, ids=[str(bad or good) for _, bad, _, good in STATES])
-def test_state(dsn: str, session: Session, done: str, bad: str | None, verdict: str | None, good: str | None) -> None:
-    """It is found when it is there, with a hint, and its opposite when it is not."""
-    if good is not None:
-        assert verdict_of(look(dsn), good) == "ok"
-    session.execute(done.encode())
+def test_each_finding_well_and_unwell(dsn: str, session: Session) -> None:
+    """What is found is not found before, its opposite is not found after, and it comes with a hint."""
+    before = look(dsn)
+    for done, bad, verdict, good in UNWELL:
+        assert (verdict_of(before, bad), verdict_of(before, good)) == (None, "ok"), bad
+        session.execute(done.encode())
+        after = look(dsn)
+        assert (verdict_of(after, bad), verdict_of(after, good)) == (verdict, None), bad
+        assert next(hint for _, what, hint in after if bad in what)
+
+
+def test_workers_make_a_difference(dsn: str, session: Session) -> None:
+    """A queue whose jobs wait is another matter where a live worker takes it; one that polls is told."""
+    session.execute("select pgnotifyq.enqueue('x')")
     found = look(dsn)
-    if bad is None:
-        assert good is not None
-        assert verdict_of(found, good) == "ok"
-        return
-    assert verdict_of(found, bad) == verdict
-    assert next(hint for _, what, hint in found if bad in what)
-    if good is not None:
-        assert verdict_of(found, good) is None
+    assert (verdict_of(found, "no worker is alive"), verdict_of(found, "no due job has been waiting")) == ("warn", "ok")
+    assert verdict_of(found, "all workers are told of work") == "ok"
+    session.execute(DUE.encode())
+    session.execute(WORKER.encode())
+    found = look(dsn)
+    assert (verdict_of(found, "queue images: 1 due job(s)"), verdict_of(found, "workers that poll: 1")) == ("warn", "warn")
 
 
 def test_jobs_that_were_put_aside_are_not_waiting(dsn: str, session: Session) -> None:
@@ -197,7 +202,10 @@ def test_standby_is_told_apart() -> None:
 
 
 def test_tenant_role(blank_dsn: str) -> None:
-    """That it exists is not enough: it must be one that may be taken on, that has rights, and that row security binds."""
+    """That it exists is not enough: it must be one that may be taken on, that has rights, and that row security binds.
+
+    A worker takes it on exactly where doctor says that it may: elsewhere each tenant transaction would fail.
+    """
     schema = f"q{uuid.uuid4().hex[:8]}"
     tenant = f"{schema}_tenant"
 
@@ -205,24 +213,34 @@ def test_tenant_role(blank_dsn: str) -> None:
         async with open_connection(make_conninfo(blank_dsn, user=owner)) as connection:
             await migrate(connection, schema)
 
+    async def taken_on() -> str | None:
+        async with open_connection(make_conninfo(blank_dsn, user=owner)) as connection:
+            return await find_tenant_role(connection, schema)
+
     with psycopg.connect(blank_dsn, autocommit=True) as session, role(session) as owner:
         theirs = make_conninfo(blank_dsn, user=owner)
         session.execute(f"grant create on database {session.info.dbname} to {owner}".encode())
         trio.run(make)
         assert verdict_of(look(theirs, schema), f"role {tenant} does not exist") == "warn"
+        assert trio.run(taken_on) is None
         session.execute(f"create role {tenant} nologin".encode())
         try:
             assert verdict_of(look(theirs, schema), f"role {owner} may not take on role {tenant}") == "warn"
+            assert trio.run(taken_on) is None
             session.execute(f"grant {tenant} to {owner}".encode())
             assert verdict_of(look(theirs, schema), f"role {tenant} has no rights in schema {schema}") == "warn"
+            assert trio.run(taken_on) is None
             session.execute(f"grant usage on schema {schema} to {tenant}".encode())
             session.execute(f"grant select, insert on {schema}.jobs to {tenant}".encode())
             assert verdict_of(look(theirs, schema), f"role {tenant} confines") == "ok"
+            assert trio.run(taken_on) == tenant
             session.execute(f"alter role {tenant} bypassrls".encode())
             assert verdict_of(look(theirs, schema), f"role {tenant} is exempt") == "fail"
+            assert trio.run(taken_on) == tenant
             if session.info.server_version >= 160_000:
                 session.execute(f"alter role {tenant} nobypassrls; grant {tenant} to {owner} with set false".encode())
                 assert verdict_of(look(theirs, schema), f"role {owner} may not take on role {tenant}") == "warn"
+                assert trio.run(taken_on) is None
         finally:
             session.execute(f"drop owned by {tenant}; drop role {tenant}".encode())
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+from pgnotifyq.cli.app import run as command_line
 from pgnotifyq.cli.explain import span
 
 if TYPE_CHECKING:
@@ -49,16 +50,18 @@ STATES = [
 
 
 @pytest.mark.parametrize(("done", "said"), STATES, ids=[said[0] for _, said in STATES])
-def test_state(run: Callable[..., Any], session: psycopg.Connection[Any], done: list[str], said: list[str]) -> None:
+def test_state(
+    dsn: str, session: psycopg.Connection[Any], capsys: pytest.CaptureFixture[str], done: list[str], said: list[str]
+) -> None:
     """What is said, in sentences, in lines of printable text."""
     row = session.execute("select pgnotifyq.enqueue('x')").fetchone()
     assert row is not None
     for statement in done:
         session.execute(statement.encode())
-    ran = run("explain", str(row[0]))
-    assert ran.code == 0, ran.err
-    assert all(words in ran.out for words in said), ran.out
-    assert all(line.isprintable() for line in ran.out.splitlines())
+    assert command_line(["explain", str(row[0]), "--dsn", dsn]) == 0
+    told = capsys.readouterr().out
+    assert all(words in told for words in said), told
+    assert all(line.isprintable() for line in told.splitlines())
 
 
 def test_dead_letter(run: Callable[..., Any], session: psycopg.Connection[Any]) -> None:

@@ -491,7 +491,7 @@ async def test_deadline_is_told(place: Workplace, how: str) -> None:
 
 
 async def test_deadlines_of_many(place: Workplace) -> None:
-    """The earliest is looked at first, whichever began first, and each is told of once."""
+    """Each is looked at when it has come, whichever began first, and is told of once; one that is far off holds up none."""
     registry, release = JobRegistry(), trio.Event()
 
     async def cling(payload: Payload) -> None:
@@ -508,4 +508,4 @@ async def test_deadlines_of_many(place: Workplace) -> None:
     for job_id in jobs.values():
         await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
     told = [fields["job_type"] for fields in worker.log.find(EventName.JOB_INTERRUPTED)]
-    assert told == ["soon", "late"]
+    assert sorted(told) == ["late", "soon"]
