@@ -95,8 +95,8 @@ def worker(
 ) -> int:
     """Work on queues until told to stop.
 
-    SIGTERM or SIGINT: stop claiming and let running jobs finish; a second one interrupts them. Jobs cut off are released at
-    once and not charged an attempt.
+    SIGTERM, SIGINT or SIGHUP: stop claiming and let running jobs finish; a second one interrupts them, unless it comes within
+    0.2 s. Jobs cut off are released at once and not charged an attempt.
 
     Exit codes besides the usual: 4 some jobs had to be interrupted and were released, 5 a handler did not let go and the
     process was ended over it, its jobs released.
