@@ -57,12 +57,15 @@ async def answered(dsn: str, act: Callable[[], Awaitable[T]]) -> T:
 @contextmanager
 def _wire_is_silent() -> Iterator[None]:
     """Keep connections that had to be closed from being logged: the error says it, in one line."""
-    log = logging.getLogger("pgnotifyq.wire")
-    before, log.disabled = log.disabled, True
+    logs = [logging.getLogger(name) for name in ("pgnotifyq.wire", "psycopg")]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
     try:
         yield
     finally:
-        log.disabled = before
+        for log, was_disabled in zip(logs, before, strict=True):
+            log.disabled = was_disabled
 
 
 async def _look_for_ever(dsn: str) -> None:
