@@ -236,6 +236,27 @@ def test_number_that_another_process_has_got(still: Path, server_dsn: str, whose
             victim.kill()
 
 
+@pytest.mark.parametrize("differs", ["start", pytest.param("owner", marks=only_root)])
+def test_process_that_looks_like_a_server(still: Path, differs: str) -> None:
+    """One of that name, at home in that folder, of another start or another user, is none."""
+    ensure_embedded(still)
+    lines = (still / DATA / "postmaster.pid").read_text().split("\n")
+    stop_embedded(still)
+    program = still.parent / "postgres"
+    shutil.copy(str(shutil.which("sleep")), program)
+    as_user: dict[str, Any] = {"user": ROOTS_USER} if AS_ROOT and differs != "owner" else {}
+    with subprocess.Popen([program, "600"], cwd=still / DATA, **as_user) as victim:
+        try:
+            began = int(psutil.Process(victim.pid).create_time()) - (3600 if differs == "start" else 0)
+            write_pid_file(still, [str(victim.pid), lines[1], str(began), *lines[3:]])
+            assert find_embedded(still) is None
+            assert not stop_embedded(still)
+            assert victim.poll() is None
+        finally:
+            victim.kill()
+    (still / DATA / "postmaster.pid").unlink()
+
+
 def test_server_that_was_killed_and_its_number_used(still: Path) -> None:
     """It is started again, as soon as what it left running has ended; its data are there."""
     server = ensure_embedded(still)

@@ -103,8 +103,8 @@ def worker(
 ) -> int:
     """Work on queues until told to stop.
 
-    SIGTERM or SIGINT: stop claiming and let running jobs finish; a second one interrupts them. Jobs cut off are released at
-    once and not charged an attempt.
+    SIGTERM, SIGINT or SIGHUP: stop claiming and let running jobs finish; a second one interrupts them, unless it comes within
+    0.2 s. Jobs cut off are released at once and not charged an attempt.
 
     Events go to standard output, what is logged (`ctx.log`, the application's own loggers, warnings) to standard error, both as
     --log-format says. An application that sets up logging itself keeps its own set-up.

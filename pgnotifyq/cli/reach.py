@@ -11,6 +11,8 @@ never asked: what was said is lost. Behind a pooler sessions are not known by th
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
@@ -23,11 +25,11 @@ from pgnotifyq.wire import addresses, forks
 from pgnotifyq.wire.connection import open_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 5.0  # between two looks: most commands have ended before the first
+LOOK_SECONDS = 2.0  # between two looks: most commands have ended before the first
 SILENT_LOOKS_MAX = 2  # one look may meet a server that is only slow
 
 
@@ -40,15 +42,30 @@ async def answered(dsn: str, act: Callable[[], Awaitable[T]]) -> T:
         DatabaseUnreachable: it does not, in an exception group, as what `act` raises.
     """
     results: list[T] = []
-    async with trio.open_nursery() as nursery:
 
-        async def watched() -> None:
-            results.append(await act())
-            nursery.cancel_scope.cancel(reason="pgnotifyq: it has been answered")
+    async def watched(everything: trio.CancelScope) -> None:
+        results.append(await act())
+        everything.cancel(reason="pgnotifyq: it has been answered")
 
-        nursery.start_soon(_look_for_ever, dsn)
-        nursery.start_soon(watched)
+    with _wire_is_silent():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_look_for_ever, dsn)
+            nursery.start_soon(watched, nursery.cancel_scope)
     return results[0]
+
+
+@contextmanager
+def _wire_is_silent() -> Iterator[None]:
+    """Keep connections that had to be closed from being logged: the error says it, in one line."""
+    logs = [logging.getLogger(name) for name in ("pgnotifyq.wire", "psycopg")]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
+    try:
+        yield
+    finally:
+        for log, was_disabled in zip(logs, before, strict=True):
+            log.disabled = was_disabled
 
 
 async def _look_for_ever(dsn: str) -> None:

@@ -401,6 +401,27 @@ MUTANTS = (
         ("runtime/test_traps.py::test_error_that_is_none_of_the_workers",),
     ),
     Mutant(
+        "a sink that raises ends the worker",
+        RUNTIME + "telling.py",
+        "except BaseException as error:",
+        "except StopIteration as error:",
+        ("runtime/test_telling.py::test_sinks_that_raise_at_every_event",),
+    ),
+    Mutant(
+        "a forked child keeps the worker's sessions open",
+        "pgnotifyq/wire/forks.py",
+        "os.dup2(null, fileno, inheritable=False)",
+        "os.fstat(fileno)",
+        ("cli/test_forks.py::test_child_that_outlives_its_worker",),
+    ),
+    Mutant(
+        "a signal's echo counts as a second one",
+        "pgnotifyq/cli/ending.py",
+        "if number in self.before and now >= self.last_at + ECHO_SECONDS:",
+        "if number in self.before:",
+        ("cli/test_ending.py::test_signal_and_its_echo",),
+    ),
+    Mutant(
         "a handler that holds the loop is not named while it does",
         RUNTIME + "watchdog.py",
         "        quietly(log_blocked, fields)\n",
