@@ -361,9 +361,23 @@ MUTANTS = (
     Mutant(
         "a handler's BaseException ends the worker",
         RUNTIME + "executor.py",
-        "except BaseException as error:",
-        "except Exception as error:",
+        "except BaseException as error:\n            if is_at_end:",
+        "except Exception as error:\n            if is_at_end:",
         ("runtime/test_traps.py::test_error_that_is_none_of_the_workers",),
+    ),
+    Mutant(
+        "context variables of one job seen by the next",
+        RUNTIME + "slate.py",
+        "            and self.is_context_as_new()\n",
+        "",
+        ("runtime/test_leftovers.py::test_context_variables", "runtime/test_leftovers.py::test_decimal_context_of_the_program"),
+    ),
+    Mutant(
+        "a task in which a scope was left open goes on",
+        RUNTIME + "slate.py",
+        'return "a cancel scope"',
+        "return None",
+        ("runtime/test_leftovers.py::test_left_open",),
     ),
     Mutant(
         "a handler that holds the loop is not named while it does",
