@@ -15,10 +15,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import psycopg
 import trio
 import trio.lowlevel
 
-from pgnotifyq.model.errors import PayloadUndecodable
+from pgnotifyq.ledger import fences
+from pgnotifyq.model.errors import ConnectionsTaken, DatabaseUnreachable, PayloadUndecodable, text_of
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import (
     PLAIN_COMPLETION,
@@ -27,8 +29,10 @@ from pgnotifyq.model.outcome import (
     InterruptKind,
     Raised,
     Returned,
+    SettleKind,
     Settlement,
     Stopped,
+    bounded,
     decide,
 )
 from pgnotifyq.model.payload import structure
@@ -40,7 +44,9 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import Handler
     from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.wire.connection import Connection
 
+WAITED_SECONDS = 1.0  # until a job is tried again that waited for a connection in vain: it has waited for long enough
 _DEFAULT_RETRY = RetryPolicy()
 
 
@@ -72,7 +78,7 @@ async def execute_for_ever(parts: Parts) -> None:
                 raise
         await trio.lowlevel.checkpoint_if_cancelled()  # the worker's cancel goes on
         if slot.running is not None:
-            parts.settler.add(slot.running, _settle(parts, slot.running, slot.ended))
+            await _hand_over(parts, slot.running, slot.ended)
 
 
 def _is_left_behind(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> bool:
@@ -107,11 +113,11 @@ async def _work(parts: Parts, slot: _Slot) -> None:
                 raise  # the worker's cancel, or a bug of ours
             # When the worker itself is cancelled, what a handler makes of it counts for nothing: the cancel goes on.
             await trio.lowlevel.checkpoint_if_cancelled()
-            ended = Raised.from_exception(error)
+            ended = _as_raised(error)
         if is_at_end:
             return
         if slot.running is not None:
-            parts.settler.add(slot.running, _settle(parts, slot.running, ended))
+            await _hand_over(parts, slot.running, ended)
         if not slate.is_context_as_new():
             await slate.renew_context()
 
@@ -137,7 +143,7 @@ async def _serve(parts: Parts, slot: _Slot, slate: Slate, scope: trio.CancelScop
                 slot.failure = error
                 raise
             # Not through the scope: trio would tell of the scopes inside, and of nothing else.
-            ended = Stopped() if isinstance(error, trio.Cancelled) else Raised.from_exception(error)
+            ended = Stopped() if isinstance(error, trio.Cancelled) else _as_raised(error)
         is_as_new = slate.is_as_new()
         if not is_as_new and (left := slate.what_is_open()) is not None:
             slot.ended = _as_left(parts, running, ended, left)
@@ -147,6 +153,28 @@ async def _serve(parts: Parts, slot: _Slot, slate: Slate, scope: trio.CancelScop
         if not is_as_new:
             await slate.renew_context()
     return False
+
+
+async def _hand_over(parts: Parts, running: Running, ended: Ended) -> None:
+    """Give an outcome to the settler. What was raised after the handler's own transaction had completed the job is kept first."""
+    settlement = _settle(parts, running, ended)
+    if running.is_settled and settlement is not None and (message := settlement.error_message) is not None:
+
+        async def once(connection: Connection) -> None:
+            await fences.note_afterthought(connection, parts.config.schema, running.lease, message)
+
+        try:
+            await parts.durable.attempt(once, shield=True)
+        except (psycopg.Error, DatabaseUnreachable, trio.TooSlowError) as error:
+            why = text_of(error).partition("\n")[0] or "no answer in time"
+            parts.emit(Event(name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": why}))
+    parts.settler.add(running, settlement)
+
+
+def _as_raised(error: BaseException) -> Raised:
+    """Describe what came out of a handler, and tell whether all of it is that the worker had no connection for it."""
+    raised = Raised.from_exception(error)
+    return attrs.evolve(raised, waited=True) if _is_only(error, ConnectionsTaken) else raised
 
 
 def _as_left(parts: Parts, running: Running, ended: Ended, left: str) -> Ended:
@@ -172,6 +200,18 @@ def _is_outcome(error: BaseException) -> bool:
     if isinstance(error, GeneratorExit):
         return trio.lowlevel.in_trio_task()
     return not _holds(error, KeyboardInterrupt)
+
+
+def _is_only(error: BaseException, kind: type[BaseException]) -> bool:
+    """Tell whether an exception is of a kind, or a group of such only."""
+    left = [error]
+    while left:
+        one = left.pop()
+        if isinstance(one, BaseExceptionGroup):
+            left.extend(one.exceptions)
+        elif not isinstance(one, kind):
+            return False
+    return True
 
 
 def _holds(error: BaseException, kind: type[BaseException]) -> bool:
@@ -248,6 +288,9 @@ def _settle(parts: Parts, running: Running, ended: Ended) -> Settlement | None:
     running.has_ended = True
     if ended is _NOTHING and running.interrupt is None:
         return PLAIN_COMPLETION  # as `decide` would say, for by far the most jobs
+    if isinstance(ended, Raised) and ended.waited and running.interrupt is None:
+        message = bounded(ended.error)
+        return Settlement(kind=SettleKind.SNOOZE, outcome="snoozed", delay_seconds=WAITED_SECONDS, error_message=message)
     handler = running.handler
     return decide(
         ended,

@@ -87,6 +87,27 @@ MUTANTS = (
         ("runtime/test_losing.py::test_execution_without_its_lease_writes_nothing",),
     ),
     Mutant(
+        "fence dropped: a commit that the handler says itself",
+        "sql/migrations/0010_fences.sql",
+        "if held <> 'held' then",
+        "if held is null then",
+        ("runtime/test_own_transactions.py::test_commit_by_hand_without_the_job",),
+    ),
+    Mutant(
+        "another transaction than the one that was begun commits",
+        SQL + "fence.sql",
+        "if pg_current_xact_id_if_assigned()::text is distinct from begun_in then",
+        "if begun_in is null then",
+        ("runtime/test_own_transactions.py::test_ended_by_hand",),
+    ),
+    Mutant(
+        "a session handed on as it was left",
+        "pgnotifyq/wire/pool.py",
+        'send_query(b"discard all")',
+        'send_query(b"select 1")',
+        ("runtime/test_own_transactions.py::test_left_in_the_session",),
+    ),
+    Mutant(
         "fence dropped: progress",
         SQL + "report_progress.sql",
         " and j.current_execution_id = report_progress.execution_id",
@@ -291,7 +312,7 @@ MUTANTS = (
         RUNTIME + "tenants.py",
         "set_config('pgnotifyq.org_id', %s, true)",
         "set_config('pgnotifyq.org_id', %s, false)",
-        ("runtime/test_transactions.py::test_connection_after_a_tenant",),
+        ("runtime/test_own_transactions.py::test_confined_for_one_transaction",),
     ),
     Mutant(
         "a tenant's transaction is not confined",
