@@ -5,26 +5,33 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from psycopg import sql
+
 from pgnotifyq.ledger.columns import rows, text_from
 from pgnotifyq.ledger.statements import compose, direct_call
 from pgnotifyq.wire import direct
 
 if TYPE_CHECKING:
-    from pgnotifyq.model.job import Lease
+    from pgnotifyq.model.job import Lease, OrgId
     from pgnotifyq.wire.connection import Connection
 
 # The commit of a fenced transaction was refused; why is in the detail: cancelled, lost, prepared.
 REFUSED = "PNQ03"
 
 
-async def fence(connection: Connection, schema: str, lease: Lease) -> str:
-    """Bind this transaction to an execution; return its id for `meet_fence`.
+def fence(schema: str, lease: Lease, org_id: OrgId | None, tenant_role: str | None) -> bytes:
+    """Return what binds a transaction to an execution, to be sent together with its `begin`; and confines it to a tenant.
+
+    Its first column is the transaction's id, for `meet_fence`.
 
     Source: sql/functions/fence.sql
     """
-    statement = direct_call("fence", "uuid uuid", schema)
-    ((xact,),) = rows(await direct.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex)))
-    return text_from(xact, connection.info.encoding)
+    words = [sql.SQL("{}.fence({}::uuid, {}::uuid)").format(sql.Identifier(schema), lease.job_id.hex, lease.execution_id.hex)]
+    if org_id is not None:
+        # Of the transaction, never of the session: a pooled connection would carry one tenant into the work of another.
+        words.append(sql.SQL("set_config('pgnotifyq.org_id', {}, true)").format(str(org_id)))
+        words.append(sql.SQL("set_config('role', {}, true)").format(tenant_role or "none"))
+    return (sql.SQL("select ") + sql.SQL(", ").join(words)).as_bytes(None)
 
 
 async def meet_fence(connection: Connection, schema: str, lease: Lease, *, begun_in: str) -> str:

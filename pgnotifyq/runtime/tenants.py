@@ -91,10 +91,9 @@ async def open_transaction(
         async with _lent(parts) as connection:
             if isolation is not None:
                 await connection.set_isolation_level(isolation)
+            connection.begins_with = fences.fence(databases.schema, lease, org_id, databases.tenant_role)
             async with connection.transaction():
-                begun_in = await fences.fence(connection, databases.schema, lease)
-                if org_id is not None:
-                    await _confine(connection, databases, org_id)
+                begun_in = _xact_of(connection)
                 with _guarded(connection, running):
                     yield connection
                 held = await fences.meet_fence(connection, databases.schema, lease, begun_in=begun_in)
@@ -205,10 +204,11 @@ def _refusal(running: Running, held: str) -> Exception:
             return LeaseLost(f"execution {execution_id} no longer owns job {job_id}; the transaction was rolled back")
 
 
-async def _confine(connection: Connection, databases: Databases, org_id: OrgId) -> None:
-    # `set local`, never `set`: a pooled connection would carry one tenant into the work of another.
-    role = databases.tenant_role or "none"
-    await connection.execute("select set_config('pgnotifyq.org_id', %s, true), set_config('role', %s, true)", (str(org_id), role))
+def _xact_of(connection: Lent[TupleRow]) -> str:
+    """Return the id of the transaction that has just begun."""
+    value = None if connection.answer is None else connection.answer.get_value(0, 0)
+    assert value is not None  # what goes with `begin` selects it
+    return value.decode()
 
 
 class OrgContext:

@@ -11,7 +11,7 @@ import functools
 import secrets
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from psycopg import pq
+from psycopg import errors, generators, pq
 from psycopg.rows import Row, TupleRow
 
 from pgnotifyq.wire.connection import Connection
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg.abc import PQGen
-    from psycopg.pq.abc import PGconn
+    from psycopg.pq.abc import PGconn, PGresult
 
 Result = TypeVar("Result")
 
@@ -30,6 +30,9 @@ class Lent(Connection[Row]):
 
     # Asked before each exchange; it raises where none may follow.
     guard: Callable[[], None] | None = None
+    # What goes with the next `begin`, in one message with it: a select. Its answer is `answer`, in text form.
+    begins_with: bytes | None = None
+    answer: PGresult | None = None
 
     @classmethod
     def of(cls, session: Connection[TupleRow]) -> Lent[TupleRow]:
@@ -45,6 +48,17 @@ class Lent(Connection[Row]):
         if self.guard is not None:
             self.guard()
         return await super().wait(gen, interval, timeout)
+
+    def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> PQGen[PGresult | None]:
+        if self.begins_with is None:
+            return (yield from super()._exec_command(command, result_format))
+        begins_with, self.begins_with = self.begins_with, None
+        self._check_connection_ok()
+        self.pgconn.send_query(bytes(command) + b"; " + begins_with)
+        self.answer = (yield from generators.execute(self.pgconn))[-1]
+        if self.answer.status != pq.ExecStatus.TUPLES_OK:
+            raise errors.error_from_result(self.answer, self.info.encoding)
+        return self.answer
 
     def give_back(self) -> bool:
         """Close this object and leave the session open; tell whether the session can be used: nothing is under way in it."""

@@ -103,7 +103,7 @@ MUTANTS = (
     Mutant(
         "a session handed on as it was left",
         "pgnotifyq/wire/pool.py",
-        'send_query(b"discard all")',
+        "send_query(_DISCARD)",
         'send_query(b"select 1")',
         ("runtime/test_own_transactions.py::test_left_in_the_session",),
     ),
@@ -309,16 +309,16 @@ MUTANTS = (
     # Tenants.
     Mutant(
         "set instead of set local",
-        RUNTIME + "tenants.py",
-        "set_config('pgnotifyq.org_id', %s, true)",
-        "set_config('pgnotifyq.org_id', %s, false)",
+        "pgnotifyq/ledger/fences.py",
+        "set_config('pgnotifyq.org_id', {}, true)",
+        "set_config('pgnotifyq.org_id', {}, false)",
         ("runtime/test_own_transactions.py::test_confined_for_one_transaction",),
     ),
     Mutant(
         "a tenant's transaction is not confined",
-        RUNTIME + "tenants.py",
-        "        await _confine(connection, databases, org_id)\n",
-        "        pass\n",
+        "pgnotifyq/ledger/fences.py",
+        "if org_id is not None:",
+        "if org_id is None and schema is None:",
         ("runtime/test_transactions.py::test_tenant_sees_its_own_rows",),
     ),
     Mutant(
