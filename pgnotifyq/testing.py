@@ -33,6 +33,8 @@ from pgnotifyq.wire.sessions import For
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from psycopg import IsolationLevel
+
     from pgnotifyq.model.events import Event
     from pgnotifyq.model.registry import Handler, JobRegistry
     from pgnotifyq.runtime.parts import Parts
@@ -194,6 +196,7 @@ class _Context(JobContext):
     def __init__(self, running: Running, connection: Connection[Any] | None) -> None:
         super().__init__(parts=cast("Parts", None), running=running)
         self._connection = connection
+        self._token = trio.lowlevel.current_trio_token()
         self.reported: list[tuple[float | None, str | None]] = []
         self.completed_with: Settlement | None = None
 
@@ -203,8 +206,14 @@ class _Context(JobContext):
         return _Org(self)
 
     @asynccontextmanager
-    async def transaction(self, *, complete: bool = False, result: object = None) -> AsyncIterator[Connection]:
-        """Open a transaction on the test's connection.
+    async def transaction(
+        self,
+        *,
+        complete: bool = False,
+        result: object = None,
+        isolation: IsolationLevel | None = None,  # noqa: ARG002  # the test's connection has its own
+    ) -> AsyncIterator[Connection]:
+        """Open a transaction on the test's connection, which has its own isolation.
 
         Raises:
             NoDatabaseInTest: the test gave none.
@@ -222,12 +231,10 @@ class _Context(JobContext):
             )
             self.completed_with = settlement
 
-    async def progress(self, fraction: float | None, message: str | None = None) -> None:
-        """Note what is reported.
+    def _trio_token(self) -> trio.lowlevel.TrioToken:
+        return self._token
 
-        Raises:
-            ValueError: the fraction is outside 0 to 1.
-        """
+    async def _report(self, fraction: float | None, message: str | None) -> None:
         if fraction is not None and not 0 <= fraction <= 1:
             raise ValueError(f"progress {fraction!r} is not between 0 and 1")
         self.reported.append((fraction, message))
@@ -242,8 +249,8 @@ class _Org(OrgContext):
         self.id = context.job.org_id
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
-        """Open a transaction on the test's connection."""
+    async def transaction(self, *, isolation: IsolationLevel | None = None) -> AsyncIterator[Connection]:  # noqa: ARG002  # see above
+        """Open a transaction on the test's connection, which has its own isolation."""
         async with self._context.transaction() as connection:
             yield connection
 

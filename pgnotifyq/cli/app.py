@@ -88,6 +88,9 @@ def worker(
     heartbeat_seconds: Annotated[float | None, Parameter(help="At most, and by default, a third of the lease.")] = None,
     shutdown_seconds: Annotated[float, Parameter(help="How long running jobs may go on after the first signal.")] = 30.0,
     grace_seconds: Annotated[float, Parameter(help="How long an interrupted handler may clean up.")] = 5.0,
+    handler_connections: Annotated[
+        int, Parameter(converter=_whole, help="Database sessions that handlers share for their own transactions, at most.")
+    ] = 10,
     listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
     log_format: Annotated[
         str, Parameter(help="line or json; of events (standard output) and of logs (standard error).")
@@ -120,6 +123,7 @@ def worker(
         "lease_seconds": lease_seconds,
         "shutdown_seconds": shutdown_seconds,
         "grace_seconds": grace_seconds,
+        "handler_connections_max": handler_connections,
         "schema": schema,
     }
     if heartbeat_seconds is not None:

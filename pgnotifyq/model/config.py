@@ -15,6 +15,7 @@ from pgnotifyq.model.names import check_queue_name, check_schema_name
 LEASE_SECONDS_DEFAULT = 60.0
 HEARTBEATS_A_LEASE_MIN = 3  # two beats may be lost before the lease is
 CONCURRENCY_MAX = 10_000  # one process; beyond it heartbeats alone fill a statement
+HANDLER_CONNECTIONS_DEFAULT = 10  # PostgreSQL has 100 for everybody, unless it was told otherwise
 QUEUES_MAX = 100  # each costs two index probes a dry claim
 
 
@@ -53,6 +54,9 @@ class WorkerConfig:
     loop_blocked_seconds: float = 1.0
     session_grace_seconds: float = 1.0  # how long a worker's session may be gone before its jobs are reclaimed
     retention_seconds: float = 7 * 86_400.0  # finished jobs are kept this long
+    # Sessions that ctx.transaction() and ctx.org.transaction() share; opened when asked for. A handler without one waits its turn.
+    handler_connections_max: int = HANDLER_CONNECTIONS_DEFAULT
+    handler_connection_seconds: float = 30.0  # so long it waits; then its job is put back, uncharged
     schema: str = "pgnotifyq"
 
     @heartbeat_seconds.default
@@ -71,8 +75,12 @@ class WorkerConfig:
         if len(set(self.queues)) != len(self.queues):
             raise ConfigError(f"queues {', '.join(self.queues)}: a queue is named twice")
         check_schema_name(self.schema)
-        if isinstance(self.concurrency, bool) or not isinstance(self.concurrency, int):
-            raise ConfigError(f"concurrency {self.concurrency!r} is not a whole number")
+        for name in ("concurrency", "handler_connections_max"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{name} {value!r} is not a whole number")
+        self._bound("handler_connections_max", 1, CONCURRENCY_MAX)
+        self._bound("handler_connection_seconds", 0.01, 3_600)
         self._bound("concurrency", 1, CONCURRENCY_MAX)
         self._bound("lease_seconds", 0.5, 86_400)
         self._bound("heartbeat_seconds", 0.05, 86_400)

@@ -83,6 +83,10 @@ class PoolTimeout(PgnotifyqError):
     """No connection of the pool became free in time."""
 
 
+class ConnectionsTaken(PoolTimeout):
+    """All of a worker's connections for handlers were taken. Left to the worker, it costs the job no attempt."""
+
+
 class JobNotFound(PgnotifyqError):
     """There is no such job (of this tenant)."""
 
@@ -113,6 +117,14 @@ class LeaseLost(PgnotifyqError):
 
 class JobCancelled(PgnotifyqError):
     """The job was cancelled before its transaction committed."""
+
+
+class TransactionRefused(PgnotifyqError):
+    """A job's transaction within another one of the same job, or a second one that would complete it."""
+
+
+class TransactionLeft(PgnotifyqError):
+    """A handler ended its job's transaction by hand, within the block; what comes after it would not be fenced."""
 
 
 def text_of(error: BaseException) -> str:

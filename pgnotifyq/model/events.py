@@ -29,6 +29,7 @@ class EventName(StrEnum):
     JOB_DEAD = "job.dead"
     JOB_INTERRUPTED = "job.interrupted"
     JOB_UNRESPONSIVE = "job.unresponsive"
+    JOB_LEFT_OPEN = "job.left_open"
     JOB_RECLAIMED = "job.reclaimed"
     JOBS_PRUNED = "jobs.pruned"
     LEASE_LOST = "lease.lost"

@@ -95,6 +95,7 @@ class Raised:
     error: str
     undecodable: bool = False  # the payload does not fit the handler
     unknown_type: bool = False  # there is no handler
+    waited: bool = False  # for one of the worker's own connections, in vain: no fault of the job's
 
     @classmethod
     def from_exception(cls, error: BaseException) -> Raised:

@@ -6,6 +6,9 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import trio
+import trio.lowlevel
+
 from pgnotifyq.ledger import claims
 from pgnotifyq.model.errors import LeaseLost
 from pgnotifyq.model.outcome import SettleKind, Settlement, encode_result
@@ -13,7 +16,9 @@ from pgnotifyq.runtime.logs import JobLog
 from pgnotifyq.runtime.tenants import OrgContext, open_transaction
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Generator
+
+    from psycopg import IsolationLevel
 
     from pgnotifyq.model.job import ExecutionId, Job
     from pgnotifyq.model.outcome import Interrupt
@@ -24,14 +29,20 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pgnotifyq.job")
 
 
+class _Done:
+    """What is awaited of something that has been done already."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
 class JobContext:
     """The job under way, its tenant, its cancellation, and its own fenced transaction."""
 
     def __init__(self, *, parts: Parts, running: Running) -> None:
         self._parts = parts
         self._running = running
-        # What a transaction of this job settles with its commit; see Transaction.complete.
-        self._ending: list[Settlement] = []
         self._org: OrgContext | None = None
 
     @property
@@ -53,7 +64,7 @@ class JobContext:
     def org(self) -> OrgContext:
         """The job's tenant: its id, and transactions confined to it."""
         if self._org is None:
-            self._org = OrgContext(self._parts.databases, self.job, self._running.lease, self._parts.worker_id, self._ending)
+            self._org = OrgContext(self._parts, self._running)
         return self._org
 
     @property
@@ -84,42 +95,49 @@ class JobContext:
         return self._running.why_stop()
 
     @asynccontextmanager
-    async def transaction(self, *, complete: bool = False, result: object = None) -> AsyncIterator[Connection]:
+    async def transaction(
+        self, *, complete: bool = False, result: object = None, isolation: IsolationLevel | None = None
+    ) -> AsyncIterator[Connection]:
         """Open a transaction that commits only while this execution still owns the job.
 
         Args:
             complete: end the job as completed in the same commit, so that what was written happens exactly once.
             result: stored with it.
+            isolation: of the transaction; None: the server's default. By SQL it would come too late.
 
         Cancellation: rolls back.
 
         Raises:
             LeaseLost: the execution no longer owns the job; rolled back.
             JobCancelled: a cancel came first; rolled back.
+            TransactionLeft: it was committed or rolled back by hand, within the block.
+            TransactionRefused: another transaction of this job is open around it, or about to complete it.
+            ConnectionsTaken: no connection became free in time.
         """
+        ending = None
         if complete:
-            self._ending.append(Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(result)))
-        try:
-            async with open_transaction(
-                self._parts.databases,
-                self._running.lease,
-                worker_id=self._parts.worker_id,
-                org_id=None,
-                ending=self._ending,
-            ) as connection:
-                yield connection
-            if complete:
-                self._running.is_settled = True
-        finally:
-            self._ending.clear()
+            ending = Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(result))
+        async with open_transaction(self._parts, self._running, isolation=isolation, ending=ending) as connection:
+            yield connection
 
-    async def progress(self, fraction: float | None, message: str | None = None) -> None:
+    def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come: a fraction from 0 to 1, and a line for people.
+
+        Await it in an async handler. In a thread it is done when the call returns, and there is nothing to await.
 
         Raises:
             ValueError: the fraction is outside 0 to 1.
             LeaseLost: the execution no longer owns the job.
         """
+        if trio.lowlevel.in_trio_task():
+            return self._report(fraction, message)
+        trio.from_thread.run(self._report, fraction, message, trio_token=self._trio_token())
+        return _Done()
+
+    def _trio_token(self) -> trio.lowlevel.TrioToken:
+        return self._parts.token
+
+    async def _report(self, fraction: float | None, message: str | None) -> None:
         if fraction is not None and not 0 <= fraction <= 1:
             raise ValueError(f"progress {fraction!r} is not between 0 and 1")
         if message is not None:

@@ -42,6 +42,8 @@ class Running:
     _interrupted: trio.Event | None = attrs.field(default=None, init=False)
     # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to write.
     is_settled: bool = False
+    # A transaction of the handler's is open that is to complete the job.
+    is_completing: bool = False
 
     @property
     def lease(self) -> Lease:

@@ -38,6 +38,7 @@ _LOUD = frozenset(
     {
         EventName.JOB_DEAD,
         EventName.JOB_UNRESPONSIVE,
+        EventName.JOB_LEFT_OPEN,
         EventName.LEASE_LOST,
         EventName.LISTENER_POLLING,
         EventName.LISTENER_LOST,

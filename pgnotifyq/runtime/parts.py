@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
+import trio.lowlevel
 
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.bell import Bell
@@ -48,6 +49,8 @@ class Parts:
     databases: Databases
     slots: Slots
     threads: trio.CapacityLimiter
+    # The way from a handler's thread into the loop.
+    token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token, init=False)
     holdings: Holdings = attrs.field(factory=Holdings)
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     settler: Settler = attrs.field(init=False)

@@ -150,11 +150,12 @@ class Settler:
         self._free([running for running, _ in ended])
         is_quiet = not became and not self._parts.tells_routine
         for running, settlement in [*ended, *late]:
-            if not (is_quiet and settlement.kind is SettleKind.COMPLETE):
+            if not (is_quiet and settlement.kind is SettleKind.COMPLETE and settlement.error_message is None):
                 self._tell(running, settlement, became.get(running.job.id))
 
     def _tell(self, running: Running, settlement: Settlement, became: str | None) -> None:
-        if became is None and settlement.kind is SettleKind.COMPLETE and not self._parts.tells_routine:
+        is_routine = became is None and settlement.kind is SettleKind.COMPLETE and settlement.error_message is None
+        if is_routine and not self._parts.tells_routine:
             return
         fields = running.names()
         if settlement.error_message:

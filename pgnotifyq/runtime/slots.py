@@ -95,7 +95,11 @@ class Slots:
                 return None
             woken = trio.Event()
             self._idle.append(woken)
-            await woken.wait()
+            try:
+                await woken.wait()
+            except trio.Cancelled:
+                self._forget(woken)
+                raise
             self._waking -= 1
             self._in_a_row = 0
         running = self._given.popleft()
@@ -112,6 +116,14 @@ class Slots:
             self._waking += 1
             woken.set()
         self._idle.clear()
+
+    def _forget(self, woken: trio.Event) -> None:
+        """Take an idle task off the list that was cancelled; when it was woken already, another has to be."""
+        if woken in self._idle:
+            self._idle.remove(woken)
+        else:
+            self._waking -= 1
+            self._wake()
 
     def _tell_if_wanted(self) -> None:
         if self._bell is not None and self.wants_more:

@@ -53,7 +53,6 @@ LINK_DEADLINE_SECONDS = 5.0
 LINK_DEADLINE_SHARE = 1 / 6
 # The last words of a worker, when it leaves: release what is left and take its row away.
 FAREWELL_SECONDS = 3.0
-HANDLER_CONNECTIONS_MAX = 10
 
 
 @attrs.define(eq=False)
@@ -126,9 +125,7 @@ async def run_worker(
 
     async with AsyncExitStack() as stack:
         stack.enter_context(ending_copies())
-        databases = await stack.enter_async_context(
-            open_databases(dsn, config.schema, size_max=min(config.concurrency, HANDLER_CONNECTIONS_MAX))
-        )
+        databases = await stack.enter_async_context(open_databases(dsn, config))
         parts = Parts(
             worker_id=handle.worker_id,
             registry=registry,

@@ -214,6 +214,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         self.cursor_factory = Cursor
         self.statements: dict[bytes, bytes] = {}  # prepared by wire/direct.py, and their names
         self.used_for = For.ANYBODY
+        self.was_set = False  # whether the session's own settings would not do, so that `discard all` brings them back
         self.repeats = False  # whether a statement that the server has undone whole is said again: see `is_undone`
         # Whether the server has refused to write, which it may go on doing for as long as the session lives.
         self.is_read_only = False
@@ -306,7 +307,8 @@ class Connection(psycopg.AsyncConnection[Row]):
         if self.used_for is For.ANYBODY:
             return True
         async with self.lock:
-            return await self.wait(sessions.enter(self.pgconn, self.used_for, self.info.encoding))
+            can_write, self.was_set = await self.wait(sessions.enter(self.pgconn, self.used_for, self.info.encoding))
+            return can_write
 
     def forget_statements(self) -> None:
         """Forget what was prepared: a table or function has changed, and the server refuses the old plans."""

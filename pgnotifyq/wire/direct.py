@@ -107,6 +107,11 @@ def _quoted(value: str) -> str:
     return f'"{value}"'
 
 
+def answer(pgconn: PGconn) -> PQGen[PGresult]:
+    """Send what is left of a statement that was handed to libpq by itself, and read its result."""
+    return _result(pgconn, "utf-8")
+
+
 def _prepare(pgconn: PGconn, encoding: str, name: bytes, statement: bytes) -> PQGen[PGresult]:
     pgconn.send_prepare(name, statement)
     return (yield from _result(pgconn, encoding))

@@ -6,28 +6,32 @@ Rules:
 - Whoever waits longest is served first, and waits at most `acquire_seconds`.
 - A connection goes back only when it is idle outside any transaction and the session looks as it did when it was
   opened. Else what is open is rolled back and the connection is closed: one connect costs milliseconds, a leaked
-  setting costs somebody else's data. `set role`, LISTEN, temporary tables and session-level advisory locks are
-  not visible from here; use `set local` and transaction-level locks on pooled connections.
+  setting costs somebody else's data.
+- Much of a session cannot be seen from here: `set role`, LISTEN, temporary objects, prepared statements, held cursors, session-level
+  advisory locks. A pool that lends to somebody else's code discards all of it at each return. That statement is sent and not waited
+  for; its answer is read when the connection is next handed out, and has come by then. What it does not reach: connections
+  made by dblink, the seed of `random()`, and variables of procedural languages.
 - A connection whose server refused to write is closed, whatever the session says of itself: it may have led to a standby, or to a
   server that has become one.
-- An idle connection has nothing to read. One that has was closed or terminated by the server, and is never handed out.
+- An idle connection has nothing to read, but that answer. One that has was closed or terminated by the server, and is never handed out.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import psycopg
 import trio
 from psycopg import pq
 from psycopg.rows import tuple_row
 
 from pgnotifyq.model.errors import PgnotifyqError, PoolTimeout
-from pgnotifyq.wire import waiting
-from pgnotifyq.wire.connection import Connection, connect
+from pgnotifyq.wire import direct, waiting
+from pgnotifyq.wire.connection import INTERRUPT_SECONDS, Connection, connect
+from pgnotifyq.wire.lent import Lent
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
@@ -57,6 +61,14 @@ REPORTED_SETTINGS = (
 """Settings the server reports by itself, so that comparing them costs no round trip. `search_path` is reported from
 version 18 on."""
 
+# What `discard all` does, but for the plans of functions: they hold nothing of anybody's, and to make them anew doubled the time of a
+# handler's next transaction. One statement, so it is done whole.
+_DISCARD = (
+    b"close all; set session authorization default; reset all; deallocate all; unlisten *;"
+    b" select pg_advisory_unlock_all(); discard temp; discard sequences"
+)
+_IN_TRANSACTION = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+
 
 @attrs.frozen(kw_only=True)
 class PoolStats:
@@ -79,7 +91,7 @@ async def open_pool(
     size_max: int,
     acquire_seconds: float = ACQUIRE_SECONDS,
     application_name: str | None = None,
-    puts_back: bool = False,
+    is_for_others: bool = False,
     used_for: For = For.ANYBODY,
     **parameters: Any,
 ) -> AsyncIterator[Pool]:
@@ -90,8 +102,7 @@ async def open_pool(
         size_max: the most connections open at once.
         acquire_seconds: how long `Pool.connection` waits for a free one.
         application_name: what pg_stat_activity shows.
-        puts_back: whether others than ourselves are lent connections, and may set what the server does not report: it then is put
-            back by a statement at each return.
+        is_for_others: whether somebody else's code is lent connections: the session is discarded at each return.
         used_for: whose statements they are for (wire/sessions.py); for anybody in particular they must be able to write.
         **parameters: further libpq parameters.
 
@@ -102,7 +113,7 @@ async def open_pool(
         size_max=size_max,
         acquire_seconds=acquire_seconds,
         application_name=application_name,
-        puts_back=puts_back,
+        is_for_others=is_for_others,
         parameters={**parameters, "used_for": used_for, "must_write": True},
     )
     try:
@@ -121,19 +132,20 @@ class Pool:
         size_max: int,
         acquire_seconds: float,
         application_name: str | None,
-        puts_back: bool,
+        is_for_others: bool,
         parameters: dict[str, Any],
     ) -> None:
         self._dsn = dsn
         self._size_max = size_max
         self._acquire_seconds = acquire_seconds
         self._application_name = application_name
-        self._puts_back = puts_back
+        self._is_for_others = is_for_others
         self._parameters = parameters
         self._permits = trio.Semaphore(size_max, max_value=size_max)
         self._idle: deque[tuple[Connection[TupleRow], float]] = deque()  # the last one back is the first one out
         # What each open connection's session reported when it was opened.
         self._settings: dict[Connection[TupleRow], tuple[bytes | None, ...]] = {}
+        self._unanswered: set[Connection[TupleRow]] = set()  # idle; what discards its session is on its way
         self._closed = False
 
     @asynccontextmanager
@@ -149,11 +161,18 @@ class Pool:
         """
         await self._take_permit()
         try:
-            connection = self._take_idle_nowait() or await self._open()
-            try:
-                yield connection
-            finally:
-                await self._take_back(connection)
+            connection = await self._take_idle() or await self._open()
+            if self._is_for_others:
+                lent = Lent.of(connection)
+                try:
+                    yield lent
+                finally:
+                    await self._take_back_lent(connection, lent)
+            else:
+                try:
+                    yield connection
+                finally:
+                    await self._take_back(connection)
         finally:
             self._permits.release()
 
@@ -196,18 +215,36 @@ class Pool:
             " Raise the pool's size, or hold connections for a shorter time."
         )
 
-    def _take_idle_nowait(self) -> Connection[TupleRow] | None:
+    async def _take_idle(self) -> Connection[TupleRow] | None:
         now = trio.current_time()
         while self._idle:
             connection, since = self._idle.pop()
-            if (
-                not connection.closed
-                and now - since < IDLE_SECONDS_MAX
-                and not waiting.is_readable_nowait(connection.pgconn.socket)
-            ):
+            is_fit = not connection.closed and now - since < IDLE_SECONDS_MAX
+            if is_fit and connection in self._unanswered:
+                is_fit = await self._is_discarded(connection)
+            if is_fit and not waiting.is_readable_nowait(connection.pgconn.socket):
                 return connection
             self._discard_nowait(connection)
         return None
+
+    async def _is_discarded(self, connection: Connection[TupleRow]) -> bool:
+        """Read the answer to what discards a session.
+
+        Cancellation: the connection is closed.
+        """
+        is_answered = False
+        try:
+            with trio.move_on_after(INTERRUPT_SECONDS), suppress(psycopg.Error):
+                async with connection.lock:
+                    await connection.wait(direct.answer(connection.pgconn))
+                if connection.was_set:
+                    await connection.enter()
+                is_answered = True
+        finally:
+            if not is_answered:
+                self._discard_nowait(connection)
+        self._unanswered.discard(connection)
+        return is_answered and _reported(connection) == self._settings[connection]
 
     async def _open(self) -> Connection[TupleRow]:
         connection: Connection[TupleRow] = await connect(
@@ -217,15 +254,25 @@ class Pool:
         return connection
 
     async def _take_back(self, connection: Connection[TupleRow]) -> None:
-        if self._puts_back and self._is_clean(connection) and connection.pgconn.parameter_status(b"search_path") is None:
-            await connection.leave(partial(connection.execute, "reset search_path"))
         if self._is_clean(connection):
             self._idle.append((connection, trio.current_time()))
             return
         status = connection.pgconn.transaction_status
-        if status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR) and not connection.lock.locked():
+        if status in _IN_TRANSACTION and not connection.lock.locked():
             # Closing rolls back too, but some time later: the caller's locks should be gone when the block is left.
             await connection.leave(connection.rollback)
+        self._discard_nowait(connection)
+
+    async def _take_back_lent(self, connection: Connection[TupleRow], lent: Lent[TupleRow]) -> None:
+        if lent.pgconn.transaction_status in _IN_TRANSACTION and not (lent.closed or lent.lock.locked()):
+            await lent.leave(lent.rollback)
+        if lent.give_back() and not (self._closed or lent.is_read_only):
+            with suppress(psycopg.Error):
+                connection.pgconn.send_query(_DISCARD)
+                connection.pgconn.flush()
+                self._unanswered.add(connection)
+                self._idle.append((connection, trio.current_time()))
+                return
         self._discard_nowait(connection)
 
     def _is_clean(self, connection: Connection[TupleRow]) -> bool:
@@ -244,6 +291,7 @@ class Pool:
 
     def _discard_nowait(self, connection: Connection[TupleRow]) -> None:
         self._settings.pop(connection, None)
+        self._unanswered.discard(connection)
         connection.close_nowait()
 
     def _check_open(self) -> None:

@@ -80,8 +80,8 @@ where $1::pg_catalog.int4 operator(pg_catalog.=) pg_catalog.pg_backend_pid()
 """
 
 
-def enter(pgconn: PGconn, wanted_for: For, encoding: str) -> PQGen[bool]:
-    """Set what a session needs, in one round trip; return whether it can write.
+def enter(pgconn: PGconn, wanted_for: For, encoding: str) -> PQGen[tuple[bool, bool]]:
+    """Set what a session needs, in one round trip; return whether it can write, and whether anything had to be set.
 
     Raises:
         psycopg.Error: the server refuses; the session is in order all the same.
@@ -93,4 +93,4 @@ def enter(pgconn: PGconn, wanted_for: For, encoding: str) -> PQGen[bool]:
     result = (yield from generators.execute(pgconn))[-1]
     if result.status != pq.ExecStatus.TUPLES_OK:
         raise errors.error_from_result(result, encoding)
-    return bool(result.get_value(0, 0) == b"off")
+    return bool(result.get_value(0, 0) == b"off"), result.get_value(0, 1) != b"0"

@@ -61,10 +61,11 @@ async def test_views_run_as_who_asks(connection: Link) -> None:
 
 
 async def test_functions_run_as_who_calls(connection: Link) -> None:
-    """No function lends its owner's rights, so none needs a pinned search path."""
+    """No function lends its owner's rights but those of the fence, which only bind whoever calls them; their search path is pinned."""
     assert await fetch(
-        connection, "select proname from pg_proc where pronamespace = 'pgnotifyq'::regnamespace and prosecdef"
-    ) == []  # fmt: skip
+        connection,
+        "select proname, proconfig[1] from pg_proc where pronamespace = 'pgnotifyq'::regnamespace and prosecdef order by proname",
+    ) == [(name, "search_path=pg_catalog, pg_temp") for name in ("check_fence", "fence", "meet_fence")]  # fmt: skip
 
 
 @pytest.mark.parametrize("relation", [*TABLES, "executions"])

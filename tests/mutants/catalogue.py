@@ -87,6 +87,27 @@ MUTANTS = (
         ("runtime/test_losing.py::test_execution_without_its_lease_writes_nothing",),
     ),
     Mutant(
+        "fence dropped: a commit that the handler says itself",
+        "sql/migrations/0010_fences.sql",
+        "if held <> 'held' then",
+        "if held is null then",
+        ("runtime/test_own_transactions.py::test_commit_by_hand_without_the_job",),
+    ),
+    Mutant(
+        "another transaction than the one that was begun commits",
+        SQL + "fence.sql",
+        "if pg_current_xact_id_if_assigned()::text is distinct from begun_in then",
+        "if begun_in is null then",
+        ("runtime/test_own_transactions.py::test_ended_by_hand",),
+    ),
+    Mutant(
+        "a session handed on as it was left",
+        "pgnotifyq/wire/pool.py",
+        "send_query(_DISCARD)",
+        'send_query(b"select 1")',
+        ("runtime/test_own_transactions.py::test_left_in_the_session",),
+    ),
+    Mutant(
         "fence dropped: progress",
         SQL + "report_progress.sql",
         " and j.current_execution_id = report_progress.execution_id",
@@ -288,16 +309,16 @@ MUTANTS = (
     # Tenants.
     Mutant(
         "set instead of set local",
-        RUNTIME + "tenants.py",
-        "set_config('pgnotifyq.org_id', %s, true)",
-        "set_config('pgnotifyq.org_id', %s, false)",
-        ("runtime/test_transactions.py::test_connection_after_a_tenant",),
+        "pgnotifyq/ledger/fences.py",
+        "set_config('pgnotifyq.org_id', {}, true)",
+        "set_config('pgnotifyq.org_id', {}, false)",
+        ("runtime/test_own_transactions.py::test_confined_for_one_transaction",),
     ),
     Mutant(
         "a tenant's transaction is not confined",
-        RUNTIME + "tenants.py",
-        "        await _confine(connection, databases, org_id)\n",
-        "        pass\n",
+        "pgnotifyq/ledger/fences.py",
+        "if org_id is not None:",
+        "if org_id is None and schema is None:",
         ("runtime/test_transactions.py::test_tenant_sees_its_own_rows",),
     ),
     Mutant(
@@ -396,8 +417,8 @@ MUTANTS = (
     Mutant(
         "a handler's BaseException ends the worker",
         RUNTIME + "executor.py",
-        "except BaseException as error:",
-        "except Exception as error:",
+        "except BaseException as error:\n            if is_at_end:",
+        "except Exception as error:\n            if is_at_end:",
         ("runtime/test_traps.py::test_error_that_is_none_of_the_workers",),
     ),
     Mutant(
@@ -420,6 +441,20 @@ MUTANTS = (
         "if number in self.before and now >= self.last_at + ECHO_SECONDS:",
         "if number in self.before:",
         ("cli/test_ending.py::test_signal_and_its_echo",),
+    ),
+    Mutant(
+        "context variables of one job seen by the next",
+        RUNTIME + "slate.py",
+        "            and self.is_context_as_new()\n",
+        "",
+        ("runtime/test_leftovers.py::test_context_variables", "runtime/test_leftovers.py::test_decimal_context_of_the_program"),
+    ),
+    Mutant(
+        "a task in which a scope was left open goes on",
+        RUNTIME + "slate.py",
+        'return "a cancel scope"',
+        "return None",
+        ("runtime/test_leftovers.py::test_left_open",),
     ),
     Mutant(
         "a handler that holds the loop is not named while it does",

@@ -258,16 +258,16 @@ async def test_what_a_handler_does_to_the_connection_it_was_lent(place: Workplac
         async with ctx.transaction() as connection:
             setting = "(select reset_val from pg_settings where name = 'search_path')"
             cursor = await connection.execute(
-                f"select current_setting('search_path') = {setting}, pg_current_xact_id_if_assigned()".encode()
+                f"select current_setting('search_path') = {setting}, (select count(*) from pgnotifyq.fences)".encode()
             )
             seen.append(await cursor.fetchone())
 
     # One connection for handlers: had the first one kept it, the second would wait for ever.
-    worker = await place.start(registry, concurrency=1)
+    worker = await place.start(registry, concurrency=1, handler_connections_max=1)
     spoilt = await place.enqueue("spoil", max_attempts=1)
     looked = await place.enqueue("look")
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=looked)
-    assert seen == [(True, None)]
+    assert seen == [(True, 1)]  # its own fence
     assert await place.history(spoilt) or await place.dead_letter(spoilt)
 
 

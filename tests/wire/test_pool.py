@@ -162,3 +162,56 @@ async def test_closed_pool(blank_dsn: str) -> None:
     with pytest.raises(PgnotifyqError, match="closed"):
         await pid_of_next(pool)
     await until(blank_dsn, "not exists (select from pg_stat_activity where application_name = 'leaver')")
+
+
+@pytest.fixture
+async def lending(blank_dsn: str) -> AsyncIterator[Pool]:
+    """Give a pool of one that lends to somebody else's code."""
+    async with open_pool(blank_dsn, size_max=1, acquire_seconds=10, application_name="lender", is_for_others=True) as one:
+        yield one
+
+
+async def test_lent_again(lending: Pool) -> None:
+    """The session is used again, in another connection object; the first one is closed for whoever kept it."""
+    async with lending.connection() as first:
+        pid = first.info.backend_pid
+        await first.execute("set statement_timeout = '59s'")
+    assert first.closed
+    with pytest.raises(psycopg.OperationalError):
+        await first.execute("select 1")
+    async with lending.connection() as second:
+        assert second is not first
+        assert second.info.backend_pid == pid
+        assert await (await second.execute("show statement_timeout")).fetchone() == ("0",)
+
+
+async def test_lent_session_terminated_while_idle(lending: Pool, blank_dsn: str) -> None:
+    """One that the server ended behind the answer to its discarding is not handed out."""
+    pid = await pid_of_next(lending)
+    async with open_connection(blank_dsn) as other:
+        await other.execute("select pg_terminate_backend(%s, 5000)", (pid,))
+    assert await pid_of_next(lending) != pid
+    assert (lending.stats().open, lending.stats().idle) == (1, 1)
+
+
+async def test_lent_and_left_in_a_transaction(lending: Pool) -> None:
+    """What is open is rolled back, and the session is discarded like any other: a lock that outlives transactions is gone too."""
+    async with lending.connection() as connection:
+        pid = connection.info.backend_pid
+        await connection.execute("select pg_advisory_lock(7)")
+        await connection.execute("begin")
+        await connection.execute("create temporary table mine (n integer)")
+    async with lending.connection() as connection:
+        ((held,),) = await (await connection.execute("select count(*) from pg_locks where locktype = 'advisory'")).fetchall()
+        assert (held, connection.info.backend_pid) == (0, pid)
+
+
+async def test_cancelled_when_handed_out(lending: Pool) -> None:
+    """Whoever is cancelled before a session is theirs takes nothing with them."""
+    await pid_of_next(lending)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await pid_of_next(lending)
+    assert scope.cancelled_caught
+    with trio.fail_after(5):
+        assert await pid_of_next(lending) > 0

@@ -25,7 +25,14 @@ from psycopg.transaction import AsyncTransaction, BaseTransaction
 
 EXPECTED = {
     psycopg.AsyncConnection: ("_connect_gen", "_pipeline_nolock", "_try_cancel", "_get_connection_params"),
-    BaseConnection: ("_cancel_gen", "_should_cancel", "_check_connection_ok", "_notify_handler", "_start_query"),
+    BaseConnection: (
+        "_cancel_gen",
+        "_should_cancel",
+        "_check_connection_ok",
+        "_notify_handler",
+        "_start_query",
+        "_exec_command",
+    ),
     psycopg.AsyncCursor: ("_start_copy_gen", "_select_current_result"),
     AsyncTransaction: ("__aenter__", "__aexit__"),
     BaseTransaction: ("_enter_gen", "_exit_gen", "_check_enter", "Status"),

@@ -241,3 +241,15 @@ async def test_pool_of_a_server_that_refuses_to_write(blank_dsn: str, given: Any
         given("default_transaction_read_only", "off")
         async with pool.connection() as connection:
             await connection.execute("create table t ()")
+
+
+async def test_session_lent_again(blank_dsn: str, given: Any) -> None:
+    """What a pool discards after a handler is not what it had set for the next one."""
+    given("array_nulls", "off")
+    async with open_pool(blank_dsn, size_max=1, is_for_others=True, used_for=For.HANDLER) as pool:
+        pids = set()
+        for _ in range(3):
+            async with pool.connection() as connection:
+                pids.add(connection.info.backend_pid)
+                assert await shown(connection, "array_nulls") == "on"
+        assert len(pids) == 1

@@ -1,0 +1,64 @@
+"""The fence of a handler's own transaction: raised when it begins, met when its block ends, and asked by its commit in any case."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from pgnotifyq.ledger.columns import rows, text_from
+from pgnotifyq.ledger.statements import compose, direct_call
+from pgnotifyq.wire import direct
+
+if TYPE_CHECKING:
+    from pgnotifyq.model.job import Lease, OrgId
+    from pgnotifyq.wire.connection import Connection
+
+# The commit of a fenced transaction was refused; why is in the detail: cancelled, lost, prepared.
+REFUSED = "PNQ03"
+
+
+def fence(schema: str, lease: Lease, org_id: OrgId | None, tenant_role: str | None) -> bytes:
+    """Return what binds a transaction to an execution, to be sent together with its `begin`; and confines it to a tenant.
+
+    Its first column is the transaction's id, for `meet_fence`.
+
+    Source: sql/functions/fence.sql
+    """
+    words = [sql.SQL("{}.fence({}::uuid, {}::uuid)").format(sql.Identifier(schema), lease.job_id.hex, lease.execution_id.hex)]
+    if org_id is not None:
+        # Of the transaction, never of the session: a pooled connection would carry one tenant into the work of another.
+        words.append(sql.SQL("set_config('pgnotifyq.org_id', {}, true)").format(str(org_id)))
+        words.append(sql.SQL("set_config('role', {}, true)").format(tenant_role or "none"))
+    return (sql.SQL("select ") + sql.SQL(", ").join(words)).as_bytes(None)
+
+
+async def meet_fence(connection: Connection, schema: str, lease: Lease, *, begun_in: str) -> str:
+    """Take off what a handler or we have confined the transaction by, lock the job's row, and tell whether it may commit.
+
+    Returns: `held`, `cancelled` or `lost`; `left` when this is not the transaction that was bound.
+
+    Source: sql/functions/fence.sql
+    """
+    values = (lease.job_id.hex, lease.execution_id.hex, begun_in)
+    ((_, _, told),) = rows(await direct.run(connection, _meet(schema), values))
+    return text_from(told, connection.info.encoding)
+
+
+@functools.cache
+def _meet(schema: str) -> bytes:
+    return compose(
+        "select set_config('role', 'none', true), set_config('pgnotifyq.org_id', '', true),"
+        " {schema}.meet_fence($1::uuid, $2::uuid, $3::text)",
+        schema,
+    )
+
+
+async def note_afterthought(connection: Connection, schema: str, lease: Lease, message: str) -> None:
+    """Keep with the attempt what its handler raised after its own transaction had completed the job.
+
+    Source: sql/functions/note_afterthought.sql
+    """
+    statement = direct_call("note_afterthought", "uuid uuid text", schema)
+    await direct.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex, message))

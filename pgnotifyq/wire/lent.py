@@ -1,0 +1,83 @@
+"""A session in the hands of somebody else's code: a handler's.
+
+What psycopg keeps in a connection object (adapters, factories, handlers, prepared statements, isolation, a backlog of notifications)
+is somebody's own, as the session's state is. So each user is lent an object of their own around the session, and it is closed when
+they give it back: who has kept it, or a cursor of it, reaches nothing any more.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from psycopg import errors, generators, pq
+from psycopg.rows import Row, TupleRow
+
+from pgnotifyq.wire.connection import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn, PGresult
+
+Result = TypeVar("Result")
+
+
+class Lent(Connection[Row]):
+    """A connection that is lent for a while."""
+
+    # Asked before each exchange; it raises where none may follow.
+    guard: Callable[[], None] | None = None
+    # What goes with the next `begin`, in one message with it: a select. Its answer is `answer`, in text form.
+    begins_with: bytes | None = None
+    answer: PGresult | None = None
+
+    @classmethod
+    def of(cls, session: Connection[TupleRow]) -> Lent[TupleRow]:
+        """Return an object as new around the session of `session`, in autocommit mode, preparing nothing."""
+        lent = Lent[TupleRow](session.pgconn)
+        lent._autocommit = True
+        lent.prepare_threshold = None
+        lent._prepared._prepared_idx = secrets.randbits(48)  # for those who prepare all the same; see connection.py
+        return lent
+
+    async def wait(self, gen: PQGen[Result], interval: float = 0.0, timeout: float | None = None) -> Result:  # noqa: ASYNC109
+        """Drive one exchange, if the guard lets it."""
+        if self.guard is not None:
+            self.guard()
+        return await super().wait(gen, interval, timeout)
+
+    def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> PQGen[PGresult | None]:
+        if self.begins_with is None:
+            return (yield from super()._exec_command(command, result_format))
+        begins_with, self.begins_with = self.begins_with, None
+        self._check_connection_ok()
+        self.pgconn.send_query(bytes(command) + b"; " + begins_with)
+        self.answer = (yield from generators.execute(self.pgconn))[-1]
+        if self.answer.status != pq.ExecStatus.TUPLES_OK:
+            raise errors.error_from_result(self.answer, self.info.encoding)
+        return self.answer
+
+    def give_back(self) -> bool:
+        """Close this object and leave the session open; tell whether the session can be used: nothing is under way in it."""
+        pgconn: Any = self.pgconn
+        is_usable = (
+            not self.closed
+            and pgconn.transaction_status == pq.TransactionStatus.IDLE
+            and pgconn.pipeline_status == pq.PipelineStatus.OFF
+            and not self.lock.locked()
+        )
+        self._closed = True
+        if is_usable:
+            self.pgconn = _finished()
+        return is_usable
+
+
+@functools.cache
+def _finished() -> PGconn:
+    """Return what a closed connection has in the place of a session."""
+    pgconn = pq.PGconn.connect_start(b"port=0")
+    pgconn.finish()
+    return pgconn
