@@ -133,6 +133,15 @@ class Ear:
                 if not callable(signal.getsignal(number)):
                     signal.signal(number, self.hear)
 
+    def rest(self) -> None:
+        """Heed no more signals at the end of a worker that was told to end: Python would set them to their defaults as it goes.
+
+        The deadline of those that came stays. A worker that ended by itself has none, and goes on heeding.
+        """
+        if self.count:
+            for number in self.before:
+                signal.signal(number, signal.SIG_IGN)
+
     def hear(self, number: int, _frame: FrameType | None) -> None:
         """Do what Python does of a signal when it gets to it: nothing, unless the thread cannot have heard it."""
         if self.token is None or not self._take_socket():

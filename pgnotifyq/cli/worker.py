@@ -78,6 +78,7 @@ def run(
         writer.flush(LAST_LINES_SECONDS)
     if handle is None:
         return die_by(ear.ended_by or 0)
+    ear.rest()
     return EXIT_INTERRUPTED if handle.interrupted else 0
 
 
