@@ -33,6 +33,7 @@ from psycopg.transaction import AsyncTransaction
 
 from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.wire import addresses, waiting
+from pgnotifyq.wire.forks import keep_from_children
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -209,6 +210,7 @@ class Connection(psycopg.AsyncConnection[Row]):
         """
         parameters = addresses.parameters_from(conninfo, **kwargs)
         connection = await addresses.connect_first(parameters, cls._connect_gen)
+        keep_from_children(connection)
         connection._autocommit = bool(autocommit)
         if row_factory:
             connection.row_factory = row_factory
