@@ -18,7 +18,7 @@ import re
 
 import attrs
 
-from pgnotifyq.model.job import ExecutionId, JobId, uuid_of
+from pgnotifyq.model.job import ExecutionId, JobId, WorkerId, uuid_of
 from pgnotifyq.model.names import is_queue_name
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
@@ -61,6 +61,16 @@ class Finished:
 
 
 News = Work | Cancel | Nonce | Company
+
+
+def of_worker(schema: str, worker_id: WorkerId) -> str:
+    """Return the channel of one worker, as the SQL function `worker_channel` does."""
+    return f"{schema}_w_{worker_id.hex}"
+
+
+def of_all_workers(schema: str) -> str:
+    """Return the channel that every worker hears."""
+    return f"{schema}_work"
 
 
 def write(news: News | Finished) -> str:

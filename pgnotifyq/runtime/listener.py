@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import channels
 from pgnotifyq.model.channels import Cancel, Company, Nonce, Work
@@ -114,16 +113,16 @@ async def _listen(parts: Parts) -> None:
         connection = await connect(parts.listen_dsn, application_name="pgnotifyq listener")
     try:
         with trio.fail_after(CONNECT_DEADLINE_SECONDS):
-            channel = await workers.worker_channel(connection, parts.config.schema, parts.worker_id)
-            channels = (channel, f"{parts.config.schema}_work")
-            for name in channels:
+            channel = channels.of_worker(parts.config.schema, parts.worker_id)
+            both = (channel, channels.of_all_workers(parts.config.schema))
+            for name in both:
                 await listen(connection, name)
         try:
             await _prove(parts, connection, channel, by=parts.quick)
         except Deaf:
             # A pooler's session would go on hearing for nobody. It is the one that we are given now, most likely.
             with trio.move_on_after(PROOF_DEADLINE_SECONDS):
-                for name in channels:
+                for name in both:
                     await unlisten(connection, name)
             raise
         with trio.fail_after(CONNECT_DEADLINE_SECONDS):
