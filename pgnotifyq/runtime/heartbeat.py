@@ -93,7 +93,8 @@ async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> None:
     held, told, missing, lost = await parts.quick.run(once)
     for running in held:
         surprise = told.get(running.job.id)
-        if surprise is None or surprise.became == "cancelled":
+        if running.job.id not in lost:
+            # What has ended, or was completed, has no lease any more, and nothing that one would protect; it was looked at.
             parts.holdings.renew(running, sent_at)
         if surprise is not None and surprise.became == "cancelled":
             _interrupt_cancelled(parts, running, surprise.why)

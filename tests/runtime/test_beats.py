@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from pgnotifyq import EventName, JobContext, JobRegistry
 from pgnotifyq.ledger import claims
@@ -86,6 +87,7 @@ async def test_beat_that_overtakes_a_handlers_own_commit(place: Workplace, monke
         ctx._running.is_settled = False
         began.set()
         await beats.pass_by(1)
+        await trio.testing.wait_all_tasks_blocked(0.01)  # whatever the beat has told is acted on
         ctx._running.is_settled = True
 
     worker = await place.start(registry, heartbeat_seconds=0.1)
