@@ -16,7 +16,7 @@ begin
         perform pg_terminate_backend(w.session_pid)
         from {schema}.worker_heartbeats as w
         where w.worker_id = worker and w.session_pid <> pg_backend_pid()
-          and {schema}.backend_lives(w.session_pid, w.session_started_at, w.session_role);
+          and {schema}.backend_lives(w.session_pid, w.session_started_at, w.session_role::bigint);
     exception when insufficient_privilege then
         null;
     end;
@@ -34,12 +34,12 @@ $$;
 
 -- backend_lives: whether a backend is there that is the one registered, and not another that was given its number.
 -- The start is shown to members of the backend's role only; to others, number and role have to do.
-create or replace function {schema}.backend_lives(with_pid integer, started_at timestamptz, of_role oid) returns boolean
+create or replace function {schema}.backend_lives(with_pid integer, started_at timestamptz, of_role bigint) returns boolean
 language sql volatile
 as $$
     select exists (
         select from pg_stat_get_activity(with_pid) as a
-        where a.pid = with_pid and a.usesysid = of_role and coalesce(a.backend_start = started_at, true))
+        where a.pid = with_pid and a.usesysid::bigint = of_role and coalesce(a.backend_start = started_at, true))
 $$;
 
 -- session_key: the advisory lock named after a worker.

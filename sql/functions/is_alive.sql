@@ -19,7 +19,7 @@ begin
               and ((l.classid::bigint << 32) | l.objid::bigint) = coalesce(w.session_lock, {schema}.session_key(w.worker_id))
               and (w.session_pid is null
                    or (l.pid = w.session_pid
-                       and {schema}.backend_lives(w.session_pid, w.session_started_at, w.session_role)))) end), false)
+                       and {schema}.backend_lives(w.session_pid, w.session_started_at, w.session_role::bigint)))) end), false)
     from {schema}.worker_heartbeats as w
     where w.worker_id = is_alive.worker);
 end

@@ -51,7 +51,7 @@ begin
     from (
         select w.worker_id, w.grace_seconds
         from {schema}.worker_heartbeats as w
-        where w.worker_id = any (dead) and {schema}.has_died(w)
+        where w.worker_id = any (dead) and {schema}.has_died(w.worker_id)
         for no key update skip locked
     ) as d;
     if cardinality(really_dead) > 0 then

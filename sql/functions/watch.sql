@@ -30,8 +30,8 @@ begin
     session_seconds := coalesce(session_seconds, (
         select extract(epoch from clock_timestamp() - a.backend_start) from pg_stat_get_activity(pg_backend_pid()) as a));
     for other in
-        select w.*, coalesce(w.grace_seconds, watch.grace_seconds) as grace, {schema}.has_died(w) as has_died,
-            {schema}.session_lives(w) as lives
+        select w.*, coalesce(w.grace_seconds, watch.grace_seconds) as grace, {schema}.has_died(w.worker_id) as has_died,
+            {schema}.session_lives(w.worker_id) as lives
         from {schema}.worker_heartbeats as w
         where w.worker_id <> by_worker
     loop
@@ -92,24 +92,28 @@ $$;
 -- The lock alone is not enough: whoever may connect can take it, or stand in line for it. Nor is the backend: a pooler in session mode
 -- keeps it, and gives the lock back, when its client goes. A lock that can be had is held by nobody; it is had until the transaction
 -- ends, and shared, so that two may look at once.
-create or replace function {schema}.session_lives(worker {schema}.worker_heartbeats) returns boolean
+create or replace function {schema}.session_lives(worker uuid) returns boolean
 language sql volatile
 as $$
-    select worker.has_session
-       and (worker.session_pid is null
-            or {schema}.backend_lives(worker.session_pid, worker.session_started_at, worker.session_role))
-       and not pg_try_advisory_xact_lock_shared(coalesce(worker.session_lock, {schema}.session_key(worker.worker_id)))
+    select coalesce(bool_or(
+        w.has_session
+        and (w.session_pid is null or {schema}.backend_lives(w.session_pid, w.session_started_at, w.session_role::bigint))
+        and not pg_try_advisory_xact_lock_shared(coalesce(w.session_lock, {schema}.session_key(w.worker_id)))), false)
+    from {schema}.worker_heartbeats as w
+    where w.worker_id = worker
 $$;
 
 -- has_died: whether a worker that was judged is still dead when its jobs are about to be taken.
 --
 -- Of one without a session only its beats speak; it is given up long after its leases have run out. One of an older release is in
 -- nobody's book but by the time its session was lost.
-create or replace function {schema}.has_died(worker {schema}.worker_heartbeats) returns boolean
+create or replace function {schema}.has_died(worker uuid) returns boolean
 language sql volatile
 as $$
-    select case
-        when not worker.has_session then worker.last_beat_at < {schema}.clock() - make_interval(secs => 3 * worker.lease_seconds)
-        when worker.grace_seconds is null then worker.session_lost_at is not null
-        else worker.dead_since is not null end
+    select coalesce(bool_or(case
+        when not w.has_session then w.last_beat_at < {schema}.clock() - make_interval(secs => 3 * w.lease_seconds)
+        when w.grace_seconds is null then w.session_lost_at is not null
+        else w.dead_since is not null end), false)
+    from {schema}.worker_heartbeats as w
+    where w.worker_id = worker
 $$;

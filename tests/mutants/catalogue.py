@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant(
         "reclaim takes back what is not dead",
         SQL + "reclaim.sql",
-        " and {schema}.has_died(w)",
+        " and {schema}.has_died(w.worker_id)",
         "",
         ("ledger/test_reclaiming.py::test_worker_that_gives_a_sign_of_life",),
     ),
