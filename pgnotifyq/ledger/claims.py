@@ -133,6 +133,16 @@ async def heartbeat(
     return _surprises(result, connection.info.encoding)
 
 
+async def lost(connection: Connection, schema: str, leases: Sequence[Lease]) -> set[JobId]:
+    """Return which of some executions, that hold their jobs no more, have lost them, and did not end by what this worker wrote.
+
+    Source: sql/functions/surprises.sql
+    """
+    leases = sorted(leases, key=_by_job)
+    result = await direct.run(connection, direct_call("surprises", "uuid[] uuid[]", schema), _as_arrays(leases))
+    return {surprise.job_id for surprise in _surprises(result, connection.info.encoding) if surprise.became == "lost"}
+
+
 async def cancelled(connection: Connection, schema: str, leases: Sequence[Lease]) -> list[Surprise]:
     """Return which of some executions shall stop because their jobs were cancelled. Source: sql/functions/cancelled.sql."""
     result = await direct.run(connection, direct_call("cancelled", "uuid[] uuid[]", schema), _as_arrays(leases))

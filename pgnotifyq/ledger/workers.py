@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import attrs
@@ -48,11 +49,12 @@ async def register(
     version: str,
     has_session: bool,
     lease_seconds: float,
+    grace_seconds: float | None = None,
 ) -> None:
-    """Publish a worker, or note that it has come back. Source: sql/functions/register_worker.sql."""
+    """Publish a worker, or one that has come back and holds nothing of what it held. Source: sql/functions/register_worker.sql."""
     await connection.execute(
-        call("register_worker", "uuid text integer text[] integer text boolean float8", schema),
-        (worker_id, host, pid, list(queues), slots, version, has_session, lease_seconds),
+        call("register_worker", "uuid text integer text[] integer text boolean float8 float8", schema),
+        (worker_id, host, pid, list(queues), slots, version, has_session, lease_seconds, grace_seconds),
     )
 
 
@@ -67,12 +69,26 @@ async def set_state(connection: Connection, schema: str, worker_id: WorkerId, st
     await connection.execute(statement, (state, worker_id))
 
 
-async def hold_session(connection: Connection, schema: str, worker_id: WorkerId) -> None:
-    """Take the advisory lock that tells others this worker is alive, for as long as the connection lives."""
-    await connection.execute(
-        compose("select pg_advisory_lock({schema}.session_key(%s))", schema),
-        (worker_id,),
-    )
+async def hold_session(connection: Connection, schema: str, worker_id: WorkerId) -> bool:
+    """Have a connection tell others that this worker is alive, for as long as its session lasts.
+
+    Returns: whether it does; False: others have given the worker up, or it is not registered.
+
+    Source: sql/functions/hold_session.sql
+    """
+    return await _is_so(connection, call("hold_session", "uuid", schema), worker_id)
+
+
+async def beat(connection: Connection, schema: str, worker_id: WorkerId) -> bool:
+    """Give a sign of life; False: others have given the worker up, or it is not registered. Source: sql/functions/beat.sql."""
+    return await _is_so(connection, call("beat", "uuid", schema), worker_id)
+
+
+async def _is_so(connection: Connection, statement: bytes, worker_id: WorkerId) -> bool:
+    cursor = await connection.execute(statement, (worker_id,))
+    row = await cursor.fetchone()
+    assert row is not None
+    return bool(row[0])
 
 
 async def worker_channel(connection: Connection, schema: str, worker_id: WorkerId) -> str:
@@ -100,9 +116,21 @@ async def wake_up(connection: Connection, schema: str, worker_id: WorkerId, hand
     await connection.execute(call("wake_up", "uuid text[]", schema), (worker_id, list(hand_on)))
 
 
-async def watch(connection: Connection, schema: str, worker_id: WorkerId, grace_seconds: float) -> Watch:
-    """Look whether the sessions of the other workers are alive. Source: sql/functions/reclaim.sql."""
-    cursor = await connection.execute(call("watch", "uuid float8", schema), (worker_id, grace_seconds))
+async def watch(
+    connection: Connection, schema: str, worker_id: WorkerId, grace_seconds: float, session_seconds: float = math.inf
+) -> Watch:
+    """Look whether the other workers are alive, and give up those that are not.
+
+    Args:
+        connection: of whoever looks.
+        schema: the queue's.
+        worker_id: who looks.
+        grace_seconds: of workers of an older release, which do not publish theirs.
+        session_seconds: for how long this connection has been open, at the least. Nobody judges in the first grace of its session.
+
+    Source: sql/functions/watch.sql
+    """
+    cursor = await connection.execute(call("watch", "uuid float8 float8", schema), (worker_id, grace_seconds, session_seconds))
     row = await cursor.fetchone()
     assert row is not None
     return Watch(others=row[0], dead=list(row[1]), suspected=row[2])

@@ -52,7 +52,9 @@ class WorkerConfig:
     # How long one handler may hold the event loop before it is named. Heartbeats bear more, but a cancel should be felt, and a
     # cancelled query answered, within a second; garbage collection and a payload of 1 MiB take a tenth of that.
     loop_blocked_seconds: float = 1.0
-    session_grace_seconds: float = 1.0  # how long a worker's session may be gone before its jobs are reclaimed
+    # How long after its last sign of life others may take this worker's jobs, once its session is gone. It stops them itself before
+    # that when it hears nothing (runtime/trust.py). Below 0.5 it counts as 0.5.
+    session_grace_seconds: float = 1.5
     retention_seconds: float = 7 * 86_400.0  # finished jobs are kept this long
     # Sessions that ctx.transaction() and ctx.org.transaction() share; opened when asked for. A handler without one waits its turn.
     handler_connections_max: int = HANDLER_CONNECTIONS_DEFAULT

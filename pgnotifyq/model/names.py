@@ -23,6 +23,11 @@ def check_queue_name(name: object) -> str:
     return _check("queue name", name, _QUEUE, "1 to 63 letters, digits and _ . : - (not first: . : -)")
 
 
+def is_queue_name(text: str) -> bool:
+    """Tell whether a queue may be called so."""
+    return _fits(text, _QUEUE)
+
+
 def check_job_type(name: object) -> str:
     """Return the name of a job type.
 

@@ -1,7 +1,8 @@
 """The claimer: asks for exactly as many jobs as there are free slots, and sleeps when there is nothing to do.
 
-At capacity no query is made. A claim is shielded, under the link's deadline: one that was cancelled half-way might have
-been committed, and its jobs would wait for their leases to run out.
+At capacity no query is made. The permits are taken as the claim is sent, at each try anew: while it waited for the link, or for the
+next try, a hand-over or a named job may have taken them, or an outcome freed more. A claim is shielded, under the link's deadline: one
+that was cancelled half-way might have been committed, and its jobs would wait for their leases to run out.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ async def claim_for_ever(parts: Parts) -> None:
             listening_since = parts.push.generation
             sleep.woken_up()
 
-        sent_at = trio.current_time()
-        after = resuming.after(sent_at) if sleep.stage is Stage.AWAKE else None
-        found = await _claim(parts, is_asleep=sleep.stage is not Stage.AWAKE, after=after)
+        after = resuming.after(trio.current_time()) if sleep.stage is Stage.AWAKE else None
+        claimed = await _claim(parts, is_asleep=sleep.stage is not Stage.AWAKE, after=after)
+        if claimed is None:
+            continue  # somebody else took the last slot; wait for another, with the wake-up still to be heeded
+        found, sent_at = claimed
         now = trio.current_time()
         resuming.note(found.jobs, ran_dry=found.ran_dry, after=after, began=sent_at, ended=now)
-        parts.take_up([Running(job=job, renewed_at=sent_at) for job in found.jobs])
         rung = False
         if after is not None:
             continue  # it did not see the whole queue, and says nothing of what is to come
@@ -65,18 +67,35 @@ async def claim_for_ever(parts: Parts) -> None:
         lulled = trio.current_time() - now > LULL_SECONDS
 
 
-async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> claims.Claim:
-    async def once(connection: Connection) -> claims.Claim:
-        return await claims.claim(
-            connection,
-            parts.config.schema,
-            worker_id=parts.worker_id,
-            queues=parts.config.queues,
-            jobs_max=parts.slots.free,
-            lease_seconds=parts.config.lease_seconds,
-            is_asleep=is_asleep,
-            after=after,
-        )
+async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> tuple[claims.Claim, float] | None:
+    """Claim for the slots that are free when the claim is sent, and hand the jobs to them.
+
+    Returns: what was found, and when the claim that found it was sent; None when no slot was free by then.
+    """
+
+    async def once(connection: Connection) -> tuple[claims.Claim, float] | None:
+        sent_at = trio.current_time()
+        # Who sleeps looks now and then, to be sure that there is nothing. A hand-over that comes meanwhile finds a slot.
+        reserved = parts.slots.reserve(max(parts.slots.free - 1, 1) if is_asleep else None)
+        if not reserved:
+            return None
+        spent = 0
+        try:
+            found = await claims.claim(
+                connection,
+                parts.config.schema,
+                worker_id=parts.worker_id,
+                queues=parts.config.queues,
+                jobs_max=reserved,
+                lease_seconds=parts.config.lease_seconds,
+                is_asleep=is_asleep,
+                after=after,
+            )
+            parts.take_up([Running(job=job, renewed_at=sent_at) for job in found.jobs])
+            spent = len(found.jobs)
+        finally:
+            parts.slots.release(reserved - spent)
+        return found, sent_at
 
     return await parts.quick.run(once, shield=True)
 

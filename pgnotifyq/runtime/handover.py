@@ -84,8 +84,10 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     config = parts.config
     job_id, other_id = jobs.new_ids(2)
     execution_id = ExecutionId(other_id)
+    if not parts.slots.reserve(1):
+        # Taken since `find_taker` looked.
+        return await jobs.enqueue(connection, config.schema, job)
     sent_at = trio.current_time()
-    parts.slots.reserve()
     try:
         payload_text, is_claimed, time_now = await jobs.enqueue_claimed(
             connection, config.schema, job, job_id=job_id, execution_id=execution_id, worker_id=parts.worker_id,
@@ -111,7 +113,7 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
         # The worker drained meanwhile, and nobody of it looks any more.
         await claims.settle(connection, config.schema, worker_id=parts.worker_id, settlements=[(running.lease, RELEASED)])
         return job_id
-    parts.take_up([running], reserved=1)
+    parts.take_up([running])
     return job_id
 
 

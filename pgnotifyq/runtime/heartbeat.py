@@ -1,8 +1,8 @@
-"""Heartbeats, trust, and the news they carry.
+"""Heartbeats, and the news they carry.
 
 `beat_for_ever` renews, in one statement, every lease that was last renewed a heartbeat ago; shorter jobs never cost
-a renewal. `distrust_for_ever` is the other half: when beats are not answered, it stops handlers on the worker's own clock
-before anybody else may start their jobs.
+a renewal. The other half is trust.py: when nothing is answered, it stops handlers on the worker's own clock before anybody else may
+start their jobs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pgnotifyq.model.outcome import Interrupt, InterruptKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
@@ -30,24 +31,31 @@ TOGETHER_SHARE = 0.25
 
 
 async def beat_for_ever(parts: Parts) -> None:
-    """Renew leases when they need it, and give a sign of life when there are none."""
+    """Renew leases when they need it, and give a sign of life when none has needed it for a while."""
     every = parts.config.heartbeat_seconds
+    beaten_at = trio.current_time()  # registering is a sign of life
     while True:
+        now = trio.current_time()
+        # Whether jobs come or not: short ones never need a beat, and a worker that has nothing else is not silent for that.
+        idle_for = IDLE_BEAT_SECONDS if parts.push.has_session else min(IDLE_BEAT_SECONDS, every)
         oldest = parts.holdings.oldest()
-        if oldest is None:
-            idle_for = IDLE_BEAT_SECONDS if parts.push.has_session else min(IDLE_BEAT_SECONDS, every)
-            with trio.move_on_after(idle_for * (0.9 + 0.1 * parts.random.random())):
-                await parts.holdings.taken_up.wait()
-                await trio.lowlevel.checkpoint()  # the job first
-                continue
-            await renew(parts, [])
+        wake_at = beaten_at + idle_for * (0.9 + 0.1 * parts.random.random())
+        if oldest is not None:
+            wake_at = min(wake_at, oldest.renewed_at + every)
+        if wake_at > now:
+            with trio.move_on_at(wake_at):
+                if len(parts.holdings):
+                    # What is claimed meanwhile needs no beat before that; nor does anything where all that is held is lost.
+                    await trio.sleep(every / 2)
+                else:
+                    await parts.holdings.taken_up.wait()
+                    await trio.lowlevel.checkpoint()  # the job first
             continue
-        wait_seconds = oldest.renewed_at + every - trio.current_time()
-        if wait_seconds > 0:
-            await trio.sleep(wait_seconds)
-            continue
-        due = parts.holdings.renewed_before(trio.current_time() - every * (1 - TOGETHER_SHARE))
-        await renew(parts, due)
+        beaten_at = now
+        if oldest is None and not parts.push.has_session:
+            parts.trust.bell.ring()  # a beat that finds out whether others have forgotten this worker (trust.py)
+        else:
+            await renew(parts, parts.holdings.renewed_before(now - every * (1 - TOGETHER_SHARE)))
 
 
 async def renew(parts: Parts, due: Sequence[Running]) -> None:
@@ -62,26 +70,50 @@ async def renew(parts: Parts, due: Sequence[Running]) -> None:
 async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> None:
     sent_at = math.nan
 
-    async def once(connection: Connection) -> list[claims.Surprise]:
+    async def once(connection: Connection) -> tuple[list[Running], dict[JobId, claims.Surprise], list[Running], set[JobId]]:
         nonlocal sent_at
+        # Now, not before the wait for the link: what has ended and is written by now is nobody's to renew.
         sent_at = trio.current_time()
-        return await claims.heartbeat(
+        held = [running for running in due if not running.is_gone]
+        surprises = await claims.heartbeat(
             connection,
             parts.config.schema,
             worker_id=parts.worker_id,
-            leases=[running.lease for running in due],
+            leases=[running.lease for running in held],
             lease_seconds=parts.config.lease_seconds,
         )
+        told = {surprise.job_id: surprise for surprise in surprises}
+        missing = [running for running in held if running.job.id in told and told[running.job.id].became == "lost"]
+        # A beat that overtakes the reply to a settlement finds no lease any more, and knows nothing of why. What became of an
+        # execution that has ended is for the settler to tell.
+        missing = [running for running in missing if not running.has_ended]
+        lost = await claims.lost(connection, parts.config.schema, [one.lease for one in missing]) if missing else set()
+        return held, told, missing, lost
 
-    surprises = {surprise.job_id: surprise for surprise in await parts.quick.run(once)}
-    for running in due:
-        surprise = surprises.get(running.job.id)
-        if surprise is None or surprise.became == "cancelled":
+    held, told, missing, lost = await parts.quick.run(once)
+    for running in held:
+        surprise = told.get(running.job.id)
+        if running.job.id not in lost:
+            # What has ended, or was completed, has no lease any more, and nothing that one would protect; it was looked at.
             parts.holdings.renew(running, sent_at)
         if surprise is not None and surprise.became == "cancelled":
             _interrupt_cancelled(parts, running, surprise.why)
-        elif surprise is not None and parts.holdings.find(running.job.id, running.lease.execution_id):
-            interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why="somebody else holds the job"))
+    for running in missing:
+        if not running.has_ended:
+            _stop_without_lease(parts, running, is_lost=running.job.id in lost)
+
+
+def _stop_without_lease(parts: Parts, running: Running, *, is_lost: bool) -> None:
+    """Stop a handler whose job is not its own any more: lost, or completed by its own transaction.
+
+    After the latter it has until the next beat to return: that commit may not even have been answered yet.
+    """
+    if is_lost:
+        interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why="somebody else holds the job"))
+    elif running.outlives_job:
+        why = "its own transaction has completed the job"
+        interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
+    running.outlives_job = True
 
 
 async def check_cancels(parts: Parts, told: Sequence[Running], connection: Connection) -> None:
@@ -100,28 +132,6 @@ async def check_cancels(parts: Parts, told: Sequence[Running], connection: Conne
         for running in some:
             if running.job.id in why:
                 _interrupt_cancelled(parts, running, why[running.job.id])
-
-
-async def distrust_for_ever(parts: Parts) -> None:
-    """Stop every handler whose lease this worker may not trust any more."""
-    trusted_seconds = parts.config.lease_seconds - parts.config.margin_seconds
-    while True:
-        oldest = parts.holdings.oldest()
-        if oldest is None:
-            await parts.holdings.taken_up.wait()
-            await trio.lowlevel.checkpoint()  # the job first
-            # Entries whose lease is lost already may linger while their handlers stop.
-            if parts.holdings.oldest() is None:
-                await trio.sleep(parts.config.margin_seconds)
-            continue
-        wait_seconds = oldest.renewed_at + trusted_seconds - trio.current_time()
-        if wait_seconds > 0:
-            await trio.sleep(wait_seconds)
-            continue
-        why = f"no heartbeat was answered for {trusted_seconds:g} s"
-        for running in parts.holdings.renewed_before(trio.current_time() - trusted_seconds):
-            interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
-            parts.settler.distrust(running)
 
 
 def interrupt(parts: Parts, running: Running, reason: Interrupt) -> None:

@@ -30,6 +30,7 @@ class Running:
 
     job: ClaimedJob
     renewed_at: float  # trio clock, seconds: when the last answered claim or beat was sent
+    claimed_at: float = attrs.field(init=False)  # the same of the claim
     # Whose step it is when the handler holds the loop, or a task that it started does.
     task: trio.lowlevel.Task | None = None
     # The scope around the handler, while it runs; its task uses it for the next job too, unless it was cancelled.
@@ -44,6 +45,14 @@ class Running:
     is_settled: bool = False
     # A transaction of the handler's is open that is to complete the job.
     is_completing: bool = False
+    # It runs although its job is completed, by its own transaction; a beat has found it so.
+    outlives_job: bool = False
+    # Stopped for want of a proof of life, not of a lease: it is released when its handler has ended.
+    is_given_up: bool = False
+
+    @claimed_at.default
+    def _as_renewed(self) -> float:
+        return self.renewed_at
 
     @property
     def lease(self) -> Lease:
@@ -116,6 +125,9 @@ class Holdings:
         # Executions that were interrupted just now, for whoever counts their grace.
         self.stopped: list[Running] = []
         self.stopped_bell = Bell()
+        # Executions that were given up and have ended, for whoever gives them back.
+        self.given_up: list[Running] = []
+        self.given_up_bell = Bell()
 
     def __len__(self) -> int:
         return len(self._running)
@@ -145,6 +157,10 @@ class Holdings:
         for running in gone:
             if self._running.get(running.job.id) is running:
                 del self._running[running.job.id]
+            if running.is_given_up:
+                running.is_given_up = False
+                self.given_up.append(running)
+                self.given_up_bell.ring()
         if not self._running:
             self.emptied.set()
             if self.taken_up.is_set():

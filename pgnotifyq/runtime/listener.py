@@ -14,27 +14,26 @@ and says so.
 What it hears it asks about by the same connection, whose session is awake by then: the row of a cancelled job (heartbeat.py), the job
 that a wake-up names (named.py). The one reads, the other waits 20 ms for a lock at the most. When one fails, the listener begins anew.
 
-Its session holds an advisory lock named after the worker. When the process dies the server frees the lock, and the other
-workers see it (sql/functions/reclaim.sql).
+Its session speaks for the worker's life, and answers for it when it is asked (trust.py). When the process dies the session ends, and
+the other workers see it (sql/functions/watch.sql).
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import uuid
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
-from pgnotifyq._version import __version__
-from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.model import channels
+from pgnotifyq.model.channels import Cancel, Company, Nonce, Work
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.model.job import ExecutionId, JobId, uuid_of
 from pgnotifyq.runtime.heartbeat import check_cancels, renew
 from pgnotifyq.runtime.named import answer
+from pgnotifyq.runtime.trust import speak_by
+from pgnotifyq.wire import direct
 from pgnotifyq.wire.connection import connect
 from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 from pgnotifyq.wire.sessions import For
@@ -64,8 +63,16 @@ class Push:
     """What the worker knows of its listener."""
 
     is_proven: bool = False  # notifications arrive: sleep; otherwise poll
-    has_session: bool = False  # the session lock speaks for the worker's life
+    has_session: bool = False  # the session speaks for the worker's life
     generation: int = 0  # grows with every connection; what was published before may be gone
+    is_asked: bool = False  # whether the session is there; see trust.py
+    waiting: trio.CancelScope | None = None  # around the wait for notifications
+
+    def ask(self) -> None:
+        """Have the session show that it is there."""
+        self.is_asked = True
+        if self.waiting is not None:
+            self.waiting.cancel(reason="pgnotifyq: asked for a proof of life")
 
 
 async def listen_for_ever(parts: Parts) -> None:
@@ -95,6 +102,8 @@ async def listen_for_ever(parts: Parts) -> None:
             told = why
         parts.push.is_proven = False
         parts.push.has_session = False
+        if len(parts.holdings):
+            parts.trust.bell.ring()  # others may have seen the session end
         parts.bell.ring()  # the claimer may have planned to sleep until it was told
         await trio.sleep((DEAF_RETRY_SECONDS if is_deaf else pause) * (0.5 + parts.random.random()))
         pause = PAUSE_SECONDS_FIRST if is_deaf else min(pause * 2, PAUSE_SECONDS_MAX)
@@ -105,21 +114,21 @@ async def _listen(parts: Parts) -> None:
         connection = await connect(parts.listen_dsn, application_name="pgnotifyq listener", used_for=For.WORKER, must_write=True)
     try:
         with trio.fail_after(CONNECT_DEADLINE_SECONDS):
-            channel = await workers.worker_channel(connection, parts.config.schema, parts.worker_id)
-            channels = (channel, f"{parts.config.schema}_work")
-            for name in channels:
+            channel = channels.of_worker(parts.config.schema, parts.worker_id)
+            both = (channel, channels.of_all_workers(parts.config.schema))
+            for name in both:
                 await listen(connection, name)
         try:
             await _prove(parts, connection, channel, by=parts.quick)
         except Deaf:
             # A pooler's session would go on hearing for nobody. It is the one that we are given now, most likely.
             with trio.move_on_after(PROOF_DEADLINE_SECONDS):
-                for name in channels:
+                for name in both:
                     await unlisten(connection, name)
             raise
         with trio.fail_after(CONNECT_DEADLINE_SECONDS):
-            await workers.hold_session(connection, parts.config.schema, parts.worker_id)
-            await register(parts, connection, has_session=True)
+            if not await speak_by(parts, connection):
+                raise Deaf("others take this worker for dead")
         connection.prepare_threshold = 0  # it has its session to itself
         parts.push.is_proven = True
         parts.push.has_session = True
@@ -128,33 +137,39 @@ async def _listen(parts: Parts) -> None:
         parts.bell.ring()
         # Cancels that were sent while nobody listened.
         await renew(parts, list(parts.holdings))
+        heard_at = trio.current_time()
         while True:
             heard: list[Notify] = []
-            with trio.move_on_after(PROOF_EVERY_SECONDS):
-                heard = await wait_notifications(connection)
+            if not parts.push.is_asked:
+                with trio.move_on_at(heard_at + PROOF_EVERY_SECONDS) as parts.push.waiting:
+                    heard = await wait_notifications(connection)
+                parts.push.waiting = None
+            if parts.push.is_asked:
+                await _show_life(parts, connection)
             if heard:
                 await _hear(parts, heard, connection)
-            else:
+            elif trio.current_time() >= heard_at + PROOF_EVERY_SECONDS:
                 await _prove(parts, connection, channel)
+            else:
+                continue
+            heard_at = trio.current_time()
     finally:
+        parts.push.waiting = None
         with trio.CancelScope(shield=True):
             await connection.close()
 
 
-async def register(parts: Parts, connection: Connection, *, has_session: bool) -> None:
-    """Publish this worker in worker_heartbeats."""
-    await workers.register(
-        connection,
-        parts.config.schema,
-        worker_id=parts.worker_id,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        queues=parts.config.queues,
-        slots=parts.config.concurrency,
-        version=__version__,
-        has_session=has_session,
-        lease_seconds=parts.config.lease_seconds,
-    )
+async def _show_life(parts: Parts, connection: Connection) -> None:
+    """Have the session answer: a proof of life for trust.py, by the least of statements.
+
+    Raises:
+        trio.TooSlowError: it does not answer.
+    """
+    parts.push.is_asked = False
+    sent_at = trio.current_time()
+    with trio.fail_after(PROOF_DEADLINE_SECONDS):
+        await direct.run(connection, b"select", ())
+    parts.trust.hear(sent_at)
 
 
 async def _prove(parts: Parts, connection: Connection, channel: str, *, by: Link | None = None) -> None:
@@ -164,7 +179,7 @@ async def _prove(parts: Parts, connection: Connection, channel: str, *, by: Link
         Deaf: it did not.
         trio.TooSlowError: it could not be sent.
     """
-    nonce = f"nonce {uuid.uuid4().hex}"
+    nonce = channels.write(Nonce(uuid.uuid4().hex))
 
     async def notify(session: Connection) -> None:
         await session.execute("select pg_notify(%s, %s)", (channel, nonce))
@@ -191,19 +206,17 @@ async def _hear(parts: Parts, heard: list[Notify], connection: Connection) -> No
     stopping = []
     wake_ups = []
     for note in heard:
-        word, _, rest = note.payload.partition(" ")
-        if word == "cancel":
-            try:
-                job_id, execution_id = (uuid_of(int(part.replace("-", ""), 16)) for part in rest.split(" "))
-            except ValueError:
-                continue  # forged; LISTEN and NOTIFY have no access control
-            running = parts.holdings.find(JobId(job_id), ExecutionId(execution_id))
-            if running is not None:
-                stopping.append(running)
-        elif note.payload == "+company":
-            parts.company.ring()
-        elif word != "nonce":
-            wake_ups.append(rest.partition(" ")[2])  # the job, behind the queue, when it names one
+        match channels.read(note.payload):
+            case Cancel(job_id=job_id, execution_id=execution_id):
+                running = parts.holdings.find(job_id, execution_id)
+                if running is not None:
+                    stopping.append(running)
+            case Company():
+                parts.company.ring()
+            case Work(queue=queue, job_id=job_id) if queue in parts.config.queues:
+                wake_ups.append(job_id)
+            case None:
+                wake_ups.append(None)  # what a newer release may have to say is worth a look
     if len(wake_ups) > 1:
         parts.bell.ring()
     if stopping:

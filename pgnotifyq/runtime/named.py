@@ -27,16 +27,17 @@ from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.sleep import LULL_SECONDS
 
 if TYPE_CHECKING:
+    from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
 
 
-async def answer(parts: Parts, named: str, connection: Connection) -> None:
+async def answer(parts: Parts, named: JobId | None, connection: Connection) -> None:
     """Answer a wake-up: take the job that it names, when the worker is idle, else ring for the claimer.
 
     Args:
         parts: the worker's.
-        named: what was heard: an id's text, nothing, or whatever somebody has sent.
+        named: the job, if the wake-up named one; anybody can send one.
         connection: by which it was heard.
 
     Raises:
@@ -46,10 +47,9 @@ async def answer(parts: Parts, named: str, connection: Connection) -> None:
     is_lulled = now - parts.woken_at > LULL_SECONDS
     parts.woken_at = now
     is_idle = is_lulled and parts.saw_queues_empty and not parts.bell.is_ringing and not parts.is_draining
-    if not named or not is_idle or parts.slots.free == 0 or parts.slots.is_backed_up:
+    if named is None or not is_idle or parts.slots.is_backed_up or not parts.slots.reserve(1):
         parts.bell.ring()
         return
-    parts.slots.reserve()
     try:
         with trio.fail_after(parts.quick.deadline_seconds, shield=True):
             found = await claims.claim_named(
@@ -57,7 +57,7 @@ async def answer(parts: Parts, named: str, connection: Connection) -> None:
                 parts.config.schema,
                 worker_id=parts.worker_id,
                 queues=parts.config.queues,
-                job_id=named,
+                job_id=named.hex,
                 lease_seconds=parts.config.lease_seconds,
             )
     except BaseException:
@@ -75,4 +75,4 @@ async def answer(parts: Parts, named: str, connection: Connection) -> None:
         parts.holdings.add([running])
         parts.settler.add(running, RELEASED)
         return
-    parts.take_up([running], reserved=1)
+    parts.take_up([running])

@@ -16,6 +16,7 @@ from pgnotifyq.runtime.holdings import Holdings
 from pgnotifyq.runtime.listener import Push
 from pgnotifyq.runtime.settler import Settler
 from pgnotifyq.runtime.slots import Slots
+from pgnotifyq.runtime.trust import Trust
 
 if TYPE_CHECKING:
     import random
@@ -43,10 +44,13 @@ class Parts:
     quick: Link
     # Outcomes, reclaim, prune: durable.
     durable: Link
+    # Signs of life, when the listener's session gives none (trust.py).
+    beats: Link
     # Where LISTEN works: the same database, past any pooler.
     listen_dsn: str
     # Connections for handlers.
     databases: Databases
+    trust: Trust
     slots: Slots
     threads: trio.CapacityLimiter
     # The way from a handler's thread into the loop.
@@ -70,10 +74,10 @@ class Parts:
     def __attrs_post_init__(self) -> None:
         self.settler = Settler(self)
 
-    def take_up(self, claimed: Sequence[Running], *, reserved: int = 0) -> None:
-        """Hold jobs that this worker has claimed, and hand them to its slots; permits were taken for `reserved` of them."""
+    def take_up(self, claimed: Sequence[Running]) -> None:
+        """Hold jobs that this worker has claimed, and hand them to its slots; a permit was taken for each."""
         self.holdings.add(claimed)
-        self.slots.give(claimed, reserved=reserved)
+        self.slots.give(claimed)
         if self.tells_routine:
             for running in claimed:
                 self.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from pgnotifyq.ledger import workers
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 BATCH_MAX = 200  # jobs taken back in one statement: it holds their locks
 WATCH_SECONDS_PER_OTHER = 0.7
-# "killed to running again within 3 s": this, the grace (1 s), and the two statements that take back and claim.
-WATCH_SECONDS_MAX = 1.5
+# "killed to running again within about 3 s": this, the grace (1.5 s), and the two statements that take back and claim.
+WATCH_SECONDS_MAX = 1.2
 WATCH_JITTER = 0.4  # the share of the pause that is left to chance, so that workers do not stay in step
 AFTER_GRACE_SHARE = 0.05  # jitter on top of the grace
 ALONE_SECONDS = 60.0  # a worker that was alone is told when another comes; this is for the case that it did not hear
 AFTER_EXPIRY_SECONDS = 0.2  # jitter on top of an expiry, so that one of many is first
+COMPANY_SECONDS_MIN = 0.05  # between looks that news of company calls for
 LOOK_SECONDS_MAX = 60.0  # a lease claimed after the last look is found then at the latest
 
 
@@ -37,8 +39,9 @@ async def reclaim_for_ever(parts: Parts) -> None:
     """Watch the other workers and take back what they lost, until cancelled."""
     look_at = trio.current_time()  # for leases that ran out
     grace_ends_at = 0.0  # of a worker whose session is gone
+    sight = _Sight()
     while True:
-        watch = await _watch(parts)
+        watch = await _watch(parts, sight)
         if watch.dead or trio.current_time() >= look_at:
             next_seconds = await _reclaim(parts, watch.dead)
             # Leases are never shorter than they were when last looked at, so the earliest expiry can wait.
@@ -51,7 +54,7 @@ async def reclaim_for_ever(parts: Parts) -> None:
         elif grace_ends_at <= trio.current_time():
             # Noted by this look or an earlier one. Looks in between, as when a worker comes to replace the lost one, do not
             # begin the grace anew.
-            grace_ends_at = trio.current_time() + parts.config.session_grace_seconds * (1 + AFTER_GRACE_SHARE * chance)
+            grace_ends_at = trio.current_time() + parts.trust.grace_seconds * (1 + AFTER_GRACE_SHARE * chance)
         if watch.suspected:
             wait_seconds = grace_ends_at - trio.current_time()
         elif watch.others:
@@ -59,12 +62,25 @@ async def reclaim_for_ever(parts: Parts) -> None:
         else:
             wait_seconds = ALONE_SECONDS
         wait_seconds = min(wait_seconds, max(look_at - trio.current_time(), 0.01))
-        await parts.company.wait(wait_seconds)
+        if await parts.company.wait(wait_seconds):
+            # Anybody can ring: that must not keep this connection from its own.
+            await trio.sleep(COMPANY_SECONDS_MIN)
 
 
-async def _watch(parts: Parts) -> workers.Watch:
+@attrs.define
+class _Sight:
+    """Since when this worker has had the session by which it looks at others, at the least."""
+
+    connection: Connection | None = None
+    since: float = 0.0  # trio clock, seconds
+
+
+async def _watch(parts: Parts, sight: _Sight) -> workers.Watch:
     async def once(connection: Connection) -> workers.Watch:
-        return await workers.watch(connection, parts.config.schema, parts.worker_id, parts.config.session_grace_seconds)
+        now = trio.current_time()
+        if connection is not sight.connection:
+            sight.connection, sight.since = connection, now
+        return await workers.watch(connection, parts.config.schema, parts.worker_id, parts.trust.grace_seconds, now - sight.since)
 
     return await parts.quick.run(once)
 

@@ -1,7 +1,11 @@
 """Slots: the permits of a worker.
 
-One permit is one running job; it is taken before claiming and free again when the outcome is durable. Slots are long-lived
-tasks (executor.py) that take jobs from a deque, not tasks spawned a job. A task that has run a job goes on to the next one
+One permit is one running job; it is taken before the claim is sent, given back when the claim brought no job for it, and free again
+when the job's outcome is durable. Whoever asks what is free and then waits (for a link, for a reply) asks in vain: a hand-over may
+have taken the last one meanwhile. So nobody asks; `reserve` takes what there is, in one step, and says how many. At any moment
+`free + taken == count`, and neither is negative.
+
+Slots are long-lived tasks (executor.py) that take jobs from a deque, not tasks spawned a job. A task that has run a job goes on to the next one
 while the outcome is on its way to the database, so `free` counts permits, not tasks.
 
 A batch wakes two idle tasks. Whoever takes a job and sees another wakes more before it runs its own, but never so that more
@@ -42,7 +46,7 @@ class Slots:
     def __init__(self, count: int) -> None:
         self.count = count
         self.free = count
-        self._given: deque[Running] = deque()  # the claimer never gives more than `free`
+        self._given: deque[Running] = deque()
         self._idle: list[trio.Event] = []
         self._waking = 0
         self._in_a_row = 0
@@ -65,18 +69,28 @@ class Slots:
         """Whether no job will be started any more."""
         return self._is_closed
 
-    def reserve(self) -> None:
-        """Take a permit for a job that is about to be claimed; `give` it, or `release` it."""
-        self.free -= 1
+    @property
+    def taken(self) -> int:
+        """How many permits are taken: for jobs that run, or for a claim that is under way."""
+        return self.count - self.free
 
-    def give(self, claimed: Sequence[Running], *, reserved: int = 0) -> None:
-        """Hand claimed jobs to free slots; permits were taken for `reserved` of them."""
-        self.free -= len(claimed) - reserved
+    def reserve(self, wanted: int | None = None) -> int:
+        """Take as many permits as are free, `wanted` at the most, for a claim that is about to be sent; return how many.
+
+        Each of them is then spent by `give`, or comes back by `release`.
+        """
+        reserved = self.free if wanted is None else min(wanted, self.free)
+        self.free -= reserved
+        return reserved
+
+    def give(self, claimed: Sequence[Running]) -> None:
+        """Hand jobs to slots. Their permits were taken before they were claimed."""
         self._given.extend(claimed)
         self._wake()
 
     def release(self, count: int) -> None:
-        """Free permits: outcomes are durable, or their leases lost."""
+        """Free permits: outcomes are durable, their leases lost, or a claim brought no jobs for them."""
+        assert 0 <= count <= self.taken, f"{count} permits of {self.taken} taken cannot be free again"
         self.free += count
         self._tell_if_wanted()
 

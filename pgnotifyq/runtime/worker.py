@@ -29,9 +29,9 @@ from pgnotifyq.runtime.deadlines import tell_deadlines_for_ever
 from pgnotifyq.runtime.executor import execute_for_ever
 from pgnotifyq.runtime.forks import ending_copies
 from pgnotifyq.runtime.handover import open_door
-from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, distrust_for_ever, interrupt
+from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, interrupt
 from pgnotifyq.runtime.link import Link
-from pgnotifyq.runtime.listener import listen_for_ever, register
+from pgnotifyq.runtime.listener import listen_for_ever
 from pgnotifyq.runtime.logs import is_routine_logged, naming
 from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.pruner import prune_for_ever
@@ -40,7 +40,16 @@ from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.slots import Slots
 from pgnotifyq.runtime.telling import Telling
 from pgnotifyq.runtime.tenants import find_tenant_role, open_databases
+from pgnotifyq.runtime.trust import (
+    Trust,
+    beat_when_asked,
+    distrust_for_ever,
+    give_back_for_ever,
+    prove_for_ever,
+    register,
+)
 from pgnotifyq.runtime.watchdog import names_of, watch_for_ever
+from pgnotifyq.wire.postmaster import find_postmaster
 
 if TYPE_CHECKING:
     from pgnotifyq.model.events import EventSink
@@ -134,16 +143,19 @@ async def run_worker(
             random=randomness,
             quick=link("claimer"),
             durable=link("settler"),
+            beats=link("beat"),
             listen_dsn=listen_dsn or dsn,
             databases=databases,
+            trust=Trust(grace_seconds=config.session_grace_seconds),
             slots=Slots(config.concurrency),
             threads=trio.CapacityLimiter(config.concurrency),
             tells_routine=routine_events if on_event is not None else is_routine_logged(),
         )
         stack.push_async_callback(parts.quick.close)
         stack.push_async_callback(parts.durable.close)
+        stack.push_async_callback(parts.beats.close)
         try:
-            await parts.quick.attempt(lambda connection: _begin(parts, connection))
+            await parts.quick.attempt(lambda connection: _begin(parts, connection, dsn))
         except trio.TooSlowError as error:
             message = (
                 f"The database did not answer within {deadline_seconds:g} s of the worker's start. Check that its server is well."
@@ -164,12 +176,13 @@ async def run_worker(
     return handle
 
 
-async def _begin(parts: Parts, connection: Connection) -> None:
+async def _begin(parts: Parts, connection: Connection, dsn: str) -> None:
     """Check what the worker stands on, and publish it."""
     await check_schema(connection, parts.config.schema)
     parts.databases.tenant_role = await find_tenant_role(connection, parts.config.schema)
     with translated(parts.config.schema):
-        await register(parts, connection, has_session=False)
+        parts.trust.postmaster = await find_postmaster(connection, dsn)
+        await register(parts, connection)
 
 
 async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus[WorkerHandle]) -> None:
@@ -178,6 +191,9 @@ async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus
         services.start_soon(parts.settler.settle_for_ever)
         services.start_soon(beat_for_ever, parts)
         services.start_soon(distrust_for_ever, parts)
+        services.start_soon(prove_for_ever, parts)
+        services.start_soon(beat_when_asked, parts)
+        services.start_soon(give_back_for_ever, parts)
         services.start_soon(count_grace_for_ever, parts)
         services.start_soon(tell_deadlines_for_ever, parts)
         services.start_soon(reclaim_for_ever, parts)
@@ -232,8 +248,9 @@ async def _drain(parts: Parts, handle: WorkerHandle) -> None:
                 waiting.start_soon(impatience)
                 await parts.holdings.emptied.wait()
                 waiting.cancel_scope.cancel()
-        left = list(parts.holdings)
-        handle.interrupted = len(left)
+        # What has ended is not interrupted: its outcome is on its way.
+        left = [running for running in parts.holdings if not running.has_ended]
+        handle.interrupted = sum(not running.is_settled for running in left)
         for running in left:
             interrupt(parts, running, Interrupt(kind=InterruptKind.SHUTDOWN, why="the worker is shutting down"))
         await parts.holdings.emptied.wait()

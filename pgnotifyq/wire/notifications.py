@@ -8,12 +8,15 @@ handler of psycopg's would take them away: add none.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
+import psycopg
 from psycopg import generators, sql
 
 if TYPE_CHECKING:
-    import psycopg
+    from psycopg.pq import PGnotify
 
     from pgnotifyq.wire.connection import Connection
 
@@ -23,7 +26,17 @@ async def listen(connection: Connection[Any], channel: str) -> None:
 
     Scan the table after this returned, not before: else what happens between the two is missed.
     """
+    connection.pgconn.notify_handler = partial(_keep, ref(connection))
     await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+
+
+def _keep(connection_ref: ref[Connection[Any]], note: PGnotify) -> None:
+    """Do what psycopg's own handler does, whatever the bytes: in a database without an encoding anybody can send such as are no text."""
+    connection = connection_ref()
+    if connection is None or connection._notifies_backlog is None:
+        return
+    channel, payload = (raw.decode("utf-8", errors="replace") for raw in (note.relname, note.extra))
+    connection._notifies_backlog.append(psycopg.Notify(channel, payload, note.be_pid))
 
 
 async def owns_session(connection: Connection[Any]) -> bool:

@@ -1,59 +1,9 @@
--- watch: look whether the sessions of the other workers are alive; forget sleepers that are not.
---
--- A worker's listener session holds an advisory lock named after it. A lock that can be had is a session that is gone.
--- The first look that finds it gone notes the time; a beat or a return of the worker clears it; a later look, `grace_seconds`
--- after, finds the worker dead.
--- Out: the number of other workers, the dead ones, whether any is suspected.
-create or replace function {schema}.watch(by_worker uuid, grace_seconds double precision)
-returns table (others integer, dead uuid[], suspected boolean)
-language plpgsql volatile
-as $$
-#variable_conflict use_column
-declare
-    time_now timestamptz := {schema}.clock();
-    other record;
-    gone uuid[] := '{{}}';
-begin
-    others := 0;
-    dead := '{{}}';
-    suspected := false;
-    for other in
-        select w.worker_id, w.session_lost_at, w.has_session, w.last_beat_at, w.lease_seconds
-        from {schema}.worker_heartbeats as w
-        where w.worker_id <> by_worker
-    loop
-        if not other.has_session then
-            -- Only its beats speak of it. The row is forgotten long after its leases have run out.
-            if other.last_beat_at < time_now - make_interval(secs => 3 * other.lease_seconds) then
-                dead := dead || other.worker_id;
-            else
-                others := others + 1;
-            end if;
-        elsif not pg_try_advisory_xact_lock_shared({schema}.session_key(other.worker_id)) then
-            others := others + 1;
-        elsif other.session_lost_at is null then
-            gone := gone || other.worker_id;
-        elsif other.session_lost_at <= time_now - make_interval(secs => grace_seconds) then
-            dead := dead || other.worker_id;
-        else
-            suspected := true;
-        end if;
-    end loop;
-    if cardinality(gone) > 0 then
-        suspected := true;
-        update {schema}.worker_heartbeats as w set session_lost_at = time_now
-        where w.worker_id = any (gone) and w.session_lost_at is null;
-    end if;
-    return next;
-end
-$$;
-
 -- reclaim: take back jobs whose lease has run out or whose worker is dead.
 --
 -- In:     jobs_max bounds the batch; `dead` as watch() told (their rows are checked again here).
 -- Out:    one row a job: what it became (pending, dead, cancelled). When fewer than jobs_max were found, one more row whose
 --         `job_id` is null and whose `next_seconds` says when the next lease runs out (null: none is held).
--- Locks:  the jobs, `skip locked`: each job is reclaimed once, whoever looks. `for update` reads the row again after
+-- Locks:  the dead workers' rows, `skip locked`: one reclaims a dead worker's jobs at a time. The jobs, `skip locked`: each job is reclaimed once, whoever looks. `for update` reads the row again after
 --         locking it, so a completion or a renewal that committed meanwhile stands.
 -- Index:  jobs_held.
 --
@@ -87,6 +37,7 @@ declare
     trials_every_seconds constant double precision := 1;
     time_now timestamptz := {schema}.clock();
     really_dead uuid[];
+    claimed_before timestamptz;  -- a claim is a sign of life, for the job that it brought
     in_company uuid[];
     beside_suspects uuid[];
     lost record;
@@ -94,9 +45,15 @@ declare
     charged integer;
     taken integer := 0;
 begin
-    select coalesce(array_agg(w.worker_id), '{{}}') into really_dead
-    from {schema}.worker_heartbeats as w
-    where w.worker_id = any (dead) and (w.session_lost_at is not null or not w.has_session);
+    -- Their rows are locked until this commits: whoever comes back meanwhile learns that it was given up (hold_session.sql, beat.sql).
+    select coalesce(array_agg(d.worker_id), '{{}}'), time_now - make_interval(secs => coalesce(max(d.grace_seconds), 0))
+    into really_dead, claimed_before
+    from (
+        select w.worker_id, w.grace_seconds
+        from {schema}.worker_heartbeats as w
+        where w.worker_id = any (dead) and {schema}.has_died(w.worker_id)
+        for no key update skip locked
+    ) as d;
     if cardinality(really_dead) > 0 then
         select array_agg(h.worker) filter (where h.jobs > 1), array_agg(h.worker) filter (where h.suspects > 0)
         into in_company, beside_suspects
@@ -111,7 +68,7 @@ begin
     for lost in
         select j.*
         from {schema}.jobs as j
-        where j.is_held and (j.lease_expires_at < time_now or j.locked_by = any (really_dead))
+        where j.is_held and (j.lease_expires_at < time_now or (j.locked_by = any (really_dead) and j.started_at <= claimed_before))
         order by (j.suspicion is not null) desc, j.started_at  -- so that the second batch of a worker is not blamed for the first
         limit jobs_max
         for update skip locked

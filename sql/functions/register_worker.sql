@@ -1,23 +1,24 @@
--- register_worker: publish a worker, or a worker that has come back, and sleep on nothing.
+-- register_worker: publish a worker, or a worker that has come back, and sleep on nothing. Whatever it was thought of is forgotten.
+-- A session speaks for it once hold_session() has said so; `with_session` is for workers of an older release, which take the lock named
+-- after them first. Their form, without a grace: beside this one, a call that leaves that out would fit both.
+drop function if exists {schema}.register_worker(uuid, text, integer, text[], integer, text, boolean, double precision);
 create or replace function {schema}.register_worker(
     worker uuid, on_host text, with_pid integer, for_queues text[], with_slots integer, of_version text,
-    with_session boolean, for_seconds double precision)
+    with_session boolean, for_seconds double precision, with_grace double precision default null)
 returns void
 language sql volatile
 as $$
     insert into {schema}.worker_heartbeats as w (
-        worker_id, host, pid, queues, slots, version, started_at, last_beat_at, has_session, lease_seconds)
-    values (worker, on_host, with_pid, for_queues, with_slots, of_version, {schema}.clock(), {schema}.clock(), with_session, for_seconds)
+        worker_id, host, pid, queues, slots, version, started_at, last_beat_at, has_session, lease_seconds,
+        grace_seconds)
+    values (worker, on_host, with_pid, for_queues, with_slots, of_version, {schema}.clock(), {schema}.clock(), with_session, for_seconds,
+        with_grace)
     on conflict (worker_id) do update
-    set last_beat_at = excluded.last_beat_at, has_session = excluded.has_session, session_lost_at = null;
+    set last_beat_at = excluded.last_beat_at, has_session = excluded.has_session, grace_seconds = excluded.grace_seconds,
+        session_lost_at = null, dead_since = null;
     -- No queue's name begins with a plus. Workers that were alone begin to watch.
     select pg_notify({schema_text} || '_work', '+company');
 $$;
-
--- session_key: the advisory lock that the listener session of a worker holds.
-create or replace function {schema}.session_key(worker_id uuid) returns bigint
-language sql immutable
-as $$ select hashtextextended({schema_text} || worker_id::text, 0) $$;
 
 -- unregister_worker: a worker has ended; nothing of it stays. Whoever still sleeps looks once, for a wake-up that was on
 -- its way to the one who left.

@@ -44,6 +44,7 @@ START_SECONDS_MAX = 30.0  # of a worker; it may find the server restarting
 AGAIN_SECONDS = 0.3  # before a worker that ended is started again
 EXIT_DATABASE, EXIT_INTERRUPTED = 3, 4  # as the command line has them
 PATIENCE_SECONDS = 20.0  # for the server to come back
+LAST_WORDS_LINES = 60  # of a process that ended by itself
 DRAIN_SECONDS_MAX = 60.0
 GONE_SECONDS_MAX = 10.0  # for sessions to be gone after their clients
 
@@ -217,9 +218,22 @@ async def _keep_working(stage: Stage, seat: Seat, settings: dict[str, Any]) -> N
         assert seat.exit_code is not None
         # It may end at its start when the server is not there. Later it ends when it is told to, and never else.
         if seat.exit_code not in seat.expected and (had_started or seat.exit_code != EXIT_DATABASE):
-            stage.book.findings.append(f"worker {seat.number} ended by itself, with exit code {seat.exit_code}")
+            told = f"worker {seat.number} ended by itself, with exit code {seat.exit_code}"
+            stage.book.findings.append(f"{told}; its last words:\n{_last_words(stage, seat)}")
         seat.ended.set()
         await trio.sleep(AGAIN_SECONDS)
+
+
+def _errors_path(stage: Stage, seat: Seat) -> Path:
+    """Return where the standard error of the next process goes; of each its own, until its end is explained."""
+    return stage.folder / f"errors-{seat.number}-{seat.processes}"
+
+
+def _last_words(stage: Stage, seat: Seat) -> str:
+    """Return the end of what the last process wrote on its standard error: a traceback, most likely."""
+    path = stage.folder / f"errors-{seat.number}-{seat.processes - 1}"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_WORDS_LINES:]
+    return "\n".join(f"    {line}" for line in lines) or "    (it said nothing)"
 
 
 async def _work(stage: Stage, seat: Seat, settings: dict[str, Any]) -> bool:
@@ -239,8 +253,7 @@ async def _work(stage: Stage, seat: Seat, settings: dict[str, Any]) -> bool:
         "PYTHONPATH": str(ROOT),
         "PGNOTIFYQ_CHAOS_EFFECTS": str(stage.folder / f"effects-{seat.number}-{seat.processes}"),
     }
-    errors_path = stage.folder / f"errors-{seat.number}"
-    with errors_path.open("ab") as errors:
+    with _errors_path(stage, seat).open("wb") as errors:
         process = await trio.lowlevel.open_process(
             command, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT, env=environment, start_new_session=True
         )

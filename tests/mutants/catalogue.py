@@ -167,7 +167,7 @@ MUTANTS = (
     Mutant(
         "reclaim takes back what is not dead",
         SQL + "reclaim.sql",
-        " and (w.session_lost_at is not null or not w.has_session)",
+        " and {schema}.has_died(w.worker_id)",
         "",
         ("ledger/test_reclaiming.py::test_worker_that_gives_a_sign_of_life",),
     ),
@@ -180,7 +180,7 @@ MUTANTS = (
     ),
     Mutant(
         "trust for as long as the lease, without a margin",
-        RUNTIME + "heartbeat.py",
+        RUNTIME + "trust.py",
         "parts.config.lease_seconds - parts.config.margin_seconds",
         "parts.config.lease_seconds + 1",
         ("runtime/test_losing.py::test_handler_is_told_before_anybody_else_may_start",),

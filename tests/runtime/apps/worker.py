@@ -83,6 +83,18 @@ async def effect(payload: dict[str, Any], ctx: JobContext) -> None:
 
 
 @registry.handler()
+async def forks(payload: dict[str, Any], ctx: JobContext) -> None:
+    """Make a child that lives on, as multiprocessing does where it forks."""
+    await has_session(ctx)
+    child = os.fork()
+    if child == 0:
+        time.sleep(120)  # noqa: ASYNC251  # in the child
+        os._exit(0)
+    print(json.dumps({"event": "child", "pid": child}), flush=True)
+    await trio.sleep_forever()
+
+
+@registry.handler()
 async def hold(payload: dict[str, Any]) -> None:
     """Hold the event loop until a file is there, and then for longer than another thread needs to wake up."""
     print(json.dumps({"event": "handler", "reason": "holds"}), flush=True)

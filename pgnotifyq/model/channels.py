@@ -1,0 +1,115 @@
+"""What a notification says: one grammar for all channels, written and read here.
+
+| channel | says |
+|---|---|
+| `<schema>_w_<worker id>`, that worker's | `work <queue>`, `work <queue> <job>`, `cancel <job> <execution>`, `nonce <text>` |
+| `<schema>_work`, every worker's | `<queue>`, `+company` |
+| `<schema>_finished`, waiting clients' | `<job>` |
+
+A message of one word is the name of a queue, whatever the name: queues may be called `nonce`, `cancel` or `work`. All else begins with
+its verb and a blank, and no queue's name has a blank in it, nor begins with a plus.
+
+Anybody can LISTEN and NOTIFY, so what is read here is a hint, of whatever length, and nothing that was sent raises.
+"""
+
+from __future__ import annotations
+
+import re
+
+import attrs
+
+from pgnotifyq.model.job import ExecutionId, JobId, WorkerId, uuid_of
+from pgnotifyq.model.names import is_queue_name
+
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
+_NONCE = re.compile(r"[0-9a-zA-Z]{1,64}", re.ASCII)
+
+
+@attrs.frozen
+class Work:
+    """A queue has a job that is due: this one, when it is named."""
+
+    queue: str
+    job_id: JobId | None = None
+
+
+@attrs.frozen
+class Cancel:
+    """A job was cancelled while this execution of it ran."""
+
+    job_id: JobId
+    execution_id: ExecutionId
+
+
+@attrs.frozen
+class Nonce:
+    """A listener's proof to itself."""
+
+    text: str
+
+
+@attrs.frozen
+class Company:
+    """A worker has come."""
+
+
+@attrs.frozen
+class Finished:
+    """A job has ended, for which somebody waits."""
+
+    job_id: JobId
+
+
+News = Work | Cancel | Nonce | Company
+
+
+def of_worker(schema: str, worker_id: WorkerId) -> str:
+    """Return the channel of one worker, as the SQL function `worker_channel` does."""
+    return f"{schema}_w_{worker_id.hex}"
+
+
+def of_all_workers(schema: str) -> str:
+    """Return the channel that every worker hears."""
+    return f"{schema}_work"
+
+
+def write(news: News | Finished) -> str:
+    """Return what to send."""
+    match news:
+        case Work(queue=queue, job_id=None):
+            return f"work {queue}"
+        case Work(queue=queue, job_id=job_id):
+            return f"work {queue} {job_id}"
+        case Cancel(job_id=job_id, execution_id=execution_id):
+            return f"cancel {job_id} {execution_id}"
+        case Nonce(text=text):
+            return f"nonce {text}"
+        case Company():
+            return "+company"
+        case Finished(job_id=job_id):
+            return str(job_id)
+
+
+def read(payload: str) -> News | None:
+    """Return what a worker was told; None for what nobody of ours would say.
+
+    A queue whose job is not named as ours name them, by a newer release or a forger, is work all the same.
+    """
+    match payload.split(" "):
+        case ["+company"]:
+            return Company()
+        case [queue] | ["work", queue] if is_queue_name(queue):
+            return Work(queue)
+        case ["work", queue, named] if is_queue_name(queue):
+            return Work(queue, JobId(uuid_of(int(named.replace("-", ""), 16))) if _ID.fullmatch(named) else None)
+        case ["cancel", job, execution] if _ID.fullmatch(job) and _ID.fullmatch(execution):
+            job_id, execution_id = (uuid_of(int(part.replace("-", ""), 16)) for part in (job, execution))
+            return Cancel(JobId(job_id), ExecutionId(execution_id))
+        case ["nonce", text] if _NONCE.fullmatch(text):
+            return Nonce(text)
+    return None
+
+
+def read_finished(payload: str) -> Finished | None:
+    """Return what a waiting client was told; None for what nobody of ours would say."""
+    return Finished(JobId(uuid_of(int(payload.replace("-", ""), 16)))) if _ID.fullmatch(payload) else None

@@ -1,0 +1,289 @@
+"""Trust: how long a worker may believe that it holds what it holds. Two judge that, each by a clock of its own; here they agree.
+
+The judges. Every worker watches the others (reclaimer.py, sql/functions/watch.sql). One whose session is gone, and from which nothing
+was heard for a grace, is given up and its jobs run elsewhere: a second or two after `kill -9`, and not when the lease ends. The worker
+itself goes by its own clock. The naive worker trusts its leases alone: when its session is lost and nobody tells it, because the
+server ended it while the cable was cut, its job starts elsewhere after a second, and its handler is told after a minute.
+
+The rules, for a grace G that is the worker's own and stands in its row:
+
+1. Others give a worker up only when its session has been found gone, and no sign of life has come since, for G. That is committed in
+   its row before anything is taken from it. A job that it claimed less than G ago is not taken either.
+2. While a worker holds jobs that it claimed longer than a step ago (STEPS of them make G), it asks for a proof of life each step. Jobs
+   that are shorter cost nothing, an idle worker asks nothing. One of these is a proof, as of when it was sent:
+   - its session answers: it was there, so it had not been found gone for good;
+   - a beat by another connection counts (beat.sql): sent at once when the session is known to be gone, and when it does not answer
+     within a step;
+   - its server is away, certainly (wire/postmaster.py): nobody judges now, nor in the first grace after it has come back, for nobody
+     judges in the first grace of its own session.
+3. An execution is trusted until G less a margin (one step) after the last proof, or after its claim was sent, whichever is later; and
+   until its lease ends less a margin, as ever. Then its handler is stopped, before anybody may start its job.
+4. A worker that was given up learns of it from its next sign of life, stops what it does not trust, and registers anew.
+
+Why it is enough. A proof that was sent at s took place at some t >= s. A session that answered at t was there at t, so it is found gone
+after t; a beat at t clears what was found before. Either way the worker is given up at t + G at the earliest, by the database's
+clock, and it has stopped by s + G less the margin, by its own. The two clocks are never compared: both count from t or before.
+
+What is stopped for want of a proof may still be ours, for the server may never have missed us. When its handler has ended, it is
+released, uncharged; the fence sees to it that nothing happens when it is not.
+
+A process that stood still, its loop held by a handler or its machine stopped, did not ask, and so hears nothing of no proof: it is given
+one grace from when it goes on. If its session was lost meanwhile, its handlers may run on for that long beside others; a process that
+is frozen is what nobody can promise anything of.
+
+Without a session, as behind a pooler in transaction mode, others judge by leases alone, and so does the worker.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from pgnotifyq._version import __version__
+from pgnotifyq.ledger import workers
+from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.model.outcome import Interrupt, InterruptKind, SettleKind, Settlement
+from pgnotifyq.runtime.bell import Bell
+from pgnotifyq.runtime.heartbeat import interrupt
+
+if TYPE_CHECKING:
+    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.wire.postmaster import Postmaster
+
+# A proof each step, a step for the session to answer, and two for beats; the last one is the margin.
+STEPS = 5
+# Below this the steps are shorter than what a busy machine takes to answer.
+GRACE_SECONDS_MIN = 0.5
+# The connection for beats is kept for as long after the last one.
+KEEP_SECONDS = 10.0
+# Of a worker that others give up again and again while it registers.
+REGISTERED_MAX = 3
+
+GIVEN_BACK = Settlement(
+    kind=SettleKind.RELEASE, outcome="released", error_message="the worker heard nothing from the database, and stopped it"
+)
+
+
+def _at_least(grace_seconds: float) -> float:
+    return max(grace_seconds, GRACE_SECONDS_MIN)
+
+
+@attrs.define(eq=False, kw_only=True)
+class Trust:
+    """What one worker knows of its own life. Times are trio's, in seconds."""
+
+    grace_seconds: float = attrs.field(converter=_at_least)  # as published
+    postmaster: Postmaster | None = None  # None: that the server is away cannot be proved
+    # Whether the worker's row may say that a session speaks for it; while it does not, leases alone count.
+    by_session: bool = False
+    heard_at: float = -math.inf  # when the last proof was sent that was answered
+    patient_until: float = -math.inf  # the process stood still, and has had no time to hear
+    holds: int = 0  # how often a session was to speak for it
+    news: trio.Event = attrs.field(factory=trio.Event)  # set at the next proof
+    bell: Bell = attrs.field(factory=Bell)  # rung for a beat
+
+    @property
+    def step_seconds(self) -> float:
+        """How often to ask, how long to wait for the session's answer, and the margin."""
+        return self.grace_seconds / STEPS
+
+    @property
+    def trusted_seconds(self) -> float:
+        """How long a proof is good for."""
+        return self.grace_seconds - self.step_seconds
+
+    def hear(self, sent_at: float) -> None:
+        """Note a proof that was sent at `sent_at`."""
+        self.heard_at = max(self.heard_at, sent_at)
+        self.news.set()
+        self.news = trio.Event()
+
+    def is_shaken(self, now: float) -> bool:
+        """Whether the last proof is good no more."""
+        return self.by_session and now >= self.heard_at + self.trusted_seconds
+
+    def note_pause(self, late_seconds: float, now: float) -> None:
+        """Note that this process woke up late."""
+        if late_seconds > self.step_seconds:
+            self.patient_until = now + self.grace_seconds
+
+
+async def distrust_for_ever(parts: Parts) -> None:
+    """Stop every handler whose lease this worker may not trust any more."""
+    trust = parts.trust
+    trusted_seconds = parts.config.lease_seconds - parts.config.margin_seconds
+    while True:
+        oldest = parts.holdings.oldest()
+        if oldest is None:
+            await parts.holdings.taken_up.wait()
+            await trio.lowlevel.checkpoint()  # the job first
+            # Entries whose lease is lost already may linger while their handlers stop.
+            if parts.holdings.oldest() is None:
+                await trio.sleep(parts.config.margin_seconds)
+            continue
+        now = trio.current_time()
+        ends_at = trust.heard_at + trust.trusted_seconds
+        if ends_at <= now or not trust.by_session:
+            ends_at = now + trust.step_seconds / 4
+        look_at = max(min(oldest.renewed_at + trusted_seconds, now + trust.step_seconds, ends_at), now)
+        await trio.sleep_until(look_at)
+        now = trio.current_time()
+        trust.note_pause(now - look_at, now)
+        why = f"no heartbeat was answered for {trusted_seconds:g} s"
+        for running in parts.holdings.renewed_before(now - trusted_seconds):
+            interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
+            parts.settler.distrust(running)
+        if now >= trust.patient_until:
+            _stop_shaken(parts)
+
+
+def _stop_shaken(parts: Parts) -> None:
+    """Stop what neither a proof nor its own claim speaks for."""
+    trust, now = parts.trust, trio.current_time()
+    if not trust.is_shaken(now):
+        return
+    why = f"nothing was heard from the database for {trust.trusted_seconds:g} s: others may take this worker for dead"
+    for running in parts.holdings:
+        is_lost = running.interrupt is not None and running.interrupt.kind is InterruptKind.LEASE_LOST
+        if not is_lost and running.claimed_at <= now - trust.trusted_seconds:
+            # What has ended is in the settler's hands, and is written late if the fence holds.
+            running.is_given_up = not running.has_ended
+            interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
+            parts.settler.distrust(running)
+
+
+async def give_back_for_ever(parts: Parts) -> None:
+    """Release what was stopped for want of a proof, when its handler has ended."""
+    while True:
+        await parts.holdings.given_up_bell.wait()
+        given_up, parts.holdings.given_up = parts.holdings.given_up, []
+        for running in given_up:
+            if not running.is_settled:
+                parts.settler.add(running, GIVEN_BACK)
+
+
+async def prove_for_ever(parts: Parts) -> None:
+    """Ask for a proof of life each step, while there are jobs that are older."""
+    trust = parts.trust
+    while True:
+        if not len(parts.holdings):
+            await parts.holdings.taken_up.wait()
+        older_than = trio.current_time() - trust.step_seconds
+        if trust.by_session and trust.heard_at <= older_than and _is_held(parts, older_than):
+            await _ask(parts)
+        else:
+            await trio.sleep(min(max(trust.heard_at - older_than, trust.step_seconds / 2), trust.step_seconds))
+
+
+def _is_held(parts: Parts, claimed_before: float) -> bool:
+    """Tell whether a job is held that was claimed before a time. Those renewed longest ago come first, so this looks at one mostly."""
+    return any(running.claimed_at <= claimed_before for running in parts.holdings)
+
+
+async def _ask(parts: Parts) -> None:
+    """Ask for a proof: of the session, and when that does not answer within a step, by a beat."""
+    trust = parts.trust
+    if parts.push.has_session:
+        news = trust.news
+        parts.push.ask()
+        with trio.move_on_after(trust.step_seconds):
+            await news.wait()
+            return
+    news = trust.news
+    trust.bell.ring()
+    with trio.move_on_after(trust.step_seconds):
+        await news.wait()
+
+
+async def beat_when_asked(parts: Parts) -> None:
+    """Give signs of life by a connection of their own, when the bell is rung.
+
+    Not by the claimer's: a beat must not wait behind a claim, or behind a heartbeat that waits for somebody's lock.
+    """
+    while True:
+        if await parts.trust.bell.wait(KEEP_SECONDS):
+            await _beat(parts)
+        else:
+            await parts.beats.close()
+
+
+async def _beat(parts: Parts) -> None:
+    trust = parts.trust
+    sent_at = math.nan
+
+    async def once(connection: Connection) -> bool:
+        nonlocal sent_at
+        sent_at = trio.current_time()
+        return await workers.beat(connection, parts.config.schema, parts.worker_id)
+
+    try:
+        if await parts.beats.attempt(once):
+            trust.hear(sent_at)
+        else:
+            await _come_back(parts)
+    except Exception as error:
+        if not (is_passing(error) or isinstance(error, trio.TooSlowError)):
+            raise
+        asked_at = trio.current_time()
+        if trust.postmaster is not None and await trust.postmaster.is_away(trust.step_seconds):
+            trust.hear(asked_at)
+
+
+async def _come_back(parts: Parts) -> None:
+    """Register a worker that others have given up, or forgotten; without a session, which its listener brings back.
+
+    Raises:
+        trio.TooSlowError, psycopg.Error: as for Link.attempt.
+    """
+    trust = parts.trust
+    _stop_shaken(parts)
+    holds = trust.holds
+    await parts.beats.attempt(lambda connection: register(parts, connection))
+    if trust.holds == holds:
+        trust.by_session = False
+
+
+async def speak_by(parts: Parts, connection: Connection) -> bool:
+    """Have a session speak for the worker's life; False when others gave the worker up each time.
+
+    Raises:
+        psycopg.Error: as they come.
+    """
+    trust = parts.trust
+    for _ in range(REGISTERED_MAX):
+        sent_at = trio.current_time()
+        if not trust.by_session:
+            # From when this is sent others may judge by it, answered or not; and not before.
+            trust.by_session, trust.heard_at = True, max(trust.heard_at, sent_at)
+        trust.holds += 1
+        if await workers.hold_session(connection, parts.config.schema, parts.worker_id):
+            trust.hear(sent_at)
+            return True
+        _stop_shaken(parts)
+        await register(parts, connection)
+    return False
+
+
+async def register(parts: Parts, connection: Connection) -> None:
+    """Publish this worker in worker_heartbeats; no session speaks for it yet."""
+    await workers.register(
+        connection,
+        parts.config.schema,
+        worker_id=parts.worker_id,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        queues=parts.config.queues,
+        slots=parts.config.concurrency,
+        version=__version__,
+        has_session=False,
+        lease_seconds=parts.config.lease_seconds,
+        grace_seconds=parts.trust.grace_seconds,
+    )
+    if parts.is_draining:
+        await workers.set_state(connection, parts.config.schema, parts.worker_id, "draining")
