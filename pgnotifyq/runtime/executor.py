@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio.lowlevel
 
-from pgnotifyq.model.errors import PayloadUndecodable
+from pgnotifyq.model.errors import PayloadUndecodable, name_of, text_of
 from pgnotifyq.model.outcome import (
     PLAIN_COMPLETION,
     Ended,
@@ -24,6 +24,7 @@ from pgnotifyq.model.outcome import (
     Settlement,
     Stopped,
     decide,
+    holds_ctrl_c,
 )
 from pgnotifyq.model.payload import structure
 from pgnotifyq.model.retry import RetryPolicy
@@ -68,11 +69,22 @@ async def execute_for_ever(parts: Parts) -> None:
 
 def _is_outcome(error: BaseException) -> bool:
     """Tell whether what came out of a handler is its own: not Ctrl-C, which lands in whatever runs, nor the end of the loop."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(KeyboardInterrupt) is None
     if isinstance(error, GeneratorExit):
         return trio.lowlevel.in_trio_task()
-    return not isinstance(error, KeyboardInterrupt)
+    return not holds_ctrl_c(error)
+
+
+class _InterruptedInThread(Exception):  # it is shown, not caught
+    """A handler in a thread raised KeyboardInterrupt. Ctrl-C lands in the main thread only, so it is an error like any other."""
+
+
+def _call_in_thread(handler: Handler, arguments: tuple[Any, ...]) -> object:
+    try:
+        return handler.call(*arguments)
+    except BaseException as error:
+        if not holds_ctrl_c(error):
+            raise
+        raise _InterruptedInThread(f"{name_of(error)}: {text_of(error)}") from error
 
 
 async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended:
@@ -119,7 +131,7 @@ async def _call(parts: Parts, handler: Handler, *arguments: Any) -> object:
         return await handler.call(*arguments)
     # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel through
     # trio.from_thread.check_cancelled() and ctx.is_cancelled().
-    return await trio.to_thread.run_sync(lambda: handler.call(*arguments), limiter=parts.threads)
+    return await trio.to_thread.run_sync(_call_in_thread, handler, arguments, limiter=parts.threads)
 
 
 def _settle(parts: Parts, running: Running, ended: Ended) -> Settlement | None:

@@ -47,19 +47,24 @@ async def beat_for_ever(parts: Parts) -> None:
             await trio.sleep(wait_seconds)
             continue
         due = parts.holdings.renewed_before(trio.current_time() - every * (1 - TOGETHER_SHARE))
-        await renew(parts, due)
+        if not await renew(parts, due):
+            await trio.sleep(every * TOGETHER_SHARE)  # some row cannot be written now
 
 
-async def renew(parts: Parts, due: Sequence[Running]) -> None:
+async def renew(parts: Parts, due: Sequence[Running]) -> bool:
     """Beat for some executions, and act on what the reply says of them; for none, give a sign of life.
 
     A cancel whose notification was lost is learned here; so is a lost lease.
+
+    Returns: whether all were renewed that are still ours. Of the others somebody holds the row, or a trigger of the user's refuses.
     """
+    is_whole = True
     for start in range(0, max(len(due), 1), RENEWED_AT_ONCE_MAX):
-        await _renew_at_once(parts, due[start : start + RENEWED_AT_ONCE_MAX])
+        is_whole &= await _renew_at_once(parts, due[start : start + RENEWED_AT_ONCE_MAX])
+    return is_whole
 
 
-async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> None:
+async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> bool:
     sent_at = math.nan
 
     async def once(connection: Connection) -> list[claims.Surprise]:
@@ -74,14 +79,19 @@ async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> None:
         )
 
     surprises = {surprise.job_id: surprise for surprise in await parts.quick.run(once)}
+    is_whole = True
     for running in due:
         surprise = surprises.get(running.job.id)
+        if surprise is not None and surprise.became == "unrenewed":
+            is_whole = False
+            continue
         if surprise is None or surprise.became == "cancelled":
             parts.holdings.renew(running, sent_at)
         if surprise is not None and surprise.became == "cancelled":
             _interrupt_cancelled(parts, running, surprise.why)
         elif surprise is not None and parts.holdings.find(running.job.id, running.lease.execution_id):
             interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why="somebody else holds the job"))
+    return is_whole
 
 
 async def check_cancels(parts: Parts, told: Sequence[Running], connection: Connection) -> None:

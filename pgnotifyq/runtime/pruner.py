@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from pgnotifyq.ledger import workers
+from pgnotifyq.ledger.jobs import list_troubles
 from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.runtime.reclaimer import tell_news
 
 if TYPE_CHECKING:
+    from pgnotifyq.ledger.jobs import TroubleRow
     from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
@@ -24,6 +27,7 @@ async def prune_for_ever(parts: Parts) -> None:
     while True:
         await trio.sleep(EVERY_SECONDS * (0.5 + parts.random.random()))
         deleted_in_all = 0
+        began_at = trio.current_time()
         after_id: JobId | None = None
         while True:
 
@@ -41,5 +45,15 @@ async def prune_for_ever(parts: Parts) -> None:
             if after_id is None:
                 break
             await trio.sleep(BETWEEN_BATCHES_SECONDS)
+        await _tell_troubles(parts, trio.current_time() - began_at)
         if deleted_in_all:
             parts.emit(Event(name=EventName.JOBS_PRUNED, fields={"jobs": deleted_in_all}))
+
+
+async def _tell_troubles(parts: Parts, within_seconds: float) -> None:
+    """Tell of jobs that cannot be deleted, for a table of the user's refers to them, say."""
+
+    async def once(connection: Connection) -> list[TroubleRow]:
+        return await list_troubles(connection, parts.config.schema, verb="prune", within_seconds=within_seconds)
+
+    tell_news(parts, await parts.durable.run(once))

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from pgnotifyq.ledger import workers
+from pgnotifyq.ledger.jobs import list_troubles
 from pgnotifyq.model.events import Event, EventName
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgnotifyq.ledger.jobs import TroubleRow
     from pgnotifyq.model.job import WorkerId
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
@@ -71,13 +75,22 @@ async def _watch(parts: Parts) -> workers.Watch:
 
 async def _reclaim(parts: Parts, dead: list[WorkerId]) -> float | None:
     """Take back everything there is to take, batch after batch; return seconds until the next lease runs out."""
+    troubles: list[TroubleRow] = []
 
     async def once(connection: Connection) -> tuple[list[workers.Reclaimed], float | None, bool]:
-        return await workers.reclaim(connection, parts.config.schema, worker_id=parts.worker_id, jobs_max=BATCH_MAX, dead=dead)
+        nonlocal troubles
+        schema = parts.config.schema
+        found = await workers.reclaim(connection, schema, worker_id=parts.worker_id, jobs_max=BATCH_MAX, dead=dead)
+        refused = [job.job_id for job in found[0] if job.became == "refused"]
+        troubles = await list_troubles(connection, schema, job_ids=refused, limit=BATCH_MAX) if refused else []
+        return found
 
     while True:
         jobs, next_seconds, took_all = await parts.durable.run(once)
+        tell_news(parts, troubles)
         for job in jobs:
+            if job.became == "refused":
+                continue
             fields = {
                 "job_id": job.job_id,
                 "job_type": job.job_type,
@@ -91,3 +104,19 @@ async def _reclaim(parts: Parts, dead: list[WorkerId]) -> float | None:
             parts.bell.ring()
         if took_all:
             return next_seconds
+
+
+def tell_news(parts: Parts, troubles: Sequence[TroubleRow]) -> None:
+    """Tell of jobs that were put aside for the first time; not again at each look."""
+    for trouble in troubles:
+        if trouble.tries > 1:
+            continue
+        fields = {
+            "job_id": trouble.job_id,
+            "job_type": trouble.job_type,
+            "queue": trouble.queue_name,
+            "verb": trouble.verb,
+            "sqlstate": trouble.sqlstate,
+            "why": trouble.error_message,
+        }
+        parts.emit(Event(name=EventName.JOB_PUT_ASIDE, fields=fields))

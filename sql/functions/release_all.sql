@@ -1,7 +1,9 @@
 -- release_all: give back, uncharged, everything a worker still holds, and take its row away: the last act of a process that is
--- about to be ended over a handler that does not let go. A cancelled job is closed.
+-- about to be ended over a handler that does not let go. A cancelled job is closed. One that cannot be written is put aside, and its
+-- release is made up for later.
 create or replace function {schema}.release_all(worker uuid) returns integer
 language plpgsql volatile
+set jit = off
 as $$
 declare
     job_ids uuid[];
@@ -12,7 +14,7 @@ begin
     from {schema}.jobs as j
     where j.is_held and j.locked_by = worker;
     if job_ids is not null then
-        perform from {schema}.settle(
+        perform from {schema}.settle_apart(
             worker, job_ids, execution_ids,
             array_fill('release'::text, array[cardinality(job_ids)]), array_fill('released'::text, array[cardinality(job_ids)]),
             array_fill(0::double precision, array[cardinality(job_ids)]),

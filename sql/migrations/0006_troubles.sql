@@ -14,6 +14,15 @@ create table {schema}.job_troubles (
     tries integer not null,
     -- Nobody tries the verb again before this.
     look_at timestamptz not null,
+    -- How the execution was to be settled, in the words of settle(); null where the verb is none of its kinds. The job is still held, and
+    -- a later look ends it as it was meant: work that was done is not done again because its completion could not be written.
+    execution_id uuid,
+    worker_id uuid,
+    outcome text,
+    delay_seconds double precision,
+    wished_error text,
+    wished_result text,
+    reason text,
 
     constraint job_troubles_pkey primary key (org_id, job_id),
     constraint tries_is_positive check (tries >= 1)

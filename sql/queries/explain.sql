@@ -17,8 +17,8 @@ select
         when f.status = 'pending' and f.scheduled_at > f.now and f.attempts > 0 then 'retrying'
         when f.status = 'pending' and f.scheduled_at > f.now then 'scheduled'
         else f.status end as label,
-    case when f.status = 'pending' then extract(epoch from f.scheduled_at - f.now)::float8 end as due_in_seconds,
-    extract(epoch from f.lease_expires_at - f.now)::float8 as lease_seconds_left,
+    case when f.status = 'pending' then {schema}.seconds_until(f.scheduled_at, f.now) end as due_in_seconds,
+    {schema}.seconds_until(f.lease_expires_at, f.now) as lease_seconds_left,
     case when f.status = 'pending' then (
         select count(*) from (
             select from {schema}.jobs as j
