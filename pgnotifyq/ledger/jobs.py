@@ -24,7 +24,7 @@ from psycopg.rows import tuple_row
 from pgnotifyq.ledger.columns import boolean_from, read_leniently, rows, text_from, time_from, time_from_text, uuid_from
 from pgnotifyq.ledger.errors import translated
 from pgnotifyq.ledger.statements import call, compose, direct_call, numbered, query
-from pgnotifyq.model.errors import ConfigError, UniqueKeyHeld
+from pgnotifyq.model.errors import ConfigError, IllegalTransition, UniqueKeyHeld
 from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId, uuid_of
 from pgnotifyq.model.outcome import bounded
 from pgnotifyq.model.payload import Undecodable, encode
@@ -433,10 +433,14 @@ async def requeue(connection: Connection, schema: str, job_id: JobId) -> bool:
 
     Raises:
         UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
+        IllegalTransition: a job has its id, which somebody chose by hand; the dead letter stays.
     """
     try:
         ((was_there,),) = await _rows(connection, schema, call("requeue", "uuid", schema), (job_id,))
     except errors.UniqueViolation as error:
+        if error.diag.constraint_name == "jobs_pkey":
+            message = f"dead letter {job_id} cannot be requeued: a job has its id; delete that job, or purge the letter"
+            raise IllegalTransition(message) from error
         message = (
             f"dead letter {job_id} cannot be requeued: an unfinished job has its unique key; wait for that one, or cancel it"
         )

@@ -81,7 +81,7 @@ class _InterruptedInThread(Exception):  # it is shown, not caught
 def _call_in_thread(handler: Handler, arguments: tuple[Any, ...]) -> object:
     try:
         return handler.call(*arguments)
-    except BaseException as error:
+    except (KeyboardInterrupt, BaseExceptionGroup) as error:
         if not holds_ctrl_c(error):
             raise
         raise _InterruptedInThread(f"{name_of(error)}: {text_of(error)}") from error

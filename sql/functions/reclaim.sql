@@ -156,12 +156,12 @@ begin
                 where t.job_id = lost.id and t.execution_id = lost.current_execution_id;
             end if;
             if wish.execution_id is not null then
-                became := case wish.verb
-                    when 'complete' then 'completed' when 'cancel' then 'cancelled' when 'bury' then 'dead' else 'pending' end;
-                select coalesce(max(s.became), became) into became
+                select s.became into said
                 from {schema}.settle(
                     wish.worker_id, array[lost.id], array[wish.execution_id], array[wish.verb], array[wish.outcome],
                     array[wish.delay_seconds], array[wish.wished_error], array[wish.wished_result], array[wish.reason]) as s;
+                became := coalesce(said, case wish.verb
+                    when 'complete' then 'completed' when 'cancel' then 'cancelled' when 'bury' then 'dead' else 'pending' end);
                 is_written := not exists (
                     select from {schema}.jobs as j where j.id = lost.id and j.current_execution_id = wish.execution_id);
             else
@@ -316,15 +316,15 @@ begin
     loop
         begin
             set constraints all deferred;
-            with locked as materialized (
-                select j.id from {schema}.jobs as j
-                where j.id = let_out.id and j.suspicion = 'parked' and j.is_claimable
-                for no key update skip locked
-            )
-            update {schema}.jobs as j
-            set suspicion = 'on_trial', scheduled_at = time_now
-            from locked
-            where j.id = let_out.id and j.id = locked.id;
+            perform from {schema}.jobs as j
+            where j.id = let_out.id and j.suspicion = 'parked' and j.is_claimable
+            for no key update skip locked;
+            if found then
+                update {schema}.jobs as j set suspicion = 'on_trial', scheduled_at = time_now where j.id = let_out.id;
+                if not found then
+                    perform {schema}.refuse_unwritten();
+                end if;
+            end if;
             set constraints all immediate;
         exception
             when others or assert_failure then
