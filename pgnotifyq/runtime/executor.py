@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio.lowlevel
 
-from pgnotifyq.model.errors import PayloadUndecodable, name_of, text_of
+from pgnotifyq.model.errors import PayloadUndecodable
 from pgnotifyq.model.outcome import (
     PLAIN_COMPLETION,
     Ended,
@@ -84,7 +84,7 @@ def _call_in_thread(handler: Handler, arguments: tuple[Any, ...]) -> object:
     except (KeyboardInterrupt, BaseExceptionGroup) as error:
         if not holds_ctrl_c(error):
             raise
-        raise _InterruptedInThread(f"{name_of(error)}: {text_of(error)}") from error
+        raise _InterruptedInThread(Raised.from_exception(error).error) from None
 
 
 async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended:

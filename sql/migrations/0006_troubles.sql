@@ -28,6 +28,11 @@ create table {schema}.job_troubles (
     constraint tries_is_positive check (tries >= 1)
 );
 
+-- What our code never writes: three times an infinite lease is an error, of whoever looks at the row. Rows that are there already are not
+-- asked.
+alter table {schema}.worker_heartbeats
+    add constraint lease_is_bounded check (lease_seconds > 0 and lease_seconds < 1000000000) not valid;
+
 alter table {schema}.job_troubles enable row level security;
 alter table {schema}.job_troubles force row level security;
 create policy one_tenant on {schema}.job_troubles
