@@ -110,6 +110,11 @@ class Explanation:
     jobs_before: int | None  # due jobs of its queue that are claimed first, counted up to 1,000; None: it is not pending
     workers: int  # live ones that take its queue and are not draining
     slots_free: int  # of those workers
+    trouble: str | None = (
+        None  # what could not be done with it, so that it was put aside: complete, reclaim, prune, ...; None: nothing
+    )
+    trouble_error: str | None = None  # what was said
+    trouble_seconds: float | None = None  # until it is tried again
 
 
 def enqueue_statement(job: NewJob, schema: str) -> tuple[bytes, tuple[str | None, ...]]:

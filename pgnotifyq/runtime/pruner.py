@@ -9,7 +9,7 @@ import trio
 from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.jobs import list_troubles
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.runtime.reclaimer import tell_news
+from pgnotifyq.runtime.reclaimer import bear, tell_news
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.jobs import TroubleRow
@@ -26,28 +26,33 @@ async def prune_for_ever(parts: Parts) -> None:
     """Make a pass over the finished jobs now and then, until cancelled."""
     while True:
         await trio.sleep(EVERY_SECONDS * (0.5 + parts.random.random()))
-        deleted_in_all = 0
-        began_at = trio.current_time()
-        after_id: JobId | None = None
-        while True:
+        await bear(parts, "prune", lambda: prune(parts))
 
-            async def once(connection: Connection, after_id: JobId | None = after_id) -> tuple[int, JobId | None]:
-                return await workers.prune(
-                    connection,
-                    parts.config.schema,
-                    older_than_seconds=parts.config.retention_seconds,
-                    after_id=after_id,
-                    jobs_max=BATCH_MAX,
-                )
 
-            deleted, after_id = await parts.durable.run(once)
-            deleted_in_all += deleted
-            if after_id is None:
-                break
-            await trio.sleep(BETWEEN_BATCHES_SECONDS)
-        await _tell_troubles(parts, trio.current_time() - began_at)
-        if deleted_in_all:
-            parts.emit(Event(name=EventName.JOBS_PRUNED, fields={"jobs": deleted_in_all}))
+async def prune(parts: Parts) -> None:
+    """Make one pass, batch after batch."""
+    deleted_in_all = 0
+    began_at = trio.current_time()
+    after_id: JobId | None = None
+    while True:
+
+        async def once(connection: Connection, after_id: JobId | None = after_id) -> tuple[int, JobId | None]:
+            return await workers.prune(
+                connection,
+                parts.config.schema,
+                older_than_seconds=parts.config.retention_seconds,
+                after_id=after_id,
+                jobs_max=BATCH_MAX,
+            )
+
+        deleted, after_id = await parts.durable.run(once)
+        deleted_in_all += deleted
+        if after_id is None:
+            break
+        await trio.sleep(BETWEEN_BATCHES_SECONDS)
+    await _tell_troubles(parts, trio.current_time() - began_at)
+    if deleted_in_all:
+        parts.emit(Event(name=EventName.JOBS_PRUNED, fields={"jobs": deleted_in_all}))
 
 
 async def _tell_troubles(parts: Parts, within_seconds: float) -> None:

@@ -10,21 +10,25 @@ the first look comes as late as any. A worker that is alone looks at nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from pgnotifyq.ledger import workers
+from pgnotifyq.ledger.errors import Whose, whose
 from pgnotifyq.ledger.jobs import list_troubles
 from pgnotifyq.model.events import Event, EventName
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from pgnotifyq.ledger.jobs import TroubleRow
     from pgnotifyq.model.job import WorkerId
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
+
+T = TypeVar("T")
 
 BATCH_MAX = 200  # jobs taken back in one statement: it holds their locks
 WATCH_SECONDS_PER_OTHER = 0.7
@@ -44,7 +48,7 @@ async def reclaim_for_ever(parts: Parts) -> None:
     while True:
         watch = await _watch(parts)
         if watch.dead or trio.current_time() >= look_at:
-            next_seconds = await _reclaim(parts, watch.dead)
+            next_seconds = await bear(parts, "reclaim", partial(_reclaim, parts, watch.dead))
             # Leases are never shorter than they were when last looked at, so the earliest expiry can wait.
             until_expiry = LOOK_SECONDS_MAX if next_seconds is None else max(next_seconds, 0.0)
             jitter = AFTER_EXPIRY_SECONDS * parts.random.random()
@@ -104,6 +108,21 @@ async def _reclaim(parts: Parts, dead: list[WorkerId]) -> float | None:
             parts.bell.ring()
         if took_all:
             return next_seconds
+
+
+async def bear(parts: Parts, verb: str, operation: Callable[[], Awaitable[T]]) -> T | None:
+    """Do what is done for others; None where some row stands in the way that could not even be put aside, which is told.
+
+    Raises: what is not a row's fault.
+    """
+    try:
+        return await operation()
+    except Exception as error:
+        if whose(error) is not Whose.JOB:
+            raise
+        fields = {"verb": verb, "sqlstate": getattr(error, "sqlstate", None), "why": str(error).partition("\n")[0]}
+        parts.emit(Event(name=EventName.JOB_PUT_ASIDE, fields=fields))
+        return None
 
 
 def tell_news(parts: Parts, troubles: Sequence[TroubleRow]) -> None:

@@ -12,7 +12,11 @@ begin
     select array_agg(j.id order by j.id), array_agg(j.current_execution_id order by j.id)
     into job_ids, execution_ids
     from {schema}.jobs as j
-    where j.is_held and j.locked_by = worker;
+    where j.is_held and j.locked_by = worker
+      -- What was put aside with its outcome is not released: it will end as it was meant.
+      and not exists (
+          select from {schema}.job_troubles as t
+          where t.org_id = j.org_id and t.job_id = j.id and t.execution_id = j.current_execution_id);
     if job_ids is not null then
         perform from {schema}.settle_apart(
             worker, job_ids, execution_ids,

@@ -27,5 +27,7 @@ select
                    or (j.priority = f.priority and (j.scheduled_at, j.id) < (f.scheduled_at, f.id)))
             limit 1000) as before) end as jobs_before,
     (select count(*) from workers as w) as workers,
-    (select coalesce(sum(greatest(w.slots - w.running, 0)), 0)::bigint from workers as w) as slots_free
+    (select coalesce(sum(greatest(w.slots - w.running, 0)), 0)::bigint from workers as w) as slots_free,
+    t.verb as trouble, t.error_message as trouble_error, {schema}.seconds_until(t.look_at, f.now) as trouble_seconds
 from found as f
+left join {schema}.job_troubles as t on t.org_id = f.org_id and t.job_id = f.id

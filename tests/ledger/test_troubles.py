@@ -288,6 +288,30 @@ async def test_release_all_beside_one_that_cannot_be_released(connection: Link) 
     assert (await existing(connection, victim))["attempts"] == 0
 
 
+async def test_release_all_of_what_was_put_aside(connection: Link) -> None:
+    """A completion that could not be written is not turned into a release by the worker's end: the work is not done again."""
+    victim, claimed = await two(connection)
+    await obstruct(connection, ALWAYS["raises"], victim)
+    await settle_all(connection, claimed, ENDINGS["complete"])
+    assert await value(connection, "select pgnotifyq.release_all(%s)", ANN) == 0
+    await clear(connection)
+    await pass_time(connection, ASIDE_SECONDS)
+    assert await reclaim(connection) == {victim: "completed"}
+
+
+async def test_explain_of_a_job_that_was_put_aside(connection: Link) -> None:
+    """It says what could not be done, what was said, and when it is tried again."""
+    victim, claimed = await two(connection)
+    await obstruct(connection, ALWAYS["raises"], victim)
+    await pass_time(connection, 1)
+    await settle_all(connection, claimed, ENDINGS["complete"])
+    for job in claimed:
+        why = await jobs.explain(connection, SCHEMA, job.id)
+        assert why is not None
+        expected = ("complete", "not this one", 10) if job.id == victim else (None, None, None)
+        assert (why.trouble, why.trouble_error, why.trouble_seconds) == expected
+
+
 async def test_letter_copied_back_by_hand_that_dies_again(connection: Link) -> None:
     """The older letter stays, and the newer is kept beside it, with the history of both lives."""
     job_id = await enqueue(connection, max_attempts=1)

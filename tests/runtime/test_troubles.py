@@ -11,6 +11,7 @@ import trio
 
 from pgnotifyq import EventName, JobRegistry, RetryPolicy
 from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.runtime import pruner
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger.obstacles import ALWAYS, AT_DEATH, CLEAR, clear, obstruct
 from tests.ledger.support import fetch, value
@@ -113,6 +114,20 @@ async def test_outcome_beside_a_row_that_somebody_holds(place: Workplace) -> Non
         await nothing_ended(place, worker)
         assert worker.log.find(EventName.JOB_COMPLETED, job_id=victim) == []
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=victim)
+
+
+async def test_finished_job_that_cannot_be_pruned(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told once, the others are deleted, and the worker goes on."""
+    monkeypatch.setattr(pruner, "EVERY_SECONDS", 0.2)
+    victim = await place.enqueue("works", scheduled_at="2100-01-01")
+    await obstruct(place.connection, AT_DEATH["foreign key"], victim)
+    worker = await place.start(registry([]), retention_seconds=1.0)
+    neighbour = await place.enqueue("works")
+    await place.connection.execute("update pgnotifyq.jobs set scheduled_at = now() where id = %s", (victim,))
+    await worker.log.wait(EventName.JOB_PUT_ASIDE, job_id=victim, verb="prune")
+    await place.until("not exists (select from pgnotifyq.jobs where id = %s)", neighbour)
+    await nothing_ended(place, worker)
+    assert len(worker.log.find(EventName.JOB_PUT_ASIDE)) == 1
 
 
 async def test_last_words_of_a_worker_beside_a_row_that_cannot_be_written(place: Workplace) -> None:
