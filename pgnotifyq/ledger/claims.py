@@ -220,10 +220,11 @@ async def settle_apart(
     settlements: Sequence[tuple[Lease, Settlement]],
     lock_seconds: float = APART_LOCK_SECONDS_MAX,
     is_last: bool = True,
+    jobs_max: int = APART_JOBS_MAX,
 ) -> list[Surprise]:
     """End executions as `settle` does, each apart from the others; what cannot be written is put aside in the database.
 
-    In statements of APART_JOBS_MAX, each durable when it is answered, so that one that is late does not undo those before it.
+    In statements of `jobs_max`, each durable when it is answered, so that one that is late does not undo those before it.
 
     Args:
         connection: in autocommit.
@@ -232,6 +233,7 @@ async def settle_apart(
         settlements: which, and how.
         lock_seconds: how long each may wait for a lock.
         is_last: put aside what is busy, too.
+        jobs_max: how many go into a statement.
 
     Returns: as `settle`; and `bare` (it ended without its message and result), `refused` (put aside), and, but for `is_last`, `busy`
         (somebody holds its row, or what a trigger wants).
@@ -239,8 +241,8 @@ async def settle_apart(
     Source: sql/functions/settle_apart.sql
     """
     surprises: list[Surprise] = []
-    for start in range(0, len(settlements), APART_JOBS_MAX):
-        part = settlements[start : start + APART_JOBS_MAX]
+    for start in range(0, len(settlements), jobs_max):
+        part = settlements[start : start + jobs_max]
         surprises += await _settle_part(connection, schema, worker_id, part, lock_seconds=lock_seconds, is_last=is_last)
     return surprises
 

@@ -35,14 +35,18 @@ async def prune(parts: Parts) -> None:
     began_at = trio.current_time()
     after_id: JobId | None = None
     while True:
+        tries = 0
 
         async def once(connection: Connection, after_id: JobId | None = after_id) -> tuple[int, JobId | None]:
+            nonlocal tries
+            jobs_max = max(BATCH_MAX >> (2 * tries), 1)  # what was late is asked for smaller
+            tries += 1
             return await workers.prune(
                 connection,
                 parts.config.schema,
                 older_than_seconds=parts.config.retention_seconds,
                 after_id=after_id,
-                jobs_max=BATCH_MAX,
+                jobs_max=jobs_max,
             )
 
         deleted, after_id = await parts.durable.run(once)

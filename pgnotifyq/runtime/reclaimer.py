@@ -80,16 +80,21 @@ async def _watch(parts: Parts) -> workers.Watch:
 async def _reclaim(parts: Parts, dead: list[WorkerId]) -> float | None:
     """Take back everything there is to take, batch after batch; return seconds until the next lease runs out."""
     troubles: list[TroubleRow] = []
+    tries = 0
 
     async def once(connection: Connection) -> tuple[list[workers.Reclaimed], float | None, bool]:
-        nonlocal troubles
+        nonlocal troubles, tries
         schema = parts.config.schema
-        found = await workers.reclaim(connection, schema, worker_id=parts.worker_id, jobs_max=BATCH_MAX, dead=dead)
+        # What was late or failed is asked for smaller: a few large jobs must not be asked for again and again.
+        jobs_max = max(BATCH_MAX >> (2 * tries), 1)
+        tries += 1
+        found = await workers.reclaim(connection, schema, worker_id=parts.worker_id, jobs_max=jobs_max, dead=dead)
         refused = [job.job_id for job in found[0] if job.became == "refused"]
         troubles = await list_troubles(connection, schema, job_ids=refused, limit=BATCH_MAX) if refused else []
         return found
 
     while True:
+        tries = max(tries - 2, 0)  # grows back, slowly
         jobs, next_seconds, took_all = await parts.durable.run(once)
         tell_news(parts, troubles)
         for job in jobs:

@@ -138,13 +138,15 @@ class Settler:
         self._finish([outcome for outcome in batch if outcome[0].job.id not in still], surprises)
 
     async def _write(self, batch: list[Outcome]) -> None:
-        is_first = True
+        tries = 0
 
         async def once(connection: Connection) -> list[claims.Surprise]:
-            nonlocal is_first
-            if not is_first:
-                return await self._settle_apart(connection, batch, is_last=False)
-            is_first = False
+            nonlocal tries
+            tries += 1
+            if tries > 1:
+                # Each time in smaller parts: what was answered is durable, so the next try goes further.
+                jobs_max = max(claims.APART_JOBS_MAX // 5 ** (tries - 2), 1)
+                return await self._settle_apart(connection, batch, is_last=False, jobs_max=jobs_max)
             return await claims.settle_surely(
                 connection,
                 self._parts.config.schema,
@@ -171,7 +173,9 @@ class Settler:
             why = str(error).partition("\n")[0]
             return [claims.Surprise(job_id=running.job.id, became="refused", why=why) for running, _ in batch]
 
-    async def _settle_apart(self, connection: Connection, batch: list[Outcome], *, is_last: bool) -> list[claims.Surprise]:
+    async def _settle_apart(
+        self, connection: Connection, batch: list[Outcome], *, is_last: bool, jobs_max: int = claims.APART_JOBS_MAX
+    ) -> list[claims.Surprise]:
         lock_seconds = self._parts.durable.deadline_seconds / (2 * claims.APART_JOBS_MAX)
         return await claims.settle_apart(
             connection,
@@ -180,6 +184,7 @@ class Settler:
             settlements=[(running.lease, settlement) for running, settlement in batch],
             lock_seconds=min(lock_seconds, claims.APART_LOCK_SECONDS_MAX),
             is_last=is_last,
+            jobs_max=jobs_max,
         )
 
     def _finish(self, batch: Sequence[Outcome], surprises: Sequence[claims.Surprise]) -> None:

@@ -184,7 +184,7 @@ begin
                     is_written := found;
                 elsif charged >= lost.max_attempts then
                     became := 'dead';
-                    letter := {schema}.letter_id(lost.id);
+                    letter := {schema}.letter_id(lost.id, pg_column_size(lost.payload));
                     insert into {schema}.dead_letter_jobs (
                         id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, unique_key,
                         created_at, reason, error_message, history, died_at)

@@ -86,7 +86,7 @@ begin
                         d.execution_id, greatest(d.attempts, 1), by_worker, d.outcome, coalesce(d.started_at, d.created_at),
                         {schema}.clock(), d.error)),
                     {schema}.clock()
-                from dead as d, lateral (select {schema}.letter_id(d.id) as id offset 0) as g
+                from dead as d, lateral (select {schema}.letter_id(d.id, pg_column_size(d.payload)) as id offset 0) as g
             )
             select d.id, d.kind, d.awaited from dead as d
         loop

@@ -288,6 +288,24 @@ async def test_release_all_beside_one_that_cannot_be_released(connection: Link) 
     assert (await existing(connection, victim))["attempts"] == 0
 
 
+async def test_payload_too_large_to_be_moved(connection: Link) -> None:
+    """A job that was inserted with a huge payload is put aside when it dies, whoever finds it dead; cancelled, it ends where it is."""
+    victim, claimed = await two(connection)
+    await connection.execute(
+        "update pgnotifyq.jobs set payload = (select jsonb_agg(md5(i::text)) from generate_series(1, 150000) as i) where id = %s",
+        (victim,),
+    )
+    surprises = await settle_all(connection, claimed, ENDINGS["bury"])
+    assert {job_id: surprise.sqlstate for job_id, surprise in surprises.items()} == {victim: "54000"}
+    await connection.execute("delete from pgnotifyq.job_troubles")
+    await connection.execute("update pgnotifyq.jobs set max_attempts = 1")
+    await pass_time(connection, 100)
+    assert await reclaim(connection) == {victim: "refused"}
+    await update_status(connection, victim)
+    await pass_time(connection, ASIDE_SECONDS)
+    assert await reclaim(connection) == {victim: "cancelled"}
+
+
 async def test_release_all_of_what_was_put_aside(connection: Link) -> None:
     """A completion that could not be written is not turned into a release by the worker's end: the work is not done again."""
     victim, claimed = await two(connection)
