@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 
 BATCH_MAX = 500
 EVERY_SECONDS = 600.0  # one pass; retention is counted in days
+LATE_SECONDS = 60.0  # between a pass and the look at what it left: the server may be slow
 BETWEEN_BATCHES_SECONDS = 0.05  # leaves the connection to the settler
 
 
 async def prune_for_ever(parts: Parts) -> None:
     """Make a pass over the finished jobs now and then, until cancelled."""
+    told: set[JobId] = set()
     while True:
         await trio.sleep(EVERY_SECONDS * (0.5 + parts.random.random()))
-        await bear(parts, "prune", lambda: prune(parts))
+        await bear(parts, "prune", lambda: prune(parts, told))
 
 
-async def prune(parts: Parts) -> None:
+async def prune(parts: Parts, told: set[JobId]) -> None:
     """Make one pass, batch after batch."""
     deleted_in_all = 0
     began_at = trio.current_time()
@@ -54,15 +56,18 @@ async def prune(parts: Parts) -> None:
         if after_id is None:
             break
         await trio.sleep(BETWEEN_BATCHES_SECONDS)
-    await _tell_troubles(parts, trio.current_time() - began_at)
+    await _tell_troubles(parts, trio.current_time() - began_at + LATE_SECONDS, told)
     if deleted_in_all:
         parts.emit(Event(name=EventName.JOBS_PRUNED, fields={"jobs": deleted_in_all}))
 
 
-async def _tell_troubles(parts: Parts, within_seconds: float) -> None:
-    """Tell of jobs that cannot be deleted, for a table of the user's refers to them, say."""
+async def _tell_troubles(parts: Parts, within_seconds: float, told: set[JobId]) -> None:
+    """Tell of jobs that cannot be deleted, for a table of the user's refers to them, say. `told` are those of the pass before."""
 
     async def once(connection: Connection) -> list[TroubleRow]:
         return await list_troubles(connection, parts.config.schema, verb="prune", within_seconds=within_seconds)
 
-    tell_news(parts, await parts.durable.run(once))
+    troubles = await parts.durable.run(once)
+    tell_news(parts, [trouble for trouble in troubles if trouble.job_id not in told])
+    told.clear()
+    told.update(trouble.job_id for trouble in troubles)
