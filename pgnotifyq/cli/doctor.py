@@ -12,6 +12,7 @@ import trio
 from pgnotifyq.cli.commands import find_database, open_ledger
 from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.reach import answered
+from pgnotifyq.ledger.jobs import TroubleRow, list_troubles
 from pgnotifyq.ledger.migrate import code_version
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.wire.connection import open_connection
@@ -74,7 +75,7 @@ async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow]
         *_judge_role(facts, roles[0] if roles else None, schema),
         *_judge_tables(facts, await _rows(connection, query("strangers", schema)), schema),
         *_judge_work(facts, await _rows(connection, query("due_queues", schema))),
-        *_judge_troubles(await _rows(connection, query("troubles", schema), {"limit": TROUBLES_SHOWN_MAX + 1})),
+        *_judge_troubles(await list_troubles(connection, schema, limit=TROUBLES_SHOWN_MAX + 1)),
         *([] if facts["is_standby"] else [await _hear(connection, notified_by=other)]),  # it takes no LISTEN
     ]
     return findings + _judge_snapshots(facts, await _rows(connection, query("old_snapshots", schema)))
@@ -254,17 +255,17 @@ def _judge_work(facts: Facts, queues: list[Facts]) -> list[Finding]:
     ]
 
 
-def _judge_troubles(troubles: list[Facts]) -> list[Finding]:
+def _judge_troubles(troubles: list[TroubleRow]) -> list[Finding]:
     """Tell of the jobs that were put aside."""
     if not troubles:
         return [Finding("ok", "no job was put aside")]
     found = [
         Finding(
             "warn",
-            f"job {each['job_id']} was put aside: {each['verb']} failed {each['tries']} time(s): {shown(each['error_message'])}"[
+            f"job {each.job_id} was put aside: {each.verb} failed {each.tries} time(s): {shown(each.error_message)}"[
                 :WHAT_CHARS_MAX
             ],
-            f"mend what it says; the next look is at {each['look_at'].isoformat(timespec='seconds')}; see `explain {each['job_id']}`",
+            f"mend what it says; the next look is at {each.look_at.isoformat(timespec='seconds')}; see `explain {each.job_id}`",
         )
         for each in troubles[:TROUBLES_SHOWN_MAX]
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import attrs
@@ -9,6 +10,7 @@ from psycopg import errors
 
 from pgnotifyq.ledger.claimed import ID, NEXT_DUE_SECONDS, SNAPSHOT_XMIN, ClaimedJob
 from pgnotifyq.ledger.columns import boolean_from, float_from, integer_from, rows, text_from, uuid_from
+from pgnotifyq.ledger.errors import Whose, whose
 from pgnotifyq.ledger.statements import direct_call
 from pgnotifyq.model.job import JobId, Lease, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
     from pgnotifyq.model.outcome import Settlement
     from pgnotifyq.wire.connection import Connection
+
+# Settled one by one, in one statement. Beside the deadline of a link, and each may wait for a lock.
+APART_JOBS_MAX = 25
+APART_LOCK_SECONDS_MAX = 0.02
+_SETTLE_TYPES = "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[]"
 
 
 @attrs.frozen(kw_only=True)
@@ -47,8 +54,10 @@ class Surprise:
     """A job for which a worker's write did not simply succeed."""
 
     job_id: JobId
-    became: str  # lost, cancelled, dead, or completed
-    why: str | None = None  # the message left by whoever cancelled
+    # lost, cancelled, dead, completed; of a heartbeat also unrenewed; of what was settled apart also bare, busy, refused
+    became: str
+    why: str | None = None  # the message left by whoever cancelled; or what the database said
+    sqlstate: str | None = None  # of what the database said
 
 
 async def claim(
@@ -121,7 +130,8 @@ async def heartbeat(
 ) -> list[Surprise]:
     """Give a sign of life and renew leases.
 
-    Returns: the jobs that are not simply renewed: `cancelled` (still held; stop the handler) or `lost`.
+    Returns: the jobs that are not simply renewed: `cancelled` (still held; stop the handler), `lost`, or `unrenewed` (still held, and its
+        row cannot be written now: somebody holds it, say).
 
     Source: sql/functions/heartbeat.sql
     """
@@ -180,23 +190,135 @@ async def settle(
         result = await direct.run(connection, statement, (worker_id.hex, *_as_arrays(plain)))
         surprises += _surprises(result, encoding)
     if rest:
-        endings = [settlement for _, settlement in rest]
         result = await direct.run(
             connection,
-            direct_call("settle", "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[]", schema),
-            (
-                worker_id.hex,
-                *_as_arrays([lease for lease, _ in rest]),
-                direct.array([ending.kind.value for ending in endings]),
-                direct.array([ending.outcome for ending in endings]),
-                direct.array([str(float(ending.delay_seconds)) for ending in endings]),
-                direct.array([ending.error_message for ending in endings]),
-                direct.array([ending.result_json for ending in endings]),
-                direct.array([ending.reason for ending in endings]),
-            ),
+            direct_call("settle", _SETTLE_TYPES, schema),
+            (worker_id.hex, *_as_arrays([lease for lease, _ in rest]), *_as_columns([settlement for _, settlement in rest])),
         )
         surprises += _surprises(result, encoding)
     return surprises
+
+
+async def settle_surely(
+    connection: Connection, schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]
+) -> list[Surprise]:
+    """Do what `settle` does; where one row stands in the way of the others, do it apart.
+
+    Returns: as `settle`, and as `settle_apart` with `is_last`.
+    """
+    try:
+        surprises = await settle(connection, schema, worker_id=worker_id, settlements=settlements)
+    except Exception as error:
+        # Ours too: a trigger of the user's that lacks a table or a right says the same as a schema that does.
+        if whose(error) not in {Whose.JOB, Whose.OURS}:
+            raise
+        return await settle_apart(connection, schema, worker_id=worker_id, settlements=settlements)
+    lost = {surprise.job_id for surprise in surprises if surprise.became == "lost"}
+    if not lost:
+        return surprises
+    # Or left out by a trigger of the user's that returned null, in which case it is still held.
+    again = [(lease, settlement) for lease, settlement in settlements if lease.job_id in lost]
+    apart = await settle_apart(connection, schema, worker_id=worker_id, settlements=again)
+    return [surprise for surprise in surprises if surprise.became != "lost"] + apart
+
+
+async def settle_apart(
+    connection: Connection,
+    schema: str,
+    *,
+    worker_id: WorkerId,
+    settlements: Sequence[tuple[Lease, Settlement]],
+    lock_seconds: float = APART_LOCK_SECONDS_MAX,
+    is_last: bool = True,
+    jobs_max: int = APART_JOBS_MAX,
+) -> list[Surprise]:
+    """End executions as `settle` does, each apart from the others; what cannot be written is put aside in the database.
+
+    In statements of `jobs_max`, each durable when it is answered, so that one that is late does not undo those before it.
+
+    Args:
+        connection: in autocommit.
+        schema: ours.
+        worker_id: who ends them.
+        settlements: which, and how.
+        lock_seconds: how long each may wait for a lock.
+        is_last: put aside what is busy, too.
+        jobs_max: how many go into a statement.
+
+    Returns: as `settle`; and `bare` (it ended without its message and result), `refused` (put aside), and, but for `is_last`, `busy`
+        (somebody holds its row, or what a trigger wants).
+
+    Source: sql/functions/settle_apart.sql
+    """
+    surprises: list[Surprise] = []
+    for start in range(0, len(settlements), jobs_max):
+        part = settlements[start : start + jobs_max]
+        surprises += await _settle_part(connection, schema, worker_id, part, lock_seconds=lock_seconds, is_last=is_last)
+    return surprises
+
+
+async def _settle_part(
+    connection: Connection,
+    schema: str,
+    worker_id: WorkerId,
+    part: Sequence[tuple[Lease, Settlement]],
+    *,
+    lock_seconds: float,
+    is_last: bool,
+) -> list[Surprise]:
+    endings = [settlement for _, settlement in part]
+    try:
+        result = await direct.run(
+            connection,
+            direct_call("settle_apart", f"{_SETTLE_TYPES} float8 boolean", schema),
+            (worker_id.hex, *_as_arrays([lease for lease, _ in part]), *_as_columns(endings), str(lock_seconds), str(is_last)),
+        )
+    except Exception as error:
+        if whose(error) is not Whose.JOB:
+            raise
+        # Not a row's: those are caught there. A text that the client's encoding lacks, or the server's: no function was called.
+        if len(part) > 1:
+            found = []
+            for one in part:
+                found += await _settle_part(connection, schema, worker_id, [one], lock_seconds=lock_seconds, is_last=is_last)
+            return found
+        ((lease, settlement),) = part
+        if (plain := _in_ascii(settlement)) == settlement:
+            raise
+        return await _settle_part(connection, schema, worker_id, [(lease, plain)], lock_seconds=lock_seconds, is_last=is_last)
+    encoding = connection.info.encoding
+    return [
+        Surprise(
+            job_id=JobId(uuid_from(raw_id)),
+            became=text_from(became, encoding),
+            why=None if why is None else text_from(why, encoding),
+            sqlstate=None if state is None else text_from(state, encoding),
+        )
+        for raw_id, became, state, why, _ in rows(result)
+    ]
+
+
+def _in_ascii(settlement: Settlement) -> Settlement:
+    """Return a settlement with its texts escaped; the result's JSON means the same."""
+    error, result = settlement.error_message, settlement.result_json
+    if error is not None:
+        error = error.encode("ascii", "backslashreplace").decode()
+    if result is not None and not result.isascii():
+        result = json.dumps(json.loads(result))
+    return attrs.evolve(settlement, error_message=error, result_json=result)
+
+
+def _as_columns(endings: Sequence[Settlement]) -> tuple[str, ...]:
+    """Write how executions end as the arrays that settle() takes."""
+    array = direct.array
+    return (
+        array([ending.kind.value for ending in endings]),
+        array([ending.outcome for ending in endings]),
+        array([str(float(ending.delay_seconds)) for ending in endings]),
+        array([ending.error_message for ending in endings]),
+        array([ending.result_json for ending in endings]),
+        array([ending.reason for ending in endings]),
+    )
 
 
 def _surprises(result: PGresult, encoding: str) -> list[Surprise]:

@@ -21,13 +21,13 @@ import trio
 from psycopg import errors, pq
 from psycopg.rows import tuple_row
 
-from pgnotifyq.ledger.columns import boolean_from, rows, text_from, time_from, uuid_from
+from pgnotifyq.ledger.columns import boolean_from, read_leniently, rows, text_from, time_from, time_from_text, uuid_from
 from pgnotifyq.ledger.errors import translated
 from pgnotifyq.ledger.statements import call, compose, direct_call, numbered, query
-from pgnotifyq.model.errors import ConfigError, UniqueKeyHeld
+from pgnotifyq.model.errors import ConfigError, IllegalTransition, UniqueKeyHeld
 from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId, uuid_of
 from pgnotifyq.model.outcome import bounded
-from pgnotifyq.model.payload import encode
+from pgnotifyq.model.payload import Undecodable, encode
 from pgnotifyq.model.states import Status
 from pgnotifyq.wire import direct
 from pgnotifyq.wire.connection import Cursor
@@ -80,6 +80,24 @@ class QueueRow:
     cancelled: int
     dead: int
     oldest_due_seconds: float | None  # age of the oldest job that is due and waits
+
+
+@attrs.frozen(kw_only=True)
+class TroubleRow:
+    """A job that was put aside: its row could not be written, read, ended, pruned or run."""
+
+    job_id: JobId
+    org_id: OrgId
+    queue_name: str | None  # None: the job is gone
+    job_type: str | None
+    verb: str  # claim, complete, retry, snooze, release, cancel, bury, reclaim or prune
+    sqlstate: str
+    error_message: str
+    tries: int
+    first_at: datetime
+    last_at: datetime
+    look_at: datetime  # tried again then, at the earliest
+    wish: str | None  # how the execution ended, in the words of its history; it will be written so
 
 
 @attrs.frozen(kw_only=True)
@@ -399,12 +417,12 @@ async def list_jobs(
 
 async def history(connection: Connection, schema: str, job_id: JobId) -> list[Execution]:
     """Return the attempts of a job, oldest first, the one under way included. A dead letter's are there too."""
-    return [_execution(row) for row in await _rows(connection, schema, query("executions", schema), {"id": job_id})]
+    return [Execution(**row) for row in await _read(connection, schema, query("executions", schema), {"id": job_id})]
 
 
 async def explain(connection: Connection, schema: str, job_id: JobId) -> Explanation | None:
     """Return why a job is where it is, or None where `get_job` does."""
-    rows = await _named(connection, schema, query("explain", schema), {"id": job_id})
+    rows = await _read(connection, schema, query("explain", schema), {"id": job_id})
     return Explanation(**rows[0]) if rows else None
 
 
@@ -430,10 +448,14 @@ async def requeue(connection: Connection, schema: str, job_id: JobId) -> bool:
 
     Raises:
         UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
+        IllegalTransition: a job has its id, which somebody chose by hand; the dead letter stays.
     """
     try:
         ((was_there,),) = await _rows(connection, schema, call("requeue", "uuid", schema), (job_id,))
     except errors.UniqueViolation as error:
+        if error.diag.constraint_name == "jobs_pkey":
+            message = f"dead letter {job_id} cannot be requeued: a job has its id; delete that job, or purge the letter"
+            raise IllegalTransition(message) from error
         message = (
             f"dead letter {job_id} cannot be requeued: an unfinished job has its unique key; wait for that one, or cancel it"
         )
@@ -479,12 +501,42 @@ async def purge_dead(
 
 async def list_workers(connection: Connection, schema: str) -> list[WorkerRow]:
     """Return the worker processes, the oldest first."""
-    return [WorkerRow(**row) for row in await _named(connection, schema, query("workers", schema))]
+    return [WorkerRow(**row) for row in await _read(connection, schema, query("workers", schema))]
 
 
 async def stats(connection: Connection, schema: str) -> list[QueueRow]:
     """Return what each queue holds, by name."""
-    return [QueueRow(**row) for row in await _named(connection, schema, query("stats", schema))]
+    return [QueueRow(**row) for row in await _read(connection, schema, query("stats", schema))]
+
+
+async def list_troubles(
+    connection: Connection,
+    schema: str,
+    *,
+    job_id: JobId | None = None,
+    job_ids: Sequence[JobId] | None = None,
+    verb: str | None = None,
+    within_seconds: float | None = None,
+    limit: int = 50,
+) -> list[TroubleRow]:
+    """Return jobs that were put aside, the latest first. `within_seconds`: only what was tried so short a time ago.
+
+    Source: sql/queries/troubles.sql
+    """
+    parameters = {
+        "id": job_id,
+        "ids": None if job_ids is None else list(job_ids),
+        "verb": verb,
+        "within_seconds": within_seconds,
+        "limit": _check_limit(limit),
+    }
+    return [TroubleRow(**row) for row in await _read(connection, schema, query("troubles", schema), parameters)]
+
+
+async def count_troubles(connection: Connection, schema: str) -> dict[str, int]:
+    """Return how many jobs were put aside, by what could not be done."""
+    rows = await _read(connection, schema, query("count_troubles", schema))
+    return {row["verb"]: row["count"] for row in rows}
 
 
 def new_ids(count: int) -> Iterator[JobId]:
@@ -526,10 +578,12 @@ def _rows_blocking(connection: psycopg.Connection[Any], schema: str, statement: 
         return cursor.fetchall()
 
 
-async def _named(connection: Connection, schema: str, statement: bytes, parameters: Any = None) -> list[dict[str, Any]]:
+async def _read(connection: Connection, schema: str, statement: bytes, parameters: Any = None) -> list[dict[str, Any]]:
+    """Return rows by the names of their columns; what Python cannot hold is replaced, so that it hides no other row (columns.py)."""
     with translated(schema):
         cursor = Cursor(connection, row_factory=tuple_row)
-        await cursor.execute(statement, parameters, binary=True)  # in text, DateStyle would decide
+        read_leniently(cursor.adapters, connection.info.encoding)
+        await cursor.execute(statement, parameters, prepare=None if _is_alone(connection) else False, binary=True)
         names = [column.name for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
 
@@ -537,12 +591,12 @@ async def _named(connection: Connection, schema: str, statement: bytes, paramete
 async def _list(connection: Connection, schema: str, *, limit: int, **filters: Any) -> list[Job]:
     parameters = {"id": None, "label": None, "queue": None, "job_type": None, "org_id": None, **filters}
     parameters["limit"] = _check_limit(limit)
-    return [_job(row) for row in await _rows(connection, schema, query("jobs", schema), parameters)]
+    return [_job(row) for row in await _read(connection, schema, query("jobs", schema), parameters)]
 
 
 async def _list_dead(connection: Connection, schema: str, *, limit: int, **filters: Any) -> list[DeadLetter]:
     parameters = {"id": None, "queue": None, "job_type": None, **filters, "limit": _check_limit(limit)}
-    return [_dead_letter(row) for row in await _rows(connection, schema, query("dead", schema), parameters)]
+    return [_dead_letter(row) for row in await _read(connection, schema, query("dead", schema), parameters)]
 
 
 def _check_limit(limit: int) -> int:
@@ -551,44 +605,46 @@ def _check_limit(limit: int) -> int:
     return limit
 
 
-_JOB_FIELDS = (
-    "id", "org_id", "queue_name", "job_type", "payload", "priority", "status", "scheduled_at", "attempts", "max_attempts",
-    "locked_by", "current_execution_id", "lease_expires_at", "started_at", "completed_at", "error_message", "result",
-    "progress", "progress_message", "unique_key", "created_at",
-)  # fmt: skip
-
-
-def _job(row: tuple[Any, ...]) -> Job:
-    values = dict(zip(_JOB_FIELDS, row, strict=True))
+def _job(values: dict[str, Any]) -> Job:
+    values["payload"] = _payload(values)
     values["status"] = Status(values["status"])
-    if values["progress"] is not None:
-        values["progress"] = float(f"{values['progress']:.7g}")  # a `real` in binary: 0.3 comes as 0.30000001192
     return Job(**values)
 
 
-def _execution(row: tuple[Any, ...]) -> Execution:
-    names = ("id", "job_id", "attempt", "worker_id", "outcome", "started_at", "ended_at", "error_message")
-    return Execution(**dict(zip(names, row, strict=True)))
-
-
-def _dead_letter(row: tuple[Any, ...]) -> DeadLetter:
-    names = (
-        "id", "org_id", "queue_name", "job_type", "payload", "priority", "scheduled_at", "attempts", "max_attempts",
-        "unique_key", "created_at", "reason", "error_message", "history", "died_at",
-    )  # fmt: skip
-    values = dict(zip(names, row, strict=True))
-    values["history"] = tuple(_attempt(values["id"], attempt) for attempt in values["history"])
+def _dead_letter(values: dict[str, Any]) -> DeadLetter:
+    values["payload"] = _payload(values)
+    history = values["history"]
+    entries = history if isinstance(history, list) else [history]
+    values["history"] = tuple(_attempt(values["id"], entry, values["died_at"]) for entry in entries)
     return DeadLetter(**values)
 
 
-def _attempt(job_id: JobId, attempt: dict[str, Any]) -> Execution:
-    return Execution(
-        id=ExecutionId(UUID(attempt["id"])),
-        job_id=job_id,
-        attempt=attempt["attempt"],
-        worker_id=WorkerId(UUID(attempt["worker_id"])) if attempt["worker_id"] else None,
-        outcome=attempt["outcome"],
-        started_at=datetime.fromisoformat(attempt["started_at"]),
-        ended_at=datetime.fromisoformat(attempt["ended_at"]),
-        error_message=attempt["error_message"],
-    )
+def _payload(values: dict[str, Any]) -> Any:
+    size = values.pop("unread_bytes")
+    return values["payload"] if size is None else Undecodable(f"the payload has {size} bytes, which are more than is read")
+
+
+def _attempt(job_id: JobId, attempt: Any, died_at: datetime) -> Execution:
+    """Read an entry of a dead letter's history. Raw SQL may have stored anything there."""
+    try:
+        return Execution(
+            id=ExecutionId(UUID(attempt["id"])),
+            job_id=job_id,
+            attempt=int(attempt["attempt"]),
+            worker_id=WorkerId(UUID(attempt["worker_id"])) if attempt["worker_id"] else None,
+            outcome=str(attempt["outcome"]),
+            started_at=time_from_text(attempt["started_at"]),
+            ended_at=time_from_text(attempt["ended_at"]),
+            error_message=None if attempt["error_message"] is None else str(attempt["error_message"]),
+        )
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return Execution(
+            id=ExecutionId(UUID(int=0)),
+            job_id=job_id,
+            attempt=0,
+            worker_id=None,
+            outcome="undecodable",
+            started_at=died_at,
+            ended_at=died_at,
+            error_message=f"this entry of the history cannot be read: {attempt!r:.200}",
+        )

@@ -34,7 +34,7 @@ class Reclaimed:
     queue_name: str
     worker_id: WorkerId
     attempt: int
-    became: str  # pending, dead or cancelled
+    became: str  # pending, dead or cancelled; completed, where its worker could not write that; refused: put aside
 
 
 async def register(

@@ -129,6 +129,8 @@ class WorkerSettings(TypedDict, total=False):
     loop_blocked_seconds: float
     session_grace_seconds: float
     retention_seconds: float
+    handler_connections_max: int
+    handler_connection_seconds: float
     schema: str
 
 

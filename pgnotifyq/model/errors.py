@@ -127,12 +127,29 @@ class TransactionLeft(PgnotifyqError):
     """A handler ended its job's transaction by hand, within the block; what comes after it would not be fenced."""
 
 
+TEXT_CHARS_MAX = 20_000  # of an exception's text; what is stored is shorter still
+
+
 def text_of(error: BaseException) -> str:
-    """Return an exception's text, also of one whose own __str__ raises: what users' code raises is not to be trusted."""
+    """Return an exception's text, also of one whose own __str__ raises: what users' code raises is not to be trusted.
+
+    Of a long one the beginning and the end. Never raises.
+    """
     try:
-        return str(error)
-    except Exception as second:  # noqa: BLE001  # __str__ is the user's
-        return f"(its text cannot be had: __str__ raised {type(second).__name__})"
+        text = "".join((str(error),))  # exactly a str: a subclass of it is the user's code, too
+    except BaseException as second:  # noqa: BLE001  # __str__ is the user's, and may raise anything
+        return f"(its text cannot be had: __str__ raised {name_of(second)})"
+    if len(text) > TEXT_CHARS_MAX:
+        text = f"{text[: TEXT_CHARS_MAX // 2]}{text[-TEXT_CHARS_MAX // 2 :]}"
+    return text
+
+
+def name_of(error: BaseException) -> str:
+    """Return the name of an exception's type. Never raises."""
+    return str(_name_of_type(type(error)))  # not `type(error).__name__`, which a metaclass may answer
+
+
+_name_of_type = type.__dict__["__name__"].__get__
 
 
 def quietly(say: Callable[..., object], *arguments: object, **details: object) -> None:

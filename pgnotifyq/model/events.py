@@ -33,6 +33,7 @@ class EventName(StrEnum):
     JOB_RECLAIMED = "job.reclaimed"
     JOBS_PRUNED = "jobs.pruned"
     LEASE_LOST = "lease.lost"
+    JOB_PUT_ASIDE = "job.put_aside"
     OUTCOME_REFUSED = "outcome.refused"
     LISTENER_CONNECTED = "listener.connected"
     LISTENER_LOST = "listener.lost"

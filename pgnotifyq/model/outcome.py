@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from enum import StrEnum
 from typing import TYPE_CHECKING, assert_never, cast
 
 import attrs
 
-from pgnotifyq.model.errors import ConfigError, InvalidPayload, text_of
+from pgnotifyq.model.errors import ConfigError, InvalidPayload, name_of, text_of
 from pgnotifyq.model.payload import encode_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pgnotifyq.model.retry import RetryPolicy
 
 ERROR_CHARS_MAX = 4000  # of a stored error: enough for a traceback's end
 RESULT_BYTES_MAX = 1_048_576
+# Of what is told of one exception: errors in a group that are looked at, and shown; causes, notes, frames.
+ERRORS_IN_GROUP_MAX = 100_000
+ERRORS_SHOWN_MAX = 8
+FRAMES_SHOWN_MAX = 5
 _DELAY_SECONDS_MAX = 10 * 366 * 86_400.0
 
 
@@ -99,12 +104,11 @@ class Raised:
 
     @classmethod
     def from_exception(cls, error: BaseException) -> Raised:
-        """Describe what a handler raised: its type and message, then the traceback's last lines."""
-        try:
-            lines = traceback.format_exception(error)
-        except Exception:  # noqa: BLE001  # it reads attributes of the user's exception
-            lines = []
-        return cls(error=f"{type(error).__name__}: {text_of(error)}\n{''.join(lines[-6:])}")
+        """Describe what a handler raised: its type and message, what it holds and what caused it, then the traceback's last lines.
+
+        Never raises, and is bounded: what is looked at is the user's, and may be a hundred thousand errors deep, or 50 MB long.
+        """
+        return cls(error=_described(error))
 
 
 @attrs.frozen
@@ -146,6 +150,64 @@ class Settlement:
     error_message: str | None = None
     result_json: str | None = None
     reason: str | None = None  # of a dead letter: exhausted, discarded, undecodable, unknown_job_type
+
+
+def holds_ctrl_c(error: BaseException) -> bool:
+    """Tell whether an exception is a KeyboardInterrupt, or a group with one in it. Without recursion: users' groups may be deep."""
+    return any(isinstance(inner, KeyboardInterrupt) for inner in _unfold(error))
+
+
+_exceptions_of = BaseExceptionGroup.__dict__["exceptions"].__get__  # not `group.exceptions`, which a subclass may answer
+
+
+def _unfold(error: BaseException) -> Iterator[BaseException]:
+    """Go through what is in a group, groups in it included, in order; ERRORS_IN_GROUP_MAX of them at most."""
+    waiting = [error]
+    for _ in range(ERRORS_IN_GROUP_MAX):
+        if not waiting:
+            return
+        inner = waiting.pop()
+        if isinstance(inner, BaseExceptionGroup):
+            waiting.extend(reversed(_exceptions_of(inner)))
+        else:
+            yield inner
+
+
+def _described(error: BaseException) -> str:
+    lines = [_said(error)]
+    try:
+        if isinstance(error, BaseExceptionGroup):
+            lines += [f"  {_said(inner)}" for inner in itertools.islice(_unfold(error), ERRORS_SHOWN_MAX)]
+        notes = error.__dict__.get("__notes__", ())
+        if isinstance(notes, list):
+            lines += [_cut(note) for note in notes[:ERRORS_SHOWN_MAX] if type(note) is str]
+        cause: BaseException | None = error
+        for _ in range(ERRORS_SHOWN_MAX):
+            cause = _cause_of(cause) or (None if _is_quiet(cause) else _context_of(cause))
+            if cause is None or cause is error:
+                break
+            lines.append(f"after {_said(cause)}")
+        lines.append("Traceback (most recent call last):")
+        lines += [line.rstrip("\n") for line in traceback.format_tb(_traceback_of(error), limit=-FRAMES_SHOWN_MAX)]
+    # It reads lines of source through the loaders of users' modules, and whatever else is theirs.
+    except BaseException as second:  # noqa: BLE001
+        lines.append(f"(the rest cannot be told: {name_of(second)})")
+    return "\n".join(lines)
+
+
+# What the interpreter keeps, not what a property of the user's answers.
+_cause_of = BaseException.__dict__["__cause__"].__get__
+_context_of = BaseException.__dict__["__context__"].__get__
+_is_quiet = BaseException.__dict__["__suppress_context__"].__get__
+_traceback_of = BaseException.__dict__["__traceback__"].__get__
+
+
+def _said(error: BaseException) -> str:
+    return f"{name_of(error)}: {_cut(text_of(error))}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= ERROR_CHARS_MAX else f"{text[: ERROR_CHARS_MAX // 2]}[...]{text[-ERROR_CHARS_MAX // 2 :]}"
 
 
 def decide(
@@ -235,9 +297,11 @@ def _settle_value(value: object, failed: _Failed) -> Settlement:
         return failed(f"the handler returned the class {value.__name__}: return {value.__name__}(...)", "failed", "exhausted")
     try:
         return Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(value))
-    except InvalidPayload as error:
-        # The work is done; doing it again would not make its result any better.
-        message = bounded(f"completed, but its result was not stored: {error}")
+    # A value of the user's may raise anything when it is looked into, and this runs outside of the handler's own scope. The work is done;
+    # doing it again would not make its result any better.
+    except BaseException as error:  # noqa: BLE001
+        said = str(error) if isinstance(error, InvalidPayload) else f"{name_of(error)}: {text_of(error)}"
+        message = bounded(f"completed, but its result was not stored: {said}")
         return Settlement(kind=SettleKind.COMPLETE, outcome="completed", error_message=message)
 
 

@@ -35,6 +35,7 @@ from pgnotifyq.model.outcome import (
     bounded,
     decide,
     ended_by,
+    holds_ctrl_c,
 )
 from pgnotifyq.model.payload import structure
 from pgnotifyq.model.registry import PLAIN_RESULTS, finished
@@ -88,7 +89,7 @@ def _is_left_behind(group: BaseExceptionGroup[BaseException], failure: BaseExcep
     """Tell whether what ended a slot's task is only what trio says of one that is spent, or comes from what a handler left there."""
     if failure is not None and not isinstance(failure, trio.Cancelled):
         return False
-    return not _holds(group, KeyboardInterrupt) and group.split(trio.Cancelled)[1] is not None
+    return not holds_ctrl_c(group) and group.split(trio.Cancelled)[1] is not None
 
 
 async def _work(parts: Parts, slot: _Slot) -> None:
@@ -204,7 +205,7 @@ def _is_outcome(error: BaseException) -> bool:
     """Tell whether what came out of a handler is its own: not Ctrl-C, which lands in whatever runs, nor the end of the loop."""
     if isinstance(error, GeneratorExit):
         return trio.lowlevel.in_trio_task()
-    return not _holds(error, KeyboardInterrupt)
+    return not holds_ctrl_c(error)
 
 
 def _is_only(error: BaseException, kind: type[BaseException]) -> bool:
@@ -217,18 +218,6 @@ def _is_only(error: BaseException, kind: type[BaseException]) -> bool:
         elif not isinstance(one, kind):
             return False
     return True
-
-
-def _holds(error: BaseException, kind: type[BaseException]) -> bool:
-    """Tell whether an exception is of a kind, or a group that has one in it. Groups may lie deeper in each other than Python calls."""
-    left = [error]
-    while left:
-        one = left.pop()
-        if isinstance(one, kind):
-            return True
-        if isinstance(one, BaseExceptionGroup):
-            left.extend(one.exceptions)
-    return False
 
 
 async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended:
@@ -286,7 +275,9 @@ async def _call(parts: Parts, handler: Handler, *arguments: Any) -> object:
 def _call_in_thread(handler: Handler, arguments: tuple[Any, ...]) -> tuple[object]:
     try:
         return (handler.call(*arguments),)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, BaseExceptionGroup) as error:
+        if not holds_ctrl_c(error):
+            raise
         # Ctrl-C lands in the main thread, never here: this one the handler has made itself.
         return (Raised.from_exception(error),)
 

@@ -54,20 +54,24 @@ async def beat_for_ever(parts: Parts) -> None:
         beaten_at = now
         if oldest is None and not parts.push.has_session:
             parts.trust.bell.ring()  # a beat that finds out whether others have forgotten this worker (trust.py)
-        else:
-            await renew(parts, parts.holdings.renewed_before(now - every * (1 - TOGETHER_SHARE)))
+        elif not await renew(parts, parts.holdings.renewed_before(now - every * (1 - TOGETHER_SHARE))):
+            await trio.sleep(every * TOGETHER_SHARE)  # some row cannot be written now
 
 
-async def renew(parts: Parts, due: Sequence[Running]) -> None:
+async def renew(parts: Parts, due: Sequence[Running]) -> bool:
     """Beat for some executions, and act on what the reply says of them; for none, give a sign of life.
 
     A cancel whose notification was lost is learned here; so is a lost lease.
+
+    Returns: whether all were renewed that are still ours. Of the others somebody holds the row, or a trigger of the user's refuses.
     """
+    is_whole = True
     for start in range(0, max(len(due), 1), RENEWED_AT_ONCE_MAX):
-        await _renew_at_once(parts, due[start : start + RENEWED_AT_ONCE_MAX])
+        is_whole &= await _renew_at_once(parts, due[start : start + RENEWED_AT_ONCE_MAX])
+    return is_whole
 
 
-async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> None:
+async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> bool:
     sent_at = math.nan
 
     async def once(connection: Connection) -> tuple[list[Running], dict[JobId, claims.Surprise], list[Running], set[JobId]]:
@@ -91,8 +95,12 @@ async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> None:
         return held, told, missing, lost
 
     held, told, missing, lost = await parts.quick.run(once)
+    is_whole = True
     for running in held:
         surprise = told.get(running.job.id)
+        if surprise is not None and surprise.became == "unrenewed":
+            is_whole = False
+            continue
         if running.job.id not in lost:
             # What has ended, or was completed, has no lease any more, and nothing that one would protect; it was looked at.
             parts.holdings.renew(running, sent_at)
@@ -101,6 +109,7 @@ async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> None:
     for running in missing:
         if not running.has_ended:
             _stop_without_lease(parts, running, is_lost=running.job.id in lost)
+    return is_whole
 
 
 def _stop_without_lease(parts: Parts, running: Running, *, is_lost: bool) -> None:

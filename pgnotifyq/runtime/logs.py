@@ -44,6 +44,7 @@ _LOUD = frozenset(
         EventName.LISTENER_LOST,
         EventName.DATABASE_LOST,
         EventName.OUTCOME_REFUSED,
+        EventName.JOB_PUT_ASIDE,
         EventName.LOOP_BLOCKED,
     }
 )

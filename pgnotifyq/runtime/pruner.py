@@ -7,39 +7,67 @@ from typing import TYPE_CHECKING
 import trio
 
 from pgnotifyq.ledger import workers
+from pgnotifyq.ledger.jobs import list_troubles
 from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.runtime.reclaimer import bear, tell_news
 
 if TYPE_CHECKING:
+    from pgnotifyq.ledger.jobs import TroubleRow
     from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
 
 BATCH_MAX = 500
 EVERY_SECONDS = 600.0  # one pass; retention is counted in days
+LATE_SECONDS = 60.0  # between a pass and the look at what it left: the server may be slow
 BETWEEN_BATCHES_SECONDS = 0.05  # leaves the connection to the settler
 
 
 async def prune_for_ever(parts: Parts) -> None:
     """Make a pass over the finished jobs now and then, until cancelled."""
+    told: set[JobId] = set()
     while True:
         await trio.sleep(EVERY_SECONDS * (0.5 + parts.random.random()))
-        deleted_in_all = 0
-        after_id: JobId | None = None
-        while True:
+        await bear(parts, "prune", lambda: prune(parts, told))
 
-            async def once(connection: Connection, after_id: JobId | None = after_id) -> tuple[int, JobId | None]:
-                return await workers.prune(
-                    connection,
-                    parts.config.schema,
-                    older_than_seconds=parts.config.retention_seconds,
-                    after_id=after_id,
-                    jobs_max=BATCH_MAX,
-                )
 
-            deleted, after_id = await parts.durable.run(once)
-            deleted_in_all += deleted
-            if after_id is None:
-                break
-            await trio.sleep(BETWEEN_BATCHES_SECONDS)
-        if deleted_in_all:
-            parts.emit(Event(name=EventName.JOBS_PRUNED, fields={"jobs": deleted_in_all}))
+async def prune(parts: Parts, told: set[JobId]) -> None:
+    """Make one pass, batch after batch."""
+    deleted_in_all = 0
+    began_at = trio.current_time()
+    after_id: JobId | None = None
+    while True:
+        tries = 0
+
+        async def once(connection: Connection, after_id: JobId | None = after_id) -> tuple[int, JobId | None]:
+            nonlocal tries
+            jobs_max = max(BATCH_MAX >> (2 * tries), 1)  # what was late is asked for smaller
+            tries += 1
+            return await workers.prune(
+                connection,
+                parts.config.schema,
+                older_than_seconds=parts.config.retention_seconds,
+                after_id=after_id,
+                jobs_max=jobs_max,
+            )
+
+        deleted, after_id = await parts.durable.run(once)
+        deleted_in_all += deleted
+        if after_id is None:
+            break
+        await trio.sleep(BETWEEN_BATCHES_SECONDS)
+    await _tell_troubles(parts, trio.current_time() - began_at + LATE_SECONDS, told)
+    if deleted_in_all:
+        parts.emit(Event(name=EventName.JOBS_PRUNED, fields={"jobs": deleted_in_all}))
+
+
+async def _tell_troubles(parts: Parts, within_seconds: float, told: set[JobId]) -> None:
+    """Tell of jobs that cannot be deleted, for a table of the user's refers to them, say. `told` are those of the pass before."""
+
+    async def once(connection: Connection) -> list[TroubleRow]:
+        return await list_troubles(connection, parts.config.schema, verb="prune", within_seconds=within_seconds)
+
+    troubles = await parts.durable.run(once)
+    tell_news(parts, [trouble for trouble in troubles if trouble.job_id not in told])
+    told.clear()
+    told.update(trouble.job_id for trouble in troubles)

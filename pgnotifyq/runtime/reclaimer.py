@@ -10,18 +10,26 @@ the first look comes as late as any. A worker that is alone looks at nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 import trio
 
 from pgnotifyq.ledger import workers
+from pgnotifyq.ledger.errors import Whose, whose
+from pgnotifyq.ledger.jobs import list_troubles
 from pgnotifyq.model.events import Event, EventName
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from pgnotifyq.ledger.jobs import TroubleRow
     from pgnotifyq.model.job import WorkerId
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
+
+T = TypeVar("T")
 
 BATCH_MAX = 200  # jobs taken back in one statement: it holds their locks
 WATCH_SECONDS_PER_OTHER = 0.7
@@ -43,7 +51,7 @@ async def reclaim_for_ever(parts: Parts) -> None:
     while True:
         watch = await _watch(parts, sight)
         if watch.dead or trio.current_time() >= look_at:
-            next_seconds = await _reclaim(parts, watch.dead)
+            next_seconds = await bear(parts, "reclaim", partial(_reclaim, parts, watch.dead))
             # Leases are never shorter than they were when last looked at, so the earliest expiry can wait.
             until_expiry = LOOK_SECONDS_MAX if next_seconds is None else max(next_seconds, 0.0)
             jitter = AFTER_EXPIRY_SECONDS * parts.random.random()
@@ -87,13 +95,27 @@ async def _watch(parts: Parts, sight: _Sight) -> workers.Watch:
 
 async def _reclaim(parts: Parts, dead: list[WorkerId]) -> float | None:
     """Take back everything there is to take, batch after batch; return seconds until the next lease runs out."""
+    troubles: list[TroubleRow] = []
+    tries = 0
 
     async def once(connection: Connection) -> tuple[list[workers.Reclaimed], float | None, bool]:
-        return await workers.reclaim(connection, parts.config.schema, worker_id=parts.worker_id, jobs_max=BATCH_MAX, dead=dead)
+        nonlocal troubles, tries
+        schema = parts.config.schema
+        # What was late or failed is asked for smaller: a few large jobs must not be asked for again and again.
+        jobs_max = max(BATCH_MAX >> (2 * tries), 1)
+        tries += 1
+        found = await workers.reclaim(connection, schema, worker_id=parts.worker_id, jobs_max=jobs_max, dead=dead)
+        refused = [job.job_id for job in found[0] if job.became == "refused"]
+        troubles = await list_troubles(connection, schema, job_ids=refused, limit=BATCH_MAX) if refused else []
+        return found
 
     while True:
+        tries = max(tries - 2, 0)  # grows back, slowly
         jobs, next_seconds, took_all = await parts.durable.run(once)
+        tell_news(parts, troubles)
         for job in jobs:
+            if job.became == "refused":
+                continue
             fields = {
                 "job_id": job.job_id,
                 "job_type": job.job_type,
@@ -107,3 +129,34 @@ async def _reclaim(parts: Parts, dead: list[WorkerId]) -> float | None:
             parts.bell.ring()
         if took_all:
             return next_seconds
+
+
+async def bear(parts: Parts, verb: str, operation: Callable[[], Awaitable[T]]) -> T | None:
+    """Do what is done for others; None where some row stands in the way that could not even be put aside, which is told.
+
+    Raises: what is not a row's fault.
+    """
+    try:
+        return await operation()
+    except Exception as error:
+        if whose(error) is not Whose.JOB:
+            raise
+        fields = {"verb": verb, "sqlstate": getattr(error, "sqlstate", None), "why": str(error).partition("\n")[0]}
+        parts.emit(Event(name=EventName.JOB_PUT_ASIDE, fields=fields))
+        return None
+
+
+def tell_news(parts: Parts, troubles: Sequence[TroubleRow]) -> None:
+    """Tell of jobs that were put aside for the first time; not again at each look."""
+    for trouble in troubles:
+        if trouble.tries > 1:
+            continue
+        fields = {
+            "job_id": trouble.job_id,
+            "job_type": trouble.job_type,
+            "queue": trouble.queue_name,
+            "verb": trouble.verb,
+            "sqlstate": trouble.sqlstate,
+            "why": trouble.error_message,
+        }
+        parts.emit(Event(name=EventName.JOB_PUT_ASIDE, fields=fields))

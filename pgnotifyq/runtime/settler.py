@@ -5,6 +5,10 @@ an outcome is durable its permit is free.
 
 A plain completion, by far the most frequent outcome, goes by a statement of its own with two arrays; the rest shares
 one with nine.
+
+One row must not hold up the batch. What a batch's first try does not write, for whatever reason, is settled one by one: a row that cannot be
+written is put aside with its outcome (`job_troubles`), and its permit is free; a row that somebody else has locked is tried again beside
+the batches that follow, and is put aside in the end.
 """
 
 from __future__ import annotations
@@ -13,18 +17,17 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import attrs
-import psycopg
 import trio
 
 from pgnotifyq.ledger import claims
+from pgnotifyq.ledger.errors import Whose, whose
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
 from pgnotifyq.runtime.bell import Bell
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 # Bounds one statement. A claim can run beside it on the other connection, so the permits of a large worker should not all
 # wait for one statement: with 500 slots, 250 were 20 % faster than 1000.
 BATCH_MAX = 250
+# Outcomes whose rows are locked: this many are tried again at once, so often, and put aside after so many tries, half a minute.
+BUSY_BATCH_MAX = claims.APART_JOBS_MAX
+BUSY_PAUSE_SECONDS = 0.5
+BUSY_TRIES_MAX = 60
 
 # What each settlement is called in events; the words of the house.
 _EVENTS = {
@@ -47,6 +54,7 @@ _BECAME = {
     "cancelled": EventName.JOB_CANCELLED,
     "dead": EventName.JOB_DEAD,
     "completed": EventName.JOB_COMPLETED,
+    "refused": EventName.JOB_PUT_ASIDE,
 }
 
 Outcome = tuple["Running", Settlement]
@@ -60,13 +68,15 @@ class Settler:
         self._waiting: deque[Outcome] = deque()
         self._in_flight: list[Outcome] = []
         self._bell = Bell()
+        self._busy: deque[tuple[Outcome, int]] = deque()  # with the tries so far
+        self._busy_bell = Bell()
 
     def add(self, running: Running, settlement: Settlement | None) -> None:
         """Take an execution's outcome; None when its lease is lost, and nothing may be written."""
         if running.is_settled:
             # Completed, by the handler's own transaction, whatever the handler did afterwards.
             then = settlement.error_message if settlement is not None else None
-            self._finish([(running, attrs.evolve(PLAIN_COMPLETION, error_message=then))], {})
+            self._finish([(running, attrs.evolve(PLAIN_COMPLETION, error_message=then))], ())
         elif settlement is None:
             self._let_go(running)
         else:
@@ -99,72 +109,120 @@ class Settler:
 
     def unwritten(self) -> list[Outcome]:
         """Return the outcomes that are not known to be durable, for a worker that leaves in a hurry."""
-        return [*self._in_flight, *self._waiting]
+        return [*self._in_flight, *self._waiting, *(outcome for outcome, _ in self._busy)]
+
+    async def settle_busy_for_ever(self) -> None:
+        """Try those again whose rows somebody else has locked, until cancelled."""
+        while True:
+            if not self._busy:
+                await self._busy_bell.wait()
+            await trio.sleep(BUSY_PAUSE_SECONDS)
+            some = [self._busy[place] for place in range(min(BUSY_BATCH_MAX, len(self._busy)))]
+            # Of a lease that was given up nobody keeps the outcome but the database.
+            last = [(outcome, tries) for outcome, tries in some if tries >= BUSY_TRIES_MAX or outcome[0].is_gone]
+            for part, is_last in ((last, True), ([entry for entry in some if entry not in last], False)):
+                if part:
+                    await self._write_busy(part, is_last=is_last)
+
+    async def _write_busy(self, part: list[tuple[Outcome, int]], *, is_last: bool) -> None:
+        batch = [outcome for outcome, _ in part]
+
+        async def once(connection: Connection) -> list[claims.Surprise]:
+            return await self._settle_apart(connection, batch, is_last=is_last)
+
+        surprises = await self._run(once, batch)
+        for entry in part:
+            self._busy.remove(entry)
+        still = {surprise.job_id for surprise in surprises if surprise.became == "busy"}
+        self._busy.extend((outcome, tries + 1) for outcome, tries in part if outcome[0].job.id in still)
+        self._finish([outcome for outcome in batch if outcome[0].job.id not in still], surprises)
 
     async def _write(self, batch: list[Outcome]) -> None:
+        tries = 0
+
         async def once(connection: Connection) -> list[claims.Surprise]:
-            return await claims.settle(
+            nonlocal tries
+            tries += 1
+            if tries > 1:
+                # Each time in smaller parts: what was answered is durable, so the next try goes further.
+                jobs_max = max(claims.APART_JOBS_MAX // 5 ** (tries - 2), 1)
+                return await self._settle_apart(connection, batch, is_last=False, jobs_max=jobs_max)
+            return await claims.settle_surely(
                 connection,
                 self._parts.config.schema,
                 worker_id=self._parts.worker_id,
                 settlements=[(running.lease, settlement) for running, settlement in batch],
             )
 
+        surprises = await self._run(once, batch)
+        if surprises and (busy := {surprise.job_id for surprise in surprises if surprise.became == "busy"}):
+            self._busy.extend((outcome, 1) for outcome in batch if outcome[0].job.id in busy)
+            self._busy_bell.ring()
+            batch = [outcome for outcome in batch if outcome[0].job.id not in busy]
+        self._finish(batch, surprises)
+
+    async def _run(
+        self, once: Callable[[Connection], Awaitable[list[claims.Surprise]]], batch: list[Outcome]
+    ) -> list[claims.Surprise]:
         try:
-            surprises = await self._parts.durable.run(once, shield=True)
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
-            await self._write_apart(batch, error)
-            return
-        became = {surprise.job_id: surprise.became for surprise in surprises}
-        self._finish(batch, became)
+            return await self._parts.durable.run(once, shield=True)
+        except Exception as error:
+            if whose(error) is not Whose.JOB:
+                raise
+            # Not even put aside. The lease runs out, and the reclaimer sees to it.
+            why = str(error).partition("\n")[0]
+            return [claims.Surprise(job_id=running.job.id, became="refused", why=why) for running, _ in batch]
 
-    async def _write_apart(self, batch: list[Outcome], error: psycopg.Error) -> None:
-        """Find the outcome that PostgreSQL refuses, so that one bad job delays nobody; store that one without its texts."""
-        if len(batch) > 1:
-            for outcome in batch:
-                await self._write([outcome])
-            return
-        running, settlement = batch[0]
-        told = f"the outcome could not be stored: {type(error).__name__}"
-        if settlement.error_message == told:
-            raise error
-        self._parts.emit(
-            Event(name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": str(error).partition("\n")[0]})
+    async def _settle_apart(
+        self, connection: Connection, batch: list[Outcome], *, is_last: bool, jobs_max: int = claims.APART_JOBS_MAX
+    ) -> list[claims.Surprise]:
+        lock_seconds = self._parts.durable.deadline_seconds / (2 * claims.APART_JOBS_MAX)
+        return await claims.settle_apart(
+            connection,
+            self._parts.config.schema,
+            worker_id=self._parts.worker_id,
+            settlements=[(running.lease, settlement) for running, settlement in batch],
+            lock_seconds=min(lock_seconds, claims.APART_LOCK_SECONDS_MAX),
+            is_last=is_last,
+            jobs_max=jobs_max,
         )
-        plain = Settlement(
-            kind=settlement.kind,
-            outcome=settlement.outcome,
-            delay_seconds=settlement.delay_seconds,
-            error_message=told,
-            reason=settlement.reason,
-        )
-        await self._write([(running, plain)])
 
-    def _finish(self, batch: Sequence[Outcome], became: Mapping[JobId, str]) -> None:
+    def _finish(self, batch: Sequence[Outcome], surprises: Sequence[claims.Surprise]) -> None:
         """Free the permits of a batch that is durable, and tell what became of it.
 
         Of a lease that was given up for lost, what was written late all the same is told too.
         """
+        became = {surprise.job_id: surprise for surprise in surprises}
         ended = [outcome for outcome in batch if not outcome[0].is_gone]
-        late = [outcome for outcome in batch if outcome[0].is_gone and became.get(outcome[0].job.id) != "lost"]
+        late = (
+            [outcome for outcome in batch if outcome[0].is_gone and not _is(became.get(outcome[0].job.id), "lost")]
+            if len(ended) < len(batch)
+            else []
+        )
         self._free([running for running, _ in ended])
         is_quiet = not became and not self._parts.tells_routine
         for running, settlement in [*ended, *late]:
             if not (is_quiet and settlement.kind is SettleKind.COMPLETE and settlement.error_message is None):
                 self._tell(running, settlement, became.get(running.job.id))
 
-    def _tell(self, running: Running, settlement: Settlement, became: str | None) -> None:
-        is_routine = became is None and settlement.kind is SettleKind.COMPLETE and settlement.error_message is None
+    def _tell(self, running: Running, settlement: Settlement, surprise: claims.Surprise | None) -> None:
+        if _is(surprise, "bare"):
+            assert surprise is not None
+            self._parts.emit(Event(name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": surprise.why}))
+            surprise = None
+        is_routine = surprise is None and settlement.kind is SettleKind.COMPLETE and settlement.error_message is None
         if is_routine and not self._parts.tells_routine:
             return
         fields = running.names()
-        if settlement.error_message:
+        if surprise is not None and surprise.became == "refused":
+            fields |= {"verb": settlement.kind.value, "sqlstate": surprise.sqlstate, "why": surprise.why}
+        elif settlement.error_message:
             fields["why"] = settlement.error_message.partition("\n")[0]
-        if settlement.kind in {SettleKind.RETRY, SettleKind.SNOOZE} and became is None:
+        if settlement.kind in {SettleKind.RETRY, SettleKind.SNOOZE} and surprise is None:
             fields["delay_seconds"] = round(settlement.delay_seconds, 3)
         if running.started_at is not None:
             fields["seconds"] = round(trio.current_time() - running.started_at, 6)
-        self._parts.emit(Event(name=_EVENTS[settlement.kind] if became is None else _BECAME[became], fields=fields))
+        self._parts.emit(Event(name=_EVENTS[settlement.kind] if surprise is None else _BECAME[surprise.became], fields=fields))
 
     def _let_go(self, running: Running) -> None:
         """Free the permit of an execution whose lease is lost."""
@@ -177,6 +235,10 @@ class Settler:
             running.is_gone = True
         self._parts.holdings.remove(ended)
         self._parts.slots.release(len(ended))
+
+
+def _is(surprise: claims.Surprise | None, became: str) -> bool:
+    return surprise is not None and surprise.became == became
 
 
 RELEASED = Settlement(kind=SettleKind.RELEASE, outcome="released", error_message="the worker was shut down")

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from pgnotifyq.ledger import claims, workers
-from pgnotifyq.ledger.errors import is_passing, translated
+from pgnotifyq.ledger.errors import Whose, translated, whose
 from pgnotifyq.ledger.migrate import check_schema
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
 from pgnotifyq.model.errors import DatabaseUnreachable
@@ -189,6 +189,7 @@ async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus
     config = parts.config
     async with trio.open_nursery() as services:
         services.start_soon(parts.settler.settle_for_ever)
+        services.start_soon(parts.settler.settle_busy_for_ever)
         services.start_soon(beat_for_ever, parts)
         services.start_soon(distrust_for_ever, parts)
         services.start_soon(prove_for_ever, parts)
@@ -273,12 +274,12 @@ async def _say_farewell(parts: Parts) -> None:
         left = [(running.lease, settlement) for running, settlement in ended]
         left += [(running.lease, RELEASED) for running in parts.holdings if running.job.id not in known]
         if left:
-            await claims.settle(connection, parts.config.schema, worker_id=parts.worker_id, settlements=left)
+            await claims.settle_surely(connection, parts.config.schema, worker_id=parts.worker_id, settlements=left)
         await workers.unregister(connection, parts.config.schema, parts.worker_id)
 
     try:
         await parts.durable.attempt(once)
     except Exception as error:
-        if not (is_passing(error) or isinstance(error, trio.TooSlowError)):
+        if whose(error) is Whose.OURS and not isinstance(error, trio.TooSlowError):
             raise
         parts.emit(Event(name=EventName.DATABASE_LOST, fields={"connection": "farewell", "why": str(error)}))

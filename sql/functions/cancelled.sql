@@ -14,7 +14,7 @@ as $$
 begin
     -- Ids of executions are never used twice, so that an execution of the list can only be that of its own job.
     return query
-    select j.id, j.error_message
+    select j.id, left(j.error_message, 1000)
     from {schema}.jobs as j
     where j.id = any (job_ids) and j.current_execution_id = any (execution_ids) and j.status = 'cancelled';
 end

@@ -28,10 +28,11 @@ begin
             locked_by = null, current_execution_id = null, lease_expires_at = null
         from unnest(job_ids, execution_ids) as e(id, execution_id)
         where j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
-        returning j.id, e.execution_id, j.org_id, j.attempts, j.started_at, j.status, j.awaited
+        returning j.id, e.execution_id, j.org_id, j.attempts, j.started_at, j.created_at, j.status, j.awaited
     ), history as (
         insert into {schema}.job_executions (id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at)
-        select t.execution_id, t.id, t.org_id, t.attempts, by_worker, t.status, t.started_at, time_now
+        select t.execution_id, t.id, t.org_id, greatest(t.attempts, 1), by_worker, t.status,
+            coalesce(t.started_at, t.created_at), time_now
         from ended as t
     )
     select count(*), count(*) filter (where t.status = 'cancelled' or t.awaited)

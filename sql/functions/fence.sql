@@ -18,21 +18,25 @@ $$;
 -- In:     the transaction's id, as `fence` said it.
 -- Out:    'held', 'cancelled' or 'lost'; or 'left': this is another transaction, because the handler has ended the first one by hand.
 -- Locks:  the job's row.
+--
+-- The tenant is taken off by set_config and put back: `set pgnotifyq.org_id` at the function's head takes a superuser to create.
 create or replace function {schema}.meet_fence(of_job uuid, of_execution uuid, begun_in text) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
-set pgnotifyq.org_id = ''
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 declare
     held text;
+    tenant text := current_setting('pgnotifyq.org_id', true);
 begin
     if pg_current_xact_id_if_assigned()::text is distinct from begun_in then
         return 'left';
     end if;
+    perform set_config('pgnotifyq.org_id', '', true);
     held := {schema}.still_holds(of_job, of_execution);
+    perform set_config('pgnotifyq.org_id', coalesce(tenant, ''), true);
     if held = 'held' then
         delete from {schema}.fences as f where f.xact = pg_current_xact_id();
     end if;

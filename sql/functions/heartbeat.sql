@@ -2,7 +2,8 @@
 --
 -- In:     the worker; the leases to renew, in job id order; the length of the lease in seconds.
 -- Out:    surprises only. `cancelled`: still held, and its handler shall stop (with the message left by whoever
---         cancelled); `lost`: somebody else's by now, nothing was renewed.
+--         cancelled); `lost`: somebody else's by now, nothing was renewed; `unrenewed`: still held, and its row could not be written now:
+--         somebody holds it, or a trigger of the user's refuses, and `why`. The others are renewed all the same.
 -- Locks:  the jobs, in id order, before the expiry is computed: an update that waits for a row lock would store an expiry
 --         counted from before the wait.
 --
@@ -20,31 +21,123 @@ set enable_nestloop = off
 set enable_mergejoin = off
 as $$
 #variable_conflict use_column
+declare
+    is_refused boolean := false;
+    said text;
+    held record;
 begin
     perform set_config('synchronous_commit', 'off', true);
-    update {schema}.worker_heartbeats as w
-    set last_beat_at = {schema}.clock(), session_lost_at = null
-    where w.worker_id = by_worker;
+    -- Somebody's lock on one row must not cost the others their leases: the whole exchange has a sixth of a lease, 5 s at most.
+    perform set_config('lock_timeout', greatest(least(2000, for_seconds * 1000 / 12), 1)::integer::text, true);
+    begin
+        update {schema}.worker_heartbeats as w
+        set last_beat_at = {schema}.clock(), session_lost_at = null
+        where w.worker_id = by_worker;
 
-    return query
-    with held as materialized (
-        select j.id, j.status, j.error_message
-        from unnest(job_ids, execution_ids) as e(id, execution_id)
-        join {schema}.jobs as j on j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
-        for no key update of j
-    ), renewed as (
-        update {schema}.jobs as j
-        set lease_expires_at = {schema}.clock() + make_interval(secs => for_seconds)
+        return query
+        with held as materialized (
+            select j.id, j.status, j.error_message
+            from unnest(job_ids, execution_ids) as e(id, execution_id)
+            join {schema}.jobs as j on j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
+            for no key update of j
+        ), renewed as (
+            update {schema}.jobs as j
+            set lease_expires_at = {schema}.clock() + make_interval(secs => for_seconds)
+            from held
+            where j.id = any (job_ids) and j.id = held.id
+            returning j.id
+        )
+        select held.id, 'cancelled', left(held.error_message, 1000)
         from held
-        where j.id = any (job_ids) and j.id = held.id
-        returning j.id
-    )
-    select held.id, 'cancelled', held.error_message
-    from held
-    where held.status = 'cancelled'
-    union all
-    select e.id, 'lost', null
-    from unnest(job_ids) as e(id)
-    where e.id not in (select held.id from held);
+        where held.status = 'cancelled' and held.id in (select renewed.id from renewed)
+        union all
+        select held.id, 'unrenewed', 'a trigger or rule on the table leaves the row out'
+        from held
+        where held.id not in (select renewed.id from renewed)
+        union all
+        select e.id, 'lost', null
+        from unnest(job_ids) as e(id)
+        where e.id not in (select held.id from held);
+        set constraints all immediate;
+    exception
+        when others or assert_failure then
+            if not {schema}.is_rows_own(sqlstate) then
+                raise;
+            end if;
+            is_refused := true;
+    end;
+    if is_refused then
+        return query select * from {schema}.heartbeat_apart(by_worker, job_ids, execution_ids, for_seconds);
+    end if;
+end
+$$;
+
+-- heartbeat_apart: the same, one row after the other, each in a subtransaction; rows that somebody holds are passed over.
+create or replace function {schema}.heartbeat_apart(
+    by_worker uuid, job_ids uuid[], execution_ids uuid[], for_seconds double precision)
+returns table (job_id uuid, became text, why text)
+language plpgsql volatile
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set lock_timeout = '20ms'
+as $$
+#variable_conflict use_column
+declare
+    held_status text;
+    held_why text;
+begin
+    begin
+        update {schema}.worker_heartbeats as w
+        set last_beat_at = {schema}.clock(), session_lost_at = null
+        where w.worker_id = by_worker;
+    exception
+        when others or assert_failure then
+            if not {schema}.is_rows_own(sqlstate) then
+                raise;
+            end if;
+    end;
+    for place in 1 .. coalesce(cardinality(job_ids), 0) loop
+        job_id := job_ids[place];
+        became := null;
+        why := null;
+        begin
+            set constraints all deferred;
+            select j.status, left(j.error_message, 1000) into held_status, held_why
+            from {schema}.jobs as j
+            where j.id = job_ids[place] and j.current_execution_id = execution_ids[place]
+            for no key update skip locked;
+            if found then
+                update {schema}.jobs as j
+                set lease_expires_at = {schema}.clock() + make_interval(secs => for_seconds)
+                where j.id = job_ids[place] and j.current_execution_id = execution_ids[place];
+                if not found then
+                    perform {schema}.refuse_unwritten();
+                end if;
+                if held_status = 'cancelled' then
+                    became := 'cancelled';
+                    why := held_why;
+                end if;
+            elsif exists (
+                select from {schema}.jobs as j where j.id = job_ids[place] and j.current_execution_id = execution_ids[place])
+            then
+                became := 'unrenewed';
+                why := 'somebody holds the row';
+            else
+                became := 'lost';
+            end if;
+            set constraints all immediate;
+        exception
+            when others or assert_failure then
+                if not {schema}.is_rows_own(sqlstate) then
+                    raise;
+                end if;
+                became := 'unrenewed';
+                why := left(sqlerrm, 500);
+        end;
+        if became is not null then
+            return next;
+        end if;
+    end loop;
 end
 $$;

@@ -4,6 +4,9 @@
 --         in the way of pending work.
 -- Out:    how many were deleted, and the id to go on from (null: the pass has reached the end).
 -- Locks:  the rows, `skip locked`.
+--
+-- A batch that cannot be deleted, for a table of the user's refers to one of its jobs, say, is gone through one by one, and what cannot go
+-- is put aside (job_troubles).
 create or replace function {schema}.prune(older_than_seconds double precision, after_id uuid, jobs_max integer)
 returns table (deleted integer, last_id uuid)
 language plpgsql volatile
@@ -11,32 +14,76 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
+set lock_timeout = '100ms'  -- of what triggers of the user's want; rows are not waited for
 as $$
 #variable_conflict use_column
 declare
     before_time timestamptz := {schema}.clock() - make_interval(secs => older_than_seconds);
     seen uuid[];
     ended uuid[];
+    has_troubles boolean := exists (select from {schema}.job_troubles);
+    time_now timestamptz := {schema}.clock();
+    one uuid;
+    org uuid;
+    state text;
+    said text;
 begin
     select array_agg(b.id order by b.id), coalesce(array_agg(b.id) filter (where b.is_over), '{{}}')
     into seen, ended
     from (
-        select j.id, j.completed_at < before_time and not j.is_held as is_over
+        select j.id, j.completed_at < before_time and not j.is_held
+            and not (has_troubles and {schema}.is_in_trouble(j.org_id, j.id, time_now)) as is_over
         from {schema}.jobs as j
         where j.id > coalesce(after_id, '00000000-0000-0000-0000-000000000000')
         order by j.id
         limit jobs_max
     ) as b;
-    with locked as materialized (
-        select j.id from {schema}.jobs as j
-        where j.id = any (ended) and j.completed_at < before_time and not j.is_held
-        for update skip locked
-    ), gone as (
-        delete from {schema}.jobs as j using locked where j.id = any (ended) and j.id = locked.id returning j.id
-    ), history as (
-        delete from {schema}.job_executions as e using gone where e.job_id = any (ended) and e.job_id = gone.id
-    )
-    select count(*) into deleted from gone;
+    begin
+        with locked as materialized (
+            select j.id from {schema}.jobs as j
+            where j.id = any (ended) and j.completed_at < before_time and not j.is_held
+            for update skip locked
+        ), gone as (
+            delete from {schema}.jobs as j using locked where j.id = any (ended) and j.id = locked.id returning j.id
+        ), history as (
+            delete from {schema}.job_executions as e using gone where e.job_id = any (ended) and e.job_id = gone.id
+        )
+        select count(*) into deleted from gone;
+        set constraints all immediate;
+    exception
+        when others or assert_failure then
+            if not {schema}.is_rows_own(sqlstate) then
+                raise;
+            end if;
+            deleted := null;
+    end;
+    if deleted is null then
+        deleted := 0;
+        foreach one in array ended loop
+            select j.org_id into org
+            from {schema}.jobs as j
+            where j.id = one and j.completed_at < before_time and not j.is_held
+            for update skip locked;
+            continue when not found;
+            begin
+                set constraints all deferred;
+                delete from {schema}.jobs as j where j.id = one;
+                if not found then
+                    perform {schema}.refuse_unwritten();
+                end if;
+                delete from {schema}.job_executions as e where e.job_id = one;
+                set constraints all immediate;
+                deleted := deleted + 1;
+            exception
+                when others or assert_failure then
+                    get stacked diagnostics state = returned_sqlstate, said = message_text;
+                    if not {schema}.is_rows_own(state) then
+                        raise;
+                    end if;
+                    perform {schema}.note_trouble(org, one, 'prune', state, said);
+            end;
+        end loop;
+    end if;
     if cardinality(seen) = jobs_max then
         last_id := seen[cardinality(seen)];
     end if;

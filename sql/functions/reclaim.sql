@@ -7,6 +7,9 @@
 --         locking it, so a completion or a renewal that committed meanwhile stands.
 -- Index:  jobs_held.
 --
+-- Each has a subtransaction: one that cannot be taken back became `refused`. It is put aside (job_troubles), and passed over until its next
+-- look. One whose outcome a worker could not write is ended as that worker meant.
+--
 -- The attempt is charged. A job with none left goes to the dead letters, with the reason `lost`; a cancelled one is closed.
 --
 -- Which job killed the worker? One that kills each process it runs in must be dead after its attempts, and those that ran beside it
@@ -30,6 +33,7 @@ language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set jit = off
 set enable_seqscan = off
+set lock_timeout = '100ms'  -- of what triggers of the user's want; rows are not waited for
 as $$
 #variable_conflict use_column
 declare
@@ -38,12 +42,19 @@ declare
     time_now timestamptz := {schema}.clock();
     really_dead uuid[];
     claimed_before timestamptz;  -- a claim is a sign of life, for the job that it brought
+    dead_worker uuid;
     in_company uuid[];
     beside_suspects uuid[];
     lost record;
     blame text;
+    letter uuid;
+    is_written boolean;
     charged integer;
     taken integer := 0;
+    has_troubles boolean := exists (select from {schema}.job_troubles);
+    wish {schema}.job_troubles;
+    state text;
+    said text;
 begin
     -- Their rows are locked until this commits: whoever comes back meanwhile learns that it was given up (hold_session.sql, beat.sql).
     select coalesce(array_agg(d.worker_id), '{{}}'), time_now - make_interval(secs => coalesce(max(d.grace_seconds), 0))
@@ -69,6 +80,7 @@ begin
         select j.*
         from {schema}.jobs as j
         where j.is_held and (j.lease_expires_at < time_now or (j.locked_by = any (really_dead) and j.started_at <= claimed_before))
+          and not (has_troubles and {schema}.is_in_trouble(j.org_id, j.id, time_now))
         order by (j.suspicion is not null) desc, j.started_at  -- so that the second batch of a worker is not blamed for the first
         limit jobs_max
         for update skip locked
@@ -89,60 +101,122 @@ begin
                 where e.job_id = lost.id and e.outcome = 'lost' and e.error_message = 'the worker died') then 'again'
             else 'worker' end;
         charged := case
-            when blame in ('again', 'beside a suspect') then lost.attempts - 1
+            when blame in ('again', 'beside a suspect') then greatest(lost.attempts - 1, 0)
             when blame = 'suspect' and lost.suspicion <> 'guilty' then least(lost.attempts + 1, lost.max_attempts)
             else lost.attempts end;
-        insert into {schema}.job_executions (
-            id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
-        values (lost.current_execution_id, lost.id, lost.org_id, lost.attempts, lost.locked_by, 'lost', lost.started_at, time_now,
-            case blame
-                when 'lease' then 'the lease ran out'
-                when 'cancelled' then 'the worker died, and the job was cancelled'
-                when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
-                when 'beside a suspect' then 'the worker died beside a suspect; not charged'
-                else 'the worker died' end);
-        if lost.status = 'cancelled' then
-            became := 'cancelled';
-            update {schema}.jobs as j
-            set locked_by = null, current_execution_id = null, lease_expires_at = null
-            where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
-        elsif charged >= lost.max_attempts then
-            became := 'dead';
-            insert into {schema}.dead_letter_jobs (
-                id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, unique_key,
-                created_at, reason, error_message, history, died_at)
-            values (lost.id, lost.org_id, lost.queue_name, lost.job_type, lost.payload, lost.priority, lost.scheduled_at,
-                charged, lost.max_attempts, lost.unique_key, lost.created_at, 'lost',
-                'the last of ' || lost.max_attempts || ' attempts was lost with its worker', {schema}.history(lost.id), time_now);
-            delete from {schema}.jobs as j
-            where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
-        else
-            became := 'pending';
-            update {schema}.jobs as j
-            set status = 'pending', locked_by = null, current_execution_id = null, lease_expires_at = null,
-                attempts = charged,
-                suspicion = case blame when 'again' then 'parked' when 'suspect' then 'guilty' else j.suspicion end,
-                suspected_with = case blame when 'again' then lost.locked_by else j.suspected_with end,
-                scheduled_at = case blame when 'again' then time_now + parked_for else j.scheduled_at end,
-                error_message = 'attempt ' || lost.attempts || ' was lost with its worker'
-            where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
-            if blame <> 'again' then
-                perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1);
+        begin
+            set constraints all deferred;
+            wish := null;
+            if has_troubles then
+                select t.* into wish
+                from {schema}.job_troubles as t
+                where t.job_id = lost.id and t.execution_id = lost.current_execution_id;
             end if;
-        end if;
-        if lost.awaited and became <> 'pending' then
-            perform pg_notify({schema_text} || '_finished', lost.id::text);
-        end if;
+            if wish.execution_id is not null then
+                select s.became into said
+                from {schema}.settle(
+                    wish.worker_id, array[lost.id], array[wish.execution_id], array[wish.verb], array[wish.outcome],
+                    array[wish.delay_seconds], array[wish.wished_error], array[wish.wished_result], array[wish.reason]) as s;
+                became := coalesce(said, case wish.verb
+                    when 'complete' then 'completed' when 'cancel' then 'cancelled' when 'bury' then 'dead' else 'pending' end);
+                is_written := not exists (
+                    select from {schema}.jobs as j where j.id = lost.id and j.current_execution_id = wish.execution_id);
+            else
+                insert into {schema}.job_executions (
+                    id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
+                values (lost.current_execution_id, lost.id, lost.org_id, greatest(lost.attempts, 1), lost.locked_by, 'lost',
+                    coalesce(lost.started_at, lost.created_at), time_now,
+                    case blame
+                        when 'lease' then 'the lease ran out'
+                        when 'cancelled' then 'the worker died, and the job was cancelled'
+                        when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
+                        when 'beside a suspect' then 'the worker died beside a suspect; not charged'
+                        else 'the worker died' end)
+                on conflict do nothing;  -- a row copied by hand under an execution that has ended
+                if lost.status = 'cancelled' then
+                    became := 'cancelled';
+                    update {schema}.jobs as j
+                    set locked_by = null, current_execution_id = null, lease_expires_at = null
+                    where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
+                    is_written := found;
+                elsif charged >= lost.max_attempts then
+                    became := 'dead';
+                    letter := {schema}.letter_id(lost.id, pg_column_size(lost.payload));
+                    insert into {schema}.dead_letter_jobs (
+                        id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, unique_key,
+                        created_at, reason, error_message, history, died_at)
+                    values (letter, lost.org_id, lost.queue_name, lost.job_type, lost.payload, lost.priority, lost.scheduled_at,
+                        charged, lost.max_attempts, lost.unique_key, lost.created_at, 'lost',
+                        {schema}.letter_error(
+                            letter, lost.id, 'the last of ' || lost.max_attempts || ' attempts was lost with its worker'),
+                        {schema}.history(lost.id), time_now);
+                    delete from {schema}.jobs as j
+                    where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
+                    is_written := found;
+                else
+                    became := 'pending';
+                    update {schema}.jobs as j
+                    set status = 'pending', locked_by = null, current_execution_id = null, lease_expires_at = null,
+                        attempts = charged,
+                        suspicion = case blame when 'again' then 'parked' when 'suspect' then 'guilty' else j.suspicion end,
+                        suspected_with = case blame when 'again' then lost.locked_by else j.suspected_with end,
+                        scheduled_at = case blame when 'again' then time_now + parked_for else j.scheduled_at end,
+                        error_message = 'attempt ' || lost.attempts || ' was lost with its worker'
+                    where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
+                    is_written := found;
+                    if blame <> 'again' then
+                        perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1);
+                    end if;
+                end if;
+                if lost.awaited and became <> 'pending' then
+                    perform pg_notify({schema_text} || '_finished', lost.id::text);
+                end if;
+            end if;
+            if not is_written then
+                perform {schema}.refuse_unwritten();
+            end if;
+            set constraints all immediate;
+            if has_troubles then
+                delete from {schema}.job_troubles as t where t.job_id = lost.id;
+            end if;
+        exception
+            when others or assert_failure then
+                get stacked diagnostics state = returned_sqlstate, said = message_text;
+                if not {schema}.is_rows_own(state) then
+                    raise;
+                end if;
+                became := 'refused';
+                has_troubles := true;
+                perform {schema}.note_trouble(lost.org_id, lost.id, coalesce(wish.verb, 'reclaim'), state, said);
+        end;
         return next;
     end loop;
 
     if taken < jobs_max then
-        -- The rows of dead workers stay until none of their jobs is left.
-        perform {schema}.unregister_worker(d.worker_id)
-        from unnest(really_dead) as d(worker_id)
-        where not exists (select from {schema}.jobs as j where j.is_held and j.locked_by = d.worker_id);
+        -- The rows of dead workers stay until none of their jobs is left, but for those that were put aside.
+        for dead_worker in
+            select d.worker_id
+            from unnest(really_dead) as d(worker_id)
+            where not exists (
+                select from {schema}.jobs as j
+                where j.is_held and j.locked_by = d.worker_id
+                  and not exists (select from {schema}.job_troubles as t where t.org_id = j.org_id and t.job_id = j.id))
+        loop
+            begin
+                perform {schema}.unregister_worker(dead_worker);
+            exception
+                when others or assert_failure then
+                    get stacked diagnostics state = returned_sqlstate;
+                    if not {schema}.is_rows_own(state) then
+                        raise;
+                    end if;
+            end;
+        end loop;
 
         perform {schema}.try_suspects();
+        if has_troubles then
+            perform {schema}.forget_troubles();
+        end if;
 
         job_id := null;
         job_type := null;
@@ -150,9 +224,16 @@ begin
         worker_id := null;
         attempt := null;
         became := null;
-        select extract(epoch from min(j.lease_expires_at) - time_now) into next_seconds
+        select {schema}.seconds_until(min(j.lease_expires_at), time_now) into next_seconds
         from {schema}.jobs as j
         where j.is_held;
+        if has_troubles then
+            -- Of a job that was put aside, the next look counts.
+            select {schema}.seconds_until(min(greatest(j.lease_expires_at, t.look_at)), time_now) into next_seconds
+            from {schema}.jobs as j
+            left join {schema}.job_troubles as t on t.org_id = j.org_id and t.job_id = j.id
+            where j.is_held;
+        end if;
         if exists (
             select from {schema}.jobs as j where j.suspected_with is not null and j.suspicion = 'parked' and j.is_claimable)
         then
@@ -175,29 +256,41 @@ set enable_seqscan = off
 as $$
 declare
     time_now timestamptz := {schema}.clock();
-    let_out uuid[];
+    let_out record;
+    state text;
+    said text;
 begin
-    select array_agg(n.id) into let_out
-    from (
-        select distinct on (p.suspected_with) p.id
+    for let_out in
+        select distinct on (p.suspected_with) p.id, p.org_id
         from {schema}.jobs as p
         where p.suspected_with is not null and p.suspicion = 'parked' and p.is_claimable
+          and not {schema}.is_in_trouble(p.org_id, p.id, time_now)
           and not exists (
               select from {schema}.jobs as o
               where o.suspected_with = p.suspected_with
                 and (o.is_held or (o.is_claimable and o.scheduled_at <= time_now)))
         order by p.suspected_with, p.id
-    ) as n;
-    if let_out is not null then
-        with locked as materialized (
-            select j.id from {schema}.jobs as j
-            where j.id = any (let_out) and j.suspicion = 'parked' and j.is_claimable
-            for no key update skip locked
-        )
-        update {schema}.jobs as j
-        set suspicion = 'on_trial', scheduled_at = time_now
-        from locked
-        where j.id = any (let_out) and j.id = locked.id;
-    end if;
+    loop
+        begin
+            set constraints all deferred;
+            perform from {schema}.jobs as j
+            where j.id = let_out.id and j.suspicion = 'parked' and j.is_claimable
+            for no key update skip locked;
+            if found then
+                update {schema}.jobs as j set suspicion = 'on_trial', scheduled_at = time_now where j.id = let_out.id;
+                if not found then
+                    perform {schema}.refuse_unwritten();
+                end if;
+            end if;
+            set constraints all immediate;
+        exception
+            when others or assert_failure then
+                get stacked diagnostics state = returned_sqlstate, said = message_text;
+                if not {schema}.is_rows_own(state) then
+                    raise;
+                end if;
+                perform {schema}.note_trouble(let_out.org_id, let_out.id, 'reclaim', state, said);
+        end;
+    end loop;
 end
 $$;

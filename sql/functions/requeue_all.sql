@@ -1,13 +1,14 @@
 -- requeue_all: bring back dead letters, the oldest first, as requeue() does. Every filter may be null.
 --
--- Out:    how many were restored, at most `jobs_max`. One whose unique_key an unfinished job holds stays a dead letter, and
---         does not count.
+-- Out:    how many were restored, at most `jobs_max`. One that cannot be stays a dead letter, and does not count: an unfinished job holds
+--         its unique_key, a job has its id, a constraint or trigger refuses it.
 -- Locks:  the dead letters, `skip locked`: of two who requeue, each restores others.
 create or replace function {schema}.requeue_all(of_queue text, of_type text, jobs_max integer) returns integer
 language plpgsql volatile
 as $$
 declare
     letter record;
+    was_there boolean;
     restored integer := 0;
 begin
     if jobs_max < 1 then
@@ -22,12 +23,15 @@ begin
         for update skip locked
     loop
         begin
-            if {schema}.requeue(letter.id) then
-                restored := restored + 1;
-            end if;
+            set constraints all deferred;
+            was_there := {schema}.requeue(letter.id);
+            set constraints all immediate;
+            restored := restored + was_there::integer;
         exception
-            when unique_violation then
-                continue;
+            when others or assert_failure then
+                if not {schema}.is_rows_own(sqlstate) then
+                    raise;
+                end if;
         end;
         exit when restored >= jobs_max;
     end loop;

@@ -42,11 +42,12 @@ begin
                 error_message = case when j.status = 'cancelled' then j.error_message else e.error end
             from unnest(job_ids, execution_ids, kinds, errors, results) as e(id, execution_id, kind, error, result)
             where e.kind = 'complete' and j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
-            returning j.id, e.execution_id, j.org_id, j.attempts, j.started_at, j.status, j.awaited, e.error
+            returning j.id, e.execution_id, j.org_id, j.attempts, j.started_at, j.created_at, j.status, j.awaited, e.error
         ), history as (
             insert into {schema}.job_executions (
                 id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
-            select t.execution_id, t.id, t.org_id, t.attempts, by_worker, t.status, t.started_at, {schema}.clock(), t.error
+            select t.execution_id, t.id, t.org_id, greatest(t.attempts, 1), by_worker, t.status,
+                coalesce(t.started_at, t.created_at), {schema}.clock(), t.error
             from ended as t
         )
         select count(*), count(*) filter (where t.status = 'cancelled' or t.awaited)
@@ -72,18 +73,20 @@ begin
             ), history as (
                 insert into {schema}.job_executions (
                     id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
-                select d.execution_id, d.id, d.org_id, d.attempts, by_worker, d.outcome, d.started_at, {schema}.clock(), d.error
+                select d.execution_id, d.id, d.org_id, greatest(d.attempts, 1), by_worker, d.outcome,
+                    coalesce(d.started_at, d.created_at), {schema}.clock(), d.error
                 from dead as d
             ), letter as (
                 insert into {schema}.dead_letter_jobs (
                     id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, unique_key,
                     created_at, reason, error_message, history, died_at)
-                select d.id, d.org_id, d.queue_name, d.job_type, d.payload, d.priority, d.scheduled_at, d.attempts,
-                    d.max_attempts, d.unique_key, d.created_at, d.reason, d.error,
+                select g.id, d.org_id, d.queue_name, d.job_type, d.payload, d.priority, d.scheduled_at, d.attempts, d.max_attempts,
+                    d.unique_key, d.created_at, d.reason, {schema}.letter_error(g.id, d.id, d.error),
                     {schema}.history(d.id) || jsonb_build_array({schema}.attempt(
-                        d.execution_id, d.attempts, by_worker, d.outcome, d.started_at, {schema}.clock(), d.error)),
+                        d.execution_id, greatest(d.attempts, 1), by_worker, d.outcome, coalesce(d.started_at, d.created_at),
+                        {schema}.clock(), d.error)),
                     {schema}.clock()
-                from dead as d
+                from dead as d, lateral (select {schema}.letter_id(d.id, pg_column_size(d.payload)) as id offset 0) as g
             )
             select d.id, d.kind, d.awaited from dead as d
         loop
@@ -104,21 +107,24 @@ begin
                 completed_at = case when j.status = 'cancelled' or e.kind in ('cancel', 'bury')
                     then coalesce(j.completed_at, {schema}.clock()) end,
                 attempts = case when j.status <> 'cancelled' and e.kind in ('snooze', 'release')
-                    then j.attempts - 1 else j.attempts end,
+                    then greatest(j.attempts - 1, 0) else j.attempts end,
                 scheduled_at = case when j.status <> 'cancelled' and e.kind in ('retry', 'snooze')
                     then {schema}.clock() + make_interval(secs => e.delay) else j.scheduled_at end,
                 locked_by = null, current_execution_id = null, lease_expires_at = null,
                 error_message = coalesce(case when j.status = 'cancelled' then j.error_message end, e.error)
             from unnest(job_ids, execution_ids, kinds, outcomes, delays, errors)
                 as e(id, execution_id, kind, outcome, delay, error)
-            where e.kind <> 'complete' and j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
-            returning j.id, e.execution_id, j.org_id, j.queue_name, j.status, j.awaited, j.started_at, j.scheduled_at,
+            -- What is to be buried and still runs was kept from its grave above, by a trigger of the user's.
+            where (e.kind <> 'bury' or j.status = 'cancelled')
+              and e.kind <> 'complete' and j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
+            returning j.id, e.execution_id, j.org_id, j.queue_name, j.status, j.awaited, j.started_at, j.created_at, j.scheduled_at,
                 j.attempts + case when j.status = 'pending' and e.kind in ('snooze', 'release') then 1 else 0 end as attempt,
                 case when j.status = 'cancelled' then 'cancelled' else e.outcome end as outcome, e.error
         ), history as (
             insert into {schema}.job_executions (
                 id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
-            select t.execution_id, t.id, t.org_id, t.attempt, by_worker, t.outcome, t.started_at, {schema}.clock(), t.error
+            select t.execution_id, t.id, t.org_id, greatest(t.attempt, 1), by_worker, t.outcome,
+                coalesce(t.started_at, t.created_at), {schema}.clock(), t.error
             from ended as t
         ), woken as (
             select {schema}.wake(t.queue_name, min(t.scheduled_at), count(*))

@@ -36,3 +36,37 @@ as $$
     select exists (
         select from {schema}.job_troubles as t where t.org_id = of_org and t.job_id = of_job and t.look_at > time_now)
 $$;
+
+-- is_rows_own: whether an error that a row's own subtransaction raised is the row's. Not: a broken session, a server that is full, ending or
+-- broken. All else is: constraints and triggers of the user's, whatever their class; also a deadlock or a lock that was not to be had
+-- (40, 55), where only this row waited for it.
+create or replace function {schema}.is_rows_own(state text) returns boolean
+language sql immutable
+as $$ select left(state, 2) not in ('08', '25', '26', '28', '3D', '53', '57', '58') $$;
+
+-- refuse_unwritten: an update or delete of a job, its row locked and its fence held, that wrote nothing.
+create or replace function {schema}.refuse_unwritten() returns void
+language plpgsql
+as $$
+begin
+    raise exception 'the row was not written, and nothing was said: a trigger or rule of yours on the table leaves it out'
+        using errcode = 'PNQ06';
+end
+$$;
+
+-- forget_troubles: take away troubles that are over: the job is gone, or is not any more what its verb is about.
+create or replace function {schema}.forget_troubles() returns void
+language plpgsql volatile
+set jit = off
+as $$
+begin
+    delete from {schema}.job_troubles as t
+    where t.look_at <= {schema}.clock() and not exists (
+        select from {schema}.jobs as j
+        where j.id = t.job_id and case
+            when t.execution_id is not null then j.current_execution_id = t.execution_id
+            when t.verb = 'claim' then j.is_claimable
+            when t.verb = 'reclaim' then j.is_held or j.suspicion = 'parked'
+            else true end);
+end
+$$;

@@ -14,10 +14,24 @@ create table {schema}.job_troubles (
     tries integer not null,
     -- Nobody tries the verb again before this.
     look_at timestamptz not null,
+    -- How the execution was to be settled, in the words of settle(); null where the verb is none of its kinds. The job is still held, and
+    -- a later look ends it as it was meant: work that was done is not done again because its completion could not be written.
+    execution_id uuid,
+    worker_id uuid,
+    outcome text,
+    delay_seconds double precision,
+    wished_error text,
+    wished_result text,
+    reason text,
 
     constraint job_troubles_pkey primary key (org_id, job_id),
     constraint tries_is_positive check (tries >= 1)
 );
+
+-- What our code never writes: three times an infinite lease is an error, of whoever looks at the row. Rows that are there already are not
+-- asked.
+alter table {schema}.worker_heartbeats
+    add constraint lease_is_bounded check (lease_seconds > 0 and lease_seconds < 1000000000) not valid;
 
 alter table {schema}.job_troubles enable row level security;
 alter table {schema}.job_troubles force row level security;

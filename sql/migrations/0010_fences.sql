@@ -20,13 +20,13 @@ create unlogged table {schema}.fences (
 create function {schema}.check_fence() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
-set pgnotifyq.org_id = ''
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 declare
     held text;
+    tenant text := current_setting('pgnotifyq.org_id', true);
 begin
     -- Gone: the end of the block has asked already, and locked the job's row.
     delete from {schema}.fences as f where f.xact = new.xact;
@@ -38,7 +38,9 @@ begin
         raise exception 'the transaction of job % cannot be prepared: it commits with its execution, or not at all', new.job_id
             using errcode = 'PNQ03', detail = 'prepared';
     end if;
+    perform set_config('pgnotifyq.org_id', '', true);
     held := {schema}.still_holds(new.job_id, new.execution_id);
+    perform set_config('pgnotifyq.org_id', coalesce(tenant, ''), true);
     if held <> 'held' then
         raise exception 'execution % no longer owns job %; the transaction was rolled back', new.execution_id, new.job_id
             using errcode = 'PNQ03', detail = held;

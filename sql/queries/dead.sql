@@ -1,9 +1,15 @@
--- dead: some dead letters, the latest first. Every filter may be null.
-select d.id, d.org_id, d.queue_name, d.job_type, d.payload, d.priority, d.scheduled_at, d.attempts, d.max_attempts,
-    d.unique_key, d.created_at, d.reason, d.error_message, d.history, d.died_at
-from {schema}.dead_letter_jobs as d
-where (%(queue)s::text is null or d.queue_name = %(queue)s)
-  and (%(job_type)s::text is null or d.job_type = %(job_type)s)
-  and (%(id)s::uuid is null or d.id = %(id)s)
+-- dead: some dead letters, the latest first. Every filter may be null. As in jobs.sql, what is too large is left out.
+select d.id, d.org_id, d.queue_name, d.job_type, case when u.payload is null then d.payload end as payload, u.payload as unread_bytes,
+    d.priority, d.scheduled_at, d.attempts, d.max_attempts, d.unique_key, d.created_at, d.reason,
+    left(d.error_message, 10000) as error_message, case when u.history is null then d.history end as history, d.died_at
+from (
+    select d.*
+    from {schema}.dead_letter_jobs as d
+    where (%(queue)s::text is null or d.queue_name = %(queue)s)
+      and (%(job_type)s::text is null or d.job_type = %(job_type)s)
+      and (%(id)s::uuid is null or d.id = %(id)s)
+    order by d.died_at desc, d.id desc
+    limit %(limit)s
+) as d,
+    lateral (select {schema}.unread_bytes(d.payload) as payload, {schema}.unread_bytes(d.history) as history offset 0) as u
 order by d.died_at desc, d.id desc
-limit %(limit)s

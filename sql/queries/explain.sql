@@ -17,10 +17,8 @@ select
         when f.status = 'pending' and f.scheduled_at > f.now and f.attempts > 0 then 'retrying'
         when f.status = 'pending' and f.scheduled_at > f.now then 'scheduled'
         else f.status end as label,
-    -- Some versions cannot subtract an infinite time.
-    case when f.status = 'pending' and isfinite(f.scheduled_at)
-        then extract(epoch from f.scheduled_at - f.now)::float8 end as due_in_seconds,
-    case when isfinite(f.lease_expires_at) then extract(epoch from f.lease_expires_at - f.now)::float8 end as lease_seconds_left,
+    case when f.status = 'pending' then {schema}.seconds_until(f.scheduled_at, f.now) end as due_in_seconds,
+    {schema}.seconds_until(f.lease_expires_at, f.now) as lease_seconds_left,
     case when f.status = 'pending' then (
         select count(*) from (
             select from {schema}.jobs as j
@@ -32,12 +30,12 @@ select
     (select coalesce(sum(greatest(w.slots - w.running, 0)), 0)::bigint from workers as w) as slots_free,
     f.queue_name, f.job_type, f.attempts, f.max_attempts, f.error_message,
     f.suspicion is not null and f.suspicion = 'parked' as is_parked,
-    case when f.is_held then extract(epoch from f.now - f.started_at)::float8 end as held_for_seconds,
+    case when f.is_held then -{schema}.seconds_until(f.started_at, f.now) end as held_for_seconds,
     h.host as held_on_host, h.pid as held_by_pid,
     case when f.is_held then coalesce({schema}.is_alive(f.locked_by), false) end as is_holder_alive,
-    case when isfinite(f.completed_at) then extract(epoch from f.now - f.completed_at)::float8 end as ended_for_seconds,
+    -{schema}.seconds_until(f.completed_at, f.now) as ended_for_seconds,
     t.verb as trouble_with, t.error_message as trouble, t.tries as trouble_tries,
-    extract(epoch from t.look_at - f.now)::float8 as trouble_look_in_seconds
+    {schema}.seconds_until(t.look_at, f.now) as trouble_look_in_seconds
 from found as f
 left join {schema}.worker_heartbeats as h on h.worker_id = f.locked_by
 left join {schema}.job_troubles as t on t.org_id = f.org_id and t.job_id = f.id

@@ -1,17 +1,25 @@
 -- jobs: some jobs for people, newest first. Every filter may be null. `label` is a status or a derived one.
 -- In: id, label, queue, job type, tenant, limit.
-select j.id, j.org_id, j.queue_name, j.job_type, j.payload, j.priority, j.status, j.scheduled_at, j.attempts, j.max_attempts,
-    j.locked_by, j.current_execution_id, j.lease_expires_at, j.started_at, j.completed_at, j.error_message, j.result,
-    j.progress, j.progress_message, j.unique_key, j.created_at
-from {schema}.jobs as j, (select {schema}.clock() as now offset 0) as c
-where (%(label)s::text is null or %(label)s = case
-        when j.status = 'cancelled' and j.is_held then 'stopping'
-        when j.status = 'pending' and j.scheduled_at > c.now and j.attempts > 0 then 'retrying'
-        when j.status = 'pending' and j.scheduled_at > c.now then 'scheduled'
-        else j.status end)
-  and (%(queue)s::text is null or j.queue_name = %(queue)s)
-  and (%(job_type)s::text is null or j.job_type = %(job_type)s)
-  and (%(org_id)s::uuid is null or j.org_id = %(org_id)s)
-  and (%(id)s::uuid is null or j.id = %(id)s)
+-- Out: documents that only raw SQL stores, too large to be read beside others, are left out (`unread_bytes`), and texts are cut.
+select j.id, j.org_id, j.queue_name, j.job_type, case when u.payload is null then j.payload end as payload, u.payload as unread_bytes,
+    j.priority, j.status, j.scheduled_at, j.attempts, j.max_attempts, j.locked_by, j.current_execution_id, j.lease_expires_at,
+    j.started_at, j.completed_at, left(j.error_message, 10000) as error_message,
+    case when u.result is null then j.result else to_jsonb(format('(%%s bytes are more than is read)', u.result)) end as result,
+    j.progress, left(j.progress_message, 10000) as progress_message, j.unique_key, j.created_at
+from (
+    select j.*
+    from {schema}.jobs as j, (select {schema}.clock() as now offset 0) as c
+    where (%(label)s::text is null or %(label)s = case
+            when j.status = 'cancelled' and j.is_held then 'stopping'
+            when j.status = 'pending' and j.scheduled_at > c.now and j.attempts > 0 then 'retrying'
+            when j.status = 'pending' and j.scheduled_at > c.now then 'scheduled'
+            else j.status end)
+      and (%(queue)s::text is null or j.queue_name = %(queue)s)
+      and (%(job_type)s::text is null or j.job_type = %(job_type)s)
+      and (%(org_id)s::uuid is null or j.org_id = %(org_id)s)
+      and (%(id)s::uuid is null or j.id = %(id)s)
+    order by j.id desc
+    limit %(limit)s
+) as j,
+    lateral (select {schema}.unread_bytes(j.payload) as payload, {schema}.unread_bytes(j.result) as result offset 0) as u
 order by j.id desc
-limit %(limit)s

@@ -8,7 +8,7 @@ with counted as (
         count(*) filter (where j.status = 'cancelled' and j.is_held) as stopping,
         count(*) filter (where j.status = 'completed') as completed,
         count(*) filter (where j.status = 'cancelled' and not j.is_held) as cancelled,
-        extract(epoch from max(c.now - j.scheduled_at) filter (where j.status = 'pending' and j.scheduled_at <= c.now))::float8
+        -{schema}.seconds_until(min(j.scheduled_at) filter (where j.status = 'pending' and j.scheduled_at <= c.now), min(c.now))
             as oldest_due_seconds
     from {schema}.jobs as j, (select {schema}.clock() as now offset 0) as c
     group by j.queue_name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from pgnotifyq.model.outcome import (
     bounded,
     decide,
     ended_by,
+    holds_ctrl_c,
 )
 from pgnotifyq.model.retry import RetryPolicy
 
@@ -252,3 +254,148 @@ def test_wishes_are_values() -> None:
     assert Snooze(5) != Snooze(6)
     assert Snooze(5) != Retry(5)  # type: ignore[comparison-overlap]
     assert repr(Retry(seconds=1.5, reason="busy")) == "Retry(seconds=1.5, reason='busy')"
+
+
+def nested(levels: int, leaf: BaseException) -> BaseException:
+    """Return a group in a group in a group."""
+    for _ in range(levels):
+        leaf = BaseExceptionGroup("deep", [leaf])
+    return leaf
+
+
+class Rude(Exception):
+    """An error that answers every question with an error that is no Exception."""
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt("asked")
+
+    __repr__ = __str__
+
+    @property
+    def __cause__(self) -> Any:
+        raise SystemExit
+
+    @__cause__.setter
+    def __cause__(self, value: object) -> None: ...
+
+    @property
+    def __traceback__(self) -> Any:
+        raise GeneratorExit
+
+    @__traceback__.setter
+    def __traceback__(self, value: object) -> None: ...
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise SystemExit
+
+
+class RudeGroup(ExceptionGroup[Exception]):
+    """A group that does not show what it holds."""
+
+    @property
+    def exceptions(self) -> Any:
+        raise SystemExit
+
+
+class Nameless(type):
+    """A type that has no name."""
+
+    @property
+    def __name__(cls) -> Any:  # type: ignore[override]
+        raise SystemExit
+
+
+def circle() -> BaseException:
+    """Return two errors that caused each other."""
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    return first
+
+
+def noted() -> BaseException:
+    """Return an error with notes of many lines."""
+    error = ValueError("x")
+    error.add_note("\n" * 50_000_000)
+    return error
+
+
+def long_chain() -> BaseException:
+    """Return an error at the end of a chain of many."""
+    error: BaseException = ValueError("first")
+    for _ in range(3000):
+        after = ValueError("after")
+        after.__context__ = error
+        error = after
+    return error
+
+
+RAISED: dict[str, tuple[Callable[[], BaseException], str]] = {
+    "group in a group": (lambda: nested(1500, ValueError("leaf")), "ValueError: leaf"),
+    "group of very many": (lambda: ExceptionGroup("wide", [ValueError("leaf")] * 300_000), "ValueError: leaf"),
+    "rude": (Rude, "Rude: (its text cannot be had: __str__ raised KeyboardInterrupt)"),
+    "rude inside": (lambda: nested(3, Rude()), "ExceptionGroup: deep"),
+    "group that hides": (lambda: RudeGroup("hidden", [ValueError("leaf")]), "ValueError: leaf"),
+    "nameless": (lambda: Nameless("Nameless", (Exception,), {})("x"), "Nameless: x"),
+    "circle": (circle, "after ValueError: second"),
+    "notes": (noted, "ValueError: x"),
+    "chain": (long_chain, "after ValueError: after"),
+    "50 MB": (lambda: ValueError("\u20ac" * 50_000_000), "ValueError: \u20ac"),
+}
+
+
+@pytest.mark.parametrize("kind", RAISED)
+def test_whatever_is_raised_is_described(kind: str) -> None:
+    """An error is described whatever it answers, however deep, long or round it is, within a bound."""
+    make, expected = RAISED[kind]
+    raised = Raised.from_exception(make())
+    assert expected in raised.error
+    assert len(raised.error) < 500_000
+    settlement = settle(raised)
+    assert settlement is not None
+    assert len(str(settlement.error_message)) <= ERROR_CHARS_MAX
+
+
+def test_an_error_tells_its_cause_and_where_it_was_raised() -> None:
+    """The stored text has the error, what caused it, its notes and the last lines of its traceback."""
+    try:
+        try:
+            os.environ["NO SUCH VARIABLE"]
+        except KeyError as cause:
+            raise ValueError("what") from cause
+    except ValueError as error:
+        error.add_note("look there")
+        lines = Raised.from_exception(error).error.splitlines()
+    assert lines[:4] == [
+        "ValueError: what",
+        "look there",
+        "after KeyError: 'NO SUCH VARIABLE'",
+        "Traceback (most recent call last):",
+    ]
+    assert 'raise ValueError("what") from cause' in "".join(lines[4:])
+
+
+def test_ctrl_c_is_found_in_groups_however_deep() -> None:
+    """And is not found where there is none."""
+    assert holds_ctrl_c(KeyboardInterrupt())
+    assert holds_ctrl_c(nested(1500, KeyboardInterrupt()))
+    assert not holds_ctrl_c(nested(1500, SystemExit()))
+    assert not holds_ctrl_c(RudeGroup("hidden", [ValueError()]))
+
+
+class Interrupting(dict[str, Any]):
+    """A value that raises when it is looked into, and no Exception."""
+
+    def values(self) -> Any:
+        raise self["kind"]
+
+    __iter__ = items = keys = values
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_a_result_that_raises_no_exception_when_looked_into(kind: type[BaseException]) -> None:
+    """The job is completed, and says that its result was not stored."""
+    settlement = settle(Returned(Interrupting(kind=kind)))
+    assert settlement is not None
+    assert settlement.kind is SettleKind.COMPLETE
+    assert "was not stored" in str(settlement.error_message)

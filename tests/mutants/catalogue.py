@@ -332,8 +332,8 @@ MUTANTS = (
     Mutant(
         "release charges the attempt",
         SQL + "settle.sql",
-        "e.kind in ('snooze', 'release')\n                    then j.attempts - 1",
-        "e.kind in ('snooze')\n                    then j.attempts - 1",
+        "e.kind in ('snooze', 'release')\n                    then greatest(j.attempts - 1, 0)",
+        "e.kind in ('snooze')\n                    then greatest(j.attempts - 1, 0)",
         ("ledger/test_settling.py::test_release_puts_a_job_back_where_it_was",),
     ),
     Mutant(

@@ -116,8 +116,9 @@ async def test_text_that_is_none(server_dsn: str, registry: JobRegistry) -> None
             worker = await place.start(registry)
             await place.until_idle(worker)
             await connection.execute("select pg_notify('pgnotifyq_work', convert_from('\\xfffe80'::bytea, 'SQL_ASCII'))")
+            # The server cannot send such bytes to a session in UTF-8, and ends it; the listener is back before anybody misses it.
+            await worker.log.wait(EventName.LISTENER_CONNECTED, count=2)
             await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("noop"))
-            assert worker.log.find(EventName.LISTENER_LOST) == []
             assert not worker.ended.is_set()
     finally:
         with psycopg.connect(server_dsn, autocommit=True) as server:
