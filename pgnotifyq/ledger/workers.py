@@ -83,12 +83,29 @@ async def worker_channel(connection: Connection, schema: str, worker_id: WorkerI
     return str(row[0])
 
 
-async def fall_asleep(connection: Connection, schema: str, worker_id: WorkerId, queues: Sequence[str]) -> int:
+async def publish_handlers(
+    connection: Connection, schema: str, worker_id: WorkerId, handlers: Sequence[tuple[str, str | None, int | None]]
+) -> None:
+    """Publish what a worker has handlers for: job type, queue and max_attempts of each, null where it says nothing.
+
+    Jobs that wait for their handler's queue are moved to it. A worker that is not registered publishes nothing.
+
+    Source: sql/functions/handlers.sql
+    """
+    types, queues, maxima = ([each[place] for each in handlers] for place in range(3))
+    await connection.execute(call("publish_handlers", "uuid text[] text[] integer[]", schema), (worker_id, types, queues, maxima))
+
+
+async def fall_asleep(
+    connection: Connection, schema: str, worker_id: WorkerId, queues: Sequence[str], for_types: str | None = None
+) -> int:
     """Publish that the worker sleeps on its queues, then return a transaction id taken after that was visible.
+
+    `for_types`, an array written, is what it can be woken for; None: whatever the queues have.
 
     Source: sql/functions/sleep.sql, runtime/sleep.py
     """
-    await connection.execute(call("fall_asleep", "uuid text[]", schema), (worker_id, list(queues)))
+    await connection.execute(call("fall_asleep", "uuid text[] text[]", schema), (worker_id, list(queues), for_types))
     cursor = await connection.execute("select pg_current_xact_id()::text::int8")
     row = await cursor.fetchone()
     assert row is not None

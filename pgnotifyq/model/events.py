@@ -31,6 +31,7 @@ class EventName(StrEnum):
     JOB_UNRESPONSIVE = "job.unresponsive"
     JOB_RECLAIMED = "job.reclaimed"
     JOBS_PRUNED = "jobs.pruned"
+    JOB_PUT_ASIDE = "job.put_aside"  # its row could not be written, read or ended; it is looked at again later
     LEASE_LOST = "lease.lost"
     OUTCOME_REFUSED = "outcome.refused"
     LISTENER_CONNECTED = "listener.connected"

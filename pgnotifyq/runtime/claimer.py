@@ -7,13 +7,18 @@ been committed, and its jobs would wait for their leases to run out.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import psycopg
 import trio
 
 from pgnotifyq.ledger import claims, workers
+from pgnotifyq.ledger.errors import is_of_a_row
+from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.resuming import Resuming
+from pgnotifyq.runtime.served import publish
 from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
 
 if TYPE_CHECKING:
@@ -35,6 +40,10 @@ async def claim_for_ever(parts: Parts) -> None:
             # The listener has come back: what was published may be gone, and what was sent meanwhile is.
             listening_since = parts.push.generation
             sleep.woken_up()
+        if parts.served.is_news:
+            # A handler has come. What it is for may be there already, and sleepers are woken for what they have published.
+            await parts.quick.run(partial(publish, parts))
+            sleep.woken_up()
 
         sent_at = trio.current_time()
         after = resuming.after(sent_at) if sleep.stage is Stage.AWAKE else None
@@ -42,6 +51,9 @@ async def claim_for_ever(parts: Parts) -> None:
         now = trio.current_time()
         resuming.note(found.jobs, ran_dry=found.ran_dry, after=after, began=sent_at, ended=now)
         parts.take_up([Running(job=job, renewed_at=sent_at) for job in found.jobs])
+        for aside in found.put_aside:
+            fields = {"job_id": aside.job_id, "verb": "claim", "why": aside.why.partition("\n")[0]}
+            parts.emit(Event(name=EventName.JOB_PUT_ASIDE, fields=fields))
         rung = False
         if after is not None:
             continue  # it did not see the whole queue, and says nothing of what is to come
@@ -67,16 +79,32 @@ async def claim_for_ever(parts: Parts) -> None:
 
 async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> claims.Claim:
     async def once(connection: Connection) -> claims.Claim:
-        return await claims.claim(
-            connection,
-            parts.config.schema,
-            worker_id=parts.worker_id,
-            queues=parts.config.queues,
-            jobs_max=parts.slots.free,
-            lease_seconds=parts.config.lease_seconds,
-            is_asleep=is_asleep,
-            after=after,
-        )
+        same: dict[str, Any] = {
+            "worker_id": parts.worker_id,
+            "queues": parts.config.queues,
+            "lease_seconds": parts.config.lease_seconds,
+            "only": parts.served.wanted,
+        }
+        schema = parts.config.schema
+        with parts.claim_size.of(parts.slots.free) as asked:
+            try:
+                return await claims.claim(
+                    connection,
+                    schema,
+                    jobs_max=asked.rows,
+                    bytes_max=asked.bytes_max,
+                    is_asleep=is_asleep,
+                    after=after,
+                    **same,
+                )
+            except psycopg.Error as error:
+                if not is_of_a_row(error):
+                    raise
+                # One row's error, perhaps: each is taken for itself, and that one is put aside.
+                found = await claims.claim_apart(connection, schema, jobs_max=asked.rows, **same)
+                if not found.jobs and not found.put_aside:
+                    raise  # no row's
+                return found
 
     return await parts.quick.run(once, shield=True)
 
@@ -109,7 +137,9 @@ async def _publish(parts: Parts, sleep: Sleep) -> float:
         return parts.config.poll_seconds
 
     async def once(connection: Connection) -> int:
-        return await workers.fall_asleep(connection, parts.config.schema, parts.worker_id, parts.config.queues)
+        return await workers.fall_asleep(
+            connection, parts.config.schema, parts.worker_id, parts.config.queues, parts.served.wanted.types
+        )
 
     sleep.published(await parts.quick.run(once))
     return 0.0

@@ -35,6 +35,7 @@ from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import ExecutionId, JobId, uuid_of
 from pgnotifyq.runtime.heartbeat import check_cancels, renew
 from pgnotifyq.runtime.named import answer
+from pgnotifyq.runtime.served import publish
 from pgnotifyq.wire.connection import connect
 from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 
@@ -154,6 +155,7 @@ async def register(parts: Parts, connection: Connection, *, has_session: bool) -
         has_session=has_session,
         lease_seconds=parts.config.lease_seconds,
     )
+    await publish(parts, connection)
 
 
 async def _prove(parts: Parts, connection: Connection, channel: str, *, by: Link | None = None) -> None:

@@ -10,8 +10,10 @@ import trio
 
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.bell import Bell
+from pgnotifyq.runtime.claim_size import ClaimSize
 from pgnotifyq.runtime.holdings import Holdings
 from pgnotifyq.runtime.listener import Push
+from pgnotifyq.runtime.served import Served
 from pgnotifyq.runtime.settler import Settler
 from pgnotifyq.runtime.slots import Slots
 
@@ -49,6 +51,10 @@ class Parts:
     threads: trio.CapacityLimiter
     holdings: Holdings = attrs.field(factory=Holdings)
     settler: Settler = attrs.field(init=False)
+    # What it has handlers for.
+    served: Served = attrs.field(init=False)
+    # What a claim asks for, at the most.
+    claim_size: ClaimSize = attrs.field(factory=ClaimSize)
     push: Push = attrs.field(factory=Push)
     # Rung when there may be work.
     bell: Bell = attrs.field(factory=Bell)
@@ -64,6 +70,7 @@ class Parts:
 
     def __attrs_post_init__(self) -> None:
         self.settler = Settler(self)
+        self.served = Served(self.registry)
 
     def take_up(self, claimed: Sequence[Running], *, reserved: int = 0) -> None:
         """Hold jobs that this worker has claimed, and hand them to its slots; permits were taken for `reserved` of them."""

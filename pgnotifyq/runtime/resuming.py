@@ -41,6 +41,6 @@ class Resuming:
 
     def note(self, jobs: Sequence[ClaimedJob], *, ran_dry: bool, after: ClaimedJob | None, began: float, ended: float) -> None:
         """Note what a claim found that went on behind `after`, or started from the start when that is None."""
-        self._last = None if ran_dry else jobs[-1]
+        self._last = None if ran_dry or not jobs else jobs[-1]
         if after is None:
             self._until = ended + min(RESUMED_SHARE * (ended - began), RESUMED_SECONDS_MAX)

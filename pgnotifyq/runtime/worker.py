@@ -32,6 +32,7 @@ from pgnotifyq.runtime.logs import is_routine_logged, log_event
 from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
+from pgnotifyq.runtime.served import ring_for_new_handlers
 from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.slots import Slots
 from pgnotifyq.runtime.tenants import find_tenant_role, open_databases
@@ -147,7 +148,7 @@ async def run_worker(
         stack.push_async_callback(parts.durable.close)
         await parts.quick.attempt(lambda connection: _begin(parts, connection))
         try:
-            with open_door(parts, dsn):
+            with open_door(parts, dsn), ring_for_new_handlers(parts):
                 await _work(parts, handle, task_status)
         finally:
             with trio.move_on_after(FAREWELL_SECONDS, shield=True):

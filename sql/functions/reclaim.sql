@@ -170,7 +170,7 @@ begin
                 error_message = 'attempt ' || lost.attempts || ' was lost with its worker'
             where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
             if blame <> 'again' then
-                perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1);
+                perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1, null, lost.job_type);
             end if;
         end if;
         if lost.awaited and became <> 'pending' then
@@ -197,7 +197,7 @@ begin
         from {schema}.jobs as j
         where j.is_held;
         if exists (
-            select from {schema}.jobs as j where j.suspected_with is not null and j.suspicion = 'parked' and j.is_claimable)
+            select from {schema}.jobs as j where j.suspected_with is not null and j.suspicion = 'parked' and j.status = 'pending')
         then
             next_seconds := least(next_seconds, trials_every_seconds);
         end if;
@@ -224,7 +224,7 @@ begin
     from (
         select distinct on (p.suspected_with) p.id
         from {schema}.jobs as p
-        where p.suspected_with is not null and p.suspicion = 'parked' and p.is_claimable
+        where p.suspected_with is not null and p.suspicion = 'parked' and p.status = 'pending'
           and not exists (
               select from {schema}.jobs as o
               where o.suspected_with = p.suspected_with
@@ -234,7 +234,7 @@ begin
     if let_out is not null then
         with locked as materialized (
             select j.id from {schema}.jobs as j
-            where j.id = any (let_out) and j.suspicion = 'parked' and j.is_claimable
+            where j.id = any (let_out) and j.suspicion = 'parked' and j.status = 'pending'
             for no key update skip locked
         )
         update {schema}.jobs as j
