@@ -371,6 +371,20 @@ class Client:
         async with self._pool.connection() as connection:
             return await ledger.purge_dead(connection, self._schema, job_id=letter, older_than_seconds=older_than_seconds)
 
+    async def set_retention(self, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> None:
+        """Say how long the finished jobs of a queue are kept, whatever its workers are set to.
+
+        Args:
+            queue: the queue; it need not hold jobs, nor have workers.
+            keep_seconds: from a job's end; None: the settings of the queue's workers count.
+            ending: completed or cancelled; None: both.
+
+        Raises:
+            InvalidJob: a value is out of range.
+        """
+        async with self._pool.connection() as connection:
+            await ledger.set_retention(connection, self._schema, queue, keep_seconds, ending=ending)
+
     async def workers(self) -> list[WorkerRow]:
         """Return the worker processes, the oldest first."""
         async with self._pool.connection() as connection:

@@ -153,7 +153,7 @@ class ClaimedJob:
 def _text(raw: bytes | None, encoding: str) -> tuple[str | None, str]:
     """Return a payload's text, or why it cannot be had: a claim brings what raw SQL stored, and must not fail over one row."""
     if raw is None:
-        return None, "the payload cannot be decoded: it is too large to be sent to a worker"
+        return None, "the payload cannot be decoded: it is too large, or not of a form, to be sent to a worker"
     try:
         return raw.decode(encoding), ""
     except UnicodeDecodeError as error:

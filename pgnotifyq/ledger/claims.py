@@ -10,7 +10,7 @@ from psycopg import errors
 
 from pgnotifyq.ledger.claimed import EXECUTION_ID, ID, NEXT_DUE_SECONDS, PAYLOAD, SNAPSHOT_XMIN, ClaimedJob
 from pgnotifyq.ledger.columns import boolean_from, float_from, integer_from, rows, text_from, uuid_from
-from pgnotifyq.ledger.errors import Whose, whose
+from pgnotifyq.ledger.errors import is_of_a_row
 from pgnotifyq.ledger.statements import direct_call
 from pgnotifyq.model.job import JobId, Lease, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
@@ -201,7 +201,7 @@ async def claim_named(
     except (errors.LockNotAvailable, errors.InvalidTextRepresentation):
         return NamedClaim(job=None, is_still_there=True)
     except psycopg.Error as error:
-        if whose(error) is not Whose.JOB:
+        if not is_of_a_row(error):
             raise
         return NamedClaim(job=None, is_still_there=True)
     if result.ntuples and result.get_value(0, ID) is not None:

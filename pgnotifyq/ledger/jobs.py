@@ -461,6 +461,19 @@ async def purge_dead(
     return int(gone)
 
 
+async def set_retention(
+    connection: Connection, schema: str, queue: str, keep_seconds: float | None, *, ending: str | None = None
+) -> None:
+    """Say how long the finished jobs of a queue are kept, whatever workers are set to.
+
+    Raises:
+        InvalidJob: a value is out of range.
+
+    Source: sql/functions/set_retention.sql
+    """
+    await _rows(connection, schema, call("set_retention", "text float8 text", schema), (queue, keep_seconds, ending))
+
+
 async def list_workers(connection: Connection, schema: str) -> list[WorkerRow]:
     """Return the worker processes, the oldest first."""
     return [WorkerRow(**row) for row in await _named(connection, schema, query("workers", schema))]

@@ -148,15 +148,26 @@ async def reclaim(
 
 
 async def prune(
-    connection: Connection, schema: str, *, older_than_seconds: float, after_id: JobId | None, jobs_max: int
+    connection: Connection,
+    schema: str,
+    *,
+    older_than_seconds: float,
+    after_id: JobId | None,
+    jobs_max: int,
+    queues: Sequence[str] | None = None,
 ) -> tuple[int, JobId | None]:
-    """Delete one batch of jobs that ended longer ago than given, with their history.
+    """Delete one batch of jobs that ended longer ago than they are kept, with their history.
+
+    Those of `queues` (None: of all) are kept as long as given, where set_retention does not say otherwise.
 
     Returns: how many; the id to go on from, or None at the end of the pass.
 
     Source: sql/functions/prune.sql
     """
-    cursor = await connection.execute(call("prune", "float8 uuid integer", schema), (older_than_seconds, after_id, jobs_max))
+    cursor = await connection.execute(
+        call("prune", "float8 uuid integer text[]", schema),
+        (older_than_seconds, after_id, jobs_max, None if queues is None else list(queues)),
+    )
     row = await cursor.fetchone()
     assert row is not None
     return row[0], row[1]

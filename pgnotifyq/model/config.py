@@ -50,7 +50,7 @@ class WorkerConfig:
     # cancelled query answered, within a second; garbage collection and a payload of 1 MiB take a tenth of that.
     loop_blocked_seconds: float = 1.0
     session_grace_seconds: float = 1.0  # how long a worker's session may be gone before its jobs are reclaimed
-    retention_seconds: float = 7 * 86_400.0  # finished jobs are kept this long
+    retention_seconds: float = 7 * 86_400.0  # finished jobs of its queues; what set_retention says goes before it
     schema: str = "pgnotifyq"
 
     @heartbeat_seconds.default

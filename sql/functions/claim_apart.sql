@@ -28,6 +28,9 @@ declare
     queue text;
     level integer;
     due record;
+    one record;
+    -- Such a database checks a text when it is sent, which would fail all rows of the answer.
+    holds_any_bytes constant boolean := getdatabaseencoding() = 'SQL_ASCII';
     tried integer := 0;
     said text;
     state text;
@@ -62,11 +65,20 @@ begin
                 limit_now := payload_max;
                 loop
                     begin
-                        return query
-                        select c.*
-                        from {schema}.claim_named(
-                            for_worker, from_queues, due.id, for_seconds, for_types, for_maxima, limit_now) as c
-                        where c.id is not null;
+                        for one in
+                            select c.*
+                            from {schema}.claim_named(
+                                for_worker, from_queues, due.id, for_seconds, for_types, for_maxima, limit_now) as c
+                            where c.id is not null
+                        loop
+                            if holds_any_bytes then
+                                perform convert_from(textsend(concat(one.payload, one.unique_key)), 'UTF8');
+                            end if;
+                            return query select
+                                one.id, one.current_execution_id, one.org_id, one.queue_name, one.job_type, one.payload,
+                                one.priority, one.scheduled_at, one.attempts, one.max_attempts, one.unique_key,
+                                one.created_at, one.started_at, one.lease_expires_at;
+                        end loop;
                         exit;
                     exception
                         when lock_not_available then
@@ -77,10 +89,13 @@ begin
                                 raise;
                             end if;
                     end;
-                    -- A text that PostgreSQL cannot make: the job is taken without it, and buried.
-                    if state like '54%' and limit_now is distinct from -1 then
+                    -- A text that PostgreSQL cannot make, or not send: the job is taken without it, and buried.
+                    if state ~ '^(54|22021)' and limit_now is distinct from -1 then
                         limit_now := -1;
                         continue;
+                    end if;
+                    if holds_any_bytes then
+                        said := encode(textsend(said), 'escape');
                     end if;
                     perform {schema}.note_trouble(due.org_id, due.id, 'claim', state, said);
                     return query select

@@ -638,7 +638,7 @@ class Everybody(RuleBasedStateMachine):
                 self._saw("a unique key that was held")
                 continue
             assert str(job_id) in written, "I1: acknowledged, and not written"
-            told = (job.queue_name, job.job_type, job.priority, job.max_attempts, str(job.org_id), job.unique_key)
+            told = (job.queue_name or "default", job.job_type, job.priority, job.max_attempts, str(job.org_id), job.unique_key)
             names = ("queue_name", "job_type", "priority", "max_attempts", "org_id", "unique_key")
             assert told == tuple(row[name] for name in names)
             assert datetime.fromisoformat(row["scheduled_at"]) == self.now + timedelta(seconds=job.delay_seconds or 0)
