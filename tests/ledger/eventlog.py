@@ -198,7 +198,9 @@ class EventLog:
         assert len(executions) == len(set(executions)), "I3: an execution holds two jobs"
         assert not self.history.keys() & set(executions), "I3: an execution has ended and holds its job"
         keys = [
-            (row["org_id"], row["unique_key"]) for row in jobs.values() if row["unique_key"] and row["status"] not in FINISHED
+            (row["org_id"], row["job_type"], row["unique_key"])
+            for row in jobs.values()
+            if row["unique_key"] and row["status"] not in FINISHED
         ]
         assert len(keys) == len(set(keys)), "two unfinished jobs have one unique key"
 
