@@ -38,7 +38,7 @@ from pgnotifyq.model.errors import (
     PayloadUndecodable,
     WaitTimeout,
 )
-from pgnotifyq.model.job import NIL_ORG, DeadLetter, Job, JobId, NewJob, OrgId
+from pgnotifyq.model.job import NIL_ORG, QUEUE_DEFAULT, DeadLetter, Job, JobId, NewJob, OrgId, job_id_of, org_id_of
 from pgnotifyq.model.payload import encode, structure
 from pgnotifyq.wire.connection import Connection, connect
 from pgnotifyq.wire.notifications import listen, owns_session, unlisten, wait_notifications
@@ -152,12 +152,12 @@ class Client:
             job_type: which handler runs it.
             payload: dict, attrs class, dataclass: JSON in the end, at most 1 MiB.
             org_id: the tenant.
-            queue: its queue; default: the handler's when there is a registry, else `default`.
+            queue: its queue; default: the handler's, as the registry says or a worker has published it, else `default`.
             priority: higher first, -32768 to 32767.
             scheduled_at: not before this time, aware; compared with the database's clock.
             delay_seconds: not before this many seconds from now, on the database's clock.
-            max_attempts: then it is dead-lettered; default: the handler's, else 3.
-            unique_key: while an unfinished job of the tenant has it, that job's id is returned and none is made.
+            max_attempts: then it is dead-lettered; default: what the handler says that takes it, else 3.
+            unique_key: while an unfinished job of the tenant and type has it, that job's id is returned and none is made.
             connection: enqueue in this connection's open transaction: the job exists if and only if that commits. One of
                 pgnotifyq's, or a blocking psycopg connection, which blocks the event loop for one round trip.
 
@@ -221,11 +221,13 @@ class Client:
             return ledger.enqueue_many_blocking(connection, self._schema, made)
         return await ledger.enqueue_many(_check_connection(connection), self._schema, made)
 
-    async def cancel(self, job_id: JobId | UUID, *, wait_seconds: float | None = None, why: str | None = None) -> CancelOutcome:
+    async def cancel(
+        self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None
+    ) -> CancelOutcome:
         """Cancel a job: a pending one never starts, a running one's handler is stopped.
 
         Args:
-            job_id: the job.
+            job_id: the job, as a UUID or its text.
             wait_seconds: wait at most this long until its handler has stopped.
             why: for the handler and the record.
 
@@ -234,9 +236,10 @@ class Client:
         Cancellation: the job stays cancelled, or was not told yet.
 
         Raises:
+            InvalidJob: `job_id` is not an id.
             JobNotFound: there is no such job.
         """
-        job_id = JobId(job_id)
+        job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
             told = await ledger.cancel(connection, self._schema, job_id, why)
         if told == "unknown":
@@ -251,7 +254,7 @@ class Client:
             pass  # it stopped, and was pruned before anybody looked
         return CancelOutcome.CANCELLED
 
-    async def wait(self, job_id: JobId | UUID, timeout_seconds: float | None = None) -> Job:
+    async def wait(self, job_id: JobId | UUID | str, timeout_seconds: float | None = None) -> Job:
         """Wait until a job has ended, handler and all, and return it: `status` is completed or cancelled.
 
         Outlives a restart of the server.
@@ -259,57 +262,69 @@ class Client:
         Cancellation: the job goes on.
 
         Raises:
+            InvalidJob: `job_id` is not an id.
             JobNotFound: there is no such job.
             JobDead: it went to the dead letters; the error has the letter.
             WaitTimeout: it has not ended within `timeout_seconds`; it goes on.
             DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a minute.
         """
-        job_id = JobId(job_id)
+        job_id = job_id_of(job_id)
         ended = await self._wait_end(job_id, timeout_seconds)
         if isinstance(ended, DeadLetter):
             message = f"job {job_id} is a dead letter ({ended.reason}) after {ended.attempts} attempts: {ended.error_message}"
             raise JobDead(message, ended)
         return ended
 
-    async def get(self, job_id: JobId | UUID) -> Job:
+    async def get(self, job_id: JobId | UUID | str) -> Job:
         """Return a job.
 
         Raises:
+            InvalidJob: `job_id` is not an id.
             JobNotFound: there is none: it never was, was pruned, or is a dead letter.
         """
+        job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
-            job = await ledger.get_job(connection, self._schema, JobId(job_id))
+            job = await ledger.get_job(connection, self._schema, job_id)
         if job is None:
-            raise _not_found(JobId(job_id))
+            raise _not_found(job_id)
         return job
 
-    async def get_dead(self, job_id: JobId | UUID) -> DeadLetter:
+    async def get_dead(self, job_id: JobId | UUID | str) -> DeadLetter:
         """Return a dead letter.
 
         Raises:
+            InvalidJob: `job_id` is not an id.
             JobNotFound: there is none.
         """
+        job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
-            letter = await ledger.get_dead(connection, self._schema, JobId(job_id))
+            letter = await ledger.get_dead(connection, self._schema, job_id)
         if letter is None:
             raise _no_letter(job_id)
         return letter
 
-    async def history(self, job_id: JobId | UUID) -> list[Execution]:
-        """Return the attempts of a job, oldest first, the one under way included."""
-        async with self._pool.connection() as connection:
-            return await ledger.history(connection, self._schema, JobId(job_id))
+    async def history(self, job_id: JobId | UUID | str) -> list[Execution]:
+        """Return the attempts of a job, oldest first, the one under way included.
 
-    async def explain(self, job_id: JobId | UUID) -> Explanation:
+        Raises:
+            InvalidJob: `job_id` is not an id.
+        """
+        job_id = job_id_of(job_id)
+        async with self._pool.connection() as connection:
+            return await ledger.history(connection, self._schema, job_id)
+
+    async def explain(self, job_id: JobId | UUID | str) -> Explanation:
         """Return why a job is where it is: what it waits for, and who could run it.
 
         Raises:
+            InvalidJob: `job_id` is not an id.
             JobNotFound: there is no such job.
         """
+        job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
-            found = await ledger.explain(connection, self._schema, JobId(job_id))
+            found = await ledger.explain(connection, self._schema, job_id)
         if found is None:
-            raise _not_found(JobId(job_id))
+            raise _not_found(job_id)
         return found
 
     async def jobs(
@@ -318,7 +333,7 @@ class Client:
         status: str | None = None,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | None = None,
+        org_id: OrgId | UUID | str | None = None,
         limit: int = 50,
     ) -> list[Job]:
         """Return jobs, newest first.
@@ -326,7 +341,7 @@ class Client:
         Raises:
             ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping.
         """
-        org = None if org_id is None else OrgId(org_id)
+        org = None if org_id is None else org_id_of(org_id)
         async with self._pool.connection() as connection:
             return await ledger.list_jobs(
                 connection, self._schema, status=status, queue=queue, job_type=job_type, org_id=org, limit=limit
@@ -337,15 +352,17 @@ class Client:
         async with self._pool.connection() as connection:
             return await ledger.list_dead(connection, self._schema, queue=queue, job_type=job_type, limit=limit)
 
-    async def requeue(self, job_id: JobId | UUID) -> None:
+    async def requeue(self, job_id: JobId | UUID | str) -> None:
         """Bring a dead letter back as the job it was, with all its attempts before it.
 
         Raises:
+            InvalidJob: `job_id` is not an id.
             JobNotFound: there is no such dead letter.
             UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
         """
+        job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
-            if not await ledger.requeue(connection, self._schema, JobId(job_id)):
+            if not await ledger.requeue(connection, self._schema, job_id):
                 raise _no_letter(job_id)
 
     async def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> int:
@@ -353,11 +370,25 @@ class Client:
         async with self._pool.connection() as connection:
             return await ledger.requeue_all(connection, self._schema, queue=queue, job_type=job_type, limit=limit)
 
-    async def purge_dead(self, *, job_id: JobId | UUID | None = None, older_than_seconds: float | None = None) -> int:
+    async def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> int:
         """Delete a dead letter, or those that died longer ago than given; return how many."""
-        letter = None if job_id is None else JobId(job_id)
+        letter = None if job_id is None else job_id_of(job_id)
         async with self._pool.connection() as connection:
             return await ledger.purge_dead(connection, self._schema, job_id=letter, older_than_seconds=older_than_seconds)
+
+    async def set_retention(self, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> None:
+        """Say how long the finished jobs of a queue are kept, whatever its workers are set to.
+
+        Args:
+            queue: the queue; it need not hold jobs, nor have workers.
+            keep_seconds: from a job's end; None: the settings of the queue's workers count.
+            ending: completed or cancelled; None: both.
+
+        Raises:
+            InvalidJob: a value is out of range.
+        """
+        async with self._pool.connection() as connection:
+            await ledger.set_retention(connection, self._schema, queue, keep_seconds, ending=ending)
 
     async def workers(self) -> list[WorkerRow]:
         """Return the worker processes, the oldest first."""
@@ -393,7 +424,7 @@ class Client:
         queue, max_attempts = fields.pop("queue", None), fields.pop("max_attempts", None)
         if self._registry is not None:
             handler = self._registry.get(fields["job_type"])
-            queue = handler.queue if queue is None else queue
+            queue = handler.queue or QUEUE_DEFAULT if queue is None else queue
             max_attempts = handler.max_attempts if max_attempts is None else max_attempts
         if queue is not None:
             fields["queue_name"] = queue

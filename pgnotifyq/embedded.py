@@ -99,14 +99,17 @@ def resolve_dsn(dsn: str | None = None) -> Database:
 
     Raises:
         NoDatabase: no address was given and the embedded server is not installed.
-        ConfigError: the address given is empty, as a variable that is not set leaves it.
+        ConfigError: the address given is empty, as a variable that is not set leaves it, or PGNOTIFYQ_DSN is.
         DatabaseUnreachable: the embedded server does not start.
     """
     if dsn is not None and not dsn.strip():
         raise ConfigError("--dsn is empty: give an address, or leave the option out")
     if dsn:
         return Database(dsn=normal(dsn), source="--dsn")
-    if from_environment := os.environ.get("PGNOTIFYQ_DSN"):
+    from_environment = os.environ.get("PGNOTIFYQ_DSN")
+    if from_environment is not None:
+        if not from_environment.strip():
+            raise ConfigError("PGNOTIFYQ_DSN is empty: give it an address, or unset it to use the embedded server")
         return Database(dsn=normal(from_environment), source="PGNOTIFYQ_DSN")
     embedded = ensure_embedded()
     verb = "started" if embedded.started else "using"

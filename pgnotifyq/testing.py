@@ -102,7 +102,7 @@ async def run_job(
         ended,
         running.interrupt,
         attempt=attempt,
-        max_attempts=job.max_attempts,
+        max_attempts=job.max_attempts or MAX_ATTEMPTS_DEFAULT,
         retry=handler.retry or RetryPolicy(),
         random=lambda: 0.5,  # the middle of the jitter
     )

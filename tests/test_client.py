@@ -164,7 +164,35 @@ async def test_the_registry_gives_defaults(dsn: str, registry: JobRegistry) -> N
         ids += await client.enqueue_many([NewJob(job_type="resize", payload=Resize("a", 1))])
         found = [await client.get(job_id) for job_id in ids]
     told = [(job.queue_name, job.max_attempts) for job in found]
-    assert told == [("images", 7), ("q", 1), ("images", 7), ("default", 3), ("default", 3)]
+    # What nobody has said is said by the handler that claims the job.
+    assert told == [("images", 7), ("q", 1), ("images", 7), ("default", None), ("default", None)]
+
+
+async def test_ids_are_taken_as_text_too(client: Client) -> None:
+    """Every method takes a job's id as a UUID or its text, and refuses what is neither by one error that says so."""
+    job_id = await client.enqueue("noop")
+    assert (await client.get(str(job_id))).id == job_id
+    assert await client.history(str(job_id)) == []
+    assert (await client.explain(str(job_id))).label == "pending"
+    assert await client.cancel(str(job_id)) == "cancelled"
+    assert (await client.wait(str(job_id), 1)).status == "cancelled"
+    assert await client.jobs(org_id=str(uuid.UUID(int=0))) != []
+    assert await client.purge_dead(job_id=str(job_id)) == 0
+    for wrong in ("no uuid", 7, None, b"x", ""):
+        for method in (
+            client.get, client.get_dead, client.history, client.explain, client.cancel, client.wait, client.requeue,
+        ):  # fmt: skip
+            with pytest.raises(InvalidJob, match=r"job_id .* is not a UUID"):
+                await method(wrong)  # type: ignore[arg-type]
+
+
+async def test_retention_by_the_client(client: Client) -> None:
+    """What the client says of a queue is kept in the database; nonsense is refused, typed."""
+    await client.set_retention("images", 3600.0, ending="cancelled")
+    await client.set_retention("images", None)
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidJob, match="keep_seconds"):
+            await client.set_retention("images", wrong)
 
 
 async def test_the_registry_refuses_what_handlers_would(dsn: str, registry: JobRegistry) -> None:

@@ -30,7 +30,7 @@ from pgnotifyq.embedded import (
     resolve_dsn,
     stop_embedded,
 )
-from pgnotifyq.model.errors import DatabaseUnreachable, NoDatabase
+from pgnotifyq.model.errors import ConfigError, DatabaseUnreachable, NoDatabase
 from pgnotifyq.wire.connection import open_connection
 
 if TYPE_CHECKING:
@@ -85,7 +85,11 @@ def test_without_an_address_and_without_the_extra_both_ways_are_named(monkeypatc
 
 
 def test_the_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """--dsn, then PGNOTIFYQ_DSN."""
+    """--dsn, then PGNOTIFYQ_DSN; one that is there and empty is a mistake, not a wish for the embedded server."""
+    for empty in ("", "  ", "\n"):
+        monkeypatch.setenv("PGNOTIFYQ_DSN", empty)
+        with pytest.raises(ConfigError, match="PGNOTIFYQ_DSN is empty"):
+            resolve_dsn()
     monkeypatch.setenv("PGNOTIFYQ_DSN", "postgresql://environment")
     assert resolve_dsn("postgresql://option").dsn == "postgresql://option"
     assert resolve_dsn().dsn == "postgresql://environment"

@@ -137,13 +137,15 @@ def enqueue(
     payload: Annotated[str, Parameter(help="JSON; - reads standard input.", allow_leading_hyphen=True)] = "{}",
     /,
     *,
-    queue: Annotated[str, Parameter(name="--queue", help="Its queue.")] = "default",
+    queue: Annotated[str | None, Parameter(name="--queue", help="Its queue; default: its handler's, else default.")] = None,
     priority: Annotated[int, Parameter(converter=_whole, help="Higher first.")] = 0,
     delay_seconds: Annotated[float | None, Parameter(help="Not before so many seconds from now.")] = None,
     at: Annotated[str | None, Parameter(help="Not before this time: ISO 8601 with a time zone.")] = None,
-    max_attempts: Annotated[int, Parameter(converter=_whole, help="Then it is a dead letter.")] = 3,
+    max_attempts: Annotated[
+        int | None, Parameter(converter=_whole, help="Then it is a dead letter; default: its handler's, else 3.")
+    ] = None,
     org: Annotated[str | None, Parameter(help="The tenant, a uuid.")] = None,
-    unique_key: Annotated[str | None, Parameter(help="At most one unfinished job a tenant and key.")] = None,
+    unique_key: Annotated[str | None, Parameter(help="At most one unfinished job a tenant, type and key.")] = None,
     as_json: AsJson = False,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",

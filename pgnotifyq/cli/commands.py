@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -20,7 +20,7 @@ from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.ledger.migrate import Step, as_script, check_schema, migrate
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, JobNotFound
 from pgnotifyq.model.job import Job, JobId, NewJob
-from pgnotifyq.model.states import Status, label
+from pgnotifyq.model.states import Status
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For
 
@@ -187,7 +187,7 @@ def run_jobs(
             "completed_at",
             "error_message",
         ]
-        rows = [{**as_data(job), "status": _label(job)} for job in found]
+        rows = [_shown_job(job) for job in found]
         in_terminal = None
         if not as_json:
             rows = [{**row, "when": row["completed_at"] or row["scheduled_at"]} for row in rows]
@@ -209,8 +209,7 @@ def run_show(dsn: str | None, schema: str, job_id: str, *, as_json: bool) -> int
         if job is None:
             raise JobNotFound(f"there is no job {key}: it never was, or was pruned after its retention")
         attempts = await ledger.history(connection, schema, key)
-        data = {**as_data(job), "history": [as_data(attempt) for attempt in attempts]}
-        data["status"] = _label(job)
+        data = {**_shown_job(job), "history": [as_data(attempt) for attempt in attempts]}
         if as_json:
             print_json(data)
             return 0
@@ -352,11 +351,11 @@ def run_stats(dsn: str | None, schema: str, *, as_json: bool) -> int:
     return run_with(dsn, schema, act)
 
 
-def _label(job: Job | DeadLetter) -> str:
-    if not isinstance(job, Job):
-        return "dead"
-    is_due = job.scheduled_at <= datetime.now(UTC)
-    return label(job.status, is_held=job.current_execution_id is not None, attempts=job.attempts, is_due=is_due)
+def _shown_job(job: Job | DeadLetter) -> dict[str, Any]:
+    """Return a job as commands show it: its status is the label that the database gave it, by its own clock."""
+    data: dict[str, Any] = as_data(job)
+    data["status"] = data.pop("label") if isinstance(job, Job) else "dead"
+    return data
 
 
 def _job_id(text: str) -> JobId:

@@ -54,7 +54,16 @@ def as_data(row: Any) -> Any:
 
 def print_json(data: Any) -> None:
     """Print data as JSON: one document, indented."""
-    print(json.dumps(data, default=str, indent=2, ensure_ascii=True))
+    print(json.dumps(data, default=_plain, indent=2, ensure_ascii=True))
+
+
+def _plain(value: object) -> str:
+    """Return what JSON has no form for; a time as events have it: ISO 8601, in UTC."""
+    return _time(value) if isinstance(value, datetime) else str(value)
+
+
+def _time(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat()
 
 
 def print_rows(
@@ -130,7 +139,7 @@ def shown(value: object, *, in_terminal: bool = False) -> str:
     if value is None:
         return ""
     if isinstance(value, datetime):
-        return _age(value) if in_terminal else value.isoformat()
+        return _age(value) if in_terminal else _time(value)
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, (dict, list, tuple)):

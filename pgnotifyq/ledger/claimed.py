@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pgnotifyq.ledger.columns import integer_from, time_from, uuid_from
-from pgnotifyq.model.job import ExecutionId, Job, JobId, NewJob, OrgId, WorkerId
-from pgnotifyq.model.payload import decode
+from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId
+from pgnotifyq.model.payload import Undecodable, decode
 from pgnotifyq.model.states import Status
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class ClaimedJob:
         "job_type",
         "max_attempts",
         "payload_text",
+        "problem",
         "queue_name",
     )
 
@@ -44,7 +45,8 @@ class ClaimedJob:
     current_execution_id: ExecutionId
     queue_name: str
     job_type: str
-    payload_text: str  # JSON
+    payload_text: str | None  # JSON; None: it cannot be had
+    problem: str  # why not
     attempts: int
     max_attempts: int
     _lazy: tuple[Any, ...]  # the worker, the encoding, and the columns of _LAZY
@@ -59,7 +61,7 @@ class ClaimedJob:
         job.current_execution_id = ExecutionId(uuid_from(value(row, EXECUTION_ID)))
         job.queue_name = value(row, QUEUE_NAME).decode(encoding)
         job.job_type = value(row, JOB_TYPE).decode(encoding)
-        job.payload_text = value(row, PAYLOAD).decode(encoding)
+        job.payload_text, job.problem = _text(value(row, PAYLOAD), encoding)
         job.attempts = integer_from(value(row, ATTEMPTS))
         job.max_attempts = integer_from(value(row, MAX_ATTEMPTS))
         job._lazy = (worker_id, encoding, *[value(row, column) for column in _LAZY])
@@ -76,7 +78,7 @@ class ClaimedJob:
         job.queue_name = whole.queue_name
         job.job_type = whole.job_type
         job.attempts = whole.attempts
-        job.max_attempts = whole.max_attempts
+        job.max_attempts = whole.max_attempts or MAX_ATTEMPTS_DEFAULT
         job._whole = whole
         return job
 
@@ -89,6 +91,8 @@ class ClaimedJob:
         payload_text: str,
         time_now: datetime,
         *,
+        queue_name: str,
+        max_attempts: int,
         worker_id: WorkerId,
         lease_seconds: float,
     ) -> ClaimedJob:
@@ -96,14 +100,14 @@ class ClaimedJob:
         whole = Job(
             id=job_id,
             org_id=new.org_id,
-            queue_name=new.queue_name,
+            queue_name=queue_name,
             job_type=new.job_type,
             payload=decode(payload_text),
             priority=new.priority,
             status=Status.RUNNING,
             scheduled_at=time_now,
             attempts=1,
-            max_attempts=new.max_attempts,
+            max_attempts=max_attempts,
             locked_by=worker_id,
             current_execution_id=execution_id,
             lease_expires_at=time_now + timedelta(seconds=lease_seconds),
@@ -115,7 +119,10 @@ class ClaimedJob:
     @property
     def payload(self) -> Any:
         """The payload, decoded anew at each call; an `Undecodable` where Python cannot."""
-        return self._whole.payload if self._whole is not None else decode(self.payload_text)
+        return self._whole.payload if self._whole is not None else self._decoded()
+
+    def _decoded(self) -> Any:
+        return Undecodable(self.problem) if self.payload_text is None else decode(self.payload_text)
 
     @property
     def whole(self) -> Job:
@@ -127,7 +134,7 @@ class ClaimedJob:
                 org_id=OrgId(uuid_from(org_id)),
                 queue_name=self.queue_name,
                 job_type=self.job_type,
-                payload=decode(self.payload_text),
+                payload=self._decoded(),
                 priority=integer_from(priority),
                 status=Status.RUNNING,
                 scheduled_at=time_from(scheduled_at),
@@ -137,7 +144,17 @@ class ClaimedJob:
                 current_execution_id=self.current_execution_id,
                 lease_expires_at=time_from(lease_expires_at),
                 started_at=time_from(started_at),
-                unique_key=None if unique_key is None else unique_key.decode(encoding),
+                unique_key=None if unique_key is None else unique_key.decode(encoding, "replace"),
                 created_at=time_from(created_at),
             )
         return self._whole
+
+
+def _text(raw: bytes | None, encoding: str) -> tuple[str | None, str]:
+    """Return a payload's text, or why it cannot be had: a claim brings what raw SQL stored, and must not fail over one row."""
+    if raw is None:
+        return None, "the payload cannot be decoded: it is too large, or not of a form, to be sent to a worker"
+    try:
+        return raw.decode(encoding), ""
+    except UnicodeDecodeError as error:
+        return None, f"the payload cannot be decoded: its bytes are not {encoding} ({error.reason} at {error.start})"

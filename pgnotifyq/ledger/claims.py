@@ -6,18 +6,19 @@ import json
 from typing import TYPE_CHECKING
 
 import attrs
+import psycopg
 from psycopg import errors
 
-from pgnotifyq.ledger.claimed import ID, NEXT_DUE_SECONDS, SNAPSHOT_XMIN, ClaimedJob
+from pgnotifyq.ledger.claimed import EXECUTION_ID, ID, NEXT_DUE_SECONDS, PAYLOAD, SNAPSHOT_XMIN, ClaimedJob
 from pgnotifyq.ledger.columns import boolean_from, float_from, integer_from, rows, text_from, uuid_from
-from pgnotifyq.ledger.errors import Whose, whose
+from pgnotifyq.ledger.errors import Whose, is_of_a_row, whose
 from pgnotifyq.ledger.statements import direct_call
 from pgnotifyq.model.job import JobId, Lease, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
 from pgnotifyq.wire import direct
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from psycopg.pq.abc import PGresult
 
@@ -39,6 +40,37 @@ class Claim:
     next_due_seconds: float | None  # until the next job of these queues falls due, when dry; None: none known
     is_contended: bool  # a due job was left because somebody else's transaction holds its row
     snapshot_xmin: int | None  # when dry: transactions below it had ended before the claim looked; None: a promise has passed
+    put_aside: Sequence[PutAside] = ()  # jobs that could not be claimed; only `claim_apart` finds them
+
+
+@attrs.frozen(kw_only=True)
+class PutAside:
+    """A job whose row could not be claimed, noted in job_troubles."""
+
+    job_id: JobId
+    why: str  # what the database said
+
+
+@attrs.frozen
+class Wanted:
+    """The job types that a worker has handlers for, and what each handler says of max_attempts, as a claim takes them."""
+
+    types: str  # an array, written
+    maxima: str
+
+
+def wanted(maxima: Mapping[str, int | None]) -> Wanted:
+    """Return job types and their max_attempts (None: the handler says nothing) in the form that claims take."""
+    return Wanted(
+        direct.array(list(maxima)), direct.array([None if number is None else str(number) for number in maxima.values()])
+    )
+
+
+# A payload of more text than this is not sent to a worker, which buries its job. It is above whatever a client may enqueue (1 MiB, and a
+# half more where PostgreSQL writes spaces) but for numbers that it writes out: 1e300. So it came by raw SQL.
+PAYLOAD_SENT_BYTES_MAX = 16 << 20
+# Of the payloads of one claim: see sql/functions/claim.sql.
+CLAIM_BYTES_MAX = 16 << 20
 
 
 @attrs.frozen(kw_only=True)
@@ -70,21 +102,27 @@ async def claim(
     lease_seconds: float,
     is_asleep: bool = False,
     after: ClaimedJob | None = None,
+    only: Wanted | None = None,
+    bytes_max: int = CLAIM_BYTES_MAX,
 ) -> Claim:
     """Claim up to `jobs_max` due jobs, each with a new execution and a lease.
 
-    With `after`, the look goes on behind that job and does not see what comes before it (runtime/resuming.py).
+    With `after`, the look goes on behind that job and does not see what comes before it (runtime/resuming.py). With `only`, jobs
+    of other types are left; `bytes_max` bounds the payloads of all jobs but the first.
 
     Cancellation: the claim may have been committed; its leases then run out. Shield it.
 
     Source: sql/functions/claim.sql
     """
-    types = "uuid text[] integer float8 boolean"
-    values = [worker_id.hex, direct.array(queues), str(jobs_max), str(lease_seconds), str(is_asleep)]
-    if after is not None:
+    types = "uuid text[] integer float8 boolean text integer timestamptz uuid text[] integer[] bigint bigint"
+    values: list[str | None] = [worker_id.hex, direct.array(queues), str(jobs_max), str(lease_seconds), str(is_asleep)]
+    if after is None:
+        values += [None, None, None, None]
+    else:
         whole = after.whole
-        types = f"{types} text integer timestamptz uuid"
         values += [whole.queue_name, str(whole.priority), whole.scheduled_at.isoformat(), whole.id.hex]
+    values += [None, None] if only is None else [only.types, only.maxima]
+    values += [str(bytes_max), str(PAYLOAD_SENT_BYTES_MAX)]
     result = await direct.run(connection, direct_call("claim", types, schema), values)
     encoding, count = connection.info.encoding, result.ntuples
     next_due_seconds = snapshot_xmin = None
@@ -103,10 +141,57 @@ async def claim(
     )
 
 
+async def claim_apart(
+    connection: Connection,
+    schema: str,
+    *,
+    worker_id: WorkerId,
+    queues: Sequence[str],
+    jobs_max: int,
+    lease_seconds: float,
+    only: Wanted | None = None,
+) -> Claim:
+    """Claim due jobs one at a time, when `claim` has failed over some row, and put aside those that cannot be claimed.
+
+    Returns: as `claim`, never dry: the next one passes over what was put aside.
+
+    Cancellation: as for `claim`.
+
+    Source: sql/functions/claim_apart.sql
+    """
+    result = await direct.run(
+        connection,
+        direct_call("claim_apart", "uuid text[] integer float8 text[] integer[] bigint", schema),
+        (
+            worker_id.hex, direct.array(queues), str(jobs_max), str(lease_seconds),
+            None if only is None else only.types, None if only is None else only.maxima, str(PAYLOAD_SENT_BYTES_MAX),
+        ),
+    )  # fmt: skip
+    encoding, jobs, put_aside = connection.info.encoding, [], []
+    for row in range(result.ntuples):
+        if result.get_value(row, EXECUTION_ID) is not None:
+            jobs.append(ClaimedJob.from_row(result, row, encoding, worker_id))
+            continue
+        raw_id, said = result.get_value(row, ID), result.get_value(row, PAYLOAD)
+        assert raw_id is not None
+        why = "" if said is None else said.decode(encoding, "replace")
+        put_aside.append(PutAside(job_id=JobId(uuid_from(raw_id)), why=why))
+    return Claim(jobs=jobs, ran_dry=False, next_due_seconds=None, is_contended=False, snapshot_xmin=None, put_aside=put_aside)
+
+
 async def claim_named(
-    connection: Connection, schema: str, *, worker_id: WorkerId, queues: Sequence[str], job_id: str, lease_seconds: float
+    connection: Connection,
+    schema: str,
+    *,
+    worker_id: WorkerId,
+    queues: Sequence[str],
+    job_id: str,
+    lease_seconds: float,
+    only: Wanted | None = None,
 ) -> NamedClaim:
     """Claim one job of these queues, by its key, if it is due. `job_id` is the key's text; another text names no job.
+
+    A row that cannot be updated is still there: whoever looks for it puts it aside.
 
     Cancellation: as for `claim`.
 
@@ -115,10 +200,17 @@ async def claim_named(
     try:
         result = await direct.run(
             connection,
-            direct_call("claim_named", "uuid text[] uuid float8", schema),
-            (worker_id.hex, direct.array(queues), job_id, str(lease_seconds)),
-        )
+            direct_call("claim_named", "uuid text[] uuid float8 text[] integer[] bigint", schema),
+            (
+                worker_id.hex, direct.array(queues), job_id, str(lease_seconds),
+                None if only is None else only.types, None if only is None else only.maxima, str(PAYLOAD_SENT_BYTES_MAX),
+            ),
+        )  # fmt: skip
     except (errors.LockNotAvailable, errors.InvalidTextRepresentation):
+        return NamedClaim(job=None, is_still_there=True)
+    except psycopg.Error as error:
+        if not is_of_a_row(error):
+            raise
         return NamedClaim(job=None, is_still_there=True)
     if result.ntuples and result.get_value(0, ID) is not None:
         return NamedClaim(job=ClaimedJob.from_row(result, 0, connection.info.encoding, worker_id))

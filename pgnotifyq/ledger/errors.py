@@ -94,6 +94,14 @@ def whose(error: BaseException) -> Whose:
     return Whose.JOB
 
 
+def is_of_a_row(error: BaseException) -> bool:
+    """Tell whether a batch may have failed over one of its rows, so that it is worth trying each row apart.
+
+    Ours too: a trigger of the user's that misses a table says what we would say of a schema that is not there.
+    """
+    return isinstance(error, psycopg.Error) and whose(error) in {Whose.JOB, Whose.OURS}
+
+
 def is_passing(error: BaseException) -> bool:
     """Tell whether the same statement may succeed later, in this session or another."""
     return whose(error) in {Whose.SESSION, Whose.SERVER}

@@ -6,7 +6,6 @@ nothing here trusts its row factory or its cursors, and a blocking psycopg conne
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import time
@@ -33,7 +32,7 @@ from pgnotifyq.wire import direct
 from pgnotifyq.wire.connection import Cursor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pgnotifyq.wire.connection import Connection
 
@@ -127,31 +126,6 @@ class Explanation:
     trouble_look_in_seconds: float | None  # nobody tries again before
 
 
-def enqueue_statement(job: NewJob, schema: str) -> tuple[bytes, tuple[str | None, ...]]:
-    """Return the statement that enqueues one job, and its parameters; it gives one row with the id."""
-    parameters = (
-        job.job_type,
-        encode(job.payload),
-        job.org_id.hex,
-        job.queue_name,
-        str(job.priority),
-        None if job.scheduled_at is None else job.scheduled_at.isoformat(),
-        str(job.delay_seconds or 0),
-        str(job.max_attempts),
-        job.unique_key,
-    )
-    return _enqueue_one(schema), parameters
-
-
-@functools.cache
-def _enqueue_one(schema: str) -> bytes:
-    return compose(
-        "select {schema}.enqueue(%s::text, %s::jsonb, %s::uuid, %s::text, %s::integer, "
-        "coalesce(%s::timestamptz, {schema}.clock() + make_interval(secs => %s::float8)), %s::integer, %s::text)",
-        schema,
-    )
-
-
 def enqueue_many_statement(
     jobs: Sequence[NewJob], schema: str, payloads: Sequence[str] | None = None
 ) -> tuple[bytes, tuple[str, ...]]:
@@ -172,13 +146,13 @@ def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str
     return (
         array([job_id.hex for job_id in ids]),
         array([job.org_id.hex for job in jobs]),
-        array([job.queue_name for job in jobs]),
+        array([job.queue_name for job in jobs]),  # null: the handler's, or the default
         array([job.job_type for job in jobs]),
         array(payloads),
         array([str(job.priority) for job in jobs]),
         array([None if job.scheduled_at is None else job.scheduled_at.isoformat() for job in jobs]),
         array([None if job.delay_seconds is None else str(job.delay_seconds) for job in jobs]),
-        array([str(job.max_attempts) for job in jobs]),
+        array([None if job.max_attempts is None else str(job.max_attempts) for job in jobs]),
     )
 
 
@@ -193,12 +167,13 @@ async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobI
     if job.unique_key is None and _is_alone(connection):
         (made,) = await insert(connection, schema, [job], [encode(job.payload)])
         return made
-    statement, parameters = enqueue_statement(job, schema)
+    # Not enqueue(), the door for SQL: it counts the bytes of a payload anew, and they were counted when it was encoded.
+    statement, parameters = enqueue_many_statement([job], schema)
     if not _is_alone(connection):
-        ((job_id,),) = await _rows(connection, schema, statement, parameters)
+        ((_, job_id),) = await _rows(connection, schema, statement, parameters)
         return JobId(job_id)
     with translated(schema):
-        ((raw_id,),) = rows(await direct.run(connection, numbered(statement), parameters))
+        ((_, raw_id),) = rows(await direct.run(connection, numbered(statement), parameters))
     return JobId(uuid_from(raw_id))
 
 
@@ -224,8 +199,12 @@ async def enqueue_claimed(
     execution_id: ExecutionId,
     worker_id: WorkerId,
     lease_seconds: float,
+    queue_name: str,
+    max_attempts: int,
 ) -> tuple[str, bool, datetime]:
     """Enqueue one job that is due, and claim it for a worker unless another job of the queue is due already.
+
+    Queue and attempts are the job's, or what the worker's handler says.
 
     Returns: the payload's text; whether it was claimed; the database's time.
 
@@ -239,7 +218,7 @@ async def enqueue_claimed(
             direct_call("enqueue_claimed", types, schema),
             (
                 job_id.hex, execution_id.hex, worker_id.hex, str(lease_seconds),
-                job.org_id.hex, job.queue_name, job.job_type, payload_text, str(job.priority), str(job.max_attempts),
+                job.org_id.hex, queue_name, job.job_type, payload_text, str(job.priority), str(max_attempts),
             ),
         )  # fmt: skip
     ((is_claimed, time_now),) = rows(result)
@@ -248,8 +227,8 @@ async def enqueue_claimed(
 
 def enqueue_blocking(connection: psycopg.Connection[Any], schema: str, job: NewJob) -> JobId:
     """Do what `enqueue` does on a blocking connection: the event loop stands still for a round trip."""
-    statement, parameters = enqueue_statement(job, schema)
-    ((job_id,),) = _rows_blocking(connection, schema, statement, parameters)
+    statement, parameters = enqueue_many_statement([job], schema)
+    ((_, job_id),) = _rows_blocking(connection, schema, statement, parameters)
     return JobId(job_id)
 
 
@@ -275,10 +254,10 @@ async def enqueue_many(connection: Connection[Any], schema: str, jobs: Sequence[
         return _in_order(await _rows(connection, schema, statement, parameters))
 
     if is_plain:
-        now, may_copy = await _look_before_copy(connection, schema)
+        now, may_copy, queues = await _look_before_copy(connection, schema, jobs)
         if may_copy:
             # One statement, so all or none. It may begin before all payloads are checked: nobody else's transaction would fail.
-            return await _copy(connection, schema, jobs, (encode(job.payload) for job in jobs), now)
+            return await _copy(connection, schema, jobs, (encode(job.payload) for job in jobs), now, queues)
     payloads: list[str] = []
     for start in range(0, len(jobs), AT_ONCE_JOBS_MAX):
         payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
@@ -293,10 +272,10 @@ async def _enqueue_in_parts(
 ) -> list[JobId]:
     """Copy what can be copied, and send the rest in statements of ONE_STATEMENT_JOBS_MAX jobs, within a transaction."""
     ids: dict[int, JobId] = {}
-    now, may_copy = await _look_before_copy(connection, schema)
+    now, may_copy, queues = await _look_before_copy(connection, schema, jobs)
     if may_copy:
         plain = [place for place, job in enumerate(jobs) if job.unique_key is None]
-        made = await _copy(connection, schema, [jobs[p] for p in plain], [payloads[p] for p in plain], now)
+        made = await _copy(connection, schema, [jobs[p] for p in plain], [payloads[p] for p in plain], now, queues)
         ids.update(zip(plain, made, strict=True))
     for places in _batches([place for place in _in_key_order(jobs) if place not in ids]):
         statement, parameters = enqueue_many_statement([jobs[p] for p in places], schema, [payloads[p] for p in places])
@@ -317,12 +296,14 @@ def enqueue_many_blocking(connection: psycopg.Connection[Any], schema: str, jobs
 
 
 def _in_key_order(jobs: Sequence[NewJob]) -> list[int]:
-    """Return the places of the jobs: plain ones in order, then those with a unique key by tenant and key.
+    """Return the places of the jobs: plain ones in order, then those with a unique key by tenant, type and key.
 
     Two who enqueue the same keys wait for each other; in one order they do not deadlock. sql/functions/enqueue_many.sql keeps the same
     order within a statement.
     """
-    keyed = [(job.org_id.bytes, job.unique_key, place) for place, job in enumerate(jobs) if job.unique_key is not None]
+    keyed = [
+        (job.org_id.bytes, job.job_type, job.unique_key, place) for place, job in enumerate(jobs) if job.unique_key is not None
+    ]
     return [place for place, job in enumerate(jobs) if job.unique_key is None] + [place for *_, place in sorted(keyed)]
 
 
@@ -334,24 +315,39 @@ def _in_order(rows: list[tuple[Any, ...]]) -> list[JobId]:
     return [JobId(job_id) for _, job_id in sorted(rows)]
 
 
-async def _look_before_copy(connection: Connection[Any], schema: str) -> tuple[datetime, bool]:
-    """Return the database's time, and whether this role may copy into the table."""
-    statement = compose("select {schema}.clock(), not row_security_active(({schema_text} || '.jobs')::regclass)", schema)
-    ((now, may_copy),) = await _rows(connection, schema, statement)
-    return now, may_copy
+async def _look_before_copy(
+    connection: Connection[Any], schema: str, jobs: Sequence[NewJob]
+) -> tuple[datetime, bool, dict[str, str]]:
+    """Return the database's time, whether this role may copy into the table, and the queues of types whose jobs name none."""
+    statement = compose(
+        "select {schema}.clock(), not row_security_active(({schema_text} || '.jobs')::regclass), "
+        "(select array_agg({schema}.queue_of(t.name) order by t.place) from unnest(%s::text[]) with ordinality as t(name, place))",
+        schema,
+    )
+    types = list({job.job_type for job in jobs if job.queue_name is None})
+    ((now, may_copy, queues),) = await _rows(connection, schema, statement, (types,))
+    known = zip(types, queues or (), strict=True)
+    return now, may_copy, {job_type: queue for job_type, queue in known if queue is not None}
 
 
 async def _copy(
-    connection: Connection[Any], schema: str, jobs: Sequence[NewJob], payloads: Iterable[str], now: datetime
+    connection: Connection[Any],
+    schema: str,
+    jobs: Sequence[NewJob],
+    payloads: Iterable[str],
+    now: datetime,
+    queues: Mapping[str, str],
 ) -> list[JobId]:
     """Copy jobs, given with their payloads' text, into the table. Delays count from `now`, the database's time.
+
+    `queues` are those of job types whose handler is known; of others that name none the first handler says it.
 
     The server takes in what is written while the next lines are made.
     """
     if not jobs:
         return []
     ids: list[JobId] = []
-    columns = "id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, created_at"
+    columns = "id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, created_at, queue_not_said"
     statement = compose("copy {schema}.jobs (" + columns + ") from stdin", schema)
     now_text = now.isoformat()
     lines: list[str] = []
@@ -362,10 +358,13 @@ async def _copy(
                 if due is None and job.delay_seconds:
                     due = now + timedelta(seconds=job.delay_seconds)
                 # Names fit their patterns and JSON text holds no raw tab or newline, so only backslashes need escaping.
+                queue = job.queue_name or queues.get(job.job_type)
+                maximum = "\\N" if job.max_attempts is None else job.max_attempts
                 escaped = payload.replace("\\", "\\\\") if "\\" in payload else payload
                 lines.append(
-                    f"{job_id.int:032x}\t{job.org_id.int:032x}\t{job.queue_name}\t{job.job_type}\t{escaped}\t{job.priority}\t"
-                    f"{now_text if due is None else due.isoformat()}\t{job.max_attempts}\t{now_text}\n"
+                    f"{job_id.int:032x}\t{job.org_id.int:032x}\t{queue or 'default'}\t{job.job_type}\t{escaped}\t{job.priority}\t"
+                    f"{now_text if due is None else due.isoformat()}\t{maximum}\t{now_text}\t"
+                    f"{'f' if queue else 't'}\n"
                 )
                 ids.append(job_id)
                 if len(lines) >= AT_ONCE_JOBS_MAX:
@@ -497,6 +496,19 @@ async def purge_dead(
     parameters = {"id": job_id, "older_than_seconds": older_than_seconds}
     ((gone,),) = await _rows(connection, schema, query("purge_dead", schema), parameters)
     return int(gone)
+
+
+async def set_retention(
+    connection: Connection, schema: str, queue: str, keep_seconds: float | None, *, ending: str | None = None
+) -> None:
+    """Say how long the finished jobs of a queue are kept, whatever workers are set to.
+
+    Raises:
+        InvalidJob: a value is out of range.
+
+    Source: sql/functions/set_retention.sql
+    """
+    await _rows(connection, schema, call("set_retention", "text float8 text", schema), (queue, keep_seconds, ending))
 
 
 async def list_workers(connection: Connection, schema: str) -> list[WorkerRow]:

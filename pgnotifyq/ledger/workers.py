@@ -99,12 +99,29 @@ async def worker_channel(connection: Connection, schema: str, worker_id: WorkerI
     return str(row[0])
 
 
-async def fall_asleep(connection: Connection, schema: str, worker_id: WorkerId, queues: Sequence[str]) -> int:
+async def publish_handlers(
+    connection: Connection, schema: str, worker_id: WorkerId, handlers: Sequence[tuple[str, str | None, int | None]]
+) -> None:
+    """Publish what a worker has handlers for: job type, queue and max_attempts of each, null where it says nothing.
+
+    Jobs that wait for their handler's queue are moved to it. A worker that is not registered publishes nothing.
+
+    Source: sql/functions/handlers.sql
+    """
+    types, queues, maxima = ([each[place] for each in handlers] for place in range(3))
+    await connection.execute(call("publish_handlers", "uuid text[] text[] integer[]", schema), (worker_id, types, queues, maxima))
+
+
+async def fall_asleep(
+    connection: Connection, schema: str, worker_id: WorkerId, queues: Sequence[str], for_types: str | None = None
+) -> int:
     """Publish that the worker sleeps on its queues, then return a transaction id taken after that was visible.
+
+    `for_types`, an array written, is what it can be woken for; None: whatever the queues have.
 
     Source: sql/functions/sleep.sql, runtime/sleep.py
     """
-    await connection.execute(call("fall_asleep", "uuid text[]", schema), (worker_id, list(queues)))
+    await connection.execute(call("fall_asleep", "uuid text[] text[]", schema), (worker_id, list(queues), for_types))
     cursor = await connection.execute("select pg_current_xact_id()::text::int8")
     row = await cursor.fetchone()
     assert row is not None
@@ -159,15 +176,26 @@ async def reclaim(
 
 
 async def prune(
-    connection: Connection, schema: str, *, older_than_seconds: float, after_id: JobId | None, jobs_max: int
+    connection: Connection,
+    schema: str,
+    *,
+    older_than_seconds: float,
+    after_id: JobId | None,
+    jobs_max: int,
+    queues: Sequence[str] | None = None,
 ) -> tuple[int, JobId | None]:
-    """Delete one batch of jobs that ended longer ago than given, with their history.
+    """Delete one batch of jobs that ended longer ago than they are kept, with their history.
+
+    Those of `queues` (None: of all) are kept as long as given, where set_retention does not say otherwise.
 
     Returns: how many; the id to go on from, or None at the end of the pass.
 
     Source: sql/functions/prune.sql
     """
-    cursor = await connection.execute(call("prune", "float8 uuid integer", schema), (older_than_seconds, after_id, jobs_max))
+    cursor = await connection.execute(
+        call("prune", "float8 uuid integer text[]", schema),
+        (older_than_seconds, after_id, jobs_max, None if queues is None else list(queues)),
+    )
     row = await cursor.fetchone()
     assert row is not None
     return row[0], row[1]

@@ -55,7 +55,7 @@ class WorkerConfig:
     # How long after its last sign of life others may take this worker's jobs, once its session is gone. It stops them itself before
     # that when it hears nothing (runtime/trust.py). Below 0.5 it counts as 0.5.
     session_grace_seconds: float = 1.5
-    retention_seconds: float = 7 * 86_400.0  # finished jobs are kept this long
+    retention_seconds: float = 7 * 86_400.0  # finished jobs of its queues; what set_retention says goes before it
     # Sessions that ctx.transaction() and ctx.org.transaction() share; opened when asked for. A handler without one waits its turn.
     handler_connections_max: int = HANDLER_CONNECTIONS_DEFAULT
     handler_connection_seconds: float = 30.0  # so long it waits; then its job is put back, uncharged

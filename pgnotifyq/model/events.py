@@ -32,8 +32,8 @@ class EventName(StrEnum):
     JOB_LEFT_OPEN = "job.left_open"
     JOB_RECLAIMED = "job.reclaimed"
     JOBS_PRUNED = "jobs.pruned"
+    JOB_PUT_ASIDE = "job.put_aside"  # its row could not be written, read or ended; it is looked at again later
     LEASE_LOST = "lease.lost"
-    JOB_PUT_ASIDE = "job.put_aside"
     OUTCOME_REFUSED = "outcome.refused"
     LISTENER_CONNECTED = "listener.connected"
     LISTENER_LOST = "listener.lost"

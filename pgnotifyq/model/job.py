@@ -34,6 +34,7 @@ def uuid_of(value: int) -> UUID:
 PRIORITY_MIN, PRIORITY_MAX = -32768, 32767  # PostgreSQL's smallint
 PRIORITY_DEFAULT = 0
 MAX_ATTEMPTS_DEFAULT = 3
+QUEUE_DEFAULT = "default"  # of a job that names none, and whose handler names none
 MAX_ATTEMPTS_MAX = 1000  # bounds the history of a job
 SCHEDULED_YEAR_MIN, SCHEDULED_YEAR_MAX = 2, 9998  # in any time zone it stays a datetime of Python's, which ends with 9999
 UNIQUE_KEY_CHARS_MAX = 512  # an index entry holds 2,700 bytes
@@ -60,7 +61,7 @@ class Job:
     status: Status
     scheduled_at: datetime  # never starts before; retry and snooze move it
     attempts: int  # grows by one at claim; given back by snooze and release
-    max_attempts: int  # then dead-lettered
+    max_attempts: int | None  # then dead-lettered; None: not said, and not claimed yet: the handler's, else 3
     locked_by: WorkerId | None  # the worker that holds it
     current_execution_id: ExecutionId | None  # the attempt under way; also while stopping
     lease_expires_at: datetime | None  # renewed by heartbeats
@@ -70,8 +71,9 @@ class Job:
     result: Any = None  # what the handler returned, decoded JSON
     progress: float | None = None  # 0 to 1, written by the handler
     progress_message: str | None = None
-    unique_key: str | None = None  # at most one unfinished job a tenant and key
+    unique_key: str | None = None  # at most one unfinished job a tenant, type and key
     created_at: datetime
+    label: str | None = None  # its status, or scheduled, retrying, stopping, when it was read; None: by a claim
 
     @property
     def is_finished(self) -> bool:
@@ -119,13 +121,32 @@ def _check_integer(name: str, value: object, low: int, high: int) -> None:
         raise InvalidJob(f"{name} {value!r} is out of range: use a whole number from {low} to {high}")
 
 
-def _to_org(value: object) -> OrgId:
+def job_id_of(value: object) -> JobId:
+    """Return the id of a job, given as a UUID or its text.
+
+    Raises:
+        InvalidJob: it is neither.
+    """
+    return JobId(_to_uuid("job_id", value))
+
+
+def org_id_of(value: object) -> OrgId:
+    """Return a tenant's id, given as a UUID or its text.
+
+    Raises:
+        InvalidJob: it is neither.
+    """
+    return OrgId(_to_uuid("org_id", value))
+
+
+def _to_uuid(name: str, value: object) -> UUID:
+    given = value
     if isinstance(value, str):
         with suppress(ValueError):  # refused below
             value = UUID(value)
     if not isinstance(value, UUID):
-        raise InvalidJob(f"org_id {value!r} is not a UUID: pass a uuid.UUID, or its text")
-    return OrgId(value)
+        raise InvalidJob(f"{name} {given!r:.80} is not a UUID: pass a uuid.UUID, or its text")
+    return value
 
 
 @attrs.frozen(kw_only=True)
@@ -140,22 +161,23 @@ class NewJob:
     job_type: str
     payload: Any = None  # dict, list, attrs class, dataclass: anything that is JSON in the end
     org_id: OrgId = NIL_ORG  # or its text
-    queue_name: str = "default"
+    queue_name: str | None = None  # None: the one that the handler wants, when one is known, else `default`
     priority: int = PRIORITY_DEFAULT
     scheduled_at: datetime | None = None  # aware; None: now, on the database's clock
     delay_seconds: float | None = None  # from now, on the database's clock; instead of scheduled_at
-    max_attempts: int = MAX_ATTEMPTS_DEFAULT
-    unique_key: str | None = None  # while an unfinished job of the tenant has it, that job's id is returned instead
+    max_attempts: int | None = None  # None: what the handler says that claims it, else 3
+    unique_key: str | None = None  # while an unfinished job of the tenant and type has it, that job's id is returned instead
 
     def __attrs_post_init__(self) -> None:
         # By hand, and only what was given: a validator for each field took a third of a bulk enqueue.
         check_job_type(self.job_type)
         if self.org_id is not NIL_ORG:
-            _set(self, "org_id", _to_org(self.org_id))
-        check_queue_name(self.queue_name)
+            _set(self, "org_id", org_id_of(self.org_id))
+        if self.queue_name is not None:
+            check_queue_name(self.queue_name)
         if self.priority is not PRIORITY_DEFAULT:
             _check_integer("priority", self.priority, PRIORITY_MIN, PRIORITY_MAX)
-        if self.max_attempts is not MAX_ATTEMPTS_DEFAULT:
+        if self.max_attempts is not None:
             _check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS_MAX)
         if self.scheduled_at is not None:
             self._check_time(self.scheduled_at)

@@ -49,11 +49,18 @@ class JobRegistry:
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
+        self.generation = 0  # grows when a handler comes
+        self.watchers: list[Callable[[], None]] = []  # called when a handler has come, in whatever thread
 
     @property
     def job_types(self) -> frozenset[str]:
         """The types that have a handler."""
         return frozenset(self._handlers)
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        """The handlers, in order of registration."""
+        return tuple(self._handlers.values())
 
     @overload
     def handler(self, job_type: Function, /) -> Function: ...
@@ -172,6 +179,7 @@ class JobRegistry:
         for handler in other._handlers.values():
             self._refuse_second(handler)
         self._handlers.update(other._handlers)
+        self._tell()
 
     def get(self, job_type: str) -> Handler:
         """Return the handler of a type.
@@ -197,6 +205,12 @@ class JobRegistry:
         self._refuse_second(handler)
         _check_settings(handler)
         self._handlers[handler.job_type] = handler
+        self._tell()
+
+    def _tell(self) -> None:
+        self.generation += 1
+        for watcher in list(self.watchers):
+            watcher()
 
     def _refuse_second(self, handler: Handler) -> None:
         first = self._handlers.get(handler.job_type)

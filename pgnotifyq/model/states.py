@@ -44,15 +44,6 @@ LEGAL_STATUS_CHANGES: frozenset[tuple[Status, Status]] = frozenset(
 FINISHED = frozenset({Status.COMPLETED, Status.CANCELLED})
 
 
-def label(status: str, *, is_held: bool, attempts: int, is_due: bool) -> str:
-    """Return the word people read: the status, or one of the derived labels scheduled, retrying and stopping."""
-    if status == Status.CANCELLED and is_held:
-        return "stopping"
-    if status == Status.PENDING and not is_due:
-        return "retrying" if attempts else "scheduled"
-    return status
-
-
 def as_mermaid() -> str:
     """Return the state diagram of the README, drawn from the table."""
     arrows: dict[tuple[str, str], list[str]] = {}

@@ -8,17 +8,23 @@ that was cancelled half-way might have been committed, and its jobs would wait f
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import psycopg
 import trio
 
 from pgnotifyq.ledger import claims, workers
+from pgnotifyq.ledger.errors import is_of_a_row
+from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.resuming import Resuming
+from pgnotifyq.runtime.served import publish
 from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.claimed import ClaimedJob
+    from pgnotifyq.runtime.claim_size import Asked
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
 
@@ -36,6 +42,10 @@ async def claim_for_ever(parts: Parts) -> None:
             # The listener has come back: what was published may be gone, and what was sent meanwhile is.
             listening_since = parts.push.generation
             sleep.woken_up()
+        if parts.served.is_news:
+            # A handler has come. What it is for may be there already, and sleepers are woken for what they have published.
+            await parts.quick.run(partial(publish, parts))
+            sleep.woken_up()
 
         after = resuming.after(trio.current_time()) if sleep.stage is Stage.AWAKE else None
         claimed = await _claim(parts, is_asleep=sleep.stage is not Stage.AWAKE, after=after)
@@ -44,6 +54,9 @@ async def claim_for_ever(parts: Parts) -> None:
         found, sent_at = claimed
         now = trio.current_time()
         resuming.note(found.jobs, ran_dry=found.ran_dry, after=after, began=sent_at, ended=now)
+        for aside in found.put_aside:
+            fields = {"job_id": aside.job_id, "verb": "claim", "why": aside.why.partition("\n")[0]}
+            parts.emit(Event(name=EventName.JOB_PUT_ASIDE, fields=fields))
         rung = False
         if after is not None:
             continue  # it did not see the whole queue, and says nothing of what is to come
@@ -81,16 +94,8 @@ async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> 
             return None
         spent = 0
         try:
-            found = await claims.claim(
-                connection,
-                parts.config.schema,
-                worker_id=parts.worker_id,
-                queues=parts.config.queues,
-                jobs_max=reserved,
-                lease_seconds=parts.config.lease_seconds,
-                is_asleep=is_asleep,
-                after=after,
-            )
+            with parts.claim_size.of(reserved) as asked:
+                found = await _ask(parts, connection, asked, is_asleep=is_asleep, after=after)
             parts.take_up([Running(job=job, renewed_at=sent_at) for job in found.jobs])
             spent = len(found.jobs)
         finally:
@@ -98,6 +103,28 @@ async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> 
         return found, sent_at
 
     return await parts.quick.run(once, shield=True)
+
+
+async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep: bool, after: ClaimedJob | None) -> claims.Claim:
+    """Claim; where one row stands in the way of the others, claim each apart, and put that one aside."""
+    schema = parts.config.schema
+    same: dict[str, Any] = {
+        "worker_id": parts.worker_id,
+        "queues": parts.config.queues,
+        "lease_seconds": parts.config.lease_seconds,
+        "only": parts.served.wanted,
+    }
+    try:
+        return await claims.claim(
+            connection, schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same
+        )
+    except psycopg.Error as error:
+        if not is_of_a_row(error):
+            raise
+        found = await claims.claim_apart(connection, schema, jobs_max=asked.rows, **same)
+        if not found.jobs and not found.put_aside:
+            raise  # no row's
+        return found
 
 
 async def _wait_for_a_slot(parts: Parts, sleep: Sleep, expects_at: float, *, rung: bool) -> None:
@@ -128,7 +155,9 @@ async def _publish(parts: Parts, sleep: Sleep) -> float:
         return parts.config.poll_seconds
 
     async def once(connection: Connection) -> int:
-        return await workers.fall_asleep(connection, parts.config.schema, parts.worker_id, parts.config.queues)
+        return await workers.fall_asleep(
+            connection, parts.config.schema, parts.worker_id, parts.config.queues, parts.served.wanted.types
+        )
 
     sleep.published(await parts.quick.run(once))
     return 0.0

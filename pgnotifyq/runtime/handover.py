@@ -24,7 +24,7 @@ from trio.lowlevel import RunVar
 
 from pgnotifyq.ledger import claims, jobs
 from pgnotifyq.ledger.claimed import ClaimedJob
-from pgnotifyq.model.job import ExecutionId, JobId
+from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, QUEUE_DEFAULT, ExecutionId, JobId
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.settler import RELEASED
 
@@ -67,8 +67,8 @@ def find_taker(dsn: str, schema: str, job: NewJob) -> Parts | None:
             is_idle
             and parts.slots.free > 0
             and not parts.slots.is_backed_up
-            and job.queue_name in parts.config.queues
-            and parts.registry.find(job.job_type) is not None
+            and (handler := parts.registry.find(job.job_type)) is not None
+            and (job.queue_name or handler.queue or QUEUE_DEFAULT) in parts.config.queues
         ):
             return parts
     return None
@@ -82,6 +82,7 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     Source: sql/functions/enqueue_claimed.sql
     """
     config = parts.config
+    queue_name, max_attempts = _said(parts, job)
     job_id, other_id = jobs.new_ids(2)
     execution_id = ExecutionId(other_id)
     if not parts.slots.reserve(1):
@@ -91,7 +92,7 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     try:
         payload_text, is_claimed, time_now = await jobs.enqueue_claimed(
             connection, config.schema, job, job_id=job_id, execution_id=execution_id, worker_id=parts.worker_id,
-            lease_seconds=config.lease_seconds,
+            lease_seconds=config.lease_seconds, queue_name=queue_name, max_attempts=max_attempts,
         )  # fmt: skip
     except BaseException:
         if connection.closed:
@@ -105,7 +106,15 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
         return job_id
     running = Running(
         job=ClaimedJob.from_new(
-            job, job_id, execution_id, payload_text, time_now, worker_id=parts.worker_id, lease_seconds=config.lease_seconds
+            job,
+            job_id,
+            execution_id,
+            payload_text,
+            time_now,
+            queue_name=queue_name,
+            max_attempts=max_attempts,
+            worker_id=parts.worker_id,
+            lease_seconds=config.lease_seconds,
         ),
         renewed_at=sent_at,
     )
@@ -117,11 +126,21 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     return job_id
 
 
+def _said(parts: Parts, job: NewJob) -> tuple[str, int]:
+    """Return the queue and the attempts of a job that this worker is about to hold: its own, or its handler's."""
+    handler = parts.registry.find(job.job_type)
+    queue = job.queue_name or (handler.queue if handler is not None else None)
+    attempts = job.max_attempts or (handler.max_attempts if handler is not None else None)
+    return queue or QUEUE_DEFAULT, attempts or MAX_ATTEMPTS_DEFAULT
+
+
 def _release_in_doubt(parts: Parts, job: NewJob, job_id: JobId, execution_id: ExecutionId, sent_at: float) -> None:
     """Have the settler release an execution that may exist. Its permit is free when that is known."""
+    queue_name, max_attempts = _said(parts, job)
     doubtful = ClaimedJob.from_new(
-        job, job_id, execution_id, "{}", UNKNOWN_TIME, worker_id=parts.worker_id, lease_seconds=parts.config.lease_seconds
-    )
+        job, job_id, execution_id, "{}", UNKNOWN_TIME, queue_name=queue_name, max_attempts=max_attempts,
+        worker_id=parts.worker_id, lease_seconds=parts.config.lease_seconds,
+    )  # fmt: skip
     running = Running(job=doubtful, renewed_at=sent_at, has_ended=True)
     parts.holdings.add([running])
     parts.settler.add(running, RELEASED)

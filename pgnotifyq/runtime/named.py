@@ -59,6 +59,7 @@ async def answer(parts: Parts, named: JobId | None, connection: Connection) -> N
                 queues=parts.config.queues,
                 job_id=named.hex,
                 lease_seconds=parts.config.lease_seconds,
+                only=parts.served.wanted,
             )
     except BaseException:
         parts.slots.release(1)

@@ -11,9 +11,11 @@ import trio.lowlevel
 
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.bell import Bell
+from pgnotifyq.runtime.claim_size import ClaimSize
 from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.holdings import Holdings
 from pgnotifyq.runtime.listener import Push
+from pgnotifyq.runtime.served import Served
 from pgnotifyq.runtime.settler import Settler
 from pgnotifyq.runtime.slots import Slots
 from pgnotifyq.runtime.trust import Trust
@@ -58,6 +60,10 @@ class Parts:
     holdings: Holdings = attrs.field(factory=Holdings)
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     settler: Settler = attrs.field(init=False)
+    # What it has handlers for.
+    served: Served = attrs.field(init=False)
+    # What a claim asks for, at the most.
+    claim_size: ClaimSize = attrs.field(factory=ClaimSize)
     push: Push = attrs.field(factory=Push)
     # Rung when there may be work.
     bell: Bell = attrs.field(factory=Bell)
@@ -73,6 +79,7 @@ class Parts:
 
     def __attrs_post_init__(self) -> None:
         self.settler = Settler(self)
+        self.served = Served(self.registry)
 
     def take_up(self, claimed: Sequence[Running]) -> None:
         """Hold jobs that this worker has claimed, and hand them to its slots; a permit was taken for each."""

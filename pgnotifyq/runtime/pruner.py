@@ -1,4 +1,7 @@
-"""The pruner: finished jobs and their history are kept for the retention, then deleted in bounded batches."""
+"""The pruner: finished jobs and their history are kept for the retention, then deleted in bounded batches.
+
+A worker's setting counts for the queues that it serves. What the database says (set_retention) goes before it, for every queue.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,7 @@ async def prune(parts: Parts, told: set[JobId]) -> None:
                 older_than_seconds=parts.config.retention_seconds,
                 after_id=after_id,
                 jobs_max=jobs_max,
+                queues=parts.config.queues,
             )
 
         deleted, after_id = await parts.durable.run(once)

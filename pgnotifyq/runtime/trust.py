@@ -50,6 +50,7 @@ from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.outcome import Interrupt, InterruptKind, SettleKind, Settlement
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.heartbeat import interrupt
+from pgnotifyq.runtime.served import publish
 
 if TYPE_CHECKING:
     from pgnotifyq.runtime.parts import Parts
@@ -271,7 +272,7 @@ async def speak_by(parts: Parts, connection: Connection) -> bool:
 
 
 async def register(parts: Parts, connection: Connection) -> None:
-    """Publish this worker in worker_heartbeats; no session speaks for it yet."""
+    """Publish this worker and its handlers; no session speaks for it yet."""
     await workers.register(
         connection,
         parts.config.schema,
@@ -285,5 +286,6 @@ async def register(parts: Parts, connection: Connection) -> None:
         lease_seconds=parts.config.lease_seconds,
         grace_seconds=parts.trust.grace_seconds,
     )
+    await publish(parts, connection)
     if parts.is_draining:
         await workers.set_state(connection, parts.config.schema, parts.worker_id, "draining")

@@ -36,6 +36,7 @@ from pgnotifyq.runtime.logs import is_routine_logged, naming
 from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
+from pgnotifyq.runtime.served import ring_for_new_handlers
 from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.slots import Slots
 from pgnotifyq.runtime.telling import Telling
@@ -162,7 +163,7 @@ async def run_worker(
             )
             raise DatabaseUnreachable(message) from error
         try:
-            with open_door(parts, dsn), naming(partial(names_of, parts)):
+            with open_door(parts, dsn), naming(partial(names_of, parts)), ring_for_new_handlers(parts):
                 await _work(parts, handle, task_status)
         finally:
             with trio.move_on_after(FAREWELL_SECONDS, shield=True):

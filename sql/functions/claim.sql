@@ -7,14 +7,22 @@
 --         is_asleep      whether the worker is published as a sleeper: its rows then say what it expects next
 --         after_...      where to go on from instead of looking from the start: the queue, priority, time and id of the last
 --                        job of an earlier claim. What comes before it is not seen; runtime/resuming.py says when that pays.
+--         for_types      the job types that the worker has handlers for, and no others are taken; null: all of them
+--         for_maxima     what each handler says of max_attempts, for jobs that say nothing; three where it is null too
+--         bytes_max      of all payloads together, as far as their size is known without unpacking them; a first job always fits.
+--                        16 MiB: a sixth of a second over a slow network (100 MB/s), beside a deadline of seconds
+--         payload_max    a payload of more bytes of text is not sent: the worker buries such a job. Null: all are sent
 -- Out:    one row a job, in the order of claiming. When fewer than jobs_max were found, one more row whose `id` is null:
 --         `next_due_seconds` until the earliest job of these queues that was not taken (null: none known; zero: it is due,
 --         and somebody else's transaction holds its row, so look again soon), and
 --         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended before this claim looked. Null
 --         when a time has passed that the worker, asleep, had promised to look at.
---         The payload is JSON text: Python's decoder takes a quarter of the time for text that psycopg takes for jsonb.
+--         The payload is JSON text: Python's decoder takes a quarter of the time for text that psycopg takes for jsonb. Null: it
+--         is larger than payload_max.
 -- Locks:  the claimed rows, `skip locked`; workers never wait on each other.
--- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now).
+-- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now); jobs_claimable_by_type where the head of that range
+--         is others' (claim_by_type.sql).
+-- Errors: one row that cannot be updated fails the whole claim; claim_apart.sql is asked then. Jobs in trouble are passed over.
 --
 -- The naive claim is one ordered scan of a queue with a filter on scheduled_at. It walks over every future job of a
 -- higher priority each time. Here each priority is a range scan of its own: a probe finds the next lower priority that
@@ -26,14 +34,21 @@
 -- An execution's id is that of the claim (version 7, so new and random) with the row's number in its last four bytes: a random
 -- number for each row took a fifth of the claim where the server reads it from the system one by one.
 --
+-- Jobs that the worker has no handler for are passed over, and may be very many: of a release that this worker is older than, or
+-- of a type that nobody serves. A mere filter walks over all of them at each claim, 100 ms for 200,000. So when one of them stands at
+-- the head, or among as many rows as are wanted, the rest of the queue is looked at by type.
+--
 -- The plan is pinned by the settings below, for statistics are stale exactly when a queue has just been filled.
 -- A claim commits without waiting for the disk: losing one in a server crash is the same as a lease lost.
--- Its earlier form, without after_...: beside this one, a call that leaves those out would fit both.
+-- Its earlier forms: beside this one, a call that leaves the last arguments out would fit both.
 drop function if exists {schema}.claim(uuid, text[], integer, double precision, boolean);
+drop function if exists {schema}.claim(
+    uuid, text[], integer, double precision, boolean, text, integer, timestamptz, uuid);
 create or replace function {schema}.claim(
     for_worker uuid, from_queues text[], jobs_max integer, for_seconds double precision, is_asleep boolean default false,
     after_queue text default null, after_priority integer default null, after_time timestamptz default null,
-    after_id uuid default null)
+    after_id uuid default null, for_types text[] default null, for_maxima integer[] default null,
+    bytes_max bigint default 16777216, payload_max bigint default null)
 returns table (
     id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload text, priority smallint,
     scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
@@ -59,6 +74,14 @@ declare
     claimed_level integer;
     bound integer;
     goes_on boolean;
+    by_type boolean;
+    others_ahead boolean;
+    weight_ahead bigint;
+    wanted integer;
+    is_cut boolean := false;  -- by bytes: there may be more
+    one record;
+    room bigint := coalesce(bytes_max, 16777216);
+    has_troubles boolean := false;
     from_time timestamptz;
     from_id uuid;
     next_due timestamptz;
@@ -71,11 +94,16 @@ declare
 begin
     perform set_config('synchronous_commit', 'off', true);
     jobs_max := coalesce(jobs_max, 0);  -- `limit null` has no limit
+    -- A file without a page has no rows: as a rule nothing is looked up.
+    if pg_relation_size('{schema}.job_troubles') > 0 then
+        has_troubles := exists (select from {schema}.job_troubles);
+    end if;
     <<queues>>
     foreach queue in array from_queues[coalesce(array_position(from_queues, after_queue), 1):] loop
         queue_due := null;
         bound := 32768;
         claimed_level := null;
+        by_type := false;
         goes_on := queue = after_queue;
         loop
             if goes_on then
@@ -83,12 +111,34 @@ begin
                 from_time := after_time;
                 from_id := after_id;
             else
-                select j.priority, j.scheduled_at into level, level_due
-                from {schema}.jobs as j
-                where j.is_claimable and j.queue_name = queue and j.priority < bound
-                order by j.queue_name, j.priority desc, j.scheduled_at, j.id
-                limit 1;
-                exit when not found;
+                if not by_type then
+                    -- The head, and of as many as are wanted behind it: are there others' jobs, and how much is it to carry?
+                    select a.heads[1], a.times[1], a.ids[1], a.others, a.weight
+                    into level, level_due, from_id, others_ahead, weight_ahead
+                    from (
+                        select array_agg(j.priority) as heads, array_agg(j.scheduled_at) as times, array_agg(j.id) as ids,
+                            bool_or(not j.job_type = any (for_types)) as others,
+                            sum({schema}.payload_weight(j.payload)) as weight
+                        from (
+                            select j.priority, j.scheduled_at, j.id, j.job_type, j.payload
+                            from {schema}.jobs as j
+                            where j.is_claimable and j.queue_name = queue and j.priority < bound
+                              and (not has_troubles or not {schema}.is_in_trouble(j.org_id, j.id, time_now))
+                            order by j.queue_name, j.priority desc, j.scheduled_at, j.id
+                            limit jobs_max - taken + 8
+                        ) as j
+                    ) as a;
+                    exit when level is null;
+                    if others_ahead then
+                        by_type := true;
+                        claimed_level := null;
+                    end if;
+                end if;
+                if by_type then
+                    select n.priority, n.scheduled_at into level, level_due
+                    from {schema}.next_by_type(queue, bound, for_types, has_troubles, time_now) as n;
+                    exit when not found;
+                end if;
                 -- Nothing of this priority is due, or it is what was left of it: the next to fall due, or a job whose row is locked.
                 -- Skipping a locked row and going to sleep over it would lose it until the backstop, when it was locked by a
                 -- mere update.
@@ -97,37 +147,106 @@ begin
                     bound := level;
                     continue;
                 end if;
-                from_time := '-infinity';
-                from_id := '00000000-0000-0000-0000-000000000000';
+                from_time := level_due;
             end if;
 
-            return query
-            with due as materialized (
-                select j.id
-                from {schema}.jobs as j
-                where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
-                  and j.scheduled_at <= time_now and (j.scheduled_at, j.id) > (from_time, from_id)
-                order by j.queue_name, j.priority desc, j.scheduled_at, j.id
-                limit jobs_max - taken
-                for update skip locked
-            )
-            update {schema}.jobs as j
-            set status = 'running',
-                attempts = j.attempts + 1,
-                locked_by = for_worker,
-                current_execution_id = encode(claim_id || int4send(taken + due.place), 'hex')::uuid,
-                started_at = time_now,
-                lease_expires_at = time_now + make_interval(secs => for_seconds),
-                progress = null,
-                progress_message = null
-            from (select d.id, row_number() over ()::integer as place from due as d) as due
-            where j.id = due.id
-            returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text, j.payload::text, j.priority,
-                j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
-                j.lease_expires_at, null::double precision, null::bigint;
-            get diagnostics taken_here = row_count;
+            wanted := jobs_max - taken;
+            if goes_on then
+                select bool_or(not a.job_type = any (for_types)), sum({schema}.payload_weight(a.payload))
+                into others_ahead, weight_ahead
+                from (
+                    select j.job_type, j.payload
+                    from {schema}.jobs as j
+                    where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
+                      and j.scheduled_at <= time_now and (j.scheduled_at, j.id) >= (from_time, from_id)
+                    order by j.queue_name, j.priority desc, j.scheduled_at, j.id
+                    limit wanted + 8
+                ) as a;
+                if others_ahead then
+                    by_type := true;
+                    goes_on := false;
+                    bound := level + 1;
+                    continue;
+                end if;
+            end if;
+            if not by_type then
+                if weight_ahead > room then
+                    select greatest(count(*), case taken when 0 then 1 else 0 end) into wanted
+                    from (
+                        select sum(a.weight) over (rows unbounded preceding) as total
+                        from (
+                            select {schema}.payload_weight(j.payload) as weight
+                            from {schema}.jobs as j
+                            where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
+                              and j.scheduled_at <= time_now and (j.scheduled_at, j.id) >= (from_time, from_id)
+                            order by j.queue_name, j.priority desc, j.scheduled_at, j.id
+                            limit wanted
+                        ) as a
+                    ) as a
+                    where a.total <= room;
+                    is_cut := wanted < jobs_max - taken;
+                    exit queues when wanted = 0;
+                    weight_ahead := room;
+                end if;
+                room := room - coalesce(weight_ahead, 0);
+            end if;
+
+            if by_type then
+                taken_here := 0;
+                for one in
+                    select c.*
+                    from {schema}.claim_by_type(
+                        for_worker, queue, level, wanted, for_seconds, for_types, for_maxima, room, payload_max,
+                        has_troubles, time_now, claim_id, taken) as c
+                    order by c.scheduled_at, c.id
+                loop
+                    if one.id is null then
+                        is_cut := true;
+                        continue;
+                    end if;
+                    taken_here := taken_here + 1;
+                    room := greatest(room - one.weight, 0);
+                    return query select
+                        one.id, one.current_execution_id, one.org_id, one.queue_name, one.job_type, one.payload,
+                        one.priority, one.scheduled_at, one.attempts, one.max_attempts, one.unique_key,
+                        one.created_at, one.started_at, one.lease_expires_at, null::double precision, null::bigint;
+                end loop;
+            else
+                return query
+                with due as materialized (
+                    select j.id, {schema}.payload_weight(j.payload) as weight
+                    from {schema}.jobs as j
+                    where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
+                      and j.scheduled_at <= time_now and (j.scheduled_at, j.id) >= (from_time, from_id)
+                      and (for_types is null or j.job_type = any (for_types))
+                      and (not has_troubles or not {schema}.is_in_trouble(j.org_id, j.id, time_now))
+                    order by j.queue_name, j.priority desc, j.scheduled_at, j.id
+                    limit wanted
+                    for update skip locked
+                )
+                update {schema}.jobs as j
+                set status = 'running',
+                    attempts = j.attempts + 1,
+                    max_attempts = coalesce(j.max_attempts, greatest(
+                        coalesce(for_maxima[array_position(for_types, j.job_type::text)], 3), j.attempts + 1)),
+                    locked_by = for_worker,
+                    current_execution_id = encode(claim_id || int4send(taken + due.place), 'hex')::uuid,
+                    started_at = time_now,
+                    lease_expires_at = time_now + make_interval(secs => for_seconds),
+                    progress = null,
+                    progress_message = null
+                from (select d.id, d.weight, row_number() over ()::integer as place from due as d) as due
+                where j.id = due.id
+                returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text,
+                    case when due.weight <= payload_max or payload_max is null or {schema}.fits(j.payload, payload_max)
+                        then j.payload::text end,
+                    j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
+                    j.lease_expires_at, null::double precision, null::bigint;
+                get diagnostics taken_here = row_count;
+            end if;
             taken := taken + taken_here;
             exit queues when taken >= jobs_max;
+            exit queues when is_cut;
 
             -- What is left of this priority is seen by the next probe; behind `after_...` nobody asks.
             claimed_level := level;
@@ -138,7 +257,24 @@ begin
         next_due := least(next_due, queue_due);
     end loop;
 
-    if taken < jobs_max then
+    if has_troubles then
+        -- What was taken is in trouble no more; what is not, is looked at again at its time.
+        if taken > 0 then
+            delete from {schema}.job_troubles as t
+            using {schema}.jobs as j
+            where t.verb = 'claim' and t.look_at <= time_now and j.id = t.job_id and j.locked_by = for_worker and j.is_held;
+        end if;
+        select least(next_due, min(t.look_at)) into next_due
+        from {schema}.job_troubles as t
+        join {schema}.jobs as j on j.id = t.job_id
+        where t.look_at > time_now and j.status = 'pending' and j.queue_name = any (from_queues)
+          and (for_types is null or j.job_type = any (for_types));
+    end if;
+
+    if is_cut and taken = 0 then
+        next_due := time_now;  -- others hold what would have fitted
+    end if;
+    if taken < jobs_max and (not is_cut or taken = 0) then
         if is_asleep then
             -- What a sleeper expects is a promise to look then, and inserts count on it: it stands until that time, even if the
             -- job it was made for is gone. One that has passed counts for nobody (wake), and the worker is told (runtime/sleep.py).
@@ -156,18 +292,41 @@ begin
                 from unnest(from_queues, dues) as q(name, due)
                 where s.queue_name = q.name and s.worker_id = for_worker and (s.expects_at > q.due or s.expects_at <= time_now);
             end if;
-            next_due := least(next_due, nullif(promised_at, 'infinity'));
+            next_due := least(next_due, promised_at);
         end if;
         return query select
             null::uuid, null::uuid, null::uuid, null::text, null::text, null::text, null::smallint, null::timestamptz,
             null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz,
-            case when next_due is not null then greatest(extract(epoch from next_due - time_now), 0) end::double precision,
+            -- Until PostgreSQL 17 nothing can be subtracted from infinity.
+            case when next_due <= time_now then 0
+                when next_due < 'infinity' then extract(epoch from next_due - time_now) end::double precision,
             xmin_before;
     elsif exists (select from {schema}.sleepers as s where s.worker_id <> for_worker) then
         -- This worker is full. Whatever is due behind what it took is for somebody else.
-        perform {schema}.wake(q.name, time_now, 1)
-        from unnest(from_queues) as q(name)
-        where {schema}.has_due(q.name);
+        perform {schema}.wake_able(q.name, for_worker)
+        from unnest(from_queues) as q(name);
     end if;
+end
+$$;
+
+-- payload_weight: at most how many bytes a payload takes when it is unpacked, as far as can be told without unpacking it.
+--
+-- What is not compressed has its own size. What is may have been this much larger: pglz writes three bytes and a bit for 273
+-- at the most, lz4 one for 255.
+create or replace function {schema}.payload_weight(payload jsonb) returns bigint
+language sql stable parallel safe
+as $$
+    select pg_column_size(payload)::bigint * case pg_column_compression(payload) when 'pglz' then 100 when 'lz4' then 255 else 1 end
+$$;
+
+-- fits: whether the text of a payload has at most so many bytes. It is unpacked for that unless it is too large as it lies there.
+create or replace function {schema}.fits(payload jsonb, bytes_max bigint) returns boolean
+language plpgsql stable
+as $$
+begin
+    return pg_column_size(payload) <= bytes_max and octet_length(payload::text) <= bytes_max;
+exception
+    when program_limit_exceeded or out_of_memory then
+        return false;  -- beyond what a text can be
 end
 $$;

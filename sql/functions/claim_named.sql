@@ -1,6 +1,6 @@
 -- claim_named: take the one job that a wake-up named, if it is due and nobody has taken it. See runtime/named.py.
 --
--- In:     as for claim, and the job.
+-- In:     as for claim, and the job. One that is in trouble, or of a type that is not for this worker, is left.
 -- Out:    the job, as claim gives it, but for what claim says in its last row. No row: it is there and was not taken (another queue's,
 --         not due, its row locked for long), so look for yourself. A row whose `id` is null: nobody needs to look, for it has
 --         been taken, or ended, or never was.
@@ -8,7 +8,11 @@
 -- Locks:  the job. Not `skip locked`: of two sleepers that are told of one job, the second is to learn that it was taken.
 -- Index:  jobs_pkey. It says `status = 'pending'` and not `is_claimable`, which would offer the planner jobs_claimable: after an
 --         analyze of an empty table that seems cheaper, and is a walk over the queue.
-create or replace function {schema}.claim_named(for_worker uuid, from_queues text[], job uuid, for_seconds double precision)
+-- Its earlier form: beside this one, a call that leaves the last arguments out would fit both.
+drop function if exists {schema}.claim_named(uuid, text[], uuid, double precision);
+create or replace function {schema}.claim_named(
+    for_worker uuid, from_queues text[], job uuid, for_seconds double precision, for_types text[] default null,
+    for_maxima integer[] default null, payload_max bigint default null)
 returns table (
     id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload text, priority smallint,
     scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
@@ -25,11 +29,17 @@ declare
     -- An assignment is evaluated as it stands; a `perform` would start an executor for it.
     commits text := set_config('synchronous_commit', 'off', true);
     time_now timestamptz := {schema}.clock();
+    has_troubles boolean := false;
 begin
+    if pg_relation_size('{schema}.job_troubles') > 0 then
+        has_troubles := exists (select from {schema}.job_troubles);
+    end if;
     return query
     update {schema}.jobs as j
     set status = 'running',
         attempts = j.attempts + 1,
+        max_attempts = coalesce(j.max_attempts, greatest(
+            coalesce(for_maxima[array_position(for_types, j.job_type::text)], 3), j.attempts + 1)),
         locked_by = for_worker,
         current_execution_id = {schema}.new_id(),
         started_at = time_now,
@@ -37,8 +47,12 @@ begin
         progress = null,
         progress_message = null
     where j.id = job and j.status = 'pending' and j.queue_name = any (from_queues) and j.scheduled_at <= time_now
-    returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text, j.payload::text, j.priority,
-        j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at, j.lease_expires_at;
+      and (for_types is null or j.job_type = any (for_types))
+      and (not has_troubles or not {schema}.is_in_trouble(j.org_id, j.id, time_now))
+    returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text,
+        case when payload_max is null or (payload_max >= 0 and {schema}.payload_weight(j.payload) <= payload_max)
+            or {schema}.fits(j.payload, payload_max) then j.payload::text end,
+        j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at, j.lease_expires_at;
     if not found and not exists (select from {schema}.jobs as j where j.id = job and j.status = 'pending') then
         return query select
             null::uuid, null::uuid, null::uuid, null::text, null::text, null::text, null::smallint, null::timestamptz,

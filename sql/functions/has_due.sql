@@ -28,3 +28,40 @@ begin
     return false;
 end
 $$;
+
+-- due_type: of some job types, one that a queue has a job of that could be claimed now; null: none.
+-- Index: jobs_claimable_by_type.
+create or replace function {schema}.due_type(queue text, of_types text[]) returns text
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+as $$
+declare
+    time_now timestamptz := {schema}.clock();
+    level integer;
+    kind text;
+begin
+    foreach kind in array coalesce(of_types, '{{}}') loop
+        level := 32768;
+        loop
+            select j.priority into level
+            from {schema}.jobs as j
+            where j.is_claimable and j.queue_name || ' ' || j.job_type = queue || ' ' || kind and j.priority < level
+            order by j.queue_name || ' ' || j.job_type, j.priority desc, j.scheduled_at, j.id
+            limit 1;
+            exit when not found;
+            perform from {schema}.jobs as j
+            where j.is_claimable and j.queue_name || ' ' || j.job_type = queue || ' ' || kind and j.priority = level::smallint
+              and j.scheduled_at <= time_now
+            limit 1;
+            if found then
+                return kind;
+            end if;
+        end loop;
+    end loop;
+    return null;
+end
+$$;

@@ -1,13 +1,17 @@
--- prune: delete finished jobs, and their history, that ended longer ago than `older_than_seconds`; one bounded batch.
+-- prune: delete finished jobs, and their history, that ended longer ago than they are kept; one bounded batch.
 --
--- In:     `after_id` is where the last batch ended: ids grow with time, so a pass walks the primary key once and is not
+-- In:     `older_than_seconds` is how long the jobs of `of_queues` are kept (null: of all queues), where the table `retention` does not
+--         say otherwise. What it says counts for every queue.
+--         `after_id` is where the last batch ended: ids grow with time, so a pass walks the primary key once and is not
 --         in the way of pending work.
 -- Out:    how many were deleted, and the id to go on from (null: the pass has reached the end).
--- Locks:  the rows, `skip locked`.
+-- Locks:  the rows, `skip locked`. Their history goes by a trigger.
 --
 -- A batch that cannot be deleted, for a table of the user's refers to one of its jobs, say, is gone through one by one, and what cannot go
 -- is put aside (job_troubles).
-create or replace function {schema}.prune(older_than_seconds double precision, after_id uuid, jobs_max integer)
+-- Its earlier form: beside this one, a call that leaves the last argument out would fit both.
+drop function if exists {schema}.prune(double precision, uuid, integer);
+create or replace function {schema}.prune(older_than_seconds double precision, after_id uuid, jobs_max integer, of_queues text[] default null)
 returns table (deleted integer, last_id uuid)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -18,11 +22,10 @@ set lock_timeout = '100ms'  -- of what triggers of the user's want; rows are not
 as $$
 #variable_conflict use_column
 declare
-    before_time timestamptz := {schema}.clock() - make_interval(secs => older_than_seconds);
+    time_now timestamptz := {schema}.clock();
     seen uuid[];
     ended uuid[];
     has_troubles boolean := exists (select from {schema}.job_troubles);
-    time_now timestamptz := {schema}.clock();
     one uuid;
     org uuid;
     state text;
@@ -31,7 +34,9 @@ begin
     select array_agg(b.id order by b.id), coalesce(array_agg(b.id) filter (where b.is_over), '{{}}')
     into seen, ended
     from (
-        select j.id, j.completed_at < before_time and not j.is_held
+        select j.id, not j.is_held and j.completed_at < time_now - make_interval(secs => coalesce(
+                (select r.keep_seconds from {schema}.retention as r where r.queue_name = j.queue_name and r.ending = j.status),
+                case when of_queues is null or j.queue_name = any (of_queues) then older_than_seconds end))
             and not (has_troubles and {schema}.is_in_trouble(j.org_id, j.id, time_now)) as is_over
         from {schema}.jobs as j
         where j.id > coalesce(after_id, '00000000-0000-0000-0000-000000000000')
@@ -41,12 +46,10 @@ begin
     begin
         with locked as materialized (
             select j.id from {schema}.jobs as j
-            where j.id = any (ended) and j.completed_at < before_time and not j.is_held
+            where j.id = any (ended) and j.completed_at is not null and not j.is_held
             for update skip locked
         ), gone as (
             delete from {schema}.jobs as j using locked where j.id = any (ended) and j.id = locked.id returning j.id
-        ), history as (
-            delete from {schema}.job_executions as e using gone where e.job_id = any (ended) and e.job_id = gone.id
         )
         select count(*) into deleted from gone;
         set constraints all immediate;
@@ -62,7 +65,7 @@ begin
         foreach one in array ended loop
             select j.org_id into org
             from {schema}.jobs as j
-            where j.id = one and j.completed_at < before_time and not j.is_held
+            where j.id = one and j.completed_at is not null and not j.is_held
             for update skip locked;
             continue when not found;
             begin
@@ -71,7 +74,6 @@ begin
                 if not found then
                     perform {schema}.refuse_unwritten();
                 end if;
-                delete from {schema}.job_executions as e where e.job_id = one;
                 set constraints all immediate;
                 deleted := deleted + 1;
             exception

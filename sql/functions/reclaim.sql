@@ -165,7 +165,7 @@ begin
                     where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
                     is_written := found;
                     if blame <> 'again' then
-                        perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1);
+                        perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1, null, lost.job_type);
                     end if;
                 end if;
                 if lost.awaited and became <> 'pending' then
@@ -235,7 +235,7 @@ begin
             where j.is_held;
         end if;
         if exists (
-            select from {schema}.jobs as j where j.suspected_with is not null and j.suspicion = 'parked' and j.is_claimable)
+            select from {schema}.jobs as j where j.suspected_with is not null and j.suspicion = 'parked' and j.status = 'pending')
         then
             next_seconds := least(next_seconds, trials_every_seconds);
         end if;
@@ -263,7 +263,7 @@ begin
     for let_out in
         select distinct on (p.suspected_with) p.id, p.org_id
         from {schema}.jobs as p
-        where p.suspected_with is not null and p.suspicion = 'parked' and p.is_claimable
+        where p.suspected_with is not null and p.suspicion = 'parked' and p.status = 'pending'
           and not {schema}.is_in_trouble(p.org_id, p.id, time_now)
           and not exists (
               select from {schema}.jobs as o
@@ -274,7 +274,7 @@ begin
         begin
             set constraints all deferred;
             perform from {schema}.jobs as j
-            where j.id = let_out.id and j.suspicion = 'parked' and j.is_claimable
+            where j.id = let_out.id and j.suspicion = 'parked' and j.status = 'pending'
             for no key update skip locked;
             if found then
                 update {schema}.jobs as j set suspicion = 'on_trial', scheduled_at = time_now where j.id = let_out.id;

@@ -27,7 +27,7 @@ language plpgsql volatile
 as $$
 begin
     delete from {schema}.sleepers as s where s.worker_id = worker;
-    perform {schema}.wake(q.name, {schema}.clock(), 1)
+    perform {schema}.wake(q.name, {schema}.clock(), 1), {schema}.wake_able(q.name, worker)
     from {schema}.worker_heartbeats as w, unnest(w.queues) as q(name)
     where w.worker_id = worker;
     delete from {schema}.worker_heartbeats as w where w.worker_id = worker;

@@ -117,7 +117,8 @@ begin
             -- What is to be buried and still runs was kept from its grave above, by a trigger of the user's.
             where (e.kind <> 'bury' or j.status = 'cancelled')
               and e.kind <> 'complete' and j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
-            returning j.id, e.execution_id, j.org_id, j.queue_name, j.status, j.awaited, j.started_at, j.created_at, j.scheduled_at,
+            returning j.id, e.execution_id, j.org_id, j.queue_name, j.job_type, j.status, j.awaited, j.started_at, j.created_at,
+                j.scheduled_at,
                 j.attempts + case when j.status = 'pending' and e.kind in ('snooze', 'release') then 1 else 0 end as attempt,
                 case when j.status = 'cancelled' then 'cancelled' else e.outcome end as outcome, e.error
         ), history as (
@@ -127,10 +128,10 @@ begin
                 coalesce(t.started_at, t.created_at), {schema}.clock(), t.error
             from ended as t
         ), woken as (
-            select {schema}.wake(t.queue_name, min(t.scheduled_at), count(*))
+            select {schema}.wake(t.queue_name, min(t.scheduled_at), count(*), null, t.job_type)
             from ended as t
             where t.status = 'pending' and exists (select from {schema}.sleepers)
-            group by t.queue_name
+            group by t.queue_name, t.job_type
         )
         select count(*), count(*) filter (where t.status = 'cancelled' or t.awaited) + (select 0 * count(*) from woken)
         into settled_here, notable_here

@@ -1,11 +1,15 @@
 -- fall_asleep, wake_up: a worker publishes that it sleeps on its queues, or that it does not. See runtime/sleep.py.
-create or replace function {schema}.fall_asleep(worker uuid, on_queues text[]) returns void
+-- `for_types` is what it has handlers for; null: whatever its queues have.
+-- Its earlier form: beside this one, a call that leaves the last argument out would fit both.
+drop function if exists {schema}.fall_asleep(uuid, text[]);
+create or replace function {schema}.fall_asleep(worker uuid, on_queues text[], for_types text[] default null) returns void
 language sql volatile
 set synchronous_commit = off
 as $$
-    insert into {schema}.sleepers (queue_name, worker_id)
-    select q.name, worker from unnest(on_queues) as q(name)
-    on conflict (queue_name, worker_id) do nothing
+    insert into {schema}.sleepers as s (queue_name, worker_id, job_types)
+    select distinct q.name, worker, for_types from unnest(on_queues) as q(name)
+    on conflict (queue_name, worker_id) do update set job_types = excluded.job_types
+    where s.job_types is distinct from excluded.job_types
 $$;
 
 -- A worker that stops sleeping because it is full passes on the wake-up that found it so: `hand_on` names the queues.
@@ -15,8 +19,7 @@ as $$
 begin
     perform set_config('synchronous_commit', 'off', true);
     delete from {schema}.sleepers as s where s.worker_id = worker;
-    perform {schema}.wake(q.name, {schema}.clock(), 1)
-    from unnest(hand_on) as q(name)
-    where {schema}.has_due(q.name);
+    perform {schema}.wake_able(q.name, worker)
+    from unnest(hand_on) as q(name);
 end
 $$;

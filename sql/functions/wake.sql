@@ -7,9 +7,13 @@
 --
 -- `job` is the one it is about, when there is one, which a worker may take by its key (runtime/named.py). A transaction names the
 -- first that is due, and no more: the wake-ups for all others are alike, so that PostgreSQL merges them.
--- Its earlier form, without `job`: beside this one, a call that leaves that out would fit both.
+-- `of_type` is what the jobs are; sleepers that have no handler for it are left alone. Null: it may be anything.
+-- Its earlier forms: beside this one, a call that leaves the last arguments out would fit both.
 drop function if exists {schema}.wake(text, timestamptz, bigint);
-create or replace function {schema}.wake(queue text, due_at timestamptz, jobs bigint, job text default null) returns void
+drop function if exists {schema}.wake(text, timestamptz, bigint, text);
+create or replace function {schema}.wake(
+    queue text, due_at timestamptz, jobs bigint, job text default null, of_type text default null)
+returns void
 language plpgsql volatile
 as $$
 declare
@@ -30,8 +34,40 @@ begin
         from {schema}.sleepers as sleeper
         where sleeper.queue_name = queue
           and (due_at <= time_now or sleeper.expects_at > due_at or sleeper.expects_at <= time_now)
+          and (of_type is null or sleeper.job_types is null or of_type = any (sleeper.job_types))
         order by random()
         limit greatest(2, least(jobs, 64))
     ) as s;
+end
+$$;
+
+-- wake_able: wake sleepers of one queue that have a handler for a job that is due there, if there is such a job.
+--
+-- Naively: wake two of the queue's sleepers whenever something is due. Where the head of a queue is full of jobs that they have no
+-- handlers for, each claim of a full worker would wake them in vain, and whoever has a handler for what stands behind, never.
+create or replace function {schema}.wake_able(queue text, but_not uuid default null) returns void
+language plpgsql volatile
+as $$
+declare
+    sleepers_max constant integer := 8;  -- asked at each call; the next call asks others
+    sleeper record;
+    kind text;
+begin
+    if not {schema}.has_due(queue) then
+        return;
+    end if;
+    for sleeper in
+        select s.job_types
+        from {schema}.sleepers as s
+        where s.queue_name = queue and s.worker_id is distinct from but_not
+        order by random()
+        limit sleepers_max
+    loop
+        kind := {schema}.due_type(queue, sleeper.job_types);
+        if kind is not null or sleeper.job_types is null then
+            perform {schema}.wake(queue, {schema}.clock(), 1, null, kind);
+            return;
+        end if;
+    end loop;
 end
 $$;

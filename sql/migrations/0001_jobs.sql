@@ -12,8 +12,6 @@
 --    the conditions of its triggers, took 130 of the 310 microseconds that a claim of one job takes. So those are short.
 -- 3. Ids are uuids in version 7 order, so the primary key grows at one end.
 
-create schema if not exists {schema};
-
 -- The one clock of the queue: the database's, or what a session has set `pgnotifyq.clock` to (tests make time a rule
 -- with it). Volatile, so that a lease is counted from after the wait for a row lock; a function that compares it with an
 -- indexed column reads it into a variable first.

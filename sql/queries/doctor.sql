@@ -7,7 +7,8 @@ with workers as materialized (
     select n.name, n.wanted
     from (values ('jobs', '{{select,insert,update,delete}}'::text[]), ('job_executions', '{{select,insert,delete}}'),
         ('dead_letter_jobs', '{{select,insert,delete}}'), ('worker_heartbeats', '{{select,insert,update,delete}}'),
-        ('sleepers', '{{select,insert,update,delete}}'), ('job_troubles', '{{select,insert,update,delete}}')) as n(name, wanted)
+        ('sleepers', '{{select,insert,update,delete}}'), ('job_troubles', '{{select,insert,update,delete}}'),
+        ('handlers', '{{select,insert,update,delete}}'), ('retention', '{{select}}')) as n(name, wanted)
 )
 select
     current_setting('server_version') as server_version,
@@ -18,7 +19,8 @@ select
      from needed as n, unnest(n.wanted) as p(wanted)
      where not has_table_privilege(current_user, '{schema}.' || n.name, p.wanted)) as rights_missing,
     (select count(*) from pg_proc as p
-     where p.pronamespace = to_regnamespace({schema_text}) and not has_function_privilege(current_user, p.oid, 'execute'))
+     where p.pronamespace = to_regnamespace({schema_text}) and p.prorettype <> 'trigger'::regtype
+       and not has_function_privilege(current_user, p.oid, 'execute'))
         as functions_refused,
     current_setting('transaction_read_only') = 'on' as is_read_only,
     pg_is_in_recovery() as is_standby,

@@ -9,14 +9,13 @@ with found as materialized (
     from {schema}.worker_heartbeats as w
     where w.state = 'running'
       and (select f.queue_name from found as f) = any (w.queues)
+      and (exists (select from {schema}.handlers as h
+                   where h.worker_id = w.worker_id and h.job_type = (select f.job_type from found as f))
+           or not exists (select from {schema}.handlers as h where h.worker_id = w.worker_id))
       and {schema}.is_alive(w.worker_id)
 )
 select
-    case
-        when f.status = 'cancelled' and f.is_held then 'stopping'
-        when f.status = 'pending' and f.scheduled_at > f.now and f.attempts > 0 then 'retrying'
-        when f.status = 'pending' and f.scheduled_at > f.now then 'scheduled'
-        else f.status end as label,
+    {schema}.label(f.status, f.is_held, f.attempts, f.scheduled_at, f.now) as label,
     case when f.status = 'pending' then {schema}.seconds_until(f.scheduled_at, f.now) end as due_in_seconds,
     {schema}.seconds_until(f.lease_expires_at, f.now) as lease_seconds_left,
     case when f.status = 'pending' then (

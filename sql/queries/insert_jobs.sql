@@ -2,9 +2,12 @@
 --
 -- Not a function, for there is nothing to decide and nothing to plan: enqueue and enqueue_many take 20 to 30 microseconds longer.
 -- All jobs of a batch have one time, so that those due now are claimed in order of id, which is the order they were given in.
-insert into {schema}.jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts)
-select n.id, n.org_id, n.queue_name, n.job_type, n.payload::jsonb, n.priority,
-    coalesce(n.scheduled_at, c.now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts
+-- A queue that is null was not said: the handler's is taken, when one is known (functions/handlers.sql).
+insert into {schema}.jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, queue_not_said)
+select n.id, n.org_id, coalesce(n.queue_name, k.queue_name, 'default'), n.job_type, n.payload::jsonb, n.priority,
+    coalesce(n.scheduled_at, c.now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts,
+    n.queue_name is null and k.queue_name is null
 from (select {schema}.clock() as now offset 0) as c,
     unnest(%s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::timestamptz[], %s::float8[],
-        %s::integer[]) as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts)
+        %s::integer[]) as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts),
+    lateral (select case when n.queue_name is null then {schema}.queue_of(n.job_type) end as queue_name offset 0) as k

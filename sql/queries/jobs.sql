@@ -5,15 +5,11 @@ select j.id, j.org_id, j.queue_name, j.job_type, case when u.payload is null the
     j.priority, j.status, j.scheduled_at, j.attempts, j.max_attempts, j.locked_by, j.current_execution_id, j.lease_expires_at,
     j.started_at, j.completed_at, left(j.error_message, 10000) as error_message,
     case when u.result is null then j.result else to_jsonb(format('(%%s bytes are more than is read)', u.result)) end as result,
-    j.progress, left(j.progress_message, 10000) as progress_message, j.unique_key, j.created_at
+    j.progress, left(j.progress_message, 10000) as progress_message, j.unique_key, j.created_at, j.label
 from (
-    select j.*
+    select j.*, {schema}.label(j.status, j.is_held, j.attempts, j.scheduled_at, c.now) as label
     from {schema}.jobs as j, (select {schema}.clock() as now offset 0) as c
-    where (%(label)s::text is null or %(label)s = case
-            when j.status = 'cancelled' and j.is_held then 'stopping'
-            when j.status = 'pending' and j.scheduled_at > c.now and j.attempts > 0 then 'retrying'
-            when j.status = 'pending' and j.scheduled_at > c.now then 'scheduled'
-            else j.status end)
+    where (%(label)s::text is null or %(label)s = {schema}.label(j.status, j.is_held, j.attempts, j.scheduled_at, c.now))
       and (%(queue)s::text is null or j.queue_name = %(queue)s)
       and (%(job_type)s::text is null or j.job_type = %(job_type)s)
       and (%(org_id)s::uuid is null or j.org_id = %(org_id)s)

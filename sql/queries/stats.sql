@@ -1,17 +1,20 @@
 -- stats: what each queue holds, by name. Reads every job: for people and dashboards, not for every second.
 with counted as (
-    select j.queue_name,
-        count(*) filter (where j.status = 'pending' and j.scheduled_at <= c.now) as pending,
-        count(*) filter (where j.status = 'pending' and j.scheduled_at > c.now and j.attempts = 0) as scheduled,
-        count(*) filter (where j.status = 'pending' and j.scheduled_at > c.now and j.attempts > 0) as retrying,
-        count(*) filter (where j.status = 'running') as running,
-        count(*) filter (where j.status = 'cancelled' and j.is_held) as stopping,
-        count(*) filter (where j.status = 'completed') as completed,
-        count(*) filter (where j.status = 'cancelled' and not j.is_held) as cancelled,
-        -{schema}.seconds_until(min(j.scheduled_at) filter (where j.status = 'pending' and j.scheduled_at <= c.now), min(c.now))
-            as oldest_due_seconds
-    from {schema}.jobs as j, (select {schema}.clock() as now offset 0) as c
-    group by j.queue_name
+    select l.queue_name,
+        count(*) filter (where l.label = 'pending') as pending,
+        count(*) filter (where l.label = 'scheduled') as scheduled,
+        count(*) filter (where l.label = 'retrying') as retrying,
+        count(*) filter (where l.label = 'running') as running,
+        count(*) filter (where l.label = 'stopping') as stopping,
+        count(*) filter (where l.label = 'completed') as completed,
+        count(*) filter (where l.label = 'cancelled') as cancelled,
+        -{schema}.seconds_until(min(l.scheduled_at) filter (where l.label = 'pending'), max(l.now)) as oldest_due_seconds
+    from (
+        select j.queue_name, j.scheduled_at, c.now,
+            {schema}.label(j.status, j.is_held, j.attempts, j.scheduled_at, c.now) as label
+        from {schema}.jobs as j, (select {schema}.clock() as now offset 0) as c
+    ) as l
+    group by l.queue_name
 ), dead as (
     select d.queue_name, count(*) as dead from {schema}.dead_letter_jobs as d group by d.queue_name
 )

@@ -188,13 +188,19 @@ class EventLog:
             assert all(held) or not any(held), f"I6: half a lease: {row}"
             assert not held[0] or row["status"] in {Status.RUNNING, Status.CANCELLED}, f"I6: a lease of what does not run: {row}"
             assert held[0] or row["status"] != Status.RUNNING, f"I6: running without a lease: {row}"
-            assert 0 <= row["attempts"] <= row["max_attempts"], f"I7: more attempts than there may be: {row}"
-            assert row["status"] != Status.PENDING or row["attempts"] < row["max_attempts"], f"I7: exhausted, not dead: {row}"
+            assert row["max_attempts"] is not None or row["attempts"] == 0, (
+                f"a claim did not settle how many attempts there are: {row}"
+            )
+            maximum = row["max_attempts"] or 1
+            assert 0 <= row["attempts"] <= maximum, f"I7: more attempts than there may be: {row}"
+            assert row["status"] != Status.PENDING or row["attempts"] < maximum, f"I7: exhausted, not dead: {row}"
         executions = [row["current_execution_id"] for row in jobs.values() if row["current_execution_id"]]
         assert len(executions) == len(set(executions)), "I3: an execution holds two jobs"
         assert not self.history.keys() & set(executions), "I3: an execution has ended and holds its job"
         keys = [
-            (row["org_id"], row["unique_key"]) for row in jobs.values() if row["unique_key"] and row["status"] not in FINISHED
+            (row["org_id"], row["job_type"], row["unique_key"])
+            for row in jobs.values()
+            if row["unique_key"] and row["status"] not in FINISHED
         ]
         assert len(keys) == len(set(keys)), "two unfinished jobs have one unique key"
 
@@ -252,7 +258,8 @@ class EventLog:
         assert self.jobs[entry.job_id] == old, "the log does not tell everything"
         self.jobs[entry.job_id] = new
         changed = {name for name in new if new[name] != old[name]}
-        assert not changed & set(IDENTITY), f"a job became another: {changed}"
+        said = {"max_attempts"} if old["max_attempts"] is None and new["status"] == Status.RUNNING else set()
+        assert not changed & set(IDENTITY) - said, f"a job became another: {changed}"
         change = (old["status"], new["status"])
         assert change[0] == change[1] or change in LEGAL_STATUS_CHANGES, f"I5: {change}"
         if old["status"] in FINISHED and old["current_execution_id"] is None:

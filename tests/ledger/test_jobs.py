@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 from pgnotifyq.ledger import jobs, workers
 from pgnotifyq.ledger.migrate import migrate
 from pgnotifyq.ledger.statements import query
-from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, SchemaMissing, UniqueKeyHeld
+from pgnotifyq.model.errors import ConfigError, InvalidPayload, SchemaMissing, UniqueKeyHeld
 from pgnotifyq.model.job import JobId, NewJob, OrgId
 from pgnotifyq.model.states import Status
 from pgnotifyq.wire.connection import Connection, connect, open_connection
@@ -268,14 +268,6 @@ async def test_ids_of_a_batch_ascend() -> None:
     ids = list(jobs.new_ids(20_000))
     assert ids == sorted(set(ids))
     assert {(one.version, one.variant) for one in ids} == {(7, uuid.RFC_4122)}
-
-
-async def test_the_database_refuses_what_the_client_would(connection: Link) -> None:
-    """The function checks by itself, and its refusal is typed."""
-    job = NewJob(job_type="noop", unique_key="goes by the function")
-    object.__setattr__(job, "job_type", "no spaces")
-    with pytest.raises(InvalidJob, match="no spaces"):
-        await jobs.enqueue(connection, SCHEMA, job)
 
 
 async def test_a_schema_that_is_not_there(connection: Link) -> None:

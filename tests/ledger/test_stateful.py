@@ -634,11 +634,12 @@ class Everybody(RuleBasedStateMachine):
             row = self.log.jobs[str(job_id)]
             if job_id in self.enqueued:
                 assert job.unique_key is not None and row["status"] not in FINISHED, f"an id was given twice: {row}"
-                assert (row["org_id"], row["unique_key"]) == (str(job.org_id), job.unique_key), "another's job"
+                found = (row["org_id"], row["job_type"], row["unique_key"])
+                assert found == (str(job.org_id), job.job_type, job.unique_key), "another's job"
                 self._saw("a unique key that was held")
                 continue
             assert str(job_id) in written, "I1: acknowledged, and not written"
-            told = (job.queue_name, job.job_type, job.priority, job.max_attempts, str(job.org_id), job.unique_key)
+            told = (job.queue_name or "default", job.job_type, job.priority, job.max_attempts, str(job.org_id), job.unique_key)
             names = ("queue_name", "job_type", "priority", "max_attempts", "org_id", "unique_key")
             assert told == tuple(row[name] for name in names)
             assert datetime.fromisoformat(row["scheduled_at"]) == self.now + timedelta(seconds=job.delay_seconds or 0)
@@ -763,8 +764,10 @@ class Everybody(RuleBasedStateMachine):
 
     def _holds_key(self, letter: dict[str, Any]) -> bool:
         """Tell whether an unfinished job holds the unique key of a dead letter."""
-        key = (letter["org_id"], letter["unique_key"])
-        held = [(row["org_id"], row["unique_key"]) for row in self.log.jobs.values() if row["status"] not in FINISHED]
+        key = (letter["org_id"], letter["job_type"], letter["unique_key"])
+        held = [
+            (row["org_id"], row["job_type"], row["unique_key"]) for row in self.log.jobs.values() if row["status"] not in FINISHED
+        ]
         return letter["unique_key"] is not None and key in held
 
     def _is_due(self, row: dict[str, Any]) -> bool:

@@ -299,3 +299,21 @@ async def test_awaited_job_that_is_stopping(connection: Link, ears: Ears) -> Non
     await settle(connection, job, PLAIN_COMPLETION)
     assert await ears.heard() == [("waiters", str(job_id))]
     assert (await existing(connection, job_id))["status"] == "cancelled"
+
+
+async def test_sleepers_are_woken_for_what_they_have_handlers_for(connection: Link, ears: Ears) -> None:
+    """An insert, a retry, a release of a handler's queue and a full worker's claim leave those alone who could only look in vain."""
+    await connection.execute("delete from pgnotifyq.sleepers")
+    await connection.execute("select pgnotifyq.fall_asleep(%s, '{default}', '{mine}')", (ANN,))
+    await enqueue(connection, "other")
+    assert await ears.heard() == []
+    job = await claim_one(connection)
+    await settle(connection, job, ENDINGS["release"])
+    assert await ears.heard() == []
+    await connection.execute("select pgnotifyq.wake_up(%s, '{default}')", (BOB,))
+    assert await ears.heard() == []
+    await enqueue(connection, "mine", priority=-1)
+    assert [who for who, _ in await ears.heard()] == ["ann"]
+    await enqueue(connection, "other", priority=5)
+    await claim_one(connection, worker=BOB)  # full: what is due behind is for others, and one of them can run it
+    assert [who for who, _ in await ears.heard()] == ["ann"]

@@ -213,8 +213,8 @@ MUTANTS = (
     Mutant(
         "claim before its time",
         SQL + "claim.sql",
-        " and j.scheduled_at <= time_now",
-        "",
+        "and j.scheduled_at <= time_now and (j.scheduled_at, j.id) >= (from_time, from_id)\n                      and (for_types",
+        "and (j.scheduled_at, j.id) >= (from_time, from_id)\n                      and (for_types",
         ("ledger/test_claiming.py::test_job_of_the_future_behind_one_that_is_due",),
     ),
     # Cancel.

@@ -22,8 +22,10 @@ from pgnotifyq import (
     Retry,
     RetryPolicy,
     Snooze,
+    open_client,
 )
-from tests.ledger.support import fetch
+from pgnotifyq.ledger.statements import query
+from tests.ledger.support import SCHEMA, fetch
 from tests.runtime.support import Workplace
 
 Payload = dict[str, Any]
@@ -186,25 +188,48 @@ async def test_timeout(place: Workplace) -> None:
 
 
 async def test_type_that_nobody_handles(place: Workplace) -> None:
-    """An unknown type is a visible failure that loses nothing: tried again, then dead, never done; requeued it can still run."""
+    """An unknown type is never taken for done, nor charged: it waits, seen by whoever looks, until a handler is registered."""
     registry = JobRegistry()
+
+    @registry.handler()
+    async def known(payload: Payload) -> None:
+        await trio.lowlevel.checkpoint()
+
     worker = await place.start(registry)
     job_id = await place.enqueue("unheard_of", max_attempts=2, payload='{"a": 1}')
-    await worker.log.wait(EventName.JOB_RETRIED, job_id=job_id)
+    behind = await place.enqueue("known")
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=behind)
     job = await place.job(job_id)
-    assert (job["status"], job["payload"]) == ("pending", {"a": 1})
-    assert "no handler is registered for job type 'unheard_of'" in job["error_message"]
-    await place.connection.execute("update pgnotifyq.jobs set scheduled_at = clock_timestamp()")
-    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
-    letter = await place.dead_letter(job_id)
-    assert (letter["reason"], letter["payload"]) == ("unknown_job_type", {"a": 1})
+    assert (job["status"], job["attempts"], job["payload"]) == ("pending", 0, {"a": 1})
+    async with open_client(place.dsn) as client:
+        assert (await client.explain(job_id)).workers == 0
+    ((queue, job_type, jobs, _),) = await fetch(place.connection, query("unserved", SCHEMA).decode())
+    assert (queue, job_type, jobs) == ("default", "unheard_of", 1)
 
     @registry.handler()
     async def unheard_of(payload: Payload) -> None:
         await trio.lowlevel.checkpoint()
 
-    await place.connection.execute("select pgnotifyq.requeue(%s)", (job_id,))
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    assert await place.history(job_id) == [(1, "completed")]
+    assert await fetch(place.connection, query("unserved", SCHEMA).decode()) == []
+
+
+async def test_handler_that_vanishes_between_claim_and_run(place: Workplace) -> None:
+    """A job whose type was known when it was claimed fails visibly, and loses nothing: tried again, then dead."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    async def fleeting(payload: Payload) -> None:
+        raise AssertionError("it was gone")
+
+    worker = await place.start(registry)
+    registry.find = lambda job_type: None  # type: ignore[method-assign]
+    job_id = await place.enqueue("fleeting", max_attempts=1, payload='{"a": 1}')
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    letter = await place.dead_letter(job_id)
+    assert (letter["reason"], letter["payload"]) == ("unknown_job_type", {"a": 1})
+    assert "no handler is registered for job type 'fleeting'" in letter["error_message"]
 
 
 async def test_type_registered_twice(place: Workplace) -> None:

@@ -1,0 +1,70 @@
+"""How much one claim asks for, in rows and in bytes: less after one that failed or was late, then more again.
+
+A claim has a deadline. One that cannot be kept, for the payloads are large, the network is slow or the disk is, is rolled back or lost
+with its connection, and the same claim again would end the same way, for ever. So each that fails halves what the next asks for, down
+to a single job, and each that succeeds doubles it, up to what it was. A server that is merely away costs a few small claims afterwards.
+
+Pure: no clock, and no randomness.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from pgnotifyq.ledger.claims import CLAIM_BYTES_MAX
+from pgnotifyq.model.config import CONCURRENCY_MAX
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+# A claim of one job is not bounded by bytes, so less than this changes nothing for small payloads.
+CLAIM_BYTES_MIN = 64 << 10
+
+
+class Asked(Protocol):
+    """What a claim asks for."""
+
+    rows: int
+    bytes_max: int
+
+
+@attrs.define
+class ClaimSize:
+    """What the next claim of one worker asks for, at the most. A claim is made within `with size.of(free) as asked`."""
+
+    rows_max: int = CONCURRENCY_MAX
+    bytes_max: int = CLAIM_BYTES_MAX
+
+    def of(self, free: int) -> Try:
+        """Return what to ask for when so many slots are free."""
+        return Try(self, min(free, self.rows_max), self.bytes_max)
+
+    def failed(self, rows: int) -> None:
+        """Note that a claim of so many rows failed, or was late."""
+        self.rows_max = max(min(rows, self.rows_max) // 2, 1)
+        self.bytes_max = max(self.bytes_max // 2, CLAIM_BYTES_MIN)
+
+    def succeeded(self) -> None:
+        """Note that a claim was answered."""
+        self.rows_max = min(self.rows_max * 2, CONCURRENCY_MAX)
+        self.bytes_max = min(self.bytes_max * 2, CLAIM_BYTES_MAX)
+
+
+@attrs.define
+class Try:
+    """One claim. Left by an exception, a cancel at its deadline included, it has failed."""
+
+    _size: ClaimSize
+    rows: int
+    bytes_max: int
+
+    def __enter__(self) -> Asked:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        if kind is None:
+            self._size.succeeded()
+        else:
+            self._size.failed(self.rows)

@@ -1,0 +1,288 @@
+"""A worker takes only job types that it has handlers for, and what it says of them counts for jobs that say nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pgnotifyq.ledger import claims, jobs, workers
+from pgnotifyq.model.job import NewJob
+from pgnotifyq.wire.connection import Connection
+from tests.ledger.support import ANN, BOB, ENDINGS, SCHEMA, claim_one, enqueue, existing, fetch, pass_time, settle, value
+from tests.ledger.test_plans import PAGES_MAX, TIMES, fill, pages, untended
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgnotifyq.model.job import JobId
+
+__all__ = ["untended"]
+
+Link = Connection[Any]
+MANY = 20_000
+
+
+async def take(connection: Link, jobs_max: int, *types: str, queues: Sequence[str] = ("default",), **more: Any) -> claims.Claim:
+    """Claim jobs of some types."""
+    return await claims.claim(
+        connection, SCHEMA, worker_id=ANN, queues=queues, jobs_max=jobs_max, lease_seconds=60.0,
+        only=claims.wanted(dict.fromkeys(types)), **more,
+    )  # fmt: skip
+
+
+def ids(found: claims.Claim) -> list[JobId]:
+    """Return the ids of what was claimed, in order."""
+    return [job.id for job in found.jobs]
+
+
+async def register(connection: Link, *handlers: tuple[str, str | None, int | None], worker: Any = ANN) -> None:
+    """Publish a worker with handlers: type, queue, attempts."""
+    await workers.register(
+        connection, SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0", has_session=False,
+        lease_seconds=60.0,
+    )  # fmt: skip
+    await workers.publish_handlers(connection, SCHEMA, worker, list(handlers))
+
+
+async def test_types_of_others_are_left(connection: Link) -> None:
+    """What the worker has no handler for stays pending and uncharged, whether it stands first or in between."""
+    enqueued = [await enqueue(connection, job_type) for job_type in ("other", "a", "b", "other", "a")]
+    found = await take(connection, 10, "a", "b")
+    assert ids(found) == [enqueued[place] for place in (1, 2, 4)]
+    assert (found.ran_dry, found.is_contended, found.next_due_seconds) == (True, False, None)
+    for place in (0, 3):
+        job = await existing(connection, enqueued[place])
+        assert (job["status"], job["attempts"]) == ("pending", 0)
+    assert ids(await take(connection, 10, "other")) == [enqueued[0], enqueued[3]]
+
+
+async def test_order_among_others(connection: Link) -> None:
+    """Priority, then time, then queue preference hold as ever, wherever others' jobs stand."""
+    mine: list[JobId] = []
+    for queue in ("default", "second"):
+        for priority in (5, 0, -5):
+            await enqueue(connection, "other", queue_name=queue, priority=priority)
+            for day in (1, 2):
+                for hour, job_type in enumerate(("a", "b")):
+                    due = f"2020-01-0{day} 0{hour}:00+00"
+                    made = await enqueue(connection, job_type, queue_name=queue, priority=priority, scheduled_at=due)
+                    mine += [made]
+            await enqueue(connection, "other", queue_name=queue, priority=priority, scheduled_at="2019-01-01")
+    taken: list[JobId] = []
+    for jobs_max in (1, 4, 2, 20):
+        taken += ids(await take(connection, jobs_max, "a", "b", queues=("default", "second")))
+    assert taken == mine
+
+
+async def test_worker_without_handlers(connection: Link) -> None:
+    """It takes nothing, and has nothing to look for."""
+    await enqueue(connection)
+    found = await take(connection, 5)
+    assert (found.jobs, found.ran_dry, found.next_due_seconds) == ([], True, None)
+
+
+async def test_next_due_is_of_its_own_types(connection: Link) -> None:
+    """A worker is told when its own next job falls due, not when another's does."""
+    await connection.execute("select set_config('pgnotifyq.clock', '2030-01-01 00:00:00+00', false)")
+    await enqueue(connection, "other", scheduled_at="2030-01-01 00:00:10+00", priority=3)
+    await enqueue(connection, "other")
+    await enqueue(connection, "mine", scheduled_at="2030-01-01 00:01:00+00")
+    found = await take(connection, 5, "mine")
+    assert (found.jobs, found.next_due_seconds, found.is_contended) == ([], 60.0, False)
+
+
+async def test_job_of_its_own_that_is_locked_among_others(connection: Link, other: Link) -> None:
+    """A due job whose row somebody holds is waited for, though others' jobs stand before it."""
+    await enqueue(connection, "other")
+    await enqueue(connection, "mine")
+    async with other.transaction():
+        await other.execute("select from pgnotifyq.jobs where job_type = 'mine' for update")
+        found = await take(connection, 5, "mine")
+        assert (found.jobs, found.ran_dry, found.is_contended) == ([], True, True)
+    assert len((await take(connection, 5, "mine")).jobs) == 1
+
+
+@pytest.mark.parametrize("own_first", [False, True])
+async def test_queue_whose_head_is_full_of_others(untended: Link, other: Link, own_first: bool) -> None:
+    """The claim touches no more pages with many jobs of others before its own than without, and finds its own."""
+    statement = (
+        f"select * from pgnotifyq.claim('{ANN}', array['default'], 10, 60, for_types => array['mine', 'too'],"
+        " for_maxima => array[null, null]::integer[])"
+    )
+    for job_type in ("other", "mine"):  # so that all of it is planned while there is next to nothing
+        await enqueue(other, job_type)
+    for _ in range(TIMES):
+        await pages(untended, statement)
+    if own_first:
+        await enqueue(other, "mine", scheduled_at="2020-01-01")
+    await fill(other, MANY)
+    await fill(other, MANY, priority=7)
+    await other.execute(
+        "insert into pgnotifyq.jobs (job_type) select case when n % 2 = 0 then 'mine' else 'too' end from generate_series(1, 20) n"
+    )
+    assert await pages(untended, statement) < PAGES_MAX
+    assert len((await take(untended, 10, "mine", "too")).jobs) == 10
+
+
+async def test_claim_that_goes_on_among_others(connection: Link) -> None:
+    """A claim that goes on behind the last job of another passes over others' jobs too, of any number."""
+    enqueued = [await enqueue(connection, job_type) for job_type in ("mine", "other", "mine", "other", "mine")]
+    (first,) = (await take(connection, 1, "mine")).jobs
+    found = await take(connection, 5, "mine", after=first)
+    assert [first.id, *ids(found)] == [enqueued[place] for place in (0, 2, 4)]
+
+
+async def test_claim_by_name(connection: Link) -> None:
+    """A wake-up that names a job of another's type brings nothing, and the job is still there."""
+    job_id = await enqueue(connection, "other")
+    named = await claims.claim_named(
+        connection, SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0,
+        only=claims.wanted({"mine": None}),
+    )  # fmt: skip
+    assert (named.job, named.is_still_there) == (None, True)
+
+
+# What the handler says
+
+
+@pytest.mark.parametrize("way", ["raw", "function", "one", "many", "copied", "keyed", "by name"])
+async def test_attempts_that_nobody_said(connection: Link, way: str) -> None:
+    """However a job is enqueued that says nothing, it has the handler's attempts from its first claim on; without any, three."""
+    if way == "raw":
+        await connection.execute("insert into pgnotifyq.jobs (job_type) values ('mine')")
+    elif way in {"function", "by name"}:
+        await enqueue(connection, "mine")
+    elif way in {"one", "keyed"}:
+        await jobs.enqueue(connection, SCHEMA, NewJob(job_type="mine", unique_key="k" if way == "keyed" else None))
+    else:
+        await jobs.enqueue_many(connection, SCHEMA, [NewJob(job_type="mine")] * (2 if way == "many" else 101))
+    assert await value(connection, "select count(*) from pgnotifyq.jobs where max_attempts is not null") == 0
+    job_id = await value(connection, "select id from pgnotifyq.jobs order by id limit 1")
+    only = claims.wanted({"another": 9, "mine": 5})
+    if way == "by name":
+        job = (
+            await claims.claim_named(
+                connection, SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0, only=only
+            )
+        ).job
+    else:
+        found = await claims.claim(
+            connection, SCHEMA, worker_id=ANN, queues=["default"], jobs_max=1, lease_seconds=60.0, only=only
+        )
+        (job,) = found.jobs
+    assert job is not None and (job.id, job.max_attempts) == (job_id, 5)
+    await settle(connection, job.whole, ENDINGS["release"])
+    assert (await existing(connection, job_id))["max_attempts"] == 5
+
+
+async def test_attempts_that_neither_said(connection: Link) -> None:
+    """Three; and what the job says itself stands."""
+    await enqueue(connection, "mine")
+    await enqueue(connection, "mine", max_attempts=7)
+    assert [job.max_attempts for job in (await take(connection, 2, "mine")).jobs] == [3, 7]
+
+
+@pytest.mark.parametrize("attempts", [0, 3, 999])
+async def test_attempts_written_by_hand(connection: Link, attempts: int) -> None:
+    """A row that says many attempts and no maximum runs once more, and breaks no rule of the table."""
+    await connection.execute("insert into pgnotifyq.jobs (job_type, attempts) values ('mine', %s)", (attempts,))
+    (job,) = (await take(connection, 1, "mine")).jobs
+    assert (job.attempts, job.max_attempts) == (attempts + 1, max(3, attempts + 1))
+
+
+async def test_a_thousand_attempts_are_the_bound_of_all(connection: Link) -> None:
+    """A row without a maximum cannot say more attempts than a job may have."""
+    with pytest.raises(Exception, match="attempt"):
+        await connection.execute("insert into pgnotifyq.jobs (job_type, attempts) values ('mine', 1000)")
+
+
+WAYS = ["function", "one", "keyed", "many", "copied"]
+
+
+async def enqueue_by(connection: Link, way: str, queue: str | None = None) -> None:
+    """Enqueue jobs of type `mine` in some way."""
+    if way == "function":
+        await enqueue(connection, "mine", **({} if queue is None else {"queue_name": queue}))
+    elif way in {"one", "keyed"}:
+        job = NewJob(job_type="mine", unique_key="k" if way == "keyed" else None, queue_name=queue)
+        await jobs.enqueue(connection, SCHEMA, job)
+    else:
+        await jobs.enqueue_many(connection, SCHEMA, [NewJob(job_type="mine", queue_name=queue)] * (2 if way == "many" else 101))
+
+
+async def queues(connection: Link) -> list[Any]:
+    """Return the queues that hold jobs."""
+    return [row[0] for row in await fetch(connection, "select distinct queue_name from pgnotifyq.jobs order by 1")]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_queue_that_nobody_said(connection: Link, way: str) -> None:
+    """A job that names no queue goes to that of its handler, when a worker has published one; one that does, stays."""
+    await register(connection, ("mine", "images", None))
+    await enqueue_by(connection, way)
+    assert await queues(connection) == ["images"]
+    await connection.execute("delete from pgnotifyq.jobs")
+    await enqueue_by(connection, way, "default")
+    await register(connection, ("mine", "images", None), worker=BOB)
+    assert await queues(connection) == ["default"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_queue_said_by_the_first_worker_to_come(connection: Link, way: str) -> None:
+    """Enqueued before any handler is known, the job moves to its handler's queue when that is published, and wakes its sleepers."""
+    await enqueue_by(connection, way)
+    assert await queues(connection) == ["default"]
+    await register(connection, ("another", "images", None), worker=BOB)
+    assert await queues(connection) == ["default"]
+    await register(connection, ("mine", "images", None))
+    assert await queues(connection) == ["images"]
+    await register(connection, ("mine", "elsewhere", None), worker=BOB)
+    assert await queues(connection) == ["images"]
+
+
+async def test_handlers_go_with_their_worker(connection: Link) -> None:
+    """However a worker's row goes, what it published goes too; and publishing anew replaces what was published."""
+    await register(connection, ("a", "x", 1), ("b", None, None))
+    await register(connection, ("b", "y", 2), ("c", None, 3))
+    found = "select job_type, queue_name, max_attempts from pgnotifyq.handlers order by 1"
+    assert await fetch(connection, found) == [("b", "y", 2), ("c", None, 3)]
+    await workers.unregister(connection, SCHEMA, ANN)
+    assert await fetch(connection, found) == []
+    await workers.publish_handlers(connection, SCHEMA, ANN, [("a", None, None)])  # after its row was taken away
+    assert await fetch(connection, found) == []
+
+
+async def test_queue_of_the_handler_published_last(connection: Link) -> None:
+    """Of two releases side by side the later one says where jobs go."""
+    await register(connection, ("mine", "old", None))
+    await register(connection, ("mine", "new", None), worker=BOB)
+    assert await value(connection, "select pgnotifyq.queue_of('mine')") == "new"
+    assert await value(connection, "select pgnotifyq.queue_of('nobody')") is None
+
+
+# A key is its type's
+
+
+@pytest.mark.parametrize("way", ["function", "one", "many"])
+async def test_one_key_of_two_types(connection: Link, way: str) -> None:
+    """An e-mail and an invoice of one order do not keep each other away; two e-mails do."""
+    made = []
+    for job_type in ("email", "invoice", "email"):
+        if way == "function":
+            made.append(await enqueue(connection, job_type, unique_key="order 7"))
+        elif way == "one":
+            made.append(await jobs.enqueue(connection, SCHEMA, NewJob(job_type=job_type, unique_key="order 7")))
+        else:
+            made += await jobs.enqueue_many(connection, SCHEMA, [NewJob(job_type=job_type, unique_key="order 7")])
+    assert made[0] == made[2] != made[1]
+    assert await value(connection, "select count(*) from pgnotifyq.jobs") == 2
+
+
+async def test_job_of_another_type_that_waits_for_its_time(connection: Link) -> None:
+    """Time passes for others' jobs without a word to a worker that cannot run them."""
+    await enqueue(connection, "other", scheduled_at="2020-01-01")
+    await pass_time(connection, 3600)
+    assert (await take(connection, 1, "mine")).next_due_seconds is None
+    await enqueue(connection, "mine")
+    assert (await claim_one(connection)).job_type == "other"

@@ -1,0 +1,136 @@
+"""Migrating with the rights there are, and code and schema that move apart for a while."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from pgnotifyq.ledger import jobs
+from pgnotifyq.ledger.migrate import as_script, check_schema, code_version, migrate
+from pgnotifyq.model.errors import ConfigError, MissingRights, SchemaOutOfDate, SchemaTooNew
+from pgnotifyq.model.job import NewJob
+from pgnotifyq.wire.connection import Connection, open_connection
+from tests.ledger.support import SCHEMA, fetch, value
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+Link = Connection[Any]
+ROLE = "pgnotifyq_test_app"  # may log in, and nothing else
+
+
+@pytest.fixture
+async def admin(blank_dsn: str) -> AsyncIterator[Link]:
+    """Give the owner of a database without our schema, in which a role of no rights can log in."""
+    async with open_connection(blank_dsn) as admin:
+        await admin.execute(f"drop role if exists {ROLE}".encode())
+        await admin.execute(f"create role {ROLE} login password 'x'".encode())
+        name = await value(admin, "select current_database()")
+        await admin.execute(f'revoke create on database "{name}" from public'.encode())
+        yield admin
+        await admin.execute(f"drop owned by {ROLE} cascade".encode())
+        await admin.execute(f"drop role {ROLE}".encode())
+
+
+def as_app(blank_dsn: str) -> AbstractAsyncContextManager[Link]:
+    """Connect as that role."""
+    return open_connection(make_conninfo(blank_dsn, user=ROLE, password="x"))
+
+
+async def test_schema_that_a_dba_has_made(admin: Link, blank_dsn: str) -> None:
+    """Its owner needs no right on the database: to install, to install by the script of a dry run, to upgrade, to look."""
+    await admin.execute(f"create schema {SCHEMA} authorization {ROLE}".encode())
+    async with as_app(blank_dsn) as app:
+        script = as_script(await migrate(app, dry_run=True), SCHEMA)
+        await app.execute(script.encode())
+        assert await check_schema(app) == code_version()
+        assert await migrate(app) == []
+        await app.execute(f"update {SCHEMA}.schema_migrations set digest = 'older' where version = 0".encode())
+        assert [step.name for step in await migrate(app, dry_run=True)] == ["functions"]
+        assert [step.name for step in await migrate(app)] == ["functions"]
+        assert await jobs.enqueue(app, SCHEMA, NewJob(job_type="noop"))
+
+
+async def test_upgrade_after_the_right_was_revoked(admin: Link, blank_dsn: str) -> None:
+    """Who made the schema itself upgrades it later without the right to make another."""
+    name = await value(admin, "select current_database()")
+    await admin.execute(f'grant create on database "{name}" to {ROLE}'.encode())
+    async with as_app(blank_dsn) as app:
+        await migrate(app)
+        await admin.execute(f'revoke create on database "{name}" from {ROLE}'.encode())
+        await app.execute(f"delete from {SCHEMA}.schema_migrations where version = 0".encode())
+        assert [step.name for step in await migrate(app)] == ["functions"]
+
+
+@pytest.mark.parametrize("has_schema", [False, True])
+async def test_right_that_is_missing(admin: Link, blank_dsn: str, has_schema: bool) -> None:
+    """The error names the right, and where."""
+    if has_schema:
+        await admin.execute(f"create schema {SCHEMA}".encode())
+        await admin.execute(f"grant usage on schema {SCHEMA} to {ROLE}".encode())
+    where = f"schema {SCHEMA}" if has_schema else f"database {await value(admin, 'select current_database()')}"
+    async with as_app(blank_dsn) as app:
+        assert await migrate(app, dry_run=True)
+        with pytest.raises(MissingRights, match=f"role {ROLE} needs CREATE on the {where}"):
+            await migrate(app)
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["jobs (id integer)", "schema_migrations (version bigint primary key, dirty boolean)", "schema_migrations (version text)"],
+)
+async def test_schema_of_another_program(admin: Link, table: str) -> None:
+    """It is left alone, and the error says so instead of asking for what was just done."""
+    await admin.execute(f"create schema {SCHEMA}; create table {SCHEMA}.{table}".encode())
+    before = await fetch(admin, "select relname from pg_class where relnamespace = %s::regnamespace", SCHEMA)
+    for dry_run in (True, False):
+        with pytest.raises(ConfigError, match="belongs to another program"):
+            await migrate(admin, dry_run=dry_run)
+    assert await fetch(admin, "select relname from pg_class where relnamespace = %s::regnamespace", SCHEMA) == before
+
+
+# Code and schema move apart
+
+
+async def note_newer(connection: Link, *oldest_code: int | None) -> None:
+    """Note migrations of newer code, each with the oldest code that it bears."""
+    for version, oldest in enumerate(oldest_code, code_version() + 1):
+        await connection.execute(
+            "insert into pgnotifyq.schema_migrations (version, name, digest, oldest_code) values (%s, 'newer', 'x', %s)",
+            (version, oldest),
+        )
+    await connection.execute("update pgnotifyq.schema_migrations set digest = 'newer functions' where version = 0")
+
+
+async def test_newer_schema_that_bears_this_code(admin: Link) -> None:
+    """The last release runs on the next schema, and its migrate, as a roll-back of code calls it, leaves that alone."""
+    await migrate(admin)
+    await note_newer(admin, code_version(), 3)
+    assert await check_schema(admin) == code_version() + 2
+    assert await migrate(admin) == []
+    assert await value(admin, "select digest from pgnotifyq.schema_migrations where version = 0") == "newer functions"
+
+
+@pytest.mark.parametrize("further", [(99,), (None,), (3, 99), (99, 3)])
+async def test_newer_schema_that_does_not(admin: Link, further: tuple[int | None, ...]) -> None:
+    """One migration that takes something away is enough; so is one that does not say."""
+    await migrate(admin)
+    await note_newer(admin, *further)
+    for look in (check_schema, migrate):
+        with pytest.raises(SchemaTooNew):
+            await look(admin)
+
+
+async def test_schema_of_a_time_before_that_was_noted(admin: Link) -> None:
+    """A schema without the column is read as ever: out of date, to be migrated."""
+    await migrate(admin)
+    await admin.execute("alter table pgnotifyq.schema_migrations drop column oldest_code")
+    await admin.execute("delete from pgnotifyq.schema_migrations where version >= 9 or version = 0")
+    await admin.execute("drop table pgnotifyq.retention; drop trigger jobs_history_goes_with_them on pgnotifyq.jobs")
+    with pytest.raises(SchemaOutOfDate):
+        await check_schema(admin)
+    assert [step.version for step in await migrate(admin)] == [*range(9, code_version() + 1), 0]
+    assert await check_schema(admin) == code_version()
