@@ -30,6 +30,7 @@ SNAPSHOT_SECONDS_MAX = 60.0  # an older transaction holds dead rows for longer t
 QUEUE_USAGE_MAX = 0.1  # of the 8 GiB that notifications may pile up to
 WAITING_SECONDS_MAX = 60.0
 DEAD_SHARE_MAX, DEAD_ROWS_MIN = 0.5, 10_000
+UNSERVED_SHOWN_MAX = 10
 TROUBLES_SHOWN_MAX = 5  # jobs; one cause has often put many aside
 WHAT_CHARS_MAX = 400
 
@@ -75,6 +76,7 @@ async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow]
         *_judge_role(facts, roles[0] if roles else None, schema),
         *_judge_tables(facts, await _rows(connection, query("strangers", schema)), schema),
         *_judge_work(facts, await _rows(connection, query("due_queues", schema))),
+        *_judge_unserved(await _rows(connection, query("unserved", schema))),
         *_judge_troubles(await list_troubles(connection, schema, limit=TROUBLES_SHOWN_MAX + 1)),
         *([] if facts["is_standby"] else [await _hear(connection, notified_by=other)]),  # it takes no LISTEN
     ]
@@ -253,6 +255,24 @@ def _judge_work(facts: Facts, queues: list[Facts]) -> list[Finding]:
             "see `dead` and `show`, then `requeue` or `dead --purge`",
         ),
     ]
+
+
+def _judge_unserved(waiting: list[Facts]) -> list[Finding]:
+    """Tell of job types that are due and that no live worker has a handler for."""
+    if not waiting:
+        return [Finding("ok", "every due job type has a live worker with a handler for it")]
+    hint = "they wait, uncharged: start a worker whose registry has the handler; was it renamed, or not deployed yet?"
+    found = [
+        Finding(
+            "warn",
+            f"queue {each['queue_name']}: no live worker has a handler for {each['job_type']}, {each['jobs']} job(s) wait",
+            hint,
+        )
+        for each in waiting[:UNSERVED_SHOWN_MAX]
+    ]
+    if len(waiting) > UNSERVED_SHOWN_MAX:
+        found.append(Finding("warn", f"{len(waiting) - UNSERVED_SHOWN_MAX} more job types have no live worker", hint))
+    return found
 
 
 def _judge_troubles(troubles: list[TroubleRow]) -> list[Finding]:

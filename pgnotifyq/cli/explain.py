@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))  # in seconds
 
+NEVER_SECONDS = 500 * 365 * 86_400.0  # infinity comes as a thousand years
+
 
 def run(dsn: str | None, schema: str, job_id: str, *, as_json: bool) -> int:
     """Explain one job or dead letter."""
@@ -61,7 +63,7 @@ def sentences(found: Explanation) -> list[str]:
 
 
 def _of_state(found: Explanation) -> list[str]:
-    attempt = f"attempt {found.attempts} of {found.max_attempts}"
+    attempt = f"attempt {found.attempts}" + ("" if found.max_attempts is None else f" of {found.max_attempts}")
     why = f": {found.error_message.partition(chr(10))[0]}" if found.error_message else ""
     if found.is_parked and found.label in {"pending", "scheduled", "retrying"}:
         return ["It ran when its worker died, as others did; they are tried one after the other, and its turn has not come."]
@@ -69,10 +71,10 @@ def _of_state(found: Explanation) -> list[str]:
         case "pending":
             return [f"It has been due for {span(-(found.due_in_seconds or 0))}.", *_of_waiting(found)]
         case "scheduled":
-            when = "for ever" if found.due_in_seconds is None else f"for {span(found.due_in_seconds)}"
+            when = "for ever" if _is_never(found.due_in_seconds) else f"for {span(found.due_in_seconds or 0)}"
             return [f"It is not due {when}.", *_of_no_worker(found)]
         case "retrying":
-            when = "never" if found.due_in_seconds is None else f"in {span(found.due_in_seconds)}"
+            when = "never" if _is_never(found.due_in_seconds) else f"in {span(found.due_in_seconds or 0)}"
             return [f"Its {attempt} failed{why}", f"It is tried again {when}.", *_of_no_worker(found)]
         case "running":
             return [
@@ -86,6 +88,10 @@ def _of_state(found: Explanation) -> list[str]:
             when = f" {span(found.ended_for_seconds)} ago" if found.ended_for_seconds is not None else ""
             said = f"It was {label}{when}"
             return [f"{said}, {attempt}{why}" if label == "completed" else f"{said}{why}"]
+
+
+def _is_never(seconds: float | None) -> bool:
+    return seconds is None or seconds > NEVER_SECONDS
 
 
 def _of_waiting(found: Explanation) -> list[str]:
@@ -104,6 +110,9 @@ def _of_no_worker(found: Explanation) -> list[str]:
     if found.workers:
         return []
     queue = found.queue_name
+    if found.workers_without_handler:
+        none = f"None of the {found.workers_without_handler} live worker(s) of queue {queue} has a handler for job type {found.job_type}"
+        return [f"{none}; it waits, uncharged, for one that has: register the handler, and start its worker."]
     return [f"No live worker takes queue {queue}: start one with python -m pgnotifyq worker --queue {queue}."]
 
 

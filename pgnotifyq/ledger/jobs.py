@@ -107,12 +107,13 @@ class Explanation:
     due_in_seconds: float | None  # negative: due for so long; None: it is not pending
     lease_seconds_left: float | None  # None: nobody holds it
     jobs_before: int | None  # due jobs of its queue that are claimed first, counted up to 1,000; None: it is not pending
-    workers: int  # live ones that take its queue and are not draining
+    workers: int  # live ones that take its queue, have a handler for its type and are not draining
+    workers_without_handler: int  # live ones that take its queue, where none of them has a handler for its type
     slots_free: int  # of those workers
     queue_name: str
     job_type: str
     attempts: int
-    max_attempts: int
+    max_attempts: int | None  # None: not said, and not claimed yet
     error_message: str | None
     is_parked: bool  # it waits for the others that ran when its worker died
     held_for_seconds: float | None  # since its attempt began; None: nobody holds it

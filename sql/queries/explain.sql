@@ -26,6 +26,10 @@ select
                    or (j.priority = f.priority and (j.scheduled_at, j.id) < (f.scheduled_at, f.id)))
             limit 1000) as before) end as jobs_before,
     (select count(*) from workers as w) as workers,
+    case when not exists (select from workers as w) then (
+        select count(*) from {schema}.worker_heartbeats as w
+        where w.state = 'running' and f.queue_name = any (w.queues) and {schema}.is_alive(w.worker_id)) else 0 end
+        as workers_without_handler,
     (select coalesce(sum(greatest(w.slots - w.running, 0)), 0)::bigint from workers as w) as slots_free,
     f.queue_name, f.job_type, f.attempts, f.max_attempts, f.error_message,
     f.suspicion is not null and f.suspicion = 'parked' as is_parked,

@@ -7,7 +7,7 @@ with ours as materialized (
 select 'foreign_key' as kind, o.name as table_name, k.conname::text as name, k.conrelid::regclass::text as of_table,
     case k.confdeltype when 'c' then 'cascade' when 'n' then 'set null' when 'd' then 'set default' else 'restrict' end as does
 from pg_constraint as k join ours as o on o.oid = k.confrelid
-where k.contype = 'f' and k.conparentid = 0
+where k.contype = 'f' and k.conparentid = 0 and k.conrelid not in (select m.oid from ours as m)
 union all
 select 'trigger', o.name, t.tgname::text, t.tgfoid::regproc::text, ''
 from pg_trigger as t join ours as o on o.oid = t.tgrelid join pg_proc as p on p.oid = t.tgfoid

@@ -126,6 +126,19 @@ def test_workers_make_a_difference(dsn: str, session: Session) -> None:
     assert (verdict_of(found, "queue images: 1 due job(s)"), verdict_of(found, "workers that poll: 1")) == ("warn", "warn")
 
 
+def test_job_type_that_nobody_serves(dsn: str, session: Session) -> None:
+    """Said while it is due and no live worker has a handler for it."""
+    unserved = "queue images: no live worker has a handler for x, 1 job(s) wait"
+    publish = "select pgnotifyq.publish_handlers('00000000-0000-0000-0000-0000000000aa', %s::text[], '{null}', '{null}')"
+    assert verdict_of(look(dsn), "every due job type has a live worker") == "ok"
+    session.execute(DUE)
+    session.execute(WORKER)
+    session.execute(publish, (["y"],))
+    assert verdict_of(look(dsn), unserved) == "warn"
+    session.execute(publish, (["x"],))
+    assert verdict_of(look(dsn), "every due job type has a live worker") == "ok"
+
+
 def test_jobs_that_were_put_aside_are_not_waiting(dsn: str, session: Session) -> None:
     """They are told of as what they are; and of many only some are."""
     session.execute(DUE)

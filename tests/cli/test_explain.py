@@ -30,6 +30,9 @@ STATES = [
     ([], ["It has been due for", "No live worker takes queue default: start one"]),
     ([ALIVE % 2], ["1 worker(s) of queue default have 2 free slot(s); 0 due job(s) of its queue come first."]),
     ([ALIVE % 2, "select pgnotifyq.enqueue('y', priority => 9)"], ["1 due job(s) of its queue come first"]),
+    ([ALIVE % 2, "select pgnotifyq.publish_handlers(worker_id, '{y}', '{null}', '{null}') from pgnotifyq.worker_heartbeats"],
+     ["None of the 1 live worker(s) of queue default has a handler for job type x; it waits, uncharged"]),
+    (["update pgnotifyq.jobs set scheduled_at = 'infinity'"], ["It is not due for ever."]),
     ([ALIVE % 0], ["The 1 worker(s) of queue default are at capacity"]),
     (["update pgnotifyq.jobs set scheduled_at = now() + interval '1 hour'"], ["It is not due for 60 min.", "No live worker"]),
     (["update pgnotifyq.jobs set attempts = 1, error_message = e'boom\nat line 3', scheduled_at = now() + interval '1 hour'"],
@@ -54,7 +57,7 @@ def test_state(
     dsn: str, session: psycopg.Connection[Any], capsys: pytest.CaptureFixture[str], done: list[str], said: list[str]
 ) -> None:
     """What is said, in sentences, in lines of printable text."""
-    row = session.execute("select pgnotifyq.enqueue('x')").fetchone()
+    row = session.execute("select pgnotifyq.enqueue('x', max_attempts => 3)").fetchone()
     assert row is not None
     for statement in done:
         session.execute(statement.encode())
