@@ -1,8 +1,9 @@
 """How much one claim asks for, in rows and in bytes: less after one that failed or was late, then more again.
 
 A claim has a deadline. One that cannot be kept, for the payloads are large, the network is slow or the disk is, is rolled back or lost
-with its connection, and the same claim again would end the same way, for ever. So each that fails halves what the next asks for, down
-to a single job, and each that succeeds doubles it, up to what it was. A server that is merely away costs a few small claims afterwards.
+with its connection, and the same claim again would end the same way, for ever. So each that fails divides what the next asks for by
+SMALLER, down to a single job, and each that succeeds doubles it, up to what it was. A server that is merely away costs a few small
+claims afterwards. A single job that fails is asked for apart (sql/functions/claim_apart.sql), where it is put aside if it is its own fault.
 
 Pure: no clock, and no randomness.
 """
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 CLAIM_BYTES_MIN = 64 << 10
 
 
+SMALLER = 8  # a thousand jobs are a single one after four deadlines
+
+
 class Asked(Protocol):
     """What a claim asks for."""
 
@@ -36,6 +40,7 @@ class ClaimSize:
 
     rows_max: int = CONCURRENCY_MAX
     bytes_max: int = CLAIM_BYTES_MAX
+    is_stuck: bool = False  # the last claim was of a single job, and failed
 
     def of(self, free: int) -> Try:
         """Return what to ask for when so many slots are free."""
@@ -43,11 +48,13 @@ class ClaimSize:
 
     def failed(self, rows: int) -> None:
         """Note that a claim of so many rows failed, or was late."""
-        self.rows_max = max(min(rows, self.rows_max) // 2, 1)
-        self.bytes_max = max(self.bytes_max // 2, CLAIM_BYTES_MIN)
+        self.is_stuck = rows == 1
+        self.rows_max = max(min(rows, self.rows_max) // SMALLER, 1)
+        self.bytes_max = max(self.bytes_max // SMALLER, CLAIM_BYTES_MIN)
 
     def succeeded(self) -> None:
         """Note that a claim was answered."""
+        self.is_stuck = False
         self.rows_max = min(self.rows_max * 2, CONCURRENCY_MAX)
         self.bytes_max = min(self.bytes_max * 2, CLAIM_BYTES_MAX)
 

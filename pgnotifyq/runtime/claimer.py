@@ -114,6 +114,8 @@ async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep:
         "lease_seconds": parts.config.lease_seconds,
         "only": parts.served.wanted,
     }
+    if parts.claim_size.is_stuck:
+        return await claims.claim_apart(connection, schema, jobs_max=1, **same)
     try:
         return await claims.claim(
             connection, schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same

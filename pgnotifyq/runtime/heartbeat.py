@@ -7,9 +7,9 @@ start their jobs.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from pgnotifyq.ledger import claims
@@ -72,34 +72,11 @@ async def renew(parts: Parts, due: Sequence[Running]) -> bool:
 
 
 async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> bool:
-    sent_at = math.nan
-
-    async def once(connection: Connection) -> tuple[list[Running], dict[JobId, claims.Surprise], list[Running], set[JobId]]:
-        nonlocal sent_at
-        # Now, not before the wait for the link: what has ended and is written by now is nobody's to renew.
-        sent_at = trio.current_time()
-        held = [running for running in due if not running.is_gone]
-        surprises = await claims.heartbeat(
-            connection,
-            parts.config.schema,
-            worker_id=parts.worker_id,
-            leases=[running.lease for running in held],
-            lease_seconds=parts.config.lease_seconds,
-        )
-        told = {surprise.job_id: surprise for surprise in surprises}
-        missing = [running for running in held if running.job.id in told and told[running.job.id].became == "lost"]
-        # A beat that overtakes the reply to a settlement finds no lease any more, and knows nothing of why. What became of an
-        # execution that has ended is for the settler to tell.
-        missing = [running for running in missing if not running.has_ended]
-        lost = await claims.lost(connection, parts.config.schema, [one.lease for one in missing]) if missing else set()
-        return held, told, missing, lost
-
-    held, told, missing, lost = await parts.quick.run(once)
-    is_whole = True
-    for running in held:
-        surprise = told.get(running.job.id)
+    beat = _Beat(parts, due)
+    missing, lost = await parts.quick.run(beat.once)
+    for running, sent_at in beat.answered.items():
+        surprise = beat.told.get(running.job.id)
         if surprise is not None and surprise.became == "unrenewed":
-            is_whole = False
             continue
         if running.job.id not in lost:
             # What has ended, or was completed, has no lease any more, and nothing that one would protect; it was looked at.
@@ -109,7 +86,47 @@ async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> bool:
     for running in missing:
         if not running.has_ended:
             _stop_without_lease(parts, running, is_lost=running.job.id in lost)
-    return is_whole
+    return all(surprise.became != "unrenewed" for surprise in beat.told.values())
+
+
+@attrs.define
+class _Beat:
+    """One beat for some executions, which may take several tries.
+
+    The first is one statement for all of them. Is that late, one row may be at fault, whose trigger stands still: then each has a statement
+    of its own, and what was answered is not asked again. A single one that is late is cancelled over itself (sql/functions/heartbeat.sql).
+    """
+
+    _parts: Parts
+    _due: Sequence[Running]
+    told: dict[JobId, claims.Surprise] = attrs.field(factory=dict)
+    answered: dict[Running, float] = attrs.field(factory=dict)  # trio clock, seconds: when that was sent
+    _is_first: bool = True
+
+    async def once(self, connection: Connection) -> tuple[list[Running], set[JobId]]:
+        """Return those that hold no lease any more, and which of them were lost."""
+        # Now, not before the wait for the link: what has ended and is written by now is nobody's to renew.
+        held = [running for running in self._due if not running.is_gone and running not in self.answered]
+        parts = [held] if self._is_first else [[running] for running in held]
+        self._is_first = False
+        for part in parts:
+            sent_at = trio.current_time()
+            surprises = await claims.heartbeat(
+                connection,
+                self._parts.config.schema,
+                worker_id=self._parts.worker_id,
+                leases=[running.lease for running in part],
+                lease_seconds=self._parts.config.lease_seconds,
+            )
+            self.told |= {surprise.job_id: surprise for surprise in surprises}
+            self.answered |= dict.fromkeys(part, sent_at)
+        missing = [one for one in self.answered if one.job.id in self.told and self.told[one.job.id].became == "lost"]
+        # A beat that overtakes the reply to a settlement finds no lease any more, and knows nothing of why. What became of an
+        # execution that has ended is for the settler to tell.
+        missing = [running for running in missing if not running.has_ended]
+        schema = self._parts.config.schema
+        lost = await claims.lost(connection, schema, [one.lease for one in missing]) if missing else set()
+        return missing, lost
 
 
 def _stop_without_lease(parts: Parts, running: Running, *, is_lost: bool) -> None:

@@ -144,9 +144,9 @@ class Settler:
             nonlocal tries
             tries += 1
             if tries > 1:
-                # Each time in smaller parts: what was answered is durable, so the next try goes further.
-                jobs_max = max(claims.APART_JOBS_MAX // 5 ** (tries - 2), 1)
-                return await self._settle_apart(connection, batch, is_last=False, jobs_max=jobs_max)
+                # Each by a statement of its own: what was answered is durable, so the next try goes further, and one that is late
+                # is cancelled over itself and put aside (sql/functions/settle_apart.sql).
+                return await self._settle_apart(connection, batch, is_last=False, jobs_max=1)
             return await claims.settle_surely(
                 connection,
                 self._parts.config.schema,

@@ -7,6 +7,10 @@
 -- Errors: the server's and the session's only (is_rows_own), and ours: what is wrong with this function.
 -- Locks:  the jobs, in the order given.
 --
+-- A trigger of the user's may stand still as well as raise. Where a single execution is asked for, a cancel of the statement, which its
+-- deadline sends, is therefore the row's own error. What was put aside for that is not tried again before its time: the worker that was
+-- late for it asks for the whole batch again.
+--
 -- Each has a subtransaction. Constraints that the user has deferred would fail at commit, for all of them; so they are checked there.
 create or replace function {schema}.settle_apart(
     by_worker uuid, job_ids uuid[], execution_ids uuid[], kinds text[], outcomes text[], delays double precision[],
@@ -22,6 +26,8 @@ declare
     org uuid;
     said text;
     is_settled boolean;
+    is_alone constant boolean := cardinality(job_ids) = 1;
+    time_now constant timestamptz := {schema}.clock();
 begin
     perform set_config('lock_timeout', greatest(lock_seconds * 1000, 1)::integer::text, true);
     for place in 1 .. coalesce(cardinality(job_ids), 0) loop
@@ -30,6 +36,17 @@ begin
         is_news := null;
         state := null;
         said := null;
+        if exists (
+            select from {schema}.job_troubles as t
+            where t.job_id = job_ids[place] and t.execution_id = execution_ids[place] and t.look_at > time_now
+              and t.sqlstate = '57014')
+        then
+            became := 'refused';
+            why := null;
+            is_news := false;
+            return next;
+            continue;
+        end if;
         <<tries>>
         for turn in 1 .. case when errors[place] is null and results[place] is null then 1 else 2 end loop
             became := null;
@@ -52,12 +69,13 @@ begin
                     became := 'bare';
                 end if;
             exception
-                when others or assert_failure then
+                when others or assert_failure or query_canceled then
                     get stacked diagnostics state = returned_sqlstate, said = message_text;
                     said := left(said, 500);
-                    if not {schema}.is_rows_own(state) then
+                    if not ({schema}.is_rows_own(state) or (state = '57014' and is_alone)) then
                         raise;
                     end if;
+                    exit tries when state = '57014';
                     if not is_last and left(state, 2) in ('40', '55') then
                         became := 'busy';
                         is_settled := true;

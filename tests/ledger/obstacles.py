@@ -50,6 +50,12 @@ ALWAYS = {
         "alter table pgnotifyq.job_executions add constraint users_own check (job_id <> '{victim}') not valid"
     ),
 }  # fmt: skip
+# This one makes whatever writes the row late, for ever. A deadline ends it, and nothing else.
+STANDS_STILL = _on_jobs("perform pg_sleep(3600); return coalesce(new, old);")
+# The same, for what makes or leaves the job running only.
+STANDS_STILL_RUNNING = _on_jobs("perform pg_sleep(3600); return new;", event="update").replace(
+    "when (", "when (new.status = 'running' and "
+)
 # Those that stand in the way of a job that dies, or is deleted, only.
 AT_DEATH = {
     "foreign key": """

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgnotifyq.ledger.claims import CLAIM_BYTES_MAX
-from pgnotifyq.runtime.claim_size import CLAIM_BYTES_MIN, ClaimSize
+from pgnotifyq.runtime.claim_size import CLAIM_BYTES_MIN, SMALLER, ClaimSize
 
 
 class LateError(Exception):
@@ -23,7 +23,7 @@ def claim(size: ClaimSize, free: int, *, succeeds: bool) -> tuple[int, int]:
 
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.booleans()), max_size=60))
 def test_any_course_of_claims(course: list[tuple[int, bool]]) -> None:
-    """A claim asks for one job at least and for the free slots at most; after a failure the next asks for half, in rows and bytes."""
+    """A claim asks for one job at least and for the free slots at most; after a failure the next asks for an eighth, in rows and bytes."""
     size = ClaimSize()
     failed: tuple[int, int] | None = None
     for free, succeeds in course:
@@ -31,8 +31,8 @@ def test_any_course_of_claims(course: list[tuple[int, bool]]) -> None:
         assert 1 <= rows <= free
         assert CLAIM_BYTES_MIN <= size_in_bytes <= CLAIM_BYTES_MAX
         if failed is not None:
-            assert rows <= max(failed[0] // 2, 1)
-            assert size_in_bytes == max(failed[1] // 2, CLAIM_BYTES_MIN)
+            assert rows <= max(failed[0] // SMALLER, 1)
+            assert size_in_bytes == max(failed[1] // SMALLER, CLAIM_BYTES_MIN)
         failed = None if succeeds else (rows, size_in_bytes)
 
 
@@ -43,7 +43,7 @@ def test_failures_end_at_one_job_and_are_forgotten(free: int, failures: int) -> 
     for _ in range(failures):
         claim(size, free, succeeds=False)
     rows, _ = claim(size, free, succeeds=False)
-    assert rows == max(free >> failures, 1)
+    assert rows == max(free // SMALLER**failures, 1)
     for _ in range(20):
         claim(size, free, succeeds=True)
     assert claim(size, free, succeeds=True) == (free, CLAIM_BYTES_MAX)
@@ -54,4 +54,14 @@ def test_cancelled_claim() -> None:
     size = ClaimSize()
     with pytest.raises(KeyboardInterrupt), size.of(8):
         raise KeyboardInterrupt
-    assert claim(size, 8, succeeds=True)[0] == 4
+    assert claim(size, 8, succeeds=True)[0] == 1
+
+
+def test_single_job_that_fails_is_stuck_until_a_claim_succeeds() -> None:
+    """Then it is asked for apart."""
+    size = ClaimSize()
+    seen = []
+    for succeeds in (False, False, True):
+        claim(size, 2, succeeds=succeeds)
+        seen.append(size.is_stuck)
+    assert seen == [False, True, False]
