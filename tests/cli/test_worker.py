@@ -24,6 +24,10 @@ registry = pgnotifyq.JobRegistry()
 async def quick(payload: dict) -> dict:
     return payload
 
+@registry.handler("unlucky")
+async def unlucky(payload: dict) -> None:
+    raise ValueError("no luck")
+
 @registry.handler("long")
 async def long(payload: dict) -> None:
     await trio.sleep(3600)
@@ -139,11 +143,11 @@ def test_quiet(start: Callable[..., Worker], session: psycopg.Connection[Any]) -
     session.execute("select pgnotifyq.enqueue('quick')")
     while session.execute("select status from pgnotifyq.jobs").fetchone() != ("completed",):
         time.sleep(0.01)
-    unknown = session.execute("select pgnotifyq.enqueue('unheard_of')").fetchone()
-    assert unknown is not None
+    unlucky = session.execute("select pgnotifyq.enqueue('unlucky')").fetchone()
+    assert unlucky is not None
     assert worker.process.stdout is not None
     told = json.loads(worker.process.stdout.readline())
-    assert (told["event"], told["job_id"]) == ("job.retried", str(unknown[0]))
+    assert (told["event"], told["job_id"]) == ("job.retried", str(unlucky[0]))
 
 
 @pytest.mark.parametrize("job", ["clinging", "blocking", "deaf", "thread"])
