@@ -1,0 +1,25 @@
+"""What contributors are told is what CI does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_hooks_are_what_ci_checks() -> None:
+    """Each check of `.ci/run` after the tests is a hook, and there is no other hook."""
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    checks = ci.partition("Lint, types, floors")[2].splitlines()[2:]
+    hooks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    said = [line.removesuffix(" .") for line in checks if line and not line.startswith((".ci", "echo", "#"))]
+    assert hooks == said
+
+
+def test_commands_that_are_named_exist() -> None:
+    """Every module that a contributor is told to run is there."""
+    told = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in set(re.findall(r"python -m (tests\.\w+|bench)", told)):
+        path = ROOT / name.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
