@@ -39,11 +39,20 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 
 def check_psycopg(names: Mapping[str, tuple[str, ...]] = NAMES) -> None:
-    """Find every name.
+    """Import psycopg, and find every name.
 
     Raises:
-        UnsupportedPsycopg: one is missing; the message has it, and what to install.
+        UnsupportedPsycopg: psycopg has no libpq, or a name is missing; the message says what to install.
+        ModuleNotFoundError: there is no psycopg.
     """
+    try:
+        importlib.import_module("psycopg")
+    except ModuleNotFoundError:
+        raise
+    except ImportError as error:
+        raise UnsupportedPsycopg(
+            "psycopg finds no libpq, PostgreSQL's client library: install it from your system's packages, or pgnotifyq[binary]"
+        ) from error
     for owner, wanted in names.items():
         module, _, kind = owner.partition(":")
         for name in wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -46,12 +47,30 @@ def test_name_that_is_missing(names: dict[str, tuple[str, ...]], missing: str) -
     assert "\n" not in str(failed.value)
 
 
+def failed_import(program: str, **environment: str) -> str:
+    """Run a program that fails to import, and return the last line that it wrote."""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 1
+    return ran.stderr.splitlines()[-1]
+
+
+def test_import_without_libpq() -> None:
+    """`import pgnotifyq` fails with one line that says what to install."""
+    last = failed_import("import pgnotifyq", PSYCOPG_IMPL="c")  # an implementation that is not installed here
+    assert last.startswith("pgnotifyq.model.errors.UnsupportedPsycopg: psycopg finds no libpq")
+    assert "pgnotifyq[binary]" in last
+
+
 def test_import_with_a_psycopg_that_lacks_a_name() -> None:
     """`import pgnotifyq` fails with that line."""
-    program = "import psycopg.generators; del psycopg.generators.notifies; import pgnotifyq"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
-    assert ran.returncode == 1
-    last = ran.stderr.splitlines()[-1]
+    last = failed_import("import psycopg.generators; del psycopg.generators.notifies; import pgnotifyq")
     assert last.startswith(
         f"pgnotifyq.model.errors.UnsupportedPsycopg: psycopg {psycopg.__version__} lacks psycopg.generators.notifies"
     )
