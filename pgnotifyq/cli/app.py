@@ -343,12 +343,12 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _as_told(error: BaseException) -> tuple[str, int] | None:
     """Return how an error is told in one line, and its exit code; None when it is none that is expected."""
-    usage = (errors.ConfigError, errors.InvalidJob, errors.InvalidName, errors.AppNotFound, errors.HandlerAlreadyRegistered)
     database = (
-        errors.DatabaseUnreachable, errors.NoDatabase, errors.DatabaseTooOld, errors.MissingRights, errors.SchemaMissing,
-        errors.SchemaOutOfDate, errors.SchemaTooNew, psycopg.OperationalError,
-        psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction,
-    )  # fmt: skip
+        psycopg.OperationalError,
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.UndefinedTable,
+        psycopg.errors.UndefinedFunction,
+    )
     if isinstance(error, CycloptsError):
         return f"{error} See `python -m pgnotifyq --help`.", EXIT_USAGE
     if isinstance(error, trio.TooSlowError):
@@ -359,10 +359,24 @@ def _as_told(error: BaseException) -> tuple[str, int] | None:
         parts = (error.diag.message_primary, error.diag.message_hint)
         return "; ".join(text for text in parts if text) or str(error), code
     if isinstance(error, errors.PgnotifyqError):
-        return str(error), EXIT_USAGE if isinstance(error, usage) else EXIT_DATABASE if isinstance(
-            error, database
-        ) else EXIT_FAILED
+        return str(error), exit_code_of(type(error))
     if isinstance(error, OSError):
         silence(sys.stdout)  # if it is the stream that is broken
         return f"{type(error).__name__}: {error}", EXIT_FAILED
     return None
+
+
+# The nearest base decides: see the tree in model/errors.py.
+_EXIT_CODES: dict[type, int] = {
+    errors.PgnotifyqError: EXIT_FAILED,
+    errors.Refused: EXIT_USAGE,
+    errors.UnknownJobType: EXIT_FAILED,  # the command is well formed; the application has no such handler
+    errors.DatabaseError: EXIT_DATABASE,
+    errors.PoolTimeout: EXIT_FAILED,  # our own connections were taken; the database may be well
+    errors.SchemaError: EXIT_DATABASE,
+}
+
+
+def exit_code_of(kind: type[errors.PgnotifyqError]) -> int:
+    """Return the exit code of a command that one of our errors has ended."""
+    return next(_EXIT_CODES[base] for base in kind.__mro__ if base in _EXIT_CODES)

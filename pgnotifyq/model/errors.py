@@ -1,4 +1,42 @@
-"""One class for each situation a caller can be in. A message says what happened, the value, and what to do next."""
+"""One class for each situation a caller can be in. A message says what happened, the value, and what to do next.
+
+The classes are a tree, so that a program can catch one situation or all of a kind:
+
+    PgnotifyqError
+    ├── Refused                       what the caller gave is refused, and nothing was done
+    │   ├── ConfigError
+    │   ├── InvalidName
+    │   ├── InvalidJob
+    │   │   └── InvalidPayload
+    │   │       └── PayloadTooLarge
+    │   ├── UnknownJobType
+    │   ├── HandlerAlreadyRegistered
+    │   └── AppNotFound
+    ├── DatabaseError                 the database cannot be used
+    │   ├── DatabaseUnreachable
+    │   ├── NoDatabase
+    │   ├── DatabaseTooOld
+    │   ├── MissingRights
+    │   └── PoolTimeout
+    │       └── ConnectionsTaken
+    ├── SchemaError                   the database can be used, but our schema in it cannot
+    │   ├── SchemaMissing
+    │   ├── SchemaOutOfDate
+    │   └── SchemaTooNew
+    ├── JobNotFound                   from here on: situations of one job
+    ├── JobDead
+    ├── WaitTimeout
+    ├── UniqueKeyHeld
+    ├── IllegalTransition
+    ├── PayloadUndecodable
+    ├── LeaseLost
+    ├── JobCancelled
+    ├── TransactionRefused
+    ├── TransactionLeft
+    └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
+
+`testing.NoDatabaseInTest` is one more, for tests. What PostgreSQL itself says of a statement stays psycopg's error, as it came.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +53,19 @@ class PgnotifyqError(Exception):
     """The base of every error of this package."""
 
 
-class ConfigError(PgnotifyqError):
+class Refused(PgnotifyqError):
+    """What the caller gave is refused, and nothing was done: change it."""
+
+
+class ConfigError(Refused):
     """A setting is out of its bounds, or two settings contradict each other."""
 
 
-class InvalidName(PgnotifyqError):
+class InvalidName(Refused):
     """A queue, job type or schema name does not fit its pattern."""
 
 
-class InvalidJob(PgnotifyqError):
+class InvalidJob(Refused):
     """A field of a job to enqueue is out of range."""
 
 
@@ -35,56 +77,60 @@ class PayloadTooLarge(InvalidPayload):
     """A payload is larger than the limit."""
 
 
-class PayloadUndecodable(PgnotifyqError):
-    """A stored payload does not fit the type that the handler asks for."""
-
-
-class UnknownJobType(PgnotifyqError):
+class UnknownJobType(Refused):
     """No handler is registered for the job's type."""
 
 
-class HandlerAlreadyRegistered(PgnotifyqError):
+class HandlerAlreadyRegistered(Refused):
     """A second handler was registered for a type."""
 
 
-class AppNotFound(PgnotifyqError):
+class AppNotFound(Refused):
     """The registry named by --app cannot be imported."""
 
 
-class DatabaseUnreachable(PgnotifyqError):
+class DatabaseError(PgnotifyqError):
+    """The database cannot be used: it is not there, does not suit, does not let us, or gives no connection."""
+
+
+class DatabaseUnreachable(DatabaseError):
     """No server answered at the address given."""
 
 
-class NoDatabase(PgnotifyqError):
+class NoDatabase(DatabaseError):
     """No address was given and the embedded server is not installed."""
 
 
-class DatabaseTooOld(PgnotifyqError):
+class DatabaseTooOld(DatabaseError):
     """The server is older than PostgreSQL 15."""
 
 
-class MissingRights(PgnotifyqError):
+class MissingRights(DatabaseError):
     """The connected role may not do what was asked."""
 
 
-class SchemaMissing(PgnotifyqError):
-    """The database has no schema of ours: it was never migrated."""
-
-
-class SchemaOutOfDate(PgnotifyqError):
-    """The schema is older than this code: migrate it."""
-
-
-class SchemaTooNew(PgnotifyqError):
-    """The schema is newer than this code: upgrade the code."""
-
-
-class PoolTimeout(PgnotifyqError):
+class PoolTimeout(DatabaseError):
     """No connection of the pool became free in time."""
 
 
 class ConnectionsTaken(PoolTimeout):
     """All of a worker's connections for handlers were taken. Left to the worker, it costs the job no attempt."""
+
+
+class SchemaError(PgnotifyqError):
+    """The database can be used, but not with our schema as it is: migrate, or upgrade the code."""
+
+
+class SchemaMissing(SchemaError):
+    """The database has no schema of ours: it was never migrated."""
+
+
+class SchemaOutOfDate(SchemaError):
+    """The schema is older than this code: migrate it."""
+
+
+class SchemaTooNew(SchemaError):
+    """The schema is newer than this code: upgrade the code."""
 
 
 class JobNotFound(PgnotifyqError):
@@ -111,6 +157,10 @@ class IllegalTransition(PgnotifyqError):
     """The job's status does not allow what was asked."""
 
 
+class PayloadUndecodable(PgnotifyqError):
+    """A stored payload does not fit the type that the handler asks for."""
+
+
 class LeaseLost(PgnotifyqError):
     """The execution no longer owns the job; nothing of it may be written."""
 
@@ -125,6 +175,10 @@ class TransactionRefused(PgnotifyqError):
 
 class TransactionLeft(PgnotifyqError):
     """A handler ended its job's transaction by hand, within the block; what comes after it would not be fenced."""
+
+
+class UnsupportedPsycopg(PgnotifyqError, ImportError):
+    """The psycopg that is installed lacks what this package drives it by."""
 
 
 TEXT_CHARS_MAX = 20_000  # of an exception's text; what is stored is shorter still

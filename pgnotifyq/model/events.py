@@ -1,4 +1,7 @@
-"""Events: what a worker says it does. The same names in logs, metrics and tests."""
+"""Events: what a worker says it does. The same names in logs, metrics and tests.
+
+`SHAPES` says what fields an event of each name carries. A field that is not `NotRequired` is always there.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
 
 import attrs
+
+from pgnotifyq.model.job import JobId, WorkerId
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -58,6 +63,183 @@ class Event:
 
 
 EventSink = Callable[[Event], None]
+
+Seconds = Annotated[float, "seconds"]
+
+
+class OfExecution(TypedDict):
+    """What every event of an execution says."""
+
+    job_id: JobId
+    job_type: str
+    queue: str
+    attempt: int  # the first is 1
+
+
+class WorkerStarted(TypedDict):
+    """The worker is ready to claim."""
+
+    worker_id: WorkerId
+    queues: str  # in order of preference, with commas in between
+    concurrency: Annotated[int, "jobs"]
+    handlers: str  # job types, sorted, with commas in between
+
+
+class WorkerStopping(TypedDict):
+    """The worker claims no more."""
+
+    running: Annotated[int, "jobs"]
+    shutdown_seconds: Seconds  # so long they may go on
+
+
+class WorkerStopped(TypedDict):
+    """The worker has ended."""
+
+    worker_id: WorkerId
+    interrupted: Annotated[int, "jobs"]
+
+
+class JobClaimed(OfExecution):
+    """The worker has taken a job."""
+
+
+class JobEnded(OfExecution):
+    """An execution has ended, and the database knows."""
+
+    why: NotRequired[str]  # the first line of what went wrong, or why it was stopped
+    seconds: NotRequired[Seconds]  # since its handler started; not there when none did
+
+
+class JobDelayed(JobEnded):
+    """An execution has ended, and the job will be tried again later."""
+
+    delay_seconds: Seconds
+
+
+class JobInterrupted(TypedDict):
+    """A handler was told to stop."""
+
+    job_id: JobId
+    job_type: str
+    reason: str  # an InterruptKind
+    why: NotRequired[str]
+
+
+class JobUnresponsive(TypedDict):
+    """A handler was told to stop, and its grace is over."""
+
+    job_id: JobId
+    job_type: str
+    why: str
+
+
+class JobLeftOpen(OfExecution):
+    """A handler has ended, and left a scope or a nursery open."""
+
+    left: str  # what
+
+
+class JobReclaimed(OfExecution):
+    """The job of a worker that is dead, or was given up, is free again."""
+
+    became: str  # pending, dead, cancelled; or completed, where its worker could not write that
+    from_worker: WorkerId
+
+
+class JobsPruned(TypedDict):
+    """Finished jobs were deleted after their retention."""
+
+    jobs: Annotated[int, "jobs"]
+
+
+class JobPutAside(TypedDict):
+    """A job's row could not be written, read or ended; it is looked at again later."""
+
+    verb: str  # claim, complete, retry, snooze, release, cancel, bury, reclaim, prune
+    why: str | None  # what the database said
+    job_id: NotRequired[JobId]  # not there when the row could not be found out
+    job_type: NotRequired[str | None]
+    queue: NotRequired[str | None]
+    attempt: NotRequired[int]
+    sqlstate: NotRequired[str | None]
+    seconds: NotRequired[Seconds]  # since its handler started
+
+
+class OutcomeRefused(TypedDict):
+    """Something of an outcome could not be kept: its result, or what was raised after the job's own transaction had completed it."""
+
+    job_id: JobId
+    why: str | None
+
+
+class ListenerConnected(TypedDict):
+    """Notifications arrive."""
+
+
+class ListenerDown(TypedDict):
+    """Notifications do not arrive, and the worker polls."""
+
+    why: str
+
+
+class DatabaseLost(TypedDict):
+    """A connection of the worker's is lost; it tries again until it succeeds."""
+
+    connection: str  # claimer, settler, beat or farewell
+    why: str
+
+
+class DatabaseBack(TypedDict):
+    """A connection of the worker's works again."""
+
+    connection: str
+
+
+class LoopBlocked(TypedDict):
+    """A task has held the event loop for too long: a job's, or another."""
+
+    seconds: Seconds
+    stack: str  # the calls, the innermost first, a line each
+    job_id: NotRequired[JobId]  # of a job's
+    job_type: NotRequired[str]
+    handler: NotRequired[str | None]  # module:qualname
+    task: NotRequired[str]  # the name of another
+
+
+class EventsDropped(TypedDict):
+    """Lines of a worker process's standard output are missing here."""
+
+    lines: Annotated[int, "lines"]
+    why: str
+
+
+SHAPES: Mapping[EventName, type] = {
+    EventName.WORKER_STARTED: WorkerStarted,
+    EventName.WORKER_STOPPING: WorkerStopping,
+    EventName.WORKER_STOPPED: WorkerStopped,
+    EventName.JOB_CLAIMED: JobClaimed,
+    EventName.JOB_COMPLETED: JobEnded,
+    EventName.JOB_RETRIED: JobDelayed,
+    EventName.JOB_SNOOZED: JobDelayed,
+    EventName.JOB_RELEASED: JobEnded,
+    EventName.JOB_CANCELLED: JobEnded,
+    EventName.JOB_DEAD: JobEnded,
+    EventName.JOB_INTERRUPTED: JobInterrupted,
+    EventName.JOB_UNRESPONSIVE: JobUnresponsive,
+    EventName.JOB_LEFT_OPEN: JobLeftOpen,
+    EventName.JOB_RECLAIMED: JobReclaimed,
+    EventName.JOBS_PRUNED: JobsPruned,
+    EventName.JOB_PUT_ASIDE: JobPutAside,
+    EventName.LEASE_LOST: JobEnded,
+    EventName.OUTCOME_REFUSED: OutcomeRefused,
+    EventName.LISTENER_CONNECTED: ListenerConnected,
+    EventName.LISTENER_LOST: ListenerDown,
+    EventName.LISTENER_POLLING: ListenerDown,
+    EventName.DATABASE_LOST: DatabaseLost,
+    EventName.DATABASE_BACK: DatabaseBack,
+    EventName.LOOP_BLOCKED: LoopBlocked,
+    EventName.EVENTS_DROPPED: EventsDropped,
+}
 
 VALUE_CHARS_MAX = 300  # of one field in a line
 FIELD_CHARS_MAX = 8_000  # of one field elsewhere: a stack has its place

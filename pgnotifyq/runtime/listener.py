@@ -60,7 +60,11 @@ class Deaf(Exception):
 
 @attrs.define(eq=False)
 class Push:
-    """What the worker knows of its listener."""
+    """What the worker knows of its listener.
+
+    `trio_util.move_on_when` would end the wait for notifications when the session is asked, without the scope in here: it takes a
+    nursery and a task each time, 48 µs, and a wake-up would wait for that. The flags are read and never waited for.
+    """
 
     is_proven: bool = False  # notifications arrive: sleep; otherwise poll
     has_session: bool = False  # the session speaks for the worker's life

@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
+from trio_util import RepeatedEvent
 
 from pgnotifyq._version import __version__
 from pgnotifyq.ledger import workers
@@ -86,7 +87,7 @@ class Trust:
     heard_at: float = -math.inf  # when the last proof was sent that was answered
     patient_until: float = -math.inf  # the process stood still, and has had no time to hear
     holds: int = 0  # how often a session was to speak for it
-    news: trio.Event = attrs.field(factory=trio.Event)  # set at the next proof
+    news: RepeatedEvent = attrs.field(factory=RepeatedEvent)  # set at each proof
     bell: Bell = attrs.field(factory=Bell)  # rung for a beat
 
     @property
@@ -103,7 +104,6 @@ class Trust:
         """Note a proof that was sent at `sent_at`."""
         self.heard_at = max(self.heard_at, sent_at)
         self.news.set()
-        self.news = trio.Event()
 
     def is_shaken(self, now: float) -> bool:
         """Whether the last proof is good no more."""
@@ -191,15 +191,13 @@ async def _ask(parts: Parts) -> None:
     """Ask for a proof: of the session, and when that does not answer within a step, by a beat."""
     trust = parts.trust
     if parts.push.has_session:
-        news = trust.news
         parts.push.ask()
         with trio.move_on_after(trust.step_seconds):
-            await news.wait()
+            await trust.news.wait()
             return
-    news = trust.news
     trust.bell.ring()
     with trio.move_on_after(trust.step_seconds):
-        await news.wait()
+        await trust.news.wait()
 
 
 async def beat_when_asked(parts: Parts) -> None:

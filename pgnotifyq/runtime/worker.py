@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import attrs
 import trio
+from trio_util import wait_any
 
 from pgnotifyq.ledger import claims, workers
 from pgnotifyq.ledger.errors import Whose, translated, whose
@@ -240,16 +241,8 @@ async def _drain(parts: Parts, handle: WorkerHandle) -> None:
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_show_draining, parts)
-        with trio.move_on_after(config.shutdown_seconds) as deadline:
-            async with trio.open_nursery() as waiting:
-
-                async def impatience() -> None:
-                    await handle._second.wait()  # noqa: SLF001  # see above
-                    deadline.cancel(reason="pgnotifyq: told twice to stop")
-
-                waiting.start_soon(impatience)
-                await parts.holdings.emptied.wait()
-                waiting.cancel_scope.cancel()
+        with trio.move_on_after(config.shutdown_seconds):
+            await wait_any(parts.holdings.emptied.wait, handle._second.wait)  # noqa: SLF001  # see above
         # What has ended is not interrupted: its outcome is on its way.
         left = [running for running in parts.holdings if not running.has_ended]
         handle.interrupted = sum(not running.is_settled for running in left)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import psycopg
 import trio
-from psycopg import errors, pq
+from psycopg import errors, generators, pq
 from psycopg._capabilities import capabilities
 from psycopg._pipeline_async import AsyncPipeline
 from psycopg.adapt import AdaptersMap
@@ -62,6 +62,9 @@ _leaving: ContextVar[bool] = ContextVar("leaving", default=False)
 The task's and not the connection's, because another task may be cancelled on the same connection meanwhile."""
 
 logger = logging.getLogger("pgnotifyq.wire")
+
+# What psycopg raises and catches when a `wait` takes too long. 3.3.0 has no such class, and gives no wait a timeout.
+_WaitTimeout: type[psycopg.OperationalError] = getattr(errors, "_WaitTimeout", psycopg.OperationalError)
 
 
 @overload
@@ -300,7 +303,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             return await self._drive(gen)
         with trio.move_on_after(timeout):
             return await self._drive(gen)
-        raise errors._WaitTimeout("wait timeout expired")
+        raise _WaitTimeout("wait timeout expired")
 
     async def enter(self) -> bool:
         """Set what the session needs; return whether it can write, as far as anybody asks. Say it again after `discard all`."""
@@ -327,7 +330,10 @@ class Connection(psycopg.AsyncConnection[Row]):
             return
         with trio.move_on_after(timeout):
             if capabilities.has_cancel_safe():
-                await waiting.drive_connecting(self._cancel_gen())
+                # As psycopg's own generator does, which asked for a timeout in 3.3.0 and later no more.
+                request = self.pgconn.cancel_conn()
+                request.start()
+                await waiting.drive_connecting(generators.cancel(request))
             else:
                 await trio.to_thread.run_sync(self.cancel, abandon_on_cancel=True)
             return
@@ -456,7 +462,8 @@ class Transaction(AsyncTransaction):
         """Begin, or set a savepoint."""
         try:
             async with self._conn.lock:
-                self._check_enter()
+                if self.status is not self.Status.NOT_STARTED:
+                    raise TypeError("transaction blocks can be used only once")
                 await self._conn.wait(self._enter_gen())
         except (trio.Cancelled, psycopg.Error) as error:
             if self.status is self.Status.ACTIVE:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psycopg
 import trio
 from psycopg.waiting import Ready, Wait
+from trio_util import wait_any
 
 from pgnotifyq.wire import forks
 
@@ -133,12 +134,11 @@ async def _wait_either(fileno: int) -> Ready:
         nonlocal ready
         await wait(fileno)
         ready = Ready(ready | state)
-        nursery.cancel_scope.cancel()
 
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(wait_one, trio.lowlevel.wait_readable, Ready.R))
-            nursery.start_soon(partial(wait_one, trio.lowlevel.wait_writable, Ready.W))
+        await wait_any(
+            partial(wait_one, trio.lowlevel.wait_readable, Ready.R), partial(wait_one, trio.lowlevel.wait_writable, Ready.W)
+        )
     except BaseExceptionGroup as group:
         # A cancel from outside may arrive once for each child; the callers of this file look for one, not for a group.
         _, others = group.split(trio.Cancelled)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.ledger.conftest import dsn, dsn_of_file
+from tests.runtime.shapes import misfits_nowait
 from tests.runtime.support import Workplace, open_workplace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from pgnotifyq.wire.connection import Connection
 
@@ -22,3 +23,10 @@ async def place(dsn: str, connection: Connection[Any]) -> AsyncIterator[Workplac
     """Give a queue, and means to start workers on it. They and their processes end with the test."""
     async with open_workplace(dsn, connection) as place:
         yield place
+
+
+@pytest.fixture(autouse=True)
+def _events_fit_their_shapes() -> Iterator[None]:
+    """Fail a test in which a worker of this process told an event that does not fit its shape (model/events.py)."""
+    yield
+    assert misfits_nowait() == []

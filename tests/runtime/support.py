@@ -23,6 +23,7 @@ import trio
 from pgnotifyq import EventName, JobRegistry, WorkerHandle, run_worker
 from tests.ledger import support as ledger
 from tests.proxy import until
+from tests.runtime.shapes import note_misfit
 
 if TYPE_CHECKING:
     from pgnotifyq.model.events import Event
@@ -44,6 +45,7 @@ class Log:
 
     def __call__(self, event: Event) -> None:
         """Take an event; what a worker is given as on_event."""
+        note_misfit(event)
         self.note(event.name.value, {name: str(value) for name, value in event.fields.items()})
 
     def note(self, name: str, fields: dict[str, Any]) -> None:

@@ -3,53 +3,77 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 
 import psycopg
 import pytest
-from psycopg import (
-    _conninfo_utils,
-    _pipeline_async,
-    _server_cursor_async,
-    cursor_async,
-    errors,
-    generators,
-    transaction,
-    waiting,
-)
-from psycopg._capabilities import capabilities
+from psycopg import _pipeline_async, _server_cursor_async, cursor_async, transaction
 from psycopg._connection_base import BaseConnection
 from psycopg._pipeline_async import AsyncPipeline
 from psycopg._preparing import PrepareManager
-from psycopg.copy import AsyncCopy
-from psycopg.transaction import AsyncTransaction, BaseTransaction
 
-EXPECTED = {
-    psycopg.AsyncConnection: ("_connect_gen", "_pipeline_nolock", "_try_cancel", "_get_connection_params"),
-    BaseConnection: (
-        "_cancel_gen",
-        "_should_cancel",
-        "_check_connection_ok",
-        "_notify_handler",
-        "_start_query",
-        "_exec_command",
-    ),
-    psycopg.AsyncCursor: ("_start_copy_gen", "_select_current_result"),
-    AsyncTransaction: ("__aenter__", "__aexit__"),
-    BaseTransaction: ("_enter_gen", "_exit_gen", "_check_enter", "Status"),
-    AsyncPipeline: ("_exit_gen", "_exit"),
-    AsyncCopy: ("finish",),
-    errors: ("_WaitTimeout", "CancellationTimeout", "ConnectionTimeout"),
-    generators: ("notifies", "cancel", "connect", "execute"),
-    waiting: ("Wait", "Ready"),
-    _conninfo_utils: ("get_param", "get_param_def", "is_ip_address", "split_attempts"),
-    type(capabilities): ("has_cancel_safe",),
+from pgnotifyq.model.errors import UnsupportedPsycopg
+from pgnotifyq.wire.names import NAMES, check_psycopg
+
+# What psycopg's own code calls in what this package overrides; none of it is called by name here.
+ALSO = {
+    "psycopg:AsyncConnection": ("_try_cancel", "_get_connection_params"),
+    "psycopg._connection_base:BaseConnection": ("_notify_handler",),
 }
 
 
-@pytest.mark.parametrize(("owner", "name"), [(owner, name) for owner, names in EXPECTED.items() for name in names])
-def test_name_exists(owner: object, name: str) -> None:
-    """The name is still there."""
-    assert hasattr(owner, name)
+@pytest.mark.parametrize("names", [NAMES, ALSO])
+def test_names_are_there(names: dict[str, tuple[str, ...]]) -> None:
+    """Every private name of psycopg that is relied on is still there."""
+    check_psycopg(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        ({"psycopg:AsyncConnection": ("connect", "_no_such")}, "psycopg.AsyncConnection._no_such"),
+        ({"psycopg:NoSuchClass": ("run",)}, "psycopg.NoSuchClass.run"),
+        ({"psycopg._no_such_module": ("run",)}, "psycopg._no_such_module.run"),
+    ],
+)
+def test_name_that_is_missing(names: dict[str, tuple[str, ...]], missing: str) -> None:
+    """The error is an ImportError that says in one line which name, of which psycopg, and what to install."""
+    with pytest.raises(ImportError, match="install a psycopg that has it") as failed:
+        check_psycopg(names)
+    assert type(failed.value) is UnsupportedPsycopg
+    assert f"psycopg {psycopg.__version__} lacks {missing}, " in str(failed.value)
+    assert "\n" not in str(failed.value)
+
+
+def failed_import(program: str, **environment: str) -> str:
+    """Run a program that fails to import, and return the last line that it wrote."""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 1
+    return ran.stderr.splitlines()[-1]
+
+
+def test_import_without_libpq() -> None:
+    """`import pgnotifyq` fails with one line that says what to install."""
+    last = failed_import("import pgnotifyq", PSYCOPG_IMPL="c")  # an implementation that is not installed here
+    assert last.startswith("pgnotifyq.model.errors.UnsupportedPsycopg: psycopg finds no libpq")
+    assert "pgnotifyq[binary]" in last
+
+
+def test_import_with_a_psycopg_that_lacks_a_name() -> None:
+    """`import pgnotifyq` fails with that line."""
+    last = failed_import("import psycopg.generators; del psycopg.generators.notifies; import pgnotifyq")
+    assert last.startswith(
+        f"pgnotifyq.model.errors.UnsupportedPsycopg: psycopg {psycopg.__version__} lacks psycopg.generators.notifies"
+    )
 
 
 def test_state_set_by_the_constructors() -> None:
