@@ -260,7 +260,10 @@ async def _show_draining(parts: Parts) -> None:
 
 
 async def _say_farewell(parts: Parts) -> None:
-    """Release what the worker still holds, uncharged, and take its row away. If the database is gone, leases do it."""
+    """Release what the worker still holds, uncharged, and take its row away. If the database is gone, leases do it.
+
+    The settler's session may have ended unnoticed, while the worker was idle or stood still: then another one is opened, once.
+    """
 
     async def once(connection: Connection) -> None:
         ended = parts.settler.unwritten()
@@ -271,9 +274,14 @@ async def _say_farewell(parts: Parts) -> None:
             await claims.settle_surely(connection, parts.config.schema, worker_id=parts.worker_id, settlements=left)
         await workers.unregister(connection, parts.config.schema, parts.worker_id)
 
-    try:
-        await parts.durable.attempt(once)
-    except Exception as error:
-        if whose(error) is Whose.OURS and not isinstance(error, trio.TooSlowError):
-            raise
-        parts.emit(Event(name=EventName.DATABASE_LOST, fields={"connection": "farewell", "why": str(error)}))
+    for is_last in (False, True):
+        try:
+            await parts.durable.attempt(once)
+        except Exception as error:
+            if whose(error) is Whose.OURS and not isinstance(error, trio.TooSlowError):
+                raise
+            if is_last or whose(error) is not Whose.SESSION:
+                parts.emit(Event(name=EventName.DATABASE_LOST, fields={"connection": "farewell", "why": str(error)}))
+                return
+        else:
+            return

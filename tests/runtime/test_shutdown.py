@@ -54,6 +54,23 @@ async def nothing_left(place: Workplace) -> None:
         assert await fetch(place.connection, f"select from pgnotifyq.{table}") == []
 
 
+async def test_settlers_session_has_ended_unnoticed(place: Workplace) -> None:
+    """A worker that leaves takes its row away all the same."""
+    gate = Gate()
+    worker = await place.start(gate.registry)
+    first = await place.enqueue("work")
+    await begun(gate)
+    gate.let_go.set()
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=first)
+    ends = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'pgnotifyq settler'"
+    ((count,),) = await fetch(place.connection, f"{ends} and datname = current_database()")
+    assert count == 1
+    worker.handle.drain()
+    await ended(worker)
+    await nothing_left(place)
+    assert worker.log.find(EventName.DATABASE_LOST, connection="farewell") == []
+
+
 async def test_drain(place: Workplace) -> None:
     """Running jobs are finished, no other is started, and the worker is gone from every table."""
     gate = Gate()
