@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pgnotifyq._version import __version__
-from pgnotifyq.client import CancelOutcome, Client, open_client
+from pgnotifyq.doors.client import CancelOutcome, Client, open_client
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import (
     AppNotFound,

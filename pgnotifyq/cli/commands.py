@@ -227,7 +227,7 @@ def run_show(dsn: str | None, schema: str, job_id: str, *, as_json: bool) -> int
 
 def run_cancel(dsn: str | None, schema: str, job_id: str, *, why: str | None, wait_seconds: float | None, as_json: bool) -> int:
     """Cancel a job, and wait for its handler if asked to."""
-    from pgnotifyq.client import CancelOutcome, open_client
+    from pgnotifyq.doors.client import CancelOutcome, open_client
 
     key = _job_id(job_id)
 

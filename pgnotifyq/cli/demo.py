@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pgnotifyq.cli.demo_handlers import digest_file
-from pgnotifyq.client import open_client
+from pgnotifyq.doors.client import open_client
 from pgnotifyq.ledger.migrate import migrate
 from pgnotifyq.ledger.statements import compose
 from pgnotifyq.model.job import NewJob
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from psycopg.rows import TupleRow
 
-    from pgnotifyq.client import Client
+    from pgnotifyq.doors.client import Client
     from pgnotifyq.wire.connection import Connection
 
 SCHEMA = "pgnotifyq_demo"

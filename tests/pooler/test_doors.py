@@ -13,7 +13,8 @@ import psycopg
 import pytest
 import trio
 
-from pgnotifyq import CancelOutcome, client, open_client
+from pgnotifyq import CancelOutcome, open_client
+from pgnotifyq.doors import client
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger.support import ENDINGS, claim_one, fetch, settle
 from tests.pooler.support import open_pooler

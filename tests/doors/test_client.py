@@ -17,8 +17,8 @@ import trio.testing
 from psycopg.rows import dict_row
 
 import pgnotifyq
-from pgnotifyq import client as client_module
-from pgnotifyq.client import CancelOutcome, Client, open_client
+from pgnotifyq.doors import client as client_module
+from pgnotifyq.doors.client import CancelOutcome, Client, open_client
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.model.errors import (
     InvalidJob,

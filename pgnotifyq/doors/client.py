@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import trio
 
-from pgnotifyq.gathering import Gatherer
+from pgnotifyq.doors.gathering import Gatherer
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.ledger.migrate import check_schema
@@ -145,8 +145,9 @@ class Client:
     ) -> JobId:
         """Enqueue one job and return its id.
 
-        Where a worker of this event loop, on the same database, is idle and has a handler for it, the job is started by the
-        statement that enqueues it (runtime/handover.py). Jobs that several tasks enqueue at once share a statement (gathering.py).
+        If a worker of this event loop, on the same database, is idle and has a handler for the job, the statement that
+        enqueues the job also starts it (runtime/handover.py). Jobs that several tasks enqueue at once share a
+        statement (doors/gathering.py).
 
         Args:
             job_type: which handler runs it.
