@@ -17,7 +17,7 @@ import trio.testing
 from psycopg.rows import dict_row
 
 import pgnotifyq
-from pgnotifyq.doors import client as client_module
+from pgnotifyq.doors import ends
 from pgnotifyq.doors.client import CancelOutcome, Client, open_client
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.model.errors import (
@@ -79,7 +79,7 @@ async def client(dsn: str) -> AsyncIterator[Client]:
 @pytest.fixture
 def no_backstop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the backstop out of reach, so that what is told is told by a notification."""
-    monkeypatch.setattr(client_module, "LOOK_SECONDS", 10_000.0)
+    monkeypatch.setattr(ends, "LOOK_SECONDS", 10_000.0)
 
 
 @asynccontextmanager
@@ -436,8 +436,8 @@ async def test_a_deaf_listener(dsn: str, client: Client, connection: Link, monke
     async def listen_to_nothing(link: Link, channel: str) -> None:
         await listen(link, "nothing")
 
-    monkeypatch.setattr(client_module, "listen", listen_to_nothing)
-    monkeypatch.setattr(client_module, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(ends, "listen", listen_to_nothing)
+    monkeypatch.setattr(ends, "LOOK_SECONDS", 0.2)
     job_id = await client.enqueue("noop")
     with pytest.raises(WaitTimeout):
         await client.wait(job_id, timeout_seconds=0.5)
@@ -462,8 +462,8 @@ async def test_a_listener_that_cannot_be_had(dsn: str, client: Client, connectio
     async def refuse(*_: object, **__: object) -> Link:
         raise pgnotifyq.DatabaseUnreachable("too many connections")
 
-    monkeypatch.setattr(client_module, "connect", refuse)
-    monkeypatch.setattr(client_module, "LISTEN_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(ends, "connect", refuse)
+    monkeypatch.setattr(ends, "LISTEN_RETRY_SECONDS", 0.1)
     job_id = await client.enqueue("noop")
     with pytest.raises(WaitTimeout):
         await client.wait(job_id, timeout_seconds=0.3)
@@ -497,7 +497,7 @@ async def test_the_cable_is_cut(dsn: str, proxy: Proxy, connection: Link, no_bac
 async def test_a_frozen_server(dsn: str, proxy: Proxy, connection: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing answers any more, and no error comes: a wait ends by its timeout all the same; when it thaws all is well."""
     for name in ("LISTEN_DEADLINE_SECONDS", "LOOK_DEADLINE_SECONDS", "LOOK_SECONDS", "LISTEN_RETRY_SECONDS"):
-        monkeypatch.setattr(client_module, name, 0.2)
+        monkeypatch.setattr(ends, name, 0.2)
     monkeypatch.setattr("pgnotifyq.wire.connection.INTERRUPT_SECONDS", 0.2)
     with trio.fail_after(SOON_SECONDS):
         async with open_client(proxy.dsn) as client:
@@ -522,7 +522,7 @@ async def test_a_database_that_stays_away(proxy: Proxy, monkeypatch: pytest.Monk
         "LISTEN_RETRY_SECONDS",
         "OUTAGE_SECONDS_MAX",
     ):
-        monkeypatch.setattr(client_module, name, 0.2)
+        monkeypatch.setattr(ends, name, 0.2)
     monkeypatch.setattr("pgnotifyq.wire.connection.INTERRUPT_SECONDS", 0.2)
     with trio.fail_after(SOON_SECONDS):
         async with open_client(proxy.dsn) as client:
