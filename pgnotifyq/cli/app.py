@@ -56,7 +56,7 @@ def demo(
     folder: Annotated[Path | None, Parameter(help="Default: Python's own standard library.")] = None, /, *, dsn: Dsn = None
 ) -> int:
     """Watch real jobs run: one a file; one is cancelled in mid-flight, one worker killed and its work recovered."""
-    from pgnotifyq.cli.commands import run_demo
+    from pgnotifyq.cli.jobs import run_demo
 
     return run_demo(folder, dsn)
 
@@ -71,7 +71,7 @@ def migrate(
     schema: Schema = "pgnotifyq",
 ) -> int:
     """Bring the database's schema up to this version. Safe to run again, and at the same time twice."""
-    from pgnotifyq.cli.commands import run_migrate
+    from pgnotifyq.cli.jobs import run_migrate
 
     return run_migrate(dsn, schema, dry_run=dry_run)
 
@@ -151,7 +151,7 @@ def enqueue(
     schema: Schema = "pgnotifyq",
 ) -> int:
     """Enqueue a job and print its id."""
-    from pgnotifyq.cli.commands import run_enqueue
+    from pgnotifyq.cli.jobs import run_enqueue
 
     fields = {
         "job_type": job_type,
@@ -178,7 +178,7 @@ def jobs(
     schema: Schema = "pgnotifyq",
 ) -> int:
     """List jobs, newest first."""
-    from pgnotifyq.cli.commands import run_jobs
+    from pgnotifyq.cli.jobs import run_jobs
 
     return run_jobs(dsn, schema, status=status, queue=queue, job_type=job_type, limit=limit, as_json=as_json)
 
@@ -186,7 +186,7 @@ def jobs(
 @app.command
 def show(job_id: JobId, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
     """Show a job, or a dead letter, with all its attempts."""
-    from pgnotifyq.cli.commands import run_show
+    from pgnotifyq.cli.jobs import run_show
 
     return run_show(dsn, schema, job_id, as_json=as_json)
 
@@ -211,7 +211,7 @@ def cancel(
     schema: Schema = "pgnotifyq",
 ) -> int:
     """Cancel a job: a pending one never starts, a running one's handler is stopped. Exit code 1 if it had ended before."""
-    from pgnotifyq.cli.commands import run_cancel
+    from pgnotifyq.cli.jobs import run_cancel
 
     return run_cancel(dsn, schema, job_id, why=why, wait_seconds=wait_seconds, as_json=as_json)
 
@@ -229,7 +229,7 @@ def dead(
     schema: Schema = "pgnotifyq",
 ) -> int:
     """List dead letters, the latest first; or purge them."""
-    from pgnotifyq.cli.commands import run_dead
+    from pgnotifyq.cli.jobs import run_dead
 
     return run_dead(
         dsn,
@@ -258,7 +258,7 @@ def requeue(
     schema: Schema = "pgnotifyq",
 ) -> int:
     """Bring a dead letter back as the job it was, with all its attempts before it."""
-    from pgnotifyq.cli.commands import run_requeue
+    from pgnotifyq.cli.jobs import run_requeue
 
     return run_requeue(dsn, schema, job_id, everything=all_of_them, queue=queue, job_type=job_type, as_json=as_json)
 
@@ -266,7 +266,7 @@ def requeue(
 @app.command
 def workers(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
     """List the worker processes and what they hold."""
-    from pgnotifyq.cli.commands import run_workers
+    from pgnotifyq.cli.jobs import run_workers
 
     return run_workers(dsn, schema, as_json=as_json)
 
@@ -274,7 +274,7 @@ def workers(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnot
 @app.command
 def stats(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
     """Count the jobs of each queue."""
-    from pgnotifyq.cli.commands import run_stats
+    from pgnotifyq.cli.jobs import run_stats
 
     return run_stats(dsn, schema, as_json=as_json)
 

@@ -9,7 +9,7 @@ import attrs
 import psycopg
 import trio
 
-from pgnotifyq.cli.commands import find_database, open_ledger
+from pgnotifyq.cli.jobs import find_database, open_ledger
 from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.ledger.jobs import TroubleRow, list_troubles

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from pgnotifyq.cli.commands import _job_id as job_id_of
-from pgnotifyq.cli.commands import run_with
+from pgnotifyq.cli.jobs import _job_id as job_id_of
+from pgnotifyq.cli.jobs import run_with
 from pgnotifyq.cli.output import print_json, shown
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.model.errors import JobNotFound

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from pgnotifyq.cli.commands import find_database, open_ledger
 from pgnotifyq.cli.ending import die_by, heed_signals
+from pgnotifyq.cli.jobs import find_database, open_ledger
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.cli.streams import LAST_LINES_SECONDS, open_unfailing
 from pgnotifyq.model.config import WorkerConfig

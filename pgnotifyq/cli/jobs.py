@@ -74,7 +74,7 @@ def run_with(dsn: str | None, schema: str, act: Callable[[Connection[TupleRow]],
 
 def run_demo(folder: Path | None, dsn: str | None) -> int:
     """Run the demo; an embedded server that it had to start is stopped again."""
-    from pgnotifyq.cli.demo import demo
+    from pgnotifyq.cli.demo_play import demo
 
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"demo {str(folder)!r}: there is no such folder")
