@@ -1,4 +1,4 @@
-"""The demo: one job a file, two worker processes, one cancel, one kill -9, and every result checked.
+"""What the demo plays: one job a file, two worker processes, one cancel, one kill -9, and every result checked.
 
 Everything happens in a schema of its own, which is dropped at the end with its role; nothing is left running.
 """
@@ -75,8 +75,8 @@ class Story:
     wrong: list[str] = attrs.field(factory=list)  # files of jobs whose hash is missing or differs
 
 
-async def demo(folder: Path | None, *, dsn: str, console: Console | None = None) -> int:
-    """Run the demo on a folder (default: Python's own standard library); 0 when every check holds, else 1.
+async def play(folder: Path | None, *, dsn: str, console: Console | None = None) -> int:
+    """Play the demo on a folder (default: Python's own standard library); 0 when every check holds, else 1.
 
     Args:
         folder: each regular file below it becomes a job.
@@ -97,7 +97,7 @@ async def demo(folder: Path | None, *, dsn: str, console: Console | None = None)
     with tempfile.TemporaryDirectory(prefix="pgnotifyq-demo-") as scratch:
         try:
             async with _open_stage(dsn) as connection:
-                story = await _play(console, dsn, connection, paths * times, Path(scratch))
+                story = await _perform(console, dsn, connection, paths * times, Path(scratch))
         except Stuck as stuck:
             console.print(f"[red]{escape(str(stuck))}[/]")
             for line in _last_lines(Path(scratch) / LOG):
@@ -106,7 +106,7 @@ async def demo(folder: Path | None, *, dsn: str, console: Console | None = None)
     return _conclude(console, story)
 
 
-async def _play(console: Console, dsn: str, connection: Connection[TupleRow], paths: list[Path], scratch: Path) -> Story:
+async def _perform(console: Console, dsn: str, connection: Connection[TupleRow], paths: list[Path], scratch: Path) -> Story:
     story = Story(jobs=len(paths))
     async with open_client(dsn, schema=SCHEMA) as client, _open_workers(dsn, scratch) as workers:
         await _until(

@@ -286,7 +286,7 @@ def test_doctor_names_who_holds_an_old_snapshot(run: Callable[..., Any], dsn: st
         session.execute("select 1")
         found: list[Any] = []
         monkeypatch.setattr(doctor, "_print", found.extend)
-        assert doctor.run(dsn, "pgnotifyq", as_json=False) == 0
+        assert doctor.doctor(dsn=dsn) == 0
     assert any("culprit" in finding.what and finding.verdict == "warn" for finding in found)
 
 

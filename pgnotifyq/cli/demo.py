@@ -1,0 +1,58 @@
+"""The command `demo`: what the demo needs around it. What it plays is in demo_play.py, its handlers in demo_handlers.py."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import trio
+from cyclopts import Parameter
+
+from pgnotifyq.cli.act import find_database
+from pgnotifyq.cli.parameters import Dsn
+from pgnotifyq.cli.reach import answered
+from pgnotifyq.model.errors import ConfigError
+
+
+def demo(
+    folder: Annotated[Path | None, Parameter(help="Default: Python's own standard library.")] = None, /, *, dsn: Dsn = None
+) -> int:
+    """Watch real jobs run: one a file; one is cancelled in mid-flight, one worker killed and its work recovered."""
+    from pgnotifyq.cli.demo_play import play
+    from pgnotifyq.embedded import stop_embedded
+
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"demo {str(folder)!r}: there is no such folder")
+
+    async def main() -> int:
+        database = await find_database(dsn)
+        try:
+            return await _unless_told_to_end(partial(answered, database.dsn, partial(play, folder, dsn=database.dsn)))
+        finally:
+            # A server that the demo had to start is stopped again.
+            if database.is_embedded and database.source.startswith("started"):
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(stop_embedded)
+
+    return trio.run(main)
+
+
+async def _unless_told_to_end(act: Callable[[], Awaitable[int]]) -> int:
+    """Do something that has to be tidied up after; cancel it at a signal, and return what a shell calls that."""
+    heard: list[int] = []
+    code = 0
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def heed() -> None:
+                async for number in signals:
+                    heard.append(number)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(heed)
+            code = await act()
+            nursery.cancel_scope.cancel()
+    return 128 + heard[0] if heard else code
