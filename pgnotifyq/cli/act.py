@@ -1,4 +1,4 @@
-"""How a command comes to its database: it finds the database, opens the ledger there, and acts on one connection."""
+"""From an address to the ledger: a command finds its database, opens the ledger there, and acts on one connection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 async def find_database(dsn: str | None) -> Database:
-    """Return the database to use, and say so when it is the embedded one."""
+    """Return the database to use. If it is the embedded one, say so."""
     from pgnotifyq.embedded import resolve_dsn
 
     database = await trio.to_thread.run_sync(resolve_dsn, dsn)
@@ -34,7 +34,7 @@ async def find_database(dsn: str | None) -> Database:
 
 @asynccontextmanager
 async def open_ledger(database: Database, schema: str) -> AsyncIterator[Connection[TupleRow]]:
-    """Open a connection to a database whose schema fits this code; the embedded one is migrated first."""
+    """Open a connection to a database whose schema fits this code. The embedded database is migrated first."""
     async with open_connection(database.dsn, application_name="pgnotifyq command", used_for=For.CALLER) as connection:
         if database.is_embedded:
             await connection.execute("set client_min_messages = warning")

@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how errors are told. Each group of commands has a file beside this one.
+"""The command line: which commands there are, and how errors are told.
 
 Exit codes: 0 done; 1 what was asked failed or was not found; 2 the command or its input is wrong; 3 the database cannot be
 used (unreachable, too old, not migrated, rights missing). `worker` has two more, see its help.

@@ -1,4 +1,4 @@
-"""The command `demo`: what the demo needs around it. What it plays is in demo_play.py, its handlers in demo_handlers.py."""
+"""The command `demo`: a database for it, and an end at a signal. The play is in demo_play.py, its handlers in demo_handlers.py."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def demo(
         try:
             return await _unless_told_to_end(partial(answered, database.dsn, partial(play, folder, dsn=database.dsn)))
         finally:
-            # A server that the demo had to start is stopped again.
+            # The demo stops the server again, if the demo had to start it.
             if database.is_embedded and database.source.startswith("started"):
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(stop_embedded)
@@ -41,7 +41,7 @@ def demo(
 
 
 async def _unless_told_to_end(act: Callable[[], Awaitable[int]]) -> int:
-    """Do something that has to be tidied up after; cancel it at a signal, and return what a shell calls that."""
+    """Run an act that has to tidy up. At a signal, cancel it and return the exit code that a shell gives the signal."""
     heard: list[int] = []
     code = 0
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
