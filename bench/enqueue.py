@@ -1,8 +1,8 @@
 """How many jobs a second can be enqueued: one by one from one and from eight producers while a worker serves them, and in bulk?
 
-Producers are tasks of one process. Those of one client share statements when they come at once (pgnotifyq/gathering.py); with a client
-each, as producers in programs of their own have, none do. Beside them stands plain SQL: the insert alone, from the same process, and
-one statement that makes its rows itself.
+Producers are tasks of one process. Those of one client share statements when they come at once
+(pgnotifyq/doors/gathering.py); with a client each, as producers in programs of their own have, none do. Beside them
+stands plain SQL: the insert alone, from the same process, and one statement that makes its rows itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from bench.support import noop_registry, open_database, open_server, options, preload, report
-from pgnotifyq.client import open_client
+from pgnotifyq.doors.client import open_client
 from pgnotifyq.ledger.jobs import ONE_STATEMENT_JOBS_MAX
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.connection import open_connection

@@ -20,7 +20,7 @@ import psycopg
 import trio
 
 from bench.support import latencies, open_database, open_server, options, report
-from pgnotifyq.client import open_client
+from pgnotifyq.doors.client import open_client
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.connection import open_connection

@@ -22,7 +22,7 @@ import psycopg
 import trio
 
 from bench.support import open_database, open_server, options, percentile, report
-from pgnotifyq.client import open_client
+from pgnotifyq.doors.client import open_client
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.runtime import pruner
 from pgnotifyq.runtime.worker import run_worker

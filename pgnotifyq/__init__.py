@@ -33,7 +33,7 @@ from pgnotifyq._version import __version__
 # A program: the schema, a client, a worker.
 from pgnotifyq.wire.connection import Connection, connect
 from pgnotifyq.ledger.migrate import Step as MigrationStep, migrate
-from pgnotifyq.client import CancelOutcome, Client, open_client
+from pgnotifyq.doors.client import CancelOutcome, Client, open_client
 from pgnotifyq.runtime.worker import WorkerHandle, run_worker
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink

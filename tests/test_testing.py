@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import pgnotifyq
-from pgnotifyq.client import open_client
+from pgnotifyq.doors.client import open_client
 from pgnotifyq.model.errors import InvalidPayload, SchemaMissing, UnknownJobType
 from pgnotifyq.model.events import EventName
 from pgnotifyq.model.job import Job, OrgId

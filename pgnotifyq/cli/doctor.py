@@ -9,8 +9,9 @@ import attrs
 import psycopg
 import trio
 
-from pgnotifyq.cli.commands import find_database, open_ledger
+from pgnotifyq.cli.act import find_database, open_ledger
 from pgnotifyq.cli.output import is_coloured, print_json, shown
+from pgnotifyq.cli.parameters import AsJson, Dsn, Schema
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.ledger.jobs import TroubleRow, list_troubles
 from pgnotifyq.ledger.migrate import code_version
@@ -46,8 +47,8 @@ class Finding:
     hint: str = ""
 
 
-def run(dsn: str | None, schema: str, *, as_json: bool) -> int:
-    """Examine the database; 1 when anything fails."""
+def doctor(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+    """Examine the database and say what is wrong, and what to do. Exit code 1 if anything fails."""
 
     async def main() -> list[Finding]:
         database = await find_database(dsn)

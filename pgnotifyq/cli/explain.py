@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from pgnotifyq.cli.commands import _job_id as job_id_of
-from pgnotifyq.cli.commands import run_with
+from pgnotifyq.cli.act import run_with
 from pgnotifyq.cli.output import print_json, shown
+from pgnotifyq.cli.parameters import AsJson, Dsn, OfJob, Schema, job_id_of
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.model.errors import JobNotFound
 
@@ -24,8 +24,8 @@ UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))  # in seconds
 NEVER_SECONDS = 500 * 365 * 86_400.0  # infinity comes as a thousand years
 
 
-def run(dsn: str | None, schema: str, job_id: str, *, as_json: bool) -> int:
-    """Explain one job or dead letter."""
+def explain(job_id: OfJob, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+    """Say why a job is where it is: what it waits for, who holds it, and what would help."""
     key = job_id_of(job_id)
 
     async def act(connection: Connection[TupleRow]) -> int:

@@ -1,4 +1,4 @@
-"""`python -m pgnotifyq worker`: a worker as a process, with its handlers found and its events told."""
+"""The command `worker`: a worker as a process, with its handlers found and its events told."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import traceback
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import trio
+from cyclopts import Parameter
 
-from pgnotifyq.cli.commands import find_database, open_ledger
-from pgnotifyq.cli.ending import die_by, heed_signals
+from pgnotifyq.cli.act import find_database, open_ledger
+from pgnotifyq.cli.parameters import Dsn, Schema, whole
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.cli.streams import LAST_LINES_SECONDS, open_unfailing
 from pgnotifyq.model.config import WorkerConfig
@@ -36,20 +37,73 @@ _log = logging.getLogger("pgnotifyq")
 EXIT_INTERRUPTED = 4  # some jobs were cut off and released
 
 
-def run(
+def worker(
+    *,
+    app: Annotated[str | None, Parameter(name="--app", help="Where the registry is: package.module:registry.")] = None,
+    queue: Annotated[
+        list[str] | None, Parameter(name="--queue", negative="", help="A queue to work on; repeat it in order of preference.")
+    ] = None,
+    concurrency: Annotated[int, Parameter(converter=whole, help="Jobs that run at once.")] = 10,
+    lease_seconds: Annotated[float, Parameter(help="How long a silent worker keeps its jobs.")] = 60.0,
+    heartbeat_seconds: Annotated[float | None, Parameter(help="At most, and by default, a third of the lease.")] = None,
+    shutdown_seconds: Annotated[float, Parameter(help="How long running jobs may go on after the first signal.")] = 30.0,
+    grace_seconds: Annotated[float, Parameter(help="How long an interrupted handler may clean up.")] = 5.0,
+    handler_connections: Annotated[
+        int, Parameter(converter=whole, help="Database sessions that handlers share for their own transactions, at most.")
+    ] = 10,
+    listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
+    log_format: Annotated[
+        str, Parameter(help="line or json; of events (standard output) and of logs (standard error).")
+    ] = "line",
+    log_level: Annotated[
+        str | None, Parameter(help="Of logs: debug, info (the default), warning, error or critical.", show_default=False)
+    ] = None,
+    quiet: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Say nothing of jobs that go as planned: twice as many a second.")
+    ] = False,
+    dsn: Dsn = None,
+    schema: Schema = "pgnotifyq",
+) -> int:
+    """Work on queues until told to stop.
+
+    SIGTERM, SIGINT or SIGHUP: stop claiming and let running jobs finish; a second one interrupts them, unless it comes within
+    0.2 s. Jobs cut off are released at once and not charged an attempt.
+
+    Events go to standard output, what is logged (`ctx.log`, the application's own loggers, warnings) to standard error, both as
+    --log-format says. An application that sets up logging itself keeps its own set-up.
+
+    Exit codes besides the usual: 4 some jobs had to be interrupted and were released, 5 a handler did not let go and the
+    process was ended over it, its jobs released.
+    """
+    if log_format not in {"line", "json"}:
+        raise ConfigError(f"--log-format {log_format!r}: use line or json")
+    settings: dict[str, Any] = {} if heartbeat_seconds is None else {"heartbeat_seconds": heartbeat_seconds}
+    config = WorkerConfig(
+        queues=tuple(queue or ["default"]),
+        concurrency=concurrency,
+        lease_seconds=lease_seconds,
+        shutdown_seconds=shutdown_seconds,
+        grace_seconds=grace_seconds,
+        handler_connections_max=handler_connections,
+        schema=schema,
+        **settings,
+    )
+    return _run(app, dsn, listen_dsn, config, log_format=log_format, log_level=log_level, quiet=quiet)
+
+
+def _run(
     app: str | None,
     dsn: str | None,
     listen_dsn: str | None,
-    settings: dict[str, Any],
+    config: WorkerConfig,
     *,
     log_format: str,
     log_level: str | None,
     quiet: bool,
 ) -> int:
     """Run a worker until it is told to stop; return its exit code."""
-    if log_format not in {"line", "json"}:
-        raise ConfigError(f"--log-format {log_format!r}: use line or json")
-    config = WorkerConfig(**settings)
+    from pgnotifyq.cli.ending import die_by, heed_signals
+
     render = as_json if log_format == "json" else as_line
 
     def dropped(count: int) -> str:

@@ -15,7 +15,7 @@ from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.errors import PgnotifyqError
 
 if TYPE_CHECKING:
-    from pgnotifyq.client import Client
+    from pgnotifyq.doors.client import Client
     from tests.chaos.evidence import Book
 
 PRODUCERS = 3

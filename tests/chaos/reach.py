@@ -38,7 +38,7 @@ from tests.chaos.stage import END_SECONDS_MAX, GRACE_SECONDS, SHUTDOWN_SECONDS, 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from pgnotifyq.client import Client
+    from pgnotifyq.doors.client import Client
     from pgnotifyq.model.job import JobId
 
 Figures = dict[str, Any]

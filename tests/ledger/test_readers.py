@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pgnotifyq.client import open_client
+from pgnotifyq.doors.client import open_client
 from pgnotifyq.ledger import claims, jobs
 from pgnotifyq.ledger.columns import time_from_text
 from pgnotifyq.ledger.migrate import migrate

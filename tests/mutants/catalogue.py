@@ -117,17 +117,17 @@ MUTANTS = (
     # Enqueues that share a statement.
     Mutant(
         "a cancelled caller's job goes again with the others'",
-        "pgnotifyq/gathering.py",
+        "pgnotifyq/doors/gathering.py",
         "            if not caller.has_left:\n                caller.batch = None",
         "            if True:\n                caller.batch = None",
-        ("test_gathering.py::test_cancelled_while_it_is_under_way",),
+        ("doors/test_gathering.py::test_cancelled_while_it_is_under_way",),
     ),
     Mutant(
         "an enqueue whose reply was lost is sent again",
-        "pgnotifyq/gathering.py",
+        "pgnotifyq/doors/gathering.py",
         "            if isinstance(error, _SHARED_ERRORS):",
         "            if False:",
-        ("test_gathering.py::test_reply_that_is_lost",),
+        ("doors/test_gathering.py::test_reply_that_is_lost",),
     ),
     # Attempts, leases, reclaim.
     Mutant(

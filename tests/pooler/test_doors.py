@@ -13,7 +13,8 @@ import psycopg
 import pytest
 import trio
 
-from pgnotifyq import CancelOutcome, client, open_client
+from pgnotifyq import CancelOutcome, open_client
+from pgnotifyq.doors import ends
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger.support import ENDINGS, claim_one, fetch, settle
 from tests.pooler.support import open_pooler
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 async def test_enqueue_and_wait(place: Workplace, pooler: Pooler, monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting does not rely on a LISTEN that the pooler may have given to another session."""
-    monkeypatch.setattr(client, "LOOK_SECONDS", 10_000.0)
+    monkeypatch.setattr(ends, "LOOK_SECONDS", 10_000.0)
     await place.start(Gate().registry, dsn=pooler.dsn, is_heard=False, poll_seconds=0.05)
     async with open_client(pooler.dsn) as door:
         for _ in range(2):
@@ -42,7 +43,7 @@ async def test_enqueue_and_wait(place: Workplace, pooler: Pooler, monkeypatch: p
 async def test_wait_past_the_pooler(place: Workplace, pooler: Pooler, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a direct address for LISTEN the end of a job is heard: nobody looks within the hour."""
     for name in ("LOOK_SECONDS", "LISTEN_RETRY_SECONDS"):
-        monkeypatch.setattr(client, name, 10_000.0)
+        monkeypatch.setattr(ends, name, 10_000.0)
     async with open_client(pooler.dsn, listen_dsn=place.dsn) as door, trio.open_nursery() as nursery:
         job_id = await door.enqueue("elsewhere")
         ended = trio.Event()

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, Interrupt, InterruptKind, JobContext, JobRegistry
-from pgnotifyq.client import open_client
+from pgnotifyq.doors.client import open_client
 from pgnotifyq.ledger import claims
 from tests.ledger.support import fetch
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace

@@ -12,8 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from pgnotifyq import gathering
-from pgnotifyq.client import Client, open_client
+from pgnotifyq.doors import gathering
+from pgnotifyq.doors.client import Client, open_client
 from pgnotifyq.model.errors import InvalidPayload
 from pgnotifyq.model.job import JobId
 from pgnotifyq.wire.connection import Connection, open_connection

@@ -1,23 +1,11 @@
-"""The client: enqueue, cancel, wait, look.
+"""The client: the verbs of a door on trio. Enqueue, cancel, wait, look.
 
-Waiting is event-driven. A client opens one listener connection when it first waits, and no background task: of several
-tasks that wait one leads, which reads notifications and rings for the others, and hands the lead over when it leaves.
-
-Rules of waiting:
-
-- LISTEN stands before the table is looked at; so nothing falls in the gap.
-- A notification is a hint. It may be lost, and a listener may be deaf and not know: whoever waits looks at the table every
-  `LOOK_SECONDS` all the same. A look that finds an end nobody announced proves the listener deaf, and it is replaced.
-- A listener that cannot be had costs the speed of waiting, never the wait. One behind a pooler, which in transaction mode
-  hears nothing, is not relied on: then looks are as frequent as without. `listen_dsn` leads past the pooler.
-- While nobody waits nothing is listened to: a session that listens and does not read holds back the server's queue of
-  notifications, for everybody.
+How a wait hears of a job's end is told in doors/ends.py. How enqueues share a statement is told in doors/gathering.py.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -25,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import trio
 
-from pgnotifyq.gathering import Gatherer
+from pgnotifyq.doors.ends import Ends, no_job
+from pgnotifyq.doors.gathering import Gatherer
 from pgnotifyq.ledger import jobs as ledger
-from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.ledger.migrate import check_schema
 from pgnotifyq.model.errors import (
-    DatabaseUnreachable,
     InvalidJob,
     InvalidPayload,
     JobDead,
@@ -40,13 +27,12 @@ from pgnotifyq.model.errors import (
 )
 from pgnotifyq.model.job import NIL_ORG, QUEUE_DEFAULT, DeadLetter, Job, JobId, NewJob, OrgId, job_id_of, org_id_of
 from pgnotifyq.model.payload import encode, structure
-from pgnotifyq.wire.connection import Connection, connect
-from pgnotifyq.wire.notifications import listen, owns_session, unlisten, wait_notifications
+from pgnotifyq.wire.connection import Connection
 from pgnotifyq.wire.pool import open_pool
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -56,17 +42,6 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.pool import Pool
 
 CONNECTIONS_MAX_DEFAULT = 4
-# A waiter looks at the table this often even when nothing is heard: a notification may be lost with its connection.
-LOOK_SECONDS = 5.0
-# One look: a frozen server whose kernel still answers is seen by no TCP option, only by a deadline.
-LOOK_DEADLINE_SECONDS = 10.0
-# How long looks may fail before waiting fails: longer than a restart or a failover takes.
-OUTAGE_SECONDS_MAX = 60.0
-RETRY_SECONDS = 0.2  # between looks that fail
-LISTEN_DEADLINE_SECONDS = 3.0  # to connect and LISTEN
-# After a failure, before LISTEN is tried again; and how often to look while there is no listener to rely on.
-LISTEN_RETRY_SECONDS = 1.0
-HUSH_DEADLINE_SECONDS = 1.0  # to UNLISTEN, before the connection is closed instead
 
 _FIELDS = frozenset(
     {"job_type", "payload", "org_id", "queue", "priority", "scheduled_at", "delay_seconds", "max_attempts", "unique_key"}
@@ -127,7 +102,7 @@ class Client:
         self._schema = schema
         self._registry = registry
         self._gatherer = Gatherer(pool, dsn, schema)
-        self._ends = _Ends(listen_dsn, schema)
+        self._ends = Ends(pool, listen_dsn, schema)
 
     async def enqueue(
         self,
@@ -145,8 +120,9 @@ class Client:
     ) -> JobId:
         """Enqueue one job and return its id.
 
-        Where a worker of this event loop, on the same database, is idle and has a handler for it, the job is started by the
-        statement that enqueues it (runtime/handover.py). Jobs that several tasks enqueue at once share a statement (gathering.py).
+        If a worker of this event loop, on the same database, is idle and has a handler for the job, the statement that
+        enqueues the job also starts it (runtime/handover.py). Jobs that several tasks enqueue at once share a
+        statement (doors/gathering.py).
 
         Args:
             job_type: which handler runs it.
@@ -243,11 +219,11 @@ class Client:
         async with self._pool.connection() as connection:
             told = await ledger.cancel(connection, self._schema, job_id, why)
         if told == "unknown":
-            raise _not_found(job_id)
+            raise no_job(job_id)
         if told != "stopping" or wait_seconds is None:
             return CancelOutcome(told)
         try:
-            await self._wait_end(job_id, wait_seconds)
+            await self._ends.wait(job_id, wait_seconds)
         except WaitTimeout:
             return CancelOutcome.UNRESPONSIVE
         except JobNotFound:
@@ -269,7 +245,7 @@ class Client:
             DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a minute.
         """
         job_id = job_id_of(job_id)
-        ended = await self._wait_end(job_id, timeout_seconds)
+        ended = await self._ends.wait(job_id, timeout_seconds)
         if isinstance(ended, DeadLetter):
             message = f"job {job_id} is a dead letter ({ended.reason}) after {ended.attempts} attempts: {ended.error_message}"
             raise JobDead(message, ended)
@@ -286,7 +262,7 @@ class Client:
         async with self._pool.connection() as connection:
             job = await ledger.get_job(connection, self._schema, job_id)
         if job is None:
-            raise _not_found(job_id)
+            raise no_job(job_id)
         return job
 
     async def get_dead(self, job_id: JobId | UUID | str) -> DeadLetter:
@@ -324,7 +300,7 @@ class Client:
         async with self._pool.connection() as connection:
             found = await ledger.explain(connection, self._schema, job_id)
         if found is None:
-            raise _not_found(job_id)
+            raise no_job(job_id)
         return found
 
     async def jobs(
@@ -400,19 +376,6 @@ class Client:
         async with self._pool.connection() as connection:
             return await ledger.stats(connection, self._schema)
 
-    async def _wait_end(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
-        async def look() -> Job | DeadLetter | None:
-            async with self._pool.connection() as connection:
-                return await _look(connection, self._schema, job_id)
-
-        ended: Job | DeadLetter | None = None
-        with trio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds):
-            ended = await self._ends.wait(job_id, look)
-        if ended is None:
-            raise WaitTimeout(f"job {job_id} has not ended within {timeout_seconds:g} s; it goes on")
-        await self._ends.hush()
-        return ended
-
     def _new_job(self, given: Mapping[str, Any]) -> NewJob:
         """Make a job of what `enqueue` takes, and of the handler's defaults."""
         if not given.keys() <= _FIELDS:
@@ -446,197 +409,6 @@ class Client:
         return job
 
 
-async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | DeadLetter | None:
-    """Return a job that has ended; or have its end announced, and return None.
-
-    Raises:
-        JobNotFound: there is no such job.
-    """
-    while True:
-        if await ledger.await_job(connection, schema, job_id):
-            return None
-        job = await ledger.get_job(connection, schema, job_id)
-        if job is not None and job.is_finished:
-            return job
-        if job is None:
-            letter = await ledger.get_dead(connection, schema, job_id)
-            if letter is not None:
-                return letter
-            if await ledger.get_job(connection, schema, job_id) is None:
-                raise _not_found(job_id)
-        # It was requeued between two of these looks, so its end will not be announced yet.
-
-
-class _Waiter:
-    """One task that waits for the end of one job."""
-
-    def __init__(self, job_id: JobId) -> None:
-        self.job_id = job_id
-        self.rung = trio.Event()  # look at the table, then come and see who leads
-
-
-class _Ends:
-    """The ends of jobs, heard on one connection by whichever waiter leads."""
-
-    def __init__(self, dsn: str, schema: str) -> None:
-        self._dsn = dsn
-        self._channel = f"{schema}_finished"
-        self._waiters: dict[str, list[_Waiter]] = {}  # by the job's id, as notifications have it
-        self._is_led = False
-        # The connection, and whether it listens; changed under the lock, but for being closed.
-        self._connection: Connection | None = None
-        self._listens = False
-        self._look_seconds = LOOK_SECONDS  # how long to rely on it between looks
-        self._retry_at = -math.inf  # trio clock, seconds: not to connect before, for it has just failed
-        self._lock = trio.Lock()
-
-    async def wait(self, job_id: JobId, look: Callable[[], Awaitable[Job | DeadLetter | None]]) -> Job | DeadLetter:
-        """Wait until `look` returns something, and return it.
-
-        It is asked once LISTEN stands, when the end is heard, when the listener was lost, and every `LOOK_SECONDS`.
-
-        Raises: what `look` raises, but failures that pass are forgiven for `OUTAGE_SECONDS_MAX`.
-        """
-        waiter = _Waiter(job_id)
-        self._waiters.setdefault(str(job_id), []).append(waiter)
-        has_ended = False
-        try:
-            ended = await self._wait(waiter, look)
-            has_ended = True
-            return ended
-        finally:
-            self._leave_nowait(waiter, keeps_connection=has_ended)
-
-    async def hush(self) -> None:
-        """Stop listening when nobody waits. Cancellation: the connection is closed."""
-        if self._waiters or not self._listens:
-            return
-        async with self._lock:
-            if self._waiters or not self._listens or self._connection is None:
-                return
-            connection, self._connection = self._connection, None
-            self._listens = False
-            try:
-                with trio.move_on_after(HUSH_DEADLINE_SECONDS):
-                    await unlisten(connection, self._channel)
-                    self._connection = connection
-            except psycopg.OperationalError:
-                pass  # it is gone: that is quiet too
-            finally:
-                if self._connection is None:
-                    connection.close_nowait()
-
-    def close_nowait(self) -> None:
-        """Close the connection. Whoever waits still finds out by looking."""
-        connection, self._connection = self._connection, None
-        self._listens = False
-        if connection is not None:
-            connection.close_nowait()
-
-    async def _wait(self, waiter: _Waiter, look: Callable[[], Awaitable[Job | DeadLetter | None]]) -> Job | DeadLetter:
-        answered_at = trio.current_time()
-        heard = True  # the first look owes nothing to the listener
-        while True:
-            listener = await self._listen()
-            waiter.rung = trio.Event()
-            try:
-                with trio.fail_after(LOOK_DEADLINE_SECONDS):
-                    ended = await look()
-            except Exception as error:
-                if not (isinstance(error, trio.TooSlowError) or is_passing(error)):
-                    raise
-                if trio.current_time() - answered_at > OUTAGE_SECONDS_MAX:
-                    if isinstance(error, trio.TooSlowError):
-                        raise DatabaseUnreachable(f"the database has not answered for {OUTAGE_SECONDS_MAX:g} s") from error
-                    raise
-                await trio.sleep(RETRY_SECONDS)
-                continue
-            if ended is not None:
-                if not heard and listener is not None and listener is self._connection:
-                    self.close_nowait()  # deaf; a leader wakes by this and rings for everybody
-                return ended
-            answered_at = trio.current_time()
-            with trio.move_on_after(self._look_seconds if listener is not None else LISTEN_RETRY_SECONDS):
-                await self._hear(waiter)
-            heard = waiter.rung.is_set()
-
-    async def _hear(self, waiter: _Waiter) -> None:
-        """Return when this waiter was rung for: by another that leads, or by itself, leading."""
-        while not waiter.rung.is_set():
-            connection = self._connection
-            if self._is_led or connection is None or not self._listens:
-                await waiter.rung.wait()
-                return
-            self._is_led = True
-            try:
-                while not waiter.rung.is_set():
-                    for note in await wait_notifications(connection):
-                        self._ring(self._waiters.get(note.payload, ()))
-            except (psycopg.OperationalError, psycopg.InterfaceError):
-                # What was announced meanwhile is lost: everybody looks once LISTEN stands anew.
-                if self._connection is connection:
-                    self.close_nowait()
-                for waiters in self._waiters.values():
-                    self._ring(waiters)
-            finally:
-                self._is_led = False
-                self._hand_over(waiter)
-
-    async def _listen(self) -> Connection | None:
-        """Return the connection that listens; None where none can be had now: then looks have to do."""
-        async with self._lock:
-            if self._connection is not None and not self._connection.closed and self._listens:
-                return self._connection
-            if trio.current_time() < self._retry_at:
-                return None  # others queued here behind a connect that failed
-            connection, self._connection = self._connection, None
-            self._listens = False
-            try:
-                with trio.move_on_after(LISTEN_DEADLINE_SECONDS):
-                    if connection is None or connection.closed:
-                        connection = await connect(
-                            self._dsn, application_name="pgnotifyq client listener", used_for=For.WORKER, must_write=True
-                        )
-                        self._look_seconds = LOOK_SECONDS if await owns_session(connection) else LISTEN_RETRY_SECONDS
-                    await listen(connection, self._channel)
-                    self._connection = connection
-                    self._listens = True
-            except Exception as error:
-                if not is_passing(error):
-                    raise
-            finally:
-                if not self._listens and connection is not None:
-                    connection.close_nowait()
-            if not self._listens:
-                self._retry_at = trio.current_time() + LISTEN_RETRY_SECONDS
-            return self._connection
-
-    def _leave_nowait(self, waiter: _Waiter, *, keeps_connection: bool) -> None:
-        name = str(waiter.job_id)
-        self._waiters[name].remove(waiter)
-        if not self._waiters[name]:
-            del self._waiters[name]
-        if self._waiters:
-            self._hand_over(waiter)
-        elif not keeps_connection:
-            self.close_nowait()  # UNLISTEN would have to wait, and this task must not
-
-    def _hand_over(self, leaving: _Waiter) -> None:
-        """Ring for one waiter that is asleep, so that somebody reads. Those that are awake see for themselves."""
-        if self._is_led:
-            return
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                if waiter is not leaving and not waiter.rung.is_set():
-                    waiter.rung.set()
-                    return
-
-    @staticmethod
-    def _ring(waiters: Sequence[_Waiter]) -> None:
-        for waiter in waiters:
-            waiter.rung.set()
-
-
 def _check_connection(connection: object) -> Connection[Any]:
     if not isinstance(connection, Connection):
         message = (
@@ -645,10 +417,6 @@ def _check_connection(connection: object) -> Connection[Any]:
         )
         raise TypeError(message)
     return connection
-
-
-def _not_found(job_id: JobId) -> JobNotFound:
-    return JobNotFound(f"there is no job {job_id}: it never was, was pruned after its retention, or is a dead letter")
 
 
 def _no_letter(job_id: object) -> JobNotFound:

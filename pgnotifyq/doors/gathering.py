@@ -1,20 +1,49 @@
 """Enqueues that come at once share a statement, and so a commit.
 
-A commit waits for the disk, and costs server and client more than the row it brings. The tasks of a busy program enqueue beside each
-other: while `IN_FLIGHT_MAX` statements of one client are under way, what comes gathers, and goes as one when the first of
-them ends. Nothing waits on a timer to fill a batch, and a program that enqueues now and then never notices.
+A commit waits for the disk. It costs server and client more than the row that it brings. The tasks of a busy program
+enqueue beside each other. While `IN_FLIGHT_MAX` statements of one client are under way, what comes gathers. When the
+first of the statements ends, what has gathered goes as one. Nothing waits on a timer to fill a batch, and a program
+that enqueues now and then never notices.
 
-There is no task for it. Of those that wait, the first is asked to lead: it sends the statement of all, and tells the others.
+No background task does this. The first of the callers that wait is asked to lead: it sends the statement of all, and
+tells the others.
 
-What each caller is told is what it would be told alone:
+Each caller is told what it would be told alone:
 
-- A caller that is cancelled has enqueued nothing, or is told of its job and cancelled at its next checkpoint. A statement that carries
-  it is stopped, and what the others gave goes again without it.
-- An error that is one job's own fails that job's caller only: each then goes alone, and learns for itself.
-- Where nobody knows what became of a statement, as when its connection was lost, all its callers are told so. Nothing is repeated.
-- A job with a unique key may have to wait for somebody's transaction, so it goes alone. So does one that a worker of this very
-  program starts at once (runtime/handover.py).
-- A statement that is stuck keeps nobody: whoever has waited for `PATIENCE_SECONDS` leads at once, on another connection of the pool.
+- A caller that is cancelled has enqueued nothing, or it is told of its job and cancelled at its next checkpoint. The
+  statement that carries its job is stopped, and what the other callers gave goes again without that job.
+- An error that is one job's own fails the caller of that job only. Each caller of the statement then goes alone, and
+  learns for itself.
+- If nobody knows what became of a statement, as when its connection was lost, all its callers are told so. Nothing is
+  repeated.
+- A job with a unique key may have to wait for somebody's transaction, so it goes alone. So does a job that a worker of
+  this very program starts at once (runtime/handover.py).
+- A statement that is stuck holds up no other caller. A caller that has gathered for `PATIENCE_SECONDS` leads at once,
+  on another connection of the pool.
+
+Each caller that gathers is in one of these states. The line is `Gatherer._gathered`.
+
+| state | how it shows | what happens | next state |
+|---|---|---|---|
+| gathers | in the line, not `rung` | a statement ends, and it is the first in the line | asked |
+| | | `PATIENCE_SECONDS` pass | leads |
+| | | a leader takes it out of the line | under way |
+| | | its task is cancelled | gone |
+| asked | in the line, `rung` | its task runs | leads |
+| | | another leader takes it out of the line | under way |
+| | | its task is cancelled; the next in the line is asked | gone |
+| leads | its task is in `_lead` | it takes the first of the line, itself among them | under way |
+| | | the line is too long, and it takes only others; their statement ends | gathers |
+| | | it takes only others, and its task is cancelled; their statement stops | gone |
+| under way | `batch` | the statement ends: with ids, or with an error of the connection | told |
+| | | the statement ends with an error of one of its jobs | alone |
+| | | the statement stops, because another of its callers leaves | asked |
+| | | its task is cancelled; the statement is told to stop | leaving |
+| leaving | `has_left` | the statement has ended, and the job's id is known | told |
+| | | the statement has ended otherwise | gone |
+| told | `job_id` or `error` | it returns the id, or raises the error | |
+| alone | `goes_alone` | it enqueues in a statement of its own, and learns there | |
+| gone | | it raises `trio.Cancelled` | |
 """
 
 from __future__ import annotations
@@ -38,28 +67,28 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import JobId, NewJob
     from pgnotifyq.wire.pool import Pool
 
-# While one waits for the disk the server takes the next in.
+# While one statement waits for the disk, the server takes in the next.
 IN_FLIGHT_MAX = 2
 PATIENCE_SECONDS = 0.05
-# Of one statement: that of somebody's small job should not take long for somebody's large ones.
+# In one statement, so that a small job does not take long because of large jobs beside it.
 PAYLOAD_CHARACTERS_MAX = 1 << 20
 
-# What befell a connection, and not a job: everybody in the statement is told of it.
+# What befell a connection, and not a job: all callers of the statement are told of it.
 _SHARED_ERRORS = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnreachable, PoolTimeout)
 
 
 @attrs.define(eq=False)
 class _Caller:
-    """A task that waits in `enqueue`."""
+    """A task that waits in `enqueue`. Its states are in the table above."""
 
     job: NewJob
-    payload: str  # as JSON; in each caller's own time, for its errors are the caller's own
-    batch: _Batch | None = None  # the statement that carries it; None while it gathers
+    payload: str  # as JSON, made by the caller's task: an error of it is the caller's own
+    batch: _Batch | None = None  # the statement that carries the job; None while the caller is in the line
     job_id: JobId | None = None
     error: Exception | None = None
     goes_alone: bool = False
     has_left: bool = False
-    rung: trio.Event = attrs.field(factory=trio.Event)  # it was told, or is asked to lead
+    rung: trio.Event = attrs.field(factory=trio.Event)  # the caller was told, or is asked to lead
 
 
 @attrs.define(eq=False)
@@ -67,7 +96,7 @@ class _Batch:
     """A statement under way."""
 
     callers: Sequence[_Caller]
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # cancelled when one of them leaves
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # cancelled when one of the callers leaves
 
 
 class Gatherer:
@@ -99,7 +128,7 @@ class Gatherer:
 
     async def _enqueue_alone(self, job: NewJob) -> JobId:
         async with self._pool.connection() as connection:
-            # Looked for at the last moment: a slot that was free before the connection was may not be free now.
+            # Look at the last moment: a slot that was free before the wait for a connection may be taken now.
             taker = find_taker(self._dsn, self._schema, job)
             if taker is not None:
                 return await enqueue_and_hand_over(connection, taker, job)
@@ -129,11 +158,11 @@ class Gatherer:
         """Take a cancelled caller's job out, or wait until its statement has ended, one way or the other."""
         if caller.batch is None:
             self._gathered.remove(caller)
-            self._ask_one_to_lead()  # it may have been asked itself, after its cancel
+            self._ask_one_to_lead()  # the caller itself may have been asked, after its cancel
             return
         caller.has_left = True
         caller.batch.scope.cancel(reason="pgnotifyq: one of its callers was cancelled")
-        with trio.CancelScope(shield=True):  # bounded: by the time that a server has to answer a cancel
+        with trio.CancelScope(shield=True):  # bounded by the time that a server has to answer a cancel
             await caller.rung.wait()
 
     async def _lead(self, leader: _Caller) -> None:
@@ -155,7 +184,7 @@ class Gatherer:
                         ids = await ledger.insert(connection, self._schema, jobs, payloads)
                     finally:
                         is_known = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        except Exception as caught:  # noqa: BLE001  # each caller raises it, this one too
+        except Exception as caught:  # noqa: BLE001  # each caller raises it, the leader too
             error = caught
         except BaseException:
             leader.has_left = True
@@ -173,7 +202,7 @@ class Gatherer:
             self._end_flight()
 
     def _take(self) -> list[_Caller]:
-        """Take out those who go together, at least one: the first who came."""
+        """Take the callers that go together out of the line: the first that came, and as many after it as fit."""
         taken = [self._gathered.popleft()]
         characters = len(taken[0].payload)
         while self._gathered and len(taken) < ledger.ONE_STATEMENT_JOBS_MAX:
@@ -193,14 +222,14 @@ class Gatherer:
     def _tell_error(batch: _Batch, error: Exception) -> None:
         for caller in batch.callers:
             if isinstance(error, _SHARED_ERRORS):
-                caller.error = copy.copy(error)  # each raises its own, with the traceback of its own task
+                caller.error = copy.copy(error)  # each caller raises a copy, with the traceback of its own task
                 caller.error.__cause__ = error
             else:
                 caller.goes_alone = True
             caller.rung.set()
 
     def _gather_again(self, batch: _Batch) -> None:
-        """Put those who have not left first in line: their statement was stopped, and nothing of it is there."""
+        """Put the callers that have not left at the head of the line: their statement was stopped, and left no rows."""
         for caller in reversed(batch.callers):
             if not caller.has_left:
                 caller.batch = None

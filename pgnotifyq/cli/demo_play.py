@@ -1,0 +1,366 @@
+"""What the demo plays: one job a file, two worker processes, one cancel, one kill -9, and every result checked.
+
+Everything happens in a schema of its own, which is dropped at the end with its role; nothing is left running.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from psycopg import errors
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pgnotifyq.cli.demo_handlers import digest_file
+from pgnotifyq.doors.client import open_client
+from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.ledger.statements import compose
+from pgnotifyq.model.job import NewJob
+from pgnotifyq.wire.connection import open_connection
+from pgnotifyq.wire.sessions import For
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from psycopg.rows import TupleRow
+
+    from pgnotifyq.doors.client import Client
+    from pgnotifyq.wire.connection import Connection
+
+SCHEMA = "pgnotifyq_demo"
+LOG = "workers.log"
+WORKERS = 2
+CONCURRENCY = 8
+FILES_MAX = 20_000  # keeps the demo under a minute
+FEW_FILES = 600  # with fewer nothing may be under way when it is time to cancel and to kill; then each is digested again
+FEW_FILES_JOBS = 2_000  # and again, in so many jobs
+PINGS = 50
+SETTLED_SECONDS = 0.03  # for the statements of a stopped worker to end
+LOOK_SECONDS = 0.05  # how often the progress bar looks
+PATIENCE_SECONDS = 45.0  # for the whole queue to drain; the demo says so and fails after it
+START_SECONDS_MAX = 20.0  # for the workers to come, and the long job to start and to stop
+LOG_LINES_MAX = 5  # of the workers' log, when they do not do what they should
+
+
+class Stuck(Exception):
+    """The demo waited in vain; the message says for what."""
+
+
+@attrs.define(kw_only=True)
+class Story:
+    """What the demo saw, and what it checks at the end."""
+
+    jobs: int
+    seconds: float = 0.0
+    cancel_ms: float | None = None
+    orphans: int = 0  # jobs that the killed worker held
+    recovered: int = 0  # of those, finished by the other
+    recovery_seconds: float | None = None
+    pickup_ms: Sequence[float] = ()
+    wrong: list[str] = attrs.field(factory=list)  # files of jobs whose hash is missing or differs
+
+
+async def play(folder: Path | None, *, dsn: str, console: Console | None = None) -> int:
+    """Play the demo on a folder (default: Python's own standard library); 0 when every check holds, else 1.
+
+    Args:
+        folder: each regular file below it becomes a job.
+        dsn: the database; a schema of the demo's own is made in it and dropped.
+        console: where to show it.
+    """
+    # Long lines are the terminal's affair, and a file's name is not markup.
+    console = console or Console(soft_wrap=True)
+    paths = _files(folder)
+    if not paths:
+        console.print(escape(f"{folder} holds no files: name a folder that does"))
+        return 1
+    times = math.ceil(FEW_FILES_JOBS / len(paths)) if len(paths) < FEW_FILES else 1
+    each = "one job each" if times == 1 else f"{times} jobs each, for so few would be done at once"
+    console.print(
+        f"[bold]{len(paths)}[/] files below {escape(str(folder or _standard_library()))}, {each}; {WORKERS} worker processes"
+    )
+    with tempfile.TemporaryDirectory(prefix="pgnotifyq-demo-") as scratch:
+        try:
+            async with _open_stage(dsn) as connection:
+                story = await _perform(console, dsn, connection, paths * times, Path(scratch))
+        except Stuck as stuck:
+            console.print(f"[red]{escape(str(stuck))}[/]")
+            for line in _last_lines(Path(scratch) / LOG):
+                console.print(escape(f"  {line}"))
+            return 1
+    return _conclude(console, story)
+
+
+async def _perform(console: Console, dsn: str, connection: Connection[TupleRow], paths: list[Path], scratch: Path) -> Story:
+    story = Story(jobs=len(paths))
+    async with open_client(dsn, schema=SCHEMA) as client, _open_workers(dsn, scratch) as workers:
+        await _until(
+            connection,
+            "the workers to start and to listen",
+            "select count(*) = %s from {schema}.worker_heartbeats where has_session",
+            WORKERS,
+        )
+        console.print(f"workers: {', '.join(f'pid {worker.pid}' for worker in workers)}")
+
+        report = scratch / "stopped-at"
+        tree = {"folder": str(_standard_library()), "report": str(report)}
+        long_job = await client.enqueue("digest_for_ever", tree, queue="demo", priority=10)
+        await _until(connection, "the long job to start", "select status = 'running' from {schema}.jobs where id = %s", long_job)
+
+        started = time.monotonic()
+        ids = await client.enqueue_many(
+            [NewJob(job_type="digest", payload={"path": str(path)}, queue_name="demo") for path in paths]
+        )
+        await _watch(console, connection, story, workers, long_job, report)
+        story.seconds = time.monotonic() - started
+        await _check(connection, story, dict(zip(ids, paths, strict=True)))
+        story.pickup_ms = await _ping(client)
+    return story
+
+
+async def _watch(
+    console: Console,
+    connection: Connection[TupleRow],
+    story: Story,
+    workers: list[subprocess.Popen[bytes]],
+    long_job: object,
+    report: Path,
+) -> None:
+    """Show progress until all files are done; at a sixth cancel the long job, at a third kill a worker."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn()
+    )  # fmt: skip
+    killed_at: float | None = None
+    deadline = trio.current_time() + PATIENCE_SECONDS
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("digest", total=story.jobs, told="")
+        while trio.current_time() < deadline:
+            done, running = await _one(
+                connection,
+                "select count(*) filter (where status = 'completed'), count(*) filter (where status = 'running') "
+                "from {schema}.jobs where job_type = 'digest'",
+            )
+            progress.update(bar, completed=done, told=f"{running} running")
+            if story.cancel_ms is None and done >= story.jobs / 6:
+                story.cancel_ms = await _cancel(connection, long_job, report)
+                progress.console.print(
+                    f"cancelled the long job: its handler stopped {story.cancel_ms:.1f} ms after the update began"
+                )
+            if killed_at is None and done >= story.jobs / 3:
+                story.orphans = await _kill(connection, workers[0])
+                killed_at = time.monotonic()
+                progress.console.print(f"killed worker pid {workers[0].pid} with SIGKILL while it held {story.orphans} jobs")
+            if killed_at is not None and story.recovery_seconds is None:
+                (story.recovered,) = await _one(
+                    connection,
+                    "select count(*) from {schema}.job_executions as lost join {schema}.jobs as job on job.id = lost.job_id "
+                    "where lost.outcome = 'lost' and job.status = 'completed'",
+                )
+                if story.recovered >= story.orphans:
+                    story.recovery_seconds = time.monotonic() - killed_at
+                    progress.console.print(
+                        f"{story.recovered} jobs of the killed worker were taken over and done {story.recovery_seconds:.1f} s after it died"
+                    )
+            if done >= story.jobs and story.recovery_seconds is not None and story.cancel_ms is not None:
+                return
+            await trio.sleep(LOOK_SECONDS)
+
+
+async def _cancel(connection: Connection[TupleRow], job_id: object, report: Path) -> float:
+    """Cancel by a plain status update; return milliseconds from before the update until the handler had stopped."""
+    began = time.monotonic()
+    await connection.execute(compose("update {schema}.jobs set status = 'cancelled' where id = %s", SCHEMA), (job_id,))
+    await _until(
+        connection, "the long job to stop", "select current_execution_id is null from {schema}.jobs where id = %s", job_id
+    )
+    return (float(await trio.Path(report).read_text()) - began) * 1000
+
+
+async def _kill(connection: Connection[TupleRow], worker: subprocess.Popen[bytes]) -> int:
+    """Kill a worker in the middle of its work; return how many jobs it held."""
+    held = 0
+    for _ in range(100):
+        # So that what it holds stays what it held; a statement under way on the server still ends.
+        worker.send_signal(signal.SIGSTOP)
+        await trio.sleep(SETTLED_SECONDS)
+        (held,) = await _one(
+            connection,
+            "select count(*) from {schema}.jobs as job join {schema}.worker_heartbeats as worker on worker.worker_id = job.locked_by "
+            "where worker.pid = %s and job.status = 'running' and job.job_type = 'digest'",
+            worker.pid,
+        )
+        if held:
+            break
+        worker.send_signal(signal.SIGCONT)
+        await trio.sleep(0.01)
+    worker.kill()
+    return int(held)
+
+
+async def _ping(client: Client) -> list[float]:
+    """Return milliseconds from an enqueue's call to its handler's start, one job at a time on an idle worker."""
+    taken = []
+    for _ in range(PINGS):
+        called = time.monotonic()
+        job = await client.wait(await client.enqueue("ping", {}, queue="demo"), timeout_seconds=10)
+        taken.append((float(job.result) - called) * 1000)
+    return taken
+
+
+async def _check(connection: Connection[TupleRow], story: Story, paths: dict[object, Path]) -> None:
+    """Compare every recorded hash with one computed here."""
+    cursor = await connection.execute(compose("select id, result from {schema}.jobs where job_type = 'digest'", SCHEMA))
+    results: dict[object, object] = dict(await cursor.fetchall())
+    expected: dict[Path, object] = {}
+    for job_id, path in paths.items():
+        if path not in expected:
+            expected[path] = await trio.to_thread.run_sync(digest_file, path)
+        if results.get(job_id) != expected[path]:
+            story.wrong.append(str(path))
+
+
+def _conclude(console: Console, story: Story) -> int:
+    pickup = sorted(story.pickup_ms)
+    checks = {
+        "every file's hash equals one computed directly": not story.wrong,
+        "the long job stopped in mid-flight": story.cancel_ms is not None,
+        "all jobs that the killed worker held ran again": story.recovered >= story.orphans > 0,
+    }
+    table = Table(title="What happened" if console.is_terminal else None, show_header=False)
+    if not console.is_terminal:
+        table.box = None
+        console.print("What happened:")
+    table.add_row("files digested", f"{story.jobs - len(story.wrong)} of {story.jobs}")
+    table.add_row("throughput, with a cancel and a kill on the way", f"{story.jobs / max(story.seconds, 1e-9):,.0f} jobs/s")
+    if pickup:
+        p99 = pickup[min(len(pickup) - 1, round(len(pickup) * 0.99))]
+        table.add_row(
+            "enqueue called to handler started, idle worker", f"p50 {statistics.median(pickup):.2f} ms, p99 {p99:.2f} ms"
+        )
+    if story.cancel_ms is not None:
+        table.add_row("status update to handler stopped", f"{story.cancel_ms:.1f} ms")
+    if story.recovery_seconds is not None:
+        table.add_row("kill -9 to all its jobs done by the other", f"{story.recovery_seconds:.1f} s")
+    for promise, holds in checks.items():
+        table.add_row(promise, "[green]yes[/]" if holds else "[bold red]NO[/]")
+    console.print(table)
+    for path in story.wrong[:5]:
+        console.print(f"[red]wrong or missing:[/] {escape(path)}")
+    return 0 if all(checks.values()) else 1
+
+
+@asynccontextmanager
+async def _open_stage(dsn: str) -> AsyncIterator[Connection[TupleRow]]:
+    """Make the demo's schema, fresh, and drop it at the end.
+
+    Raises:
+        Stuck: another demo is on it.
+    """
+    async with open_connection(dsn, application_name="pgnotifyq demo", used_for=For.CALLER) as connection:
+        lock = "({schema_text}, 0))"
+        (is_ours,) = await _one(connection, f"select pg_try_advisory_lock(hashtextextended{lock}")
+        if not is_ours:
+            raise Stuck("another demo is under way on this database: wait for its end")
+        await connection.execute("set client_min_messages = warning")
+        await _strike(connection)
+        try:
+            await migrate(connection, SCHEMA)
+            yield connection
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
+                await _strike(connection)
+                await _one(connection, f"select pg_advisory_unlock(hashtextextended{lock}")
+
+
+async def _strike(connection: Connection[TupleRow]) -> None:
+    """Drop the demo's schema, and its role unless another database has need of it."""
+    await connection.execute(compose("drop schema if exists {schema} cascade", SCHEMA))
+    with suppress(errors.DependentObjectsStillExist, errors.InsufficientPrivilege):
+        await connection.execute(compose("drop role if exists {tenant_role}", SCHEMA))
+
+
+@asynccontextmanager
+async def _open_workers(dsn: str, scratch: Path) -> AsyncIterator[list[subprocess.Popen[bytes]]]:
+    """Run the worker processes as anybody would start them, and stop them at the end."""
+    command = [
+        sys.executable, "-m", "pgnotifyq", "worker", "--app", "pgnotifyq.cli.demo_handlers:registry", "--schema", SCHEMA,
+        "--queue", "demo", "--concurrency", str(CONCURRENCY), "--shutdown-seconds", "2",
+    ]  # fmt: skip
+    log = (scratch / LOG).open("wb")
+    environment = {**os.environ, "PGNOTIFYQ_DSN": dsn}
+    workers = [
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)  # noqa: ASYNC220, S603
+        for _ in range(WORKERS)
+    ]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+        with trio.CancelScope(shield=True):
+            for worker in workers:
+                with trio.move_on_after(10):
+                    await trio.to_thread.run_sync(worker.wait, abandon_on_cancel=True)
+                worker.kill()
+        log.close()
+
+
+async def _one(connection: Connection[TupleRow], statement: str, *parameters: object) -> TupleRow:
+    cursor = await connection.execute(compose(statement, SCHEMA), parameters)
+    row = await cursor.fetchone()
+    return row if row is not None else (None,)
+
+
+async def _until(connection: Connection[TupleRow], what: str, condition: str, *parameters: object) -> None:
+    """Wait until a query says true.
+
+    Raises:
+        Stuck: it did not in time.
+    """
+    with trio.move_on_after(START_SECONDS_MAX):
+        while not (await _one(connection, condition, *parameters))[0]:  # noqa: ASYNC110  # a condition in the database
+            await trio.sleep(0.005)
+        return
+    raise Stuck(f"the demo waited {START_SECONDS_MAX:g} s for {what}; the last lines of the workers' log:")
+
+
+def _last_lines(log: Path) -> list[str]:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return lines[-LOG_LINES_MAX:]
+
+
+def _standard_library() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _files(folder: Path | None) -> list[Path]:
+    if folder is not None:
+        found = (path for path in folder.rglob("*") if _is_text(path) and path.is_file() and os.access(path, os.R_OK))
+    else:
+        found = (path for path in _standard_library().rglob("*.py") if "site-packages" not in path.parts)
+    return sorted(found)[:FILES_MAX]
+
+
+def _is_text(path: Path) -> bool:
+    """Tell whether JSON can carry a file's name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

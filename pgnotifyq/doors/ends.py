@@ -1,0 +1,269 @@
+"""How a client's tasks wait for the ends of jobs.
+
+Waiting is event-driven: a notification tells that a job has ended. All waiting tasks of one client share one connection
+that listens; the client opens it when a task first waits. The client runs no background task. One of the waiters leads:
+it reads the notifications and rings for the others. A leader that leaves hands the lead to another waiter.
+
+Rules of waiting:
+
+- A waiter has LISTEN in place before it looks at the table. So no end falls into the gap between the two.
+- A notification is a hint. It may be lost, or the listener may be deaf and not know. So every waiter looks at the
+  table every `LOOK_SECONDS` all the same. If a look finds an end that nobody announced, the listener is proved deaf,
+  and the waiter replaces it.
+- If no listener can be had, waiting becomes slower and does not fail. A listener behind a pooler in transaction mode
+  hears nothing, so waiters do not rely on it: they look as often as without one. `listen_dsn` leads past the pooler.
+- While nobody waits, nothing listens. A session that listens and does not read holds back the server's queue of
+  notifications, for everybody.
+
+What one waiter does, again and again until a look finds the end:
+
+1. `_listen`: get the connection that listens, or learn that there is none now.
+2. Look: read the job. If it has not ended, the look also marks the job as awaited; then its end will be announced.
+3. `_hear`: lead, or wait until the leader rings; for `LOOK_SECONDS` at most.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import psycopg
+import trio
+
+from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.model.errors import DatabaseUnreachable, JobNotFound, WaitTimeout
+from pgnotifyq.wire.connection import connect
+from pgnotifyq.wire.notifications import listen, owns_session, unlisten, wait_notifications
+from pgnotifyq.wire.sessions import For
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgnotifyq.model.job import DeadLetter, Job, JobId
+    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.wire.pool import Pool
+
+# A waiter looks at the table this often even if it hears nothing: a notification may be lost with its connection.
+LOOK_SECONDS = 5.0
+# For one look. If a server is frozen and its kernel still answers, no TCP option sees that; only a deadline does.
+LOOK_DEADLINE_SECONDS = 10.0
+# How long looks may fail before waiting fails: longer than a restart or a failover takes.
+OUTAGE_SECONDS_MAX = 60.0
+RETRY_SECONDS = 0.2  # between looks that fail
+LISTEN_DEADLINE_SECONDS = 3.0  # to connect and LISTEN
+# After a failure, before LISTEN is tried again; and how often to look while there is no listener to rely on.
+LISTEN_RETRY_SECONDS = 1.0
+HUSH_DEADLINE_SECONDS = 1.0  # to UNLISTEN, before the connection is closed instead
+
+
+class _Waiter:
+    """One task that waits for the end of one job."""
+
+    def __init__(self, job_id: JobId) -> None:
+        self.job_id = job_id
+        self.rung = trio.Event()  # set: look at the table, then see whether anybody leads
+
+
+class Ends:
+    """The ends of jobs, heard on one connection by the waiter that leads."""
+
+    def __init__(self, pool: Pool, listen_dsn: str, schema: str) -> None:
+        self._pool = pool  # for looks
+        self._dsn = listen_dsn
+        self._schema = schema
+        self._channel = f"{schema}_finished"
+        self._waiters: dict[str, list[_Waiter]] = {}  # by the job's id, as notifications write it
+        self._is_led = False
+        # The connection, and whether it listens. Changed under the lock; only a close needs no lock.
+        self._connection: Connection | None = None
+        self._listens = False
+        self._look_seconds = LOOK_SECONDS  # how long a waiter relies on the listener between looks
+        self._retry_at = -math.inf  # on trio's clock: connecting has just failed, so nobody tries before
+        self._lock = trio.Lock()
+
+    async def wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
+        """Wait until a job has ended, handler and all, and return it; or its dead letter.
+
+        Cancellation: the job goes on. If nobody else waits, the listening connection is closed.
+
+        Raises:
+            JobNotFound: there is no such job.
+            WaitTimeout: the job has not ended within `timeout_seconds`; it goes on.
+            DatabaseUnreachable, psycopg.OperationalError: looks have failed for `OUTAGE_SECONDS_MAX`.
+        """
+        ended: Job | DeadLetter | None = None
+        with trio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds):
+            ended = await self._wait_beside_others(job_id)
+        if ended is None:
+            raise WaitTimeout(f"job {job_id} has not ended within {timeout_seconds:g} s; it goes on")
+        await self._hush()
+        return ended
+
+    def close_nowait(self) -> None:
+        """Close the connection. The waiters still find the ends by looking."""
+        connection, self._connection = self._connection, None
+        self._listens = False
+        if connection is not None:
+            connection.close_nowait()
+
+    async def _wait_beside_others(self, job_id: JobId) -> Job | DeadLetter:
+        waiter = _Waiter(job_id)
+        self._waiters.setdefault(str(job_id), []).append(waiter)
+        has_ended = False
+        try:
+            ended = await self._wait(waiter)
+            has_ended = True
+            return ended
+        finally:
+            self._leave_nowait(waiter, keeps_connection=has_ended)
+
+    async def _wait(self, waiter: _Waiter) -> Job | DeadLetter:
+        """Look until the job has ended. Failures that pass are forgiven for `OUTAGE_SECONDS_MAX`."""
+        answered_at = trio.current_time()
+        heard = True  # the first look owes nothing to the listener
+        while True:
+            listener = await self._listen()
+            waiter.rung = trio.Event()
+            try:
+                with trio.fail_after(LOOK_DEADLINE_SECONDS):
+                    async with self._pool.connection() as connection:
+                        ended = await _look(connection, self._schema, waiter.job_id)
+            except Exception as error:
+                if not (isinstance(error, trio.TooSlowError) or is_passing(error)):
+                    raise
+                if trio.current_time() - answered_at > OUTAGE_SECONDS_MAX:
+                    if isinstance(error, trio.TooSlowError):
+                        raise DatabaseUnreachable(f"the database has not answered for {OUTAGE_SECONDS_MAX:g} s") from error
+                    raise
+                await trio.sleep(RETRY_SECONDS)
+                continue
+            if ended is not None:
+                if not heard and listener is not None and listener is self._connection:
+                    self.close_nowait()  # it is deaf; this wakes the leader, which rings for everybody
+                return ended
+            answered_at = trio.current_time()
+            with trio.move_on_after(self._look_seconds if listener is not None else LISTEN_RETRY_SECONDS):
+                await self._hear(waiter)
+            heard = waiter.rung.is_set()
+
+    async def _hear(self, waiter: _Waiter) -> None:
+        """Return when somebody has rung for this waiter: another waiter that leads, or this one, if it leads."""
+        while not waiter.rung.is_set():
+            connection = self._connection
+            if self._is_led or connection is None or not self._listens:
+                await waiter.rung.wait()
+                return
+            self._is_led = True
+            try:
+                while not waiter.rung.is_set():
+                    for note in await wait_notifications(connection):
+                        self._ring(self._waiters.get(note.payload, ()))
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                # What was announced meanwhile is lost. So every waiter looks again, once LISTEN is in place anew.
+                if self._connection is connection:
+                    self.close_nowait()
+                for waiters in self._waiters.values():
+                    self._ring(waiters)
+            finally:
+                self._is_led = False
+                self._hand_over(waiter)
+
+    async def _listen(self) -> Connection | None:
+        """Return the connection that listens, or None if none can be had now: then the waiters rely on looks."""
+        async with self._lock:
+            if self._connection is not None and not self._connection.closed and self._listens:
+                return self._connection
+            if trio.current_time() < self._retry_at:
+                return None  # this task queued for the lock behind a connect that failed
+            connection, self._connection = self._connection, None
+            self._listens = False
+            try:
+                with trio.move_on_after(LISTEN_DEADLINE_SECONDS):
+                    if connection is None or connection.closed:
+                        connection = await connect(
+                            self._dsn, application_name="pgnotifyq client listener", used_for=For.WORKER, must_write=True
+                        )
+                        self._look_seconds = LOOK_SECONDS if await owns_session(connection) else LISTEN_RETRY_SECONDS
+                    await listen(connection, self._channel)
+                    self._connection = connection
+                    self._listens = True
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+            finally:
+                if not self._listens and connection is not None:
+                    connection.close_nowait()
+            if not self._listens:
+                self._retry_at = trio.current_time() + LISTEN_RETRY_SECONDS
+            return self._connection
+
+    async def _hush(self) -> None:
+        """Stop listening if nobody waits. Cancellation: the connection is closed."""
+        if self._waiters or not self._listens:
+            return
+        async with self._lock:
+            if self._waiters or not self._listens or self._connection is None:
+                return
+            connection, self._connection = self._connection, None
+            self._listens = False
+            try:
+                with trio.move_on_after(HUSH_DEADLINE_SECONDS):
+                    await unlisten(connection, self._channel)
+                    self._connection = connection
+            except psycopg.OperationalError:
+                pass  # the connection is gone; then it does not listen either
+            finally:
+                if self._connection is None:
+                    connection.close_nowait()
+
+    def _leave_nowait(self, waiter: _Waiter, *, keeps_connection: bool) -> None:
+        name = str(waiter.job_id)
+        self._waiters[name].remove(waiter)
+        if not self._waiters[name]:
+            del self._waiters[name]
+        if self._waiters:
+            self._hand_over(waiter)
+        elif not keeps_connection:
+            self.close_nowait()  # UNLISTEN would have to wait, and this task must not wait
+
+    def _hand_over(self, leaving: _Waiter) -> None:
+        """Ring for one waiter that is asleep, so that it leads. A waiter that is awake sees by itself that nobody leads."""
+        if self._is_led:
+            return
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if waiter is not leaving and not waiter.rung.is_set():
+                    waiter.rung.set()
+                    return
+
+    @staticmethod
+    def _ring(waiters: Sequence[_Waiter]) -> None:
+        for waiter in waiters:
+            waiter.rung.set()
+
+
+async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | DeadLetter | None:
+    """Return a job that has ended, or a dead letter. If the job has not ended, have its end announced, and return None.
+
+    Raises:
+        JobNotFound: there is no such job.
+    """
+    while True:
+        if await ledger.await_job(connection, schema, job_id):
+            return None
+        job = await ledger.get_job(connection, schema, job_id)
+        if job is not None and job.is_finished:
+            return job
+        if job is None:
+            letter = await ledger.get_dead(connection, schema, job_id)
+            if letter is not None:
+                return letter
+            if await ledger.get_job(connection, schema, job_id) is None:
+                raise no_job(job_id)
+        # Somebody requeued the job between two of these reads, so its end will not be announced yet: read again.
+
+
+def no_job(job_id: JobId) -> JobNotFound:
+    """Return the error of a job that is not there."""
+    return JobNotFound(f"there is no job {job_id}: it never was, was pruned after its retention, or is a dead letter")
