@@ -212,10 +212,13 @@ MUTANTS = (
     ),
     Mutant(
         "claim before its time",
-        SQL + "claim/claim.sql",
-        "and j.scheduled_at <= time_now and (j.scheduled_at, j.id) >= (from_time, from_id)\n                      and (for_types",
-        "and (j.scheduled_at, j.id) >= (from_time, from_id)\n                      and (for_types",
-        ("ledger/test_claiming.py::test_job_of_the_future_behind_one_that_is_due",),
+        SQL + "claim/may_start.sql",
+        "select (job).scheduled_at <= time_now\n        and ",
+        "select ",
+        (
+            "ledger/test_claiming.py::test_job_of_the_future_behind_one_that_is_due",
+            "ledger/test_may_start.py::test_job_that_may_not_start",
+        ),
     ),
     # Cancel.
     Mutant(
@@ -288,7 +291,7 @@ MUTANTS = (
     Mutant(
         "a job is claimed by its name whatever its queue",
         SQL + "claim/claim_named.sql",
-        " and j.queue_name = any (from_queues)",
+        " and j.queue_name = any (queue_names)",
         "",
         ("ledger/test_claiming_by_name.py::test_job_that_is_not_for_now_or_not_for_it",),
     ),

@@ -1,24 +1,24 @@
 -- claim: take due jobs of some queues for a worker, open their executions and mark them running, in one round trip.
 --
--- In:     for_worker     the worker
---         from_queues    queue names in order of preference: a queue is looked at only when those before it are dry
+-- In:     worker_id      the worker
+--         queue_names    queue names in order of preference: a queue is looked at only when those before it are dry
 --         jobs_max       free slots; never more rows than this, under any plan
---         for_seconds    length of the lease
+--         lease_seconds  length of the lease
 --         is_asleep      whether the worker is published as a sleeper: its rows then say what it expects next
 --         after_...      where to go on from instead of looking from the start: the queue, priority, time and id of the last
 --                        job of an earlier claim. What comes before it is not seen; runtime/resuming.py says when that pays.
---         for_types      the job types that the worker has handlers for, and no others are taken; null: all of them
---         for_maxima     what each handler says of max_attempts, for jobs that say nothing; three where it is null too
+--         job_types      the job types that the worker has handlers for, and no others are taken; null: all of them
+--         maxima         what each handler says of max_attempts, for jobs that say nothing; three where it is null too
 --         bytes_max      of all payloads together, as far as their size is known without unpacking them; a first job always fits.
 --                        16 MiB: a sixth of a second over a slow network (100 MB/s), beside a deadline of seconds
---         payload_max    a payload of more bytes of text is not sent: the worker buries such a job. Null: all are sent
--- Out:    one row a job, in the order of claiming. When fewer than jobs_max were found, one more row whose `id` is null:
+--         payload_bytes_max   a payload of more bytes of text is not sent: the worker buries such a job. Null: all are sent
+-- Out:    one row a job, a claimed_job and two columns more, in the order of claiming. When fewer than jobs_max were found, one more row whose `id` is null:
 --         `next_due_seconds` until the earliest job of these queues that was not taken (null: none known; zero: it is due,
 --         and somebody else's transaction holds its row, so look again soon), and
 --         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended before this claim looked. Null
 --         when a time has passed that the worker, asleep, had promised to look at.
 --         The payload is JSON text: Python's decoder takes a quarter of the time for text that psycopg takes for jsonb. Null: it
---         is larger than payload_max.
+--         is larger than payload_bytes_max.
 -- Locks:  the claimed rows, `skip locked`; workers never wait on each other.
 -- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now); jobs_claimable_by_type where the head of that range
 --         is others' (claim_by_type.sql).
@@ -45,10 +45,10 @@ drop function if exists {schema}.claim(uuid, text[], integer, double precision, 
 drop function if exists {schema}.claim(
     uuid, text[], integer, double precision, boolean, text, integer, timestamptz, uuid);
 create or replace function {schema}.claim(
-    for_worker uuid, from_queues text[], jobs_max integer, for_seconds double precision, is_asleep boolean default false,
+    worker_id uuid, queue_names text[], jobs_max integer, lease_seconds double precision, is_asleep boolean default false,
     after_queue text default null, after_priority integer default null, after_time timestamptz default null,
-    after_id uuid default null, for_types text[] default null, for_maxima integer[] default null,
-    bytes_max bigint default 16777216, payload_max bigint default null)
+    after_id uuid default null, job_types text[] default null, maxima integer[] default null,
+    bytes_max bigint default 16777216, payload_bytes_max bigint default null)
 returns table (
     id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload text, priority smallint,
     scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
@@ -99,7 +99,7 @@ begin
         has_troubles := exists (select from {schema}.job_troubles);
     end if;
     <<queues>>
-    foreach queue in array from_queues[coalesce(array_position(from_queues, after_queue), 1):] loop
+    foreach queue in array queue_names[coalesce(array_position(queue_names, after_queue), 1):] loop
         queue_due := null;
         bound := 32768;
         claimed_level := null;
@@ -117,7 +117,7 @@ begin
                     into level, level_due, from_id, others_ahead, weight_ahead
                     from (
                         select array_agg(j.priority) as heads, array_agg(j.scheduled_at) as times, array_agg(j.id) as ids,
-                            bool_or(not j.job_type = any (for_types)) as others,
+                            bool_or(not j.job_type = any (job_types)) as others,
                             sum({schema}.payload_weight(j.payload)) as weight
                         from (
                             select j.priority, j.scheduled_at, j.id, j.job_type, j.payload
@@ -136,7 +136,7 @@ begin
                 end if;
                 if by_type then
                     select n.priority, n.scheduled_at into level, level_due
-                    from {schema}.next_by_type(queue, bound, for_types, has_troubles, time_now) as n;
+                    from {schema}.next_by_type(queue, bound, job_types, has_troubles, time_now) as n;
                     exit when not found;
                 end if;
                 -- Nothing of this priority is due, or it is what was left of it: the next to fall due, or a job whose row is locked.
@@ -152,7 +152,7 @@ begin
 
             wanted := jobs_max - taken;
             if goes_on then
-                select bool_or(not a.job_type = any (for_types)), sum({schema}.payload_weight(a.payload))
+                select bool_or(not a.job_type = any (job_types)), sum({schema}.payload_weight(a.payload))
                 into others_ahead, weight_ahead
                 from (
                     select j.job_type, j.payload
@@ -194,22 +194,19 @@ begin
             if by_type then
                 taken_here := 0;
                 for one in
-                    select c.*
+                    select c.job, c.weight
                     from {schema}.claim_by_type(
-                        for_worker, queue, level, wanted, for_seconds, for_types, for_maxima, room, payload_max,
+                        claim.worker_id, queue, level, wanted, lease_seconds, job_types, maxima, room, payload_bytes_max,
                         has_troubles, time_now, claim_id, taken) as c
-                    order by c.scheduled_at, c.id
+                    order by (c.job).scheduled_at, (c.job).id
                 loop
-                    if one.id is null then
+                    if (one.job).id is null then
                         is_cut := true;
                         continue;
                     end if;
                     taken_here := taken_here + 1;
                     room := greatest(room - one.weight, 0);
-                    return query select
-                        one.id, one.current_execution_id, one.org_id, one.queue_name, one.job_type, one.payload,
-                        one.priority, one.scheduled_at, one.attempts, one.max_attempts, one.unique_key,
-                        one.created_at, one.started_at, one.lease_expires_at, null::double precision, null::bigint;
+                    return query select (one.job).*, null::double precision, null::bigint;
                 end loop;
             else
                 return query
@@ -217,9 +214,8 @@ begin
                     select j.id, {schema}.payload_weight(j.payload) as weight
                     from {schema}.jobs as j
                     where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
-                      and j.scheduled_at <= time_now and (j.scheduled_at, j.id) >= (from_time, from_id)
-                      and (for_types is null or j.job_type = any (for_types))
-                      and (not has_troubles or not {schema}.is_in_trouble(j.org_id, j.id, time_now))
+                      and (j.scheduled_at, j.id) >= (from_time, from_id)
+                      and {schema}.may_start(j, job_types, has_troubles, time_now)
                     order by j.queue_name, j.priority desc, j.scheduled_at, j.id
                     limit wanted
                     for update skip locked
@@ -228,18 +224,18 @@ begin
                 set status = 'running',
                     attempts = j.attempts + 1,
                     max_attempts = coalesce(j.max_attempts, greatest(
-                        coalesce(for_maxima[array_position(for_types, j.job_type::text)], 3), j.attempts + 1)),
-                    locked_by = for_worker,
+                        coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
+                    locked_by = claim.worker_id,
                     current_execution_id = encode(claim_id || int4send(taken + due.place), 'hex')::uuid,
                     started_at = time_now,
-                    lease_expires_at = time_now + make_interval(secs => for_seconds),
+                    lease_expires_at = time_now + make_interval(secs => lease_seconds),
                     progress = null,
                     progress_message = null
                 from (select d.id, d.weight, row_number() over ()::integer as place from due as d) as due
                 where j.id = due.id
                 returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text,
-                    case when due.weight <= payload_max or payload_max is null or {schema}.fits(j.payload, payload_max)
-                        then j.payload::text end,
+                    case when due.weight <= payload_bytes_max or payload_bytes_max is null
+                        or {schema}.fits(j.payload, payload_bytes_max) then j.payload::text end,
                     j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
                     j.lease_expires_at, null::double precision, null::bigint;
                 get diagnostics taken_here = row_count;
@@ -262,13 +258,13 @@ begin
         if taken > 0 then
             delete from {schema}.job_troubles as t
             using {schema}.jobs as j
-            where t.verb = 'claim' and t.look_at <= time_now and j.id = t.job_id and j.locked_by = for_worker and j.is_held;
+            where t.verb = 'claim' and t.look_at <= time_now and j.id = t.job_id and j.locked_by = claim.worker_id and j.is_held;
         end if;
         select least(next_due, min(t.look_at)) into next_due
         from {schema}.job_troubles as t
         join {schema}.jobs as j on j.id = t.job_id
-        where t.look_at > time_now and j.status = 'pending' and j.queue_name = any (from_queues)
-          and (for_types is null or j.job_type = any (for_types));
+        where t.look_at > time_now and j.status = 'pending' and j.queue_name = any (queue_names)
+          and (job_types is null or j.job_type = any (job_types));
     end if;
 
     if is_cut and taken = 0 then
@@ -281,30 +277,29 @@ begin
             select bool_or(s.expects_at <= time_now), bool_or(s.expects_at > q.due or s.expects_at <= time_now),
                 min(case when s.expects_at > time_now then least(s.expects_at, q.due) else q.due end)
             into has_passed, has_changed, promised_at
-            from unnest(from_queues, dues) as q(name, due)
-            join {schema}.sleepers as s on s.queue_name = q.name and s.worker_id = for_worker;
+            from unnest(queue_names, dues) as q(name, due)
+            join {schema}.sleepers as s on s.queue_name = q.name and s.worker_id = claim.worker_id;
             if has_passed then
                 xmin_before := null;
             end if;
             if has_changed then
                 update {schema}.sleepers as s
                 set expects_at = q.due
-                from unnest(from_queues, dues) as q(name, due)
-                where s.queue_name = q.name and s.worker_id = for_worker and (s.expects_at > q.due or s.expects_at <= time_now);
+                from unnest(queue_names, dues) as q(name, due)
+                where s.queue_name = q.name and s.worker_id = claim.worker_id
+                  and (s.expects_at > q.due or s.expects_at <= time_now);
             end if;
             next_due := least(next_due, promised_at);
         end if;
-        return query select
-            null::uuid, null::uuid, null::uuid, null::text, null::text, null::text, null::smallint, null::timestamptz,
-            null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz,
-            -- Until PostgreSQL 17 nothing can be subtracted from infinity.
-            case when next_due <= time_now then 0
-                when next_due < 'infinity' then extract(epoch from next_due - time_now) end::double precision,
-            xmin_before;
-    elsif exists (select from {schema}.sleepers as s where s.worker_id <> for_worker) then
+        -- Until PostgreSQL 17 nothing can be subtracted from infinity.
+        next_due_seconds := case when next_due <= time_now then 0
+            when next_due < 'infinity' then extract(epoch from next_due - time_now) end;
+        snapshot_xmin := xmin_before;
+        return next;
+    elsif exists (select from {schema}.sleepers as s where s.worker_id <> claim.worker_id) then
         -- This worker is full. Whatever is due behind what it took is for somebody else.
-        perform {schema}.wake_able(q.name, for_worker)
-        from unnest(from_queues) as q(name);
+        perform {schema}.wake_able(q.name, claim.worker_id)
+        from unnest(queue_names) as q(name);
     end if;
 end
 $$;

@@ -9,12 +9,9 @@
 -- Errors: the server's own (a deadlock, a lock, no memory, no disk) are raised: they say nothing of the row.
 -- Locks:  the rows, one after the other, for 20 ms at the most (claim_named).
 create or replace function {schema}.claim_apart(
-    for_worker uuid, from_queues text[], jobs_max integer, for_seconds double precision, for_types text[] default null,
-    for_maxima integer[] default null, payload_max bigint default null)
-returns table (
-    id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload text, priority smallint,
-    scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
-    started_at timestamptz, lease_expires_at timestamptz)
+    worker_id uuid, queue_names text[], jobs_max integer, lease_seconds double precision, job_types text[] default null,
+    maxima integer[] default null, payload_bytes_max bigint default null)
+returns setof {schema}.claimed_job
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set jit = off
@@ -28,7 +25,7 @@ declare
     queue text;
     level integer;
     due record;
-    one record;
+    one {schema}.claimed_job;
     -- Such a database checks a text when it is sent, which would fail all rows of the answer.
     holds_any_bytes constant boolean := getdatabaseencoding() = 'SQL_ASCII';
     tried integer := 0;
@@ -40,20 +37,21 @@ begin
     set constraints all immediate;
     jobs_max := least(coalesce(jobs_max, 0), rows_max);
     <<queues>>
-    foreach queue in array coalesce(from_queues, '{{}}') loop
+    foreach queue in array coalesce(queue_names, '{{}}') loop
         level := 32768;
         loop
             select n.priority into level
-            from {schema}.next_by_type(queue, level, coalesce(for_types, {schema}.types_of(queue)), true, time_now) as n;
+            from {schema}.next_by_type(queue, level, coalesce(job_types, {schema}.types_of(queue)), true, time_now) as n;
             exit when not found;
             for due in
                 select c.id, c.org_id
-                from unnest(coalesce(for_types, {schema}.types_of(queue))) as t(name)
+                from unnest(coalesce(job_types, {schema}.types_of(queue))) as t(name)
                 cross join lateral (
                     select j.id, j.org_id, j.scheduled_at
                     from {schema}.jobs as j
-                    where j.is_claimable and j.queue_name || ' ' || j.job_type = queue || ' ' || t.name and j.priority = level::smallint
-                      and j.scheduled_at <= time_now and not {schema}.is_in_trouble(j.org_id, j.id, time_now)
+                    where j.is_claimable and j.queue_name || ' ' || j.job_type = queue || ' ' || t.name
+                      and j.priority = level::smallint
+                      and {schema}.may_start(j, null, true, time_now)  -- of these types by the range
                     order by j.queue_name || ' ' || j.job_type, j.priority desc, j.scheduled_at, j.id
                     limit jobs_max
                 ) as c
@@ -62,22 +60,19 @@ begin
             loop
                 exit queues when tried >= jobs_max;
                 tried := tried + 1;
-                limit_now := payload_max;
+                limit_now := payload_bytes_max;
                 loop
                     begin
                         for one in
                             select c.*
                             from {schema}.claim_named(
-                                for_worker, from_queues, due.id, for_seconds, for_types, for_maxima, limit_now) as c
+                                claim_apart.worker_id, queue_names, due.id, lease_seconds, job_types, maxima, limit_now) as c
                             where c.id is not null
                         loop
                             if holds_any_bytes then
                                 perform convert_from(textsend(concat(one.payload, one.unique_key)), 'UTF8');
                             end if;
-                            return query select
-                                one.id, one.current_execution_id, one.org_id, one.queue_name, one.job_type, one.payload,
-                                one.priority, one.scheduled_at, one.attempts, one.max_attempts, one.unique_key,
-                                one.created_at, one.started_at, one.lease_expires_at;
+                            return next one;
                         end loop;
                         exit;
                     exception
@@ -98,9 +93,11 @@ begin
                         said := encode(textsend(said), 'escape');
                     end if;
                     perform {schema}.note_trouble(due.org_id, due.id, 'claim', state, said);
-                    return query select
-                        due.id, null::uuid, due.org_id, null::text, null::text, said, null::smallint, null::timestamptz,
-                        null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz;
+                    one := null;
+                    one.id := due.id;
+                    one.org_id := due.org_id;
+                    one.payload := said;
+                    return next one;
                     exit;
                 end loop;
             end loop;
@@ -110,7 +107,7 @@ end
 $$;
 
 -- types_of: the job types that are pending in a queue. One look for each.
-create or replace function {schema}.types_of(queue text) returns text[]
+create or replace function {schema}.types_of(queue_name text) returns text[]
 language plpgsql stable
 set plan_cache_mode = force_generic_plan
 set jit = off
@@ -118,10 +115,11 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off
 as $$
+#variable_conflict use_column
 declare
     types_max constant integer := 1000;
     found_types text[] := '{{}}';
-    last_key text := queue || ' ';
+    last_key text := types_of.queue_name || ' ';
     kind text;
 begin
     loop
@@ -130,7 +128,7 @@ begin
         where j.is_claimable and j.queue_name || ' ' || j.job_type > last_key
         order by j.queue_name || ' ' || j.job_type
         limit 1;
-        exit when not found or not starts_with(last_key, queue || ' ') or cardinality(found_types) >= types_max;
+        exit when not found or not starts_with(last_key, types_of.queue_name || ' ') or cardinality(found_types) >= types_max;
         found_types := found_types || kind;
     end loop;
     return found_types;

@@ -5,7 +5,7 @@
 
 -- next_by_type: the highest priority below `bound` that has a job of some types, and the earliest time of one there.
 create or replace function {schema}.next_by_type(
-    queue text, bound integer, of_types text[], has_troubles boolean, time_now timestamptz)
+    queue_name text, bound integer, job_types text[], has_troubles boolean, time_now timestamptz)
 returns table (priority smallint, scheduled_at timestamptz)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -17,11 +17,12 @@ as $$
 begin
     return query
     select n.priority, n.scheduled_at
-    from unnest(of_types) as t(name)
+    from unnest(job_types) as t(name)
     cross join lateral (
         select j.priority, j.scheduled_at
         from {schema}.jobs as j
-        where j.is_claimable and j.queue_name || ' ' || j.job_type = queue || ' ' || t.name and j.priority < bound
+        where j.is_claimable and j.queue_name || ' ' || j.job_type = next_by_type.queue_name || ' ' || t.name
+          and j.priority < bound
           and (not has_troubles or not {schema}.is_in_trouble(j.org_id, j.id, time_now))
         order by j.queue_name || ' ' || j.job_type, j.priority desc, j.scheduled_at, j.id
         limit 1
@@ -34,16 +35,13 @@ $$;
 -- claim_by_type: take due jobs of some types, of one queue and one priority, the earliest; given in no order.
 --
 -- In:     as claim; `wanted` jobs at the most, of which `before` were taken by the same claim.
--- Out:    the jobs as claim gives them, and the weight of each payload; a row whose `id` is null when the bytes were used up.
+-- Out:    the jobs as claim gives them, and the weight of each payload; a row whose `job` is null when the bytes were used up.
 -- Locks:  the claimed rows, `skip locked`. Twice as many as are wanted are looked at, for some may be locked by others.
 create or replace function {schema}.claim_by_type(
-    for_worker uuid, queue text, level integer, wanted integer, for_seconds double precision, for_types text[],
-    for_maxima integer[], room bigint, payload_max bigint, has_troubles boolean, time_now timestamptz, claim_id bytea,
+    worker_id uuid, queue_name text, level integer, wanted integer, lease_seconds double precision, job_types text[],
+    maxima integer[], room bigint, payload_bytes_max bigint, has_troubles boolean, time_now timestamptz, claim_id bytea,
     before integer)
-returns table (
-    id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload text, priority smallint,
-    scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
-    started_at timestamptz, lease_expires_at timestamptz, weight bigint)
+returns table (job {schema}.claimed_job, weight bigint)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set jit = off
@@ -62,13 +60,13 @@ begin
     select array_agg(c.id) into ids
     from (
         select c.id
-        from unnest(for_types) as t(name)
+        from unnest(job_types) as t(name)
         cross join lateral (
             select j.id, j.scheduled_at
             from {schema}.jobs as j
-            where j.is_claimable and j.queue_name || ' ' || j.job_type = queue || ' ' || t.name and j.priority = level::smallint
-              and j.scheduled_at <= time_now
-              and (not has_troubles or not {schema}.is_in_trouble(j.org_id, j.id, time_now))
+            where j.is_claimable and j.queue_name || ' ' || j.job_type = claim_by_type.queue_name || ' ' || t.name
+              and j.priority = level::smallint
+              and {schema}.may_start(j, null, has_troubles, time_now)  -- of these types by the range
             order by j.queue_name || ' ' || j.job_type, j.priority desc, j.scheduled_at, j.id
             limit looked_at
         ) as c
@@ -81,7 +79,7 @@ begin
     with due as materialized (
         select j.id, {schema}.payload_weight(j.payload) as weight
         from {schema}.jobs as j
-        where j.id = any (ids) and j.status = 'pending'
+        where j.id = any (ids) and j.status = 'pending' and {schema}.may_start(j, job_types, has_troubles, time_now)
         order by j.scheduled_at, j.id
         limit wanted
         for update skip locked
@@ -102,23 +100,24 @@ begin
     set status = 'running',
         attempts = j.attempts + 1,
         max_attempts = coalesce(j.max_attempts, greatest(
-            coalesce(for_maxima[array_position(for_types, j.job_type::text)], 3), j.attempts + 1)),
-        locked_by = for_worker,
+            coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
+        locked_by = claim_by_type.worker_id,
         current_execution_id = encode(claim_id || int4send(before + array_position(ids, j.id)), 'hex')::uuid,
         started_at = time_now,
-        lease_expires_at = time_now + make_interval(secs => for_seconds),
+        lease_expires_at = time_now + make_interval(secs => lease_seconds),
         progress = null,
         progress_message = null
     where j.id = any (ids) and j.status = 'pending'
-    returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text,
-        case when payload_max is null or weights[array_position(ids, j.id)] <= payload_max
-            or {schema}.fits(j.payload, payload_max) then j.payload::text end,
-        j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
-        j.lease_expires_at, weights[array_position(ids, j.id)];
+    returning
+        row(
+            j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text,
+            case when payload_bytes_max is null or weights[array_position(ids, j.id)] <= payload_bytes_max
+                or {schema}.fits(j.payload, payload_bytes_max) then j.payload::text end,
+            j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
+            j.lease_expires_at)::{schema}.claimed_job,
+        weights[array_position(ids, j.id)];
     if is_cut then
-        return query select
-            null::uuid, null::uuid, null::uuid, null::text, null::text, null::text, null::smallint, null::timestamptz,
-            null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz, null::bigint;
+        return query select null::{schema}.claimed_job, null::bigint;
     end if;
 end
 $$;

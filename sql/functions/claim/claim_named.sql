@@ -11,12 +11,9 @@
 -- Its earlier form: beside this one, a call that leaves the last arguments out would fit both.
 drop function if exists {schema}.claim_named(uuid, text[], uuid, double precision);
 create or replace function {schema}.claim_named(
-    for_worker uuid, from_queues text[], job uuid, for_seconds double precision, for_types text[] default null,
-    for_maxima integer[] default null, payload_max bigint default null)
-returns table (
-    id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload text, priority smallint,
-    scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
-    started_at timestamptz, lease_expires_at timestamptz)
+    worker_id uuid, queue_names text[], job_id uuid, lease_seconds double precision, job_types text[] default null,
+    maxima integer[] default null, payload_bytes_max bigint default null)
+returns setof {schema}.claimed_job
 language plpgsql volatile
 set lock_timeout = '20ms'
 set plan_cache_mode = force_generic_plan
@@ -39,24 +36,22 @@ begin
     set status = 'running',
         attempts = j.attempts + 1,
         max_attempts = coalesce(j.max_attempts, greatest(
-            coalesce(for_maxima[array_position(for_types, j.job_type::text)], 3), j.attempts + 1)),
-        locked_by = for_worker,
+            coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
+        locked_by = claim_named.worker_id,
         current_execution_id = {schema}.new_id(),
         started_at = time_now,
-        lease_expires_at = time_now + make_interval(secs => for_seconds),
+        lease_expires_at = time_now + make_interval(secs => lease_seconds),
         progress = null,
         progress_message = null
-    where j.id = job and j.status = 'pending' and j.queue_name = any (from_queues) and j.scheduled_at <= time_now
-      and (for_types is null or j.job_type = any (for_types))
-      and (not has_troubles or not {schema}.is_in_trouble(j.org_id, j.id, time_now))
+    where j.id = claim_named.job_id and j.status = 'pending' and j.queue_name = any (queue_names)
+      and {schema}.may_start(j, job_types, has_troubles, time_now)
     returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text,
-        case when payload_max is null or (payload_max >= 0 and {schema}.payload_weight(j.payload) <= payload_max)
-            or {schema}.fits(j.payload, payload_max) then j.payload::text end,
+        case when payload_bytes_max is null
+            or (payload_bytes_max >= 0 and {schema}.payload_weight(j.payload) <= payload_bytes_max)
+            or {schema}.fits(j.payload, payload_bytes_max) then j.payload::text end,
         j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at, j.lease_expires_at;
-    if not found and not exists (select from {schema}.jobs as j where j.id = job and j.status = 'pending') then
-        return query select
-            null::uuid, null::uuid, null::uuid, null::text, null::text, null::text, null::smallint, null::timestamptz,
-            null::integer, null::integer, null::text, null::timestamptz, null::timestamptz, null::timestamptz;
+    if not found and not exists (select from {schema}.jobs as j where j.id = claim_named.job_id and j.status = 'pending') then
+        return next null::{schema}.claimed_job;
     end if;
 end
 $$;

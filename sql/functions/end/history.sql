@@ -9,11 +9,11 @@ as $$
         'started_at', started_at, 'ended_at', ended_at, 'error_message', error_message)
 $$;
 
-create or replace function {schema}.history(of_job uuid) returns jsonb
+create or replace function {schema}.history(job_id uuid) returns jsonb
 language sql stable
 as $$
     select coalesce(jsonb_agg({schema}.attempt(
         e.id, e.attempt, e.worker_id, e.outcome, e.started_at, e.ended_at, e.error_message) order by e.started_at, e.id), '[]')
     from {schema}.job_executions as e
-    where e.job_id = of_job
+    where e.job_id = history.job_id
 $$;

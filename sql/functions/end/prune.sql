@@ -1,6 +1,6 @@
 -- prune: delete finished jobs, and their history, that ended longer ago than they are kept; one bounded batch.
 --
--- In:     `older_than_seconds` is how long the jobs of `of_queues` are kept (null: of all queues), where the table `retention` does not
+-- In:     `older_than_seconds` is how long the jobs of `queue_names` are kept (null: of all queues), where the table `retention` does not
 --         say otherwise. What it says counts for every queue.
 --         `after_id` is where the last batch ended: ids grow with time, so a pass walks the primary key once and is not
 --         in the way of pending work.
@@ -11,7 +11,8 @@
 -- is put aside (job_troubles).
 -- Its earlier form: beside this one, a call that leaves the last argument out would fit both.
 drop function if exists {schema}.prune(double precision, uuid, integer);
-create or replace function {schema}.prune(older_than_seconds double precision, after_id uuid, jobs_max integer, of_queues text[] default null)
+create or replace function {schema}.prune(
+    older_than_seconds double precision, after_id uuid, jobs_max integer, queue_names text[] default null)
 returns table (deleted integer, last_id uuid)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -36,7 +37,7 @@ begin
     from (
         select j.id, not j.is_held and j.completed_at < time_now - make_interval(secs => coalesce(
                 (select r.keep_seconds from {schema}.retention as r where r.queue_name = j.queue_name and r.ending = j.status),
-                case when of_queues is null or j.queue_name = any (of_queues) then older_than_seconds end))
+                case when queue_names is null or j.queue_name = any (queue_names) then older_than_seconds end))
             and not (has_troubles and {schema}.is_in_trouble(j.org_id, j.id, time_now)) as is_over
         from {schema}.jobs as j
         where j.id > coalesce(after_id, '00000000-0000-0000-0000-000000000000')

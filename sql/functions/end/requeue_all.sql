@@ -3,9 +3,10 @@
 -- Out:    how many were restored, at most `jobs_max`. One that cannot be stays a dead letter, and does not count: an unfinished job holds
 --         its unique_key, a job has its id, a constraint or trigger refuses it.
 -- Locks:  the dead letters, `skip locked`: of two who requeue, each restores others.
-create or replace function {schema}.requeue_all(of_queue text, of_type text, jobs_max integer) returns integer
+create or replace function {schema}.requeue_all(queue_name text, job_type text, jobs_max integer) returns integer
 language plpgsql volatile
 as $$
+#variable_conflict use_column
 declare
     letter record;
     was_there boolean;
@@ -17,8 +18,8 @@ begin
     for letter in
         select d.id
         from {schema}.dead_letter_jobs as d
-        where (of_queue is null or d.queue_name = of_queue)
-          and (of_type is null or d.job_type = of_type)
+        where (requeue_all.queue_name is null or d.queue_name = requeue_all.queue_name)
+          and (requeue_all.job_type is null or d.job_type = requeue_all.job_type)
         order by d.died_at, d.id
         for update skip locked
     loop

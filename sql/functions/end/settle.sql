@@ -12,7 +12,7 @@
 -- one forgets to look at the status: a job cancelled while it ran ends completed. Here the status of the *locked* row
 -- decides.
 create or replace function {schema}.settle(
-    by_worker uuid, job_ids uuid[], execution_ids uuid[], kinds text[], outcomes text[], delays double precision[],
+    worker_id uuid, job_ids uuid[], execution_ids uuid[], kinds text[], outcomes text[], delays double precision[],
     errors text[], results text[], reasons text[])
 returns table (job_id uuid, became text)
 language plpgsql volatile
@@ -46,7 +46,7 @@ begin
         ), history as (
             insert into {schema}.job_executions (
                 id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
-            select t.execution_id, t.id, t.org_id, greatest(t.attempts, 1), by_worker, t.status,
+            select t.execution_id, t.id, t.org_id, greatest(t.attempts, 1), settle.worker_id, t.status,
                 coalesce(t.started_at, t.created_at), {schema}.clock(), t.error
             from ended as t
         )
@@ -73,7 +73,7 @@ begin
             ), history as (
                 insert into {schema}.job_executions (
                     id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
-                select d.execution_id, d.id, d.org_id, greatest(d.attempts, 1), by_worker, d.outcome,
+                select d.execution_id, d.id, d.org_id, greatest(d.attempts, 1), settle.worker_id, d.outcome,
                     coalesce(d.started_at, d.created_at), {schema}.clock(), d.error
                 from dead as d
             ), letter as (
@@ -83,7 +83,7 @@ begin
                 select g.id, d.org_id, d.queue_name, d.job_type, d.payload, d.priority, d.scheduled_at, d.attempts, d.max_attempts,
                     d.unique_key, d.created_at, d.reason, {schema}.letter_error(g.id, d.id, d.error),
                     {schema}.history(d.id) || jsonb_build_array({schema}.attempt(
-                        d.execution_id, greatest(d.attempts, 1), by_worker, d.outcome, coalesce(d.started_at, d.created_at),
+                        d.execution_id, greatest(d.attempts, 1), settle.worker_id, d.outcome, coalesce(d.started_at, d.created_at),
                         {schema}.clock(), d.error)),
                     {schema}.clock()
                 from dead as d, lateral (select {schema}.letter_id(d.id, pg_column_size(d.payload)) as id offset 0) as g
@@ -124,7 +124,7 @@ begin
         ), history as (
             insert into {schema}.job_executions (
                 id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
-            select t.execution_id, t.id, t.org_id, greatest(t.attempt, 1), by_worker, t.outcome,
+            select t.execution_id, t.id, t.org_id, greatest(t.attempt, 1), settle.worker_id, t.outcome,
                 coalesce(t.started_at, t.created_at), {schema}.clock(), t.error
             from ended as t
         ), woken as (

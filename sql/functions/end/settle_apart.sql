@@ -9,7 +9,7 @@
 --
 -- Each has a subtransaction. Constraints that the user has deferred would fail at commit, for all of them; so they are checked there.
 create or replace function {schema}.settle_apart(
-    by_worker uuid, job_ids uuid[], execution_ids uuid[], kinds text[], outcomes text[], delays double precision[],
+    worker_id uuid, job_ids uuid[], execution_ids uuid[], kinds text[], outcomes text[], delays double precision[],
     errors text[], results text[], reasons text[], lock_seconds double precision default 0.02, is_last boolean default true)
 returns table (job_id uuid, became text, state text, why text, is_news boolean)
 language plpgsql volatile
@@ -37,8 +37,8 @@ begin
                 set constraints all deferred;
                 select s.became into became
                 from {schema}.settle(
-                    by_worker, array[job_ids[place]], array[execution_ids[place]], array[kinds[place]], array[outcomes[place]],
-                    array[delays[place]],
+                    settle_apart.worker_id, array[job_ids[place]], array[execution_ids[place]], array[kinds[place]],
+                    array[outcomes[place]], array[delays[place]],
                     array[case when turn = 1 then errors[place] else 'the outcome could not be stored: ' || said end],
                     array[case when turn = 1 then results[place] end], array[reasons[place]]) as s;
                 if became = 'lost' and exists (
@@ -74,7 +74,7 @@ begin
             if found then
                 is_news := {schema}.note_trouble(org, job_ids[place], kinds[place], state, said);
                 update {schema}.job_troubles as t
-                set execution_id = execution_ids[place], worker_id = by_worker, outcome = outcomes[place],
+                set execution_id = execution_ids[place], worker_id = settle_apart.worker_id, outcome = outcomes[place],
                     delay_seconds = delays[place], wished_error = errors[place], wished_result = results[place],
                     reason = reasons[place]
                 where t.org_id = org and t.job_id = job_ids[place];

@@ -1,20 +1,23 @@
 -- note_trouble: put a job aside. It is looked at again after ten seconds, then after twice as long each time, an hour at most.
 --
--- In:     what could not be done (`doing`), and what the database or Python said of it. The text is cut.
+-- In:     what could not be done (`verb`), and what the database or Python said of it. The text is cut.
 -- Out:    whether it is news: the first trouble of this kind with the job.
 -- Locks:  the trouble's row.
-create or replace function {schema}.note_trouble(of_org uuid, of_job uuid, doing text, state text, message text) returns boolean
+create or replace function {schema}.note_trouble(org_id uuid, job_id uuid, verb text, state text, message text) returns boolean
 language plpgsql volatile
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
+#variable_conflict use_column
 declare
     time_now timestamptz := {schema}.clock();
     tries_now integer;
 begin
     insert into {schema}.job_troubles as t (org_id, job_id, verb, sqlstate, error_message, first_at, last_at, tries, look_at)
-    values (of_org, of_job, doing, state, left(message, 1000), time_now, time_now, 1, time_now + interval '10 s')
+    values (
+        note_trouble.org_id, note_trouble.job_id, note_trouble.verb, state, left(message, 1000), time_now, time_now, 1,
+        time_now + interval '10 s')
     on conflict (org_id, job_id) do update
     set verb = excluded.verb,
         sqlstate = excluded.sqlstate,
@@ -30,11 +33,12 @@ end
 $$;
 
 -- is_in_trouble: whether a job was put aside, and its time has not come yet. Ask it only where job_troubles holds rows at all.
-create or replace function {schema}.is_in_trouble(of_org uuid, of_job uuid, time_now timestamptz) returns boolean
+create or replace function {schema}.is_in_trouble(org_id uuid, job_id uuid, time_now timestamptz) returns boolean
 language sql stable
 as $$
     select exists (
-        select from {schema}.job_troubles as t where t.org_id = of_org and t.job_id = of_job and t.look_at > time_now)
+        select from {schema}.job_troubles as t
+        where t.org_id = is_in_trouble.org_id and t.job_id = is_in_trouble.job_id and t.look_at > time_now)
 $$;
 
 -- is_rows_own: whether an error that a row's own subtransaction raised is the row's. Not: a broken session, a server that is full, ending or

@@ -7,7 +7,7 @@
 --
 -- All jobs of a batch have one time, so that those due now are claimed in order of id, which is the order they were given in.
 create or replace function {schema}.enqueue_many(
-    ids uuid[], org_ids uuid[], queue_names text[], job_types text[], payloads text[], priorities smallint[],
+    job_ids uuid[], org_ids uuid[], queue_names text[], job_types text[], payloads text[], priorities smallint[],
     times timestamptz[], delays double precision[], maxima integer[], unique_keys text[])
 returns table (place bigint, job_id uuid)
 language plpgsql volatile
@@ -31,9 +31,9 @@ begin
         select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default'), n.job_type, n.payload::jsonb, n.priority,
             coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts,
             n.queue_name is null and n.known_queue is null
-        from unnest(ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, known_queues)
+        from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, known_queues)
             as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, known_queue);
-        return query select n.place, n.id from unnest(ids) with ordinality as n(id, place);
+        return query select n.place, n.id from unnest(job_ids) with ordinality as n(id, place);
         return;
     end if;
     -- Naively: insert, and look up who holds the keys that were taken. A holder that ends between the two is found by neither.
@@ -43,7 +43,7 @@ begin
         select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default'), n.job_type, n.payload::jsonb, n.priority,
             coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts, n.unique_key,
             n.queue_name is null and n.known_queue is null
-        from unnest(ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys, known_queues)
+        from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys, known_queues)
             with ordinality
             as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key, known_queue,
                 place)
@@ -59,7 +59,7 @@ begin
                    and j.holds_unique_key))
             order by n.place)
         into found_ids
-        from unnest(ids, org_ids, job_types, unique_keys) with ordinality as n(id, org_id, job_type, unique_key, place);
+        from unnest(job_ids, org_ids, job_types, unique_keys) with ordinality as n(id, org_id, job_type, unique_key, place);
         exit when array_position(found_ids, null) is null;
     end loop;
     return query select n.place, n.id from unnest(found_ids) with ordinality as n(id, place);

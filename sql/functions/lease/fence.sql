@@ -2,12 +2,13 @@
 --
 -- Out:    the transaction's id, for meet_fence.
 -- Rights: its owner's, for a worker's role needs none on the table; whoever calls it binds only a transaction of their own.
-create or replace function {schema}.fence(of_job uuid, of_execution uuid) returns text
+create or replace function {schema}.fence(job_id uuid, execution_id uuid) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
 begin
-    insert into {schema}.fences (xact, job_id, execution_id) values (pg_current_xact_id(), of_job, of_execution);
+    insert into {schema}.fences (xact, job_id, execution_id) values (pg_current_xact_id(), fence.job_id, fence.execution_id);
     return pg_current_xact_id()::text;
 end
 $$;
@@ -20,13 +21,14 @@ $$;
 -- Locks:  the job's row.
 --
 -- The tenant is taken off by set_config and put back: `set pgnotifyq.org_id` at the function's head takes a superuser to create.
-create or replace function {schema}.meet_fence(of_job uuid, of_execution uuid, begun_in text) returns text
+create or replace function {schema}.meet_fence(job_id uuid, execution_id uuid, begun_in text) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
+#variable_conflict use_column
 declare
     held text;
     tenant text := current_setting('pgnotifyq.org_id', true);
@@ -35,7 +37,7 @@ begin
         return 'left';
     end if;
     perform set_config('pgnotifyq.org_id', '', true);
-    held := {schema}.still_holds(of_job, of_execution);
+    held := {schema}.still_holds(meet_fence.job_id, meet_fence.execution_id);
     perform set_config('pgnotifyq.org_id', coalesce(tenant, ''), true);
     if held = 'held' then
         delete from {schema}.fences as f where f.xact = pg_current_xact_id();

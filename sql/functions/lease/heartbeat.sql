@@ -10,7 +10,7 @@
 -- The lost ones are found by a hashed subplan, which no planner setting turns off; a nested loop took 2.3 s for 5,000 leases.
 -- `= any (job_ids)` and the join: see complete.sql.
 create or replace function {schema}.heartbeat(
-    by_worker uuid, job_ids uuid[], execution_ids uuid[], for_seconds double precision)
+    worker_id uuid, job_ids uuid[], execution_ids uuid[], lease_seconds double precision)
 returns table (job_id uuid, became text, why text)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -28,11 +28,11 @@ declare
 begin
     perform set_config('synchronous_commit', 'off', true);
     -- Somebody's lock on one row must not cost the others their leases: the whole exchange has a sixth of a lease, 5 s at most.
-    perform set_config('lock_timeout', greatest(least(2000, for_seconds * 1000 / 12), 1)::integer::text, true);
+    perform set_config('lock_timeout', greatest(least(2000, lease_seconds * 1000 / 12), 1)::integer::text, true);
     begin
         update {schema}.worker_heartbeats as w
         set last_beat_at = {schema}.clock(), session_lost_at = null
-        where w.worker_id = by_worker;
+        where w.worker_id = heartbeat.worker_id;
 
         return query
         with held as materialized (
@@ -42,7 +42,7 @@ begin
             for no key update of j
         ), renewed as (
             update {schema}.jobs as j
-            set lease_expires_at = {schema}.clock() + make_interval(secs => for_seconds)
+            set lease_expires_at = {schema}.clock() + make_interval(secs => lease_seconds)
             from held
             where j.id = any (job_ids) and j.id = held.id
             returning j.id
@@ -67,14 +67,14 @@ begin
             is_refused := true;
     end;
     if is_refused then
-        return query select * from {schema}.heartbeat_apart(by_worker, job_ids, execution_ids, for_seconds);
+        return query select * from {schema}.heartbeat_apart(heartbeat.worker_id, job_ids, execution_ids, lease_seconds);
     end if;
 end
 $$;
 
 -- heartbeat_apart: the same, one row after the other, each in a subtransaction; rows that somebody holds are passed over.
 create or replace function {schema}.heartbeat_apart(
-    by_worker uuid, job_ids uuid[], execution_ids uuid[], for_seconds double precision)
+    worker_id uuid, job_ids uuid[], execution_ids uuid[], lease_seconds double precision)
 returns table (job_id uuid, became text, why text)
 language plpgsql volatile
 set jit = off
@@ -90,7 +90,7 @@ begin
     begin
         update {schema}.worker_heartbeats as w
         set last_beat_at = {schema}.clock(), session_lost_at = null
-        where w.worker_id = by_worker;
+        where w.worker_id = heartbeat_apart.worker_id;
     exception
         when others or assert_failure then
             if not {schema}.is_rows_own(sqlstate) then
@@ -109,7 +109,7 @@ begin
             for no key update skip locked;
             if found then
                 update {schema}.jobs as j
-                set lease_expires_at = {schema}.clock() + make_interval(secs => for_seconds)
+                set lease_expires_at = {schema}.clock() + make_interval(secs => lease_seconds)
                 where j.id = job_ids[place] and j.current_execution_id = execution_ids[place];
                 if not found then
                     perform {schema}.refuse_unwritten();

@@ -6,16 +6,17 @@
 -- The lock is the one named after the worker, if it can be had. Its own former session may still hold it, a ghost: a partition that the
 -- server has not noticed. So may anybody who can connect. The ghost is ended, where that is allowed, for nobody needs it any more, and
 -- this session takes a lock of which nobody can know the key. The naive one waits in pg_advisory_lock for as long as the ghost lives.
-create or replace function {schema}.hold_session(worker uuid) returns boolean
+create or replace function {schema}.hold_session(worker_id uuid) returns boolean
 language plpgsql volatile
 as $$
+#variable_conflict use_column
 declare
-    lock_key bigint := {schema}.session_key(worker);
+    lock_key bigint := {schema}.session_key(hold_session.worker_id);
 begin
     begin
         perform pg_terminate_backend(w.session_pid)
         from {schema}.worker_heartbeats as w
-        where w.worker_id = worker and w.session_pid <> pg_backend_pid()
+        where w.worker_id = hold_session.worker_id and w.session_pid <> pg_backend_pid()
           and {schema}.backend_lives(w.session_pid, w.session_started_at, w.session_role::bigint);
     exception when insufficient_privilege then
         null;
@@ -27,7 +28,7 @@ begin
     set has_session = true, session_pid = pg_backend_pid(), session_started_at = a.backend_start, session_role = a.usesysid,
         session_lock = lock_key, session_lost_at = null, last_beat_at = {schema}.clock()
     from pg_stat_get_activity(pg_backend_pid()) as a
-    where w.worker_id = worker and w.dead_since is null;
+    where w.worker_id = hold_session.worker_id and w.dead_since is null;
     return found;
 end
 $$;

@@ -4,9 +4,10 @@
 -- without a session (behind a pooler in transaction mode) only its beats speak: it is given up after three leases, as watch() does.
 -- The lock is looked up and not tried: trying takes it, and whoever looks within a long transaction would keep it. Who holds it counts:
 -- anybody who may connect can take a lock (watch.sql, session_lives).
-create or replace function {schema}.is_alive(worker uuid) returns boolean
+create or replace function {schema}.is_alive(worker_id uuid) returns boolean
 language plpgsql volatile
 as $$
+#variable_conflict use_column
 begin
     return (select coalesce(bool_or(case
         when not w.has_session then w.last_beat_at >= {schema}.clock() - make_interval(secs => 3 * w.lease_seconds)
@@ -21,6 +22,6 @@ begin
                    or (l.pid = w.session_pid
                        and {schema}.backend_lives(w.session_pid, w.session_started_at, w.session_role::bigint)))) end), false)
     from {schema}.worker_heartbeats as w
-    where w.worker_id = is_alive.worker);
+    where w.worker_id = is_alive.worker_id);
 end
 $$;

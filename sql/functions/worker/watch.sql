@@ -12,7 +12,7 @@
 -- The earlier form, without `session_seconds`: beside this one, a call that leaves that out would fit both.
 drop function if exists {schema}.watch(uuid, double precision);
 create or replace function {schema}.watch(
-    by_worker uuid, grace_seconds double precision, session_seconds double precision default null)
+    worker_id uuid, grace_seconds double precision, session_seconds double precision default null)
 returns table (others integer, dead uuid[], suspected boolean)
 language plpgsql volatile
 as $$
@@ -33,7 +33,7 @@ begin
         select w.*, coalesce(w.grace_seconds, watch.grace_seconds) as grace, {schema}.has_died(w.worker_id) as has_died,
             {schema}.session_lives(w.worker_id) as lives
         from {schema}.worker_heartbeats as w
-        where w.worker_id <> by_worker
+        where w.worker_id <> watch.worker_id
     loop
         if other.lives or (not other.has_session and not other.has_died) then
             others := others + 1;
@@ -92,7 +92,7 @@ $$;
 -- The lock alone is not enough: whoever may connect can take it, or stand in line for it. Nor is the backend: a pooler in session mode
 -- keeps it, and gives the lock back, when its client goes. A lock that can be had is held by nobody; it is had until the transaction
 -- ends, and shared, so that two may look at once.
-create or replace function {schema}.session_lives(worker uuid) returns boolean
+create or replace function {schema}.session_lives(worker_id uuid) returns boolean
 language sql volatile
 as $$
     select coalesce(bool_or(
@@ -100,14 +100,14 @@ as $$
         and (w.session_pid is null or {schema}.backend_lives(w.session_pid, w.session_started_at, w.session_role::bigint))
         and not pg_try_advisory_xact_lock_shared(coalesce(w.session_lock, {schema}.session_key(w.worker_id)))), false)
     from {schema}.worker_heartbeats as w
-    where w.worker_id = worker
+    where w.worker_id = session_lives.worker_id
 $$;
 
 -- has_died: whether a worker that was judged is still dead when its jobs are about to be taken.
 --
 -- Of one without a session only its beats speak; it is given up long after its leases have run out. One of an older release is in
 -- nobody's book but by the time its session was lost.
-create or replace function {schema}.has_died(worker uuid) returns boolean
+create or replace function {schema}.has_died(worker_id uuid) returns boolean
 language sql volatile
 as $$
     select coalesce(bool_or(case
@@ -115,5 +115,5 @@ as $$
         when w.grace_seconds is null then w.session_lost_at is not null
         else w.dead_since is not null end), false)
     from {schema}.worker_heartbeats as w
-    where w.worker_id = worker
+    where w.worker_id = has_died.worker_id
 $$;
