@@ -68,7 +68,7 @@ MUTANTS = (
     Mutant(
         "fence dropped: bury",
         SQL + "end/settle.sql",
-        _pattern(FENCE + r"(?= and j\.status = 'running')"),
+        _pattern(FENCE + r"(?= where e\.kind <> 'complete' for no key update)"),
         "",
         ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
     ),

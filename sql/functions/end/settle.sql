@@ -30,7 +30,7 @@ declare
     settled_here integer;
     notable integer := 0;
     notable_here integer;
-    died record;
+    died record;  -- or not, as the loop finds out
 begin
     if 'complete' = any (kinds) then
         with ended as (
@@ -56,48 +56,32 @@ begin
     end if;
 
     if settled < asked and exists (select from unnest(kinds) as k(kind) where k.kind <> 'complete') then
-        -- Lock first: what follows is two statements, and they must see one state.
-        perform from unnest(job_ids, execution_ids, kinds) as e(id, execution_id, kind)
-        join {schema}.jobs as j on j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
-        where e.kind <> 'complete'
-        for no key update of j;
-
+        -- Each row is locked before it is looked at. All are when the loop is done, so what follows sees the same state.
         for died in
-            with dead as (
-                delete from {schema}.jobs as j
-                using unnest(job_ids, execution_ids, kinds, outcomes, errors, reasons)
-                    as e(id, execution_id, kind, outcome, error, reason)
-                where j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id and j.status = 'running'
-                  and (e.kind = 'bury' or (e.kind = 'retry' and j.attempts >= j.max_attempts))
-                returning j.*, e.execution_id, e.kind, e.outcome, e.error, coalesce(e.reason, 'exhausted') as reason
-            ), history as (
-                insert into {schema}.job_executions (
-                    id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
-                select d.execution_id, d.id, d.org_id, greatest(d.attempts, 1), settle.worker_id, d.outcome,
-                    coalesce(d.started_at, d.created_at), {schema}.clock(), d.error
-                from dead as d
-            ), letter as (
-                insert into {schema}.dead_letter_jobs (
-                    id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, unique_key,
-                    created_at, reason, error_message, history, died_at)
-                select g.id, d.org_id, d.queue_name, d.job_type, d.payload, d.priority, d.scheduled_at, d.attempts, d.max_attempts,
-                    d.unique_key, d.created_at, d.reason, {schema}.letter_error(g.id, d.id, d.error),
-                    {schema}.history(d.id) || jsonb_build_array({schema}.attempt(
-                        d.execution_id, greatest(d.attempts, 1), settle.worker_id, d.outcome, coalesce(d.started_at, d.created_at),
-                        {schema}.clock(), d.error)),
-                    {schema}.clock()
-                from dead as d, lateral (select {schema}.letter_id(d.id, pg_column_size(d.payload)) as id offset 0) as g
-            )
-            select d.id, d.kind, d.awaited from dead as d
+            select j.id, j.org_id, j.status, j.attempts, j.max_attempts, coalesce(j.started_at, j.created_at) as started_at,
+                j.awaited, e.execution_id, e.kind, e.outcome, e.error, coalesce(e.reason, 'exhausted') as reason
+            from unnest(job_ids, execution_ids, kinds, outcomes, errors, reasons)
+                as e(id, execution_id, kind, outcome, error, reason)
+            join {schema}.jobs as j on j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
+            where e.kind <> 'complete'
+            for no key update of j
         loop
-            settled := settled + 1;
-            if died.awaited then
-                perform pg_notify({schema_text} || '_finished', died.id::text);
-            end if;
-            if died.kind = 'retry' then
-                job_id := died.id;
-                became := 'dead';
-                return next;
+            if died.status = 'running' and (died.kind = 'bury' or (died.kind = 'retry' and died.attempts >= died.max_attempts))
+            then
+                perform {schema}.note_attempt(
+                    died.id, died.execution_id, died.org_id, died.attempts, settle.worker_id, died.outcome,
+                    died.started_at, {schema}.clock(), died.error);
+                perform {schema}.bury(
+                    died.id, died.execution_id, died.attempts, died.reason, died.error, {schema}.clock());
+                settled := settled + 1;
+                if died.awaited then
+                    perform pg_notify({schema_text} || '_finished', died.id::text);
+                end if;
+                if died.kind = 'retry' then
+                    job_id := died.id;
+                    became := 'dead';
+                    return next;
+                end if;
             end if;
         end loop;
 
@@ -114,9 +98,7 @@ begin
                 error_message = coalesce(case when j.status = 'cancelled' then j.error_message end, e.error)
             from unnest(job_ids, execution_ids, kinds, outcomes, delays, errors)
                 as e(id, execution_id, kind, outcome, delay, error)
-            -- What is to be buried and still runs was kept from its grave above, by a trigger of the user's.
-            where (e.kind <> 'bury' or j.status = 'cancelled')
-              and e.kind <> 'complete' and j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
+            where e.kind <> 'complete' and j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
             returning j.id, e.execution_id, j.org_id, j.queue_name, j.job_type, j.status, j.awaited, j.started_at, j.created_at,
                 j.scheduled_at,
                 j.attempts + case when j.status = 'pending' and e.kind in ('snooze', 'release') then 1 else 0 end as attempt,

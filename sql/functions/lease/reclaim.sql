@@ -47,7 +47,6 @@ declare
     beside_suspects uuid[];
     lost record;
     blame text;
-    letter uuid;
     is_written boolean;
     charged integer;
     taken integer := 0;
@@ -122,17 +121,20 @@ begin
                 is_written := not exists (
                     select from {schema}.jobs as j where j.id = lost.id and j.current_execution_id = wish.execution_id);
             else
-                insert into {schema}.job_executions (
-                    id, job_id, org_id, attempt, worker_id, outcome, started_at, ended_at, error_message)
-                values (lost.current_execution_id, lost.id, lost.org_id, greatest(lost.attempts, 1), lost.locked_by, 'lost',
-                    coalesce(lost.started_at, lost.created_at), time_now,
-                    case blame
-                        when 'lease' then 'the lease ran out'
-                        when 'cancelled' then 'the worker died, and the job was cancelled'
-                        when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
-                        when 'beside a suspect' then 'the worker died beside a suspect; not charged'
-                        else 'the worker died' end)
-                on conflict do nothing;  -- a row copied by hand under an execution that has ended
+                -- Not so: a row copied by hand under an execution that has ended.
+                if not exists (
+                    select from {schema}.job_executions as e where e.job_id = lost.id and e.id = lost.current_execution_id)
+                then
+                    perform {schema}.note_attempt(
+                        lost.id, lost.current_execution_id, lost.org_id, lost.attempts, lost.locked_by, 'lost',
+                        coalesce(lost.started_at, lost.created_at), time_now,
+                        case blame
+                            when 'lease' then 'the lease ran out'
+                            when 'cancelled' then 'the worker died, and the job was cancelled'
+                            when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
+                            when 'beside a suspect' then 'the worker died beside a suspect; not charged'
+                            else 'the worker died' end);
+                end if;
                 if lost.status = 'cancelled' then
                     became := 'cancelled';
                     update {schema}.jobs as j
@@ -141,18 +143,10 @@ begin
                     is_written := found;
                 elsif charged >= lost.max_attempts then
                     became := 'dead';
-                    letter := {schema}.letter_id(lost.id, pg_column_size(lost.payload));
-                    insert into {schema}.dead_letter_jobs (
-                        id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, unique_key,
-                        created_at, reason, error_message, history, died_at)
-                    values (letter, lost.org_id, lost.queue_name, lost.job_type, lost.payload, lost.priority, lost.scheduled_at,
-                        charged, lost.max_attempts, lost.unique_key, lost.created_at, 'lost',
-                        {schema}.letter_error(
-                            letter, lost.id, 'the last of ' || lost.max_attempts || ' attempts was lost with its worker'),
-                        {schema}.history(lost.id), time_now);
-                    delete from {schema}.jobs as j
-                    where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
-                    is_written := found;
+                    perform {schema}.bury(
+                        lost.id, lost.current_execution_id, charged, 'lost',
+                        'the last of ' || lost.max_attempts || ' attempts was lost with its worker', time_now);
+                    is_written := true;
                 else
                     became := 'pending';
                     update {schema}.jobs as j
