@@ -197,10 +197,11 @@ MUTANTS = (
         "claim by id in (...)",
         SQL + "claim/claim.sql",
         _pattern(
-            r"with due as materialized \((?P<select>.*?for update skip locked)\s*\)(?P<head>.*?current_execution_id = )[^\n]*"
-            r"(?P<tail>,\n.*?)from [^\n]* where j\.id = due\.id"
+            r"with due as materialized \( select j\.id, [^\n]*(?P<select>\n.*?for update skip locked)\s*\)"
+            r"(?P<head>.*?current_execution_id = )[^\n]*(?P<tail>,\n.*?)from [^\n]* where j\.id = due\.id"
+            r"(?P<reply>.*?case when )due\.weight <= payload_bytes_max or "
         ),
-        r"\g<head>{schema}.new_id()\g<tail>where j.id in (\g<select>)",
+        r"\g<head>{schema}.new_id()\g<tail>where j.id in (select j.id\g<select>)\g<reply>",
         ("ledger/test_claiming.py::test_never_more_than_asked_for_under_another_plan",),
     ),
     Mutant(
