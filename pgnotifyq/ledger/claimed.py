@@ -17,7 +17,7 @@ from pgnotifyq.model.states import Status
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
-# The columns of sql/functions/claim.sql.
+# The columns of sql/functions/claim/claim.sql.
 (
     ID, EXECUTION_ID, ORG_ID, QUEUE_NAME, JOB_TYPE, PAYLOAD, PRIORITY, SCHEDULED_AT, ATTEMPTS, MAX_ATTEMPTS, UNIQUE_KEY,
     CREATED_AT, STARTED_AT, LEASE_EXPIRES_AT, NEXT_DUE_SECONDS, SNAPSHOT_XMIN,

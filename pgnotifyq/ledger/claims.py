@@ -69,7 +69,7 @@ def wanted(maxima: Mapping[str, int | None]) -> Wanted:
 # A payload of more text than this is not sent to a worker, which buries its job. It is above whatever a client may enqueue (1 MiB, and a
 # half more where PostgreSQL writes spaces) but for numbers that it writes out: 1e300. So it came by raw SQL.
 PAYLOAD_SENT_BYTES_MAX = 16 << 20
-# Of the payloads of one claim: see sql/functions/claim.sql.
+# Of the payloads of one claim: see sql/functions/claim/claim.sql.
 CLAIM_BYTES_MAX = 16 << 20
 
 
@@ -112,7 +112,7 @@ async def claim(
 
     Cancellation: the claim may have been committed; its leases then run out. Shield it.
 
-    Source: sql/functions/claim.sql
+    Source: sql/functions/claim/claim.sql
     """
     types = "uuid text[] integer float8 boolean text integer timestamptz uuid text[] integer[] bigint bigint"
     values: list[str | None] = [worker_id.hex, direct.array(queues), str(jobs_max), str(lease_seconds), str(is_asleep)]
@@ -157,7 +157,7 @@ async def claim_apart(
 
     Cancellation: as for `claim`.
 
-    Source: sql/functions/claim_apart.sql
+    Source: sql/functions/claim/claim_apart.sql
     """
     result = await direct.run(
         connection,
@@ -195,7 +195,7 @@ async def claim_named(
 
     Cancellation: as for `claim`.
 
-    Source: sql/functions/claim_named.sql
+    Source: sql/functions/claim/claim_named.sql
     """
     try:
         result = await direct.run(
@@ -225,7 +225,7 @@ async def heartbeat(
     Returns: the jobs that are not simply renewed: `cancelled` (still held; stop the handler), `lost`, or `unrenewed` (still held, and its
         row cannot be written now: somebody holds it, say).
 
-    Source: sql/functions/heartbeat.sql
+    Source: sql/functions/lease/heartbeat.sql
     """
     result = await direct.run(
         connection,
@@ -238,7 +238,7 @@ async def heartbeat(
 async def lost(connection: Connection, schema: str, leases: Sequence[Lease]) -> set[JobId]:
     """Return which of some executions, that hold their jobs no more, have lost them, and did not end by what this worker wrote.
 
-    Source: sql/functions/surprises.sql
+    Source: sql/functions/end/surprises.sql
     """
     leases = sorted(leases, key=_by_job)
     result = await direct.run(connection, direct_call("surprises", "uuid[] uuid[]", schema), _as_arrays(leases))
@@ -246,7 +246,7 @@ async def lost(connection: Connection, schema: str, leases: Sequence[Lease]) -> 
 
 
 async def cancelled(connection: Connection, schema: str, leases: Sequence[Lease]) -> list[Surprise]:
-    """Return which of some executions shall stop because their jobs were cancelled. Source: sql/functions/cancelled.sql."""
+    """Return which of some executions shall stop because their jobs were cancelled. Source: sql/functions/lease/cancelled.sql."""
     result = await direct.run(connection, direct_call("cancelled", "uuid[] uuid[]", schema), _as_arrays(leases))
     encoding = connection.info.encoding
     return [
@@ -265,7 +265,7 @@ async def settle(
     Returns: the jobs that did not end as asked: `lost`, `cancelled` (a cancel had committed first), `dead`, `completed` (by the
         handler's own transaction, whose commit it was not told of).
 
-    Source: sql/functions/complete.sql, sql/functions/settle.sql
+    Source: sql/functions/end/complete.sql, sql/functions/end/settle.sql
     """
     plain, rest = [], []
     for lease, settlement in settlements:
@@ -340,7 +340,7 @@ async def settle_apart(
     Returns: as `settle`; and `bare` (it ended without its message and result), `refused` (put aside), and, but for `is_last`, `busy`
         (somebody holds its row, or what a trigger wants).
 
-    Source: sql/functions/settle_apart.sql
+    Source: sql/functions/end/settle_apart.sql
     """
     surprises: list[Surprise] = []
     for start in range(0, len(settlements), jobs_max):
@@ -440,7 +440,7 @@ async def still_holds(connection: Connection, schema: str, lease: Lease) -> str:
 
     Returns: `held`, `cancelled` or `lost`.
 
-    Source: sql/functions/still_holds.sql
+    Source: sql/functions/lease/still_holds.sql
     """
     statement = direct_call("still_holds", "uuid uuid", schema)
     ((told,),) = rows(await direct.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex)))
@@ -452,7 +452,7 @@ async def report_progress(
 ) -> bool:
     """Store how far an execution has come; False when it no longer holds the job.
 
-    Source: sql/functions/report_progress.sql
+    Source: sql/functions/lease/report_progress.sql
     """
     result = await direct.run(
         connection,

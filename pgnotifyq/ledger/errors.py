@@ -34,7 +34,7 @@ from pgnotifyq.model.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Raised by our own functions and triggers (sql/migrations/0002_wakeups.sql, sql/functions/enqueue.sql).
+# Raised by our own functions and triggers (sql/migrations/0002_wakeups.sql, sql/functions/enqueue/enqueue.sql).
 ILLEGAL_TRANSITION = "PNQ01"
 INVALID_JOB = "PNQ02"
 SCHEMA_DEFAULT = "pgnotifyq"

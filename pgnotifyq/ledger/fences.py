@@ -24,7 +24,7 @@ def fence(schema: str, lease: Lease, org_id: OrgId | None, tenant_role: str | No
 
     Its first column is the transaction's id, for `meet_fence`.
 
-    Source: sql/functions/fence.sql
+    Source: sql/functions/lease/fence.sql
     """
     words = [sql.SQL("{}.fence({}::uuid, {}::uuid)").format(sql.Identifier(schema), lease.job_id.hex, lease.execution_id.hex)]
     if org_id is not None:
@@ -39,7 +39,7 @@ async def meet_fence(connection: Connection, schema: str, lease: Lease, *, begun
 
     Returns: `held`, `cancelled` or `lost`; `left` when this is not the transaction that was bound.
 
-    Source: sql/functions/fence.sql
+    Source: sql/functions/lease/fence.sql
     """
     values = (lease.job_id.hex, lease.execution_id.hex, begun_in)
     ((_, _, told),) = rows(await direct.run(connection, _meet(schema), values))
@@ -58,7 +58,7 @@ def _meet(schema: str) -> bytes:
 async def note_afterthought(connection: Connection, schema: str, lease: Lease, message: str) -> None:
     """Keep with the attempt what its handler raised after its own transaction had completed the job.
 
-    Source: sql/functions/note_afterthought.sql
+    Source: sql/functions/end/note_afterthought.sql
     """
     statement = direct_call("note_afterthought", "uuid uuid text", schema)
     await direct.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex, message))

@@ -209,7 +209,7 @@ async def enqueue_claimed(
 
     Returns: the payload's text; whether it was claimed; the database's time.
 
-    Source: sql/functions/enqueue_claimed.sql, runtime/handover.py
+    Source: sql/functions/enqueue/enqueue_claimed.sql, runtime/handover.py
     """
     payload_text = encode(job.payload)
     types = "uuid uuid uuid float8 uuid text text text smallint integer"
@@ -299,7 +299,7 @@ def enqueue_many_blocking(connection: psycopg.Connection[Any], schema: str, jobs
 def _in_key_order(jobs: Sequence[NewJob]) -> list[int]:
     """Return the places of the jobs: plain ones in order, then those with a unique key by tenant, type and key.
 
-    Two who enqueue the same keys wait for each other; in one order they do not deadlock. sql/functions/enqueue_many.sql keeps the same
+    Two who enqueue the same keys wait for each other; in one order they do not deadlock. sql/functions/enqueue/enqueue_many.sql keeps the same
     order within a statement.
     """
     keyed = [
@@ -376,7 +376,7 @@ async def _copy(
 
 
 async def cancel(connection: Connection, schema: str, job_id: JobId, why: str | None = None) -> str:
-    """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`. Source: sql/functions/cancel.sql."""
+    """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`. Source: sql/functions/end/cancel.sql."""
     reason = None if why is None else bounded(why)
     with translated(schema):
         ((told,),) = rows(await direct.run(connection, direct_call("cancel", "uuid text", schema), (job_id.hex, reason)))
@@ -384,7 +384,7 @@ async def cancel(connection: Connection, schema: str, job_id: JobId, why: str | 
 
 
 async def await_job(connection: Connection, schema: str, job_id: JobId) -> bool:
-    """Have the end of a job announced; False when it has ended, or is not there. Source: sql/functions/await_job.sql."""
+    """Have the end of a job announced; False when it has ended, or is not there. Source: sql/functions/end/await_job.sql."""
     ((is_to_end,),) = await _rows(connection, schema, call("await_job", "uuid", schema), (job_id,))
     return bool(is_to_end)
 
@@ -507,7 +507,7 @@ async def set_retention(
     Raises:
         InvalidJob: a value is out of range.
 
-    Source: sql/functions/set_retention.sql
+    Source: sql/functions/end/set_retention.sql
     """
     await _rows(connection, schema, call("set_retention", "text float8 text", schema), (queue, keep_seconds, ending))
 

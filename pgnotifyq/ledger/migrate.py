@@ -1,6 +1,6 @@
 """Bring a database's schema to the version of this code.
 
-`sql/migrations/NNNN_*.sql` are applied once each, in order; `sql/functions/*.sql` are applied again whenever their text has
+`sql/migrations/NNNN_*.sql` are applied once each, in order; `sql/functions/*/*.sql` are applied again whenever their text has
 changed. All of it is one transaction under an advisory lock, so two who migrate at once do it once, and a failure
 leaves nothing behind. A change of a function ships with a migration of its own, so that older code never replaces it.
 
@@ -33,7 +33,7 @@ SERVER_VERSION_MIN = 150_000  # 15: security_invoker views, and `merge`-era plan
 
 _LOCK = "select pg_advisory_xact_lock(hashtextextended('pgnotifyq migrate ' || {schema_text}, 0));"
 _BOOKKEEPING = """
--- Functions call each other and come in order of name.
+-- Functions call each other and come in order of path.
 set local check_function_bodies = off;
 -- `create schema if not exists` asks for a right on the database even where the schema is there, made by a DBA for us.
 do $do$

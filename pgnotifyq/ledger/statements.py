@@ -16,6 +16,7 @@ from psycopg import sql
 from pgnotifyq.model.names import check_schema_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from importlib.resources.abc import Traversable
 
 
@@ -28,13 +29,16 @@ def sql_folder() -> Traversable:
 
 
 def files(kind: str) -> list[tuple[str, str]]:
-    """Return (name without ending, text) of the files of one kind (migrations, functions, queries), in order of name."""
-    folder = sql_folder() / kind
-    return sorted(
-        (entry.name.removesuffix(".sql"), entry.read_text(encoding="utf-8"))
-        for entry in folder.iterdir()
-        if entry.name.endswith(".sql")
-    )
+    """Return (path without ending, text) of the files of one kind (migrations, functions, queries), in order of path."""
+    return sorted(_walk(sql_folder() / kind, ""))
+
+
+def _walk(folder: Traversable, path: str) -> Iterator[tuple[str, str]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _walk(entry, f"{path}{entry.name}/")
+        elif entry.name.endswith(".sql"):
+            yield path + entry.name.removesuffix(".sql"), entry.read_text(encoding="utf-8")
 
 
 def compose(text: str, schema: str) -> bytes:

@@ -51,7 +51,7 @@ async def register(
     lease_seconds: float,
     grace_seconds: float | None = None,
 ) -> None:
-    """Publish a worker, or one that has come back and holds nothing of what it held. Source: sql/functions/register_worker.sql."""
+    """Publish a worker, or one that has come back and holds nothing of what it held. Source: sql/functions/worker/register_worker.sql."""
     await connection.execute(
         call("register_worker", "uuid text integer text[] integer text boolean float8 float8", schema),
         (worker_id, host, pid, list(queues), slots, version, has_session, lease_seconds, grace_seconds),
@@ -74,13 +74,13 @@ async def hold_session(connection: Connection, schema: str, worker_id: WorkerId)
 
     Returns: whether it does; False: others have given the worker up, or it is not registered.
 
-    Source: sql/functions/hold_session.sql
+    Source: sql/functions/worker/hold_session.sql
     """
     return await _is_so(connection, call("hold_session", "uuid", schema), worker_id)
 
 
 async def beat(connection: Connection, schema: str, worker_id: WorkerId) -> bool:
-    """Give a sign of life; False: others have given the worker up, or it is not registered. Source: sql/functions/beat.sql."""
+    """Give a sign of life; False: others have given the worker up, or it is not registered. Source: sql/functions/worker/beat.sql."""
     return await _is_so(connection, call("beat", "uuid", schema), worker_id)
 
 
@@ -106,7 +106,7 @@ async def publish_handlers(
 
     Jobs that wait for their handler's queue are moved to it. A worker that is not registered publishes nothing.
 
-    Source: sql/functions/handlers.sql
+    Source: sql/functions/worker/handlers.sql
     """
     types, queues, maxima = ([each[place] for each in handlers] for place in range(3))
     await connection.execute(call("publish_handlers", "uuid text[] text[] integer[]", schema), (worker_id, types, queues, maxima))
@@ -119,7 +119,7 @@ async def fall_asleep(
 
     `for_types`, an array written, is what it can be woken for; None: whatever the queues have.
 
-    Source: sql/functions/sleep.sql, runtime/sleep.py
+    Source: sql/functions/worker/sleep.sql, runtime/sleep.py
     """
     await connection.execute(call("fall_asleep", "uuid text[] text[]", schema), (worker_id, list(queues), for_types))
     cursor = await connection.execute("select pg_current_xact_id()::text::int8")
@@ -145,7 +145,7 @@ async def watch(
         grace_seconds: of workers of an older release, which do not publish theirs.
         session_seconds: for how long this connection has been open, at the least. Nobody judges in the first grace of its session.
 
-    Source: sql/functions/watch.sql
+    Source: sql/functions/worker/watch.sql
     """
     cursor = await connection.execute(call("watch", "uuid float8 float8", schema), (worker_id, grace_seconds, session_seconds))
     row = await cursor.fetchone()
@@ -160,7 +160,7 @@ async def reclaim(
 
     Returns: the jobs; seconds until the next lease runs out (None: none is held); whether all there were are taken.
 
-    Source: sql/functions/reclaim.sql
+    Source: sql/functions/lease/reclaim.sql
     """
     cursor = await connection.execute(call("reclaim", "uuid integer uuid[]", schema), (worker_id, jobs_max, list(dead)))
     rows = await cursor.fetchall()
@@ -190,7 +190,7 @@ async def prune(
 
     Returns: how many; the id to go on from, or None at the end of the pass.
 
-    Source: sql/functions/prune.sql
+    Source: sql/functions/end/prune.sql
     """
     cursor = await connection.execute(
         call("prune", "float8 uuid integer text[]", schema),

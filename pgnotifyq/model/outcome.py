@@ -130,7 +130,7 @@ def ended_by(error: BaseException) -> Returned | Raised:
 
 
 class SettleKind(StrEnum):
-    """How an execution is settled; the words of sql/functions/settle.sql."""
+    """How an execution is settled; the words of sql/functions/end/settle.sql."""
 
     COMPLETE = "complete"
     RETRY = "retry"

@@ -79,7 +79,7 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
 
     Cancellation, errors: as for `enqueue`; a job that may exist all the same is released to everybody.
 
-    Source: sql/functions/enqueue_claimed.sql
+    Source: sql/functions/enqueue/enqueue_claimed.sql
     """
     config = parts.config
     queue_name, max_attempts = _said(parts, job)

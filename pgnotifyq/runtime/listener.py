@@ -15,7 +15,7 @@ What it hears it asks about by the same connection, whose session is awake by th
 that a wake-up names (named.py). The one reads, the other waits 20 ms for a lock at the most. When one fails, the listener begins anew.
 
 Its session speaks for the worker's life, and answers for it when it is asked (trust.py). When the process dies the session ends, and
-the other workers see it (sql/functions/watch.sql).
+the other workers see it (sql/functions/worker/watch.sql).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trust: how long a worker may believe that it holds what it holds. Two judge that, each by a clock of its own; here they agree.
 
-The judges. Every worker watches the others (reclaimer.py, sql/functions/watch.sql). One whose session is gone, and from which nothing
+The judges. Every worker watches the others (reclaimer.py, sql/functions/worker/watch.sql). One whose session is gone, and from which nothing
 was heard for a grace, is given up and its jobs run elsewhere: a second or two after `kill -9`, and not when the lease ends. The worker
 itself goes by its own clock. The naive worker trusts its leases alone: when its session is lost and nobody tells it, because the
 server ended it while the cable was cut, its job starts elsewhere after a second, and its handler is told after a minute.

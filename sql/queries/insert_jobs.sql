@@ -2,7 +2,7 @@
 --
 -- Not a function, for there is nothing to decide and nothing to plan: enqueue and enqueue_many take 20 to 30 microseconds longer.
 -- All jobs of a batch have one time, so that those due now are claimed in order of id, which is the order they were given in.
--- A queue that is null was not said: the handler's is taken, when one is known (functions/handlers.sql).
+-- A queue that is null was not said: the handler's is taken, when one is known (functions/worker/handlers.sql).
 insert into {schema}.jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, queue_not_said)
 select n.id, n.org_id, coalesce(n.queue_name, k.queue_name, 'default'), n.job_type, n.payload::jsonb, n.priority,
     coalesce(n.scheduled_at, c.now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts,

@@ -25,7 +25,7 @@ WRITES_INSIDE = frozenset(
     {"inside", "stubborn", "flaky", "hasty", "snoozing"}
 )  # job types whose completion has one row in `effects`
 GIVEN_BACK = frozenset({"snoozed", "released"})  # outcomes that do not charge the attempt
-# What sql/functions/reclaim.sql writes of a worker that died: the attempt is charged; or given back, for somebody else is to blame;
+# What sql/functions/lease/reclaim.sql writes of a worker that died: the attempt is charged; or given back, for somebody else is to blame;
 # or given back for now, and charged when the job is lost like this again.
 DIED = "the worker died"
 SUSPECTED = "the worker died again; not charged, to be run apart from what ran beside it"

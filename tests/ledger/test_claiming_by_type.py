@@ -107,8 +107,8 @@ async def test_job_of_its_own_that_is_locked_among_others(connection: Link, othe
 async def test_queue_whose_head_is_full_of_others(untended: Link, other: Link, own_first: bool) -> None:
     """The claim touches no more pages with many jobs of others before its own than without, and finds its own."""
     statement = (
-        f"select * from pgnotifyq.claim('{ANN}', array['default'], 10, 60, for_types => array['mine', 'too'],"
-        " for_maxima => array[null, null]::integer[])"
+        f"select * from pgnotifyq.claim('{ANN}', array['default'], 10, 60, job_types => array['mine', 'too'],"
+        " maxima => array[null, null]::integer[])"
     )
     for job_type in ("other", "mine"):  # so that all of it is planned while there is next to nothing
         await enqueue(other, job_type)

@@ -75,6 +75,7 @@ SCALARS: dict[str, list[str]] = {
     "jsonb": DOCUMENTS,
     "interval": ["1 s", "-1 s", "infinity", "no interval"],
     "bytea": ["", "\\x00", "\\xzz"],
+    "pgnotifyq.jobs": ["(" + "," * 27 + ")", "()", "("],
 }
 
 
@@ -88,7 +89,7 @@ GOOD = {
     "real": 2,
     "double precision": 2,
     "boolean": 2,
-} | dict.fromkeys(("timestamp with time zone", "jsonb", "interval", "bytea"), 1)
+} | dict.fromkeys(("timestamp with time zone", "jsonb", "interval", "bytea", "pgnotifyq.jobs"), 1)
 
 
 SHORT_NAMES = {"timestamptz": "timestamp with time zone", "float8": "double precision"}

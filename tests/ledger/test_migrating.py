@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.ledger import jobs
-from pgnotifyq.ledger.migrate import as_script, check_schema, code_version, migrate
+from pgnotifyq.ledger.migrate import as_script, check_schema, code_version, migrate, steps
+from pgnotifyq.ledger.statements import compose, files
 from pgnotifyq.model.errors import ConfigError, MissingRights, SchemaOutOfDate, SchemaTooNew
 from pgnotifyq.model.job import NewJob
 from pgnotifyq.wire.connection import Connection, open_connection
@@ -92,6 +94,67 @@ async def test_schema_of_another_program(admin: Link, table: str) -> None:
     assert await fetch(admin, "select relname from pg_class where relnamespace = %s::regnamespace", SCHEMA) == before
 
 
+# A schema of the release before, with jobs in it
+
+ROWS = """
+insert into pgnotifyq.jobs (job_type, unique_key) values ('waits', 'k');
+insert into pgnotifyq.jobs (job_type, status, attempts, locked_by, current_execution_id, started_at, lease_expires_at)
+values ('runs', 'running', 1, gen_random_uuid(), gen_random_uuid(), now(), now() + interval '1 hour');
+insert into pgnotifyq.jobs (job_type, status, attempts, completed_at) values ('has ended', 'completed', 1, now());
+insert into pgnotifyq.job_executions (id, job_id, org_id, attempt, outcome, started_at, ended_at)
+select gen_random_uuid(), id, org_id, 1, 'completed', now(), now() from pgnotifyq.jobs where job_type = 'has ended';
+insert into pgnotifyq.dead_letter_jobs (
+    id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, created_at, reason, history, died_at)
+select gen_random_uuid(), org_id, queue_name, 'died', payload, 0, now(), 3, 3, now(), 'exhausted', '[]', now()
+from pgnotifyq.jobs limit 1;
+"""
+TABLES = ("jobs", "job_executions", "dead_letter_jobs")
+
+
+async def rows_of_all(connection: Link) -> list[Any]:
+    """Return every row, with its version."""
+    return [
+        await fetch(connection, f"select t.xmin::text, to_jsonb(t) from pgnotifyq.{table} as t order by t.id") for table in TABLES
+    ]
+
+
+async def test_upgrade_of_functions_whose_parameters_had_other_names(admin: Link) -> None:
+    """From version 10, in which they had: no row is touched, each function has one form, and work goes on."""
+    before = [step for step in steps(SCHEMA) if 0 < step.version <= 10]
+    # PostgreSQL replaces none of these, for names or result differ.
+    text = next(text for name, text in files("migrations") if name == "0011_words")
+    old = re.findall(r"'(\w+)\(([^)]*)\)'", re.sub(r"'\s*\|\|\s*'", "", text))
+    assert len(old) == 40
+    await admin.execute(compose("create schema {schema}", SCHEMA))
+    await admin.execute(
+        "create table pgnotifyq.schema_migrations (version integer primary key, name text not null, digest text not null,"
+        " applied_at timestamptz not null default clock_timestamp(), oldest_code integer)"
+    )
+    for step in before:
+        await admin.execute(step.text)
+        await admin.execute(
+            "insert into pgnotifyq.schema_migrations values (%s, %s, %s, now(), 9)", (step.version, step.name, step.digest)
+        )
+    for name, types in old:
+        parameters = ", ".join(f"was_{place} {kind}" for place, kind in enumerate(types.split(", ")))
+        await admin.execute(f"create function pgnotifyq.{name}({parameters}) returns void language sql as ''".encode())
+    await admin.execute(ROWS.encode())
+    rows = await rows_of_all(admin)
+
+    assert [step.version for step in await migrate(admin)] == [*range(11, code_version() + 1), 0]
+    assert await rows_of_all(admin) == rows
+    forms = await fetch(
+        admin, "select proname from pg_proc where pronamespace = 'pgnotifyq'::regnamespace group by 1 having count(*) > 1"
+    )
+    assert forms == []
+    claimed = await fetch(admin, "select id, current_execution_id from pgnotifyq.claim(gen_random_uuid(), '{default}', 1, 60)")
+    assert len(claimed) == 1
+    assert await fetch(admin, "select * from pgnotifyq.complete(gen_random_uuid(), array[%s], array[%s])", *claimed[0]) == []
+    assert await value(admin, "select pgnotifyq.cancel(id) from pgnotifyq.jobs where job_type = 'runs'") == "stopping"
+    assert await value(admin, "select pgnotifyq.requeue(id) from pgnotifyq.dead_letter_jobs") is True
+    assert await migrate(admin) == []
+
+
 # Code and schema move apart
 
 
@@ -130,7 +193,9 @@ async def test_schema_of_a_time_before_that_was_noted(admin: Link) -> None:
     await admin.execute("alter table pgnotifyq.schema_migrations drop column oldest_code")
     await admin.execute("delete from pgnotifyq.schema_migrations where version >= 9 or version = 0")
     await admin.execute("drop table pgnotifyq.retention; drop trigger jobs_history_goes_with_them on pgnotifyq.jobs")
-    await admin.execute("drop table pgnotifyq.fences; drop function pgnotifyq.check_fence()")
+    await admin.execute(
+        "drop table pgnotifyq.fences; drop function pgnotifyq.check_fence(); drop type pgnotifyq.claimed_job cascade"
+    )
     with pytest.raises(SchemaOutOfDate):
         await check_schema(admin)
     assert [step.version for step in await migrate(admin)] == [*range(9, code_version() + 1), 0]

@@ -46,42 +46,42 @@ MUTANTS = (
     # The fence.
     Mutant(
         "fence dropped: complete",
-        SQL + "complete.sql",
+        SQL + "end/complete.sql",
         _pattern(FENCE + r"(?= returning)"),
         "",
         ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
     ),
     Mutant(
         "fence dropped: complete with a result",
-        SQL + "settle.sql",
+        SQL + "end/settle.sql",
         _pattern(r"(?P<key>e\.kind = 'complete' and j\.id = any \(job_ids\) and j\.id = e\.id)" + FENCE),
         r"\g<key>",
         ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
     ),
     Mutant(
         "fence dropped: retry, snooze, release, cancel",
-        SQL + "settle.sql",
+        SQL + "end/settle.sql",
         _pattern(r"(?P<key>e\.kind <> 'complete' and j\.id = any \(job_ids\) and j\.id = e\.id)" + FENCE + r"(?= returning)"),
         r"\g<key>",
         ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
     ),
     Mutant(
         "fence dropped: bury",
-        SQL + "settle.sql",
-        _pattern(FENCE + r"(?= and j\.status = 'running')"),
+        SQL + "end/settle.sql",
+        _pattern(FENCE + r"(?= where e\.kind <> 'complete' for no key update)"),
         "",
         ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
     ),
     Mutant(
         "fence dropped: heartbeat",
-        SQL + "heartbeat.sql",
+        SQL + "lease/heartbeat.sql",
         _pattern(FENCE + r"(?= for no key update)"),
         "",
         ("ledger/test_reclaiming.py::test_beat_of_a_stale_execution",),
     ),
     Mutant(
         "fence dropped: a handler's own transaction",
-        SQL + "still_holds.sql",
+        SQL + "lease/still_holds.sql",
         " and j.current_execution_id = still_holds.execution_id",
         "",
         ("runtime/test_losing.py::test_execution_without_its_lease_writes_nothing",),
@@ -95,7 +95,7 @@ MUTANTS = (
     ),
     Mutant(
         "another transaction than the one that was begun commits",
-        SQL + "fence.sql",
+        SQL + "lease/fence.sql",
         "if pg_current_xact_id_if_assigned()::text is distinct from begun_in then",
         "if begun_in is null then",
         ("runtime/test_own_transactions.py::test_ended_by_hand",),
@@ -109,7 +109,7 @@ MUTANTS = (
     ),
     Mutant(
         "fence dropped: progress",
-        SQL + "report_progress.sql",
+        SQL + "lease/report_progress.sql",
         " and j.current_execution_id = report_progress.execution_id",
         "",
         ("runtime/test_losing.py::test_execution_without_its_lease_writes_nothing",),
@@ -132,21 +132,21 @@ MUTANTS = (
     # Attempts, leases, reclaim.
     Mutant(
         "attempts counted at the end: not of a worker that is killed",
-        SQL + "reclaim.sql",
+        SQL + "lease/reclaim.sql",
         "else lost.attempts end;",
         "else lost.attempts - 1 end;",
         ("ledger/test_reclaiming.py::test_expired_lease", "ledger/test_reclaiming.py::test_lease_lost_on_the_last_attempt"),
     ),
     Mutant(
         "lease extended without the row lock",
-        SQL + "heartbeat.sql",
+        SQL + "lease/heartbeat.sql",
         "for no key update of j",
         "",
         ("ledger/test_reclaiming.py::test_beat_that_waited_for_a_lock",),
     ),
     Mutant(
         "reclaim without re-check",
-        SQL + "reclaim.sql",
+        SQL + "lease/reclaim.sql",
         "for update skip locked",
         "",
         (
@@ -156,7 +156,7 @@ MUTANTS = (
     ),
     Mutant(
         "reclaim waits for who holds the row",
-        SQL + "reclaim.sql",
+        SQL + "lease/reclaim.sql",
         "for update skip locked",
         "for update",
         (
@@ -166,7 +166,7 @@ MUTANTS = (
     ),
     Mutant(
         "reclaim takes back what is not dead",
-        SQL + "reclaim.sql",
+        SQL + "lease/reclaim.sql",
         " and {schema}.has_died(w.worker_id)",
         "",
         ("ledger/test_reclaiming.py::test_worker_that_gives_a_sign_of_life",),
@@ -195,46 +195,50 @@ MUTANTS = (
     # Claim.
     Mutant(
         "claim by id in (...)",
-        SQL + "claim.sql",
+        SQL + "claim/claim.sql",
         _pattern(
-            r"with due as materialized \((?P<select>.*?for update skip locked)\s*\)(?P<head>.*?current_execution_id = )[^\n]*"
-            r"(?P<tail>,\n.*?)from [^\n]* where j\.id = due\.id"
+            r"with due as materialized \( select j\.id, [^\n]*(?P<select>\n.*?for update skip locked)\s*\)"
+            r"(?P<head>.*?current_execution_id = )[^\n]*(?P<tail>,\n.*?)from [^\n]* where j\.id = due\.id"
+            r"(?P<reply>.*?case when )due\.weight <= payload_bytes_max or "
         ),
-        r"\g<head>{schema}.new_id()\g<tail>where j.id in (\g<select>)",
+        r"\g<head>{schema}.new_id()\g<tail>where j.id in (select j.id\g<select>)\g<reply>",
         ("ledger/test_claiming.py::test_never_more_than_asked_for_under_another_plan",),
     ),
     Mutant(
         "claims wait for each other",
-        SQL + "claim.sql",
+        SQL + "claim/claim.sql",
         "for update skip locked\n",
         "for update\n",
         ("ledger/test_claiming.py::test_two_claim_at_once",),
     ),
     Mutant(
         "claim before its time",
-        SQL + "claim.sql",
-        "and j.scheduled_at <= time_now and (j.scheduled_at, j.id) >= (from_time, from_id)\n                      and (for_types",
-        "and (j.scheduled_at, j.id) >= (from_time, from_id)\n                      and (for_types",
-        ("ledger/test_claiming.py::test_job_of_the_future_behind_one_that_is_due",),
+        SQL + "claim/may_start.sql",
+        "select (job).scheduled_at <= time_now\n        and ",
+        "select ",
+        (
+            "ledger/test_claiming.py::test_job_of_the_future_behind_one_that_is_due",
+            "ledger/test_may_start.py::test_job_that_may_not_start",
+        ),
     ),
     # Cancel.
     Mutant(
         "completion ignoring cancel",
-        SQL + "complete.sql",
+        SQL + "end/complete.sql",
         "case when j.status = 'cancelled' then 'cancelled' else 'completed' end",
         "'completed'",
         ("ledger/test_settling.py::test_cancel_committed_first",),
     ),
     Mutant(
         "retry ignoring cancel",
-        SQL + "settle.sql",
+        SQL + "end/settle.sql",
         "case when j.status = 'cancelled' or e.kind in ('cancel', 'bury') then 'cancelled' else 'pending' end",
         "case when e.kind in ('cancel', 'bury') then 'cancelled' else 'pending' end",
         ("ledger/test_settling.py::test_cancel_committed_first",),
     ),
     Mutant(
         "cancel of what has ended",
-        SQL + "cancel.sql",
+        SQL + "end/cancel.sql",
         " and j.status in ('pending', 'running')",
         "",
         ("ledger/test_transitions.py",),
@@ -287,8 +291,8 @@ MUTANTS = (
     ),
     Mutant(
         "a job is claimed by its name whatever its queue",
-        SQL + "claim_named.sql",
-        " and j.queue_name = any (from_queues)",
+        SQL + "claim/claim_named.sql",
+        " and j.queue_name = any (queue_names)",
         "",
         ("ledger/test_claiming_by_name.py::test_job_that_is_not_for_now_or_not_for_it",),
     ),
@@ -331,14 +335,14 @@ MUTANTS = (
     # Endings.
     Mutant(
         "release charges the attempt",
-        SQL + "settle.sql",
+        SQL + "end/settle.sql",
         "e.kind in ('snooze', 'release')\n                    then greatest(j.attempts - 1, 0)",
         "e.kind in ('snooze')\n                    then greatest(j.attempts - 1, 0)",
         ("ledger/test_settling.py::test_release_puts_a_job_back_where_it_was",),
     ),
     Mutant(
         "a dead letter's history in reverse",
-        SQL + "history.sql",
+        SQL + "end/history.sql",
         "order by e.started_at, e.id",
         "order by e.started_at desc, e.id",
         ("ledger/test_dying.py::test_death_after_several_attempts",),

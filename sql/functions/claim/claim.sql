@@ -1,0 +1,327 @@
+-- claim: take due jobs of some queues for a worker, open their executions and mark them running, in one round trip.
+--
+-- In:     worker_id      the worker
+--         queue_names    queue names in order of preference: a queue is looked at only when those before it are dry
+--         jobs_max       free slots; never more rows than this, under any plan
+--         lease_seconds  length of the lease
+--         is_asleep      whether the worker is published as a sleeper: its rows then say what it expects next
+--         after_...      where to go on from instead of looking from the start: the queue, priority, time and id of the last
+--                        job of an earlier claim. What comes before it is not seen; runtime/resuming.py says when that pays.
+--         job_types      the job types that the worker has handlers for, and no others are taken; null: all of them
+--         maxima         what each handler says of max_attempts, for jobs that say nothing; three where it is null too
+--         bytes_max      of all payloads together, as far as their size is known without unpacking them; a first job always fits.
+--                        16 MiB: a sixth of a second over a slow network (100 MB/s), beside a deadline of seconds
+--         payload_bytes_max   a payload of more bytes of text is not sent: the worker buries such a job. Null: all are sent
+-- Out:    one row a job, a claimed_job and two columns more, in the order of claiming. When fewer than jobs_max were found, one more row whose `id` is null:
+--         `next_due_seconds` until the earliest job of these queues that was not taken (null: none known; zero: it is due,
+--         and somebody else's transaction holds its row, so look again soon), and
+--         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended before this claim looked. Null
+--         when a time has passed that the worker, asleep, had promised to look at.
+--         The payload is JSON text: Python's decoder takes a quarter of the time for text that psycopg takes for jsonb. Null: it
+--         is larger than payload_bytes_max.
+-- Locks:  the claimed rows, `skip locked`; workers never wait on each other.
+-- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now); jobs_claimable_by_type where the head of that range
+--         is others' (claim_by_type.sql).
+-- Errors: one row that cannot be updated fails the whole claim; claim_apart.sql is asked then. Jobs in trouble are passed over.
+--
+-- The naive claim is one ordered scan of a queue with a filter on scheduled_at. It walks over every future job of a
+-- higher priority each time. Here each priority is a range scan of its own: a probe finds the next lower priority that
+-- has jobs, so the future jobs of a priority are behind the end of its range.
+--
+-- The naive update is `where id in (select ... limit n for update skip locked)`. Under a nested loop the subselect runs
+-- again for each outer row and claims more than n; a materialized CTE runs once.
+--
+-- An execution's id is that of the claim (version 7, so new and random) with the row's number in its last four bytes: a random
+-- number for each row took a fifth of the claim where the server reads it from the system one by one.
+--
+-- Jobs that the worker has no handler for are passed over, and may be very many: of a release that this worker is older than, or
+-- of a type that nobody serves. A mere filter walks over all of them at each claim, 100 ms for 200,000. So when one of them stands at
+-- the head, or among as many rows as are wanted, the rest of the queue is looked at by type.
+--
+-- The plan is pinned by the settings below, for statistics are stale exactly when a queue has just been filled.
+-- A claim commits without waiting for the disk: losing one in a server crash is the same as a lease lost.
+-- Its earlier forms: beside this one, a call that leaves the last arguments out would fit both.
+drop function if exists {schema}.claim(uuid, text[], integer, double precision, boolean);
+drop function if exists {schema}.claim(
+    uuid, text[], integer, double precision, boolean, text, integer, timestamptz, uuid);
+create or replace function {schema}.claim(
+    worker_id uuid, queue_names text[], jobs_max integer, lease_seconds double precision, is_asleep boolean default false,
+    after_queue text default null, after_priority integer default null, after_time timestamptz default null,
+    after_id uuid default null, job_types text[] default null, maxima integer[] default null,
+    bytes_max bigint default 16777216, payload_bytes_max bigint default null)
+returns table (
+    id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload text, priority smallint,
+    scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
+    started_at timestamptz, lease_expires_at timestamptz, next_due_seconds double precision, snapshot_xmin bigint)
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+    xmin_before bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+    time_now timestamptz := {schema}.clock();
+    claim_id bytea := substring(uuid_send({schema}.new_id()) for 12);
+    taken integer := 0;
+    taken_here integer;
+    queue text;
+    level integer;
+    claimed_level integer;
+    bound integer;
+    goes_on boolean;
+    by_type boolean;
+    others_ahead boolean;
+    weight_ahead bigint;
+    wanted integer;
+    is_cut boolean := false;  -- by bytes: there may be more
+    one record;
+    room bigint := coalesce(bytes_max, 16777216);
+    has_troubles boolean := false;
+    from_time timestamptz;
+    from_id uuid;
+    next_due timestamptz;
+    queue_due timestamptz;
+    level_due timestamptz;
+    dues timestamptz[] := '{{}}';
+    has_passed boolean;
+    has_changed boolean;
+    promised_at timestamptz;
+begin
+    perform set_config('synchronous_commit', 'off', true);
+    jobs_max := coalesce(jobs_max, 0);  -- `limit null` has no limit
+    -- A file without a page has no rows: as a rule nothing is looked up.
+    if pg_relation_size('{schema}.job_troubles') > 0 then
+        has_troubles := exists (select from {schema}.job_troubles);
+    end if;
+    <<queues>>
+    foreach queue in array queue_names[coalesce(array_position(queue_names, after_queue), 1):] loop
+        queue_due := null;
+        bound := 32768;
+        claimed_level := null;
+        by_type := false;
+        goes_on := queue = after_queue;
+        loop
+            if goes_on then
+                level := after_priority;
+                from_time := after_time;
+                from_id := after_id;
+            else
+                if not by_type then
+                    -- The head, and of as many as are wanted behind it: are there others' jobs, and how much is it to carry?
+                    select a.heads[1], a.times[1], a.ids[1], a.others, a.weight
+                    into level, level_due, from_id, others_ahead, weight_ahead
+                    from (
+                        select array_agg(j.priority) as heads, array_agg(j.scheduled_at) as times, array_agg(j.id) as ids,
+                            bool_or(not j.job_type = any (job_types)) as others,
+                            sum({schema}.payload_weight(j.payload)) as weight
+                        from (
+                            select j.priority, j.scheduled_at, j.id, j.job_type, j.payload
+                            from {schema}.jobs as j
+                            where j.is_claimable and j.queue_name = queue and j.priority < bound
+                              and (not has_troubles or not {schema}.is_in_trouble(j.org_id, j.id, time_now))
+                            order by j.queue_name, j.priority desc, j.scheduled_at, j.id
+                            limit jobs_max - taken + 8
+                        ) as j
+                    ) as a;
+                    exit when level is null;
+                    if others_ahead then
+                        by_type := true;
+                        claimed_level := null;
+                    end if;
+                end if;
+                if by_type then
+                    select n.priority, n.scheduled_at into level, level_due
+                    from {schema}.next_by_type(queue, bound, job_types, has_troubles, time_now) as n;
+                    exit when not found;
+                end if;
+                -- Nothing of this priority is due, or it is what was left of it: the next to fall due, or a job whose row is locked.
+                -- Skipping a locked row and going to sleep over it would lose it until the backstop, when it was locked by a
+                -- mere update.
+                if level_due > time_now or level = claimed_level then
+                    queue_due := least(queue_due, level_due);
+                    bound := level;
+                    continue;
+                end if;
+                from_time := level_due;
+            end if;
+
+            wanted := jobs_max - taken;
+            if goes_on then
+                select bool_or(not a.job_type = any (job_types)), sum({schema}.payload_weight(a.payload))
+                into others_ahead, weight_ahead
+                from (
+                    select j.job_type, j.payload
+                    from {schema}.jobs as j
+                    where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
+                      and j.scheduled_at <= time_now and (j.scheduled_at, j.id) >= (from_time, from_id)
+                    order by j.queue_name, j.priority desc, j.scheduled_at, j.id
+                    limit wanted + 8
+                ) as a;
+                if others_ahead then
+                    by_type := true;
+                    goes_on := false;
+                    bound := level + 1;
+                    continue;
+                end if;
+            end if;
+            if not by_type then
+                if weight_ahead > room then
+                    select greatest(count(*), case taken when 0 then 1 else 0 end) into wanted
+                    from (
+                        select sum(a.weight) over (rows unbounded preceding) as total
+                        from (
+                            select {schema}.payload_weight(j.payload) as weight
+                            from {schema}.jobs as j
+                            where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
+                              and j.scheduled_at <= time_now and (j.scheduled_at, j.id) >= (from_time, from_id)
+                            order by j.queue_name, j.priority desc, j.scheduled_at, j.id
+                            limit wanted
+                        ) as a
+                    ) as a
+                    where a.total <= room;
+                    is_cut := wanted < jobs_max - taken;
+                    exit queues when wanted = 0;
+                    weight_ahead := room;
+                end if;
+                room := room - coalesce(weight_ahead, 0);
+            end if;
+
+            if by_type then
+                taken_here := 0;
+                for one in
+                    select c.job, c.weight
+                    from {schema}.claim_by_type(
+                        claim.worker_id, queue, level, wanted, lease_seconds, job_types, maxima, room, payload_bytes_max,
+                        has_troubles, time_now, claim_id, taken) as c
+                    order by (c.job).scheduled_at, (c.job).id
+                loop
+                    if (one.job).id is null then
+                        is_cut := true;
+                        continue;
+                    end if;
+                    taken_here := taken_here + 1;
+                    room := greatest(room - one.weight, 0);
+                    return query select (one.job).*, null::double precision, null::bigint;
+                end loop;
+            else
+                return query
+                with due as materialized (
+                    select j.id, {schema}.payload_weight(j.payload) as weight
+                    from {schema}.jobs as j
+                    where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
+                      and (j.scheduled_at, j.id) >= (from_time, from_id)
+                      and {schema}.may_start(j, job_types, has_troubles, time_now)
+                    order by j.queue_name, j.priority desc, j.scheduled_at, j.id
+                    limit wanted
+                    for update skip locked
+                )
+                update {schema}.jobs as j
+                set status = 'running',
+                    attempts = j.attempts + 1,
+                    max_attempts = coalesce(j.max_attempts, greatest(
+                        coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
+                    locked_by = claim.worker_id,
+                    current_execution_id = encode(claim_id || int4send(taken + due.place), 'hex')::uuid,
+                    started_at = time_now,
+                    lease_expires_at = time_now + make_interval(secs => lease_seconds),
+                    progress = null,
+                    progress_message = null
+                from (select d.id, d.weight, row_number() over ()::integer as place from due as d) as due
+                where j.id = due.id
+                returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text,
+                    case when due.weight <= payload_bytes_max or payload_bytes_max is null
+                        or {schema}.fits(j.payload, payload_bytes_max) then j.payload::text end,
+                    j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
+                    j.lease_expires_at, null::double precision, null::bigint;
+                get diagnostics taken_here = row_count;
+            end if;
+            taken := taken + taken_here;
+            exit queues when taken >= jobs_max;
+            exit queues when is_cut;
+
+            -- What is left of this priority is seen by the next probe; behind `after_...` nobody asks.
+            claimed_level := level;
+            bound := level + case when goes_on then 0 else 1 end;
+            goes_on := false;
+        end loop;
+        dues := dues || case when queue_due > time_now then queue_due else 'infinity' end;
+        next_due := least(next_due, queue_due);
+    end loop;
+
+    if has_troubles then
+        -- What was taken is in trouble no more; what is not, is looked at again at its time.
+        if taken > 0 then
+            delete from {schema}.job_troubles as t
+            using {schema}.jobs as j
+            where t.verb = 'claim' and t.look_at <= time_now and j.id = t.job_id and j.locked_by = claim.worker_id and j.is_held;
+        end if;
+        select least(next_due, min(t.look_at)) into next_due
+        from {schema}.job_troubles as t
+        join {schema}.jobs as j on j.id = t.job_id
+        where t.look_at > time_now and j.status = 'pending' and j.queue_name = any (queue_names)
+          and (job_types is null or j.job_type = any (job_types));
+    end if;
+
+    if is_cut and taken = 0 then
+        next_due := time_now;  -- others hold what would have fitted
+    end if;
+    if taken < jobs_max and (not is_cut or taken = 0) then
+        if is_asleep then
+            -- What a sleeper expects is a promise to look then, and inserts count on it: it stands until that time, even if the
+            -- job it was made for is gone. One that has passed counts for nobody (wake), and the worker is told (runtime/sleep.py).
+            select bool_or(s.expects_at <= time_now), bool_or(s.expects_at > q.due or s.expects_at <= time_now),
+                min(case when s.expects_at > time_now then least(s.expects_at, q.due) else q.due end)
+            into has_passed, has_changed, promised_at
+            from unnest(queue_names, dues) as q(name, due)
+            join {schema}.sleepers as s on s.queue_name = q.name and s.worker_id = claim.worker_id;
+            if has_passed then
+                xmin_before := null;
+            end if;
+            if has_changed then
+                update {schema}.sleepers as s
+                set expects_at = q.due
+                from unnest(queue_names, dues) as q(name, due)
+                where s.queue_name = q.name and s.worker_id = claim.worker_id
+                  and (s.expects_at > q.due or s.expects_at <= time_now);
+            end if;
+            next_due := least(next_due, promised_at);
+        end if;
+        -- Until PostgreSQL 17 nothing can be subtracted from infinity.
+        next_due_seconds := case when next_due <= time_now then 0
+            when next_due < 'infinity' then extract(epoch from next_due - time_now) end;
+        snapshot_xmin := xmin_before;
+        return next;
+    elsif exists (select from {schema}.sleepers as s where s.worker_id <> claim.worker_id) then
+        -- This worker is full. Whatever is due behind what it took is for somebody else.
+        perform {schema}.wake_able(q.name, claim.worker_id)
+        from unnest(queue_names) as q(name);
+    end if;
+end
+$$;
+
+-- payload_weight: at most how many bytes a payload takes when it is unpacked, as far as can be told without unpacking it.
+--
+-- What is not compressed has its own size. What is may have been this much larger: pglz writes three bytes and a bit for 273
+-- at the most, lz4 one for 255.
+create or replace function {schema}.payload_weight(payload jsonb) returns bigint
+language sql stable parallel safe
+as $$
+    select pg_column_size(payload)::bigint * case pg_column_compression(payload) when 'pglz' then 100 when 'lz4' then 255 else 1 end
+$$;
+
+-- fits: whether the text of a payload has at most so many bytes. It is unpacked for that unless it is too large as it lies there.
+create or replace function {schema}.fits(payload jsonb, bytes_max bigint) returns boolean
+language plpgsql stable
+as $$
+begin
+    return pg_column_size(payload) <= bytes_max and octet_length(payload::text) <= bytes_max;
+exception
+    when program_limit_exceeded or out_of_memory then
+        return false;  -- beyond what a text can be
+end
+$$;

@@ -1,0 +1,57 @@
+-- claim_named: take the one job that a wake-up named, if it is due and nobody has taken it. See runtime/named.py.
+--
+-- In:     as for claim, and the job. One that is in trouble, or of a type that is not for this worker, is left.
+-- Out:    the job, as claim gives it, but for what claim says in its last row. No row: it is there and was not taken (another queue's,
+--         not due, its row locked for long), so look for yourself. A row whose `id` is null: nobody needs to look, for it has
+--         been taken, or ended, or never was.
+-- Errors: lock_not_available: somebody holds the row. Whoever claims holds it for less than that.
+-- Locks:  the job. Not `skip locked`: of two sleepers that are told of one job, the second is to learn that it was taken.
+-- Index:  jobs_pkey. It says `status = 'pending'` and not `is_claimable`, which would offer the planner jobs_claimable: after an
+--         analyze of an empty table that seems cheaper, and is a walk over the queue.
+-- Its earlier form: beside this one, a call that leaves the last arguments out would fit both.
+drop function if exists {schema}.claim_named(uuid, text[], uuid, double precision);
+create or replace function {schema}.claim_named(
+    worker_id uuid, queue_names text[], job_id uuid, lease_seconds double precision, job_types text[] default null,
+    maxima integer[] default null, payload_bytes_max bigint default null)
+returns setof {schema}.claimed_job
+language plpgsql volatile
+set lock_timeout = '20ms'
+set plan_cache_mode = force_generic_plan
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+    -- An assignment is evaluated as it stands; a `perform` would start an executor for it.
+    commits text := set_config('synchronous_commit', 'off', true);
+    time_now timestamptz := {schema}.clock();
+    has_troubles boolean := false;
+begin
+    if pg_relation_size('{schema}.job_troubles') > 0 then
+        has_troubles := exists (select from {schema}.job_troubles);
+    end if;
+    return query
+    update {schema}.jobs as j
+    set status = 'running',
+        attempts = j.attempts + 1,
+        max_attempts = coalesce(j.max_attempts, greatest(
+            coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
+        locked_by = claim_named.worker_id,
+        current_execution_id = {schema}.new_id(),
+        started_at = time_now,
+        lease_expires_at = time_now + make_interval(secs => lease_seconds),
+        progress = null,
+        progress_message = null
+    where j.id = claim_named.job_id and j.status = 'pending' and j.queue_name = any (queue_names)
+      and {schema}.may_start(j, job_types, has_troubles, time_now)
+    returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text,
+        case when payload_bytes_max is null
+            or (payload_bytes_max >= 0 and {schema}.payload_weight(j.payload) <= payload_bytes_max)
+            or {schema}.fits(j.payload, payload_bytes_max) then j.payload::text end,
+        j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at, j.lease_expires_at;
+    if not found and not exists (select from {schema}.jobs as j where j.id = claim_named.job_id and j.status = 'pending') then
+        return next null::{schema}.claimed_job;
+    end if;
+end
+$$;

@@ -1,0 +1,67 @@
+-- enqueue_many: a batch of jobs in one statement; arrays of one length, values checked by the client (model/job.py).
+--
+-- In:     a queue, or a maximum, that is null was not said: see enqueue.
+-- Out:    one row a job in the order given: its id, or that of the unfinished job that holds its unique_key already.
+-- Locks:  entries of jobs_unique_key, in order of tenant, type and key: of two who enqueue the same keys one waits, and none deadlocks.
+-- Index:  jobs_pkey, jobs_unique_key.
+--
+-- All jobs of a batch have one time, so that those due now are claimed in order of id, which is the order they were given in.
+create or replace function {schema}.enqueue_many(
+    job_ids uuid[], org_ids uuid[], queue_names text[], job_types text[], payloads text[], priorities smallint[],
+    times timestamptz[], delays double precision[], maxima integer[], unique_keys text[])
+returns table (place bigint, job_id uuid)
+language plpgsql volatile
+set jit = off
+set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+    time_now timestamptz := {schema}.clock();
+    found_ids uuid[];
+    known_queues text[];
+begin
+    if array_position(queue_names, null) is not null then
+        select array_agg(case when n.queue_name is null then {schema}.queue_of(n.job_type) end order by n.place)
+        into known_queues
+        from unnest(queue_names, job_types) with ordinality as n(queue_name, job_type, place);
+    end if;
+    if num_nonnulls(variadic unique_keys) = 0 then
+        insert into {schema}.jobs (
+            id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, queue_not_said)
+        select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default'), n.job_type, n.payload::jsonb, n.priority,
+            coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts,
+            n.queue_name is null and n.known_queue is null
+        from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, known_queues)
+            as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, known_queue);
+        return query select n.place, n.id from unnest(job_ids) with ordinality as n(id, place);
+        return;
+    end if;
+    -- Naively: insert, and look up who holds the keys that were taken. A holder that ends between the two is found by neither.
+    loop
+        insert into {schema}.jobs (
+            id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said)
+        select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default'), n.job_type, n.payload::jsonb, n.priority,
+            coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts, n.unique_key,
+            n.queue_name is null and n.known_queue is null
+        from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys, known_queues)
+            with ordinality
+            as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key, known_queue,
+                place)
+        where found_ids[n.place] is null
+        order by n.org_id, n.job_type collate "C", n.unique_key collate "C", n.place
+        on conflict (org_id, job_type, unique_key) where holds_unique_key do nothing;
+
+        select array_agg(
+            coalesce(
+                (select j.id from {schema}.jobs as j where j.id = n.id),
+                (select j.id from {schema}.jobs as j
+                 where j.org_id = n.org_id and j.job_type = n.job_type and j.unique_key = n.unique_key
+                   and j.holds_unique_key))
+            order by n.place)
+        into found_ids
+        from unnest(job_ids, org_ids, job_types, unique_keys) with ordinality as n(id, org_id, job_type, unique_key, place);
+        exit when array_position(found_ids, null) is null;
+    end loop;
+    return query select n.place, n.id from unnest(found_ids) with ordinality as n(id, place);
+end
+$$;

@@ -1,0 +1,169 @@
+"""One rule for every way in which a job becomes running: each way in each situation, byte by byte.
+
+A way that is new goes into WAYS, a condition that is new into SITUATIONS. That no way was forgotten is looked up in the database.
+
+That a worker which drains asks for nothing, and that nothing is handed to it, is its own affair: `runtime/test_shutdown.py` and
+`runtime/test_handover.py`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pgnotifyq.model.job import JobId
+from pgnotifyq.wire.connection import Connection
+from tests.ledger.support import ANN, BOB, enqueue, existing, fetch, pass_time, update_status, value
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+Link = Connection[Any]
+
+# Each is for a worker of the queue `default` that has handlers for `mine` and `more`. Told of one job; looks for it, or for any.
+TYPES = "array['mine', 'more']"
+LOOK = f"claim('{ANN}', array['default'], {{jobs_max}}, 60, job_types => {TYPES}"
+WAYS = {
+    "a look": LOOK + ")",
+    "a look that goes on": LOOK
+    + ", after_queue => 'default', after_priority => 0, after_time => '2000-01-01', after_id => '{zero}')",
+    "a look behind jobs of others": LOOK + ")",  # claim_by_type
+    "a look, one row at a time": f"claim_apart('{ANN}', array['default'], {{jobs_max}}, 60, {TYPES})",
+    "a wake-up that names it": f"claim_named('{ANN}', array['default'], '{{job}}', 60, {TYPES})",
+}
+# What makes a job running in the database. claim_apart has claim_named do it.
+FUNCTIONS = {"claim", "claim_by_type", "claim_named", "enqueue_claimed"}
+
+
+async def start(connection: Link, way: str, job_id: JobId, jobs_max: int = 10) -> list[JobId]:
+    """Try to start jobs in one way; return those that were started."""
+    if way == "a look behind jobs of others":
+        # Behind the time where a look goes on, and before all jobs of these tests.
+        await enqueue(connection, "others", scheduled_at="1999-01-01")
+    call = WAYS[way].format(job=job_id, jobs_max=jobs_max, zero=uuid.UUID(int=0))
+    statement = f"select id from pgnotifyq.{call} where current_execution_id is not null"
+    return [found for (found,) in await fetch(connection, statement)]
+
+
+async def put_aside(connection: Link) -> JobId:
+    """Enqueue a job that is in trouble."""
+    job_id = await enqueue(connection, "mine")
+    await fetch(connection, "select pgnotifyq.note_trouble(%s, %s, 'claim', '23514', 'no')", uuid.UUID(int=0), job_id)
+    return job_id
+
+
+async def held(connection: Link) -> JobId:
+    """Enqueue a job that another worker has claimed."""
+    job_id = await enqueue(connection, "mine")
+    await fetch(connection, "select from pgnotifyq.claim_named(%s, array['default'], %s, 60)", BOB, job_id)
+    return job_id
+
+
+async def cancelled(connection: Link) -> JobId:
+    """Enqueue a job and cancel it."""
+    job_id = await enqueue(connection, "mine")
+    await update_status(connection, job_id, "cancelled")
+    return job_id
+
+
+# Each makes a job that may not start.
+SITUATIONS: dict[str, Callable[[Link], Awaitable[JobId]]] = {
+    "not due": lambda link: enqueue(link, "mine", scheduled_at="2100-01-01"),
+    "no handler for it": lambda link: enqueue(link, "others"),
+    "of another queue": lambda link: enqueue(link, "mine", queue_name="elsewhere"),
+    "in trouble": put_aside,
+    "held by another": held,
+    "cancelled": cancelled,
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("way", WAYS)
+async def test_job_that_may_not_start(connection: Link, way: str, situation: str) -> None:
+    """It is left as it is, and nothing is written."""
+    job_id = await SITUATIONS[situation](connection)
+    before = await existing(connection, job_id)
+    assert await start(connection, way, job_id) == []
+    assert await existing(connection, job_id) == before
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_job_that_may_start(connection: Link, way: str) -> None:
+    """In each way the worker gets it, beside jobs that may not start."""
+    for make in SITUATIONS.values():
+        await make(connection)
+    job_id = await enqueue(connection, "mine")
+    assert await start(connection, way, job_id) == [job_id]
+    job = await existing(connection, job_id)
+    assert (job["status"], job["attempts"], job["locked_by"]) == ("running", 1, str(ANN))
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_trouble_whose_time_has_passed(connection: Link, way: str) -> None:
+    """The job that was put aside may start again."""
+    job_id = await put_aside(connection)
+    await pass_time(connection, 11)
+    assert await start(connection, way, job_id) == [job_id]
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if "names" not in way])
+async def test_order(connection: Link, way: str) -> None:
+    """What comes first is started first: a higher priority, then an earlier time, then an earlier id."""
+    last = await enqueue(connection, "mine", scheduled_at="2020-01-02")
+    first = await enqueue(connection, "more", priority=0 if "goes on" in way else 1, scheduled_at="2020-01-01")
+    second = await enqueue(connection, "mine", scheduled_at="2020-01-01")
+    third = await enqueue(connection, "mine", scheduled_at="2020-01-01")
+    started = [found for _ in range(4) for found in await start(connection, way, last, jobs_max=1)]
+    assert started == [first, second, third, last]
+
+
+# What is there already, and whether a job that is enqueued for this worker may start beside it.
+BESIDE: dict[str, tuple[dict[str, Any] | None, bool]] = {
+    "nothing": (None, True),
+    "a job that is due": ({}, False),
+    "a job that is due, of a lower priority": ({"priority": -1}, False),
+    "a job that is due, of others": ({"job_type": "others"}, False),
+    "a job that is not due": ({"scheduled_at": "2100-01-01"}, True),
+    "a job of another queue": ({"queue_name": "elsewhere"}, True),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+async def test_statement_that_inserts_it(connection: Link, beside: str) -> None:
+    """A job is inserted as running only where nothing of its queue is due; else it is pending."""
+    fields, may_start = BESIDE[beside]
+    if fields is not None:
+        await enqueue(connection, **{"job_type": "mine", **fields})
+    job_id = JobId(uuid.uuid4())
+    statement = "select is_claimed from pgnotifyq.enqueue_claimed(%s, %s, %s, 60, %s, 'default', 'mine', '{}', 0::smallint, 3)"
+    assert await value(connection, statement, job_id, uuid.uuid4(), ANN, uuid.UUID(int=0)) is may_start
+    assert (await existing(connection, job_id))["status"] == ("running" if may_start else "pending")
+
+
+async def test_every_way_asks(connection: Link) -> None:
+    """What makes a job running asks `may_start`, and is tried here."""
+    rows = await fetch(
+        connection,
+        "select proname, prosrc like '%%may_start(%%' from pg_proc where pronamespace = 'pgnotifyq'::regnamespace"
+        " and (prosrc ~ %s or prosrc ~ %s)",
+        r"set status = 'running'", r"\n\s*'running', 1,",
+    )  # fmt: skip
+    assert dict(rows) == dict.fromkeys(FUNCTIONS, True)
+
+
+async def test_rule_becomes_part_of_the_statement(connection: Link) -> None:
+    """The planner puts its expression in place, so that a look ends where the future begins, and reads no job behind that."""
+    async with connection.transaction():
+        await connection.execute("set local enable_seqscan = off; set local enable_bitmapscan = off")
+        rows = await fetch(
+            connection,
+            "explain (costs off) select from pgnotifyq.jobs as j where j.is_claimable and j.queue_name = 'default'"
+            " and j.priority = 0::smallint and pgnotifyq.may_start(j, array['mine'], false, '2020-01-01')"
+            " order by j.queue_name, j.priority desc, j.scheduled_at, j.id",
+        )
+    plan = [line.strip() for (line,) in rows]
+    assert not any("may_start" in line or "Sort" in line for line in plan), plan
+    (condition,) = [line for line in plan if line.startswith("Index Cond:")]
+    assert "scheduled_at <=" in condition
