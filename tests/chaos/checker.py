@@ -33,7 +33,7 @@ SPARED = frozenset({SUSPECTED, "the worker died beside a suspect; not charged"})
 # A crash loses what was committed without waiting for the disk in the last three rounds of the WAL writer (200 ms each); this is
 # that, and some for a busy machine.
 FORGOTTEN_SECONDS = 2.0
-# An id's time is cut to the millisecond, and the clock of ids may run ahead by some within a session.
+# Both times are the server's, to the microsecond; some for a clock that is set.
 SKEW_SECONDS = 0.005
 
 

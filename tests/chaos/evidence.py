@@ -52,7 +52,7 @@ class Execution:
     attempt: int
     outcome: str
     why: str | None = None  # its error message
-    claimed_at: float  # from the id, which was made with the job's row locked
+    claimed_at: float  # started_at, which the claim asked for when it took the row
     ended_at: float
 
 
@@ -80,11 +80,6 @@ class Evidence:
     left_behind: list[str]  # sessions, locks, snapshots, workers that should be gone
 
 
-def claimed_at(execution_id: UUID) -> float:
-    """Return the time in an id in version 7 order, in Unix time to the millisecond."""
-    return (execution_id.int >> 80) / 1000
-
-
 async def gather(connection: Connection[Any], book: Book, folder: Path) -> Evidence:
     """Read the tables and the handlers' files."""
 
@@ -109,11 +104,10 @@ async def gather(connection: Connection[Any], book: Book, folder: Path) -> Evide
         )
     ]
     executions = [
-        Execution(
-            id=row[0], job_id=row[1], attempt=row[2], outcome=row[3], claimed_at=claimed_at(row[0]), ended_at=row[4], why=row[5]
-        )
+        Execution(id=row[0], job_id=row[1], attempt=row[2], outcome=row[3], claimed_at=row[6], ended_at=row[4], why=row[5])
         for row in await rows(
-            "select id, job_id, attempt, outcome, extract(epoch from ended_at)::float8, error_message from pgnotifyq.job_executions"
+            "select id, job_id, attempt, outcome, extract(epoch from ended_at)::float8, error_message,"
+            " extract(epoch from started_at)::float8 from pgnotifyq.job_executions"
         )
     ]
     return Evidence(

@@ -198,10 +198,12 @@ MUTANTS = (
         SQL + "claim/claim.sql",
         _pattern(
             r"with due as materialized \( select j\.id, [^\n]*(?P<select>\n.*?for update skip locked)\s*\)"
-            r"(?P<head>.*?current_execution_id = )[^\n]*(?P<tail>,\n.*?)from [^\n]* where j\.id = due\.id"
+            r"(?P<head>.*?current_execution_id = )[^\n]*, started_at = due\.taken_at, lease_expires_at = due\.taken_at(?P<tail> .*?)"
+            r"from \( select d\.id, [^\n]* \) as due where j\.id = due\.id"
             r"(?P<reply>.*?case when )due\.weight <= payload_bytes_max or "
         ),
-        r"\g<head>{schema}.new_id()\g<tail>where j.id in (select j.id\g<select>)\g<reply>",
+        r"\g<head>{schema}.new_id(), started_at = time_now, lease_expires_at = time_now\g<tail>"
+        r"where j.id in (select j.id\g<select>)\g<reply>",
         ("ledger/test_claiming.py::test_never_more_than_asked_for_under_another_plan",),
     ),
     Mutant(

@@ -38,6 +38,9 @@
 -- of a type that nobody serves. A mere filter walks over all of them at each claim, 100 ms for 200,000. So when one of them stands at
 -- the head, or among as many rows as are wanted, the rest of the queue is looked at by type.
 --
+-- A job starts when its row is taken, not when the function began: the statement that takes it asks for the time itself. It sees what
+-- was committed until then, the end of an attempt before included, which may be later than the function's beginning.
+--
 -- The plan is pinned by the settings below, for statistics are stale exactly when a queue has just been filled.
 -- A claim commits without waiting for the disk: losing one in a server crash is the same as a lease lost.
 -- Its earlier forms: beside this one, a call that leaves the last arguments out would fit both.
@@ -227,11 +230,13 @@ begin
                         coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
                     locked_by = claim.worker_id,
                     current_execution_id = encode(claim_id || int4send(taken + due.place), 'hex')::uuid,
-                    started_at = time_now,
-                    lease_expires_at = time_now + make_interval(secs => lease_seconds),
+                    started_at = due.taken_at,
+                    lease_expires_at = due.taken_at + make_interval(secs => lease_seconds),
                     progress = null,
                     progress_message = null
-                from (select d.id, d.weight, row_number() over ()::integer as place from due as d) as due
+                from (
+                    select d.id, d.weight, row_number() over ()::integer as place, (select {schema}.clock()) as taken_at from due as d
+                ) as due
                 where j.id = due.id
                 returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text,
                     case when due.weight <= payload_bytes_max or payload_bytes_max is null

@@ -52,6 +52,7 @@ set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
+    taken_at timestamptz;  -- the rows are locked by then
     looked_at constant bigint := 2 * wanted::bigint + 8;
     ids uuid[];
     weights bigint[];
@@ -95,6 +96,7 @@ begin
     into ids, weights, is_cut
     from summed as s;
 
+    taken_at := {schema}.clock();
     return query
     update {schema}.jobs as j
     set status = 'running',
@@ -103,8 +105,8 @@ begin
             coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
         locked_by = claim_by_type.worker_id,
         current_execution_id = encode(claim_id || int4send(before + array_position(ids, j.id)), 'hex')::uuid,
-        started_at = time_now,
-        lease_expires_at = time_now + make_interval(secs => lease_seconds),
+        started_at = taken_at,
+        lease_expires_at = taken_at + make_interval(secs => lease_seconds),
         progress = null,
         progress_message = null
     where j.id = any (ids) and j.status = 'pending'

@@ -39,10 +39,11 @@ begin
             coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
         locked_by = claim_named.worker_id,
         current_execution_id = {schema}.new_id(),
-        started_at = time_now,
-        lease_expires_at = time_now + make_interval(secs => lease_seconds),
+        started_at = t.taken_at,
+        lease_expires_at = t.taken_at + make_interval(secs => lease_seconds),
         progress = null,
         progress_message = null
+    from (select {schema}.clock() as taken_at offset 0) as t
     where j.id = claim_named.job_id and j.status = 'pending' and j.queue_name = any (queue_names)
       and {schema}.may_start(j, job_types, has_troubles, time_now)
     returning j.id, j.current_execution_id, j.org_id, j.queue_name::text, j.job_type::text,
