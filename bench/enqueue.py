@@ -1,8 +1,9 @@
 """How many jobs a second can be enqueued: one by one from one and from eight producers while a worker serves them, and in bulk?
 
 Producers are tasks of one process. Those of one client share statements when they come at once
-(pgnotifyq/doors/gathering.py); with a client each, as producers in programs of their own have, none do. Beside them
-stands plain SQL: the insert alone, from the same process, and one statement that makes its rows itself.
+(pgnotifyq/doors/gathering.py); with a client each, as producers in programs of their own have, none
+do. Beside them stands plain SQL: the insert alone, from the same process, and one statement that
+makes its rows itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: one file a group of commands. It says what they take, what they do and what they print.
+"""The command line: one file a group of commands, with what they take, do and print.
 
 | file | commands |
 |---|---|
@@ -12,11 +12,11 @@
 | `demo.py` | `demo`; the play is in `demo_play.py`, its handlers in `demo_handlers.py` |
 | `db.py` | `db start`, `db stop`, `db url` |
 
-`app.py` makes the application of them and tells errors. What groups share: `parameters.py` (what several take),
-`act.py` (from an address to the ledger), `reach.py` (whether the server still answers), `output.py` (JSON, tables,
-tabs) and `streams.py` (standard output and error).
+`app.py` makes the application of them and tells errors. What groups share: `parameters.py` (what
+several take), `act.py` (from an address to the ledger), `reach.py` (whether the server still
+answers), `output.py` (JSON, tables, tabs) and `streams.py` (standard output and error).
 
-A new command is a function in its group's file, and a line in `app.py`. The file of a group is imported for every
-command, `--help` too; so it imports at its head only what the package itself has loaded. The rest is imported in the
-act that needs it.
+A new command is a function in its group's file, and a line in `app.py`. The file of a group is
+imported for every command, `--help` too; so it imports at its head only what the package itself has
+loaded. The rest is imported in the act that needs it.
 """

@@ -1,4 +1,4 @@
-"""From an address to the ledger: a command finds its database, opens the ledger there, and acts on one connection."""
+"""From an address to the ledger: a command finds its database, opens its ledger, and acts on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def find_database(dsn: str | None) -> Database:
 
 @asynccontextmanager
 async def open_ledger(database: Database, schema: str) -> AsyncIterator[Connection[TupleRow]]:
-    """Open a connection to a database whose schema fits this code. The embedded database is migrated first."""
+    """Open a connection to a database whose schema fits this code. Migrate the embedded one first."""
     async with open_connection(database.dsn, application_name="pgnotifyq command", used_for=For.CALLER) as connection:
         if database.is_embedded:
             await connection.execute("set client_min_messages = warning")

@@ -85,9 +85,10 @@ def requeue(
 async def _requeue_all(
     connection: Connection[TupleRow], schema: str, *, queue: str | None, job_type: str | None
 ) -> tuple[int, int]:
-    """Requeue the dead letters that there are now, batch after batch. Return how many were requeued, how many were left.
+    """Requeue the dead letters that there are now, batch after batch.
 
-    Their number now is the bound: some may die again meanwhile.
+    Return how many were requeued and how many were left. The number of letters now is the bound:
+    some jobs may die again meanwhile.
     """
     before = await ledger.count_dead(connection, schema, queue=queue, job_type=job_type)
     done = 0

@@ -1,4 +1,7 @@
-"""The command `demo`: a database for it, and an end at a signal. The play is in demo_play.py, its handlers in demo_handlers.py."""
+"""The command `demo`: it finds the database, and sees to the end.
+
+What the demo plays is in demo_play.py, its handlers are in demo_handlers.py.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def demo(
 
 
 async def _unless_told_to_end(act: Callable[[], Awaitable[int]]) -> int:
-    """Run an act that has to tidy up. At a signal, cancel it and return the exit code that a shell gives the signal."""
+    """Run an act that has to tidy up. At a signal, cancel it and return a shell's code for that."""
     heard: list[int] = []
     code = 0
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:

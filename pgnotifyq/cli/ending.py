@@ -1,22 +1,28 @@
-"""The end of a worker process, which always comes: signals heard by a thread, and a deadline behind each.
+"""The end of a worker process, which always comes: a thread hears signals, and each has a deadline.
 
-A signal handler written in Python waits for the main thread to come back to the interpreter: a job that blocks the event
-loop can keep it away for ever, and what such a handler may do without a deadlock is little. So the interpreter's own
-handler, in C, writes each signal's number to a socket (`signal.set_wakeup_fd`), whatever any thread is doing, and a thread
-started beforehand reads it there.
+A signal handler written in Python waits until the main thread comes back to the interpreter. A job
+that blocks the event loop can keep the main thread away for ever, and such a handler can do little
+without a deadlock. So the interpreter's own handler, in C, writes each signal's number to a socket
+(`signal.set_wakeup_fd`), whatever any thread is doing. A thread that was started beforehand reads
+the number there.
 
 Rules:
 
-- SIGTERM, SIGINT and SIGHUP (its terminal is closed) drain; a second one interrupts. SIGHUP is left alone where the process was
-  started with it ignored (`nohup`), or the application has a handler of its own.
-- What comes within `ECHO_SECONDS` of a signal is its echo and counts for nothing: `timeout`, and whoever passes on a signal that
-  a whole group was sent, signal a process twice in a millisecond. A person's second thought takes longer.
-- A signal counts where it arrived. A handler's forked child has this process's handlers and its socket, so that what it gets would
-  be heard here. So a child is given back the handlers that were there before, and its signals wait meanwhile; and who wrote
-  to the socket is asked of the kernel, for an extension may fork without Python's knowing.
-- A handler may listen to signals as well, with a handler of Python's: both hear. What it leaves behind so that nothing would be heard
-  any more (a signal ignored or set to its default, no socket) is put right now and then.
-- SIGQUIT keeps its default: an end at once, with a core. The jobs are found by their session.
+- SIGTERM, SIGINT and SIGHUP (its terminal is closed) drain the worker; a second one interrupts its
+  jobs. SIGHUP is left alone if the process was started with it ignored (`nohup`), or if the
+  application has a handler of its own.
+- What comes within `ECHO_SECONDS` of a signal is its echo and counts for nothing. `timeout` signals
+  a process twice in a millisecond, and so does any program that passes on a signal that a whole
+  group was sent. A person's second thought takes longer.
+- A signal counts where it arrived. The forked child of a handler has this process's handlers and
+  its socket, so this process would hear the child's signals. So a child is given back the handlers
+  that were there before, and its signals wait meanwhile. The kernel is asked who wrote to the
+  socket, for an extension may fork without Python's knowing.
+- A handler may listen to signals as well, with a handler of Python's: both hear. If it leaves
+  something behind so that nothing would be heard any more (a signal ignored or set to its default,
+  no socket), this is put right now and then.
+- SIGQUIT keeps its default: an end at once, with a core. Other workers find its jobs by the end of
+  its session.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def cancel(
 
 
 def _shown_job(job: Job | DeadLetter) -> dict[str, Any]:
-    """Return a job as commands show it: its status is the label that the database gave it, by its own clock."""
+    """Return a job as commands show it: with the label that the database gave it, by its own clock."""
     data: dict[str, Any] = as_data(job)
     data["status"] = data.pop("label") if isinstance(job, Job) else "dead"
     return data

@@ -1,12 +1,15 @@
-"""Whether a database that a command waits for is still there: a server that stands still would hold the command for ever.
+"""Whether a database that a command waits for is still there.
 
-A statement may take its time (a migration waits for a lock, a count for a large table), so its length says nothing. A frozen
-server, or one behind a frozen path, keeps its connections open and its kernel answers; no TCP option sees that. So while
-a command waits, another connection asks now and then, under a deadline: the address's own `connect_timeout`, or ten seconds.
-Nobody answers twice in a row: the database is out of reach.
+A server that stands still would hold a command for ever. A statement may take its time (a migration
+waits for a lock, a count for a large table), so the length of a wait says nothing. A frozen server,
+or one behind a frozen path, keeps its connections open, and its kernel answers; no TCP option sees
+that. So while a command waits, another connection asks now and then, under a deadline: the
+address's own `connect_timeout`, or ten seconds. If nobody answers twice in a row, the database is
+out of reach.
 
-It also asks what the sessions are doing that this process waits for. One that is idle, and was at the look before, has answered, or was
-never asked: what was said is lost. Behind a pooler sessions are not known by their pids, and this is not seen.
+The other connection also asks what the sessions are doing that this process waits for. If a session
+is idle, and was idle at the look before, it has answered, or nobody ever asked it: what was said is
+lost. Behind a pooler sessions are not known by their pids, and this is not seen.
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
-"""Standard output and error of a command: which characters they take, and what happens when they take no more.
+"""Standard output and error of a command: the characters they take, and what happens if they take no more.
 
-Commands print as others do, and end when their reader does. A worker is different: what it tells is not worth a job, nor is what its
-handlers print and log. All of that goes through a `Writer`:
+Commands print as others do, and end when their reader does. A worker is different: what it tells is
+not worth a job, nor is what its handlers print and log. All of that goes through a `Writer`:
 
-- Nobody waits for a reader, the event loop least of all. A line is written at once where that cannot block: to a file; to a
-  pipe or a socket, without blocking. What these do not take, and all that goes to a terminal, a thread writes, in order.
+- Nobody waits for a reader, the event loop least of all. If a line can be written at once without
+  blocking, it is: to a file always, to a pipe or a socket as far as these take it. A thread writes
+  the rest, in order, and all that goes to a terminal.
 - So what was told before a process is killed is there to be read.
-- What waits is bounded. Beyond it lines are dropped; a line in their place says how many, once somebody reads again.
-- A stream that is broken (a full disk, a reader that has gone) is an error for who tells events, which is told. For handlers it is
-  none: a log that restarts fails no jobs. The next line tries again.
+- What waits is bounded. Beyond the bound lines are dropped. A line in their place says how many,
+  once somebody reads again.
+- If a stream is broken (a full disk, a reader that has gone), the code that tells events gets an
+  error, which is told. Handlers get none: a log that restarts fails no jobs. The next line
+  tries again.
 """
 
 from __future__ import annotations

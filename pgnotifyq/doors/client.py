@@ -1,6 +1,7 @@
 """The client: the verbs of a door on trio. Enqueue, cancel, wait, look.
 
-How a wait hears of a job's end is told in doors/ends.py. How enqueues share a statement is told in doors/gathering.py.
+How a wait hears of a job's end is told in doors/ends.py. How enqueues share a statement is told in
+doors/gathering.py.
 """
 
 from __future__ import annotations
@@ -69,17 +70,19 @@ async def open_client(
     """Open a client for the length of a block.
 
     Args:
-        dsn: the database. Of several addresses, the first that can write; with `target_session_attrs=any` in it, or another, what
-            that admits, as for reading on a standby.
+        dsn: the database. Of several addresses, the first that can write. If the address says
+            `target_session_attrs`, the first that it admits, as for reading on a standby.
         schema: where the queue lives.
         connections_max: how many connections it may use, besides one for waiting.
-        registry: when given, `enqueue` refuses unknown types and payloads that do not fit, and takes the handlers'
-            defaults of queue and max_attempts.
-        listen_dsn: an address where LISTEN works, for waiting, when `dsn` leads to a pooler in transaction mode.
+        registry: if given, `enqueue` refuses unknown types and payloads that do not fit, and takes
+            the handlers' defaults of queue and max_attempts.
+        listen_dsn: an address where LISTEN works, for waiting, if `dsn` leads to a pooler in
+            transaction mode.
 
     Raises:
         DatabaseUnreachable: no server answers.
-        SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run `python -m pgnotifyq migrate`, or upgrade.
+        SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run
+            `python -m pgnotifyq migrate`, or upgrade.
     """
     pool_of = open_pool(
         dsn, size_max=connections_max, application_name="pgnotifyq client", used_for=For.CALLER, prepare_threshold=0
@@ -120,22 +123,26 @@ class Client:
     ) -> JobId:
         """Enqueue one job and return its id.
 
-        If a worker of this event loop, on the same database, is idle and has a handler for the job, the statement that
-        enqueues the job also starts it (runtime/handover.py). Jobs that several tasks enqueue at once share a
-        statement (doors/gathering.py).
+        If a worker of this event loop, on the same database, is idle and has a handler for the job,
+        the statement that enqueues the job also starts it (runtime/handover.py). Jobs that several
+        tasks enqueue at once share a statement (doors/gathering.py).
 
         Args:
             job_type: which handler runs it.
             payload: dict, attrs class, dataclass: JSON in the end, at most 1 MiB.
             org_id: the tenant.
-            queue: its queue; default: the handler's, as the registry says or a worker has published it, else `default`.
+            queue: its queue; default: the handler's, as the registry says or a worker has
+                published it, else `default`.
             priority: higher first, -32768 to 32767.
             scheduled_at: not before this time, aware; compared with the database's clock.
             delay_seconds: not before this many seconds from now, on the database's clock.
-            max_attempts: then it is dead-lettered; default: what the handler says that takes it, else 3.
-            unique_key: while an unfinished job of the tenant and type has it, that job's id is returned and none is made.
-            connection: enqueue in this connection's open transaction: the job exists if and only if that commits. One of
-                pgnotifyq's, or a blocking psycopg connection, which blocks the event loop for one round trip.
+            max_attempts: then it is dead-lettered; default: what the handler says that takes it,
+                else 3.
+            unique_key: while an unfinished job of the tenant and type has it, that job's id is
+                returned and none is made.
+            connection: enqueue in this connection's open transaction: the job exists if and only if
+                that commits. One of pgnotifyq's, or a blocking psycopg connection, which blocks the
+                event loop for one round trip.
 
         Cancellation: nothing is enqueued, or `trio.Cancelled` comes at the next checkpoint.
 
@@ -174,8 +181,8 @@ class Client:
         One statement up to a hundred jobs, COPY beyond.
 
         Args:
-            jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes: job_type, payload,
-                queue, ...; only what a mapping leaves out comes from the registry.
+            jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes:
+                job_type, payload, queue, ...; only what a mapping leaves out comes from the registry.
             connection: as for `enqueue`.
 
         Cancellation: none of them are enqueued, or `trio.Cancelled` comes at the next checkpoint.
@@ -231,7 +238,7 @@ class Client:
         return CancelOutcome.CANCELLED
 
     async def wait(self, job_id: JobId | UUID | str, timeout_seconds: float | None = None) -> Job:
-        """Wait until a job has ended, handler and all, and return it: `status` is completed or cancelled.
+        """Wait until a job has ended, handler and all, and return it as completed or cancelled.
 
         Outlives a restart of the server.
 

@@ -1,24 +1,28 @@
 """How a client's tasks wait for the ends of jobs.
 
-Waiting is event-driven: a notification tells that a job has ended. All waiting tasks of one client share one connection
-that listens; the client opens it when a task first waits. The client runs no background task. One of the waiters leads:
-it reads the notifications and rings for the others. A leader that leaves hands the lead to another waiter.
+Waiting is event-driven: a notification tells that a job has ended. All waiting tasks of one client
+share one connection that listens; the client opens it when a task first waits. The client runs no
+background task. One of the waiters leads: it reads the notifications and rings for the others. A
+leader that leaves hands the lead to another waiter.
 
 Rules of waiting:
 
-- A waiter has LISTEN in place before it looks at the table. So no end falls into the gap between the two.
-- A notification is a hint. It may be lost, or the listener may be deaf and not know. So every waiter looks at the
-  table every `LOOK_SECONDS` all the same. If a look finds an end that nobody announced, the listener is proved deaf,
-  and the waiter replaces it.
-- If no listener can be had, waiting becomes slower and does not fail. A listener behind a pooler in transaction mode
-  hears nothing, so waiters do not rely on it: they look as often as without one. `listen_dsn` leads past the pooler.
-- While nobody waits, nothing listens. A session that listens and does not read holds back the server's queue of
-  notifications, for everybody.
+- A waiter has LISTEN in place before it looks at the table. So no end falls into the gap between
+  the two.
+- A notification is a hint. It may be lost, or the listener may be deaf and not know. So every
+  waiter looks at the table every `LOOK_SECONDS` all the same. If a look finds an end that nobody
+  announced, the listener is proved deaf, and the waiter replaces it.
+- If no listener can be had, waiting becomes slower and does not fail. A listener behind a pooler in
+  transaction mode hears nothing, so waiters do not rely on it: they look as often as without one.
+  `listen_dsn` leads past the pooler.
+- While nobody waits, nothing listens. A session that listens and does not read holds back the
+  server's queue of notifications, for everybody.
 
 What one waiter does, again and again until a look finds the end:
 
 1. `_listen`: get the connection that listens, or learn that there is none now.
-2. Look: read the job. If it has not ended, the look also marks the job as awaited; then its end will be announced.
+2. Look: read the job. If it has not ended, the look also marks the job as awaited; then its end
+   will be announced.
 3. `_hear`: lead, or wait until the leader rings; for `LOOK_SECONDS` at most.
 """
 
@@ -44,15 +48,18 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.pool import Pool
 
-# A waiter looks at the table this often even if it hears nothing: a notification may be lost with its connection.
+# A waiter looks at the table this often even if it hears nothing: a notification may be lost with
+# its connection.
 LOOK_SECONDS = 5.0
-# For one look. If a server is frozen and its kernel still answers, no TCP option sees that; only a deadline does.
+# For one look. If a server is frozen and its kernel still answers, no TCP option sees that; only a
+# deadline does.
 LOOK_DEADLINE_SECONDS = 10.0
 # How long looks may fail before waiting fails: longer than a restart or a failover takes.
 OUTAGE_SECONDS_MAX = 60.0
 RETRY_SECONDS = 0.2  # between looks that fail
 LISTEN_DEADLINE_SECONDS = 3.0  # to connect and LISTEN
-# After a failure, before LISTEN is tried again; and how often to look while there is no listener to rely on.
+# After a failure, before LISTEN is tried again. Also how often to look while no listener can be
+# relied on.
 LISTEN_RETRY_SECONDS = 1.0
 HUSH_DEADLINE_SECONDS = 1.0  # to UNLISTEN, before the connection is closed instead
 
@@ -79,7 +86,7 @@ class Ends:
         self._connection: Connection | None = None
         self._listens = False
         self._look_seconds = LOOK_SECONDS  # how long a waiter relies on the listener between looks
-        self._retry_at = -math.inf  # on trio's clock: connecting has just failed, so nobody tries before
+        self._retry_at = -math.inf  # on trio's clock: nobody connects before, for it has just failed
         self._lock = trio.Lock()
 
     async def wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
@@ -140,7 +147,7 @@ class Ends:
                 continue
             if ended is not None:
                 if not heard and listener is not None and listener is self._connection:
-                    self.close_nowait()  # it is deaf; this wakes the leader, which rings for everybody
+                    self.close_nowait()  # deaf; this wakes the leader, which rings for all
                 return ended
             answered_at = trio.current_time()
             with trio.move_on_after(self._look_seconds if listener is not None else LISTEN_RETRY_SECONDS):
@@ -148,7 +155,7 @@ class Ends:
             heard = waiter.rung.is_set()
 
     async def _hear(self, waiter: _Waiter) -> None:
-        """Return when somebody has rung for this waiter: another waiter that leads, or this one, if it leads."""
+        """Return when the leader has rung for this waiter. The leader may be this waiter itself."""
         while not waiter.rung.is_set():
             connection = self._connection
             if self._is_led or connection is None or not self._listens:
@@ -160,7 +167,7 @@ class Ends:
                     for note in await wait_notifications(connection):
                         self._ring(self._waiters.get(note.payload, ()))
             except (psycopg.OperationalError, psycopg.InterfaceError):
-                # What was announced meanwhile is lost. So every waiter looks again, once LISTEN is in place anew.
+                # What was announced meanwhile is lost: every waiter looks once LISTEN is in place anew.
                 if self._connection is connection:
                     self.close_nowait()
                 for waiters in self._waiters.values():
@@ -170,7 +177,7 @@ class Ends:
                 self._hand_over(waiter)
 
     async def _listen(self) -> Connection | None:
-        """Return the connection that listens, or None if none can be had now: then the waiters rely on looks."""
+        """Return the connection that listens. None: there is none now, and waiters rely on looks."""
         async with self._lock:
             if self._connection is not None and not self._connection.closed and self._listens:
                 return self._connection
@@ -228,7 +235,10 @@ class Ends:
             self.close_nowait()  # UNLISTEN would have to wait, and this task must not wait
 
     def _hand_over(self, leaving: _Waiter) -> None:
-        """Ring for one waiter that is asleep, so that it leads. A waiter that is awake sees by itself that nobody leads."""
+        """Ring for one waiter that is asleep, so that it leads.
+
+        A waiter that is awake sees by itself that nobody leads.
+        """
         if self._is_led:
             return
         for waiters in self._waiters.values():
@@ -244,7 +254,7 @@ class Ends:
 
 
 async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | DeadLetter | None:
-    """Return a job that has ended, or a dead letter. If the job has not ended, have its end announced, and return None.
+    """Return a job that has ended, or its dead letter. Else have its end announced, and return None.
 
     Raises:
         JobNotFound: there is no such job.
@@ -261,7 +271,7 @@ async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | Dea
                 return letter
             if await ledger.get_job(connection, schema, job_id) is None:
                 raise no_job(job_id)
-        # Somebody requeued the job between two of these reads, so its end will not be announced yet: read again.
+        # Somebody requeued the job between two of these reads. So its end will not be announced yet.
 
 
 def no_job(job_id: JobId) -> JobNotFound:

@@ -1,25 +1,26 @@
 """Enqueues that come at once share a statement, and so a commit.
 
-A commit waits for the disk. It costs server and client more than the row that it brings. The tasks of a busy program
-enqueue beside each other. While `IN_FLIGHT_MAX` statements of one client are under way, what comes gathers. When the
-first of the statements ends, what has gathered goes as one. Nothing waits on a timer to fill a batch, and a program
-that enqueues now and then never notices.
+A commit waits for the disk. It costs server and client more than the row that it brings. The tasks
+of a busy program enqueue beside each other. While `IN_FLIGHT_MAX` statements of one client are
+under way, what comes gathers. When the first of the statements ends, what has gathered goes as one.
+Nothing waits on a timer to fill a batch, and a program that enqueues now and then never notices.
 
-No background task does this. The first of the callers that wait is asked to lead: it sends the statement of all, and
-tells the others.
+No background task does this. The first of the callers that wait is asked to lead: it sends the
+statement of all, and tells the others.
 
 Each caller is told what it would be told alone:
 
-- A caller that is cancelled has enqueued nothing, or it is told of its job and cancelled at its next checkpoint. The
-  statement that carries its job is stopped, and what the other callers gave goes again without that job.
-- An error that is one job's own fails the caller of that job only. Each caller of the statement then goes alone, and
-  learns for itself.
-- If nobody knows what became of a statement, as when its connection was lost, all its callers are told so. Nothing is
-  repeated.
-- A job with a unique key may have to wait for somebody's transaction, so it goes alone. So does a job that a worker of
-  this very program starts at once (runtime/handover.py).
-- A statement that is stuck holds up no other caller. A caller that has gathered for `PATIENCE_SECONDS` leads at once,
-  on another connection of the pool.
+- A caller that is cancelled has enqueued nothing, or it is told of its job and cancelled at its
+  next checkpoint. The statement that carries its job is stopped, and what the other callers gave
+  goes again without that job.
+- An error that is one job's own fails the caller of that job only. Each caller of the statement
+  then goes alone, and learns for itself.
+- If nobody knows what became of a statement, as when its connection was lost, all its callers are
+  told so. Nothing is repeated.
+- A job with a unique key may have to wait for somebody's transaction, so it goes alone. So does a
+  job that a worker of this very program starts at once (runtime/handover.py).
+- A statement that is stuck holds up no other caller. A caller that has gathered for
+  `PATIENCE_SECONDS` leads at once, on another connection of the pool.
 
 Each caller that gathers is in one of these states. The line is `Gatherer._gathered`.
 
@@ -83,7 +84,7 @@ class _Caller:
 
     job: NewJob
     payload: str  # as JSON, made by the caller's task: an error of it is the caller's own
-    batch: _Batch | None = None  # the statement that carries the job; None while the caller is in the line
+    batch: _Batch | None = None  # the statement that carries the job; None in the line
     job_id: JobId | None = None
     error: Exception | None = None
     goes_alone: bool = False
@@ -110,7 +111,7 @@ class Gatherer:
         self._in_flight = 0
 
     async def enqueue(self, job: NewJob) -> JobId:
-        """Enqueue a job in a transaction of its own, or in one with others that come at the same time.
+        """Enqueue a job, in a transaction of its own or in one with others that come at once.
 
         Cancellation, errors: as for `client.enqueue`.
         """
@@ -128,7 +129,7 @@ class Gatherer:
 
     async def _enqueue_alone(self, job: NewJob) -> JobId:
         async with self._pool.connection() as connection:
-            # Look at the last moment: a slot that was free before the wait for a connection may be taken now.
+            # Look at the last moment: a slot may have been taken during the wait for a connection.
             taker = find_taker(self._dsn, self._schema, job)
             if taker is not None:
                 return await enqueue_and_hand_over(connection, taker, job)
@@ -155,14 +156,14 @@ class Gatherer:
         return caller.job_id
 
     async def _leave(self, caller: _Caller) -> None:
-        """Take a cancelled caller's job out, or wait until its statement has ended, one way or the other."""
+        """Take a cancelled caller out of the line, or stop its statement and wait for its end."""
         if caller.batch is None:
             self._gathered.remove(caller)
             self._ask_one_to_lead()  # the caller itself may have been asked, after its cancel
             return
         caller.has_left = True
         caller.batch.scope.cancel(reason="pgnotifyq: one of its callers was cancelled")
-        with trio.CancelScope(shield=True):  # bounded by the time that a server has to answer a cancel
+        with trio.CancelScope(shield=True):  # bounded: the server has a deadline to answer a cancel
             await caller.rung.wait()
 
     async def _lead(self, leader: _Caller) -> None:
@@ -202,7 +203,7 @@ class Gatherer:
             self._end_flight()
 
     def _take(self) -> list[_Caller]:
-        """Take the callers that go together out of the line: the first that came, and as many after it as fit."""
+        """Take out of the line the callers that go together: the first, and as many more as fit."""
         taken = [self._gathered.popleft()]
         characters = len(taken[0].payload)
         while self._gathered and len(taken) < ledger.ONE_STATEMENT_JOBS_MAX:
@@ -222,14 +223,14 @@ class Gatherer:
     def _tell_error(batch: _Batch, error: Exception) -> None:
         for caller in batch.callers:
             if isinstance(error, _SHARED_ERRORS):
-                caller.error = copy.copy(error)  # each caller raises a copy, with the traceback of its own task
+                caller.error = copy.copy(error)  # with the traceback of its own task
                 caller.error.__cause__ = error
             else:
                 caller.goes_alone = True
             caller.rung.set()
 
     def _gather_again(self, batch: _Batch) -> None:
-        """Put the callers that have not left at the head of the line: their statement was stopped, and left no rows."""
+        """Put the callers that have not left back at the head of the line: their statement left no rows."""
         for caller in reversed(batch.callers):
             if not caller.has_left:
                 caller.batch = None
