@@ -15,7 +15,7 @@ from pgnotifyq.ledger.errors import Whose, is_of_a_row, whose
 from pgnotifyq.ledger.statements import direct_call
 from pgnotifyq.model.job import JobId, Lease, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
-from pgnotifyq.wire import direct
+from pgnotifyq.wire import asking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ class Wanted:
 def wanted(maxima: Mapping[str, int | None]) -> Wanted:
     """Return job types and their max_attempts (None: the handler says nothing) in the form that claims take."""
     return Wanted(
-        direct.array(list(maxima)), direct.array([None if number is None else str(number) for number in maxima.values()])
+        asking.array(list(maxima)), asking.array([None if number is None else str(number) for number in maxima.values()])
     )
 
 
@@ -115,7 +115,7 @@ async def claim(
     Source: sql/functions/claim.sql
     """
     types = "uuid text[] integer float8 boolean text integer timestamptz uuid text[] integer[] bigint bigint"
-    values: list[str | None] = [worker_id.hex, direct.array(queues), str(jobs_max), str(lease_seconds), str(is_asleep)]
+    values: list[str | None] = [worker_id.hex, asking.array(queues), str(jobs_max), str(lease_seconds), str(is_asleep)]
     if after is None:
         values += [None, None, None, None]
     else:
@@ -123,7 +123,7 @@ async def claim(
         values += [whole.queue_name, str(whole.priority), whole.scheduled_at.isoformat(), whole.id.hex]
     values += [None, None] if only is None else [only.types, only.maxima]
     values += [str(bytes_max), str(PAYLOAD_SENT_BYTES_MAX)]
-    result = await direct.run(connection, direct_call("claim", types, schema), values)
+    result = await asking.run(connection, direct_call("claim", types, schema), values)
     encoding, count = connection.info.encoding, result.ntuples
     next_due_seconds = snapshot_xmin = None
     ran_dry = count > 0 and result.get_value(count - 1, ID) is None
@@ -159,11 +159,11 @@ async def claim_apart(
 
     Source: sql/functions/claim_apart.sql
     """
-    result = await direct.run(
+    result = await asking.run(
         connection,
         direct_call("claim_apart", "uuid text[] integer float8 text[] integer[] bigint", schema),
         (
-            worker_id.hex, direct.array(queues), str(jobs_max), str(lease_seconds),
+            worker_id.hex, asking.array(queues), str(jobs_max), str(lease_seconds),
             None if only is None else only.types, None if only is None else only.maxima, str(PAYLOAD_SENT_BYTES_MAX),
         ),
     )  # fmt: skip
@@ -198,11 +198,11 @@ async def claim_named(
     Source: sql/functions/claim_named.sql
     """
     try:
-        result = await direct.run(
+        result = await asking.run(
             connection,
             direct_call("claim_named", "uuid text[] uuid float8 text[] integer[] bigint", schema),
             (
-                worker_id.hex, direct.array(queues), job_id, str(lease_seconds),
+                worker_id.hex, asking.array(queues), job_id, str(lease_seconds),
                 None if only is None else only.types, None if only is None else only.maxima, str(PAYLOAD_SENT_BYTES_MAX),
             ),
         )  # fmt: skip
@@ -227,7 +227,7 @@ async def heartbeat(
 
     Source: sql/functions/heartbeat.sql
     """
-    result = await direct.run(
+    result = await asking.run(
         connection,
         direct_call("heartbeat", "uuid uuid[] uuid[] float8", schema),
         (worker_id.hex, *_as_arrays(sorted(leases, key=_by_job)), str(lease_seconds)),
@@ -241,13 +241,13 @@ async def lost(connection: Connection, schema: str, leases: Sequence[Lease]) -> 
     Source: sql/functions/surprises.sql
     """
     leases = sorted(leases, key=_by_job)
-    result = await direct.run(connection, direct_call("surprises", "uuid[] uuid[]", schema), _as_arrays(leases))
+    result = await asking.run(connection, direct_call("surprises", "uuid[] uuid[]", schema), _as_arrays(leases))
     return {surprise.job_id for surprise in _surprises(result, connection.info.encoding) if surprise.became == "lost"}
 
 
 async def cancelled(connection: Connection, schema: str, leases: Sequence[Lease]) -> list[Surprise]:
     """Return which of some executions shall stop because their jobs were cancelled. Source: sql/functions/cancelled.sql."""
-    result = await direct.run(connection, direct_call("cancelled", "uuid[] uuid[]", schema), _as_arrays(leases))
+    result = await asking.run(connection, direct_call("cancelled", "uuid[] uuid[]", schema), _as_arrays(leases))
     encoding = connection.info.encoding
     return [
         Surprise(job_id=JobId(uuid_from(raw_id)), became="cancelled", why=None if why is None else text_from(why, encoding))
@@ -279,10 +279,10 @@ async def settle(
     encoding = connection.info.encoding
     if plain:
         statement = direct_call("complete", "uuid uuid[] uuid[]", schema)
-        result = await direct.run(connection, statement, (worker_id.hex, *_as_arrays(plain)))
+        result = await asking.run(connection, statement, (worker_id.hex, *_as_arrays(plain)))
         surprises += _surprises(result, encoding)
     if rest:
-        result = await direct.run(
+        result = await asking.run(
             connection,
             direct_call("settle", _SETTLE_TYPES, schema),
             (worker_id.hex, *_as_arrays([lease for lease, _ in rest]), *_as_columns([settlement for _, settlement in rest])),
@@ -360,7 +360,7 @@ async def _settle_part(
 ) -> list[Surprise]:
     endings = [settlement for _, settlement in part]
     try:
-        result = await direct.run(
+        result = await asking.run(
             connection,
             direct_call("settle_apart", f"{_SETTLE_TYPES} float8 boolean", schema),
             (worker_id.hex, *_as_arrays([lease for lease, _ in part]), *_as_columns(endings), str(lock_seconds), str(is_last)),
@@ -402,7 +402,7 @@ def _in_ascii(settlement: Settlement) -> Settlement:
 
 def _as_columns(endings: Sequence[Settlement]) -> tuple[str, ...]:
     """Write how executions end as the arrays that settle() takes."""
-    array = direct.array
+    array = asking.array
     return (
         array([ending.kind.value for ending in endings]),
         array([ending.outcome for ending in endings]),
@@ -443,7 +443,7 @@ async def still_holds(connection: Connection, schema: str, lease: Lease) -> str:
     Source: sql/functions/still_holds.sql
     """
     statement = direct_call("still_holds", "uuid uuid", schema)
-    ((told,),) = rows(await direct.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex)))
+    ((told,),) = rows(await asking.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex)))
     return text_from(told, connection.info.encoding)
 
 
@@ -454,7 +454,7 @@ async def report_progress(
 
     Source: sql/functions/report_progress.sql
     """
-    result = await direct.run(
+    result = await asking.run(
         connection,
         direct_call("report_progress", "uuid uuid float4 text", schema),
         (lease.job_id.hex, lease.execution_id.hex, None if fraction is None else str(fraction), message),

@@ -1,4 +1,4 @@
-"""What a column holds, from the binary form in which wire/direct.py brings it. A column that is null is the caller's to know of.
+"""What a column holds, from the binary form in which wire/asking.py brings it. A column that is null is the caller's to know of.
 
 Raw SQL stores what Python cannot hold: times beyond its years, JSON beyond its depth, bytes that are no text. None of it is an error here,
 for it would be that of all the rows beside it: a time becomes the nearest there is, JSON an `Undecodable`, bytes are escaped.

@@ -9,7 +9,7 @@ from psycopg import sql
 
 from pgnotifyq.ledger.columns import rows, text_from
 from pgnotifyq.ledger.statements import compose, direct_call
-from pgnotifyq.wire import direct
+from pgnotifyq.wire import asking
 
 if TYPE_CHECKING:
     from pgnotifyq.model.job import Lease, OrgId
@@ -42,7 +42,7 @@ async def meet_fence(connection: Connection, schema: str, lease: Lease, *, begun
     Source: sql/functions/fence.sql
     """
     values = (lease.job_id.hex, lease.execution_id.hex, begun_in)
-    ((_, _, told),) = rows(await direct.run(connection, _meet(schema), values))
+    ((_, _, told),) = rows(await asking.run(connection, _meet(schema), values))
     return text_from(told, connection.info.encoding)
 
 
@@ -61,4 +61,4 @@ async def note_afterthought(connection: Connection, schema: str, lease: Lease, m
     Source: sql/functions/note_afterthought.sql
     """
     statement = direct_call("note_afterthought", "uuid uuid text", schema)
-    await direct.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex, message))
+    await asking.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex, message))

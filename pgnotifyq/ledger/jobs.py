@@ -28,7 +28,7 @@ from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, 
 from pgnotifyq.model.outcome import bounded
 from pgnotifyq.model.payload import Undecodable, encode
 from pgnotifyq.model.states import Status
-from pgnotifyq.wire import direct
+from pgnotifyq.wire import asking
 from pgnotifyq.wire.connection import Cursor
 
 if TYPE_CHECKING:
@@ -138,12 +138,12 @@ def enqueue_many_statement(
     if payloads is None:
         payloads = [encode(job.payload) for job in jobs]
     parameters = _arrays(list(new_ids(len(jobs))), jobs, payloads)
-    return call("enqueue_many", types, schema), (*parameters, direct.array([job.unique_key for job in jobs]))
+    return call("enqueue_many", types, schema), (*parameters, asking.array([job.unique_key for job in jobs]))
 
 
 def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[str, ...]:
     """Return what a batch consists of, but for the unique keys: an array a column."""
-    array = direct.array
+    array = asking.array
     return (
         array([job_id.hex for job_id in ids]),
         array([job.org_id.hex for job in jobs]),
@@ -174,7 +174,7 @@ async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobI
         ((_, job_id),) = await _rows(connection, schema, statement, parameters)
         return JobId(job_id)
     with translated(schema):
-        ((_, raw_id),) = rows(await direct.run(connection, numbered(statement), parameters))
+        ((_, raw_id),) = rows(await asking.run(connection, numbered(statement), parameters))
     return JobId(uuid_from(raw_id))
 
 
@@ -187,7 +187,7 @@ async def insert(connection: Connection[Any], schema: str, jobs: Sequence[NewJob
     """
     ids = list(new_ids(len(jobs)))
     with translated(schema):
-        await direct.run(connection, numbered(query("insert_jobs", schema)), _arrays(ids, jobs, payloads))
+        await asking.run(connection, numbered(query("insert_jobs", schema)), _arrays(ids, jobs, payloads))
     return ids
 
 
@@ -214,7 +214,7 @@ async def enqueue_claimed(
     payload_text = encode(job.payload)
     types = "uuid uuid uuid float8 uuid text text text smallint integer"
     with translated(schema):
-        result = await direct.run(
+        result = await asking.run(
             connection,
             direct_call("enqueue_claimed", types, schema),
             (
@@ -379,7 +379,7 @@ async def cancel(connection: Connection, schema: str, job_id: JobId, why: str | 
     """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`. Source: sql/functions/cancel.sql."""
     reason = None if why is None else bounded(why)
     with translated(schema):
-        ((told,),) = rows(await direct.run(connection, direct_call("cancel", "uuid text", schema), (job_id.hex, reason)))
+        ((told,),) = rows(await asking.run(connection, direct_call("cancel", "uuid text", schema), (job_id.hex, reason)))
     return text_from(told, connection.info.encoding)
 
 

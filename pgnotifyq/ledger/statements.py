@@ -79,7 +79,7 @@ def call(function: str, types: str, schema: str) -> bytes:
 
 @functools.cache
 def numbered(statement: bytes) -> bytes:
-    """Return a statement with the placeholders of wire/direct.py instead of psycopg's.
+    """Return a statement with the placeholders of wire/asking.py instead of psycopg's.
 
     >>> numbered(call("cancel", "uuid text", "pgnotifyq"))
     b'select * from "pgnotifyq"."cancel"($1::uuid, $2::text)'
@@ -89,5 +89,5 @@ def numbered(statement: bytes) -> bytes:
 
 
 def direct_call(function: str, types: str, schema: str) -> bytes:
-    """Return what `call` does, for wire/direct.py."""
+    """Return what `call` does, for wire/asking.py."""
     return numbered(call(function, types, schema))

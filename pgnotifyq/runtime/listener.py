@@ -33,7 +33,7 @@ from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.heartbeat import check_cancels, renew
 from pgnotifyq.runtime.named import answer
 from pgnotifyq.runtime.trust import speak_by
-from pgnotifyq.wire import direct
+from pgnotifyq.wire import asking
 from pgnotifyq.wire.connection import connect
 from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 from pgnotifyq.wire.sessions import For
@@ -168,7 +168,7 @@ async def _show_life(parts: Parts, connection: Connection) -> None:
     parts.push.is_asked = False
     sent_at = trio.current_time()
     with trio.fail_after(PROOF_DEADLINE_SECONDS):
-        await direct.run(connection, b"select", ())
+        await asking.run(connection, b"select", ())
     parts.trust.hear(sent_at)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 
-from pgnotifyq.wire import direct
+from pgnotifyq.wire import asking
 from pgnotifyq.wire.connection import Connection, open_connection
 from pgnotifyq.wire.notifications import listen, take_notifications_nowait
 
@@ -25,7 +25,7 @@ PREPARED = "select count(*) from pg_prepared_statements where name like 'pgnotif
 
 async def texts(connection: Link, statement: str, *values: str | None) -> list[list[str | None]]:
     """Run a statement whose columns are texts."""
-    result = await direct.run(connection, statement.encode(), values)
+    result = await asking.run(connection, statement.encode(), values)
     raw = [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
     return [[None if each is None else each.decode(connection.info.encoding) for each in row] for row in raw]
 
@@ -62,7 +62,7 @@ hostile = st.text(st.sampled_from("ab\\\",{} \n\tNUL()é;'"), max_size=8) | st.s
 def test_arrays(server_dsn: str, values: Sequence[str | None]) -> None:
     """The server reads the array that was written."""
     with psycopg.connect(server_dsn, autocommit=True) as connection:
-        row = connection.execute("select %s::text[]", (direct.array(values),)).fetchone()
+        row = connection.execute("select %s::text[]", (asking.array(values),)).fetchone()
     assert row == (list(values),)
 
 
