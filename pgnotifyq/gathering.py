@@ -31,6 +31,7 @@ from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.model.errors import DatabaseUnreachable, PoolTimeout
 from pgnotifyq.model.payload import encode
 from pgnotifyq.runtime.handover import enqueue_and_hand_over, find_taker
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,7 +104,7 @@ class Gatherer:
             taker = find_taker(self._dsn, self._schema, job)
             if taker is not None:
                 return await enqueue_and_hand_over(connection, taker, job)
-            return await ledger.enqueue(connection, self._schema, job)
+            return await ask(connection, ledger.enqueue(self._schema, job))
 
     async def _enqueue_gathered(self, caller: _Caller) -> JobId:
         """Wait until another has enqueued the job, or lead."""
@@ -152,7 +153,7 @@ class Gatherer:
                 async with self._pool.connection() as connection:
                     try:
                         jobs, payloads = [one.job for one in batch.callers], [one.payload for one in batch.callers]
-                        ids = await ledger.insert(connection, self._schema, jobs, payloads)
+                        ids = await ask(connection, ledger.insert(self._schema, jobs, payloads))
                     finally:
                         is_known = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         except Exception as caught:  # noqa: BLE001  # each caller raises it, this one too

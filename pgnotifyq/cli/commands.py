@@ -21,6 +21,7 @@ from pgnotifyq.ledger.migrate import Step, as_script, check_schema, migrate
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, JobNotFound
 from pgnotifyq.model.job import Job, JobId, NewJob
 from pgnotifyq.model.states import Status
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For
 
@@ -157,7 +158,7 @@ def run_enqueue(
     job = NewJob(**fields)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        job_id = await ledger.enqueue(connection, schema, job)
+        job_id = await ask(connection, ledger.enqueue(schema, job))
         if as_json:
             print_json({"id": job_id})
         else:
@@ -175,7 +176,7 @@ def run_jobs(
         raise InvalidJob(f"--status {status!r} is not one: use {', '.join(LABELS)}")
 
     async def act(connection: Connection[TupleRow]) -> int:
-        found = await ledger.list_jobs(connection, schema, status=status, queue=queue, job_type=job_type, limit=limit)
+        found = await ask(connection, ledger.list_jobs(schema, status=status, queue=queue, job_type=job_type, limit=limit))
         columns = [
             "id",
             "queue_name",
@@ -203,12 +204,12 @@ def run_show(dsn: str | None, schema: str, job_id: str, *, as_json: bool) -> int
     key = _job_id(job_id)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        job: Job | DeadLetter | None = await ledger.get_job(connection, schema, key)
+        job: Job | DeadLetter | None = await ask(connection, ledger.get_job(schema, key))
         if job is None:
-            job = await ledger.get_dead(connection, schema, key)
+            job = await ask(connection, ledger.get_dead(schema, key))
         if job is None:
             raise JobNotFound(f"there is no job {key}: it never was, or was pruned after its retention")
-        attempts = await ledger.history(connection, schema, key)
+        attempts = await ask(connection, ledger.history(schema, key))
         data = {**_shown_job(job), "history": [as_data(attempt) for attempt in attempts]}
         if as_json:
             print_json(data)
@@ -264,10 +265,10 @@ def run_dead(
 
     async def act(connection: Connection[TupleRow]) -> int:
         if key is not None or older_than_seconds is not None:
-            purged = await ledger.purge_dead(connection, schema, job_id=key, older_than_seconds=older_than_seconds)
+            purged = await ask(connection, ledger.purge_dead(schema, job_id=key, older_than_seconds=older_than_seconds))
             print_json({"purged": purged}) if as_json else print(f"purged {purged}")
             return 0 if purged or key is None else 1
-        found = await ledger.list_dead(connection, schema, queue=queue, job_type=job_type, limit=limit)
+        found = await ask(connection, ledger.list_dead(schema, queue=queue, job_type=job_type, limit=limit))
         columns = ["id", "queue_name", "job_type", "reason", "attempts", "died_at", "error_message"]
         in_terminal = ["id", "queue_name", "job_type", "reason", "died_at", "attempts", "error_message"]
         print_rows(found, columns, as_json=as_json, nothing="no dead letters", in_terminal=in_terminal)
@@ -293,7 +294,7 @@ def run_requeue(
 
     async def act(connection: Connection[TupleRow]) -> int:
         if key is not None:
-            if not await ledger.requeue(connection, schema, key):
+            if not await ask(connection, ledger.requeue(schema, key)):
                 raise JobNotFound(f"{key} was not requeued: there is no such dead letter; list them with `dead`")
             done, left = 1, 0
         else:
@@ -313,11 +314,11 @@ async def _requeue_all(
 
     Bounded by their number, for some may die again meanwhile.
     """
-    before = await ledger.count_dead(connection, schema, queue=queue, job_type=job_type)
+    before = await ask(connection, ledger.count_dead(schema, queue=queue, job_type=job_type))
     done = 0
     while done < before:
         limit = min(before - done, REQUEUE_BATCH_MAX)
-        restored = await ledger.requeue_all(connection, schema, queue=queue, job_type=job_type, limit=limit)
+        restored = await ask(connection, ledger.requeue_all(schema, queue=queue, job_type=job_type, limit=limit))
         done += restored
         if restored < limit:
             break
@@ -328,7 +329,7 @@ def run_workers(dsn: str | None, schema: str, *, as_json: bool) -> int:
     """List workers."""
 
     async def act(connection: Connection[TupleRow]) -> int:
-        found = await ledger.list_workers(connection, schema)
+        found = await ask(connection, ledger.list_workers(schema))
         columns = ["worker_id", "host", "pid", "queues", "slots", "running", "state", "listening", "started_at", "last_beat_at"]
         print_rows(found, columns, as_json=as_json, nothing="no workers", in_terminal=columns[1:])  # no command takes the id
         return 0
@@ -340,7 +341,7 @@ def run_stats(dsn: str | None, schema: str, *, as_json: bool) -> int:
     """Count jobs by queue."""
 
     async def act(connection: Connection[TupleRow]) -> int:
-        found = await ledger.stats(connection, schema)
+        found = await ask(connection, ledger.stats(schema))
         columns = [
             "queue_name", "pending", "scheduled", "retrying", "running", "stopping", "completed", "cancelled", "dead",
             "oldest_due_seconds",

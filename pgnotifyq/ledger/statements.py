@@ -68,26 +68,10 @@ def query(name: str, schema: str) -> bytes:
 def call(function: str, types: str, schema: str) -> bytes:
     """Return the statement that calls a function of `sql/functions`, its arguments cast to `types`.
 
-    >>> call("requeue", "uuid", "pgnotifyq")
-    b'select * from "pgnotifyq"."requeue"(%s::uuid)'
-    """
-    check_schema_name(schema)
-    arguments = ", ".join(f"%s::{name}" for name in types.split())
-    target = sql.Identifier(schema, function).as_bytes(None)
-    return b"select * from " + target + b"(" + arguments.encode() + b")"
-
-
-@functools.cache
-def numbered(statement: bytes) -> bytes:
-    """Return a statement with the placeholders of wire/asking.py instead of psycopg's.
-
-    >>> numbered(call("cancel", "uuid text", "pgnotifyq"))
+    >>> call("cancel", "uuid text", "pgnotifyq")
     b'select * from "pgnotifyq"."cancel"($1::uuid, $2::text)'
     """
-    first, *parts = statement.split(b"%s")
-    return first + b"".join(b"$%d%s" % (place, part) for place, part in enumerate(parts, 1))
-
-
-def direct_call(function: str, types: str, schema: str) -> bytes:
-    """Return what `call` does, for wire/asking.py."""
-    return numbered(call(function, types, schema))
+    check_schema_name(schema)
+    arguments = ", ".join(f"${place}::{name}" for place, name in enumerate(types.split(), 1))
+    target = sql.Identifier(schema, function).as_bytes(None)
+    return b"select * from " + target + b"(" + arguments.encode() + b")"

@@ -21,6 +21,7 @@ from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.resuming import Resuming
 from pgnotifyq.runtime.served import publish
 from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.claimed import ClaimedJob
@@ -115,13 +116,14 @@ async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep:
         "only": parts.served.wanted,
     }
     try:
-        return await claims.claim(
-            connection, schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same
+        return await ask(
+            connection,
+            claims.claim(schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same),
         )
     except psycopg.Error as error:
         if not is_of_a_row(error):
             raise
-        found = await claims.claim_apart(connection, schema, jobs_max=asked.rows, **same)
+        found = await ask(connection, claims.claim_apart(schema, jobs_max=asked.rows, **same))
         if not found.jobs and not found.put_aside:
             raise  # no row's
         return found
@@ -143,7 +145,7 @@ async def _wake_up(parts: Parts, sleep: Sleep, *, hand_on: bool = False) -> None
     queues = parts.config.queues if hand_on else ()
 
     async def once(connection: Connection) -> None:
-        await workers.wake_up(connection, parts.config.schema, parts.worker_id, queues)
+        await ask(connection, workers.wake_up(parts.config.schema, parts.worker_id, queues))
 
     await parts.quick.run(once)
     sleep.woken_up()
@@ -155,8 +157,8 @@ async def _publish(parts: Parts, sleep: Sleep) -> float:
         return parts.config.poll_seconds
 
     async def once(connection: Connection) -> int:
-        return await workers.fall_asleep(
-            connection, parts.config.schema, parts.worker_id, parts.config.queues, parts.served.wanted.types
+        return await ask(
+            connection, workers.fall_asleep(parts.config.schema, parts.worker_id, parts.config.queues, parts.served.wanted.types)
         )
 
     sleep.published(await parts.quick.run(once))

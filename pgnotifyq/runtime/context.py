@@ -14,6 +14,7 @@ from pgnotifyq.model.errors import LeaseLost
 from pgnotifyq.model.outcome import SettleKind, Settlement, encode_result
 from pgnotifyq.runtime.logs import JobLog
 from pgnotifyq.runtime.tenants import OrgContext, open_transaction
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Generator
@@ -144,8 +145,9 @@ class JobContext:
             message = message.replace("\x00", "\\x00")
 
         async def once(connection: Connection) -> bool:
-            return await claims.report_progress(
-                connection, self._parts.config.schema, self._running.lease, fraction=fraction, message=message
+            return await ask(
+                connection,
+                claims.report_progress(self._parts.config.schema, self._running.lease, fraction=fraction, message=message),
             )
 
         if not await self._parts.quick.run(once):

@@ -43,6 +43,7 @@ from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.deadlines import tell_deadline
 from pgnotifyq.runtime.slate import Slate, Start
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from pgnotifyq.model.registry import Handler
@@ -165,7 +166,7 @@ async def _hand_over(parts: Parts, running: Running, ended: Ended) -> None:
     if running.is_settled and settlement is not None and (message := settlement.error_message) is not None:
 
         async def once(connection: Connection) -> None:
-            await fences.note_afterthought(connection, parts.config.schema, running.lease, message)
+            await ask(connection, fences.note_afterthought(parts.config.schema, running.lease, message))
 
         try:
             await parts.durable.attempt(once, shield=True)

@@ -27,6 +27,7 @@ from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, QUEUE_DEFAULT, ExecutionId, JobId
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.settler import RELEASED
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,13 +88,12 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     execution_id = ExecutionId(other_id)
     if not parts.slots.reserve(1):
         # Taken since `find_taker` looked.
-        return await jobs.enqueue(connection, config.schema, job)
+        return await ask(connection, jobs.enqueue(config.schema, job))
     sent_at = trio.current_time()
     try:
-        payload_text, is_claimed, time_now = await jobs.enqueue_claimed(
-            connection, config.schema, job, job_id=job_id, execution_id=execution_id, worker_id=parts.worker_id,
+        payload_text, is_claimed, time_now = await ask(connection, jobs.enqueue_claimed( config.schema, job, job_id=job_id, execution_id=execution_id, worker_id=parts.worker_id,
             lease_seconds=config.lease_seconds, queue_name=queue_name, max_attempts=max_attempts,
-        )  # fmt: skip
+        ))  # fmt: skip
     except BaseException:
         if connection.closed:
             _release_in_doubt(parts, job, job_id, execution_id, sent_at)
@@ -120,7 +120,7 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     )
     if parts.slots.is_closed:
         # The worker drained meanwhile, and nobody of it looks any more.
-        await claims.settle(connection, config.schema, worker_id=parts.worker_id, settlements=[(running.lease, RELEASED)])
+        await ask(connection, claims.settle(config.schema, worker_id=parts.worker_id, settlements=[(running.lease, RELEASED)]))
         return job_id
     parts.take_up([running])
     return job_id

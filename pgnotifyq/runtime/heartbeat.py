@@ -15,6 +15,7 @@ import trio
 from pgnotifyq.ledger import claims
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,19 +80,21 @@ async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> bool:
         # Now, not before the wait for the link: what has ended and is written by now is nobody's to renew.
         sent_at = trio.current_time()
         held = [running for running in due if not running.is_gone]
-        surprises = await claims.heartbeat(
+        surprises = await ask(
             connection,
-            parts.config.schema,
-            worker_id=parts.worker_id,
-            leases=[running.lease for running in held],
-            lease_seconds=parts.config.lease_seconds,
+            claims.heartbeat(
+                parts.config.schema,
+                worker_id=parts.worker_id,
+                leases=[running.lease for running in held],
+                lease_seconds=parts.config.lease_seconds,
+            ),
         )
         told = {surprise.job_id: surprise for surprise in surprises}
         missing = [running for running in held if running.job.id in told and told[running.job.id].became == "lost"]
         # A beat that overtakes the reply to a settlement finds no lease any more, and knows nothing of why. What became of an
         # execution that has ended is for the settler to tell.
         missing = [running for running in missing if not running.has_ended]
-        lost = await claims.lost(connection, parts.config.schema, [one.lease for one in missing]) if missing else set()
+        lost = await ask(connection, claims.lost(parts.config.schema, [one.lease for one in missing])) if missing else set()
         return held, told, missing, lost
 
     held, told, missing, lost = await parts.quick.run(once)
@@ -136,7 +139,7 @@ async def check_cancels(parts: Parts, told: Sequence[Running], connection: Conne
     for start in range(0, len(told), RENEWED_AT_ONCE_MAX):
         some = told[start : start + RENEWED_AT_ONCE_MAX]
         with trio.fail_after(parts.quick.deadline_seconds):
-            surprises = await claims.cancelled(connection, parts.config.schema, [running.lease for running in some])
+            surprises = await ask(connection, claims.cancelled(parts.config.schema, [running.lease for running in some]))
         why = {surprise.job_id: surprise.why for surprise in surprises}
         for running in some:
             if running.job.id in why:

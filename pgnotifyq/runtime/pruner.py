@@ -13,6 +13,7 @@ from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.jobs import list_troubles
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.reclaimer import bear, tell_news
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.jobs import TroubleRow
@@ -46,13 +47,15 @@ async def prune(parts: Parts, told: set[JobId]) -> None:
             nonlocal tries
             jobs_max = max(BATCH_MAX >> (2 * tries), 1)  # what was late is asked for smaller
             tries += 1
-            return await workers.prune(
+            return await ask(
                 connection,
-                parts.config.schema,
-                older_than_seconds=parts.config.retention_seconds,
-                after_id=after_id,
-                jobs_max=jobs_max,
-                queues=parts.config.queues,
+                workers.prune(
+                    parts.config.schema,
+                    older_than_seconds=parts.config.retention_seconds,
+                    after_id=after_id,
+                    jobs_max=jobs_max,
+                    queues=parts.config.queues,
+                ),
             )
 
         deleted, after_id = await parts.durable.run(once)
@@ -69,7 +72,7 @@ async def _tell_troubles(parts: Parts, within_seconds: float, told: set[JobId]) 
     """Tell of jobs that cannot be deleted, for a table of the user's refers to them, say. `told` are those of the pass before."""
 
     async def once(connection: Connection) -> list[TroubleRow]:
-        return await list_troubles(connection, parts.config.schema, verb="prune", within_seconds=within_seconds)
+        return await ask(connection, list_troubles(parts.config.schema, verb="prune", within_seconds=within_seconds))
 
     troubles = await parts.durable.run(once)
     tell_news(parts, [trouble for trouble in troubles if trouble.job_id not in told])

@@ -24,6 +24,7 @@ from pgnotifyq.ledger.errors import Whose, whose
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
 from pgnotifyq.runtime.bell import Bell
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -147,11 +148,13 @@ class Settler:
                 # Each time in smaller parts: what was answered is durable, so the next try goes further.
                 jobs_max = max(claims.APART_JOBS_MAX // 5 ** (tries - 2), 1)
                 return await self._settle_apart(connection, batch, is_last=False, jobs_max=jobs_max)
-            return await claims.settle_surely(
+            return await ask(
                 connection,
-                self._parts.config.schema,
-                worker_id=self._parts.worker_id,
-                settlements=[(running.lease, settlement) for running, settlement in batch],
+                claims.settle_surely(
+                    self._parts.config.schema,
+                    worker_id=self._parts.worker_id,
+                    settlements=[(running.lease, settlement) for running, settlement in batch],
+                ),
             )
 
         surprises = await self._run(once, batch)
@@ -177,14 +180,16 @@ class Settler:
         self, connection: Connection, batch: list[Outcome], *, is_last: bool, jobs_max: int = claims.APART_JOBS_MAX
     ) -> list[claims.Surprise]:
         lock_seconds = self._parts.durable.deadline_seconds / (2 * claims.APART_JOBS_MAX)
-        return await claims.settle_apart(
+        return await ask(
             connection,
-            self._parts.config.schema,
-            worker_id=self._parts.worker_id,
-            settlements=[(running.lease, settlement) for running, settlement in batch],
-            lock_seconds=min(lock_seconds, claims.APART_LOCK_SECONDS_MAX),
-            is_last=is_last,
-            jobs_max=jobs_max,
+            claims.settle_apart(
+                self._parts.config.schema,
+                worker_id=self._parts.worker_id,
+                settlements=[(running.lease, settlement) for running, settlement in batch],
+                lock_seconds=min(lock_seconds, claims.APART_LOCK_SECONDS_MAX),
+                is_last=is_last,
+                jobs_max=jobs_max,
+            ),
         )
 
     def _finish(self, batch: Sequence[Outcome], surprises: Sequence[claims.Surprise]) -> None:

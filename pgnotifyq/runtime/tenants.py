@@ -26,6 +26,7 @@ from psycopg import pq
 from pgnotifyq.ledger import claims, fences
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.model.errors import ConnectionsTaken, JobCancelled, LeaseLost, PoolTimeout, TransactionLeft, TransactionRefused
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.lent import Lent
 from pgnotifyq.wire.pool import open_pool
 from pgnotifyq.wire.sessions import For
@@ -99,11 +100,13 @@ async def open_transaction(
                 begun_in = _xact_of(connection)
                 with _guarded(connection, running):
                     yield connection
-                held = await fences.meet_fence(connection, databases.schema, lease, begun_in=begun_in)
+                held = await ask(connection, fences.meet_fence(databases.schema, lease, begun_in=begun_in))
                 if held != "held":
                     raise _refusal(running, held)
                 if ending is not None:
-                    await claims.settle(connection, databases.schema, worker_id=parts.worker_id, settlements=[(lease, ending)])
+                    await ask(
+                        connection, claims.settle(databases.schema, worker_id=parts.worker_id, settlements=[(lease, ending)])
+                    )
             if ending is not None:
                 running.is_settled = True
 

@@ -50,6 +50,7 @@ from pgnotifyq.runtime.trust import (
     register,
 )
 from pgnotifyq.runtime.watchdog import names_of, watch_for_ever
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.postmaster import find_postmaster
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ async def _drain(parts: Parts, handle: WorkerHandle) -> None:
 
 async def _show_draining(parts: Parts) -> None:
     async def once(connection: Connection) -> None:
-        await workers.set_state(connection, parts.config.schema, parts.worker_id, "draining")
+        await ask(connection, workers.set_state(parts.config.schema, parts.worker_id, "draining"))
 
     await parts.quick.run(once)
 
@@ -275,8 +276,8 @@ async def _say_farewell(parts: Parts) -> None:
         left = [(running.lease, settlement) for running, settlement in ended]
         left += [(running.lease, RELEASED) for running in parts.holdings if running.job.id not in known]
         if left:
-            await claims.settle_surely(connection, parts.config.schema, worker_id=parts.worker_id, settlements=left)
-        await workers.unregister(connection, parts.config.schema, parts.worker_id)
+            await ask(connection, claims.settle_surely(parts.config.schema, worker_id=parts.worker_id, settlements=left))
+        await ask(connection, workers.unregister(parts.config.schema, parts.worker_id))
 
     try:
         await parts.durable.attempt(once)

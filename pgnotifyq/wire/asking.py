@@ -1,9 +1,9 @@
-"""Statements of ours that somebody waits for, or that run hundreds of times a second: straight through libpq.
+"""Ask: a verb of the ledger on a connection, on trio and on a blocking connection of psycopg.
 
-psycopg's cursor finds out anew, each time, where a statement's placeholders are, how each value is written, whether the statement is
-worth preparing, and how each column is read. Here the caller knows: placeholders are `$1`, values are the text that the server reads,
-results are binary and taken as they come, and a statement is prepared when it is first used. It spares a quarter of a
-millisecond of 0.9 when both sides have slept, and 30 to 70 microseconds of CPU in a loop (bench/README.md).
+Statements of ours go straight through libpq. psycopg's cursor finds out anew, each time, where a statement's placeholders are, how each
+value is written, whether the statement is worth preparing, and how each column is read. Here the verb knows: placeholders are `$1`,
+values are the text that the server reads, results are binary and taken as they come, and a statement is prepared when it is first used.
+It spares a quarter of a millisecond of 0.9 when both sides have slept, and 30 to 70 microseconds of CPU in a loop (bench/README.md).
 
 The rest is psycopg's: its generators drive the exchange, its errors are raised, and connection.py's rules on cancels hold.
 """
@@ -11,27 +11,180 @@ The rest is psycopg's: its generators drive the exchange, its errors are raised,
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
+import trio
 from psycopg import errors, generators, pq
+from psycopg.rows import tuple_row
 
+from pgnotifyq.ledger.ask import Aside, Ask, Copy, Plan
+from pgnotifyq.wire.connection import Cursor
 from pgnotifyq.wire.refusals import UNDONE, is_stale_plan, may_repeat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn, PGresult
 
+    from pgnotifyq.ledger.ask import Step, Verb
     from pgnotifyq.wire.connection import Connection
+
+T = TypeVar("T")
 
 _IDLE = pq.TransactionStatus.IDLE
 _OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 _BINARY = pq.Format.BINARY
+_NO_PIPELINE = pq.PipelineStatus.OFF
 
 
-async def run(connection: Connection[Any], statement: bytes, values: Sequence[str | None]) -> PGresult:
+async def ask(connection: Connection[Any], verb: Verb[T]) -> T:
+    """Ask a verb of the ledger, and return its answer.
+
+    Cancellation: see connection.py. A statement on a connection in autocommit that is still open did not happen.
+
+    Raises:
+        psycopg.Error: as a cursor would, where the verb does not say what it means.
+        PgnotifyqError: what the verb makes of it.
+    """
+    if type(verb) is not Ask:
+        return await _follow(connection, verb)  # type: ignore[arg-type]  # the other kind of verb
+    encoding = connection.info.encoding
+    try:
+        result = await run(connection, verb.statement, verb.parameters, encoding)
+    except Exception as error:
+        if verb.on_error is None:
+            raise
+        return verb.on_error(error)
+    return verb.read(result, encoding)
+
+
+async def _follow(connection: Connection[Any], plan: Plan[T]) -> T:
+    async with connection.transaction() if plan.is_whole and connection.autocommit else nullcontext():
+        steps = plan.steps()
+        told: Any = None
+        failed: Exception | None = None
+        while True:
+            try:
+                step = steps.send(told) if failed is None else steps.throw(failed)
+            except StopIteration as end:
+                answer: T = end.value
+                return answer
+            told = failed = None
+            try:
+                told = await _take(connection, step)
+            except Exception as error:  # noqa: BLE001  # the plan's to judge
+                failed = error
+
+
+async def _take(connection: Connection[Any], step: Step) -> Any:
+    """Take one step of a plan."""
+    match step:
+        case Aside.IS_ALONE:
+            return _is_alone(connection)
+        case Aside.PAUSE:
+            await trio.lowlevel.checkpoint()
+        case Copy():
+            try:
+                async with Cursor(connection, row_factory=tuple_row).copy(step.statement) as copy:
+                    for piece in step.pieces:
+                        await copy.write(piece)
+            except Exception as error:
+                if step.on_error is None:
+                    raise
+                step.on_error(error)
+        case _:
+            return await ask(connection, step)
+    return None
+
+
+def ask_blocking(connection: psycopg.Connection[Any], verb: Verb[T]) -> T:
+    """Do what `ask` does on a blocking connection of psycopg's, which may be in its owner's transaction. Nothing is prepared."""
+    if isinstance(verb, Plan):
+        return _follow_blocking(connection, verb)
+    encoding = connection.info.encoding
+    try:
+        texts = [_encoded(value, encoding) for value in verb.parameters]
+        if connection.pgconn.pipeline_status != _NO_PIPELINE:
+            result = _run_in_pipeline_blocking(connection, verb)
+        else:
+            with connection.lock:
+                connection._check_connection_ok()
+                connection.wait(connection._start_query())
+                result = connection.wait(_run_whole(connection.pgconn, encoding, verb.statement, texts))
+    except Exception as error:
+        if verb.on_error is None:
+            raise
+        return verb.on_error(error)
+    return verb.read(result, encoding)
+
+
+def _follow_blocking(connection: psycopg.Connection[Any], plan: Plan[T]) -> T:
+    with connection.transaction() if plan.is_whole and connection.autocommit else nullcontext():
+        steps = plan.steps()
+        told: Any = None
+        failed: Exception | None = None
+        while True:
+            try:
+                step = steps.send(told) if failed is None else steps.throw(failed)
+            except StopIteration as end:
+                answer: T = end.value
+                return answer
+            told = failed = None
+            try:
+                told = _take_blocking(connection, step)
+            except Exception as error:  # noqa: BLE001  # the plan's to judge
+                failed = error
+
+
+def _take_blocking(connection: psycopg.Connection[Any], step: Step) -> Any:
+    match step:
+        case Aside.IS_ALONE:
+            return _is_alone(connection)
+        case Aside.PAUSE:
+            return None
+        case Copy():
+            try:
+                with psycopg.Cursor(connection, row_factory=tuple_row).copy(step.statement) as copy:
+                    for piece in step.pieces:
+                        copy.write(piece)
+            except Exception as error:
+                if step.on_error is None:
+                    raise
+                step.on_error(error)
+            return None
+        case _:
+            return ask_blocking(connection, step)
+
+
+def _is_alone(connection: Connection[Any] | psycopg.Connection[Any]) -> bool:
+    """Tell whether the next statement will be a transaction of its own."""
+    pgconn = connection.pgconn
+    return connection.autocommit and pgconn.transaction_status == _IDLE and pgconn.pipeline_status == _NO_PIPELINE
+
+
+async def _run_in_pipeline(connection: Connection[Any], statement: bytes, values: Sequence[str | None]) -> PGresult:
+    """Run a statement within a pipeline of the connection's owner, which psycopg's cursors know how to do."""
+    cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
+    await cursor.execute(statement, values, prepare=False, binary=True)
+    await cursor.fetchall()
+    assert cursor.pgresult is not None
+    return cursor.pgresult
+
+
+def _run_in_pipeline_blocking(connection: psycopg.Connection[Any], verb: Ask[Any]) -> PGresult:
+    cursor = psycopg.RawCursor(connection, row_factory=tuple_row)
+    cursor.execute(verb.statement, verb.parameters, prepare=False, binary=True)
+    cursor.fetchall()
+    assert cursor.pgresult is not None
+    return cursor.pgresult
+
+
+async def run(
+    connection: Connection[Any], statement: bytes, values: Sequence[str | None], encoding: str | None = None
+) -> PGresult:
     """Run one statement and return its rows in binary form.
 
     It is prepared where the connection prepares and where it is a transaction of its own: in a longer one, a pooler that has lost it
@@ -45,8 +198,11 @@ async def run(connection: Connection[Any], statement: bytes, values: Sequence[st
         psycopg.Error: as a cursor would.
         psycopg.DataError: a value contains NUL, which no text of PostgreSQL can.
     """
-    encoding = connection.info.encoding
+    if encoding is None:
+        encoding = connection.info.encoding
     texts = [_encoded(value, encoding) for value in values]
+    if connection.pgconn.pipeline_status != _NO_PIPELINE:
+        return await _run_in_pipeline(connection, statement, values)
     async with connection.lock:
         connection._check_connection_ok()
         tries = 0
@@ -88,23 +244,6 @@ def _encoded(value: str | None, encoding: str) -> bytes | None:
     if "\0" in value:
         raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
     return value.encode(encoding)
-
-
-def array(values: Iterable[str | None]) -> str:
-    """Write a one-dimensional array as the server reads it.
-
-    >>> array(["a", "b, c", None])
-    '{"a","b, c",NULL}'
-    """
-    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
-
-
-def _quoted(value: str) -> str:
-    if "\\" in value:
-        value = value.replace("\\", "\\\\")
-    if '"' in value:
-        value = value.replace('"', '\\"')
-    return f'"{value}"'
 
 
 def answer(pgconn: PGconn) -> PQGen[PGresult]:

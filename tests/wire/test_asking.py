@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 
+from pgnotifyq.ledger.ask import array
 from pgnotifyq.wire import asking
 from pgnotifyq.wire.connection import Connection, open_connection
 from pgnotifyq.wire.notifications import listen, take_notifications_nowait
@@ -62,7 +63,7 @@ hostile = st.text(st.sampled_from("ab\\\",{} \n\tNUL()é;'"), max_size=8) | st.s
 def test_arrays(server_dsn: str, values: Sequence[str | None]) -> None:
     """The server reads the array that was written."""
     with psycopg.connect(server_dsn, autocommit=True) as connection:
-        row = connection.execute("select %s::text[]", (asking.array(values),)).fetchone()
+        row = connection.execute("select %s::text[]", (array(values),)).fetchone()
     assert row == (list(values),)
 
 
