@@ -24,6 +24,7 @@ from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
+    from pgnotifyq.ledger.ask import Plan
     from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.runtime.claim_size import Asked
     from pgnotifyq.runtime.parts import Parts
@@ -143,11 +144,7 @@ async def _wait_for_a_slot(parts: Parts, sleep: Sleep, expects_at: float, *, run
 
 async def _wake_up(parts: Parts, sleep: Sleep, *, hand_on: bool = False) -> None:
     queues = parts.config.queues if hand_on else ()
-
-    async def once(connection: Connection) -> None:
-        await ask(connection, workers.wake_up(parts.config.schema, parts.worker_id, queues))
-
-    await parts.quick.run(once)
+    await parts.quick.ask(workers.wake_up(parts.config.schema, parts.worker_id, queues))
     sleep.woken_up()
 
 
@@ -156,12 +153,10 @@ async def _publish(parts: Parts, sleep: Sleep) -> float:
     if not parts.push.is_proven:
         return parts.config.poll_seconds
 
-    async def once(connection: Connection) -> int:
-        return await ask(
-            connection, workers.fall_asleep(parts.config.schema, parts.worker_id, parts.config.queues, parts.served.wanted.types)
-        )
+    def publication() -> Plan[int]:
+        return workers.fall_asleep(parts.config.schema, parts.worker_id, parts.config.queues, parts.served.wanted.types)
 
-    sleep.published(await parts.quick.run(once))
+    sleep.published(await parts.quick.ask(publication))
     return 0.0
 
 

@@ -14,7 +14,6 @@ from pgnotifyq.model.errors import LeaseLost
 from pgnotifyq.model.outcome import SettleKind, Settlement, encode_result
 from pgnotifyq.runtime.logs import JobLog
 from pgnotifyq.runtime.tenants import OrgContext, open_transaction
-from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Generator
@@ -144,11 +143,6 @@ class JobContext:
         if message is not None:
             message = message.replace("\x00", "\\x00")
 
-        async def once(connection: Connection) -> bool:
-            return await ask(
-                connection,
-                claims.report_progress(self._parts.config.schema, self._running.lease, fraction=fraction, message=message),
-            )
-
-        if not await self._parts.quick.run(once):
+        news = claims.report_progress(self._parts.config.schema, self._running.lease, fraction=fraction, message=message)
+        if not await self._parts.quick.ask(news):
             raise LeaseLost(f"execution {self.execution_id} no longer owns job {self.job.id}")

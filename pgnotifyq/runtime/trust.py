@@ -54,6 +54,7 @@ from pgnotifyq.runtime.served import publish
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
+    from pgnotifyq.ledger.ask import Ask
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.postmaster import Postmaster
@@ -219,13 +220,13 @@ async def _beat(parts: Parts) -> None:
     trust = parts.trust
     sent_at = math.nan
 
-    async def once(connection: Connection) -> bool:
+    def sign() -> Ask[bool]:
         nonlocal sent_at
         sent_at = trio.current_time()
-        return await ask(connection, workers.beat(parts.config.schema, parts.worker_id))
+        return workers.beat(parts.config.schema, parts.worker_id)
 
     try:
-        if await parts.beats.attempt(once):
+        if await parts.beats.ask_once(sign):
             trust.hear(sent_at)
         else:
             await _come_back(parts)

@@ -261,10 +261,7 @@ async def _drain(parts: Parts, handle: WorkerHandle) -> None:
 
 
 async def _show_draining(parts: Parts) -> None:
-    async def once(connection: Connection) -> None:
-        await ask(connection, workers.set_state(parts.config.schema, parts.worker_id, "draining"))
-
-    await parts.quick.run(once)
+    await parts.quick.ask(workers.set_state(parts.config.schema, parts.worker_id, "draining"))
 
 
 async def _say_farewell(parts: Parts) -> None:
