@@ -28,7 +28,7 @@ import trio
 from pgnotifyq.gathering import Gatherer
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.ledger.errors import is_passing
-from pgnotifyq.ledger.migrate import check_schema
+from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.errors import (
     DatabaseUnreachable,
     InvalidJob,

@@ -14,7 +14,7 @@ import trio
 
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.jobs import is_idle
-from pgnotifyq.ledger.migrate import check_schema
+from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerSettings, config_of
 from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId

@@ -17,7 +17,8 @@ from pgnotifyq.cli.output import as_data, print_json, print_rows, shown, shown_w
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.embedded import resolve_dsn, stop_embedded
 from pgnotifyq.ledger import jobs as ledger
-from pgnotifyq.ledger.migrate import Step, as_script, check_schema, migrate
+from pgnotifyq.ledger.schema import Step, as_script
+from pgnotifyq.migrating import check_schema, migrate
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, JobNotFound
 from pgnotifyq.model.job import Job, JobId, NewJob
 from pgnotifyq.model.states import Status

@@ -13,7 +13,7 @@ from pgnotifyq.cli.commands import find_database, open_ledger
 from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.ledger.jobs import TroubleRow, list_troubles
-from pgnotifyq.ledger.migrate import code_version
+from pgnotifyq.ledger.schema import code_version
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection

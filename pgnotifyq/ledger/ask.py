@@ -10,7 +10,7 @@ The rules of an asker:
   be in binary or in text: columns.py reads both.
 - An exception goes to `Ask.on_error`, where there is one. That raises what it means, or returns an answer.
 - A plan's steps are asked one after the other. The answer to each is sent to the generator, and an exception is thrown into it.
-- A plan that `is_whole` goes into one transaction: the one that is open, else one of its own.
+- A plan that `is_whole` is undone as a whole when it fails: it goes into a transaction, or into a savepoint of the one that is open.
 - A plan may ask about the connection, or that other tasks may run: see `Aside`.
 """
 
@@ -72,10 +72,20 @@ class Copy:
     on_error: Callable[[Exception], None] | None = None
 
 
+@attrs.frozen(eq=False)
+class Script:
+    """Statements without values, which go together: a migration. Its answer is None."""
+
+    text: bytes
+    on_error: Callable[[Exception], None] | None = None
+
+
 class Aside(Enum):
     """What a plan may want besides statements."""
 
     IS_ALONE = "whether the next statement will be a transaction of its own"
+    COMMITS = "whether the connection is in autocommit: one that is not is in its owner's transaction, or about to be"
+    SERVER_VERSION = "the server's version as a number, 150_004 for 15.4"
     PAUSE = "that other tasks may run, where there are any: what comes between two pauses takes a few milliseconds"
 
 
@@ -84,13 +94,13 @@ class Plan(Generic[T_co]):
     """Several statements, each decided by the answers to those before."""
 
     steps: Callable[[], Steps[T_co]]  # begins anew at each call
-    is_whole: bool = False  # all or none
+    is_whole: bool = False  # all or none: it goes into a transaction of its own, or a savepoint of the one that is open
     may_repeat: bool = True
     is_durable: bool = True
 
 
 Verb: TypeAlias = Ask[T] | Plan[T]
-Step: TypeAlias = Ask[Any] | Plan[Any] | Copy | Aside
+Step: TypeAlias = Ask[Any] | Plan[Any] | Copy | Script | Aside
 Steps: TypeAlias = Generator[Step, Any, T]
 
 

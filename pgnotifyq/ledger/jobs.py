@@ -252,7 +252,8 @@ def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
             payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
             yield Aside.PAUSE
         # A connection that is not in autocommit is in its owner's transaction already, or about to be: it is not ours to commit.
-        ids = yield Plan(lambda: _in_parts(schema, jobs, payloads), is_whole=True, may_repeat=False)
+        is_whole: bool = yield Aside.COMMITS
+        ids = yield Plan(lambda: _in_parts(schema, jobs, payloads), is_whole=is_whole, may_repeat=False)
         return ids
 
     return Plan(steps, may_repeat=False)

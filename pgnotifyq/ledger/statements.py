@@ -60,8 +60,17 @@ def compose(text: str, schema: str) -> bytes:
 @functools.cache
 def query(name: str, schema: str) -> bytes:
     """Return the statement of `sql/queries/<name>.sql`, composed."""
-    text = (sql_folder() / "queries" / f"{name}.sql").read_text(encoding="utf-8")
-    return compose(text, schema)
+    return _statement("queries", name, schema)
+
+
+@functools.cache
+def bookkeeping(name: str, schema: str) -> bytes:
+    """Return the statement of `sql/bookkeeping/<name>.sql`, composed."""
+    return _statement("bookkeeping", name, schema)
+
+
+def _statement(folder: str, name: str, schema: str) -> bytes:
+    return compose((sql_folder() / folder / f"{name}.sql").read_text(encoding="utf-8"), schema)
 
 
 @functools.cache

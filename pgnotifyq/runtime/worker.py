@@ -18,7 +18,7 @@ import trio
 
 from pgnotifyq.ledger import claims, workers
 from pgnotifyq.ledger.errors import Whose, translated, whose
-from pgnotifyq.ledger.migrate import check_schema
+from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
 from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import secrets
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
 import psycopg
 import trio
 from psycopg import errors, generators, pq
 from psycopg.rows import tuple_row
 
-from pgnotifyq.ledger.ask import Aside, Ask, Copy, Plan
+from pgnotifyq.ledger.ask import Aside, Ask, Plan, Script
 from pgnotifyq.wire.connection import Cursor
 from pgnotifyq.wire.refusals import UNDONE, is_stale_plan, may_repeat
 
@@ -62,7 +62,7 @@ async def ask(connection: Connection[Any], verb: Verb[T]) -> T:
 
 
 async def _follow(connection: Connection[Any], plan: Plan[T]) -> T:
-    async with connection.transaction() if plan.is_whole and connection.autocommit else nullcontext():
+    async with connection.transaction() if plan.is_whole else nullcontext():
         steps = plan.steps()
         told: Any = None
         failed: Exception | None = None
@@ -81,23 +81,24 @@ async def _follow(connection: Connection[Any], plan: Plan[T]) -> T:
 
 async def _take(connection: Connection[Any], step: Step) -> Any:
     """Take one step of a plan."""
-    match step:
-        case Aside.IS_ALONE:
-            return _is_alone(connection)
-        case Aside.PAUSE:
-            await trio.lowlevel.checkpoint()
-        case Copy():
-            try:
-                async with Cursor(connection, row_factory=tuple_row).copy(step.statement) as copy:
-                    for piece in step.pieces:
-                        await copy.write(piece)
-            except Exception as error:
-                if step.on_error is None:
-                    raise
-                step.on_error(error)
-        case _:
-            return await ask(connection, step)
-    return None
+    if isinstance(step, Ask | Plan):
+        return await ask(connection, step)
+    if step is Aside.PAUSE:
+        return await trio.lowlevel.checkpoint()
+    if isinstance(step, Aside):
+        return _tell(connection, step)
+    cursor = Cursor(connection, row_factory=tuple_row)
+    try:
+        if isinstance(step, Script):
+            await cursor.execute(step.text, prepare=False)
+            return None
+        async with cursor.copy(step.statement) as copy:
+            for piece in step.pieces:
+                await copy.write(piece)
+    except Exception as error:
+        if step.on_error is None:
+            raise
+        step.on_error(error)
 
 
 def ask_blocking(connection: psycopg.Connection[Any], verb: Verb[T]) -> T:
@@ -122,7 +123,7 @@ def ask_blocking(connection: psycopg.Connection[Any], verb: Verb[T]) -> T:
 
 
 def _follow_blocking(connection: psycopg.Connection[Any], plan: Plan[T]) -> T:
-    with connection.transaction() if plan.is_whole and connection.autocommit else nullcontext():
+    with connection.transaction() if plan.is_whole else nullcontext():
         steps = plan.steps()
         told: Any = None
         failed: Exception | None = None
@@ -140,23 +141,36 @@ def _follow_blocking(connection: psycopg.Connection[Any], plan: Plan[T]) -> T:
 
 
 def _take_blocking(connection: psycopg.Connection[Any], step: Step) -> Any:
-    match step:
+    if isinstance(step, Ask | Plan):
+        return ask_blocking(connection, step)
+    if isinstance(step, Aside):
+        return _tell(connection, step)
+    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+    try:
+        if isinstance(step, Script):
+            cursor.execute(step.text, prepare=False)
+            return None
+        with cursor.copy(step.statement) as copy:
+            for piece in step.pieces:
+                copy.write(piece)
+    except Exception as error:
+        if step.on_error is None:
+            raise
+        step.on_error(error)
+
+
+def _tell(connection: Connection[Any] | psycopg.Connection[Any], aside: Aside) -> Any:
+    """Return what a plan wants to know of the connection; nothing of a pause, where nobody else could run."""
+    match aside:
         case Aside.IS_ALONE:
             return _is_alone(connection)
+        case Aside.COMMITS:
+            return connection.autocommit
+        case Aside.SERVER_VERSION:
+            return connection.info.server_version
         case Aside.PAUSE:
             return None
-        case Copy():
-            try:
-                with psycopg.Cursor(connection, row_factory=tuple_row).copy(step.statement) as copy:
-                    for piece in step.pieces:
-                        copy.write(piece)
-            except Exception as error:
-                if step.on_error is None:
-                    raise
-                step.on_error(error)
-            return None
-        case _:
-            return ask_blocking(connection, step)
+    assert_never(aside)
 
 
 def _is_alone(connection: Connection[Any] | psycopg.Connection[Any]) -> bool:

@@ -10,8 +10,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.ledger import claims
-from pgnotifyq.ledger.migrate import migrate
 from pgnotifyq.ledger.statements import query
+from pgnotifyq.migrating import migrate
 from pgnotifyq.model.job import JobId
 from pgnotifyq.model.payload import Undecodable
 from pgnotifyq.wire.asking import ask

@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 from pgnotifyq.ledger import jobs, workers
 from pgnotifyq.ledger.ask import Ask
 from pgnotifyq.ledger.columns import rows
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.model.errors import ConfigError, InvalidPayload, SchemaMissing, UniqueKeyHeld
 from pgnotifyq.model.job import JobId, NewJob, OrgId
 from pgnotifyq.model.states import Status

@@ -9,7 +9,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.ledger import jobs
-from pgnotifyq.ledger.migrate import as_script, check_schema, code_version, migrate
+from pgnotifyq.ledger.schema import as_script, code_version
+from pgnotifyq.migrating import check_schema, migrate
 from pgnotifyq.model.errors import ConfigError, MissingRights, SchemaOutOfDate, SchemaTooNew
 from pgnotifyq.model.job import NewJob
 from pgnotifyq.wire.asking import ask
@@ -130,7 +131,7 @@ async def test_schema_of_a_time_before_that_was_noted(admin: Link) -> None:
     await migrate(admin)
     await admin.execute("alter table pgnotifyq.schema_migrations drop column oldest_code")
     await admin.execute("delete from pgnotifyq.schema_migrations where version >= 9 or version = 0")
-    await admin.execute("drop table pgnotifyq.retention; drop trigger jobs_history_goes_with_them on pgnotifyq.jobs")
+    await admin.execute("drop table pgnotifyq.retention, pgnotifyq.fences cascade; drop trigger jobs_history_goes_with_them on pgnotifyq.jobs")
     with pytest.raises(SchemaOutOfDate):
         await check_schema(admin)
     assert [step.version for step in await migrate(admin)] == [*range(9, code_version() + 1), 0]

@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from pgnotifyq.client import open_client
 from pgnotifyq.ledger import claims, jobs
 from pgnotifyq.ledger.columns import time_from_text
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.model.job import JobId
 from pgnotifyq.model.outcome import SettleKind, Settlement
 from pgnotifyq.model.payload import Undecodable
