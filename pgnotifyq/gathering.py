@@ -104,7 +104,7 @@ class Gatherer:
             taker = find_taker(self._dsn, self._schema, job)
             if taker is not None:
                 return await enqueue_and_hand_over(connection, taker, job)
-            return await ask(connection, ledger.enqueue(self._schema, job))
+            return await ask(connection, ledger.enqueue_one(self._schema, job, encode(job.payload), is_alone=True))
 
     async def _enqueue_gathered(self, caller: _Caller) -> JobId:
         """Wait until another has enqueued the job, or lead."""

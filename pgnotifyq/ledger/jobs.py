@@ -130,9 +130,13 @@ def enqueue_together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str
 
     Source: sql/functions/enqueue_many.sql
     """
+    return Ask(*_together(schema, jobs, payloads), _in_order, said_of(schema), may_repeat=False)
+
+
+def _together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[bytes, tuple[str, ...]]:
     types = "uuid[] uuid[] text[] text[] text[] smallint[] timestamptz[] float8[] integer[] text[]"
     values = (*_arrays(list(new_ids(len(jobs))), jobs, payloads), array([job.unique_key for job in jobs]))
-    return Ask(call("enqueue_many", types, schema), values, _in_order, said_of(schema), may_repeat=False)
+    return call("enqueue_many", types, schema), values
 
 
 def _in_order(answer: Answer, encoding: str) -> list[JobId]:
@@ -149,8 +153,8 @@ def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str
         array(payloads),
         array([str(job.priority) for job in jobs]),
         array([None if job.scheduled_at is None else job.scheduled_at.isoformat() for job in jobs]),
-        array([text(job.delay_seconds) for job in jobs]),
-        array([text(job.max_attempts) for job in jobs]),
+        array([None if job.delay_seconds is None else str(job.delay_seconds) for job in jobs]),
+        array([None if job.max_attempts is None else str(job.max_attempts) for job in jobs]),
     )
 
 
@@ -162,17 +166,32 @@ def enqueue(schema: str, job: NewJob) -> Plan[JobId]:
     Raises:
         InvalidPayload, PayloadTooLarge: the payload cannot be stored.
     """
-    payloads = [encode(job.payload)]
+    payload = encode(job.payload)
 
     def steps() -> Steps[JobId]:
-        if job.unique_key is None and (yield Aside.IS_ALONE):
-            (made,) = yield insert(schema, [job], payloads)
-        else:
-            # Not enqueue(), the door for SQL: it counts the bytes of a payload anew, and they were counted when it was encoded.
-            (made,) = yield enqueue_together(schema, [job], payloads)
-        return JobId(made)
+        made: JobId = yield enqueue_one(schema, job, payload, is_alone=(yield Aside.IS_ALONE))
+        return made
 
     return Plan(steps, may_repeat=False)
+
+
+def enqueue_one(schema: str, job: NewJob, payload: str, *, is_alone: bool) -> Ask[JobId]:
+    """Do what `enqueue` does, given the payload's text, and whether the statement will be a transaction of its own.
+
+    Source: sql/queries/insert_jobs.sql, sql/functions/enqueue_many.sql
+    """
+    # Not enqueue(), the door for SQL: it counts the bytes of a payload anew, and they were counted when it was encoded.
+    if job.unique_key is not None or not is_alone:
+        statement, values = _together(schema, [job], [payload])
+        return Ask(statement, values, _one_id, said_of(schema), may_repeat=False)
+    (job_id,) = new_ids(1)
+    values = _arrays([job_id], [job], [payload])
+    return Ask(query("insert_jobs", schema), values, lambda _, __: job_id, said_of(schema), may_repeat=False)
+
+
+def _one_id(answer: Answer, encoding: str) -> JobId:
+    (job_id,) = _in_order(answer, encoding)
+    return job_id
 
 
 def insert(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Ask[list[JobId]]:

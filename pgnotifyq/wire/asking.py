@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn, PGresult
 
-    from pgnotifyq.ledger.ask import Step, Verb
+    from pgnotifyq.ledger.ask import Step, Steps, Verb
     from pgnotifyq.wire.connection import Connection
 
 T = TypeVar("T")
@@ -37,6 +37,7 @@ T = TypeVar("T")
 _IDLE = pq.TransactionStatus.IDLE
 _OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 _BINARY = pq.Format.BINARY
+_VERBS = (Ask, Plan)
 _NO_PIPELINE = pq.PipelineStatus.OFF
 
 
@@ -62,26 +63,31 @@ async def ask(connection: Connection[Any], verb: Verb[T]) -> T:
 
 
 async def _follow(connection: Connection[Any], plan: Plan[T]) -> T:
-    async with connection.transaction() if plan.is_whole else nullcontext():
-        steps = plan.steps()
-        told: Any = None
-        failed: Exception | None = None
-        while True:
-            try:
-                step = steps.send(told) if failed is None else steps.throw(failed)
-            except StopIteration as end:
-                answer: T = end.value
-                return answer
-            told = failed = None
-            try:
-                told = await _take(connection, step)
-            except Exception as error:  # noqa: BLE001  # the plan's to judge
-                failed = error
+    if not plan.is_whole:
+        return await _walk(connection, plan.steps())
+    async with connection.transaction():
+        return await _walk(connection, plan.steps())
+
+
+async def _walk(connection: Connection[Any], steps: Steps[T]) -> T:
+    told: Any = None
+    failed: Exception | None = None
+    while True:
+        try:
+            step = steps.send(told) if failed is None else steps.throw(failed)
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+        told = failed = None
+        try:
+            told = await _take(connection, step)
+        except Exception as error:  # noqa: BLE001  # the plan's to judge
+            failed = error
 
 
 async def _take(connection: Connection[Any], step: Step) -> Any:
     """Take one step of a plan."""
-    if isinstance(step, Ask | Plan):
+    if isinstance(step, _VERBS):
         return await ask(connection, step)
     if step is Aside.PAUSE:
         return await trio.lowlevel.checkpoint()
@@ -141,7 +147,7 @@ def _follow_blocking(connection: psycopg.Connection[Any], plan: Plan[T]) -> T:
 
 
 def _take_blocking(connection: psycopg.Connection[Any], step: Step) -> Any:
-    if isinstance(step, Ask | Plan):
+    if isinstance(step, _VERBS):
         return ask_blocking(connection, step)
     if isinstance(step, Aside):
         return _tell(connection, step)
