@@ -12,6 +12,7 @@ import trio
 from pgnotifyq.cli.commands import find_database, open_ledger
 from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.reach import answered
+from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.jobs import TroubleRow, list_troubles
 from pgnotifyq.ledger.schema import code_version
 from pgnotifyq.ledger.statements import query
@@ -329,7 +330,7 @@ async def _hear(connection: Connection[TupleRow], *, notified_by: Connection[Tup
     try:
         with trio.move_on_after(LISTEN_SECONDS):
             await listen(connection, channel)
-            await notified_by.execute("select pg_notify(%s, 'nonce')", (channel,))
+            await ask(notified_by, workers.notify("pgnotifyq", channel, "nonce"))
             while not any(note.channel == channel for note in await wait_notifications(connection)):
                 pass
             await unlisten(connection)

@@ -119,6 +119,21 @@ def fall_asleep(schema: str, worker_id: WorkerId, queues: Sequence[str], for_typ
     return Plan(steps, is_durable=False)
 
 
+def show_life(schema: str) -> Ask[None]:
+    """Have the session answer, and nothing else. Source: sql/queries/answer.sql."""
+    return Ask(query("answer", schema), (), nothing)
+
+
+def notify(schema: str, channel: str, payload: str) -> Ask[None]:
+    """Send a notification. Source: sql/queries/notify.sql."""
+    return Ask(query("notify", schema), (channel, payload), nothing)
+
+
+def release_all(schema: str, worker_id: WorkerId) -> Ask[None]:
+    """Give back what a worker holds, uncharged: its process is about to end. Source: sql/functions/release_all.sql."""
+    return Ask(call("release_all", "uuid", schema), (worker_id.hex,), nothing)
+
+
 def wake_up(schema: str, worker_id: WorkerId, hand_on: Sequence[str] = ()) -> Ask[None]:
     """Publish that the worker does not sleep; wake another for the queues in `hand_on` that have due work."""
     return Ask(call("wake_up", "uuid text[]", schema), (worker_id.hex, array(hand_on)), nothing)

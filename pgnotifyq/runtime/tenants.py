@@ -23,8 +23,7 @@ import attrs
 import psycopg
 from psycopg import pq
 
-from pgnotifyq.ledger import claims, fences
-from pgnotifyq.ledger.statements import query
+from pgnotifyq.ledger import claims, fences, look
 from pgnotifyq.model.errors import ConnectionsTaken, JobCancelled, LeaseLost, PoolTimeout, TransactionLeft, TransactionRefused
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.lent import Lent
@@ -251,9 +250,4 @@ async def find_tenant_role(connection: Connection, schema: str) -> str | None:
 
     Source: sql/queries/tenant_role.sql
     """
-    cursor = await connection.execute(query("tenant_role", schema))
-    row = await cursor.fetchone()
-    if row is None:
-        return None
-    may_be_set, has_rights, _ = row
-    return f"{schema}_tenant" if may_be_set and has_rights else None
+    return await ask(connection, look.tenant_role(schema))

@@ -16,7 +16,7 @@ import attrs
 import psycopg
 from psycopg import pq
 
-from pgnotifyq.ledger import claims, fences, jobs, schema, workers
+from pgnotifyq.ledger import claims, fences, jobs, look, schema, workers
 from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     Story = Generator[Verb[Any], Any, None]
 
-MODULES = (claims, fences, jobs, schema, workers)
+MODULES = (claims, fences, jobs, look, schema, workers)
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
 CLAIM: dict[str, Any] = {"worker_id": ANN, "queues": ["default", "other"], "lease_seconds": 60.0}
@@ -74,6 +74,12 @@ def story() -> Story:
     yield workers.fall_asleep(SCHEMA, ANN, ["default"], "{noop}")
     yield workers.wake_up(SCHEMA, ANN, ["default"])
     yield workers.set_state(SCHEMA, ANN, "draining")
+    yield workers.show_life(SCHEMA)
+    yield workers.notify(SCHEMA, "somewhere", "é")
+    yield workers.release_all(SCHEMA, WorkerId(UUID(int=99)))
+    yield look.tenant_role(SCHEMA)
+    yield look.powers(SCHEMA)
+    yield look.idle_backends(SCHEMA, [0])
     yield workers.watch(SCHEMA, ANN, 1.5, math.inf)
     yield jobs.list_workers(SCHEMA)
 
