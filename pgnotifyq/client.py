@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import psycopg
 import trio
 
@@ -39,7 +40,7 @@ from pgnotifyq.model.errors import (
     WaitTimeout,
 )
 from pgnotifyq.model.job import NIL_ORG, QUEUE_DEFAULT, DeadLetter, Job, JobId, NewJob, OrgId, job_id_of, org_id_of
-from pgnotifyq.model.payload import encode, structure
+from pgnotifyq.model.payload import encoded, structure
 from pgnotifyq.wire.asking import ask, ask_blocking
 from pgnotifyq.wire.connection import Connection, connect
 from pgnotifyq.wire.notifications import listen, owns_session, unlisten, wait_notifications
@@ -441,10 +442,11 @@ class Client:
         if handler.payload_type is None or handler.takes_job:
             return job
         try:
-            structure(json.loads(encode(job.payload)), handler.payload_type)
+            payload = encoded(job.payload)
+            structure(json.loads(payload.text), handler.payload_type)
         except PayloadUndecodable as error:
             raise InvalidPayload(f"{error}; the handler is {handler.name}") from error
-        return job
+        return attrs.evolve(job, payload=payload)
 
 
 async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | DeadLetter | None:

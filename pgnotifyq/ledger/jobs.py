@@ -209,6 +209,7 @@ def insert(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Ask[
 def enqueue_claimed(
     schema: str,
     job: NewJob,
+    payload: str,
     *,
     job_id: JobId,
     execution_id: ExecutionId,
@@ -216,25 +217,24 @@ def enqueue_claimed(
     lease_seconds: float,
     queue_name: str,
     max_attempts: int,
-) -> Ask[tuple[str, bool, datetime]]:
-    """Enqueue one job that is due, and claim it for a worker unless another job of the queue is due already.
+) -> Ask[tuple[bool, datetime]]:
+    """Enqueue one job that is due, given with its payload's text, and claim it for a worker unless another job of the queue is due already.
 
     Queue and attempts are the job's, or what the worker's handler says.
 
-    Returns: the payload's text; whether it was claimed; the database's time.
+    Returns: whether it was claimed; the database's time.
 
     Source: sql/functions/enqueue_claimed.sql, runtime/handover.py
     """
-    payload_text = encode(job.payload)
 
-    def read(answer: Answer, encoding: str) -> tuple[str, bool, datetime]:
+    def read(answer: Answer, encoding: str) -> tuple[bool, datetime]:
         ((is_claimed, time_now),) = rows(answer, encoding)
-        return payload_text, is_claimed, time_now
+        return is_claimed, time_now
 
     types = "uuid uuid uuid float8 uuid text text text smallint integer"
     values = (
         job_id.hex, execution_id.hex, worker_id.hex, str(lease_seconds),
-        job.org_id.hex, queue_name, job.job_type, payload_text, str(job.priority), str(max_attempts),
+        job.org_id.hex, queue_name, job.job_type, payload, str(job.priority), str(max_attempts),
     )  # fmt: skip
     return Ask(call("enqueue_claimed", types, schema), values, read, said_of(schema), may_repeat=False)
 

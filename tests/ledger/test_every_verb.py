@@ -97,7 +97,7 @@ def story() -> Story:
     yield jobs.enqueue(SCHEMA, NewJob(job_type="noop", max_attempts=3))
     made, execution = JobId(UUID(int=3)), ExecutionId(UUID(int=4))
     yield jobs.enqueue_claimed(
-        SCHEMA, NewJob(job_type="noop"), job_id=made, execution_id=execution, worker_id=BOB, lease_seconds=60.0,
+        SCHEMA, NewJob(job_type="noop"), "{}", job_id=made, execution_id=execution, worker_id=BOB, lease_seconds=60.0,
         queue_name="fourth", max_attempts=2,
     )  # fmt: skip
 
