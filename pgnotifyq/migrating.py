@@ -1,4 +1,7 @@
-"""Migrate a schema, and check it, by a connection of pgnotifyq's. What is asked is in ledger/schema.py."""
+"""Migrate a schema, and check it, by a connection of pgnotifyq's.
+
+What is asked is in ledger/schema.py.
+"""
 
 from __future__ import annotations
 

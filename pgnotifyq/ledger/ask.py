@@ -1,17 +1,21 @@
 """A verb is a value: what is asked, apart from how somebody waits for the answer.
 
-Each verb of this floor returns an `Ask`, or a `Plan` where it takes several statements. Whoever has a connection asks it: wire/asking.py
-on trio and on a blocking psycopg connection. A door for another kind of connection is one more function like those two, and nothing of
-this floor knows of it: there is no event loop here, no connection, and no driver.
+Each verb of this floor returns an `Ask`, or a `Plan` where it takes several statements. Whoever
+has a connection asks it: wire/asking.py does, on trio and on a blocking psycopg connection. A door
+for another kind of connection is one more function like those two, and nothing of this floor knows
+of it: there is no event loop here, no connection and no driver.
 
 The rules of an asker:
 
-- It sends `Ask.statement` with `Ask.parameters`, whose placeholders are `$1`, `$2`, ..., and hands the answer to `Ask.read`. Answers may
-  be in binary or in text: columns.py reads both.
-- An exception goes to `Ask.on_error`, where there is one. That raises what it means, or returns an answer.
-- A plan's steps are asked one after the other. The answer to each is sent to the generator, and an exception is thrown into it.
-- A plan that `is_whole` is undone as a whole when it fails: it goes into a transaction, or into a savepoint of the one that is open.
-- A plan may ask about the connection, or that other tasks may run: see `Aside`.
+- The asker sends `Ask.statement` with `Ask.parameters`, whose placeholders are `$1`, `$2`, ..., and
+  hands the answer to `Ask.read`. Answers may be in binary or in text: columns.py reads both.
+- An exception goes to `Ask.on_error`, where there is one. That function raises what the exception
+  means, or returns an answer.
+- The asker takes the steps of a plan one after the other. It sends the answer to each into the
+  generator, and throws an exception into it.
+- A plan that `is_whole` is undone as a whole when it fails: the asker puts it into a transaction,
+  or into a savepoint of the one that is open.
+- A plan may ask about the connection, and may let other tasks run: see `Aside`.
 """
 
 from __future__ import annotations
@@ -84,9 +88,9 @@ class Aside(Enum):
     """What a plan may want besides statements."""
 
     IS_ALONE = "whether the next statement will be a transaction of its own"
-    COMMITS = "whether the connection is in autocommit: one that is not is in its owner's transaction, or about to be"
+    COMMITS = "whether the connection is in autocommit, and so not about to be in a transaction"
     SERVER_VERSION = "the server's version as a number, 150_004 for 15.4"
-    PAUSE = "that other tasks may run, where there are any: what comes between two pauses takes a few milliseconds"
+    PAUSE = "that other tasks may run, where there are any; some milliseconds lie between two pauses"
 
 
 @attrs.frozen(eq=False)

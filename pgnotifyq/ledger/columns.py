@@ -1,10 +1,12 @@
-"""What a column holds, in the two forms in which PostgreSQL sends it. A column that is null is the caller's to know of.
+"""What a column holds, in the two forms in which PostgreSQL sends it.
 
-Raw SQL stores what Python cannot hold: times beyond its years, JSON beyond its depth, bytes that are no text. None of it is an error here,
-for it would be that of all the rows beside it: a time becomes the nearest there is, JSON an `Undecodable`, bytes are escaped.
+Raw SQL stores what Python cannot hold: times beyond its years, JSON beyond its depth, bytes that
+are no text. None of it is an error here, for it would be that of all the rows beside it: a time
+becomes the nearest there is, JSON an `Undecodable`, bytes are escaped.
 
-The functions that end in `_from` read one binary column, for statements that run hundreds of times a second. `rows` and `records` read
-all there is, in binary or in text.
+The functions that end in `_from` read one binary column, for statements that run hundreds of times
+a second. Whether the column is null is for their callers to know. `rows` and `records` read all
+there is, in binary or in text.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """A connection that comes back: the one place where a worker meets a database that fails.
 
-`ask(verb)` asks a verb of the ledger and repeats it, with jittered pauses, until it is answered. Where a verb depends on what changes
-between two tries, `ask` is given a function that makes it, and calls that at each try. Each try has a
-deadline: a frozen peer whose kernel still answers is seen by no TCP option, only by a deadline. A verb handed to a
-link must be safe to repeat after its reply was lost (`may_repeat`); all that are used here are, because of their fences.
-`run(operation)` does the same with an operation that asks several verbs, and decides between them.
+`ask(verb)` asks a verb of the ledger and repeats it, with jittered pauses, until it is answered.
+Where a verb depends on what changes between two tries, `ask` is given a function that makes the
+verb, and calls it at each try. Each try has a deadline: a frozen peer whose kernel still answers is
+seen by no TCP option, only by a deadline. A verb handed to a link must be safe to repeat after its
+reply was lost (`may_repeat`); all that are used here are, because of their fences. `run(operation)`
+does the same with an operation that asks several verbs and decides between them.
 
 Whose error it is decides what follows (ledger/errors.py). The session's is not repeated in that session: one that was opened on a
 standby refuses to write for as long as it lives, and the name may lead to the primary by now. The server's is repeated in the same

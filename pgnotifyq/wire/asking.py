@@ -1,11 +1,14 @@
 """Ask: a verb of the ledger on a connection, on trio and on a blocking connection of psycopg.
 
-Statements of ours go straight through libpq. psycopg's cursor finds out anew, each time, where a statement's placeholders are, how each
-value is written, whether the statement is worth preparing, and how each column is read. Here the verb knows: placeholders are `$1`,
-values are the text that the server reads, results are binary and taken as they come, and a statement is prepared when it is first used.
-It spares a quarter of a millisecond of 0.9 when both sides have slept, and 30 to 70 microseconds of CPU in a loop (bench/README.md).
+Statements of ours go straight through libpq. psycopg's cursor finds out anew, each time, where a
+statement's placeholders are, how each value is written, whether the statement is worth preparing,
+and how each column is read. Here the verb knows: placeholders are `$1`, values are the text that
+the server reads, results are binary and taken as they come, and a statement is prepared when it is
+first used. It spares a quarter of a millisecond of 0.9 when both sides have slept, and 30 to 70
+microseconds of CPU in a loop (bench/README.md).
 
-The rest is psycopg's: its generators drive the exchange, its errors are raised, and connection.py's rules on cancels hold.
+The rest is psycopg's: its generators drive the exchange, its errors are raised, and connection.py's
+rules on cancels hold.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ _NO_PIPELINE = pq.PipelineStatus.OFF
 async def ask(connection: Connection[Any], verb: Verb[T]) -> T:
     """Ask a verb of the ledger, and return its answer.
 
-    Cancellation: see connection.py. A statement on a connection in autocommit that is still open did not happen.
+    Cancellation: see connection.py. On a connection in autocommit that is still open, the statement
+    did not happen.
 
     Raises:
         psycopg.Error: as a cursor would, where the verb does not say what it means.
@@ -108,7 +112,10 @@ async def _take(connection: Connection[Any], step: Step) -> Any:
 
 
 def ask_blocking(connection: psycopg.Connection[Any], verb: Verb[T]) -> T:
-    """Do what `ask` does on a blocking connection of psycopg's, which may be in its owner's transaction. Nothing is prepared."""
+    """Do what `ask` does on a blocking connection of psycopg's; nothing is prepared.
+
+    The connection may be in its owner's transaction.
+    """
     if isinstance(verb, Plan):
         return _follow_blocking(connection, verb)
     encoding = connection.info.encoding
@@ -166,7 +173,7 @@ def _take_blocking(connection: psycopg.Connection[Any], step: Step) -> Any:
 
 
 def _tell(connection: Connection[Any] | psycopg.Connection[Any], aside: Aside) -> Any:
-    """Return what a plan wants to know of the connection; nothing of a pause, where nobody else could run."""
+    """Return what a plan wants to know of the connection. A pause is nothing here: nobody waits."""
     match aside:
         case Aside.IS_ALONE:
             return _is_alone(connection)
@@ -186,7 +193,7 @@ def _is_alone(connection: Connection[Any] | psycopg.Connection[Any]) -> bool:
 
 
 async def _run_in_pipeline(connection: Connection[Any], statement: bytes, values: Sequence[str | None]) -> PGresult:
-    """Run a statement within a pipeline of the connection's owner, which psycopg's cursors know how to do."""
+    """Run a statement within a pipeline of the connection's owner, as psycopg's cursors can."""
     cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
     await cursor.execute(statement, values, prepare=False, binary=True)
     await cursor.fetchall()
