@@ -262,7 +262,9 @@ def test_every_verb_is_asked() -> None:
 
 def test_durable_is_what_sql_says() -> None:
     """A verb says that it need not survive a crash exactly where its function commits asynchronously."""
-    asynchronous = {name.rpartition("/")[2] for name, text in files("functions") if "set_config('synchronous_commit', 'off'" in text}
+    asynchronous = {
+        name.rpartition("/")[2] for name, text in files("functions") if "set_config('synchronous_commit', 'off'" in text
+    }
     made = dict(_by_function())
     assert {name for name in asynchronous if name in made} == {name for name, verb in made.items() if not verb.is_durable}
 
