@@ -14,7 +14,7 @@ from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.connection import open_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
 QUIET_SECONDS = 0.5  # for whatever else a job sets in motion
 
@@ -23,11 +23,11 @@ async def ask(dsn: str, workers: int, samples: int) -> list[int]:
     """Return how many claims were made for each of some jobs. The workers are tasks of this process, so it counts them."""
     made = 0
 
-    def counted(claim: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def count(*arguments: Any, **named: Any) -> Any:
+    def counted(claim: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **named: Any) -> Any:
             nonlocal made
             made += 1
-            return await claim(*arguments, **named)
+            return claim(*arguments, **named)
 
         return count
 

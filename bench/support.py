@@ -19,7 +19,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.embedded import open_temporary_server
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.wire.connection import open_connection
 

@@ -32,7 +32,8 @@ from pgnotifyq._version import __version__
 
 # A program: the schema, a client, a worker.
 from pgnotifyq.wire.connection import Connection, connect
-from pgnotifyq.ledger.migrate import Step as MigrationStep, migrate
+from pgnotifyq.ledger.schema import Step as MigrationStep
+from pgnotifyq.migrating import migrate
 from pgnotifyq.doors.client import CancelOutcome, Client, open_client
 from pgnotifyq.runtime.worker import WorkerHandle, run_worker
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings

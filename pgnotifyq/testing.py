@@ -13,8 +13,8 @@ import attrs
 import trio
 
 from pgnotifyq.ledger.claimed import ClaimedJob
-from pgnotifyq.ledger.migrate import check_schema
-from pgnotifyq.ledger.statements import query
+from pgnotifyq.ledger.jobs import is_idle
+from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerSettings, config_of
 from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
@@ -27,6 +27,7 @@ from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.tenants import OrgContext
 from pgnotifyq.runtime.worker import run_worker
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For
 
@@ -150,8 +151,7 @@ async def work_until_idle(
                 handle = await nursery.start(work)
                 while True:
                     told = trio.Event()
-                    cursor = await connection.execute(query("is_idle", config.schema), {"queues": list(config.queues)})
-                    if (await cursor.fetchone() or (True,))[0]:
+                    if await ask(connection, is_idle(config.schema, config.queues)):
                         break
                     with trio.move_on_after(LOOK_SECONDS):
                         await told.wait()

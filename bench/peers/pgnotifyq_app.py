@@ -11,7 +11,7 @@ import trio
 import pgnotifyq
 from bench.peers.protocol import Loop, Notes, main, ready
 from pgnotifyq.cli.worker import spare_the_collector
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import open_connection
 
 if TYPE_CHECKING:

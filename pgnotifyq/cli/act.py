@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from pgnotifyq.cli.reach import answered
-from pgnotifyq.ledger.migrate import check_schema, migrate
+from pgnotifyq.migrating import check_schema, migrate
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For
 

@@ -28,8 +28,8 @@ from rich.table import Table
 
 from pgnotifyq.cli.demo_handlers import digest_file
 from pgnotifyq.doors.client import open_client
-from pgnotifyq.ledger.migrate import migrate
 from pgnotifyq.ledger.statements import compose
+from pgnotifyq.migrating import migrate
 from pgnotifyq.model.job import NewJob
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For

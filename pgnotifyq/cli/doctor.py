@@ -13,9 +13,11 @@ from pgnotifyq.cli.act import find_database, open_ledger
 from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, Schema
 from pgnotifyq.cli.reach import answered
+from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.jobs import TroubleRow, list_troubles
-from pgnotifyq.ledger.migrate import code_version
+from pgnotifyq.ledger.schema import code_version
 from pgnotifyq.ledger.statements import query
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 
@@ -78,7 +80,7 @@ async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow]
         *_judge_tables(facts, await _rows(connection, query("strangers", schema)), schema),
         *_judge_work(facts, await _rows(connection, query("due_queues", schema))),
         *_judge_unserved(await _rows(connection, query("unserved", schema))),
-        *_judge_troubles(await list_troubles(connection, schema, limit=TROUBLES_SHOWN_MAX + 1)),
+        *_judge_troubles(await ask(connection, list_troubles(schema, limit=TROUBLES_SHOWN_MAX + 1))),
         *([] if facts["is_standby"] else [await _hear(connection, notified_by=other)]),  # it takes no LISTEN
     ]
     return findings + _judge_snapshots(facts, await _rows(connection, query("old_snapshots", schema)))
@@ -329,7 +331,7 @@ async def _hear(connection: Connection[TupleRow], *, notified_by: Connection[Tup
     try:
         with trio.move_on_after(LISTEN_SECONDS):
             await listen(connection, channel)
-            await notified_by.execute("select pg_notify(%s, 'nonce')", (channel,))
+            await ask(notified_by, workers.notify("pgnotifyq", channel, "nonce"))
             while not any(note.channel == channel for note in await wait_notifications(connection)):
                 pass
             await unlisten(connection)

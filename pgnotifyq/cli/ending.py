@@ -42,10 +42,11 @@ import attrs
 import psycopg
 import trio
 
-from pgnotifyq.ledger.statements import compose
+from pgnotifyq.ledger import workers
 from pgnotifyq.model.errors import quietly
 from pgnotifyq.runtime.worker import FAREWELL_SECONDS
 from pgnotifyq.wire.addresses import told_of
+from pgnotifyq.wire.asking import ask_blocking
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -222,7 +223,7 @@ class Ear:
             with psycopg.connect(self.dsn, connect_timeout=2) as connection:
                 # Not when connecting: poolers refuse that.
                 connection.execute("set local statement_timeout = 2000")
-                connection.execute(compose("select {schema}.release_all(%s)", self.config.schema), (self.handle.worker_id,))
+                ask_blocking(connection, workers.release_all(self.config.schema, self.handle.worker_id))
             what = "its jobs are released"
         except psycopg.Error as error:
             what = f"its jobs could not be released ({told_of(error, self.dsn)}), their leases will run out"

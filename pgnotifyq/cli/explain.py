@@ -11,6 +11,7 @@ from pgnotifyq.cli.output import print_json, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, OfJob, Schema, job_id_of
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.model.errors import JobNotFound
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from psycopg.rows import TupleRow
@@ -29,8 +30,8 @@ def explain(job_id: OfJob, /, *, as_json: AsJson = False, dsn: Dsn = None, schem
     key = job_id_of(job_id)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        found = await ledger.explain(connection, schema, key)
-        letter = await ledger.get_dead(connection, schema, key) if found is None else None
+        found = await ask(connection, ledger.explain(schema, key))
+        letter = await ask(connection, ledger.get_dead(schema, key)) if found is None else None
         if found is not None:
             lines, data = sentences(found), attrs.asdict(found)
         elif letter is not None:

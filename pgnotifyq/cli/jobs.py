@@ -19,6 +19,7 @@ from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.model.errors import InvalidJob, InvalidPayload, JobNotFound
 from pgnotifyq.model.job import Job, NewJob
 from pgnotifyq.model.states import Status
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from psycopg.rows import TupleRow
@@ -67,7 +68,7 @@ def enqueue(
     job = NewJob(**fields)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        job_id = await ledger.enqueue(connection, schema, job)
+        job_id = await ask(connection, ledger.enqueue(schema, job))
         if as_json:
             print_json({"id": job_id})
         else:
@@ -110,7 +111,7 @@ def jobs(
         raise InvalidJob(f"--status {status!r} is not one: use {', '.join(LABELS)}")
 
     async def act(connection: Connection[TupleRow]) -> int:
-        found = await ledger.list_jobs(connection, schema, status=status, queue=queue, job_type=job_type, limit=limit)
+        found = await ask(connection, ledger.list_jobs(schema, status=status, queue=queue, job_type=job_type, limit=limit))
         rows = [_shown_job(job) for job in found]
         in_terminal = None
         if not as_json:
@@ -127,12 +128,12 @@ def show(job_id: OfJob, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: 
     key = job_id_of(job_id)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        job: Job | DeadLetter | None = await ledger.get_job(connection, schema, key)
+        job: Job | DeadLetter | None = await ask(connection, ledger.get_job(schema, key))
         if job is None:
-            job = await ledger.get_dead(connection, schema, key)
+            job = await ask(connection, ledger.get_dead(schema, key))
         if job is None:
             raise JobNotFound(f"there is no job {key}: it never was, or was pruned after its retention")
-        attempts = await ledger.history(connection, schema, key)
+        attempts = await ask(connection, ledger.history(schema, key))
         data = {**_shown_job(job), "history": [as_data(attempt) for attempt in attempts]}
         if as_json:
             print_json(data)

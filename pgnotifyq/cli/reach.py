@@ -23,8 +23,10 @@ import trio
 from psycopg import pq
 from psycopg.conninfo import timeout_from_conninfo
 
+from pgnotifyq.ledger import look
 from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.wire import addresses, forks
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 
 if TYPE_CHECKING:
@@ -88,11 +90,7 @@ async def _look_for_ever(dsn: str) -> None:
             # Connecting has a deadline of its own, an address.
             async with open_connection(dsn, application_name="pgnotifyq look") as connection:
                 with trio.fail_after(seconds):
-                    cursor = await connection.execute(
-                        "select pid, state_change from pg_stat_activity where pid = any(%s) and state like 'idle%%'",
-                        (waited_for,),
-                    )
-                    was_idle, idle = idle, set(await cursor.fetchall())
+                    was_idle, idle = idle, set(await ask(connection, look.idle_backends("pgnotifyq", waited_for)))
             silent = 0
         except (trio.TooSlowError, DatabaseUnreachable, psycopg.Error) as error:
             # Any other answer is one: too many connections, a password that was changed. A server that has gone closes what is open.

@@ -11,7 +11,8 @@ from cyclopts import Parameter
 from pgnotifyq.cli.act import find_database
 from pgnotifyq.cli.parameters import Dsn, Schema
 from pgnotifyq.cli.reach import answered
-from pgnotifyq.ledger import migrate as ledger
+from pgnotifyq.ledger import schema as ledger
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For
 
@@ -32,7 +33,7 @@ def migrate(
         async def on_database() -> list[ledger.Step]:
             async with open_connection(database.dsn, application_name="pgnotifyq migrate", used_for=For.CALLER) as connection:
                 connection.add_notice_handler(lambda notice: _tell_notice(notice.message_primary or ""))
-                return await ledger.migrate(connection, schema, dry_run=dry_run)
+                return await ask(connection, ledger.migrate(schema, dry_run=dry_run))
 
         done = await answered(database.dsn, on_database)
         if dry_run:

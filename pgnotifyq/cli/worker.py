@@ -20,12 +20,14 @@ from pgnotifyq.cli.act import find_database, open_ledger
 from pgnotifyq.cli.parameters import Dsn, Schema, whole
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.cli.streams import LAST_LINES_SECONDS, open_unfailing
+from pgnotifyq.ledger import look
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import AppNotFound, ConfigError, quietly, text_of
 from pgnotifyq.model.events import Event, EventName, as_json, as_line
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.runtime.logs import set_up_logging
 from pgnotifyq.runtime.worker import run_worker
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from pgnotifyq.cli.ending import Ear
@@ -253,12 +255,11 @@ async def _look(database: Database, schema: str) -> None:
     """See that the schema fits, before a worker is made."""
     async with open_ledger(database, schema) as connection:
         if not database.is_embedded:
-            await _warn_of_powers(connection)
+            await _warn_of_powers(connection, schema)
 
 
-async def _warn_of_powers(connection: Any) -> None:
-    cursor = await connection.execute("select rolsuper, rolbypassrls, rolname from pg_roles where rolname = current_user")
-    row = await cursor.fetchone()
-    if row and (row[0] or row[1]):
-        power = "a superuser" if row[0] else "exempt from row security"
-        _log.warning("connected as %s, %s: use a role of less power, see `doctor`", row[2], power)
+async def _warn_of_powers(connection: Any, schema: str) -> None:
+    for is_superuser, is_exempt, name in await ask(connection, look.powers(schema)):
+        if is_superuser or is_exempt:
+            power = "a superuser" if is_superuser else "exempt from row security"
+            _log.warning("connected as %s, %s: use a role of less power, see `doctor`", name, power)

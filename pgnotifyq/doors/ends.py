@@ -37,6 +37,7 @@ import trio
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.errors import DatabaseUnreachable, JobNotFound, WaitTimeout
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import connect
 from pgnotifyq.wire.notifications import listen, owns_session, unlisten, wait_notifications
 from pgnotifyq.wire.sessions import For
@@ -260,16 +261,16 @@ async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | Dea
         JobNotFound: there is no such job.
     """
     while True:
-        if await ledger.await_job(connection, schema, job_id):
+        if await ask(connection, ledger.await_job(schema, job_id)):
             return None
-        job = await ledger.get_job(connection, schema, job_id)
+        job = await ask(connection, ledger.get_job(schema, job_id))
         if job is not None and job.is_finished:
             return job
         if job is None:
-            letter = await ledger.get_dead(connection, schema, job_id)
+            letter = await ask(connection, ledger.get_dead(schema, job_id))
             if letter is not None:
                 return letter
-            if await ledger.get_job(connection, schema, job_id) is None:
+            if await ask(connection, ledger.get_job(schema, job_id)) is None:
                 raise no_job(job_id)
         # Somebody requeued the job between two of these reads. So its end will not be announced yet.
 

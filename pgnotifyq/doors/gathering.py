@@ -61,6 +61,7 @@ from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.model.errors import DatabaseUnreachable, PoolTimeout
 from pgnotifyq.model.payload import encode
 from pgnotifyq.runtime.handover import enqueue_and_hand_over, find_taker
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,25 +116,26 @@ class Gatherer:
 
         Cancellation, errors: as for `client.enqueue`.
         """
+        payload = encode(job.payload)
         if job.unique_key is not None or find_taker(self._dsn, self._schema, job) is not None:
-            return await self._enqueue_alone(job)
+            return await self._enqueue_alone(job, payload)
         if self._in_flight < IN_FLIGHT_MAX and not self._gathered:
             self._in_flight += 1
             try:
-                return await self._enqueue_alone(job)
+                return await self._enqueue_alone(job, payload)
             finally:
                 self._end_flight()
-        caller = _Caller(job, encode(job.payload))
+        caller = _Caller(job, payload)
         self._gathered.append(caller)
         return await self._enqueue_gathered(caller)
 
-    async def _enqueue_alone(self, job: NewJob) -> JobId:
+    async def _enqueue_alone(self, job: NewJob, payload: str) -> JobId:
         async with self._pool.connection() as connection:
             # Look at the last moment: a slot may have been taken during the wait for a connection.
             taker = find_taker(self._dsn, self._schema, job)
             if taker is not None:
-                return await enqueue_and_hand_over(connection, taker, job)
-            return await ledger.enqueue(connection, self._schema, job)
+                return await enqueue_and_hand_over(connection, taker, job, payload)
+            return await ask(connection, ledger.enqueue_one(self._schema, job, payload, is_alone=True))
 
     async def _enqueue_gathered(self, caller: _Caller) -> JobId:
         """Wait until another has enqueued the job, or lead."""
@@ -150,7 +152,7 @@ class Gatherer:
                 if caller.job_id is None:
                     raise
             if caller.goes_alone:
-                return await self._enqueue_alone(caller.job)
+                return await self._enqueue_alone(caller.job, caller.payload)
             if caller.error is not None:
                 raise caller.error
         return caller.job_id
@@ -182,7 +184,7 @@ class Gatherer:
                 async with self._pool.connection() as connection:
                     try:
                         jobs, payloads = [one.job for one in batch.callers], [one.payload for one in batch.callers]
-                        ids = await ledger.insert(connection, self._schema, jobs, payloads)
+                        ids = await ask(connection, ledger.insert(self._schema, jobs, payloads))
                     finally:
                         is_known = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         except Exception as caught:  # noqa: BLE001  # each caller raises it, the leader too

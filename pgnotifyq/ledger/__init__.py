@@ -1,1 +1,4 @@
-"""SQL as functions: one async function a verb, rows to model, SQLSTATE to errors. The SQL itself lives in `sql/`."""
+"""What to ask, and what the answers mean: a verb is a value (ask.py), and waits for nothing.
+
+Rows become the model, SQLSTATE becomes errors. The SQL itself lives in `sql/`.
+"""

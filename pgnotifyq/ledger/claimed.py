@@ -9,13 +9,13 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from pgnotifyq.ledger.columns import integer_from, time_from, uuid_from
+from pgnotifyq.ledger.columns import TEXT, integer_from, row_at, time_from, uuid_from
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId
 from pgnotifyq.model.payload import Undecodable, decode
 from pgnotifyq.model.states import Status
 
 if TYPE_CHECKING:
-    from psycopg.pq.abc import PGresult
+    from pgnotifyq.ledger.ask import Answer
 
 # The columns of sql/functions/claim/claim.sql.
 (
@@ -53,9 +53,11 @@ class ClaimedJob:
     _whole: Job | None
 
     @classmethod
-    def from_row(cls, result: PGresult, row: int, encoding: str, worker_id: WorkerId) -> ClaimedJob:
-        """Take one row of a claim's binary result."""
-        value: Any = result.get_value
+    def from_row(cls, answer: Answer, row: int, encoding: str, worker_id: WorkerId) -> ClaimedJob:
+        """Take one row of a claim's answer."""
+        if answer.fformat(ID) == TEXT:
+            return cls._from_text(answer, row, encoding, worker_id)
+        value: Any = answer.get_value
         job = cls()
         job.id = JobId(uuid_from(value(row, ID)))
         job.current_execution_id = ExecutionId(uuid_from(value(row, EXECUTION_ID)))
@@ -67,6 +69,31 @@ class ClaimedJob:
         job._lazy = (worker_id, encoding, *[value(row, column) for column in _LAZY])
         job._whole = None
         return job
+
+    @classmethod
+    def _from_text(cls, answer: Answer, row: int, encoding: str, worker_id: WorkerId) -> ClaimedJob:
+        """Take a row that came as text. No door claims so yet: it is read at once, and not to be fast."""
+        value = row_at(answer, row, encoding)
+        payload_text, problem = _text(answer.get_value(row, PAYLOAD), encoding)
+        whole = Job(
+            id=value[ID],
+            org_id=value[ORG_ID],
+            queue_name=value[QUEUE_NAME],
+            job_type=value[JOB_TYPE],
+            payload=Undecodable(problem) if payload_text is None else decode(payload_text),
+            priority=value[PRIORITY],
+            status=Status.RUNNING,
+            scheduled_at=value[SCHEDULED_AT],
+            attempts=value[ATTEMPTS],
+            max_attempts=value[MAX_ATTEMPTS],
+            locked_by=worker_id,
+            current_execution_id=value[EXECUTION_ID],
+            lease_expires_at=value[LEASE_EXPIRES_AT],
+            started_at=value[STARTED_AT],
+            unique_key=value[UNIQUE_KEY],
+            created_at=value[CREATED_AT],
+        )
+        return cls.from_job(whole)
 
     @classmethod
     def from_job(cls, whole: Job) -> ClaimedJob:

@@ -6,24 +6,21 @@ import json
 from typing import TYPE_CHECKING
 
 import attrs
-import psycopg
 from psycopg import errors
 
+from pgnotifyq.ledger.ask import Ask, Plan, array, text
 from pgnotifyq.ledger.claimed import EXECUTION_ID, ID, NEXT_DUE_SECONDS, PAYLOAD, SNAPSHOT_XMIN, ClaimedJob
-from pgnotifyq.ledger.columns import boolean_from, float_from, integer_from, rows, text_from, uuid_from
+from pgnotifyq.ledger.columns import is_null, rows, truth, value_at, word
 from pgnotifyq.ledger.errors import Whose, is_of_a_row, whose
-from pgnotifyq.ledger.statements import direct_call
+from pgnotifyq.ledger.statements import call
 from pgnotifyq.model.job import JobId, Lease, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
-from pgnotifyq.wire import direct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from psycopg.pq.abc import PGresult
-
+    from pgnotifyq.ledger.ask import Answer, Steps, Verb
     from pgnotifyq.model.outcome import Settlement
-    from pgnotifyq.wire.connection import Connection
 
 # Settled one by one, in one statement. Beside the deadline of a link, and each may wait for a lock.
 APART_JOBS_MAX = 25
@@ -61,9 +58,7 @@ class Wanted:
 
 def wanted(maxima: Mapping[str, int | None]) -> Wanted:
     """Return job types and their max_attempts (None: the handler says nothing) in the form that claims take."""
-    return Wanted(
-        direct.array(list(maxima)), direct.array([None if number is None else str(number) for number in maxima.values()])
-    )
+    return Wanted(array(list(maxima)), array([text(number) for number in maxima.values()]))
 
 
 # A payload of more text than this is not sent to a worker, which buries its job. It is above whatever a client may enqueue (1 MiB, and a
@@ -92,8 +87,7 @@ class Surprise:
     sqlstate: str | None = None  # of what the database said
 
 
-async def claim(
-    connection: Connection,
+def claim(
     schema: str,
     *,
     worker_id: WorkerId,
@@ -104,7 +98,7 @@ async def claim(
     after: ClaimedJob | None = None,
     only: Wanted | None = None,
     bytes_max: int = CLAIM_BYTES_MAX,
-) -> Claim:
+) -> Ask[Claim]:
     """Claim up to `jobs_max` due jobs, each with a new execution and a lease.
 
     With `after`, the look goes on behind that job and does not see what comes before it (runtime/resuming.py). With `only`, jobs
@@ -115,7 +109,7 @@ async def claim(
     Source: sql/functions/claim/claim.sql
     """
     types = "uuid text[] integer float8 boolean text integer timestamptz uuid text[] integer[] bigint bigint"
-    values: list[str | None] = [worker_id.hex, direct.array(queues), str(jobs_max), str(lease_seconds), str(is_asleep)]
+    values: list[str | None] = [worker_id.hex, array(queues), str(jobs_max), str(lease_seconds), str(is_asleep)]
     if after is None:
         values += [None, None, None, None]
     else:
@@ -123,26 +117,27 @@ async def claim(
         values += [whole.queue_name, str(whole.priority), whole.scheduled_at.isoformat(), whole.id.hex]
     values += [None, None] if only is None else [only.types, only.maxima]
     values += [str(bytes_max), str(PAYLOAD_SENT_BYTES_MAX)]
-    result = await direct.run(connection, direct_call("claim", types, schema), values)
-    encoding, count = connection.info.encoding, result.ntuples
-    next_due_seconds = snapshot_xmin = None
-    ran_dry = count > 0 and result.get_value(count - 1, ID) is None
-    if ran_dry:
-        count -= 1
-        due, xmin = result.get_value(count, NEXT_DUE_SECONDS), result.get_value(count, SNAPSHOT_XMIN)
-        next_due_seconds = None if due is None else float_from(due)
-        snapshot_xmin = None if xmin is None else integer_from(xmin)
-    return Claim(
-        jobs=[ClaimedJob.from_row(result, row, encoding, worker_id) for row in range(count)],
-        ran_dry=ran_dry,
-        next_due_seconds=next_due_seconds,
-        is_contended=next_due_seconds is not None and next_due_seconds <= 0,
-        snapshot_xmin=snapshot_xmin,
-    )
+
+    def read(answer: Answer, encoding: str) -> Claim:
+        count = answer.ntuples
+        next_due_seconds = snapshot_xmin = None
+        ran_dry = count > 0 and is_null(answer, count - 1, ID)
+        if ran_dry:
+            count -= 1
+            next_due_seconds = value_at(answer, count, NEXT_DUE_SECONDS, encoding)
+            snapshot_xmin = value_at(answer, count, SNAPSHOT_XMIN, encoding)
+        return Claim(
+            jobs=[ClaimedJob.from_row(answer, row, encoding, worker_id) for row in range(count)],
+            ran_dry=ran_dry,
+            next_due_seconds=next_due_seconds,
+            is_contended=next_due_seconds is not None and next_due_seconds <= 0,
+            snapshot_xmin=snapshot_xmin,
+        )
+
+    return Ask(call("claim", types, schema), values, read, is_durable=False)
 
 
-async def claim_apart(
-    connection: Connection,
+def claim_apart(
     schema: str,
     *,
     worker_id: WorkerId,
@@ -150,7 +145,7 @@ async def claim_apart(
     jobs_max: int,
     lease_seconds: float,
     only: Wanted | None = None,
-) -> Claim:
+) -> Ask[Claim]:
     """Claim due jobs one at a time, when `claim` has failed over some row, and put aside those that cannot be claimed.
 
     Returns: as `claim`, never dry: the next one passes over what was put aside.
@@ -159,28 +154,28 @@ async def claim_apart(
 
     Source: sql/functions/claim/claim_apart.sql
     """
-    result = await direct.run(
-        connection,
-        direct_call("claim_apart", "uuid text[] integer float8 text[] integer[] bigint", schema),
-        (
-            worker_id.hex, direct.array(queues), str(jobs_max), str(lease_seconds),
-            None if only is None else only.types, None if only is None else only.maxima, str(PAYLOAD_SENT_BYTES_MAX),
-        ),
-    )  # fmt: skip
-    encoding, jobs, put_aside = connection.info.encoding, [], []
-    for row in range(result.ntuples):
-        if result.get_value(row, EXECUTION_ID) is not None:
-            jobs.append(ClaimedJob.from_row(result, row, encoding, worker_id))
-            continue
-        raw_id, said = result.get_value(row, ID), result.get_value(row, PAYLOAD)
-        assert raw_id is not None
-        why = "" if said is None else said.decode(encoding, "replace")
-        put_aside.append(PutAside(job_id=JobId(uuid_from(raw_id)), why=why))
-    return Claim(jobs=jobs, ran_dry=False, next_due_seconds=None, is_contended=False, snapshot_xmin=None, put_aside=put_aside)
+
+    def read(answer: Answer, encoding: str) -> Claim:
+        jobs, put_aside = [], []
+        for row in range(answer.ntuples):
+            if not is_null(answer, row, EXECUTION_ID):
+                jobs.append(ClaimedJob.from_row(answer, row, encoding, worker_id))
+                continue
+            said = answer.get_value(row, PAYLOAD)
+            why = "" if said is None else said.decode(encoding, "replace")
+            put_aside.append(PutAside(job_id=JobId(value_at(answer, row, ID, encoding)), why=why))
+        return Claim(jobs=jobs, ran_dry=False, next_due_seconds=None, is_contended=False, snapshot_xmin=None, put_aside=put_aside)
+
+    types = "uuid text[] integer float8 text[] integer[] bigint"
+    values = (worker_id.hex, array(queues), str(jobs_max), str(lease_seconds), *_as_wanted(only), str(PAYLOAD_SENT_BYTES_MAX))
+    return Ask(call("claim_apart", types, schema), values, read)
 
 
-async def claim_named(
-    connection: Connection,
+def _as_wanted(only: Wanted | None) -> tuple[str | None, str | None]:
+    return (None, None) if only is None else (only.types, only.maxima)
+
+
+def claim_named(
     schema: str,
     *,
     worker_id: WorkerId,
@@ -188,7 +183,7 @@ async def claim_named(
     job_id: str,
     lease_seconds: float,
     only: Wanted | None = None,
-) -> NamedClaim:
+) -> Ask[NamedClaim]:
     """Claim one job of these queues, by its key, if it is due. `job_id` is the key's text; another text names no job.
 
     A row that cannot be updated is still there: whoever looks for it puts it aside.
@@ -197,29 +192,25 @@ async def claim_named(
 
     Source: sql/functions/claim/claim_named.sql
     """
-    try:
-        result = await direct.run(
-            connection,
-            direct_call("claim_named", "uuid text[] uuid float8 text[] integer[] bigint", schema),
-            (
-                worker_id.hex, direct.array(queues), job_id, str(lease_seconds),
-                None if only is None else only.types, None if only is None else only.maxima, str(PAYLOAD_SENT_BYTES_MAX),
-            ),
-        )  # fmt: skip
-    except (errors.LockNotAvailable, errors.InvalidTextRepresentation):
-        return NamedClaim(job=None, is_still_there=True)
-    except psycopg.Error as error:
-        if not is_of_a_row(error):
-            raise
-        return NamedClaim(job=None, is_still_there=True)
-    if result.ntuples and result.get_value(0, ID) is not None:
-        return NamedClaim(job=ClaimedJob.from_row(result, 0, connection.info.encoding, worker_id))
-    return NamedClaim(job=None, is_still_there=result.ntuples == 0)
+
+    def read(answer: Answer, encoding: str) -> NamedClaim:
+        count = answer.ntuples
+        if count and not is_null(answer, 0, ID):
+            return NamedClaim(job=ClaimedJob.from_row(answer, 0, encoding, worker_id))
+        return NamedClaim(job=None, is_still_there=count == 0)
+
+    types = "uuid text[] uuid float8 text[] integer[] bigint"
+    values = (worker_id.hex, array(queues), job_id, str(lease_seconds), *_as_wanted(only), str(PAYLOAD_SENT_BYTES_MAX))
+    return Ask(call("claim_named", types, schema), values, read, _still_there, is_durable=False)
 
 
-async def heartbeat(
-    connection: Connection, schema: str, *, worker_id: WorkerId, leases: Sequence[Lease], lease_seconds: float
-) -> list[Surprise]:
+def _still_there(error: Exception) -> NamedClaim:
+    if isinstance(error, (errors.LockNotAvailable, errors.InvalidTextRepresentation)) or is_of_a_row(error):
+        return NamedClaim(job=None, is_still_there=True)
+    raise error
+
+
+def heartbeat(schema: str, *, worker_id: WorkerId, leases: Sequence[Lease], lease_seconds: float) -> Ask[list[Surprise]]:
     """Give a sign of life and renew leases.
 
     Returns: the jobs that are not simply renewed: `cancelled` (still held; stop the handler), `lost`, or `unrenewed` (still held, and its
@@ -227,38 +218,33 @@ async def heartbeat(
 
     Source: sql/functions/lease/heartbeat.sql
     """
-    result = await direct.run(
-        connection,
-        direct_call("heartbeat", "uuid uuid[] uuid[] float8", schema),
-        (worker_id.hex, *_as_arrays(sorted(leases, key=_by_job)), str(lease_seconds)),
-    )
-    return _surprises(result, connection.info.encoding)
+    values = (worker_id.hex, *_as_arrays(sorted(leases, key=_by_job)), str(lease_seconds))
+    return Ask(call("heartbeat", "uuid uuid[] uuid[] float8", schema), values, _surprises, is_durable=False)
 
 
-async def lost(connection: Connection, schema: str, leases: Sequence[Lease]) -> set[JobId]:
+def lost(schema: str, leases: Sequence[Lease]) -> Ask[set[JobId]]:
     """Return which of some executions, that hold their jobs no more, have lost them, and did not end by what this worker wrote.
 
     Source: sql/functions/end/surprises.sql
     """
-    leases = sorted(leases, key=_by_job)
-    result = await direct.run(connection, direct_call("surprises", "uuid[] uuid[]", schema), _as_arrays(leases))
-    return {surprise.job_id for surprise in _surprises(result, connection.info.encoding) if surprise.became == "lost"}
+    return Ask(call("surprises", "uuid[] uuid[]", schema), _as_arrays(sorted(leases, key=_by_job)), _lost)
 
 
-async def cancelled(connection: Connection, schema: str, leases: Sequence[Lease]) -> list[Surprise]:
+def _lost(answer: Answer, encoding: str) -> set[JobId]:
+    return {surprise.job_id for surprise in _surprises(answer, encoding) if surprise.became == "lost"}
+
+
+def cancelled(schema: str, leases: Sequence[Lease]) -> Ask[list[Surprise]]:
     """Return which of some executions shall stop because their jobs were cancelled. Source: sql/functions/lease/cancelled.sql."""
-    result = await direct.run(connection, direct_call("cancelled", "uuid[] uuid[]", schema), _as_arrays(leases))
-    encoding = connection.info.encoding
-    return [
-        Surprise(job_id=JobId(uuid_from(raw_id)), became="cancelled", why=None if why is None else text_from(why, encoding))
-        for raw_id, why in rows(result)
-    ]
+    return Ask(call("cancelled", "uuid[] uuid[]", schema), _as_arrays(leases), _cancelled)
 
 
-async def settle(
-    connection: Connection, schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]
-) -> list[Surprise]:
-    """End executions, each fenced by job id and execution id; durable when this returns.
+def _cancelled(answer: Answer, encoding: str) -> list[Surprise]:
+    return [Surprise(job_id=job_id, became="cancelled", why=why) for job_id, why in rows(answer, encoding)]
+
+
+def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]) -> Verb[list[Surprise]]:
+    """End executions, each fenced by job id and execution id; durable when this is answered.
 
     Repeating a batch whose reply was lost is safe: an execution that ended is recognised by its id.
 
@@ -273,49 +259,55 @@ async def settle(
             plain.append(lease)
         else:
             rest.append((lease, settlement))
-    plain.sort(key=_by_job)
-    rest.sort(key=lambda pair: _by_job(pair[0]))
-    surprises: list[Surprise] = []
-    encoding = connection.info.encoding
+    asks: list[Ask[list[Surprise]]] = []
+    values: tuple[str, ...]
     if plain:
-        statement = direct_call("complete", "uuid uuid[] uuid[]", schema)
-        result = await direct.run(connection, statement, (worker_id.hex, *_as_arrays(plain)))
-        surprises += _surprises(result, encoding)
+        plain.sort(key=_by_job)
+        values = (worker_id.hex, *_as_arrays(plain))
+        asks.append(Ask(call("complete", "uuid uuid[] uuid[]", schema), values, _surprises))
     if rest:
-        result = await direct.run(
-            connection,
-            direct_call("settle", _SETTLE_TYPES, schema),
-            (worker_id.hex, *_as_arrays([lease for lease, _ in rest]), *_as_columns([settlement for _, settlement in rest])),
-        )
-        surprises += _surprises(result, encoding)
-    return surprises
+        rest.sort(key=lambda pair: _by_job(pair[0]))
+        values = (worker_id.hex, *_as_arrays([lease for lease, _ in rest]), *_as_columns([ending for _, ending in rest]))
+        asks.append(Ask(call("settle", _SETTLE_TYPES, schema), values, _surprises))
+    if len(asks) == 1:
+        return asks[0]
+
+    def steps() -> Steps[list[Surprise]]:
+        surprises: list[Surprise] = []
+        for ask in asks:
+            surprises += yield ask
+        return surprises
+
+    return Plan(steps)
 
 
-async def settle_surely(
-    connection: Connection, schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]
-) -> list[Surprise]:
+def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]) -> Plan[list[Surprise]]:
     """Do what `settle` does; where one row stands in the way of the others, do it apart.
 
     Returns: as `settle`, and as `settle_apart` with `is_last`.
     """
-    try:
-        surprises = await settle(connection, schema, worker_id=worker_id, settlements=settlements)
-    except Exception as error:
-        # Ours too: a trigger of the user's that lacks a table or a right says the same as a schema that does.
-        if whose(error) not in {Whose.JOB, Whose.OURS}:
-            raise
-        return await settle_apart(connection, schema, worker_id=worker_id, settlements=settlements)
-    lost = {surprise.job_id for surprise in surprises if surprise.became == "lost"}
-    if not lost:
-        return surprises
-    # Or left out by a trigger of the user's that returned null, in which case it is still held.
-    again = [(lease, settlement) for lease, settlement in settlements if lease.job_id in lost]
-    apart = await settle_apart(connection, schema, worker_id=worker_id, settlements=again)
-    return [surprise for surprise in surprises if surprise.became != "lost"] + apart
+
+    def steps() -> Steps[list[Surprise]]:
+        try:
+            surprises: list[Surprise] = yield settle(schema, worker_id=worker_id, settlements=settlements)
+        except Exception as error:
+            # Ours too: a trigger of the user's that lacks a table or a right says the same as a schema that does.
+            if whose(error) not in {Whose.JOB, Whose.OURS}:
+                raise
+            surprises = yield settle_apart(schema, worker_id=worker_id, settlements=settlements)
+            return surprises
+        lost = {surprise.job_id for surprise in surprises if surprise.became == "lost"}
+        if not lost:
+            return surprises
+        # Or left out by a trigger of the user's that returned null, in which case it is still held.
+        again = [(lease, settlement) for lease, settlement in settlements if lease.job_id in lost]
+        apart: list[Surprise] = yield settle_apart(schema, worker_id=worker_id, settlements=again)
+        return [surprise for surprise in surprises if surprise.became != "lost"] + apart
+
+    return Plan(steps)
 
 
-async def settle_apart(
-    connection: Connection,
+def settle_apart(
     schema: str,
     *,
     worker_id: WorkerId,
@@ -323,13 +315,13 @@ async def settle_apart(
     lock_seconds: float = APART_LOCK_SECONDS_MAX,
     is_last: bool = True,
     jobs_max: int = APART_JOBS_MAX,
-) -> list[Surprise]:
+) -> Plan[list[Surprise]]:
     """End executions as `settle` does, each apart from the others; what cannot be written is put aside in the database.
 
-    In statements of `jobs_max`, each durable when it is answered, so that one that is late does not undo those before it.
+    In statements of `jobs_max`, each durable when it is answered, so that one that is late does not undo those before it. The connection
+    is to be in autocommit.
 
     Args:
-        connection: in autocommit.
         schema: ours.
         worker_id: who ends them.
         settlements: which, and how.
@@ -342,51 +334,41 @@ async def settle_apart(
 
     Source: sql/functions/end/settle_apart.sql
     """
-    surprises: list[Surprise] = []
-    for start in range(0, len(settlements), jobs_max):
-        part = settlements[start : start + jobs_max]
-        surprises += await _settle_part(connection, schema, worker_id, part, lock_seconds=lock_seconds, is_last=is_last)
-    return surprises
+
+    def steps() -> Steps[list[Surprise]]:
+        surprises: list[Surprise] = []
+        for start in range(0, len(settlements), jobs_max):
+            surprises += yield from part(settlements[start : start + jobs_max])
+        return surprises
+
+    def part(some: Sequence[tuple[Lease, Settlement]]) -> Steps[list[Surprise]]:
+        values = (*_as_arrays([lease for lease, _ in some]), *_as_columns([settlement for _, settlement in some]))
+        statement = call("settle_apart", f"{_SETTLE_TYPES} float8 boolean", schema)
+        told: list[Surprise]
+        try:
+            told = yield Ask(statement, (worker_id.hex, *values, str(lock_seconds), str(is_last)), _told_apart)
+        except Exception as error:
+            if whose(error) is not Whose.JOB:
+                raise
+            # Not a row's: those are caught there. A text that the client's encoding lacks, or the server's: no function was called.
+            if len(some) > 1:
+                found: list[Surprise] = []
+                for one in some:
+                    found += yield from part([one])
+                return found
+            ((lease, settlement),) = some
+            if (plain := _in_ascii(settlement)) == settlement:
+                raise
+            told = yield from part([(lease, plain)])
+        return told
+
+    return Plan(steps)
 
 
-async def _settle_part(
-    connection: Connection,
-    schema: str,
-    worker_id: WorkerId,
-    part: Sequence[tuple[Lease, Settlement]],
-    *,
-    lock_seconds: float,
-    is_last: bool,
-) -> list[Surprise]:
-    endings = [settlement for _, settlement in part]
-    try:
-        result = await direct.run(
-            connection,
-            direct_call("settle_apart", f"{_SETTLE_TYPES} float8 boolean", schema),
-            (worker_id.hex, *_as_arrays([lease for lease, _ in part]), *_as_columns(endings), str(lock_seconds), str(is_last)),
-        )
-    except Exception as error:
-        if whose(error) is not Whose.JOB:
-            raise
-        # Not a row's: those are caught there. A text that the client's encoding lacks, or the server's: no function was called.
-        if len(part) > 1:
-            found = []
-            for one in part:
-                found += await _settle_part(connection, schema, worker_id, [one], lock_seconds=lock_seconds, is_last=is_last)
-            return found
-        ((lease, settlement),) = part
-        if (plain := _in_ascii(settlement)) == settlement:
-            raise
-        return await _settle_part(connection, schema, worker_id, [(lease, plain)], lock_seconds=lock_seconds, is_last=is_last)
-    encoding = connection.info.encoding
+def _told_apart(answer: Answer, encoding: str) -> list[Surprise]:
     return [
-        Surprise(
-            job_id=JobId(uuid_from(raw_id)),
-            became=text_from(became, encoding),
-            why=None if why is None else text_from(why, encoding),
-            sqlstate=None if state is None else text_from(state, encoding),
-        )
-        for raw_id, became, state, why, _ in rows(result)
+        Surprise(job_id=job_id, became=became, why=why, sqlstate=sqlstate)
+        for job_id, became, sqlstate, why, _ in rows(answer, encoding)
     ]
 
 
@@ -402,7 +384,6 @@ def _in_ascii(settlement: Settlement) -> Settlement:
 
 def _as_columns(endings: Sequence[Settlement]) -> tuple[str, ...]:
     """Write how executions end as the arrays that settle() takes."""
-    array = direct.array
     return (
         array([ending.kind.value for ending in endings]),
         array([ending.outcome for ending in endings]),
@@ -413,13 +394,11 @@ def _as_columns(endings: Sequence[Settlement]) -> tuple[str, ...]:
     )
 
 
-def _surprises(result: PGresult, encoding: str) -> list[Surprise]:
+def _surprises(answer: Answer, encoding: str) -> list[Surprise]:
     """Read rows of a job's id, what became of it and, from some functions, why."""
-    surprises = []
-    for raw_id, became, *rest in rows(result):
-        why = text_from(rest[0], encoding) if rest and rest[0] is not None else None
-        surprises.append(Surprise(job_id=JobId(uuid_from(raw_id)), became=text_from(became, encoding), why=why))
-    return surprises
+    return [
+        Surprise(job_id=job_id, became=became, why=rest[0] if rest else None) for job_id, became, *rest in rows(answer, encoding)
+    ]
 
 
 def _by_job(lease: Lease) -> int:
@@ -435,29 +414,20 @@ def _as_arrays(leases: Sequence[Lease]) -> tuple[str, str]:
     )
 
 
-async def still_holds(connection: Connection, schema: str, lease: Lease) -> str:
+def still_holds(schema: str, lease: Lease) -> Ask[str]:
     """Lock the job's row until the transaction ends, and tell whether the execution may still write.
 
     Returns: `held`, `cancelled` or `lost`.
 
     Source: sql/functions/lease/still_holds.sql
     """
-    statement = direct_call("still_holds", "uuid uuid", schema)
-    ((told,),) = rows(await direct.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex)))
-    return text_from(told, connection.info.encoding)
+    return Ask(call("still_holds", "uuid uuid", schema), (lease.job_id.hex, lease.execution_id.hex), word)
 
 
-async def report_progress(
-    connection: Connection, schema: str, lease: Lease, *, fraction: float | None, message: str | None
-) -> bool:
+def report_progress(schema: str, lease: Lease, *, fraction: float | None, message: str | None) -> Ask[bool]:
     """Store how far an execution has come; False when it no longer holds the job.
 
     Source: sql/functions/lease/report_progress.sql
     """
-    result = await direct.run(
-        connection,
-        direct_call("report_progress", "uuid uuid float4 text", schema),
-        (lease.job_id.hex, lease.execution_id.hex, None if fraction is None else str(fraction), message),
-    )
-    ((is_held,),) = rows(result)
-    return boolean_from(is_held)
+    values = (lease.job_id.hex, lease.execution_id.hex, text(fraction), message)
+    return Ask(call("report_progress", "uuid uuid float4 text", schema), values, truth, is_durable=False)

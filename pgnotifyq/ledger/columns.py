@@ -1,7 +1,12 @@
-"""What a column holds, from the binary form in which wire/direct.py brings it. A column that is null is the caller's to know of.
+"""What a column holds, in the two forms in which PostgreSQL sends it.
 
-Raw SQL stores what Python cannot hold: times beyond its years, JSON beyond its depth, bytes that are no text. None of it is an error here,
-for it would be that of all the rows beside it: a time becomes the nearest there is, JSON an `Undecodable`, bytes are escaped.
+Raw SQL stores what Python cannot hold: times beyond its years, JSON beyond its depth, bytes that
+are no text. None of it is an error here, for it would be that of all the rows beside it: a time
+becomes the nearest there is, JSON an `Undecodable`, bytes are escaped.
+
+The functions that end in `_from` read one binary column, for statements that run hundreds of times
+a second. Whether the column is null is for their callers to know. `rows` and `records` read all
+there is, in binary or in text.
 """
 
 from __future__ import annotations
@@ -9,30 +14,95 @@ from __future__ import annotations
 import struct
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-
-from psycopg.adapt import Loader
-from psycopg.pq import Format
+from uuid import UUID
 
 from pgnotifyq.model.job import uuid_of
 from pgnotifyq.model.payload import decode
 
 if TYPE_CHECKING:
-    from uuid import UUID
+    from collections.abc import Callable
 
-    from psycopg.abc import Buffer
-    from psycopg.adapt import AdaptersMap
-    from psycopg.pq.abc import PGresult
+    from pgnotifyq.ledger.ask import Answer
+
+    Reader = Callable[[bytes, str], Any]
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's
 _TIME_MAX = datetime.max.replace(tzinfo=UTC)
 _TIME_MIN = datetime.min.replace(tzinfo=UTC)
 _FLOAT = struct.Struct("!d")
 _FLOAT4 = struct.Struct("!f")
+_ARRAY = struct.Struct("!iiI")  # dimensions, whether there are nulls, the type of the elements
+_LENGTH = struct.Struct("!i")
+_NULL = -1  # the length of an element that is null
 
 
-def rows(result: PGresult) -> list[tuple[Any, ...]]:
-    """Return rows of columns, each to be read by a function of this file; None where it is null."""
-    return [tuple([result.get_value(row, column) for column in range(result.nfields)]) for row in range(result.ntuples)]
+def rows(answer: Answer, encoding: str) -> list[tuple[Any, ...]]:
+    """Return rows of values, None where a column is null."""
+    count = answer.ntuples
+    if not count:
+        return []
+    if encoding == "ascii":  # psycopg's word for SQL_ASCII, which is whatever bytes were stored
+        encoding = "utf-8"
+    value = answer.get_value
+    columns = [(place, _reader(answer, place)) for place in range(answer.nfields)]
+    return [
+        tuple([None if (raw := value(row, place)) is None else read(raw, encoding) for place, read in columns])
+        for row in range(count)
+    ]
+
+
+def records(answer: Answer, encoding: str) -> list[dict[str, Any]]:
+    """Return rows by the names of their columns."""
+    names = [(answer.fname(place) or b"").decode() for place in range(answer.nfields)]
+    return [dict(zip(names, row, strict=True)) for row in rows(answer, encoding)]
+
+
+def only(answer: Answer, encoding: str) -> Any:
+    """Return the one column of the one row."""
+    ((value,),) = rows(answer, encoding)
+    return value
+
+
+def truth(answer: Answer, encoding: str) -> bool:
+    """Return the one boolean of the one row."""
+    return bool(only(answer, encoding))
+
+
+def word(answer: Answer, encoding: str) -> str:
+    """Return the one text of the one row."""
+    return str(only(answer, encoding))
+
+
+def number(answer: Answer, encoding: str) -> int:
+    """Return the one integer of the one row."""
+    return int(only(answer, encoding))
+
+
+def is_null(answer: Answer, row: int, place: int) -> bool:
+    """Tell whether a column of a row is null."""
+    return answer.get_value(row, place) is None
+
+
+def value_at(answer: Answer, row: int, place: int, encoding: str) -> Any:
+    """Return the value of one column of one row."""
+    raw = answer.get_value(row, place)
+    return None if raw is None else _reader(answer, place)(raw, encoding)
+
+
+def row_at(answer: Answer, row: int, encoding: str) -> tuple[Any, ...]:
+    """Return the values of one row."""
+    return tuple([value_at(answer, row, place, encoding) for place in range(answer.nfields)])
+
+
+def _reader(answer: Answer, place: int) -> Reader:
+    oid, form = answer.ftype(place), answer.fformat(place)
+    try:
+        return _READERS[form][oid]
+    except KeyError:
+        if form == TEXT:
+            return text_from  # what a person would see
+        name = (answer.fname(place) or b"").decode()
+        raise TypeError(f"column {name} has the type {oid}, which is not read: cast it in its statement") from None
 
 
 def uuid_from(raw: bytes) -> UUID:
@@ -70,7 +140,7 @@ def time_from(raw: bytes) -> datetime:
 
 
 def time_from_text(text: str) -> datetime:
-    """Return a time that PostgreSQL wrote into JSON; as `time_from`, one that Python cannot say becomes the last or the first it can.
+    """Return a time that PostgreSQL wrote as text; as `time_from`, one that Python cannot say becomes the last or the first it can.
 
     Raises:
         ValueError, TypeError: it is no time.
@@ -86,39 +156,116 @@ def time_from_text(text: str) -> datetime:
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        return time
+
+
 def _is_late(text: str) -> bool:
     year = text.partition("-")[0]
     return len(year) > 4 and year.isdigit()  # Python's years have four
 
 
-class _Binary(Loader):
-    format = Format.BINARY
+def _float4(raw: bytes) -> float:
+    return float(f"{_FLOAT4.unpack(raw)[0]:.7g}")  # what was stored: 0.3, not 0.30000001
 
 
-class _Time(_Binary):
-    def load(self, data: Buffer) -> datetime:
-        return time_from(bytes(data))
+def _json(raw: bytes, encoding: str) -> Any:
+    return decode(text_from(raw[1:], encoding))  # behind the version of the format
 
 
-class _Float4(_Binary):
-    def load(self, data: Buffer) -> float:
-        return float(f"{_FLOAT4.unpack(data)[0]:.7g}")  # what was stored: 0.3, not 0.30000001
+def _array(raw: bytes, encoding: str) -> list[Any]:
+    """Return a list of an array of one dimension, or of none: it is empty."""
+    dimensions, _, oid = _ARRAY.unpack_from(raw)
+    if not dimensions:
+        return []
+    read = _BINARY[oid]
+    values: list[Any] = []
+    at = _ARRAY.size + 2 * _LENGTH.size * dimensions
+    while at < len(raw):
+        (length,) = _LENGTH.unpack_from(raw, at)
+        at += _LENGTH.size
+        if length == _NULL:
+            values.append(None)
+            continue
+        values.append(read(raw[at : at + length], encoding))
+        at += length
+    return values
 
 
-def read_leniently(adapters: AdaptersMap, encoding: str) -> None:
-    """Have a cursor's binary results read as this file does."""
-    if encoding == "ascii":  # psycopg's word for SQL_ASCII, which is whatever bytes were stored
-        encoding = "utf-8"
+def _array_of(read: Reader) -> Reader:
+    """Return what reads an array of one dimension that was written as text."""
 
-    class Text(_Binary):
-        def load(self, data: Buffer) -> str:
-            return text_from(bytes(data), encoding)
+    def read_array(raw: bytes, encoding: str) -> list[Any]:
+        text = text_from(raw, encoding)
+        values: list[Any] = []
+        at, end = 1, len(text) - 1  # within the braces
+        while at < end:
+            if text[at] == '"':
+                value, at = _unquoted(text, at + 1)
+                values.append(read(value.encode(encoding, "surrogateescape"), encoding))
+            else:
+                value, _, _ = text[at:end].partition(",")
+                at += len(value)
+                values.append(None if value == "NULL" else read(value.encode(encoding), encoding))
+            at += 1  # the comma
+        return values
 
-    class Json(_Binary):
-        def load(self, data: Buffer) -> Any:
-            return decode(text_from(bytes(data)[1:], encoding))  # behind the version of the format
+    return read_array
 
-    adapters.register_loader("timestamptz", _Time)
-    adapters.register_loader("jsonb", Json)
-    adapters.register_loader("float4", _Float4)
-    adapters.register_loader("text", Text)
+
+def _unquoted(text: str, at: int) -> tuple[str, int]:
+    """Return what stands between here and the next quotation mark, and the place behind that."""
+    letters = []
+    while text[at] != '"':
+        at += text[at] == "\\"
+        letters.append(text[at])
+        at += 1
+    return "".join(letters), at + 1
+
+
+def _of(read: Callable[[bytes], Any]) -> Reader:
+    return lambda raw, _: read(raw)
+
+
+TEXT = 0  # libpq's number for the form
+
+_BOOLEAN, _BIGINT, _SMALLINT, _INTEGER, _FLOAT8, _TIMESTAMPTZ, _UUID, _JSONB = 16, 20, 21, 23, 701, 1184, 2950, 3802
+_TEXTS = (18, 19, 25, 705, 1043)  # "char", name, text, unknown, varchar
+_BINARY: dict[int, Reader] = {
+    _BOOLEAN: _of(boolean_from),
+    _BIGINT: _of(integer_from),
+    _SMALLINT: _of(integer_from),
+    _INTEGER: _of(integer_from),
+    26: _of(lambda raw: int.from_bytes(raw, "big")),  # oid
+    700: _of(_float4),
+    _FLOAT8: _of(float_from),
+    _TIMESTAMPTZ: _of(time_from),
+    _UUID: _of(uuid_from),
+    114: lambda raw, encoding: decode(text_from(raw, encoding)),  # json
+    _JSONB: _json,
+    2278: lambda _, __: None,  # void
+    **dict.fromkeys(_TEXTS, text_from),
+}
+_ON_PAPER: dict[int, Reader] = {
+    _BOOLEAN: _of(lambda raw: raw == b"t"),
+    _BIGINT: _of(int),
+    _SMALLINT: _of(int),
+    _INTEGER: _of(int),
+    26: _of(int),
+    700: _of(float),
+    _FLOAT8: _of(float),
+    _TIMESTAMPTZ: _of(lambda raw: _in_utc(time_from_text(raw.decode("ascii")))),
+    _UUID: _of(lambda raw: UUID(raw.decode("ascii"))),
+    114: lambda raw, encoding: decode(text_from(raw, encoding)),
+    _JSONB: lambda raw, encoding: decode(text_from(raw, encoding)),
+    2278: lambda _, __: None,
+    **dict.fromkeys(_TEXTS, text_from),
+}
+# Of booleans, names, smallints, integers, texts, varchars, bigints, uuids.
+_ARRAYS = {1000: _BOOLEAN, 1003: 19, 1005: _SMALLINT, 1007: _INTEGER, 1009: 25, 1015: 1043, 1016: _BIGINT, 2951: _UUID}
+_ON_PAPER |= {oid: _array_of(_ON_PAPER[element]) for oid, element in _ARRAYS.items()}
+_BINARY |= dict.fromkeys(_ARRAYS, _array)
+_READERS = (_ON_PAPER, _BINARY)

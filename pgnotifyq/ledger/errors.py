@@ -15,9 +15,10 @@ back to one row at a time take whatever a row's own subtransaction raises, but f
 
 from __future__ import annotations
 
+import functools
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
 from psycopg import errors
@@ -32,7 +33,7 @@ from pgnotifyq.model.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # Raised by our own functions and triggers (sql/migrations/0002_wakeups.sql, sql/functions/enqueue/enqueue.sql).
 ILLEGAL_TRANSITION = "PNQ01"
@@ -112,9 +113,27 @@ def migrate_command(schema: str) -> str:
     return "python -m pgnotifyq migrate" + ("" if schema == SCHEMA_DEFAULT else f" --schema {schema}")
 
 
+@functools.cache
+def said_of(schema: str) -> Callable[[Exception], Any]:
+    """Return what turns errors that say something about the caller into errors of ours, for verbs; it raises, whatever it is given."""
+
+    def say(error: Exception) -> Any:
+        raise_translated(error, schema)
+
+    return say
+
+
 @contextmanager
 def translated(schema: str) -> Iterator[None]:
-    """Turn the errors that say something about the caller into errors of ours; let the rest pass.
+    """Turn the errors of a block that say something about the caller into errors of ours: see `raise_translated`."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # raised again
+        raise_translated(error, schema)
+
+
+def raise_translated(error: Exception, schema: str) -> NoReturn:
+    """Raise what an error says about the caller, as an error of ours; any other as it is.
 
     Raises:
         SchemaMissing: the schema, or something in it, is not there.
@@ -123,26 +142,23 @@ def translated(schema: str) -> Iterator[None]:
         InvalidJob: a name or number was refused.
         InvalidPayload: the JSON is not one that PostgreSQL can store.
     """
-    try:
-        yield
-    except (errors.UndefinedTable, errors.UndefinedFunction, errors.InvalidSchemaName, errors.UndefinedColumn) as error:
-        message = (
-            f"the schema {schema!r} is missing or not up to date ({error.diag.message_primary}): run `{migrate_command(schema)}`"
-        )
-        raise SchemaMissing(message) from error
-    except errors.InsufficientPrivilege as error:
-        message = f"the connected role lacks a right: {error.diag.message_primary}; grant it, or connect as another role"
-        raise MissingRights(message) from error
-    except (errors.UntranslatableCharacter, errors.InvalidTextRepresentation) as error:
-        raise InvalidPayload(f"PostgreSQL cannot store this payload: {error.diag.message_primary}") from error
-    except UnicodeEncodeError as error:
+    if isinstance(error, UnicodeEncodeError):
         message = f"the connection's encoding, {error.encoding}, lacks a character of it; open yours with client_encoding=utf8"
         raise InvalidPayload(f"this job cannot be sent: {message}") from error
-    except psycopg.Error as error:
-        hint = f"; {error.diag.message_hint}" if error.diag.message_hint else ""
-        message = f"{error.diag.message_primary}{hint}"
-        if error.sqlstate == ILLEGAL_TRANSITION:
-            raise IllegalTransition(message) from error
-        if error.sqlstate == INVALID_JOB:
-            raise InvalidJob(message) from error
-        raise
+    if not isinstance(error, psycopg.Error):
+        raise error
+    said = error.diag.message_primary
+    if isinstance(error, (errors.UndefinedTable, errors.UndefinedFunction, errors.InvalidSchemaName, errors.UndefinedColumn)):
+        message = f"the schema {schema!r} is missing or not up to date ({said}): run `{migrate_command(schema)}`"
+        raise SchemaMissing(message) from error
+    if isinstance(error, errors.InsufficientPrivilege):
+        message = f"the connected role lacks a right: {said}; grant it, or connect as another role"
+        raise MissingRights(message) from error
+    if isinstance(error, (errors.UntranslatableCharacter, errors.InvalidTextRepresentation)):
+        raise InvalidPayload(f"PostgreSQL cannot store this payload: {said}") from error
+    hint = f"; {error.diag.message_hint}" if error.diag.message_hint else ""
+    if error.sqlstate == ILLEGAL_TRANSITION:
+        raise IllegalTransition(f"{said}{hint}") from error
+    if error.sqlstate == INVALID_JOB:
+        raise InvalidJob(f"{said}{hint}") from error
+    raise error

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from pgnotifyq.ledger.columns import rows, text_from
-from pgnotifyq.ledger.statements import compose, direct_call
-from pgnotifyq.wire import direct
+from pgnotifyq.ledger.ask import Ask, nothing
+from pgnotifyq.ledger.columns import rows
+from pgnotifyq.ledger.statements import call, query
 
 if TYPE_CHECKING:
+    from pgnotifyq.ledger.ask import Answer
     from pgnotifyq.model.job import Lease, OrgId
-    from pgnotifyq.wire.connection import Connection
 
 # The commit of a fenced transaction was refused; why is in the detail: cancelled, lost, prepared.
 REFUSED = "PNQ03"
@@ -34,31 +33,24 @@ def fence(schema: str, lease: Lease, org_id: OrgId | None, tenant_role: str | No
     return (sql.SQL("select ") + sql.SQL(", ").join(words)).as_bytes(None)
 
 
-async def meet_fence(connection: Connection, schema: str, lease: Lease, *, begun_in: str) -> str:
+def meet_fence(schema: str, lease: Lease, *, begun_in: str) -> Ask[str]:
     """Take off what a handler or we have confined the transaction by, lock the job's row, and tell whether it may commit.
 
     Returns: `held`, `cancelled` or `lost`; `left` when this is not the transaction that was bound.
 
-    Source: sql/functions/lease/fence.sql
+    Source: sql/queries/meet_fence.sql, sql/functions/lease/fence.sql
     """
-    values = (lease.job_id.hex, lease.execution_id.hex, begun_in)
-    ((_, _, told),) = rows(await direct.run(connection, _meet(schema), values))
-    return text_from(told, connection.info.encoding)
+    return Ask(query("meet_fence", schema), (lease.job_id.hex, lease.execution_id.hex, begun_in), _told, may_repeat=False)
 
 
-@functools.cache
-def _meet(schema: str) -> bytes:
-    return compose(
-        "select set_config('role', 'none', true), set_config('pgnotifyq.org_id', '', true),"
-        " {schema}.meet_fence($1::uuid, $2::uuid, $3::text)",
-        schema,
-    )
+def _told(answer: Answer, encoding: str) -> str:
+    ((_, _, told),) = rows(answer, encoding)
+    return str(told)
 
 
-async def note_afterthought(connection: Connection, schema: str, lease: Lease, message: str) -> None:
+def note_afterthought(schema: str, lease: Lease, message: str) -> Ask[None]:
     """Keep with the attempt what its handler raised after its own transaction had completed the job.
 
     Source: sql/functions/end/note_afterthought.sql
     """
-    statement = direct_call("note_afterthought", "uuid uuid text", schema)
-    await direct.run(connection, statement, (lease.job_id.hex, lease.execution_id.hex, message))
+    return Ask(call("note_afterthought", "uuid uuid text", schema), (lease.job_id.hex, lease.execution_id.hex, message), nothing)

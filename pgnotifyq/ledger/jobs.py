@@ -1,7 +1,6 @@
 """The verbs of everybody who is not a worker: enqueue, cancel, requeue, purge, and looking.
 
-The SQL lives in sql/functions and sql/queries. Whoever enqueues within a transaction of their own brings their own connection, so
-nothing here trusts its row factory or its cursors, and a blocking psycopg connection can enqueue too.
+The SQL lives in sql/functions and sql/queries. Whoever enqueues within a transaction of their own asks by their own connection.
 """
 
 from __future__ import annotations
@@ -9,32 +8,29 @@ from __future__ import annotations
 import math
 import os
 import time
-from contextlib import nullcontext
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import attrs
-import psycopg
-import trio
-from psycopg import errors, pq
-from psycopg.rows import tuple_row
+from psycopg import errors
 
-from pgnotifyq.ledger.columns import boolean_from, read_leniently, rows, text_from, time_from, time_from_text, uuid_from
-from pgnotifyq.ledger.errors import translated
-from pgnotifyq.ledger.statements import call, compose, direct_call, numbered, query
+from pgnotifyq.ledger.ask import Aside, Ask, Copy, Plan, array, nothing, text
+from pgnotifyq.ledger.columns import number, records, rows, time_from_text, truth, word
+from pgnotifyq.ledger.errors import raise_translated, said_of
+from pgnotifyq.ledger.statements import call, query
 from pgnotifyq.model.errors import ConfigError, IllegalTransition, UniqueKeyHeld
 from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId, uuid_of
 from pgnotifyq.model.outcome import bounded
 from pgnotifyq.model.payload import Undecodable, encode
 from pgnotifyq.model.states import Status
-from pgnotifyq.wire import direct
-from pgnotifyq.wire.connection import Cursor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.ledger.ask import Answer, Steps
+
+T = TypeVar("T")
 
 # One statement carries its jobs as arrays; larger batches are copied. COPY costs three round trips more, and spares client and server
 # together 6 microseconds a job of 27 at 100 jobs, and 5 of 22 at 1,000, so it pays from about here.
@@ -127,23 +123,28 @@ class Explanation:
     trouble_look_in_seconds: float | None  # nobody tries again before
 
 
-def enqueue_many_statement(
-    jobs: Sequence[NewJob], schema: str, payloads: Sequence[str] | None = None
-) -> tuple[bytes, tuple[str, ...]]:
-    """Return the statement that enqueues a batch, and its parameters; it gives (place, id) rows.
+def enqueue_together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Ask[list[JobId]]:
+    """Enqueue up to ONE_STATEMENT_JOBS_MAX jobs, given with their payloads' text, and return their ids in order.
 
-    `payloads` are those of the jobs, when they are encoded already.
+    With a unique key, a job's id is that of the unfinished job that holds it, if there is one.
+
+    Source: sql/functions/enqueue/enqueue_many.sql
     """
+    return Ask(*_together(schema, jobs, payloads), _in_order, said_of(schema), may_repeat=False)
+
+
+def _together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[bytes, tuple[str, ...]]:
     types = "uuid[] uuid[] text[] text[] text[] smallint[] timestamptz[] float8[] integer[] text[]"
-    if payloads is None:
-        payloads = [encode(job.payload) for job in jobs]
-    parameters = _arrays(list(new_ids(len(jobs))), jobs, payloads)
-    return call("enqueue_many", types, schema), (*parameters, direct.array([job.unique_key for job in jobs]))
+    values = (*_arrays(list(new_ids(len(jobs))), jobs, payloads), array([job.unique_key for job in jobs]))
+    return call("enqueue_many", types, schema), values
+
+
+def _in_order(answer: Answer, encoding: str) -> list[JobId]:
+    return [JobId(job_id) for _, job_id in sorted(rows(answer, encoding))]
 
 
 def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[str, ...]:
     """Return what a batch consists of, but for the unique keys: an array a column."""
-    array = direct.array
     return (
         array([job_id.hex for job_id in ids]),
         array([job.org_id.hex for job in jobs]),
@@ -157,7 +158,7 @@ def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str
     )
 
 
-async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobId:
+def enqueue(schema: str, job: NewJob) -> Plan[JobId]:
     """Enqueue one job, in one round trip; with a unique key, return the unfinished job that holds it if there is one.
 
     Cancellation: on a connection in autocommit that is still open, nothing was enqueued.
@@ -165,20 +166,35 @@ async def enqueue(connection: Connection[Any], schema: str, job: NewJob) -> JobI
     Raises:
         InvalidPayload, PayloadTooLarge: the payload cannot be stored.
     """
-    if job.unique_key is None and _is_alone(connection):
-        (made,) = await insert(connection, schema, [job], [encode(job.payload)])
+    payload = encode(job.payload)
+
+    def steps() -> Steps[JobId]:
+        made: JobId = yield enqueue_one(schema, job, payload, is_alone=(yield Aside.IS_ALONE))
         return made
+
+    return Plan(steps, may_repeat=False)
+
+
+def enqueue_one(schema: str, job: NewJob, payload: str, *, is_alone: bool) -> Ask[JobId]:
+    """Do what `enqueue` does, given the payload's text, and whether the statement will be a transaction of its own.
+
+    Source: sql/queries/insert_jobs.sql, sql/functions/enqueue/enqueue_many.sql
+    """
     # Not enqueue(), the door for SQL: it counts the bytes of a payload anew, and they were counted when it was encoded.
-    statement, parameters = enqueue_many_statement([job], schema)
-    if not _is_alone(connection):
-        ((_, job_id),) = await _rows(connection, schema, statement, parameters)
-        return JobId(job_id)
-    with translated(schema):
-        ((_, raw_id),) = rows(await direct.run(connection, numbered(statement), parameters))
-    return JobId(uuid_from(raw_id))
+    if job.unique_key is not None or not is_alone:
+        statement, values = _together(schema, [job], [payload])
+        return Ask(statement, values, _one_id, said_of(schema), may_repeat=False)
+    (job_id,) = new_ids(1)
+    values = _arrays([job_id], [job], [payload])
+    return Ask(query("insert_jobs", schema), values, lambda _, __: job_id, said_of(schema), may_repeat=False)
 
 
-async def insert(connection: Connection[Any], schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> list[JobId]:
+def _one_id(answer: Answer, encoding: str) -> JobId:
+    (job_id,) = _in_order(answer, encoding)
+    return job_id
+
+
+def insert(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Ask[list[JobId]]:
     """Enqueue jobs that have no unique keys, given with their payloads' text, by one statement; all or none.
 
     Cancellation: on a connection in autocommit that is still open, nothing was enqueued.
@@ -186,15 +202,14 @@ async def insert(connection: Connection[Any], schema: str, jobs: Sequence[NewJob
     Source: sql/queries/insert_jobs.sql
     """
     ids = list(new_ids(len(jobs)))
-    with translated(schema):
-        await direct.run(connection, numbered(query("insert_jobs", schema)), _arrays(ids, jobs, payloads))
-    return ids
+    statement = query("insert_jobs", schema)
+    return Ask(statement, _arrays(ids, jobs, payloads), lambda _, __: ids, said_of(schema), may_repeat=False)
 
 
-async def enqueue_claimed(
-    connection: Connection[Any],
+def enqueue_claimed(
     schema: str,
     job: NewJob,
+    payload: str,
     *,
     job_id: JobId,
     execution_id: ExecutionId,
@@ -202,38 +217,29 @@ async def enqueue_claimed(
     lease_seconds: float,
     queue_name: str,
     max_attempts: int,
-) -> tuple[str, bool, datetime]:
-    """Enqueue one job that is due, and claim it for a worker unless another job of the queue is due already.
+) -> Ask[tuple[bool, datetime]]:
+    """Enqueue one job that is due, given with its payload's text, and claim it for a worker unless another job of the queue is due already.
 
     Queue and attempts are the job's, or what the worker's handler says.
 
-    Returns: the payload's text; whether it was claimed; the database's time.
+    Returns: whether it was claimed; the database's time.
 
     Source: sql/functions/enqueue/enqueue_claimed.sql, runtime/handover.py
     """
-    payload_text = encode(job.payload)
+
+    def read(answer: Answer, encoding: str) -> tuple[bool, datetime]:
+        ((is_claimed, time_now),) = rows(answer, encoding)
+        return is_claimed, time_now
+
     types = "uuid uuid uuid float8 uuid text text text smallint integer"
-    with translated(schema):
-        result = await direct.run(
-            connection,
-            direct_call("enqueue_claimed", types, schema),
-            (
-                job_id.hex, execution_id.hex, worker_id.hex, str(lease_seconds),
-                job.org_id.hex, queue_name, job.job_type, payload_text, str(job.priority), str(max_attempts),
-            ),
-        )  # fmt: skip
-    ((is_claimed, time_now),) = rows(result)
-    return payload_text, boolean_from(is_claimed), time_from(time_now)
+    values = (
+        job_id.hex, execution_id.hex, worker_id.hex, str(lease_seconds),
+        job.org_id.hex, queue_name, job.job_type, payload, str(job.priority), str(max_attempts),
+    )  # fmt: skip
+    return Ask(call("enqueue_claimed", types, schema), values, read, said_of(schema), may_repeat=False)
 
 
-def enqueue_blocking(connection: psycopg.Connection[Any], schema: str, job: NewJob) -> JobId:
-    """Do what `enqueue` does on a blocking connection: the event loop stands still for a round trip."""
-    statement, parameters = enqueue_many_statement([job], schema)
-    ((_, job_id),) = _rows_blocking(connection, schema, statement, parameters)
-    return JobId(job_id)
-
-
-async def enqueue_many(connection: Connection[Any], schema: str, jobs: Sequence[NewJob]) -> list[JobId]:
+def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
     """Enqueue jobs, all or none, and return their ids in order.
 
     Up to ONE_STATEMENT_JOBS_MAX go in one statement. More are copied, but for those with a unique key, and but for a role
@@ -245,54 +251,44 @@ async def enqueue_many(connection: Connection[Any], schema: str, jobs: Sequence[
         InvalidPayload, PayloadTooLarge: a payload cannot be stored; none is enqueued, and a transaction of yours goes on.
     """
     jobs = list(jobs)
-    if not jobs:
-        return []
-    is_plain = _is_alone(connection) and all(job.unique_key is None for job in jobs)
-    if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
+
+    def steps() -> Steps[list[JobId]]:
+        if not jobs:
+            return []
+        is_plain = (yield Aside.IS_ALONE) and all(job.unique_key is None for job in jobs)
+        if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
+            payloads = [encode(job.payload) for job in jobs]
+            ids: list[JobId] = yield (insert if is_plain else enqueue_together)(schema, jobs, payloads)
+            return ids
+
         if is_plain:
-            return await insert(connection, schema, jobs, [encode(job.payload) for job in jobs])
-        statement, parameters = enqueue_many_statement(jobs, schema)
-        return _in_order(await _rows(connection, schema, statement, parameters))
+            now, may_copy, queues = yield _look_before_copy(schema, jobs)
+            if may_copy:
+                # One statement, so all or none. It may begin before all payloads are checked: nobody else's transaction would fail.
+                return (yield from _copy(schema, jobs, (encode(job.payload) for job in jobs), now, queues))
+        payloads = []
+        for start in range(0, len(jobs), AT_ONCE_JOBS_MAX):
+            payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
+            yield Aside.PAUSE
+        # A connection that is not in autocommit is in its owner's transaction already, or about to be: it is not ours to commit.
+        is_whole: bool = yield Aside.COMMITS
+        ids = yield Plan(lambda: _in_parts(schema, jobs, payloads), is_whole=is_whole, may_repeat=False)
+        return ids
 
-    if is_plain:
-        now, may_copy, queues = await _look_before_copy(connection, schema, jobs)
-        if may_copy:
-            # One statement, so all or none. It may begin before all payloads are checked: nobody else's transaction would fail.
-            return await _copy(connection, schema, jobs, (encode(job.payload) for job in jobs), now, queues)
-    payloads: list[str] = []
-    for start in range(0, len(jobs), AT_ONCE_JOBS_MAX):
-        payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
-        await trio.lowlevel.checkpoint()
-    # A connection that is not in autocommit is in its owner's transaction already, or about to be: it is not ours to commit.
-    async with connection.transaction() if connection.autocommit else nullcontext():
-        return await _enqueue_in_parts(connection, schema, jobs, payloads)
+    return Plan(steps, may_repeat=False)
 
 
-async def _enqueue_in_parts(
-    connection: Connection[Any], schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]
-) -> list[JobId]:
+def _in_parts(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Steps[list[JobId]]:
     """Copy what can be copied, and send the rest in statements of ONE_STATEMENT_JOBS_MAX jobs, within a transaction."""
     ids: dict[int, JobId] = {}
-    now, may_copy, queues = await _look_before_copy(connection, schema, jobs)
+    now, may_copy, queues = yield _look_before_copy(schema, jobs)
     if may_copy:
         plain = [place for place, job in enumerate(jobs) if job.unique_key is None]
-        made = await _copy(connection, schema, [jobs[p] for p in plain], [payloads[p] for p in plain], now, queues)
+        made = yield from _copy(schema, [jobs[p] for p in plain], [payloads[p] for p in plain], now, queues)
         ids.update(zip(plain, made, strict=True))
     for places in _batches([place for place in _in_key_order(jobs) if place not in ids]):
-        statement, parameters = enqueue_many_statement([jobs[p] for p in places], schema, [payloads[p] for p in places])
-        ids.update(zip(places, _in_order(await _rows(connection, schema, statement, parameters)), strict=True))
-    return [ids[place] for place in range(len(jobs))]
-
-
-def enqueue_many_blocking(connection: psycopg.Connection[Any], schema: str, jobs: Sequence[NewJob]) -> list[JobId]:
-    """Do what `enqueue_many` does on a blocking connection, in statements of ONE_STATEMENT_JOBS_MAX jobs."""
-    jobs = list(jobs)
-    payloads = [encode(job.payload) for job in jobs]
-    ids: dict[int, JobId] = {}
-    with connection.transaction() if connection.autocommit else nullcontext():
-        for places in _batches(_in_key_order(jobs)):
-            statement, parameters = enqueue_many_statement([jobs[p] for p in places], schema, [payloads[p] for p in places])
-            ids.update(zip(places, _in_order(_rows_blocking(connection, schema, statement, parameters)), strict=True))
+        made = yield enqueue_together(schema, [jobs[p] for p in places], [payloads[p] for p in places])
+        ids.update(zip(places, made, strict=True))
     return [ids[place] for place in range(len(jobs))]
 
 
@@ -312,91 +308,79 @@ def _batches(places: list[int]) -> list[list[int]]:
     return [places[start : start + ONE_STATEMENT_JOBS_MAX] for start in range(0, len(places), ONE_STATEMENT_JOBS_MAX)]
 
 
-def _in_order(rows: list[tuple[Any, ...]]) -> list[JobId]:
-    return [JobId(job_id) for _, job_id in sorted(rows)]
+def _look_before_copy(schema: str, jobs: Sequence[NewJob]) -> Ask[tuple[datetime, bool, dict[str, str]]]:
+    """Return the database's time, whether this role may copy into the table, and the queues of types whose jobs name none.
 
-
-async def _look_before_copy(
-    connection: Connection[Any], schema: str, jobs: Sequence[NewJob]
-) -> tuple[datetime, bool, dict[str, str]]:
-    """Return the database's time, whether this role may copy into the table, and the queues of types whose jobs name none."""
-    statement = compose(
-        "select {schema}.clock(), not row_security_active(({schema_text} || '.jobs')::regclass), "
-        "(select array_agg({schema}.queue_of(t.name) order by t.place) from unnest(%s::text[]) with ordinality as t(name, place))",
-        schema,
-    )
+    Source: sql/queries/look_before_copy.sql
+    """
     types = list({job.job_type for job in jobs if job.queue_name is None})
-    ((now, may_copy, queues),) = await _rows(connection, schema, statement, (types,))
-    known = zip(types, queues or (), strict=True)
-    return now, may_copy, {job_type: queue for job_type, queue in known if queue is not None}
+
+    def read(answer: Answer, encoding: str) -> tuple[datetime, bool, dict[str, str]]:
+        ((now, may_copy, queues),) = rows(answer, encoding)
+        known = zip(types, queues or (), strict=True)
+        return now, may_copy, {job_type: queue for job_type, queue in known if queue is not None}
+
+    return Ask(query("look_before_copy", schema), (array(types),), read, said_of(schema))
 
 
-async def _copy(
-    connection: Connection[Any],
-    schema: str,
-    jobs: Sequence[NewJob],
-    payloads: Iterable[str],
-    now: datetime,
-    queues: Mapping[str, str],
-) -> list[JobId]:
+def _copy(
+    schema: str, jobs: Sequence[NewJob], payloads: Iterable[str], now: datetime, queues: Mapping[str, str]
+) -> Steps[list[JobId]]:
     """Copy jobs, given with their payloads' text, into the table. Delays count from `now`, the database's time.
 
     `queues` are those of job types whose handler is known; of others that name none the first handler says it.
 
-    The server takes in what is written while the next lines are made.
+    Source: sql/queries/copy_jobs.sql
     """
     if not jobs:
         return []
-    ids: list[JobId] = []
-    columns = "id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, created_at, queue_not_said"
-    statement = compose("copy {schema}.jobs (" + columns + ") from stdin", schema)
-    now_text = now.isoformat()
-    lines: list[str] = []
-    with translated(schema):
-        async with Cursor(connection, row_factory=tuple_row).copy(statement) as copy:
-            for job_id, job, payload in zip(new_ids(len(jobs)), jobs, payloads, strict=True):
-                due = job.scheduled_at
-                if due is None and job.delay_seconds:
-                    due = now + timedelta(seconds=job.delay_seconds)
-                # Names fit their patterns and JSON text holds no raw tab or newline, so only backslashes need escaping.
-                queue = job.queue_name or queues.get(job.job_type)
-                maximum = "\\N" if job.max_attempts is None else job.max_attempts
-                escaped = payload.replace("\\", "\\\\") if "\\" in payload else payload
-                lines.append(
-                    f"{job_id.int:032x}\t{job.org_id.int:032x}\t{queue or 'default'}\t{job.job_type}\t{escaped}\t{job.priority}\t"
-                    f"{now_text if due is None else due.isoformat()}\t{maximum}\t{now_text}\t"
-                    f"{'f' if queue else 't'}\n"
-                )
-                ids.append(job_id)
-                if len(lines) >= AT_ONCE_JOBS_MAX:
-                    await copy.write("".join(lines))
-                    lines.clear()
-            await copy.write("".join(lines))
+    ids = list(new_ids(len(jobs)))
+    yield Copy(query("copy_jobs", schema), _pieces(ids, jobs, payloads, now, queues), said_of(schema))
     return ids
 
 
-async def cancel(connection: Connection, schema: str, job_id: JobId, why: str | None = None) -> str:
+def _pieces(
+    ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Iterable[str], now: datetime, queues: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield the lines of a COPY, AT_ONCE_JOBS_MAX at a time. The server takes in what is written while the next are made."""
+    now_text = now.isoformat()
+    lines: list[str] = []
+    for job_id, job, payload in zip(ids, jobs, payloads, strict=True):
+        due = job.scheduled_at
+        if due is None and job.delay_seconds:
+            due = now + timedelta(seconds=job.delay_seconds)
+        # Names fit their patterns and JSON text holds no raw tab or newline, so only backslashes need escaping.
+        queue = job.queue_name or queues.get(job.job_type)
+        maximum = "\\N" if job.max_attempts is None else job.max_attempts
+        escaped = payload.replace("\\", "\\\\") if "\\" in payload else payload
+        lines.append(
+            f"{job_id.int:032x}\t{job.org_id.int:032x}\t{queue or 'default'}\t{job.job_type}\t{escaped}\t{job.priority}\t"
+            f"{now_text if due is None else due.isoformat()}\t{maximum}\t{now_text}\t"
+            f"{'f' if queue else 't'}\n"
+        )
+        if len(lines) >= AT_ONCE_JOBS_MAX:
+            yield "".join(lines)
+            lines.clear()
+    yield "".join(lines)
+
+
+def cancel(schema: str, job_id: JobId, why: str | None = None) -> Ask[str]:
     """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`. Source: sql/functions/end/cancel.sql."""
     reason = None if why is None else bounded(why)
-    with translated(schema):
-        ((told,),) = rows(await direct.run(connection, direct_call("cancel", "uuid text", schema), (job_id.hex, reason)))
-    return text_from(told, connection.info.encoding)
+    return Ask(call("cancel", "uuid text", schema), (job_id.hex, reason), word, said_of(schema))
 
 
-async def await_job(connection: Connection, schema: str, job_id: JobId) -> bool:
+def await_job(schema: str, job_id: JobId) -> Ask[bool]:
     """Have the end of a job announced; False when it has ended, or is not there. Source: sql/functions/end/await_job.sql."""
-    ((is_to_end,),) = await _rows(connection, schema, call("await_job", "uuid", schema), (job_id,))
-    return bool(is_to_end)
+    return Ask(call("await_job", "uuid", schema), (job_id.hex,), truth, said_of(schema))
 
 
-async def get_job(connection: Connection, schema: str, job_id: JobId) -> Job | None:
-    """Return a job, or None: it never was, was pruned, or is a dead letter."""
-    found = await _list(connection, schema, id=job_id, limit=1)
-    return found[0] if found else None
+def get_job(schema: str, job_id: JobId) -> Ask[Job | None]:
+    """Return a job, or None: it never was, was pruned, or is a dead letter. Source: sql/queries/jobs.sql."""
+    return Ask(query("jobs", schema), (job_id.hex, None, None, None, None, "1"), _one_job, said_of(schema))
 
 
-async def list_jobs(
-    connection: Connection,
+def list_jobs(
     schema: str,
     *,
     status: str | None = None,
@@ -404,55 +388,67 @@ async def list_jobs(
     job_type: str | None = None,
     org_id: OrgId | None = None,
     limit: int = 50,
-) -> list[Job]:
+) -> Ask[list[Job]]:
     """Return jobs, newest first.
 
     Raises:
         ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping; or `limit` is negative.
+
+    Source: sql/queries/jobs.sql
     """
     if status is not None and status not in LABELS:
         raise ConfigError(f"status {status!r} is not known: use one of {', '.join(LABELS)}")
-    return await _list(connection, schema, label=status, queue=queue, job_type=job_type, org_id=org_id, limit=limit)
+    values = (None, status, queue, job_type, text(org_id), str(_check_limit(limit)))
+    return Ask(query("jobs", schema), values, _jobs, said_of(schema))
 
 
-async def history(connection: Connection, schema: str, job_id: JobId) -> list[Execution]:
+def history(schema: str, job_id: JobId) -> Ask[list[Execution]]:
     """Return the attempts of a job, oldest first, the one under way included. A dead letter's are there too."""
-    return [Execution(**row) for row in await _read(connection, schema, query("executions", schema), {"id": job_id})]
+    return Ask(query("executions", schema), (job_id.hex,), _list_of(Execution), said_of(schema))
 
 
-async def explain(connection: Connection, schema: str, job_id: JobId) -> Explanation | None:
+def explain(schema: str, job_id: JobId) -> Ask[Explanation | None]:
     """Return why a job is where it is, or None where `get_job` does."""
-    rows = await _read(connection, schema, query("explain", schema), {"id": job_id})
-    return Explanation(**rows[0]) if rows else None
+
+    def read(answer: Answer, encoding: str) -> Explanation | None:
+        found = records(answer, encoding)
+        return Explanation(**found[0]) if found else None
+
+    return Ask(query("explain", schema), (job_id.hex,), read, said_of(schema))
 
 
-async def list_dead(
-    connection: Connection, schema: str, *, queue: str | None = None, job_type: str | None = None, limit: int = 50
-) -> list[DeadLetter]:
+def list_dead(schema: str, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> Ask[list[DeadLetter]]:
     """Return dead letters, the latest first.
 
     Raises:
         ConfigError: `limit` is negative.
+
+    Source: sql/queries/dead.sql
     """
-    return await _list_dead(connection, schema, queue=queue, job_type=job_type, limit=limit)
+    return Ask(query("dead", schema), (None, queue, job_type, str(_check_limit(limit))), _dead_letters, said_of(schema))
 
 
-async def get_dead(connection: Connection, schema: str, job_id: JobId) -> DeadLetter | None:
-    """Return a dead letter, or None."""
-    found = await _list_dead(connection, schema, id=job_id, limit=1)
-    return found[0] if found else None
+def get_dead(schema: str, job_id: JobId) -> Ask[DeadLetter | None]:
+    """Return a dead letter, or None. Source: sql/queries/dead.sql."""
+
+    def read(answer: Answer, encoding: str) -> DeadLetter | None:
+        found = _dead_letters(answer, encoding)
+        return found[0] if found else None
+
+    return Ask(query("dead", schema), (job_id.hex, None, None, "1"), read, said_of(schema))
 
 
-async def requeue(connection: Connection, schema: str, job_id: JobId) -> bool:
+def requeue(schema: str, job_id: JobId) -> Ask[bool]:
     """Bring a dead letter back as the job it was; False when there is none.
 
     Raises:
         UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
         IllegalTransition: a job has its id, which somebody chose by hand; the dead letter stays.
     """
-    try:
-        ((was_there,),) = await _rows(connection, schema, call("requeue", "uuid", schema), (job_id,))
-    except errors.UniqueViolation as error:
+
+    def on_error(error: Exception) -> bool:
+        if not isinstance(error, errors.UniqueViolation):
+            raise_translated(error, schema)
         if error.diag.constraint_name == "jobs_pkey":
             message = f"dead letter {job_id} cannot be requeued: a job has its id; delete that job, or purge the letter"
             raise IllegalTransition(message) from error
@@ -460,12 +456,11 @@ async def requeue(connection: Connection, schema: str, job_id: JobId) -> bool:
             f"dead letter {job_id} cannot be requeued: an unfinished job has its unique key; wait for that one, or cancel it"
         )
         raise UniqueKeyHeld(message) from error
-    return bool(was_there)
+
+    return Ask(call("requeue", "uuid", schema), (job_id.hex,), truth, on_error, may_repeat=False)
 
 
-async def requeue_all(
-    connection: Connection, schema: str, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000
-) -> int:
+def requeue_all(schema: str, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> Ask[int]:
     """Bring back dead letters, the oldest first, in one transaction; return how many.
 
     Those whose unique key an unfinished job holds stay, and do not count.
@@ -473,20 +468,16 @@ async def requeue_all(
     Raises:
         ConfigError: `limit` is negative.
     """
-    statement = call("requeue_all", "text text integer", schema)
-    ((restored,),) = await _rows(connection, schema, statement, (queue, job_type, _check_limit(limit)))
-    return int(restored)
+    values = (queue, job_type, str(_check_limit(limit)))
+    return Ask(call("requeue_all", "text text integer", schema), values, number, said_of(schema), may_repeat=False)
 
 
-async def count_dead(connection: Connection, schema: str, *, queue: str | None = None, job_type: str | None = None) -> int:
+def count_dead(schema: str, *, queue: str | None = None, job_type: str | None = None) -> Ask[int]:
     """Return how many dead letters there are of some kind."""
-    ((count,),) = await _rows(connection, schema, query("count_dead", schema), {"queue": queue, "job_type": job_type})
-    return int(count)
+    return Ask(query("count_dead", schema), (queue, job_type), number, said_of(schema))
 
 
-async def purge_dead(
-    connection: Connection, schema: str, *, job_id: JobId | None = None, older_than_seconds: float | None = None
-) -> int:
+def purge_dead(schema: str, *, job_id: JobId | None = None, older_than_seconds: float | None = None) -> Ask[int]:
     """Delete a dead letter, or those that died longer ago than given; return how many. Without either: none.
 
     Raises:
@@ -494,14 +485,11 @@ async def purge_dead(
     """
     if older_than_seconds is not None and not 0 <= older_than_seconds < math.inf:
         raise ConfigError(f"older_than_seconds {older_than_seconds!r} is out of range: use 0, which is all of them, or more")
-    parameters = {"id": job_id, "older_than_seconds": older_than_seconds}
-    ((gone,),) = await _rows(connection, schema, query("purge_dead", schema), parameters)
-    return int(gone)
+    values = (text(job_id), text(older_than_seconds))
+    return Ask(query("purge_dead", schema), values, number, said_of(schema), may_repeat=False)
 
 
-async def set_retention(
-    connection: Connection, schema: str, queue: str, keep_seconds: float | None, *, ending: str | None = None
-) -> None:
+def set_retention(schema: str, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> Ask[None]:
     """Say how long the finished jobs of a queue are kept, whatever workers are set to.
 
     Raises:
@@ -509,21 +497,21 @@ async def set_retention(
 
     Source: sql/functions/end/set_retention.sql
     """
-    await _rows(connection, schema, call("set_retention", "text float8 text", schema), (queue, keep_seconds, ending))
+    values = (queue, text(keep_seconds), ending)
+    return Ask(call("set_retention", "text float8 text", schema), values, nothing, said_of(schema))
 
 
-async def list_workers(connection: Connection, schema: str) -> list[WorkerRow]:
+def list_workers(schema: str) -> Ask[list[WorkerRow]]:
     """Return the worker processes, the oldest first."""
-    return [WorkerRow(**row) for row in await _read(connection, schema, query("workers", schema))]
+    return Ask(query("workers", schema), (), _list_of(WorkerRow), said_of(schema))
 
 
-async def stats(connection: Connection, schema: str) -> list[QueueRow]:
+def stats(schema: str) -> Ask[list[QueueRow]]:
     """Return what each queue holds, by name."""
-    return [QueueRow(**row) for row in await _read(connection, schema, query("stats", schema))]
+    return Ask(query("stats", schema), (), _list_of(QueueRow), said_of(schema))
 
 
-async def list_troubles(
-    connection: Connection,
+def list_troubles(
     schema: str,
     *,
     job_id: JobId | None = None,
@@ -531,25 +519,28 @@ async def list_troubles(
     verb: str | None = None,
     within_seconds: float | None = None,
     limit: int = 50,
-) -> list[TroubleRow]:
+) -> Ask[list[TroubleRow]]:
     """Return jobs that were put aside, the latest first. `within_seconds`: only what was tried so short a time ago.
 
     Source: sql/queries/troubles.sql
     """
-    parameters = {
-        "id": job_id,
-        "ids": None if job_ids is None else list(job_ids),
-        "verb": verb,
-        "within_seconds": within_seconds,
-        "limit": _check_limit(limit),
-    }
-    return [TroubleRow(**row) for row in await _read(connection, schema, query("troubles", schema), parameters)]
+    among = None if job_ids is None else array([each.hex for each in job_ids])
+    values = (text(job_id), among, verb, text(within_seconds), str(_check_limit(limit)))
+    return Ask(query("troubles", schema), values, _list_of(TroubleRow), said_of(schema))
 
 
-async def count_troubles(connection: Connection, schema: str) -> dict[str, int]:
+def count_troubles(schema: str) -> Ask[dict[str, int]]:
     """Return how many jobs were put aside, by what could not be done."""
-    rows = await _read(connection, schema, query("count_troubles", schema))
-    return {row["verb"]: row["count"] for row in rows}
+
+    def read(answer: Answer, encoding: str) -> dict[str, int]:
+        return {row["verb"]: row["count"] for row in records(answer, encoding)}
+
+    return Ask(query("count_troubles", schema), (), read, said_of(schema))
+
+
+def is_idle(schema: str, queues: Sequence[str]) -> Ask[bool]:
+    """Tell whether no job of some queues is due or held. For tests."""
+    return Ask(query("is_idle", schema), (array(queues),), truth)
 
 
 def new_ids(count: int) -> Iterator[JobId]:
@@ -566,50 +557,22 @@ def new_ids(count: int) -> Iterator[JobId]:
         yield JobId(uuid_of((head << 64) | 0x8000_0000_0000_0000 | (bits >> 2)))
 
 
-async def _rows(connection: Connection[Any], schema: str, statement: bytes, parameters: Any = None) -> list[tuple[Any, ...]]:
-    with translated(schema):
-        cursor = Cursor(connection, row_factory=tuple_row)
-        # In a transaction a statement that a pooler has lost would cost the transaction.
-        await cursor.execute(statement, parameters, prepare=None if _is_alone(connection) else False, binary=True)
-        return await cursor.fetchall()
+def _list_of(kind: Callable[..., T]) -> Callable[[Answer, str], list[T]]:
+    """Return what reads rows whose columns are the fields of `kind`."""
+    return lambda answer, encoding: [kind(**row) for row in records(answer, encoding)]
 
 
-def _is_alone(connection: Connection[Any]) -> bool:
-    """Tell whether the next statement will be a transaction of its own."""
-    pgconn = connection.pgconn
-    return (
-        connection.autocommit
-        and pgconn.transaction_status == pq.TransactionStatus.IDLE
-        and pgconn.pipeline_status == pq.PipelineStatus.OFF
-    )
+def _jobs(answer: Answer, encoding: str) -> list[Job]:
+    return [_job(row) for row in records(answer, encoding)]
 
 
-def _rows_blocking(connection: psycopg.Connection[Any], schema: str, statement: bytes, parameters: Any) -> list[tuple[Any, ...]]:
-    with translated(schema), psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-        # Not prepared: in a longer transaction, a plan that has become stale would cost it.
-        cursor.execute(statement, parameters, prepare=False, binary=True)
-        return cursor.fetchall()
+def _one_job(answer: Answer, encoding: str) -> Job | None:
+    found = _jobs(answer, encoding)
+    return found[0] if found else None
 
 
-async def _read(connection: Connection, schema: str, statement: bytes, parameters: Any = None) -> list[dict[str, Any]]:
-    """Return rows by the names of their columns; what Python cannot hold is replaced, so that it hides no other row (columns.py)."""
-    with translated(schema):
-        cursor = Cursor(connection, row_factory=tuple_row)
-        read_leniently(cursor.adapters, connection.info.encoding)
-        await cursor.execute(statement, parameters, prepare=None if _is_alone(connection) else False, binary=True)
-        names = [column.name for column in cursor.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
-
-
-async def _list(connection: Connection, schema: str, *, limit: int, **filters: Any) -> list[Job]:
-    parameters = {"id": None, "label": None, "queue": None, "job_type": None, "org_id": None, **filters}
-    parameters["limit"] = _check_limit(limit)
-    return [_job(row) for row in await _read(connection, schema, query("jobs", schema), parameters)]
-
-
-async def _list_dead(connection: Connection, schema: str, *, limit: int, **filters: Any) -> list[DeadLetter]:
-    parameters = {"id": None, "queue": None, "job_type": None, **filters, "limit": _check_limit(limit)}
-    return [_dead_letter(row) for row in await _read(connection, schema, query("dead", schema), parameters)]
+def _dead_letters(answer: Answer, encoding: str) -> list[DeadLetter]:
+    return [_dead_letter(row) for row in records(answer, encoding)]
 
 
 def _check_limit(limit: int) -> int:

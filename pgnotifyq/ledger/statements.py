@@ -64,34 +64,27 @@ def compose(text: str, schema: str) -> bytes:
 @functools.cache
 def query(name: str, schema: str) -> bytes:
     """Return the statement of `sql/queries/<name>.sql`, composed."""
-    text = (sql_folder() / "queries" / f"{name}.sql").read_text(encoding="utf-8")
-    return compose(text, schema)
+    return _statement("queries", name, schema)
+
+
+@functools.cache
+def bookkeeping(name: str, schema: str) -> bytes:
+    """Return the statement of `sql/bookkeeping/<name>.sql`, composed."""
+    return _statement("bookkeeping", name, schema)
+
+
+def _statement(folder: str, name: str, schema: str) -> bytes:
+    return compose((sql_folder() / folder / f"{name}.sql").read_text(encoding="utf-8"), schema)
 
 
 @functools.cache
 def call(function: str, types: str, schema: str) -> bytes:
     """Return the statement that calls a function of `sql/functions`, its arguments cast to `types`.
 
-    >>> call("requeue", "uuid", "pgnotifyq")
-    b'select * from "pgnotifyq"."requeue"(%s::uuid)'
-    """
-    check_schema_name(schema)
-    arguments = ", ".join(f"%s::{name}" for name in types.split())
-    target = sql.Identifier(schema, function).as_bytes(None)
-    return b"select * from " + target + b"(" + arguments.encode() + b")"
-
-
-@functools.cache
-def numbered(statement: bytes) -> bytes:
-    """Return a statement with the placeholders of wire/direct.py instead of psycopg's.
-
-    >>> numbered(call("cancel", "uuid text", "pgnotifyq"))
+    >>> call("cancel", "uuid text", "pgnotifyq")
     b'select * from "pgnotifyq"."cancel"($1::uuid, $2::text)'
     """
-    first, *parts = statement.split(b"%s")
-    return first + b"".join(b"$%d%s" % (place, part) for place, part in enumerate(parts, 1))
-
-
-def direct_call(function: str, types: str, schema: str) -> bytes:
-    """Return what `call` does, for wire/direct.py."""
-    return numbered(call(function, types, schema))
+    check_schema_name(schema)
+    arguments = ", ".join(f"${place}::{name}" for place, name in enumerate(types.split(), 1))
+    target = sql.Identifier(schema, function).as_bytes(None)
+    return b"select * from " + target + b"(" + arguments.encode() + b")"

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from pgnotifyq.ledger.statements import call, compose
+from pgnotifyq.ledger.ask import Ask, Plan, array, nothing, text
+from pgnotifyq.ledger.columns import number, rows, truth, word
+from pgnotifyq.ledger.statements import call, query
 from pgnotifyq.model.job import JobId, WorkerId
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.ledger.ask import Answer, Steps
 
 
 @attrs.frozen(kw_only=True)
@@ -37,8 +39,7 @@ class Reclaimed:
     became: str  # pending, dead or cancelled; completed, where its worker could not write that; refused: put aside
 
 
-async def register(
-    connection: Connection,
+def register(
     schema: str,
     *,
     worker_id: WorkerId,
@@ -50,96 +51,98 @@ async def register(
     has_session: bool,
     lease_seconds: float,
     grace_seconds: float | None = None,
-) -> None:
+) -> Ask[None]:
     """Publish a worker, or one that has come back and holds nothing of what it held. Source: sql/functions/worker/register_worker.sql."""
-    await connection.execute(
-        call("register_worker", "uuid text integer text[] integer text boolean float8 float8", schema),
-        (worker_id, host, pid, list(queues), slots, version, has_session, lease_seconds, grace_seconds),
-    )
+    statement = call("register_worker", "uuid text integer text[] integer text boolean float8 float8", schema)
+    values = (
+        worker_id.hex, host, str(pid), array(queues), str(slots), version, str(has_session), str(lease_seconds), text(grace_seconds),
+    )  # fmt: skip
+    return Ask(statement, values, nothing)
 
 
-async def unregister(connection: Connection, schema: str, worker_id: WorkerId) -> None:
+def unregister(schema: str, worker_id: WorkerId) -> Ask[None]:
     """Forget a worker that has ended, and wake others for what was on its way to it."""
-    await connection.execute(call("unregister_worker", "uuid", schema), (worker_id,))
+    return Ask(call("unregister_worker", "uuid", schema), (worker_id.hex,), nothing)
 
 
-async def set_state(connection: Connection, schema: str, worker_id: WorkerId, state: str) -> None:
-    """Show a worker as running or draining."""
-    statement = compose("update {schema}.worker_heartbeats set state = %s where worker_id = %s", schema)
-    await connection.execute(statement, (state, worker_id))
+def set_state(schema: str, worker_id: WorkerId, state: str) -> Ask[None]:
+    """Show a worker as running or draining. Source: sql/queries/set_state.sql."""
+    return Ask(query("set_state", schema), (state, worker_id.hex), nothing)
 
 
-async def hold_session(connection: Connection, schema: str, worker_id: WorkerId) -> bool:
+def hold_session(schema: str, worker_id: WorkerId) -> Ask[bool]:
     """Have a connection tell others that this worker is alive, for as long as its session lasts.
 
     Returns: whether it does; False: others have given the worker up, or it is not registered.
 
     Source: sql/functions/worker/hold_session.sql
     """
-    return await _is_so(connection, call("hold_session", "uuid", schema), worker_id)
+    return Ask(call("hold_session", "uuid", schema), (worker_id.hex,), truth)
 
 
-async def beat(connection: Connection, schema: str, worker_id: WorkerId) -> bool:
+def beat(schema: str, worker_id: WorkerId) -> Ask[bool]:
     """Give a sign of life; False: others have given the worker up, or it is not registered. Source: sql/functions/worker/beat.sql."""
-    return await _is_so(connection, call("beat", "uuid", schema), worker_id)
+    return Ask(call("beat", "uuid", schema), (worker_id.hex,), truth, is_durable=False)
 
 
-async def _is_so(connection: Connection, statement: bytes, worker_id: WorkerId) -> bool:
-    cursor = await connection.execute(statement, (worker_id,))
-    row = await cursor.fetchone()
-    assert row is not None
-    return bool(row[0])
-
-
-async def worker_channel(connection: Connection, schema: str, worker_id: WorkerId) -> str:
+def worker_channel(schema: str, worker_id: WorkerId) -> Ask[str]:
     """Return the channel on which this worker, and no other, is told of work and of cancels."""
-    cursor = await connection.execute(call("worker_channel", "uuid", schema), (worker_id,))
-    row = await cursor.fetchone()
-    assert row is not None
-    return str(row[0])
+    return Ask(call("worker_channel", "uuid", schema), (worker_id.hex,), word)
 
 
-async def publish_handlers(
-    connection: Connection, schema: str, worker_id: WorkerId, handlers: Sequence[tuple[str, str | None, int | None]]
-) -> None:
+def publish_handlers(schema: str, worker_id: WorkerId, handlers: Sequence[tuple[str, str | None, int | None]]) -> Ask[None]:
     """Publish what a worker has handlers for: job type, queue and max_attempts of each, null where it says nothing.
 
     Jobs that wait for their handler's queue are moved to it. A worker that is not registered publishes nothing.
 
     Source: sql/functions/worker/handlers.sql
     """
-    types, queues, maxima = ([each[place] for each in handlers] for place in range(3))
-    await connection.execute(call("publish_handlers", "uuid text[] text[] integer[]", schema), (worker_id, types, queues, maxima))
+    columns = [array([text(each[place]) for each in handlers]) for place in range(3)]
+    return Ask(call("publish_handlers", "uuid text[] text[] integer[]", schema), (worker_id.hex, *columns), nothing)
 
 
-async def fall_asleep(
-    connection: Connection, schema: str, worker_id: WorkerId, queues: Sequence[str], for_types: str | None = None
-) -> int:
+def fall_asleep(schema: str, worker_id: WorkerId, queues: Sequence[str], for_types: str | None = None) -> Plan[int]:
     """Publish that the worker sleeps on its queues, then return a transaction id taken after that was visible.
 
     `for_types`, an array written, is what it can be woken for; None: whatever the queues have.
 
-    Source: sql/functions/worker/sleep.sql, runtime/sleep.py
+    Source: sql/functions/worker/sleep.sql, sql/queries/transaction_id.sql, runtime/sleep.py
     """
-    await connection.execute(call("fall_asleep", "uuid text[] text[]", schema), (worker_id, list(queues), for_types))
-    cursor = await connection.execute("select pg_current_xact_id()::text::int8")
-    row = await cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+
+    def steps() -> Steps[int]:
+        values = (worker_id.hex, array(queues), for_types)
+        yield Ask(call("fall_asleep", "uuid text[] text[]", schema), values, nothing, is_durable=False)
+        # A statement of its own, and so a transaction that begins after the other was visible.
+        taken: int = yield Ask(query("transaction_id", schema), (), number)
+        return taken
+
+    return Plan(steps, is_durable=False)
 
 
-async def wake_up(connection: Connection, schema: str, worker_id: WorkerId, hand_on: Sequence[str] = ()) -> None:
+def show_life(schema: str) -> Ask[None]:
+    """Have the session answer, and nothing else. Source: sql/queries/answer.sql."""
+    return Ask(query("answer", schema), (), nothing)
+
+
+def notify(schema: str, channel: str, payload: str) -> Ask[None]:
+    """Send a notification. Source: sql/queries/notify.sql."""
+    return Ask(query("notify", schema), (channel, payload), nothing)
+
+
+def release_all(schema: str, worker_id: WorkerId) -> Ask[None]:
+    """Give back what a worker holds, uncharged: its process is about to end. Source: sql/functions/lease/release_all.sql."""
+    return Ask(call("release_all", "uuid", schema), (worker_id.hex,), nothing)
+
+
+def wake_up(schema: str, worker_id: WorkerId, hand_on: Sequence[str] = ()) -> Ask[None]:
     """Publish that the worker does not sleep; wake another for the queues in `hand_on` that have due work."""
-    await connection.execute(call("wake_up", "uuid text[]", schema), (worker_id, list(hand_on)))
+    return Ask(call("wake_up", "uuid text[]", schema), (worker_id.hex, array(hand_on)), nothing)
 
 
-async def watch(
-    connection: Connection, schema: str, worker_id: WorkerId, grace_seconds: float, session_seconds: float = math.inf
-) -> Watch:
+def watch(schema: str, worker_id: WorkerId, grace_seconds: float, session_seconds: float = math.inf) -> Ask[Watch]:
     """Look whether the other workers are alive, and give up those that are not.
 
     Args:
-        connection: of whoever looks.
         schema: the queue's.
         worker_id: who looks.
         grace_seconds: of workers of an older release, which do not publish theirs.
@@ -147,43 +150,49 @@ async def watch(
 
     Source: sql/functions/worker/watch.sql
     """
-    cursor = await connection.execute(call("watch", "uuid float8 float8", schema), (worker_id, grace_seconds, session_seconds))
-    row = await cursor.fetchone()
-    assert row is not None
-    return Watch(others=row[0], dead=list(row[1]), suspected=row[2])
+    values = (worker_id.hex, str(grace_seconds), str(session_seconds))
+    return Ask(call("watch", "uuid float8 float8", schema), values, _watch)
 
 
-async def reclaim(
-    connection: Connection, schema: str, *, worker_id: WorkerId, jobs_max: int, dead: Sequence[WorkerId] = ()
-) -> tuple[list[Reclaimed], float | None, bool]:
+def _watch(answer: Answer, encoding: str) -> Watch:
+    ((others, dead, suspected),) = rows(answer, encoding)
+    return Watch(others=others, dead=dead, suspected=suspected)
+
+
+def reclaim(
+    schema: str, *, worker_id: WorkerId, jobs_max: int, dead: Sequence[WorkerId] = ()
+) -> Ask[tuple[list[Reclaimed], float | None, bool]]:
     """Take back jobs whose lease ran out or whose worker is dead, at most `jobs_max`.
 
     Returns: the jobs; seconds until the next lease runs out (None: none is held); whether all there were are taken.
 
     Source: sql/functions/lease/reclaim.sql
     """
-    cursor = await connection.execute(call("reclaim", "uuid integer uuid[]", schema), (worker_id, jobs_max, list(dead)))
-    rows = await cursor.fetchall()
+    values = (worker_id.hex, str(jobs_max), array([each.hex for each in dead]))
+    return Ask(call("reclaim", "uuid integer uuid[]", schema), values, _reclaimed)
+
+
+def _reclaimed(answer: Answer, encoding: str) -> tuple[list[Reclaimed], float | None, bool]:
+    found = rows(answer, encoding)
     next_seconds = None
-    took_all = bool(rows) and rows[-1][0] is None
+    took_all = bool(found) and found[-1][0] is None
     if took_all:
-        next_seconds = rows.pop()[6]
+        next_seconds = found.pop()[6]
     jobs = [
         Reclaimed(job_id=row[0], job_type=row[1], queue_name=row[2], worker_id=row[3], attempt=row[4], became=row[5])
-        for row in rows
+        for row in found
     ]
     return jobs, next_seconds, took_all
 
 
-async def prune(
-    connection: Connection,
+def prune(
     schema: str,
     *,
     older_than_seconds: float,
     after_id: JobId | None,
     jobs_max: int,
     queues: Sequence[str] | None = None,
-) -> tuple[int, JobId | None]:
+) -> Ask[tuple[int, JobId | None]]:
     """Delete one batch of jobs that ended longer ago than they are kept, with their history.
 
     Those of `queues` (None: of all) are kept as long as given, where set_retention does not say otherwise.
@@ -192,10 +201,11 @@ async def prune(
 
     Source: sql/functions/end/prune.sql
     """
-    cursor = await connection.execute(
-        call("prune", "float8 uuid integer text[]", schema),
-        (older_than_seconds, after_id, jobs_max, None if queues is None else list(queues)),
-    )
-    row = await cursor.fetchone()
-    assert row is not None
-    return row[0], row[1]
+    after = None if after_id is None else after_id.hex
+    values = (str(older_than_seconds), after, str(jobs_max), None if queues is None else array(queues))
+    return Ask(call("prune", "float8 uuid integer text[]", schema), values, _pruned)
+
+
+def _pruned(answer: Answer, encoding: str) -> tuple[int, JobId | None]:
+    ((deleted, after_id),) = rows(answer, encoding)
+    return deleted, after_id

@@ -274,11 +274,28 @@ def _take_duration(value: Any, _: Any) -> dt.timedelta:
     return -length if value.startswith("-") else length
 
 
+@attrs.frozen
+class Encoded:
+    """A payload as text, checked: it is encoded once, by the door that it came in by, and carried on like this."""
+
+    text: str  # JSON
+    size_bytes: int  # of the text in UTF-8, which is what PostgreSQL counts too
+
+
+def encoded(value: object) -> Encoded:
+    """Return a payload as text with its size. Raises as `encode` does."""
+    if type(value) is Encoded:
+        return value
+    text = encode(value)
+    return Encoded(text, size_of(text))
+
+
 def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int = PAYLOAD_DEPTH_MAX) -> str:
     """Return a value as JSON text; None becomes an empty object.
 
     Args:
-        value: dict, list, str, number, bool, attrs class, dataclass, or what cattrs' JSON converter knows.
+        value: dict, list, str, number, bool, attrs class, dataclass, or what cattrs' JSON converter knows. What is encoded already
+            stays as it is.
         bytes_max: of the text, in UTF-8.
         depth_max: of nested lists and objects.
 
@@ -288,7 +305,14 @@ def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int 
     """
     if value is None:
         return "{}"
+    if type(value) is Encoded:
+        return value.text
     return encode_value(value, bytes_max=bytes_max, depth_max=depth_max)
+
+
+def size_of(text: str) -> int:
+    """Return how many bytes a text has in UTF-8. PostgreSQL counts the same, by octet_length, in a database that is UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPTH_MAX, what: str = "payload") -> str:
@@ -301,7 +325,7 @@ def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPT
                 value = _converter().unstructure(value)
             _check(value, depth_max, bytes_max, what, is_final=True)
         text = _to_text(value)
-        size = len(text) if text.isascii() else len(text.encode())
+        size = size_of(text)
     except InvalidPayload:
         raise
     except RecursionError:

@@ -3,7 +3,7 @@
 A claim has a deadline. One that cannot be kept, for the payloads are large, the network is slow or the disk is, is rolled back or lost
 with its connection, and the same claim again would end the same way, for ever. So each that fails divides what the next asks for by
 SMALLER, down to a single job, and each that succeeds doubles it, up to what it was. A server that is merely away costs a few small
-claims afterwards. A single job that fails is asked for apart (sql/functions/claim_apart.sql), where it is put aside if it is its own fault.
+claims afterwards. A single job that fails is asked for apart (sql/functions/claim/claim_apart.sql), where it is put aside if it is its own fault.
 
 Pure: no clock, and no randomness.
 """

@@ -21,8 +21,10 @@ from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.resuming import Resuming
 from pgnotifyq.runtime.served import publish
 from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
+    from pgnotifyq.ledger.ask import Plan
     from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.runtime.claim_size import Asked
     from pgnotifyq.runtime.parts import Parts
@@ -115,15 +117,16 @@ async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep:
         "only": parts.served.wanted,
     }
     if parts.claim_size.is_stuck:
-        return await claims.claim_apart(connection, schema, jobs_max=1, **same)
+        return await ask(connection, claims.claim_apart(schema, jobs_max=1, **same))
     try:
-        return await claims.claim(
-            connection, schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same
+        return await ask(
+            connection,
+            claims.claim(schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same),
         )
     except psycopg.Error as error:
         if not is_of_a_row(error):
             raise
-        found = await claims.claim_apart(connection, schema, jobs_max=asked.rows, **same)
+        found = await ask(connection, claims.claim_apart(schema, jobs_max=asked.rows, **same))
         if not found.jobs and not found.put_aside:
             raise  # no row's
         return found
@@ -143,11 +146,7 @@ async def _wait_for_a_slot(parts: Parts, sleep: Sleep, expects_at: float, *, run
 
 async def _wake_up(parts: Parts, sleep: Sleep, *, hand_on: bool = False) -> None:
     queues = parts.config.queues if hand_on else ()
-
-    async def once(connection: Connection) -> None:
-        await workers.wake_up(connection, parts.config.schema, parts.worker_id, queues)
-
-    await parts.quick.run(once)
+    await parts.quick.ask(workers.wake_up(parts.config.schema, parts.worker_id, queues))
     sleep.woken_up()
 
 
@@ -156,12 +155,10 @@ async def _publish(parts: Parts, sleep: Sleep) -> float:
     if not parts.push.is_proven:
         return parts.config.poll_seconds
 
-    async def once(connection: Connection) -> int:
-        return await workers.fall_asleep(
-            connection, parts.config.schema, parts.worker_id, parts.config.queues, parts.served.wanted.types
-        )
+    def publication() -> Plan[int]:
+        return workers.fall_asleep(parts.config.schema, parts.worker_id, parts.config.queues, parts.served.wanted.types)
 
-    sleep.published(await parts.quick.run(once))
+    sleep.published(await parts.quick.ask(publication))
     return 0.0
 
 

@@ -143,10 +143,6 @@ class JobContext:
         if message is not None:
             message = message.replace("\x00", "\\x00")
 
-        async def once(connection: Connection) -> bool:
-            return await claims.report_progress(
-                connection, self._parts.config.schema, self._running.lease, fraction=fraction, message=message
-            )
-
-        if not await self._parts.quick.run(once):
+        news = claims.report_progress(self._parts.config.schema, self._running.lease, fraction=fraction, message=message)
+        if not await self._parts.quick.ask(news):
             raise LeaseLost(f"execution {self.execution_id} no longer owns job {self.job.id}")

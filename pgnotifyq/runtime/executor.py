@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import Handler
     from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
-    from pgnotifyq.wire.connection import Connection
 
 WAITED_SECONDS = 1.0  # until a job is tried again that waited for a connection in vain: it has waited for long enough
 _DEFAULT_RETRY = RetryPolicy()
@@ -163,12 +162,8 @@ async def _hand_over(parts: Parts, running: Running, ended: Ended) -> None:
     """Give an outcome to the settler. What was raised after the handler's own transaction had completed the job is kept first."""
     settlement = _settle(parts, running, ended)
     if running.is_settled and settlement is not None and (message := settlement.error_message) is not None:
-
-        async def once(connection: Connection) -> None:
-            await fences.note_afterthought(connection, parts.config.schema, running.lease, message)
-
         try:
-            await parts.durable.attempt(once, shield=True)
+            await parts.durable.ask_once(fences.note_afterthought(parts.config.schema, running.lease, message), shield=True)
         except (psycopg.Error, DatabaseUnreachable, trio.TooSlowError) as error:
             why = text_of(error).partition("\n")[0] or "no answer in time"
             parts.emit(Event(name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": why}))

@@ -27,6 +27,7 @@ from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, QUEUE_DEFAULT, ExecutionId, JobId
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.settler import RELEASED
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,8 +75,8 @@ def find_taker(dsn: str, schema: str, job: NewJob) -> Parts | None:
     return None
 
 
-async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJob) -> JobId:
-    """Enqueue a job on a connection in autocommit, and start it in a slot unless another comes first.
+async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJob, payload: str) -> JobId:
+    """Enqueue a job, given with its payload's text, on a connection in autocommit, and start it in a slot unless another comes first.
 
     Cancellation, errors: as for `enqueue`; a job that may exist all the same is released to everybody.
 
@@ -87,13 +88,14 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     execution_id = ExecutionId(other_id)
     if not parts.slots.reserve(1):
         # Taken since `find_taker` looked.
-        return await jobs.enqueue(connection, config.schema, job)
+        return await ask(connection, jobs.enqueue_one(config.schema, job, payload, is_alone=True))
     sent_at = trio.current_time()
     try:
-        payload_text, is_claimed, time_now = await jobs.enqueue_claimed(
-            connection, config.schema, job, job_id=job_id, execution_id=execution_id, worker_id=parts.worker_id,
+        verb = jobs.enqueue_claimed(
+            config.schema, job, payload, job_id=job_id, execution_id=execution_id, worker_id=parts.worker_id,
             lease_seconds=config.lease_seconds, queue_name=queue_name, max_attempts=max_attempts,
         )  # fmt: skip
+        is_claimed, time_now = await ask(connection, verb)
     except BaseException:
         if connection.closed:
             _release_in_doubt(parts, job, job_id, execution_id, sent_at)
@@ -109,7 +111,7 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
             job,
             job_id,
             execution_id,
-            payload_text,
+            payload,
             time_now,
             queue_name=queue_name,
             max_attempts=max_attempts,
@@ -120,7 +122,7 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     )
     if parts.slots.is_closed:
         # The worker drained meanwhile, and nobody of it looks any more.
-        await claims.settle(connection, config.schema, worker_id=parts.worker_id, settlements=[(running.lease, RELEASED)])
+        await ask(connection, claims.settle(config.schema, worker_id=parts.worker_id, settlements=[(running.lease, RELEASED)]))
         return job_id
     parts.take_up([running])
     return job_id

@@ -15,6 +15,7 @@ import trio
 from pgnotifyq.ledger import claims
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +95,7 @@ class _Beat:
     """One beat for some executions, which may take several tries.
 
     The first is one statement for all of them. Is that late, one row may be at fault, whose trigger stands still: then each has a statement
-    of its own, and what was answered is not asked again. A single one that is late is cancelled over itself (sql/functions/heartbeat.sql).
+    of its own, and what was answered is not asked again. A single one that is late is cancelled over itself (sql/functions/lease/heartbeat.sql).
     """
 
     _parts: Parts
@@ -111,12 +112,14 @@ class _Beat:
         self._is_first = False
         for part in parts:
             sent_at = trio.current_time()
-            surprises = await claims.heartbeat(
+            surprises = await ask(
                 connection,
-                self._parts.config.schema,
-                worker_id=self._parts.worker_id,
-                leases=[running.lease for running in part],
-                lease_seconds=self._parts.config.lease_seconds,
+                claims.heartbeat(
+                    self._parts.config.schema,
+                    worker_id=self._parts.worker_id,
+                    leases=[running.lease for running in part],
+                    lease_seconds=self._parts.config.lease_seconds,
+                ),
             )
             self.told |= {surprise.job_id: surprise for surprise in surprises}
             self.answered |= dict.fromkeys(part, sent_at)
@@ -125,7 +128,7 @@ class _Beat:
         # execution that has ended is for the settler to tell.
         missing = [running for running in missing if not running.has_ended]
         schema = self._parts.config.schema
-        lost = await claims.lost(connection, schema, [one.lease for one in missing]) if missing else set()
+        lost = await ask(connection, claims.lost(schema, [one.lease for one in missing])) if missing else set()
         return missing, lost
 
 
@@ -153,7 +156,7 @@ async def check_cancels(parts: Parts, told: Sequence[Running], connection: Conne
     for start in range(0, len(told), RENEWED_AT_ONCE_MAX):
         some = told[start : start + RENEWED_AT_ONCE_MAX]
         with trio.fail_after(parts.quick.deadline_seconds):
-            surprises = await claims.cancelled(connection, parts.config.schema, [running.lease for running in some])
+            surprises = await ask(connection, claims.cancelled(parts.config.schema, [running.lease for running in some]))
         why = {surprise.job_id: surprise.why for surprise in surprises}
         for running in some:
             if running.job.id in why:

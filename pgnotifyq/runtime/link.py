@@ -1,8 +1,11 @@
 """A connection that comes back: the one place where a worker meets a database that fails.
 
-`run(operation)` hands the operation a connection and repeats it, with jittered pauses, until it succeeds. Each try has a
-deadline: a frozen peer whose kernel still answers is seen by no TCP option, only by a deadline. An operation handed to a
-link must be safe to repeat after its reply was lost; all ledger verbs used here are, because of their fences.
+`ask(verb)` asks a verb of the ledger and repeats it, with jittered pauses, until it is answered.
+Where a verb depends on what changes between two tries, `ask` is given a function that makes the
+verb, and calls it at each try. Each try has a deadline: a frozen peer whose kernel still answers is
+seen by no TCP option, only by a deadline. A verb handed to a link must be safe to repeat after its
+reply was lost (`may_repeat`); all that are used here are, because of their fences. `run(operation)`
+does the same with an operation that asks several verbs and decides between them.
 
 Whose error it is decides what follows (ledger/errors.py). The session's is not repeated in that session: one that was opened on a
 standby refuses to write for as long as it lives, and the name may lead to the primary by now. The server's is repeated in the same
@@ -23,6 +26,7 @@ from psycopg import errors
 
 from pgnotifyq.ledger.errors import Whose, is_passing, whose
 from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Lock, connect
 from pgnotifyq.wire.sessions import For
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable
 
+    from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.wire.connection import Connection
 
@@ -54,6 +59,14 @@ class Link:
         self._is_down = False
         self._prepares = True
         self._failures = 0  # in a row, in this session
+
+    async def ask(self, verb: Verb[T] | Callable[[], Verb[T]], *, shield: bool = False) -> T:
+        """Ask a verb, or what a function makes at each try, again and again until it is answered. See `run`."""
+        return await self.run(_asked(verb), shield=shield)
+
+    async def ask_once(self, verb: Verb[T] | Callable[[], Verb[T]], *, shield: bool = False) -> T:
+        """Ask a verb once. See `attempt`."""
+        return await self.attempt(_asked(verb), shield=shield)
 
     async def run(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool = False) -> T:
         """Run an operation on the connection, again and again until it succeeds.
@@ -136,3 +149,12 @@ class Link:
             self._is_down = True
             reason = "no answer in time" if isinstance(error, trio.TooSlowError) else str(error).splitlines()[0]
             self._emit(Event(name=EventName.DATABASE_LOST, fields={"connection": self._name, "why": reason}))
+
+
+def _asked(verb: Verb[T] | Callable[[], Verb[T]]) -> Callable[[Connection], Awaitable[T]]:
+    """Return an operation that asks a verb."""
+    if callable(verb):
+        make = verb
+        return lambda connection: ask(connection, make())
+    assert verb.may_repeat
+    return lambda connection: ask(connection, verb)

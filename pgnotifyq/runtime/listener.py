@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import channels
 from pgnotifyq.model.channels import Cancel, Company, Nonce, Work
@@ -33,7 +34,7 @@ from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.heartbeat import check_cancels, renew
 from pgnotifyq.runtime.named import answer
 from pgnotifyq.runtime.trust import speak_by
-from pgnotifyq.wire import direct
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import connect
 from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 from pgnotifyq.wire.sessions import For
@@ -172,7 +173,7 @@ async def _show_life(parts: Parts, connection: Connection) -> None:
     parts.push.is_asked = False
     sent_at = trio.current_time()
     with trio.fail_after(PROOF_DEADLINE_SECONDS):
-        await direct.run(connection, b"select", ())
+        await ask(connection, workers.show_life(parts.config.schema))
     parts.trust.hear(sent_at)
 
 
@@ -184,12 +185,9 @@ async def _prove(parts: Parts, connection: Connection, channel: str, *, by: Link
         trio.TooSlowError: it could not be sent.
     """
     nonce = channels.write(Nonce(uuid.uuid4().hex))
-
-    async def notify(session: Connection) -> None:
-        await session.execute("select pg_notify(%s, %s)", (channel, nonce))
-
+    notify = workers.notify(parts.config.schema, channel, nonce)
     with trio.fail_after(PROOF_DEADLINE_SECONDS):
-        await (notify(connection) if by is None else by.run(notify))
+        await (ask(connection, notify) if by is None else by.ask(notify))
     with trio.move_on_after(PROOF_DEADLINE_SECONDS):
         while True:
             heard = await wait_notifications(connection)

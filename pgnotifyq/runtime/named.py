@@ -25,6 +25,7 @@ from pgnotifyq.ledger import claims
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.sleep import LULL_SECONDS
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from pgnotifyq.model.job import JobId
@@ -52,14 +53,16 @@ async def answer(parts: Parts, named: JobId | None, connection: Connection) -> N
         return
     try:
         with trio.fail_after(parts.quick.deadline_seconds, shield=True):
-            found = await claims.claim_named(
+            found = await ask(
                 connection,
-                parts.config.schema,
-                worker_id=parts.worker_id,
-                queues=parts.config.queues,
-                job_id=named.hex,
-                lease_seconds=parts.config.lease_seconds,
-                only=parts.served.wanted,
+                claims.claim_named(
+                    parts.config.schema,
+                    worker_id=parts.worker_id,
+                    queues=parts.config.queues,
+                    job_id=named.hex,
+                    lease_seconds=parts.config.lease_seconds,
+                    only=parts.served.wanted,
+                ),
             )
     except BaseException:
         parts.slots.release(1)

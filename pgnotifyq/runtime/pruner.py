@@ -15,10 +15,9 @@ from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.reclaimer import bear, tell_news
 
 if TYPE_CHECKING:
-    from pgnotifyq.ledger.jobs import TroubleRow
+    from pgnotifyq.ledger.ask import Ask
     from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.parts import Parts
-    from pgnotifyq.wire.connection import Connection
 
 BATCH_MAX = 500
 EVERY_SECONDS = 600.0  # one pass; retention is counted in days
@@ -42,12 +41,11 @@ async def prune(parts: Parts, told: set[JobId]) -> None:
     while True:
         tries = 0
 
-        async def once(connection: Connection, after_id: JobId | None = after_id) -> tuple[int, JobId | None]:
+        def batch(after_id: JobId | None = after_id) -> Ask[tuple[int, JobId | None]]:
             nonlocal tries
             jobs_max = max(BATCH_MAX >> (2 * tries), 1)  # what was late is asked for smaller
             tries += 1
-            return await workers.prune(
-                connection,
+            return workers.prune(
                 parts.config.schema,
                 older_than_seconds=parts.config.retention_seconds,
                 after_id=after_id,
@@ -55,7 +53,7 @@ async def prune(parts: Parts, told: set[JobId]) -> None:
                 queues=parts.config.queues,
             )
 
-        deleted, after_id = await parts.durable.run(once)
+        deleted, after_id = await parts.durable.ask(batch)
         deleted_in_all += deleted
         if after_id is None:
             break
@@ -67,11 +65,7 @@ async def prune(parts: Parts, told: set[JobId]) -> None:
 
 async def _tell_troubles(parts: Parts, within_seconds: float, told: set[JobId]) -> None:
     """Tell of jobs that cannot be deleted, for a table of the user's refers to them, say. `told` are those of the pass before."""
-
-    async def once(connection: Connection) -> list[TroubleRow]:
-        return await list_troubles(connection, parts.config.schema, verb="prune", within_seconds=within_seconds)
-
-    troubles = await parts.durable.run(once)
+    troubles = await parts.durable.ask(list_troubles(parts.config.schema, verb="prune", within_seconds=within_seconds))
     tell_news(parts, [trouble for trouble in troubles if trouble.job_id not in told])
     told.clear()
     told.update(trouble.job_id for trouble in troubles)

@@ -20,6 +20,7 @@ from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import Whose, whose
 from pgnotifyq.ledger.jobs import list_troubles
 from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -88,7 +89,9 @@ async def _watch(parts: Parts, sight: _Sight) -> workers.Watch:
         now = trio.current_time()
         if connection is not sight.connection:
             sight.connection, sight.since = connection, now
-        return await workers.watch(connection, parts.config.schema, parts.worker_id, parts.trust.grace_seconds, now - sight.since)
+        return await ask(
+            connection, workers.watch(parts.config.schema, parts.worker_id, parts.trust.grace_seconds, now - sight.since)
+        )
 
     return await parts.quick.run(once)
 
@@ -104,9 +107,9 @@ async def _reclaim(parts: Parts, dead: list[WorkerId]) -> float | None:
         # What was late or failed is asked for smaller: a few large jobs must not be asked for again and again.
         jobs_max = max(BATCH_MAX >> (2 * tries), 1)
         tries += 1
-        found = await workers.reclaim(connection, schema, worker_id=parts.worker_id, jobs_max=jobs_max, dead=dead)
+        found = await ask(connection, workers.reclaim(schema, worker_id=parts.worker_id, jobs_max=jobs_max, dead=dead))
         refused = [job.job_id for job in found[0] if job.became == "refused"]
-        troubles = await list_troubles(connection, schema, job_ids=refused, limit=BATCH_MAX) if refused else []
+        troubles = await ask(connection, list_troubles(schema, job_ids=refused, limit=BATCH_MAX)) if refused else []
         return found
 
     while True:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import trio.lowlevel
 
 from pgnotifyq.ledger import claims, workers
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,11 +53,13 @@ class Served:
 async def publish(parts: Parts, connection: Connection) -> None:
     """Publish what the worker has handlers for. Safe to repeat."""
     generation = parts.registry.generation
-    await workers.publish_handlers(
+    await ask(
         connection,
-        parts.config.schema,
-        parts.worker_id,
-        [(each.job_type, each.queue, each.max_attempts) for each in parts.registry.handlers],
+        workers.publish_handlers(
+            parts.config.schema,
+            parts.worker_id,
+            [(each.job_type, each.queue, each.max_attempts) for each in parts.registry.handlers],
+        ),
     )
     parts.served.note_published(generation)
 

@@ -26,11 +26,11 @@ from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
 from pgnotifyq.runtime.bell import Bell
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
+    from pgnotifyq.ledger.ask import Plan
     from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
-    from pgnotifyq.wire.connection import Connection
 
 # Bounds one statement. A claim can run beside it on the other connection, so the permits of a large worker should not all
 # wait for one statement: with 500 slots, 250 were 20 % faster than 1000.
@@ -127,10 +127,7 @@ class Settler:
     async def _write_busy(self, part: list[tuple[Outcome, int]], *, is_last: bool) -> None:
         batch = [outcome for outcome, _ in part]
 
-        async def once(connection: Connection) -> list[claims.Surprise]:
-            return await self._settle_apart(connection, batch, is_last=is_last)
-
-        surprises = await self._run(once, batch)
+        surprises = await self._ask(lambda: self._apart(batch, is_last=is_last), batch)
         for entry in part:
             self._busy.remove(entry)
         still = {surprise.job_id for surprise in surprises if surprise.became == "busy"}
@@ -140,32 +137,29 @@ class Settler:
     async def _write(self, batch: list[Outcome]) -> None:
         tries = 0
 
-        async def once(connection: Connection) -> list[claims.Surprise]:
+        def settlement() -> Plan[list[claims.Surprise]]:
             nonlocal tries
             tries += 1
             if tries > 1:
                 # Each by a statement of its own: what was answered is durable, so the next try goes further, and one that is late
-                # is cancelled over itself and put aside (sql/functions/settle_apart.sql).
-                return await self._settle_apart(connection, batch, is_last=False, jobs_max=1)
-            return await claims.settle_surely(
-                connection,
+                # is cancelled over itself and put aside (sql/functions/end/settle_apart.sql).
+                return self._apart(batch, is_last=False, jobs_max=1)
+            return claims.settle_surely(
                 self._parts.config.schema,
                 worker_id=self._parts.worker_id,
                 settlements=[(running.lease, settlement) for running, settlement in batch],
             )
 
-        surprises = await self._run(once, batch)
+        surprises = await self._ask(settlement, batch)
         if surprises and (busy := {surprise.job_id for surprise in surprises if surprise.became == "busy"}):
             self._busy.extend((outcome, 1) for outcome in batch if outcome[0].job.id in busy)
             self._busy_bell.ring()
             batch = [outcome for outcome in batch if outcome[0].job.id not in busy]
         self._finish(batch, surprises)
 
-    async def _run(
-        self, once: Callable[[Connection], Awaitable[list[claims.Surprise]]], batch: list[Outcome]
-    ) -> list[claims.Surprise]:
+    async def _ask(self, make: Callable[[], Plan[list[claims.Surprise]]], batch: list[Outcome]) -> list[claims.Surprise]:
         try:
-            return await self._parts.durable.run(once, shield=True)
+            return await self._parts.durable.ask(make, shield=True)
         except Exception as error:
             if whose(error) is not Whose.JOB:
                 raise
@@ -173,12 +167,11 @@ class Settler:
             why = str(error).partition("\n")[0]
             return [claims.Surprise(job_id=running.job.id, became="refused", why=why) for running, _ in batch]
 
-    async def _settle_apart(
-        self, connection: Connection, batch: list[Outcome], *, is_last: bool, jobs_max: int = claims.APART_JOBS_MAX
-    ) -> list[claims.Surprise]:
+    def _apart(
+        self, batch: list[Outcome], *, is_last: bool, jobs_max: int = claims.APART_JOBS_MAX
+    ) -> Plan[list[claims.Surprise]]:
         lock_seconds = self._parts.durable.deadline_seconds / (2 * claims.APART_JOBS_MAX)
-        return await claims.settle_apart(
-            connection,
+        return claims.settle_apart(
             self._parts.config.schema,
             worker_id=self._parts.worker_id,
             settlements=[(running.lease, settlement) for running, settlement in batch],

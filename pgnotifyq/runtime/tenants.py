@@ -23,9 +23,9 @@ import attrs
 import psycopg
 from psycopg import pq
 
-from pgnotifyq.ledger import claims, fences
-from pgnotifyq.ledger.statements import query
+from pgnotifyq.ledger import claims, fences, look
 from pgnotifyq.model.errors import ConnectionsTaken, JobCancelled, LeaseLost, PoolTimeout, TransactionLeft, TransactionRefused
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.lent import Lent
 from pgnotifyq.wire.pool import open_pool
 from pgnotifyq.wire.sessions import For
@@ -99,11 +99,13 @@ async def open_transaction(
                 begun_in = _xact_of(connection)
                 with _guarded(connection, running):
                     yield connection
-                held = await fences.meet_fence(connection, databases.schema, lease, begun_in=begun_in)
+                held = await ask(connection, fences.meet_fence(databases.schema, lease, begun_in=begun_in))
                 if held != "held":
                     raise _refusal(running, held)
                 if ending is not None:
-                    await claims.settle(connection, databases.schema, worker_id=parts.worker_id, settlements=[(lease, ending)])
+                    await ask(
+                        connection, claims.settle(databases.schema, worker_id=parts.worker_id, settlements=[(lease, ending)])
+                    )
             if ending is not None:
                 running.is_settled = True
 
@@ -248,9 +250,4 @@ async def find_tenant_role(connection: Connection, schema: str) -> str | None:
 
     Source: sql/queries/tenant_role.sql
     """
-    cursor = await connection.execute(query("tenant_role", schema))
-    row = await cursor.fetchone()
-    if row is None:
-        return None
-    may_be_set, has_rights, _ = row
-    return f"{schema}_tenant" if may_be_set and has_rights else None
+    return await ask(connection, look.tenant_role(schema))

@@ -52,8 +52,10 @@ from pgnotifyq.model.outcome import Interrupt, InterruptKind, SettleKind, Settle
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.heartbeat import interrupt
 from pgnotifyq.runtime.served import publish
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
+    from pgnotifyq.ledger.ask import Ask
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.postmaster import Postmaster
@@ -216,13 +218,13 @@ async def _beat(parts: Parts) -> None:
     trust = parts.trust
     sent_at = math.nan
 
-    async def once(connection: Connection) -> bool:
+    def sign() -> Ask[bool]:
         nonlocal sent_at
         sent_at = trio.current_time()
-        return await workers.beat(connection, parts.config.schema, parts.worker_id)
+        return workers.beat(parts.config.schema, parts.worker_id)
 
     try:
-        if await parts.beats.attempt(once):
+        if await parts.beats.ask_once(sign):
             trust.hear(sent_at)
         else:
             await _come_back(parts)
@@ -261,7 +263,7 @@ async def speak_by(parts: Parts, connection: Connection) -> bool:
             # From when this is sent others may judge by it, answered or not; and not before.
             trust.by_session, trust.heard_at = True, max(trust.heard_at, sent_at)
         trust.holds += 1
-        if await workers.hold_session(connection, parts.config.schema, parts.worker_id):
+        if await ask(connection, workers.hold_session(parts.config.schema, parts.worker_id)):
             trust.hear(sent_at)
             return True
         _stop_shaken(parts)
@@ -271,19 +273,21 @@ async def speak_by(parts: Parts, connection: Connection) -> bool:
 
 async def register(parts: Parts, connection: Connection) -> None:
     """Publish this worker and its handlers; no session speaks for it yet."""
-    await workers.register(
+    await ask(
         connection,
-        parts.config.schema,
-        worker_id=parts.worker_id,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        queues=parts.config.queues,
-        slots=parts.config.concurrency,
-        version=__version__,
-        has_session=False,
-        lease_seconds=parts.config.lease_seconds,
-        grace_seconds=parts.trust.grace_seconds,
+        workers.register(
+            parts.config.schema,
+            worker_id=parts.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            queues=parts.config.queues,
+            slots=parts.config.concurrency,
+            version=__version__,
+            has_session=False,
+            lease_seconds=parts.config.lease_seconds,
+            grace_seconds=parts.trust.grace_seconds,
+        ),
     )
     await publish(parts, connection)
     if parts.is_draining:
-        await workers.set_state(connection, parts.config.schema, parts.worker_id, "draining")
+        await ask(connection, workers.set_state(parts.config.schema, parts.worker_id, "draining"))

@@ -19,7 +19,7 @@ from trio_util import wait_any
 
 from pgnotifyq.ledger import claims, workers
 from pgnotifyq.ledger.errors import Whose, translated, whose
-from pgnotifyq.ledger.migrate import check_schema
+from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
 from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName
@@ -51,6 +51,7 @@ from pgnotifyq.runtime.trust import (
     register,
 )
 from pgnotifyq.runtime.watchdog import names_of, watch_for_ever
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.postmaster import find_postmaster
 
 if TYPE_CHECKING:
@@ -253,10 +254,7 @@ async def _drain(parts: Parts, handle: WorkerHandle) -> None:
 
 
 async def _show_draining(parts: Parts) -> None:
-    async def once(connection: Connection) -> None:
-        await workers.set_state(connection, parts.config.schema, parts.worker_id, "draining")
-
-    await parts.quick.run(once)
+    await parts.quick.ask(workers.set_state(parts.config.schema, parts.worker_id, "draining"))
 
 
 async def _say_farewell(parts: Parts) -> None:
@@ -271,8 +269,8 @@ async def _say_farewell(parts: Parts) -> None:
         left = [(running.lease, settlement) for running, settlement in ended]
         left += [(running.lease, RELEASED) for running in parts.holdings if running.job.id not in known]
         if left:
-            await claims.settle_surely(connection, parts.config.schema, worker_id=parts.worker_id, settlements=left)
-        await workers.unregister(connection, parts.config.schema, parts.worker_id)
+            await ask(connection, claims.settle_surely(parts.config.schema, worker_id=parts.worker_id, settlements=left))
+        await ask(connection, workers.unregister(parts.config.schema, parts.worker_id))
 
     for is_last in (False, True):
         try:

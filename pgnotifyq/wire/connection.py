@@ -215,7 +215,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             super().__init__(pgconn, row_factory)
         self.lock = Lock()  # type: ignore[assignment]
         self.cursor_factory = Cursor
-        self.statements: dict[bytes, bytes] = {}  # prepared by wire/direct.py, and their names
+        self.statements: dict[bytes, bytes] = {}  # prepared by wire/asking.py, and their names
         self.used_for = For.ANYBODY
         self.was_set = False  # whether the session's own settings would not do, so that `discard all` brings them back
         self.repeats = False  # whether a statement that the server has undone whole is said again: see `is_undone`

@@ -29,7 +29,7 @@ from psycopg import pq
 from psycopg.rows import tuple_row
 
 from pgnotifyq.model.errors import PgnotifyqError, PoolTimeout
-from pgnotifyq.wire import direct, waiting
+from pgnotifyq.wire import asking, waiting
 from pgnotifyq.wire.connection import INTERRUPT_SECONDS, Connection, connect
 from pgnotifyq.wire.lent import Lent
 from pgnotifyq.wire.sessions import For
@@ -236,7 +236,7 @@ class Pool:
         try:
             with trio.move_on_after(INTERRUPT_SECONDS), suppress(psycopg.Error):
                 async with connection.lock:
-                    await connection.wait(direct.answer(connection.pgconn))
+                    await connection.wait(asking.answer(connection.pgconn))
                 if connection.was_set:
                     await connection.enter()
                 is_answered = True

@@ -5,11 +5,11 @@ select d.id, d.org_id, d.queue_name, d.job_type, case when u.payload is null the
 from (
     select d.*
     from {schema}.dead_letter_jobs as d
-    where (%(queue)s::text is null or d.queue_name = %(queue)s)
-      and (%(job_type)s::text is null or d.job_type = %(job_type)s)
-      and (%(id)s::uuid is null or d.id = %(id)s)
+    where ($2::text is null or d.queue_name = $2)
+      and ($3::text is null or d.job_type = $3)
+      and ($1::uuid is null or d.id = $1)
     order by d.died_at desc, d.id desc
-    limit %(limit)s
+    limit $4
 ) as d,
     lateral (select {schema}.unread_bytes(d.payload) as payload, {schema}.unread_bytes(d.history) as history offset 0) as u
 order by d.died_at desc, d.id desc

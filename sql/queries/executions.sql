@@ -1,5 +1,5 @@
 -- executions: the attempts of a job, ended and under way, oldest first.
 select e.id, e.job_id, e.attempt, e.worker_id, e.outcome, e.started_at, e.ended_at, left(e.error_message, 10000) as error_message
 from {schema}.executions as e
-where e.job_id = %(id)s
+where e.job_id = $1
 order by e.started_at, e.id

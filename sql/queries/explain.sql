@@ -3,7 +3,7 @@
 with found as materialized (
     select j.*, c.now
     from {schema}.jobs as j, (select {schema}.clock() as now offset 0) as c
-    where j.id = %(id)s
+    where j.id = $1
 ), workers as materialized (
     select w.slots, (select count(*) from {schema}.jobs as j where j.is_held and j.locked_by = w.worker_id) as running
     from {schema}.worker_heartbeats as w

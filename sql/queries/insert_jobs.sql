@@ -8,6 +8,6 @@ select n.id, n.org_id, coalesce(n.queue_name, k.queue_name, 'default'), n.job_ty
     coalesce(n.scheduled_at, c.now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts,
     n.queue_name is null and k.queue_name is null
 from (select {schema}.clock() as now offset 0) as c,
-    unnest(%s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::timestamptz[], %s::float8[],
-        %s::integer[]) as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts),
+    unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::timestamptz[], $8::float8[],
+        $9::integer[]) as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts),
     lateral (select case when n.queue_name is null then {schema}.queue_of(n.job_type) end as queue_name offset 0) as k

@@ -1,9 +1,9 @@
 -- purge_dead: delete one dead letter, or those that died longer ago than given, with their history.
 with gone as (
     delete from {schema}.dead_letter_jobs as d
-    where (%(id)s::uuid is not null and d.id = %(id)s)
-       or (%(older_than_seconds)s::float8 is not null
-           and d.died_at < {schema}.clock() - make_interval(secs => %(older_than_seconds)s))
+    where ($1::uuid is not null and d.id = $1)
+       or ($2::float8 is not null
+           and d.died_at < {schema}.clock() - make_interval(secs => $2))
     returning d.id
 ), history as (
     delete from {schema}.job_executions as e using gone where e.job_id = gone.id

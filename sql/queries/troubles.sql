@@ -5,9 +5,9 @@ select t.job_id, t.org_id, coalesce(j.queue_name, d.queue_name) as queue_name, c
 from {schema}.job_troubles as t
 left join {schema}.jobs as j on j.id = t.job_id
 left join {schema}.dead_letter_jobs as d on d.id = t.job_id
-where (%(id)s::uuid is null or t.job_id = %(id)s)
-  and (%(ids)s::uuid[] is null or t.job_id = any (%(ids)s))
-  and (%(verb)s::text is null or t.verb = %(verb)s)
-  and (%(within_seconds)s::float8 is null or t.last_at >= {schema}.clock() - make_interval(secs => %(within_seconds)s))
+where ($1::uuid is null or t.job_id = $1)
+  and ($2::uuid[] is null or t.job_id = any ($2))
+  and ($3::text is null or t.verb = $3)
+  and ($4::float8 is null or t.last_at >= {schema}.clock() - make_interval(secs => $4))
 order by t.last_at desc, t.job_id
-limit %(limit)s
+limit $5

@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 from pgnotifyq import EventName
 from pgnotifyq.embedded import open_temporary_server
 from pgnotifyq.ledger.errors import is_passing
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import open_connection
 from tests.chaos.app import POISONED
 from tests.chaos.evidence import Book, gather

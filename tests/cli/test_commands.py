@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgnotifyq.ledger.migrate import check_server
+from pgnotifyq.ledger.schema import check_server
 from pgnotifyq.model.errors import DatabaseTooOld
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.cli import doctor
 from pgnotifyq.embedded import open_temporary_server
-from pgnotifyq.ledger.migrate import migrate
 from pgnotifyq.ledger.statements import query
+from pgnotifyq.migrating import migrate
 from pgnotifyq.runtime.tenants import find_tenant_role
 from pgnotifyq.wire.connection import open_connection
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pgnotifyq.ledger import claims
 from pgnotifyq.model.job import JobId, Lease, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,8 +61,8 @@ async def claim(
     lease_seconds: float = LEASE_SECONDS,
 ) -> list[Job]:
     """Claim jobs and return them."""
-    found = await claims.claim(
-        connection, SCHEMA, worker_id=worker, queues=queues, jobs_max=jobs_max, lease_seconds=lease_seconds
+    found = await ask(
+        connection, claims.claim(SCHEMA, worker_id=worker, queues=queues, jobs_max=jobs_max, lease_seconds=lease_seconds)
     )
     return [job.whole for job in found.jobs]
 
@@ -80,15 +81,15 @@ def lease(job: Job) -> Lease:
 
 async def settle(connection: Connection[Any], job: Job, settlement: Settlement, *, worker: WorkerId = ANN) -> str | None:
     """Settle one execution; return what it became when that was a surprise."""
-    surprises = await claims.settle(connection, SCHEMA, worker_id=worker, settlements=[(lease(job), settlement)])
+    surprises = await ask(connection, claims.settle(SCHEMA, worker_id=worker, settlements=[(lease(job), settlement)]))
     assert len(surprises) <= 1
     return surprises[0].became if surprises else None
 
 
 async def beat(connection: Connection[Any], *jobs: Job, lease_seconds: float = LEASE_SECONDS) -> dict[JobId, str]:
     """Renew leases; return what was a surprise."""
-    surprises = await claims.heartbeat(
-        connection, SCHEMA, worker_id=ANN, leases=[lease(job) for job in jobs], lease_seconds=lease_seconds
+    surprises = await ask(
+        connection, claims.heartbeat(SCHEMA, worker_id=ANN, leases=[lease(job) for job in jobs], lease_seconds=lease_seconds)
     )
     return {surprise.job_id: surprise.became for surprise in surprises}
 

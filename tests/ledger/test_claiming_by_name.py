@@ -11,6 +11,7 @@ import trio
 
 from pgnotifyq.ledger import claims
 from pgnotifyq.model.job import JobId
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
 from tests.ledger.support import (
     ANN,
@@ -40,8 +41,9 @@ Link = Connection[Any]
 
 async def take(connection: Link, job_id: JobId, *, worker: WorkerId = ANN, queue: str = "default") -> claims.NamedClaim:
     """Claim one job by its key."""
-    return await claims.claim_named(
-        connection, SCHEMA, worker_id=worker, queues=["other", queue], job_id=str(job_id), lease_seconds=LEASE_SECONDS
+    return await ask(
+        connection,
+        claims.claim_named(SCHEMA, worker_id=worker, queues=["other", queue], job_id=str(job_id), lease_seconds=LEASE_SECONDS),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pgnotifyq.ledger import claims, jobs, workers
 from pgnotifyq.model.job import NewJob
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
 from tests.ledger.support import ANN, BOB, ENDINGS, SCHEMA, claim_one, enqueue, existing, fetch, pass_time, settle, value
 from tests.ledger.test_plans import PAGES_MAX, TIMES, fill, pages, untended
@@ -25,10 +26,9 @@ MANY = 20_000
 
 async def take(connection: Link, jobs_max: int, *types: str, queues: Sequence[str] = ("default",), **more: Any) -> claims.Claim:
     """Claim jobs of some types."""
-    return await claims.claim(
-        connection, SCHEMA, worker_id=ANN, queues=queues, jobs_max=jobs_max, lease_seconds=60.0,
+    return await ask(connection, claims.claim( SCHEMA, worker_id=ANN, queues=queues, jobs_max=jobs_max, lease_seconds=60.0,
         only=claims.wanted(dict.fromkeys(types)), **more,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def ids(found: claims.Claim) -> list[JobId]:
@@ -38,11 +38,10 @@ def ids(found: claims.Claim) -> list[JobId]:
 
 async def register(connection: Link, *handlers: tuple[str, str | None, int | None], worker: Any = ANN) -> None:
     """Publish a worker with handlers: type, queue, attempts."""
-    await workers.register(
-        connection, SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0", has_session=False,
+    await ask(connection, workers.register( SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0", has_session=False,
         lease_seconds=60.0,
-    )  # fmt: skip
-    await workers.publish_handlers(connection, SCHEMA, worker, list(handlers))
+    ))  # fmt: skip
+    await ask(connection, workers.publish_handlers(SCHEMA, worker, list(handlers)))
 
 
 async def test_types_of_others_are_left(connection: Link) -> None:
@@ -136,10 +135,9 @@ async def test_claim_that_goes_on_among_others(connection: Link) -> None:
 async def test_claim_by_name(connection: Link) -> None:
     """A wake-up that names a job of another's type brings nothing, and the job is still there."""
     job_id = await enqueue(connection, "other")
-    named = await claims.claim_named(
-        connection, SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0,
+    named = await ask(connection, claims.claim_named( SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0,
         only=claims.wanted({"mine": None}),
-    )  # fmt: skip
+    ))  # fmt: skip
     assert (named.job, named.is_still_there) == (None, True)
 
 
@@ -154,21 +152,22 @@ async def test_attempts_that_nobody_said(connection: Link, way: str) -> None:
     elif way in {"function", "by name"}:
         await enqueue(connection, "mine")
     elif way in {"one", "keyed"}:
-        await jobs.enqueue(connection, SCHEMA, NewJob(job_type="mine", unique_key="k" if way == "keyed" else None))
+        await ask(connection, jobs.enqueue(SCHEMA, NewJob(job_type="mine", unique_key="k" if way == "keyed" else None)))
     else:
-        await jobs.enqueue_many(connection, SCHEMA, [NewJob(job_type="mine")] * (2 if way == "many" else 101))
+        await ask(connection, jobs.enqueue_many(SCHEMA, [NewJob(job_type="mine")] * (2 if way == "many" else 101)))
     assert await value(connection, "select count(*) from pgnotifyq.jobs where max_attempts is not null") == 0
     job_id = await value(connection, "select id from pgnotifyq.jobs order by id limit 1")
     only = claims.wanted({"another": 9, "mine": 5})
     if way == "by name":
         job = (
-            await claims.claim_named(
-                connection, SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0, only=only
+            await ask(
+                connection,
+                claims.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0, only=only),
             )
         ).job
     else:
-        found = await claims.claim(
-            connection, SCHEMA, worker_id=ANN, queues=["default"], jobs_max=1, lease_seconds=60.0, only=only
+        found = await ask(
+            connection, claims.claim(SCHEMA, worker_id=ANN, queues=["default"], jobs_max=1, lease_seconds=60.0, only=only)
         )
         (job,) = found.jobs
     assert job is not None and (job.id, job.max_attempts) == (job_id, 5)
@@ -206,9 +205,11 @@ async def enqueue_by(connection: Link, way: str, queue: str | None = None) -> No
         await enqueue(connection, "mine", **({} if queue is None else {"queue_name": queue}))
     elif way in {"one", "keyed"}:
         job = NewJob(job_type="mine", unique_key="k" if way == "keyed" else None, queue_name=queue)
-        await jobs.enqueue(connection, SCHEMA, job)
+        await ask(connection, jobs.enqueue(SCHEMA, job))
     else:
-        await jobs.enqueue_many(connection, SCHEMA, [NewJob(job_type="mine", queue_name=queue)] * (2 if way == "many" else 101))
+        await ask(
+            connection, jobs.enqueue_many(SCHEMA, [NewJob(job_type="mine", queue_name=queue)] * (2 if way == "many" else 101))
+        )
 
 
 async def queues(connection: Link) -> list[Any]:
@@ -247,9 +248,9 @@ async def test_handlers_go_with_their_worker(connection: Link) -> None:
     await register(connection, ("b", "y", 2), ("c", None, 3))
     found = "select job_type, queue_name, max_attempts from pgnotifyq.handlers order by 1"
     assert await fetch(connection, found) == [("b", "y", 2), ("c", None, 3)]
-    await workers.unregister(connection, SCHEMA, ANN)
+    await ask(connection, workers.unregister(SCHEMA, ANN))
     assert await fetch(connection, found) == []
-    await workers.publish_handlers(connection, SCHEMA, ANN, [("a", None, None)])  # after its row was taken away
+    await ask(connection, workers.publish_handlers(SCHEMA, ANN, [("a", None, None)]))  # after its row was taken away
     assert await fetch(connection, found) == []
 
 
@@ -272,9 +273,9 @@ async def test_one_key_of_two_types(connection: Link, way: str) -> None:
         if way == "function":
             made.append(await enqueue(connection, job_type, unique_key="order 7"))
         elif way == "one":
-            made.append(await jobs.enqueue(connection, SCHEMA, NewJob(job_type=job_type, unique_key="order 7")))
+            made.append(await ask(connection, jobs.enqueue(SCHEMA, NewJob(job_type=job_type, unique_key="order 7"))))
         else:
-            made += await jobs.enqueue_many(connection, SCHEMA, [NewJob(job_type=job_type, unique_key="order 7")])
+            made += await ask(connection, jobs.enqueue_many(SCHEMA, [NewJob(job_type=job_type, unique_key="order 7")]))
     assert made[0] == made[2] != made[1]
     assert await value(connection, "select count(*) from pgnotifyq.jobs") == 2
 

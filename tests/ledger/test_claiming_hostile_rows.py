@@ -10,10 +10,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.ledger import claims
-from pgnotifyq.ledger.migrate import migrate
 from pgnotifyq.ledger.statements import query
+from pgnotifyq.migrating import migrate
 from pgnotifyq.model.job import JobId
 from pgnotifyq.model.payload import Undecodable
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
 from tests.ledger.support import ANN, SCHEMA, claim, enqueue, existing, fetch, pass_time, update_status, value
 
@@ -24,7 +25,7 @@ EVERYTHING: dict[str, Any] = {"worker_id": ANN, "queues": ["default"], "lease_se
 
 async def take(connection: Link, jobs_max: int = 10, **more: Any) -> claims.Claim:
     """Claim jobs, by one statement."""
-    return await claims.claim(connection, SCHEMA, jobs_max=jobs_max, **EVERYTHING, **more)
+    return await ask(connection, claims.claim(SCHEMA, jobs_max=jobs_max, **EVERYTHING, **more))
 
 
 async def insert(connection: Link, payload: str, count: int = 1) -> list[JobId]:
@@ -77,7 +78,7 @@ async def test_sleeper_of_a_queue_that_is_never_due(connection: Link) -> None:
 
 
 def _query(name: str) -> str:
-    return query(name, SCHEMA).decode().replace("%(id)s", "(select id from pgnotifyq.jobs)")
+    return query(name, SCHEMA).decode().replace("$1", "(select id from pgnotifyq.jobs)")
 
 
 # Bytes
@@ -132,7 +133,9 @@ async def test_payload_that_is_too_large_to_be_sent(connection: Link, others: bo
 async def test_named_payload_that_is_too_large(connection: Link) -> None:
     """The same where a wake-up names it."""
     (large,) = await insert(connection, "to_jsonb(repeat('x', 17 * 1048576))")
-    named = await claims.claim_named(connection, SCHEMA, worker_id=ANN, queues=["default"], job_id=str(large), lease_seconds=60.0)
+    named = await ask(
+        connection, claims.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(large), lease_seconds=60.0)
+    )
     assert named.job is not None
     assert isinstance(named.job.payload, Undecodable)
 
@@ -152,7 +155,7 @@ async def test_bytes_that_are_no_text(server_dsn: str) -> None:
                 (bad,) = await insert(connection, "('\"' || chr(228) || '\"')::jsonb")
                 with pytest.raises(psycopg.Error):
                     await take(connection)
-                found = await claims.claim_apart(connection, SCHEMA, jobs_max=10, **EVERYTHING)
+                found = await ask(connection, claims.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
                 jobs = {job.id: job for job in found.jobs}
                 assert jobs[good].payload == {"a": "\u00e4"}
                 assert jobs[good].whole.payload == jobs[good].payload
@@ -200,7 +203,7 @@ async def test_row_that_refuses_to_be_claimed(refusing: Link) -> None:
     first, bad, last = [await enqueue(refusing, priority=priority) for priority in (9, 7, 5)]
     with pytest.raises(psycopg.Error):
         await take(refusing)
-    found = await claims.claim_apart(refusing, SCHEMA, jobs_max=10, **EVERYTHING)
+    found = await ask(refusing, claims.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
     assert [job.id for job in found.jobs] == [first, last]
     assert [aside.job_id for aside in found.put_aside] == [bad]
     assert found.put_aside[0].why
@@ -215,7 +218,7 @@ async def test_row_that_refuses_to_be_claimed(refusing: Link) -> None:
     await pass_time(refusing, 11)
     with pytest.raises(psycopg.Error):
         await take(refusing)
-    again = await claims.claim_apart(refusing, SCHEMA, jobs_max=10, **EVERYTHING)
+    again = await ask(refusing, claims.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
     assert ([job.id for job in again.jobs], [aside.job_id for aside in again.put_aside]) == ([], [bad])
     assert await value(refusing, "select tries from pgnotifyq.job_troubles") == 2
 
@@ -226,8 +229,8 @@ async def test_row_that_refuses_no_more(connection: Link) -> None:
     org_id = (await existing(connection, job_id))["org_id"]
     await connection.execute("select pgnotifyq.note_trouble(%s, %s, 'claim', 'P0001', 'a test')", (org_id, job_id))
     assert await claim(connection) == []
-    named = await claims.claim_named(
-        connection, SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0
+    named = await ask(
+        connection, claims.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0)
     )
     assert (named.job, named.is_still_there) == (None, True)
     await pass_time(connection, 11)
@@ -238,7 +241,9 @@ async def test_row_that_refuses_no_more(connection: Link) -> None:
 async def test_named_row_that_refuses(refusing: Link) -> None:
     """A wake-up that names it brings nothing, and whoever heard it looks for itself."""
     bad = await enqueue(refusing, priority=7)
-    named = await claims.claim_named(refusing, SCHEMA, worker_id=ANN, queues=["default"], job_id=str(bad), lease_seconds=60.0)
+    named = await ask(
+        refusing, claims.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(bad), lease_seconds=60.0)
+    )
     assert (named.job, named.is_still_there) == (None, True)
 
 
@@ -252,7 +257,7 @@ async def test_error_of_the_server_is_no_row_of_anybodys(connection: Link) -> No
     await enqueue(connection)
     try:
         with pytest.raises(psycopg.errors.DeadlockDetected):
-            await claims.claim_apart(connection, SCHEMA, jobs_max=10, **EVERYTHING)
+            await ask(connection, claims.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
     finally:
         await connection.execute("drop trigger refuse on pgnotifyq.jobs")
     assert await value(connection, "select count(*) from pgnotifyq.job_troubles") == 0

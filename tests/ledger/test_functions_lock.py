@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from pgnotifyq.ledger.migrate import code_version
+from pgnotifyq.ledger.schema import code_version
 from pgnotifyq.ledger.statements import files, sql_folder
 
 

@@ -11,6 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.ledger import workers
 from pgnotifyq.model.job import WorkerId
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
 from tests.ledger.support import ANN, BOB, SCHEMA, claim, enqueue, existing, fetch, pass_time, reclaim, value
 from tests.proxy import until
@@ -21,15 +22,14 @@ GRACE_SECONDS = 5.0
 
 async def enlist(connection: Link, worker: WorkerId = ANN) -> None:
     """Register a worker as this release does."""
-    await workers.register(
-        connection, SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0",
+    await ask(connection, workers.register( SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0",
         has_session=False, lease_seconds=600.0, grace_seconds=GRACE_SECONDS,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 async def watch(connection: Link, session_seconds: float = 1e6) -> tuple[int, list[WorkerId], bool]:
     """Look as BOB does, whose own grace is another."""
-    found = await workers.watch(connection, SCHEMA, BOB, 1000.0, session_seconds)
+    found = await ask(connection, workers.watch(SCHEMA, BOB, 1000.0, session_seconds))
     return found.others, found.dead, found.suspected
 
 
@@ -45,7 +45,7 @@ async def lose_session(connection: Link, dsn: str) -> None:
     """Have ANN's session speak for it, and end."""
     await enlist(connection)
     async with open_connection(dsn) as session:
-        assert await workers.hold_session(session, SCHEMA, ANN)
+        assert await ask(session, workers.hold_session(SCHEMA, ANN))
         pid = session.info.backend_pid
     await gone(dsn, pid)
 
@@ -54,7 +54,7 @@ async def test_session_that_is_lost(connection: Link, dsn: str) -> None:
     """A worker is given up its own grace after its session was found gone, and not the grace of whoever looks."""
     await enlist(connection)
     async with open_connection(dsn) as session:
-        assert await workers.hold_session(session, SCHEMA, ANN)
+        assert await ask(session, workers.hold_session(SCHEMA, ANN))
         await pass_time(connection, 3600)
         assert (await watch(connection), await is_alive(connection)) == ((1, [], False), True)
         pid = session.info.backend_pid
@@ -74,7 +74,7 @@ async def test_beat_before_the_judgement(connection: Link, dsn: str) -> None:
     (job,) = await claim(connection, lease_seconds=86_000)
     await watch(connection)
     await pass_time(connection, GRACE_SECONDS + 1)
-    assert await workers.beat(connection, SCHEMA, ANN)
+    assert await ask(connection, workers.beat(SCHEMA, ANN))
     assert await is_alive(connection)
     assert await watch(connection) == (0, [], True)
     assert await reclaim(connection, dead=[ANN]) == {}
@@ -87,14 +87,14 @@ async def test_sign_of_life_after_the_judgement(connection: Link, dsn: str) -> N
     await watch(connection)
     await pass_time(connection, GRACE_SECONDS + 1)
     assert await watch(connection) == (0, [ANN], False)
-    assert not await workers.beat(connection, SCHEMA, ANN)
-    assert not await workers.hold_session(connection, SCHEMA, ANN)
+    assert not await ask(connection, workers.beat(SCHEMA, ANN))
+    assert not await ask(connection, workers.hold_session(SCHEMA, ANN))
     assert await watch(connection) == (0, [ANN], False)
     await enlist(connection)
-    assert await workers.beat(connection, SCHEMA, ANN)
-    assert await workers.hold_session(connection, SCHEMA, ANN)
+    assert await ask(connection, workers.beat(SCHEMA, ANN))
+    assert await ask(connection, workers.hold_session(SCHEMA, ANN))
     assert await reclaim(connection, dead=[ANN]) == {}
-    assert not await workers.beat(connection, SCHEMA, BOB)  # nobody
+    assert not await ask(connection, workers.beat(SCHEMA, BOB))  # nobody
 
 
 @pytest.mark.parametrize("sign", ["beat", "session"])
@@ -108,7 +108,7 @@ async def test_sign_of_life_while_jobs_are_taken(connection: Link, other: Link, 
     assert await watch(connection) == (0, [ANN], False)
     async with connection.transaction():
         assert len(await reclaim(connection, dead=[ANN])) == 1
-        assert not await (workers.beat if sign == "beat" else workers.hold_session)(other, SCHEMA, ANN)
+        assert not await ask(other, (workers.beat if sign == "beat" else workers.hold_session)(SCHEMA, ANN))
 
 
 async def test_watcher_whose_own_session_is_young(connection: Link, dsn: str) -> None:
@@ -165,9 +165,9 @@ async def test_ghost_of_its_own_session(connection: Link, other: Link, dsn: str)
     """A worker whose former session the server has not missed does not wait for it: it is ended, and the new one speaks."""
     await enlist(connection)
     async with open_connection(dsn, application_name="ghost") as ghost:
-        assert await workers.hold_session(ghost, SCHEMA, ANN)
+        assert await ask(ghost, workers.hold_session(SCHEMA, ANN))
         await other.execute("set lock_timeout = '1ms'; set statement_timeout = '2s'")
-        assert await workers.hold_session(other, SCHEMA, ANN)
+        assert await ask(other, workers.hold_session(SCHEMA, ANN))
         await until(dsn, "not exists (select from pg_stat_activity where application_name = 'ghost')")
     await pass_time(connection, 3600)
     assert (await watch(connection), await is_alive(connection)) == ((1, [], False), True)
@@ -179,7 +179,7 @@ async def test_lock_that_a_stranger_holds(connection: Link, dsn: str) -> None:
     with stranger(dsn) as evil:
         evil.execute("select pg_advisory_lock(pgnotifyq_key) from given")
         async with open_connection(dsn) as session:
-            assert await workers.hold_session(session, SCHEMA, ANN)
+            assert await ask(session, workers.hold_session(SCHEMA, ANN))
             await pass_time(connection, 3600)
             assert (await watch(connection), await is_alive(connection)) == ((1, [], False), True)
             pid = session.info.backend_pid
@@ -216,7 +216,7 @@ async def test_backend_that_was_given_the_number_of_another(connection: Link, ds
     """Number, start and role of the session are looked at: another that has the lock, and one of them, is not the worker's."""
     await enlist(connection)
     async with open_connection(dsn) as session:
-        assert await workers.hold_session(session, SCHEMA, ANN)
+        assert await ask(session, workers.hold_session(SCHEMA, ANN))
         column, other_value = {
             "number": ("session_pid", "pg_backend_pid()"),
             "start": ("session_started_at", "session_started_at - interval '1 h'"),

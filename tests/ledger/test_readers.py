@@ -15,10 +15,11 @@ from psycopg.conninfo import make_conninfo
 from pgnotifyq.doors.client import open_client
 from pgnotifyq.ledger import claims, jobs
 from pgnotifyq.ledger.columns import time_from_text
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.model.job import JobId
 from pgnotifyq.model.outcome import SettleKind, Settlement
 from pgnotifyq.model.payload import Undecodable
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
 from tests.cli.conftest import run
 from tests.ledger.support import ANN, SCHEMA, claim, enqueue, fetch, lease, value
@@ -199,8 +200,8 @@ async def test_texts_that_the_encoding_lacks(odd: Link) -> None:
         (lease(job), Settlement(kind=SettleKind.RETRY, outcome="failed", error_message=messages[job.id]))
         for job in await claim(odd, 2)
     ]
-    assert await claims.settle_surely(odd, SCHEMA, worker_id=ANN, settlements=settlements) == []
-    found = {job.id: job.error_message for job in await jobs.list_jobs(odd, SCHEMA)}
+    assert await ask(odd, claims.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements)) == []
+    found = {job.id: job.error_message for job in await ask(odd, jobs.list_jobs(SCHEMA))}
     assert found[second] == "plain"
     assert found[first] in {"\\u2192 \\U0001f4a5", "\u2192 \U0001f4a5"}
 
@@ -211,6 +212,6 @@ async def test_bytes_that_are_no_text(odd: Link) -> None:
     job_id = await enqueue(odd)
     await odd.execute("set client_encoding = 'SQL_ASCII'")
     await odd.execute(b"update pgnotifyq.jobs set error_message = E'\\xff \\xc3\\xa9', unique_key = E'\\xfe'")
-    (job,) = await jobs.list_jobs(odd, SCHEMA)
+    (job,) = await ask(odd, jobs.list_jobs(SCHEMA))
     assert (job.id, job.error_message, job.unique_key) == (job_id, "\\xff é", "\\xfe")
     assert await fetch(odd, "select 1") == [(1,)]

@@ -11,6 +11,7 @@ import trio
 from pgnotifyq.ledger import workers
 from pgnotifyq.model.job import Job, JobId, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
 from tests.ledger.support import (
     ANN,
@@ -122,7 +123,7 @@ async def test_next_expiry_is_told(connection: Link) -> None:
     await enqueue(connection)
     await pass_time(connection, 0)
     await claim_one(connection)
-    assert await workers.reclaim(connection, SCHEMA, worker_id=BOB, jobs_max=10) == ([], 60.0, True)
+    assert await ask(connection, workers.reclaim(SCHEMA, worker_id=BOB, jobs_max=10)) == ([], 60.0, True)
 
 
 async def test_batches(connection: Link) -> None:
@@ -131,9 +132,9 @@ async def test_batches(connection: Link) -> None:
         await enqueue(connection)
     await claim(connection, 5)
     await pass_time(connection, 61)
-    taken, _, took_all = await workers.reclaim(connection, SCHEMA, worker_id=BOB, jobs_max=3)
+    taken, _, took_all = await ask(connection, workers.reclaim(SCHEMA, worker_id=BOB, jobs_max=3))
     assert (len(taken), took_all) == (3, False)
-    taken, _, took_all = await workers.reclaim(connection, SCHEMA, worker_id=BOB, jobs_max=3)
+    taken, _, took_all = await ask(connection, workers.reclaim(SCHEMA, worker_id=BOB, jobs_max=3))
     assert (len(taken), took_all) == (2, True)
 
 
@@ -215,15 +216,14 @@ async def test_worker_frozen_before_its_commit(connection: Link, other: Link, ds
 
 
 async def enlist(connection: Link, worker: WorkerId, *, has_session: bool = True) -> None:
-    await workers.register(
-        connection, SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0",
+    await ask(connection, workers.register( SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0",
         has_session=has_session, lease_seconds=600.0,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 async def watch(connection: Link) -> tuple[int, list[WorkerId], bool]:
     """Look as BOB does."""
-    found = await workers.watch(connection, SCHEMA, BOB, GRACE_SECONDS)
+    found = await ask(connection, workers.watch(SCHEMA, BOB, GRACE_SECONDS))
     return found.others, found.dead, found.suspected
 
 
@@ -243,7 +243,7 @@ async def test_worker_whose_session_is_gone(connection: Link, dsn: str) -> None:
     job = await claimed_for_long(connection)
     async with open_connection(dsn) as session:
         await enlist(connection, ANN)
-        await workers.hold_session(session, SCHEMA, ANN)
+        await ask(session, workers.hold_session(SCHEMA, ANN))
         await pass_time(connection, 0)
         assert await watch(connection) == (1, [], False)
         await pass_time(connection, 3600)
@@ -289,7 +289,7 @@ async def test_worker_without_a_session(connection: Link) -> None:
 async def test_dead_worker_does_not_sleep(connection: Link) -> None:
     """With a dead worker's jobs go its rows, also among the sleepers: nobody is woken in its place."""
     await enlist(connection, ANN)
-    await workers.fall_asleep(connection, SCHEMA, ANN, ["default", "second"])
+    await ask(connection, workers.fall_asleep(SCHEMA, ANN, ["default", "second"]))
     await watch(connection)
     await reclaim(connection, dead=[ANN])
     assert await fetch(connection, "select from pgnotifyq.sleepers") == []

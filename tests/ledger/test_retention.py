@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from pgnotifyq.ledger import workers
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
 from tests.ledger.support import ENDINGS, SCHEMA, claim, claim_one, enqueue, fetch, lease, settle, value
 
@@ -29,8 +30,8 @@ async def finish(connection: Link, queue: str, *, days_ago: float, status: str =
 
 async def prune(connection: Link, *queues: str, days: float) -> int:
     """Prune as a worker of some queues does that is set to some days; return how many jobs went."""
-    deleted, _ = await workers.prune(
-        connection, SCHEMA, older_than_seconds=days * DAY, after_id=None, jobs_max=100, queues=queues
+    deleted, _ = await ask(
+        connection, workers.prune(SCHEMA, older_than_seconds=days * DAY, after_id=None, jobs_max=100, queues=queues)
     )
     return deleted
 
@@ -114,7 +115,7 @@ async def test_history_of_a_job_that_died(connection: Link, how: str) -> None:
     await connection.execute("select pgnotifyq.requeue(%s)", (job_id,))
     assert await value(connection, count) == 2
     await settle(connection, await claim_one(connection), ENDINGS["bury"])
-    assert await jobs.purge_dead(connection, SCHEMA, job_id=job_id) == 1
+    assert await ask(connection, jobs.purge_dead(SCHEMA, job_id=job_id)) == 1
     assert await value(connection, count) == 0
 
 
@@ -146,12 +147,12 @@ async def test_labels_by_the_clock_of_the_database(connection: Link) -> None:
     job_id = await enqueue(connection, scheduled_at="2030-01-01")
     for now, word in (("2029-12-31", "scheduled"), ("2030-01-02", "pending")):
         await connection.execute("select set_config('pgnotifyq.clock', %s, false)", (now,))
-        job = await jobs.get_job(connection, SCHEMA, job_id)
+        job = await ask(connection, jobs.get_job(SCHEMA, job_id))
         assert job is not None and job.label == word
-        assert [found.id for found in await jobs.list_jobs(connection, SCHEMA, status=word)] == [job_id]
-        explained = await jobs.explain(connection, SCHEMA, job_id)
+        assert [found.id for found in await ask(connection, jobs.list_jobs(SCHEMA, status=word))] == [job_id]
+        explained = await ask(connection, jobs.explain(SCHEMA, job_id))
         assert explained is not None and explained.label == word
-        (queue,) = await jobs.stats(connection, SCHEMA)
+        (queue,) = await ask(connection, jobs.stats(SCHEMA))
         assert getattr(queue, word) == 1
 
 
@@ -162,6 +163,6 @@ async def test_progress_is_what_was_reported(connection: Link, fraction: float) 
 
     await enqueue(connection)
     job = await claim_one(connection)
-    await claims.report_progress(connection, SCHEMA, lease(job), fraction=fraction, message=None)
-    found = await jobs.get_job(connection, SCHEMA, job.id)
+    await ask(connection, claims.report_progress(SCHEMA, lease(job), fraction=fraction, message=None))
+    found = await ask(connection, jobs.get_job(SCHEMA, job.id))
     assert found is not None and found.progress == fraction

@@ -35,14 +35,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pgnotifyq.ledger import jobs
 from pgnotifyq.ledger.errors import ILLEGAL_TRANSITION, INVALID_JOB, translated
-from pgnotifyq.ledger.jobs import enqueue_blocking, enqueue_many_blocking, new_ids
-from pgnotifyq.ledger.statements import call, query
+from pgnotifyq.ledger.jobs import new_ids
+from pgnotifyq.ledger.statements import call
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.job import ExecutionId, JobId, Lease, NewJob, OrgId, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
 from pgnotifyq.model.payload import decode, encode
 from pgnotifyq.model.states import FINISHED, LEGAL_STATUS_CHANGES, Status
+from pgnotifyq.wire.asking import ask_blocking
 from tests.ledger.conftest import TABLES
 from tests.ledger.eventlog import Entry, EventLog, install
 from tests.ledger.support import ENDINGS, SCHEMA
@@ -514,8 +516,7 @@ class Everybody(RuleBasedStateMachine):
         self._pass_time(1.0)
         job_id = _job_of(whose)
         removed = len(self.log.removed)
-        statement = query("purge_dead", SCHEMA)
-        ((purged,),) = self.connection.execute(statement, {"id": job_id, "older_than_seconds": age_seconds}).fetchall()
+        purged = ask_blocking(self.connection, jobs.purge_dead(SCHEMA, job_id=job_id, older_than_seconds=age_seconds))
         entries = self._read("purge")
         assert purged == len(self.log.removed) - removed, "I14: purged in silence"
         for entry in entries:
@@ -576,7 +577,7 @@ class Everybody(RuleBasedStateMachine):
     # How they do it.
 
     def _call(self, function: str, types: str, *arguments: object) -> list[tuple[Any, ...]]:
-        return self.connection.execute(call(function, types, SCHEMA), arguments).fetchall()
+        return psycopg.RawCursor(self.connection).execute(call(function, types, SCHEMA), arguments).fetchall()
 
     def _read(self, *verbs: str, dead: Sequence[WorkerId] = ()) -> list[Entry]:
         return self.log.read(verbs, [str(worker) for worker in dead])
@@ -618,9 +619,9 @@ class Everybody(RuleBasedStateMachine):
         """Enqueue jobs in one transaction, and return those that are there and new."""
         with self.connection.transaction(force_rollback=fate == "rolled back"):
             if how == "at once":
-                job_ids = enqueue_many_blocking(self.connection, SCHEMA, new)
+                job_ids = ask_blocking(self.connection, jobs.enqueue_many(SCHEMA, new))
             else:
-                job_ids = [enqueue_blocking(self.connection, SCHEMA, job) for job in new]
+                job_ids = [ask_blocking(self.connection, jobs.enqueue(SCHEMA, job)) for job in new]
         entries = self._read("enqueue")
         if fate == "rolled back":
             assert entries == [], "I2: an enqueue that was rolled back left something"

@@ -11,6 +11,7 @@ import trio
 from pgnotifyq.ledger import claims, workers
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
 from pgnotifyq.wire.notifications import listen, wait_notifications
 from tests.ledger.support import (
@@ -44,7 +45,7 @@ class Ears:
 
     async def open(self) -> None:
         for worker, name in CAST.items():
-            self._names[await workers.worker_channel(self._connection, SCHEMA, worker)] = name
+            self._names[await ask(self._connection, workers.worker_channel(SCHEMA, worker))] = name
         for channel in self._names:
             await listen(self._connection, channel)
 
@@ -70,7 +71,7 @@ async def ears(other: Link) -> Ears:
 
 async def sleep(connection: Link, *names: WorkerId, queues: tuple[str, ...] = ("default",)) -> None:
     for worker in names:
-        await workers.fall_asleep(connection, SCHEMA, worker, queues)
+        await ask(connection, workers.fall_asleep(SCHEMA, worker, queues))
 
 
 async def test_nobody_sleeps(connection: Link, ears: Ears) -> None:
@@ -141,7 +142,7 @@ async def test_awake_again(connection: Link, ears: Ears) -> None:
     """A worker that has taken itself off the list hears nothing, and hands on the wake-up that found it full."""
     await enqueue(connection, queue_name="second")
     await sleep(connection, ANN, BOB, queues=("default", "second"))
-    await workers.wake_up(connection, SCHEMA, ANN, ["default", "second"])
+    await ask(connection, workers.wake_up(SCHEMA, ANN, ["default", "second"]))
     assert await ears.heard() == [("bob", "work second")]
     job_id = await enqueue(connection)
     assert await ears.heard() == [("bob", f"work default {job_id}")]
@@ -174,8 +175,8 @@ async def test_what_a_sleepers_claim_promises(connection: Link) -> None:
 
     async def look(at: str) -> tuple[float | None, bool, list[object]]:
         await connection.execute("select set_config('pgnotifyq.clock', %s, false)", (f"2030-01-01 00:{at}+00",))
-        found = await claims.claim(
-            connection, SCHEMA, worker_id=ANN, queues=["a", "b"], jobs_max=9, lease_seconds=60.0, is_asleep=True
+        found = await ask(
+            connection, claims.claim(SCHEMA, worker_id=ANN, queues=["a", "b"], jobs_max=9, lease_seconds=60.0, is_asleep=True)
         )
         rows = await fetch(
             connection, "select to_char(expects_at at time zone 'utc', 'MI:SS') from pgnotifyq.sleepers order by queue_name"
@@ -244,13 +245,12 @@ async def test_claim_that_leaves_due_work(connection: Link, ears: Ears) -> None:
 async def test_worker_that_leaves(connection: Link, ears: Ears) -> None:
     """Whoever still sleeps looks once when a worker leaves, for the wake-up that was on its way to it."""
     for worker in (ANN, BOB):
-        await workers.register(
-            connection, SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0",
+        await ask(connection, workers.register( SCHEMA, worker_id=worker, host="here", pid=1, queues=["default"], slots=1, version="0",
             has_session=True, lease_seconds=60.0,
-        )  # fmt: skip
+        ))  # fmt: skip
     assert await ears.heard() == [("everybody", "+company")] * 2
     await sleep(connection, ANN, BOB)
-    await workers.unregister(connection, SCHEMA, ANN)
+    await ask(connection, workers.unregister(SCHEMA, ANN))
     assert await ears.heard() == [("bob", "work default")]
     assert await fetch(connection, "select worker_id from pgnotifyq.sleepers") == [(BOB,)]
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from pgnotifyq.model.errors import ConfigError, InvalidPayload, PayloadTooLarge, PayloadUndecodable
 from pgnotifyq.model.outcome import encode_result
-from pgnotifyq.model.payload import PAYLOAD_DEPTH_MAX, Undecodable, decode, encode, structure, understood
+from pgnotifyq.model.payload import PAYLOAD_DEPTH_MAX, Undecodable, decode, encode, encoded, structure, understood
 
 if TYPE_CHECKING:
     from fractions import Fraction as OnlyForTypeCheckers
@@ -415,3 +415,10 @@ def test_a_result_that_cannot_be_stored_is_called_a_result(value: object) -> Non
     with pytest.raises(InvalidPayload, match="the result ") as refused:
         encode_result(value)
     assert "payload" not in str(refused.value) and "enqueue" not in str(refused.value)
+
+
+def test_encoded_once() -> None:
+    """What is encoded already is carried on as it is, with its size in bytes."""
+    once = encoded({"name": "é"})
+    assert (once.text, once.size_bytes) == ('{"name":"é"}', 13)
+    assert encoded(once) is once and encode(once) is once.text

@@ -12,6 +12,7 @@ from pgnotifyq import EventName, JobContext, JobRegistry
 from pgnotifyq.ledger import claims
 from pgnotifyq.runtime import heartbeat
 from tests.ledger.support import fetch
+from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 from tests.runtime.test_slots import workers_of
 
@@ -24,16 +25,15 @@ class Beats:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[tuple[set[object], list[claims.Surprise]]] = []
         self._news = trio.Event()
-        true_heartbeat = claims.heartbeat
 
-        async def beat(*args: Any, **kwargs: Any) -> list[claims.Surprise]:
-            surprises = await true_heartbeat(*args, **kwargs)
+        async def beat(go: Go, **kwargs: Any) -> Any:
+            surprises = await go()
             self.told.append(({lease.job_id for lease in kwargs["leases"]}, surprises))
             self._news.set()
             self._news = trio.Event()
             return surprises
 
-        monkeypatch.setattr(claims, "heartbeat", beat)
+        detour(monkeypatch, claims, "heartbeat", beat)
 
     async def pass_by(self, count: int = 3) -> None:
         """Wait for some more."""
@@ -51,10 +51,8 @@ async def test_beat_that_overtakes_a_settlement(place: Workplace, monkeypatch: p
     async def work(payload: Payload) -> None:
         await let_go.wait()
 
-    true_settle = claims.settle
-
-    async def settle(*args: Any, **kwargs: Any) -> Any:
-        told = await true_settle(*args, **kwargs)
+    async def settle(go: Go, **kwargs: Any) -> Any:
+        told = await go()
         arrived.set()
         await reply.wait()
         return told
@@ -62,7 +60,7 @@ async def test_beat_that_overtakes_a_settlement(place: Workplace, monkeypatch: p
     worker = await place.start(registry, heartbeat_seconds=0.1)
     job_id = await place.enqueue("work")
     await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
-    monkeypatch.setattr(claims, "settle", settle)
+    detour(monkeypatch, claims, "settle", settle)
     beats = Beats(monkeypatch)
     let_go.set()
     with trio.fail_after(PATIENCE_SECONDS):
@@ -138,18 +136,16 @@ async def test_outcome_on_its_way_at_the_deadline(place: Workplace, monkeypatch:
     async def lasts(payload: Payload) -> None:
         await trio.sleep_forever()
 
-    true_settle = claims.settle
-
-    async def settle(*args: Any, **kwargs: Any) -> Any:
+    async def settle(go: Go, **kwargs: Any) -> Any:
         asked.set()
         await go_on.wait()
-        return await true_settle(*args, **kwargs)
+        return await go()
 
     worker = await place.start(registry)
     ends, lasting = await place.enqueue("work"), await place.enqueue("lasts")
     for job_id in (ends, lasting):
         await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
-    monkeypatch.setattr(claims, "settle", settle)
+    detour(monkeypatch, claims, "settle", settle)
     let_go.set()
     with trio.fail_after(PATIENCE_SECONDS):
         await asked.wait()

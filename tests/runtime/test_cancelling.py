@@ -12,6 +12,7 @@ import trio
 from pgnotifyq import EventName, Interrupt, InterruptKind, JobContext, JobRegistry
 from pgnotifyq.ledger import claims
 from tests.proxy import Proxy, run_proxy
+from tests.runtime.detours import Go, detour
 from tests.runtime.support import Workplace
 
 Payload = dict[str, Any]
@@ -201,16 +202,15 @@ async def test_cancel_whose_notification_is_lost(place: Workplace, monkeypatch: 
 
     beats: list[tuple[bool, bool]] = []  # of each: sent after the cancel had committed; brought the news
     committed = False
-    true_heartbeat = claims.heartbeat
 
-    async def heartbeat(*args: Any, **kwargs: Any) -> list[claims.Surprise]:
+    async def heartbeat(go: Go, **kwargs: Any) -> Any:
         after = committed
-        surprises = await true_heartbeat(*args, **kwargs)
+        surprises = await go()
         if kwargs["leases"]:
             beats.append((after, bool(surprises)))
         return surprises
 
-    monkeypatch.setattr(claims, "heartbeat", heartbeat)
+    detour(monkeypatch, claims, "heartbeat", heartbeat)
     cable: Proxy = await place.nursery.start(run_proxy, place.dsn)
     worker = await place.start(registry, listen_dsn=cable.dsn, heartbeat_seconds=0.2)
     job_id = await place.enqueue("work")

@@ -23,7 +23,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgnotifyq import DatabaseUnreachable, EventName, JobRegistry, open_client
 from pgnotifyq.embedded import TemporaryServer, open_temporary_server
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For

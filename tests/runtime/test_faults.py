@@ -13,6 +13,7 @@ from pgnotifyq.runtime import listener
 from pgnotifyq.wire import connection as wire
 from tests.ledger.support import BLOCKED, fetch
 from tests.proxy import Proxy, run_proxy
+from tests.runtime.detours import Go, detour
 from tests.runtime.support import Workplace
 
 Payload = dict[str, Any]
@@ -143,14 +144,13 @@ async def test_reply_to_a_claim_is_lost(place: Workplace, monkeypatch: pytest.Mo
     await place.until_idle(worker)
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("quick"))  # the first of its kind is prepared apart
     await place.until_idle(worker)
-    true_claim = getattr(claims, verb)
 
-    async def claim(*args: Any, **kwargs: Any) -> Any:
+    async def claim(go: Go, **kwargs: Any) -> Any:
         if await fetch(place.connection, "select from pgnotifyq.jobs where status = 'pending' and attempts = 0"):
             cable.drop_replies()
-        return await true_claim(*args, **kwargs)
+        return await go()
 
-    monkeypatch.setattr(claims, verb, claim)
+    detour(monkeypatch, claims, verb, claim)
     async with open_client(place.dsn) as client:
         job_ids = await client.enqueue_many([{"job_type": "quick"}] * jobs)
     await place.until("bool_and(status <> 'pending') from pgnotifyq.jobs")

@@ -17,6 +17,7 @@ from pgnotifyq.ledger import claims, jobs
 from pgnotifyq.model.job import JobId
 from pgnotifyq.wire.connection import open_connection
 from tests.proxy import run_proxy
+from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 
 Payload = dict[str, Any]
@@ -88,18 +89,17 @@ async def test_due_job_comes_first(place: Workplace, monkeypatch: pytest.MonkeyP
     may_claim = trio.Event()
     may_claim.set()
     under_way = 0
-    true_claim = claims.claim
 
-    async def claim(*arguments: Any, **named: Any) -> claims.Claim:
+    async def claim(go: Go, **kwargs: Any) -> Any:
         nonlocal under_way
         await may_claim.wait()
         under_way += 1
         try:
-            return await true_claim(*arguments, **named)
+            return await go()
         finally:
             under_way -= 1
 
-    monkeypatch.setattr(claims, "claim", claim)
+    detour(monkeypatch, claims, "claim", claim)
     worker = await idle(place, gate, concurrency=1)
     may_claim = trio.Event()
     with trio.fail_after(PATIENCE_SECONDS):
@@ -173,15 +173,14 @@ async def test_worker_that_has_drained_meanwhile(place: Workplace, monkeypatch: 
     """A job that was claimed for a worker that has left when the reply comes is released to others, uncharged."""
     gate = Gate()
     worker = await idle(place, gate)
-    true_enqueue = jobs.enqueue_claimed
 
-    async def slow(*arguments: Any, **named: Any) -> Any:
-        found = await true_enqueue(*arguments, **named)
+    async def slow(go: Go, **kwargs: Any) -> Any:
+        found = await go()
         worker.handle.stop()
         await worker.ended.wait()
         return found
 
-    monkeypatch.setattr(jobs, "enqueue_claimed", slow)
+    detour(monkeypatch, jobs, "enqueue_claimed", slow)
     async with open_client(place.dsn) as client:
         job_id = await client.enqueue("quick")
     job = await place.job(job_id)

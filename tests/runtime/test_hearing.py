@@ -10,7 +10,7 @@ import trio
 from psycopg.conninfo import make_conninfo
 
 from pgnotifyq import EventName, JobRegistry, WorkerConfig
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger.support import value
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace, open_workplace

@@ -12,6 +12,7 @@ from pgnotifyq.ledger import claims
 from pgnotifyq.model.errors import ConfigError
 from tests.ledger.support import BOB, everything
 from tests.proxy import Proxy, run_proxy
+from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]
@@ -168,13 +169,12 @@ async def test_lease_is_renewed_only_while_its_handler_runs(place: Workplace, mo
     registry, go_on = JobRegistry(), trio.Event()
     beaten: list[set[object]] = []
     many = trio.Event()
-    true_heartbeat = claims.heartbeat
 
-    async def heartbeat(*args: Any, **kwargs: Any) -> list[claims.Surprise]:
+    async def heartbeat(go: Go, **kwargs: Any) -> Any:
         beaten.append({lease.job_id for lease in kwargs["leases"]})
         if len(beaten) >= 4:
             many.set()
-        return await true_heartbeat(*args, **kwargs)
+        return await go()
 
     @registry.handler("fails")
     async def fails(payload: Payload) -> None:
@@ -191,7 +191,7 @@ async def test_lease_is_renewed_only_while_its_handler_runs(place: Workplace, mo
         await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
     go_on.set()
     await worker.log.wait(EventName.JOB_RETRIED, job_id=failed)
-    monkeypatch.setattr(claims, "heartbeat", heartbeat)
+    detour(monkeypatch, claims, "heartbeat", heartbeat)
     with trio.fail_after(PATIENCE_SECONDS):
         await many.wait()
     assert {job_id for leases in beaten for job_id in leases} == {lasting}

@@ -17,7 +17,7 @@ import trio
 
 from pgnotifyq import EventName, JobContext, JobRegistry, WorkerConfig
 from pgnotifyq.embedded import open_temporary_server
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger.support import fetch
 from tests.proxy import Proxy, run_proxy

@@ -26,7 +26,7 @@ from pgnotifyq import (
     open_client,
 )
 from pgnotifyq.ledger.jobs import ONE_STATEMENT_JOBS_MAX
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger.support import BOB
 from tests.ledger.support import claim as claim_as

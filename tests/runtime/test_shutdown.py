@@ -11,6 +11,7 @@ from pgnotifyq import EventName, Interrupt, InterruptKind, JobContext, JobRegist
 from pgnotifyq.doors.client import open_client
 from pgnotifyq.ledger import claims
 from tests.ledger.support import fetch
+from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 
 Payload = dict[str, Any]
@@ -133,20 +134,19 @@ async def test_nothing_starts_after_the_signal(place: Workplace, monkeypatch: py
     """A claim that was under way when the signal came gives its jobs back: not one more job is started."""
     registry, started = JobRegistry(), []
     claimed, go_on = trio.Event(), trio.Event()
-    true_claim = claims.claim
 
     @registry.handler()
     async def work(payload: Payload) -> None:
         started.append(True)
 
-    async def claim(*args: Any, **kwargs: Any) -> claims.Claim:
-        found = await true_claim(*args, **kwargs)
+    async def claim(go: Go, **kwargs: Any) -> Any:
+        found = await go()
         if found.jobs:
             claimed.set()
             await go_on.wait()
         return found
 
-    monkeypatch.setattr(claims, "claim", claim)
+    detour(monkeypatch, claims, "claim", claim)
     worker = await place.start(registry)
     ids = [await place.enqueue("work", max_attempts=1) for _ in range(3)]
     with trio.fail_after(PATIENCE_SECONDS):

@@ -15,6 +15,7 @@ from pgnotifyq.runtime import handover
 from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.slots import Slots
 from tests.proxy import run_proxy
+from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]
@@ -66,15 +67,14 @@ async def test_last_slot_is_taken_while_the_claimer_waits(place: Workplace, monk
 
     cable = await place.nursery.start(run_proxy, place.dsn)
     asked: list[int] = []
-    true_claim = claims.claim
 
-    async def claim(*args: Any, **kwargs: Any) -> Any:
+    async def claim(go: Go, **kwargs: Any) -> Any:
         asked.append(kwargs["jobs_max"])
-        return await true_claim(*args, **kwargs)
+        return await go()
 
     worker = await place.start(registry, dsn=cable.dsn, listen_dsn=place.dsn, concurrency=1)
     await place.until_idle(worker)
-    monkeypatch.setattr(claims, "claim", claim)
+    detour(monkeypatch, claims, "claim", claim)
     (parts,) = workers_of(cable.dsn)
     held, go_on = trio.Event(), trio.Event()
 
@@ -84,8 +84,8 @@ async def test_last_slot_is_taken_while_the_claimer_waits(place: Workplace, monk
 
     async with open_client(cable.dsn) as client, trio.open_nursery() as nursery:
 
-        async def fail(*args: Any, **kwargs: Any) -> Any:
-            monkeypatch.setattr(claims, "claim", claim)
+        async def fail(go: Go, **kwargs: Any) -> Any:
+            detour(monkeypatch, claims, "claim", claim)
             nursery.start_soon(parts.quick.run, hold)  # before the next try
             raise trio.TooSlowError
 
@@ -93,7 +93,7 @@ async def test_last_slot_is_taken_while_the_claimer_waits(place: Workplace, monk
             nursery.start_soon(parts.quick.run, hold)
             await held.wait()
         else:
-            monkeypatch.setattr(claims, "claim", fail)
+            detour(monkeypatch, claims, "claim", fail)
         parts.bell.ring()
         await held.wait()
         while parts.bell.is_ringing:
@@ -142,18 +142,17 @@ async def test_claim_that_fails_gives_its_permits_back(place: Workplace, monkeyp
 
     worker = await place.start(registry, concurrency=3)
     await place.until_idle(worker)
-    true_claim = claims.claim
     failures, failed_at = 4, 0.0
 
-    async def claim(*args: Any, **kwargs: Any) -> Any:
+    async def claim(go: Go, **kwargs: Any) -> Any:
         nonlocal failures, failed_at
         failures -= 1
         if failures > 0:
             failed_at = trio.current_time()
             raise trio.TooSlowError
-        return await true_claim(*args, **kwargs)
+        return await go()
 
-    monkeypatch.setattr(claims, "claim", claim)
+    detour(monkeypatch, claims, "claim", claim)
     async with open_client(place.dsn) as client:
         await client.enqueue_many([{"job_type": "work"}] * 5)
     await worker.log.wait(EventName.JOB_CLAIMED, count=3)

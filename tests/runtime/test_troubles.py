@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, JobRegistry, RetryPolicy
-from pgnotifyq.ledger.migrate import migrate
+from pgnotifyq.migrating import migrate
 from pgnotifyq.runtime import pruner
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger.obstacles import ALWAYS, AT_DEATH, CLEAR, clear, obstruct

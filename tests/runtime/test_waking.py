@@ -15,6 +15,7 @@ from pgnotifyq.runtime import named
 from pgnotifyq.runtime.sleep import Sleep
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger import support as ledger
+from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 
 Payload = dict[str, Any]
@@ -74,16 +75,14 @@ def count(monkeypatch: pytest.MonkeyPatch, *verbs: str) -> dict[str, int]:
     used = dict.fromkeys(verbs, 0)
 
     def counted(verb: str) -> Any:
-        true = getattr(claims, verb)
-
-        async def use(*args: Any, **kwargs: Any) -> Any:
+        async def use(go: Go, **kwargs: Any) -> Any:
             used[verb] += 1
-            return await true(*args, **kwargs)
+            return await go()
 
         return use
 
     for verb in verbs:
-        monkeypatch.setattr(claims, verb, counted(verb))
+        detour(monkeypatch, claims, verb, counted(verb))
     return used
 
 
@@ -143,15 +142,14 @@ async def test_named_job_of_a_worker_that_has_drained_meanwhile(place: Workplace
     """It is given back, uncharged."""
     worker = await place.start(quick())
     await place.until_idle(worker)
-    true_claim = claims.claim_named
 
-    async def slow(*args: Any, **kwargs: Any) -> claims.NamedClaim:
-        found = await true_claim(*args, **kwargs)
+    async def slow(go: Go, **kwargs: Any) -> Any:
+        found = await go()
         worker.handle.drain()
         await trio.sleep(0.1)
         return found
 
-    monkeypatch.setattr(claims, "claim_named", slow)
+    detour(monkeypatch, claims, "claim_named", slow)
     job_id = await place.enqueue()
     with trio.fail_after(PATIENCE_SECONDS):
         await worker.ended.wait()
@@ -296,13 +294,12 @@ async def test_backpressure(place: Workplace, monkeypatch: pytest.MonkeyPatch) -
     """A worker at capacity makes no query for work, and never runs more than its permits."""
     registry, let_go = JobRegistry(), trio.Event()
     running, most, asked = 0, 0, 0
-    true_claim = claims.claim
 
-    async def claim(*args: Any, **kwargs: Any) -> claims.Claim:
+    async def claim(go: Go, **kwargs: Any) -> Any:
         nonlocal asked
         asked += 1
         assert kwargs["jobs_max"] > 0
-        return await true_claim(*args, **kwargs)
+        return await go()
 
     @registry.handler("work")
     async def work(payload: Payload) -> None:
@@ -316,7 +313,7 @@ async def test_backpressure(place: Workplace, monkeypatch: pytest.MonkeyPatch) -
     for _ in range(2):
         await place.enqueue("work")
     await worker.log.wait(EventName.JOB_CLAIMED, count=2)
-    monkeypatch.setattr(claims, "claim", claim)
+    detour(monkeypatch, claims, "claim", claim)
     for _ in range(10):
         await place.enqueue("work")
     # Nothing to wait for: the worker is told of each, and must not act. A beat of the scheduler and of the database each.

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
 from pgnotifyq.model.errors import DatabaseUnreachable
-from pgnotifyq.wire import direct
+from pgnotifyq.wire import asking
 from pgnotifyq.wire.connection import Connection, open_connection
 from pgnotifyq.wire.pool import open_pool
 from pgnotifyq.wire.sessions import For
@@ -149,7 +149,7 @@ async def test_statement_of_its_own_that_meets_another(blank_dsn: str, by: str, 
 
         async def add() -> None:
             if by == "direct":
-                await direct.run(connection, b"update counter set n = n + $1::integer", ["10"])
+                await asking.run(connection, b"update counter set n = n + $1::integer", ["10"])
             else:
                 await connection.execute("update counter set n = n + %s", (10,))
 
@@ -199,7 +199,7 @@ async def test_function_that_gets_a_column(blank_dsn: str, by: str) -> None:
 
         async def columns(statement: str) -> int:
             if by == "direct":
-                return (await direct.run(connection, statement.encode(), [])).nfields
+                return (await asking.run(connection, statement.encode(), [])).nfields
             return len((await connection.execute(statement)).description or ())
 
         for count, (change, look) in enumerate(CHANGES, 1):
@@ -208,7 +208,7 @@ async def test_function_that_gets_a_column(blank_dsn: str, by: str) -> None:
             assert await columns(look) == count
             assert await columns("select 1") == 1
             await connection.execute("select 2")
-            await direct.run(connection, b"select 3", [])
+            await asking.run(connection, b"select 3", [])
         assert (await columns(look), await columns("select 1")) == (2, 1)
         assert connection.prepare_threshold == 0
 
@@ -218,11 +218,11 @@ async def test_function_that_gets_a_column_in_a_transaction(blank_dsn: str) -> N
     async with open_connection(blank_dsn, used_for=For.CALLER, prepare_threshold=0) as connection:
         with psycopg.connect(blank_dsn, autocommit=True) as other:
             other.execute(CHANGES[0][0].encode())
-            await direct.run(connection, CHANGES[0][1].encode(), [])
+            await asking.run(connection, CHANGES[0][1].encode(), [])
             await connection.execute(CHANGES[0][1])
             other.execute(CHANGES[1][0].encode())
         async with connection.transaction():
-            assert (await direct.run(connection, CHANGES[0][1].encode(), [])).nfields == 2
+            assert (await asking.run(connection, CHANGES[0][1].encode(), [])).nfields == 2
         with pytest.raises(errors.FeatureNotSupported):
             async with connection.transaction():
                 await connection.execute(CHANGES[0][1])

@@ -11,13 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import errors
 from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row
 
-from pgnotifyq.wire import direct
+from pgnotifyq.ledger.ask import Ask, Copy, Plan, Script, array, nothing
+from pgnotifyq.ledger.columns import rows
+from pgnotifyq.wire import asking
+from pgnotifyq.wire.asking import ask, ask_blocking
 from pgnotifyq.wire.connection import Connection, open_connection
 from pgnotifyq.wire.notifications import listen, take_notifications_nowait
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pgnotifyq.ledger.ask import Steps
 
 Link = Connection[Any]
 PREPARED = "select count(*) from pg_prepared_statements where name like 'pgnotifyq%'"
@@ -25,7 +31,7 @@ PREPARED = "select count(*) from pg_prepared_statements where name like 'pgnotif
 
 async def texts(connection: Link, statement: str, *values: str | None) -> list[list[str | None]]:
     """Run a statement whose columns are texts."""
-    result = await direct.run(connection, statement.encode(), values)
+    result = await asking.run(connection, statement.encode(), values)
     raw = [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
     return [[None if each is None else each.decode(connection.info.encoding) for each in row] for row in raw]
 
@@ -62,7 +68,7 @@ hostile = st.text(st.sampled_from("ab\\\",{} \n\tNUL()é;'"), max_size=8) | st.s
 def test_arrays(server_dsn: str, values: Sequence[str | None]) -> None:
     """The server reads the array that was written."""
     with psycopg.connect(server_dsn, autocommit=True) as connection:
-        row = connection.execute("select %s::text[]", (direct.array(values),)).fetchone()
+        row = connection.execute("select %s::text[]", (array(values),)).fetchone()
     assert row == (list(values),)
 
 
@@ -148,3 +154,64 @@ async def test_closed_connection(blank_dsn: str) -> None:
         await connection.close()
         with pytest.raises(psycopg.OperationalError, match="closed"):
             await texts(connection, "select $1::text", "x")
+
+
+def failing(told: list[str]) -> Plan[str]:
+    """Return a plan that makes a table, fails, and goes on."""
+
+    def steps() -> Steps[str]:
+        yield Script(b"create table half (n integer); insert into half values (1)")
+        try:
+            yield Ask(b"select nowhere()", (), nothing)
+        except errors.UndefinedFunction:
+            told.append("was told")
+        yield Ask(b"select nowhere()", (), nothing, lambda error: told.append(type(error).__name__))
+        return "done"
+
+    return Plan(steps)
+
+
+async def test_plan_is_told_of_errors(bare: Link, blank_dsn: str) -> None:
+    """An error is thrown into the plan, which may go on; a verb that says what an error means is answered with that."""
+    told: list[str] = []
+    assert await ask(bare, failing(told)) == "done"
+    await bare.execute("drop table half")
+    with psycopg.connect(blank_dsn, autocommit=True) as blocking:
+        assert ask_blocking(blocking, failing(told)) == "done"
+    assert told == ["was told", "UndefinedFunction"] * 2
+
+
+async def test_plan_that_is_whole(bare: Link, blank_dsn: str) -> None:
+    """It is undone as a whole, and a transaction around it goes on."""
+
+    def steps() -> Steps[None]:
+        yield Script(b"create table half (n integer)")
+        yield Copy(b"copy half from stdin", ["1\n", "no number\n"])
+
+    whole = Plan(steps, is_whole=True)
+    async with bare.transaction():
+        with pytest.raises(errors.InvalidTextRepresentation):
+            await ask(bare, whole)
+        assert await texts(bare, "select to_regclass('half')::text") == [[None]]
+    with psycopg.connect(blank_dsn) as blocking:
+        with pytest.raises(errors.InvalidTextRepresentation):
+            ask_blocking(blocking, whole)
+        assert blocking.execute("select to_regclass('half')").fetchone() == (None,)
+
+
+async def test_in_a_pipeline_of_its_owner(bare: Link, blank_dsn: str) -> None:
+    """A verb is answered there too, behind what was sent before it."""
+    verb = Ask(b"select $1::integer + 1, $2::text, $3::text[]", ("6", None, '{"a, b"}'), rows)
+    async with bare.pipeline():
+        await bare.execute("select 1")
+        assert await ask(bare, verb) == [(7, None, ["a, b"])]
+    with psycopg.connect(blank_dsn) as blocking, blocking.pipeline():
+        blocking.execute("select 1")
+        assert ask_blocking(blocking, verb) == [(7, None, ["a, b"])]
+
+
+def test_blocking_connection_of_somebody_else(blank_dsn: str) -> None:
+    """Neither its row factory nor its encoding matters, and what it is asked stands in its owner's transaction."""
+    with psycopg.connect(blank_dsn, row_factory=dict_row, client_encoding="latin1") as connection:
+        assert ask_blocking(connection, Ask(b"select $1::text, length($1::text)", ("é",), rows)) == [("é", 1)]
+        assert connection.info.transaction_status == TransactionStatus.INTRANS

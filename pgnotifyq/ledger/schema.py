@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING
 import attrs
 from psycopg import sql
 
-from pgnotifyq.ledger.errors import migrate_command, translated
-from pgnotifyq.ledger.statements import compose, files
+from pgnotifyq.ledger.ask import Aside, Ask, Plan, Script, nothing
+from pgnotifyq.ledger.columns import rows
+from pgnotifyq.ledger.errors import migrate_command, said_of
+from pgnotifyq.ledger.statements import bookkeeping, compose, files
 from pgnotifyq.model.errors import ConfigError, DatabaseTooOld, SchemaMissing, SchemaOutOfDate, SchemaTooNew
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.ledger.ask import Answer, Steps
 
 # The oldest code that runs on this schema. A migration that only adds does not raise it; one that takes away or means something else by
 # a name does, and then workers of the release before have to be stopped first. 9: what came before does not ask.
@@ -31,38 +33,6 @@ OLDEST_CODE = 9
 
 SERVER_VERSION_MIN = 150_000  # 15: security_invoker views, and `merge`-era planner behaviour that the plans are tested on
 
-_LOCK = "select pg_advisory_xact_lock(hashtextextended('pgnotifyq migrate ' || {schema_text}, 0));"
-_BOOKKEEPING = """
--- Functions call each other and come in order of path.
-set local check_function_bodies = off;
--- `create schema if not exists` asks for a right on the database even where the schema is there, made by a DBA for us.
-do $do$
-begin
-    if not exists (select from pg_namespace where nspname = {schema_text}) then
-        if not has_database_privilege(current_database(), 'create') then
-            raise insufficient_privilege using message = format(
-                'role %s needs CREATE on the database %s to make the schema %s there',
-                current_user, current_database(), {schema_text});
-        end if;
-        create schema {schema};
-    elsif not has_schema_privilege({schema_text}, 'create') then
-        raise insufficient_privilege using message = format('role %s needs CREATE on the schema %s', current_user, {schema_text});
-    end if;
-end
-$do$;
-create table if not exists {schema}.schema_migrations (
-    version integer primary key,
-    name text not null,
-    digest text not null,
-    applied_at timestamptz not null default clock_timestamp()
-);
-alter table {schema}.schema_migrations add column if not exists oldest_code integer;
-"""
-_NOTE = (
-    "insert into {schema}.schema_migrations (version, name, digest, oldest_code) values ($values)\n"
-    "on conflict (version) do update set digest = excluded.digest, oldest_code = excluded.oldest_code,\n"
-    "    applied_at = clock_timestamp();"
-)
 _FUNCTIONS_VERSION = 0  # the row that remembers the digest of sql/functions
 
 
@@ -92,7 +62,7 @@ def steps(schema: str) -> list[Step]:
     return made
 
 
-async def migrate(connection: Connection, schema: str = "pgnotifyq", *, dry_run: bool = False) -> list[Step]:
+def migrate(schema: str = "pgnotifyq", *, dry_run: bool = False) -> Plan[list[Step]]:
     """Apply what is missing, and return the steps applied (or, with `dry_run`, those that would be).
 
     Cancellation: rolls back; nothing is applied.
@@ -102,13 +72,20 @@ async def migrate(connection: Connection, schema: str = "pgnotifyq", *, dry_run:
         SchemaTooNew: the schema was migrated by newer code, and this code cannot run on it; nothing is touched.
         MissingRights: the role may not create what is needed.
         ConfigError: the schema is somebody else's: it has tables of our names.
+
+    Source: sql/bookkeeping, sql/migrations, sql/functions
     """
-    check_server(connection.info.server_version)
-    async with connection.transaction():
-        await connection.execute(compose(_LOCK, schema))
-        applied = await _applied(connection, schema)
+
+    def check() -> Steps[list[Step]]:
+        check_server((yield Aside.SERVER_VERSION))
+        done: list[Step] = yield Plan(apply, is_whole=True)
+        return done
+
+    def apply() -> Steps[list[Step]]:
+        yield Script(bookkeeping("lock", schema))
+        applied: dict[int, _Applied] | None = yield _look(schema)
         if applied is None:
-            await _refuse_foreign(connection, schema)
+            yield _refuse_foreign(schema)
             applied = {}
         elif _is_newer(applied, schema):
             return []  # it may stay as it is, and an older function must not take the place of a newer one
@@ -116,26 +93,31 @@ async def migrate(connection: Connection, schema: str = "pgnotifyq", *, dry_run:
         missing = [step for step in missing if step.version == _FUNCTIONS_VERSION or step.version not in applied]
         if dry_run or not missing:
             return missing
-        with translated(schema):
-            await connection.execute(compose(_BOOKKEEPING, schema))
-            for step in missing:
-                await connection.execute(step.text)
-                await connection.execute(_note(step, schema))
+        say = said_of(schema)
+        yield Script(bookkeeping("begin", schema), say)
+        for step in missing:
+            yield Script(step.text, say)
+            values = (str(step.version), step.name, step.digest, str(OLDEST_CODE))
+            yield Ask(bookkeeping("note", schema), values, nothing, say)
         return missing
+
+    return Plan(check)
 
 
 def as_script(missing: Sequence[Step], schema: str) -> str:
     """Return steps as one transaction for psql, which does what `migrate` would have done, its notes included."""
-    parts = [b"begin;", compose(_LOCK, schema), compose(_BOOKKEEPING, schema).strip()]
+    parts = [b"begin;", bookkeeping("lock", schema).strip(), bookkeeping("begin", schema).strip()]
     for step in missing:
         parts += [f"-- {step.name}".encode(), step.text.strip(), _note(step, schema)]
     return b"\n\n".join([*parts, b"commit;"]).decode()
 
 
 def _note(step: Step, schema: str) -> bytes:
-    """Return the statement that notes a step as applied."""
-    values = sql.SQL(", ").join(map(sql.Literal, (step.version, step.name, step.digest, OLDEST_CODE))).as_bytes(None)
-    return compose(_NOTE, schema).replace(b"$values", values)
+    """Return the statement that notes a step as applied, with its values written out."""
+    _, _, note = bookkeeping("note", schema).strip().partition(b"\n")  # without its head, which says what the values are
+    for place, value in enumerate((step.version, step.name, step.digest, OLDEST_CODE), 1):
+        note = note.replace(b"$%d" % place, sql.Literal(value).as_bytes(None))
+    return note
 
 
 def check_server(version: int) -> None:
@@ -152,7 +134,7 @@ def check_server(version: int) -> None:
         raise DatabaseTooOld(message)
 
 
-async def check_schema(connection: Connection, schema: str = "pgnotifyq") -> int:
+def check_schema(schema: str = "pgnotifyq") -> Plan[int]:
     """Return the schema's version when this code can work with it.
 
     Raises:
@@ -162,17 +144,19 @@ async def check_schema(connection: Connection, schema: str = "pgnotifyq") -> int
         SchemaTooNew: it is newer than this code, and does not bear code as old as this: upgrade pgnotifyq.
         MissingRights: the connected role may not look.
     """
-    check_server(connection.info.server_version)
-    applied = await _applied(connection, schema)
-    if applied is None or not set(applied) - {_FUNCTIONS_VERSION}:
-        raise SchemaMissing(f"the database has no schema {schema!r}: run `{migrate_command(schema)}`")
-    version = max(applied)
-    if not _is_newer(applied, schema) and version < code_version():
-        message = (
-            f"the schema {schema!r} is at version {version} and this code needs {code_version()}: run `{migrate_command(schema)}`"
-        )
-        raise SchemaOutOfDate(message)
-    return version
+
+    def check() -> Steps[int]:
+        check_server((yield Aside.SERVER_VERSION))
+        applied: dict[int, _Applied] | None = yield _look(schema)
+        if applied is None or not set(applied) - {_FUNCTIONS_VERSION}:
+            raise SchemaMissing(f"the database has no schema {schema!r}: run `{migrate_command(schema)}`")
+        version = max(applied)
+        if not _is_newer(applied, schema) and version < code_version():
+            message = f"the schema {schema!r} is at version {version} and this code needs {code_version()}: run `{migrate_command(schema)}`"
+            raise SchemaOutOfDate(message)
+        return version
+
+    return Plan(check)
 
 
 @attrs.frozen
@@ -183,30 +167,39 @@ class _Applied:
     oldest_code: int | None  # None: noted by code that did not say
 
 
-async def _applied(connection: Connection, schema: str) -> dict[int, _Applied] | None:
+def _look(schema: str) -> Plan[dict[int, _Applied] | None]:
     """Return what is noted of each version applied, or None where there is no schema of ours."""
-    # The column came with version 9, so it is not named.
-    statement = "select m.version, m.digest, (to_jsonb(m) ->> 'oldest_code')::integer from {schema}.schema_migrations as m"
-    try:
-        with translated(schema):
-            async with connection.transaction():
-                cursor = await connection.execute(compose(statement, schema))
-                return {version: _Applied(*noted) for version, *noted in await cursor.fetchall()}
-    except SchemaMissing:
-        return None
+
+    def look() -> Steps[dict[int, _Applied]]:
+        noted: dict[int, _Applied] = yield Ask(bookkeeping("applied", schema), (), _read_applied, said_of(schema))
+        return noted
+
+    def find() -> Steps[dict[int, _Applied] | None]:
+        try:
+            # In a transaction of its own, or a savepoint: where it fails, the transaction around it goes on.
+            noted: dict[int, _Applied] = yield Plan(look, is_whole=True)
+        except SchemaMissing:
+            return None
+        return noted
+
+    return Plan(find)
 
 
-async def _refuse_foreign(connection: Connection, schema: str) -> None:
+def _read_applied(answer: Answer, encoding: str) -> dict[int, _Applied]:
+    return {version: _Applied(*noted) for version, *noted in rows(answer, encoding)}
+
+
+def _refuse_foreign(schema: str) -> Ask[None]:
     """Refuse a schema in which another program keeps tables of our names."""
-    cursor = await connection.execute(
-        "select c.relname from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
-        " where n.nspname = %s and c.relname in ('schema_migrations', 'jobs') order by 1 desc",
-        (schema,),
-    )
-    row = await cursor.fetchone()
-    if row is not None:
-        message = f"the schema {schema!r} belongs to another program: it has a table {row[0]}; use another schema (--schema)"
-        raise ConfigError(message)
+
+    def read(answer: Answer, encoding: str) -> None:
+        found = rows(answer, encoding)
+        if found:
+            table = found[0][0]
+            message = f"the schema {schema!r} belongs to another program: it has a table {table}; use another schema (--schema)"
+            raise ConfigError(message)
+
+    return Ask(bookkeeping("strangers", schema), (schema,), read)
 
 
 def _is_newer(applied: dict[int, _Applied], schema: str) -> bool:

@@ -1,0 +1,2 @@
+-- transaction_id: take a transaction id of one's own, in a transaction of its own: the T of runtime/sleep.py.
+select pg_current_xact_id()::text::int8

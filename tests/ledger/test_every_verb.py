@@ -1,0 +1,298 @@
+"""A verb is a value: asked on trio, on a blocking connection, or read from an answer in text, it says the same.
+
+So a new door costs one file. It asks what the ledger says, and the ledger knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import attrs
+import psycopg
+from psycopg import pq
+
+from pgnotifyq.ledger import claims, fences, jobs, look, schema, workers
+from pgnotifyq.ledger.ask import Ask, Plan
+from pgnotifyq.ledger.claimed import ClaimedJob
+from pgnotifyq.ledger.statements import files
+from pgnotifyq.model.errors import PgnotifyqError
+from pgnotifyq.model.job import ExecutionId, JobId, Lease, NewJob, WorkerId
+from pgnotifyq.model.payload import encode
+from pgnotifyq.wire import asking
+from pgnotifyq.wire.asking import ask, ask_blocking
+from tests.ledger.conftest import TABLES
+from tests.ledger.support import ANN, BOB, ENDINGS, SCHEMA
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    import pytest
+
+    from pgnotifyq.ledger.ask import Verb
+    from pgnotifyq.wire.connection import Connection
+
+    Story = Generator[Verb[Any], Any, None]
+
+MODULES = (claims, fences, jobs, look, schema, workers)
+NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
+HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
+CLAIM: dict[str, Any] = {"worker_id": ANN, "queues": ["default", "other"], "lease_seconds": 60.0}
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def verbs() -> set[str]:
+    """Return the names of all verbs of the ledger."""
+    return {
+        f"{module.__name__.rpartition('.')[2]}.{name}"
+        for module in MODULES
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__
+        and not name.startswith("_")
+        and re.match(r"(Ask|Plan|Verb)\[", str(function.__annotations__.get("return")))
+    }
+
+
+def story() -> Story:
+    """Say every verb, most of them where there is something to tell."""
+    yield schema.check_schema(SCHEMA)
+    yield schema.migrate(SCHEMA)
+    for worker in (ANN, BOB):
+        yield workers.register(
+            SCHEMA, worker_id=worker, host="here, {there}", pid=7, queues=["default", 'o"ther'], slots=4, version="1",
+            has_session=worker is BOB, lease_seconds=60.0, grace_seconds=None if worker is ANN else 1.5,
+        )  # fmt: skip
+    yield workers.hold_session(SCHEMA, ANN)
+    yield workers.beat(SCHEMA, ANN)
+    yield workers.beat(SCHEMA, WorkerId(UUID(int=99)))
+    yield workers.worker_channel(SCHEMA, ANN)
+    yield workers.publish_handlers(SCHEMA, ANN, [("noop", None, 5), ("other", "other", None)])
+    yield workers.fall_asleep(SCHEMA, ANN, ["default"], "{noop}")
+    yield workers.wake_up(SCHEMA, ANN, ["default"])
+    yield workers.set_state(SCHEMA, ANN, "draining")
+    yield workers.show_life(SCHEMA)
+    yield workers.notify(SCHEMA, "somewhere", "é")
+    yield workers.release_all(SCHEMA, WorkerId(UUID(int=99)))
+    yield look.tenant_role(SCHEMA)
+    yield look.powers(SCHEMA)
+    yield look.idle_backends(SCHEMA, [0])
+    yield workers.watch(SCHEMA, ANN, 1.5, math.inf)
+    yield jobs.list_workers(SCHEMA)
+
+    yield jobs.is_idle(SCHEMA, ["default"])
+    keyed = NewJob(job_type="noop", payload=HOSTILE, unique_key="k", priority=-3, queue_name="default")
+    first = yield jobs.enqueue(SCHEMA, keyed)
+    yield jobs.enqueue(SCHEMA, keyed)
+    yield jobs.enqueue(SCHEMA, NewJob(job_type="noop", payload=HOSTILE, delay_seconds=600.0))
+    yield jobs.enqueue_one(SCHEMA, NewJob(job_type="other", queue_name="third"), "{}", is_alone=True)
+    yield jobs.insert(SCHEMA, [NewJob(job_type="noop")] * 2, ["[]", encode(HOSTILE)])
+    yield jobs.enqueue_together(SCHEMA, [NewJob(job_type="noop", unique_key="a")] * 2, ["{}", "{}"])
+    many = yield jobs.enqueue_many(SCHEMA, [NewJob(job_type="copied", payload=HOSTILE, queue_name="third")] * 101)
+    assert len(set(many)) == 101
+    yield jobs.enqueue_many(SCHEMA, [NewJob(job_type="copied", unique_key=str(n % 90), queue_name="third") for n in range(102)])
+    yield jobs.enqueue(SCHEMA, NewJob(job_type="noop", max_attempts=3))
+    made, execution = JobId(UUID(int=3)), ExecutionId(UUID(int=4))
+    yield jobs.enqueue_claimed(
+        SCHEMA, NewJob(job_type="noop"), "{}", job_id=made, execution_id=execution, worker_id=BOB, lease_seconds=60.0,
+        queue_name="fourth", max_attempts=2,
+    )  # fmt: skip
+
+    yield jobs.get_job(SCHEMA, first)
+    yield jobs.get_job(SCHEMA, NOBODY.job_id)
+    yield jobs.list_jobs(SCHEMA, status="scheduled", queue="default", job_type="noop", org_id=keyed.org_id)
+    yield jobs.explain(SCHEMA, first)
+    yield jobs.stats(SCHEMA)
+    yield jobs.await_job(SCHEMA, first)
+
+    found = yield claims.claim(SCHEMA, jobs_max=3, only=claims.wanted({"noop": 1}), **CLAIM)
+    held = [Lease(job.id, job.current_execution_id) for job in found.jobs]
+    named = yield claims.claim_named(SCHEMA, job_id=first.hex, **CLAIM)
+    held.append(Lease(named.job.id, named.job.current_execution_id))
+    yield claims.claim_named(SCHEMA, job_id="no id", **CLAIM)
+    yield claims.claim(SCHEMA, jobs_max=3, is_asleep=True, after=named.job, **CLAIM)
+    yield claims.claim_apart(SCHEMA, jobs_max=3, **CLAIM)
+    yield claims.heartbeat(SCHEMA, worker_id=ANN, leases=[*held, NOBODY], lease_seconds=60.0)
+    yield claims.still_holds(SCHEMA, held[0])
+    yield claims.report_progress(SCHEMA, held[0], fraction=0.3, message="é")
+    yield jobs.cancel(SCHEMA, held[0].job_id, "why not")
+    yield jobs.cancel(SCHEMA, NOBODY.job_id)
+    yield claims.cancelled(SCHEMA, held)
+    yield jobs.list_jobs(SCHEMA, limit=3)
+    yield jobs.history(SCHEMA, held[0].job_id)
+    yield fences.meet_fence(SCHEMA, held[1], begun_in="1")
+
+    yield claims.settle(SCHEMA, worker_id=ANN, settlements=[])
+    endings = [ENDINGS["complete plainly"], ENDINGS["bury"], ENDINGS["retry"], ENDINGS["bury"]]
+    yield claims.settle(SCHEMA, worker_id=ANN, settlements=list(zip(held[:3], endings, strict=False)))
+    yield claims.settle_surely(SCHEMA, worker_id=ANN, settlements=[(held[3], endings[3]), (NOBODY, endings[0])])
+    yield claims.settle_apart(SCHEMA, worker_id=ANN, settlements=[(NOBODY, ENDINGS["complete"])])
+    yield claims.lost(SCHEMA, [NOBODY, *held])
+    yield fences.note_afterthought(SCHEMA, held[1], "too late")
+    yield jobs.history(SCHEMA, held[1].job_id)
+
+    yield jobs.list_dead(SCHEMA)
+    yield jobs.get_dead(SCHEMA, first)
+    yield jobs.get_dead(SCHEMA, NOBODY.job_id)
+    yield jobs.count_dead(SCHEMA, queue="default")
+    yield jobs.enqueue(SCHEMA, keyed)
+    yield jobs.requeue(SCHEMA, first)
+    yield jobs.requeue(SCHEMA, NOBODY.job_id)
+    yield jobs.requeue_all(SCHEMA, limit=1)
+    yield jobs.purge_dead(SCHEMA, older_than_seconds=0.0)
+    yield jobs.set_retention(SCHEMA, "default", 5.0, ending="completed")
+    yield jobs.set_retention(SCHEMA, "default", -5.0)
+    yield jobs.list_troubles(SCHEMA, job_ids=[first], within_seconds=5.0)
+    yield jobs.count_troubles(SCHEMA)
+    yield workers.prune(SCHEMA, older_than_seconds=0.0, after_id=None, jobs_max=10, queues=["default"])
+    yield workers.reclaim(SCHEMA, worker_id=BOB, jobs_max=10, dead=[ANN])
+    yield workers.unregister(SCHEMA, ANN)
+    yield jobs.get_job("elsewhere", first)
+
+
+class Plainly:
+    """Makes answers of different runs comparable: ids by order of appearance, times and measures by their kind."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, str] = {}
+
+    def put(self, value: Any) -> Any:
+        """Return a value as plain data."""
+        match value:
+            case ClaimedJob():
+                return self.put(value.whole)
+            case UUID():
+                return self._ids.setdefault(str(value), f"id {len(self._ids)}")
+            case datetime():
+                return "before the era of PostgreSQL" if value < EPOCH else "time"
+            case float():
+                return "measure"
+            case str():
+                return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda found: self.put(UUID(found.group())), value)
+            case dict():
+                return {key: self.put(item) for key, item in value.items() if key != "snapshot_xmin"}
+            case list() | tuple():
+                return [self.put(item) for item in value]
+            case set():
+                return sorted(self.put(item) for item in value)
+        if attrs.has(type(value)):
+            return self.put({field.name: getattr(value, field.name) for field in attrs.fields(type(value))})
+        return value
+
+    def raised(self, error: Exception) -> Any:
+        """Return an error as plain data."""
+        return [type(error).__name__, self.put(str(error))]
+
+
+RAISED = (PgnotifyqError, psycopg.Error)
+
+
+def name_of(verb: Verb[Any]) -> str:
+    """Return the statement of a verb, or the name of the function that made its plan."""
+    if isinstance(verb, Ask):
+        return re.sub(r"--.*\n", "", verb.statement.decode())[:60]
+    return verb.steps.__qualname__
+
+
+async def tell_on_trio(connection: Connection[Any]) -> list[Any]:
+    """Ask all on trio."""
+    told, plainly, answer, each = [], Plainly(), None, story()
+    while (verb := _next(each, answer)) is not None:
+        try:
+            answer = await ask(connection, verb)
+        except RAISED as error:
+            answer = None
+            told.append((name_of(verb), plainly.raised(error)))
+        else:
+            told.append((name_of(verb), _plain(verb, answer, plainly)))
+    return told
+
+
+def tell_blocking(connection: psycopg.Connection[Any]) -> list[Any]:
+    """Ask all on a blocking connection."""
+    told, plainly, answer, each = [], Plainly(), None, story()
+    while (verb := _next(each, answer)) is not None:
+        try:
+            answer = ask_blocking(connection, verb)
+        except RAISED as error:
+            answer = None
+            told.append((name_of(verb), plainly.raised(error)))
+        else:
+            told.append((name_of(verb), _plain(verb, answer, plainly)))
+    return told
+
+
+def _next(each: Story, answer: Any) -> Verb[Any] | None:
+    try:
+        return each.send(answer)
+    except StopIteration:
+        return None
+
+
+def _plain(verb: Verb[Any], answer: Any, plainly: Plainly) -> Any:
+    # What falling asleep returns is a transaction's id, which grows from run to run.
+    return type(answer) if name_of(verb).startswith("fall_asleep") else plainly.put(answer)
+
+
+def empty(dsn: str) -> None:
+    """Empty the tables."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"truncate {', '.join(f'pgnotifyq.{table}' for table in TABLES)}".encode())
+
+
+async def test_every_door_says_the_same(dsn: str, connection: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every verb: on trio, on a blocking connection, and where answers come as text."""
+    on_trio = await tell_on_trio(connection)
+    with psycopg.connect(dsn, autocommit=True) as other:
+        empty(dsn)
+        assert tell_blocking(other) == on_trio
+        empty(dsn)
+        monkeypatch.setattr(asking, "_BINARY", pq.Format.TEXT)
+        assert tell_blocking(other) == on_trio
+
+
+def test_every_verb_is_asked() -> None:
+    """None of the ledger's verbs is left out of the story."""
+    told = inspect.getsource(story)
+    assert {name for name in verbs() if f"{name}(" not in told} == set()
+
+
+def test_durable_is_what_sql_says() -> None:
+    """A verb says that it need not survive a crash exactly where its function commits asynchronously."""
+    asynchronous = {
+        name.rpartition("/")[2] for name, text in files("functions") if "set_config('synchronous_commit', 'off'" in text
+    }
+    made = dict(_by_function())
+    assert {name for name in asynchronous if name in made} == {name for name, verb in made.items() if not verb.is_durable}
+
+
+def _by_function() -> Iterator[tuple[str, Verb[Any]]]:
+    lease = NOBODY
+    yield "claim", claims.claim(SCHEMA, jobs_max=1, **CLAIM)
+    yield "claim_apart", claims.claim_apart(SCHEMA, jobs_max=1, **CLAIM)
+    yield "claim_named", claims.claim_named(SCHEMA, job_id="", **CLAIM)
+    yield "heartbeat", claims.heartbeat(SCHEMA, worker_id=ANN, leases=[lease], lease_seconds=1.0)
+    yield "report_progress", claims.report_progress(SCHEMA, lease, fraction=None, message=None)
+    yield "beat", workers.beat(SCHEMA, ANN)
+    yield "sleep", workers.fall_asleep(SCHEMA, ANN, [])
+    for ending, name in (("complete plainly", "complete"), ("retry", "settle")):
+        yield name, claims.settle(SCHEMA, worker_id=ANN, settlements=[(lease, ENDINGS[ending])])
+    yield "settle_apart", claims.settle_apart(SCHEMA, worker_id=ANN, settlements=[])
+    yield "cancel", jobs.cancel(SCHEMA, lease.job_id)
+    yield "enqueue_many", jobs.enqueue_together(SCHEMA, [], [])
+    yield "reclaim", workers.reclaim(SCHEMA, worker_id=ANN, jobs_max=1)
+    yield "prune", workers.prune(SCHEMA, older_than_seconds=1.0, after_id=None, jobs_max=1)
+    yield "requeue", jobs.requeue(SCHEMA, lease.job_id)
+    yield "register_worker", workers.unregister(SCHEMA, ANN)
+
+
+def test_asking_again_says_the_same() -> None:
+    """A plan begins anew at each asking."""
+    plan = workers.fall_asleep(SCHEMA, ANN, ["default"])
+    assert isinstance(plan, Plan)
+    for _ in range(2):
+        first = next(plan.steps())
+        assert isinstance(first, Ask) and first.parameters[1] == '{"default"}'
