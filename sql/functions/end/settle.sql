@@ -32,6 +32,9 @@ declare
     notable_here integer;
     dead uuid[];
     dead_executions uuid[];
+    dead_orgs uuid[];
+    dead_attempts integer[];
+    dead_starts timestamptz[];
     dead_outcomes text[];
     dead_errors text[];
     dead_reasons text[];
@@ -64,12 +67,16 @@ begin
     if settled < asked and exists (select from unnest(kinds) as k(kind) where k.kind <> 'complete') then
         -- Each row is locked before it is looked at, so all that follows sees one state.
         select array_agg(a.id) filter (where a.dies), array_agg(a.execution_id) filter (where a.dies),
-            array_agg(a.outcome) filter (where a.dies), array_agg(a.error) filter (where a.dies),
+            array_agg(a.org_id) filter (where a.dies), array_agg(a.attempts) filter (where a.dies),
+            array_agg(a.started_at) filter (where a.dies), array_agg(a.outcome) filter (where a.dies),
+            array_agg(a.error) filter (where a.dies),
             array_agg(a.reason) filter (where a.dies), array_agg(a.id) filter (where a.dies and a.kind = 'retry'),
             array_agg(a.id) filter (where a.dies and a.awaited)
-        into dead, dead_executions, dead_outcomes, dead_errors, dead_reasons, exhausted, dead_awaited
+        into dead, dead_executions, dead_orgs, dead_attempts, dead_starts, dead_outcomes, dead_errors, dead_reasons,
+            exhausted, dead_awaited
         from (
-            select j.id, j.awaited, e.execution_id, e.kind, e.outcome, e.error, coalesce(e.reason, 'exhausted') as reason,
+            select j.id, j.org_id, j.attempts, coalesce(j.started_at, j.created_at) as started_at, j.awaited,
+                e.execution_id, e.kind, e.outcome, e.error, coalesce(e.reason, 'exhausted') as reason,
                 j.status = 'running' and (e.kind = 'bury' or (e.kind = 'retry' and j.attempts >= j.max_attempts)) as dies
             from unnest(job_ids, execution_ids, kinds, outcomes, errors, reasons)
                 as e(id, execution_id, kind, outcome, error, reason)
@@ -80,7 +87,8 @@ begin
 
         if dead is not null then
             perform {schema}.note_attempts(
-                settle.worker_id, dead, dead_executions, dead_outcomes, dead_errors, {schema}.clock());
+                settle.worker_id, dead, dead_executions, dead_orgs, dead_attempts, dead_starts, dead_outcomes, dead_errors,
+                {schema}.clock());
             perform {schema}.bury(dead, dead_executions, dead_reasons, dead_errors, {schema}.clock());
             settled := settled + cardinality(dead);
             perform pg_notify({schema_text} || '_finished', d.id::text) from unnest(dead_awaited) as d(id);

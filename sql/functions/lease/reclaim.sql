@@ -126,7 +126,8 @@ begin
                     select from {schema}.job_executions as e where e.job_id = lost.id and e.id = lost.current_execution_id)
                 then
                     perform {schema}.note_attempts(
-                        lost.locked_by, array[lost.id], array[lost.current_execution_id], array['lost'],
+                        lost.locked_by, array[lost.id], array[lost.current_execution_id], array[lost.org_id],
+                        array[lost.attempts], array[coalesce(lost.started_at, lost.created_at)], array['lost'],
                         array[case blame
                             when 'lease' then 'the lease ran out'
                             when 'cancelled' then 'the worker died, and the job was cancelled'
