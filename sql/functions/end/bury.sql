@@ -1,39 +1,40 @@
--- bury: move a job to the dead letters, whole, with its history. Its last attempt has been noted (note_attempt).
+-- bury: move jobs to the dead letters, whole, each with its history. Their last attempts have been noted (note_attempts).
 --
--- In:     the job and its execution; the attempts that it is charged with; the reason of its death, and its last error.
--- Errors: PNQ06: a trigger or rule of the user's keeps the row. Program_limit_exceeded: its payload is too large (letter_id).
--- Locks:  none of its own: the caller holds the job's row.
--- Index:  jobs_pkey, dead_letter_jobs_pkey.
+-- In:     jobs and executions; the reason of each death, and the last error; the attempts that each is charged with, null: those
+--         that it has.
+-- Errors: PNQ06: a trigger or rule of the user's keeps a row. Program_limit_exceeded: a payload is too large (letter_id).
+-- Locks:  none of its own: the caller holds the rows.
+-- Index:  jobs_pkey, dead_letter_jobs_pkey. `= any (job_ids)` and the join: see complete.sql.
 --
--- A nested loop, though settle has turned those off: the trigger on the delete asks whether this one job has a letter, and a hash
--- join would read all letters for that. The letter is there when the trigger asks, for both are of one statement.
+-- Rows and letters go and come in one statement: the history of a job that is gone without a letter goes with it (migration 0009).
 create or replace function {schema}.bury(
-    job_id uuid, execution_id uuid, attempts integer, reason text, error_message text, died_at timestamptz)
+    job_ids uuid[], execution_ids uuid[], reasons text[], errors text[], died_at timestamptz, attempts integer[] default null)
 returns void
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
-set enable_nestloop = on
-set enable_hashjoin = off
+set enable_nestloop = off
 set enable_mergejoin = off
 as $$
-#variable_conflict use_column
+declare
+    buried integer;
 begin
     with dead as (
         delete from {schema}.jobs as j
-        where j.id = bury.job_id and j.current_execution_id = bury.execution_id
-        returning j.*
+        using unnest(job_ids, execution_ids, reasons, errors, bury.attempts) as e(id, execution_id, reason, error, charged)
+        where j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
+        returning j.*, e.reason, e.error, coalesce(e.charged, j.attempts) as charged
     )
     insert into {schema}.dead_letter_jobs (
         id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, unique_key,
         created_at, reason, error_message, history, died_at)
-    select g.id, d.org_id, d.queue_name, d.job_type, d.payload, d.priority, d.scheduled_at, bury.attempts, d.max_attempts,
-        d.unique_key, d.created_at, bury.reason, {schema}.letter_error(g.id, d.id, bury.error_message),
-        {schema}.history(d.id), bury.died_at
+    select g.id, d.org_id, d.queue_name, d.job_type, d.payload, d.priority, d.scheduled_at, d.charged, d.max_attempts,
+        d.unique_key, d.created_at, d.reason, {schema}.letter_error(g.id, d.id, d.error), {schema}.history(d.id), bury.died_at
     from dead as d, lateral (select {schema}.letter_id(d.id, pg_column_size(d.payload)) as id offset 0) as g;
-    if not found then
+    get diagnostics buried = row_count;
+    if buried < cardinality(job_ids) then
         perform {schema}.refuse_unwritten();
     end if;
 end

@@ -30,7 +30,16 @@ declare
     settled_here integer;
     notable integer := 0;
     notable_here integer;
-    died record;  -- or not, as the loop finds out
+    dead uuid[];
+    dead_executions uuid[];
+    dead_orgs uuid[];
+    dead_attempts integer[];
+    dead_starts timestamptz[];
+    dead_outcomes text[];
+    dead_errors text[];
+    dead_reasons text[];
+    dead_awaited uuid[];
+    exhausted uuid[];
 begin
     if 'complete' = any (kinds) then
         with ended as (
@@ -56,34 +65,35 @@ begin
     end if;
 
     if settled < asked and exists (select from unnest(kinds) as k(kind) where k.kind <> 'complete') then
-        -- Each row is locked before it is looked at. All are when the loop is done, so what follows sees the same state.
-        for died in
-            select j.id, j.org_id, j.status, j.attempts, j.max_attempts, coalesce(j.started_at, j.created_at) as started_at,
-                j.awaited, e.execution_id, e.kind, e.outcome, e.error, coalesce(e.reason, 'exhausted') as reason
+        -- Each row is locked before it is looked at, so all that follows sees one state.
+        select array_agg(a.id) filter (where a.dies), array_agg(a.execution_id) filter (where a.dies),
+            array_agg(a.org_id) filter (where a.dies), array_agg(a.attempts) filter (where a.dies),
+            array_agg(a.started_at) filter (where a.dies), array_agg(a.outcome) filter (where a.dies),
+            array_agg(a.error) filter (where a.dies),
+            array_agg(a.reason) filter (where a.dies), array_agg(a.id) filter (where a.dies and a.kind = 'retry'),
+            array_agg(a.id) filter (where a.dies and a.awaited)
+        into dead, dead_executions, dead_orgs, dead_attempts, dead_starts, dead_outcomes, dead_errors, dead_reasons,
+            exhausted, dead_awaited
+        from (
+            select j.id, j.org_id, j.attempts, coalesce(j.started_at, j.created_at) as started_at, j.awaited,
+                e.execution_id, e.kind, e.outcome, e.error, coalesce(e.reason, 'exhausted') as reason,
+                j.status = 'running' and (e.kind = 'bury' or (e.kind = 'retry' and j.attempts >= j.max_attempts)) as dies
             from unnest(job_ids, execution_ids, kinds, outcomes, errors, reasons)
                 as e(id, execution_id, kind, outcome, error, reason)
             join {schema}.jobs as j on j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
             where e.kind <> 'complete'
             for no key update of j
-        loop
-            if died.status = 'running' and (died.kind = 'bury' or (died.kind = 'retry' and died.attempts >= died.max_attempts))
-            then
-                perform {schema}.note_attempt(
-                    died.id, died.execution_id, died.org_id, died.attempts, settle.worker_id, died.outcome,
-                    died.started_at, {schema}.clock(), died.error);
-                perform {schema}.bury(
-                    died.id, died.execution_id, died.attempts, died.reason, died.error, {schema}.clock());
-                settled := settled + 1;
-                if died.awaited then
-                    perform pg_notify({schema_text} || '_finished', died.id::text);
-                end if;
-                if died.kind = 'retry' then
-                    job_id := died.id;
-                    became := 'dead';
-                    return next;
-                end if;
-            end if;
-        end loop;
+        ) as a;
+
+        if dead is not null then
+            perform {schema}.note_attempts(
+                settle.worker_id, dead, dead_executions, dead_orgs, dead_attempts, dead_starts, dead_outcomes, dead_errors,
+                {schema}.clock());
+            perform {schema}.bury(dead, dead_executions, dead_reasons, dead_errors, {schema}.clock());
+            settled := settled + cardinality(dead);
+            perform pg_notify({schema_text} || '_finished', d.id::text) from unnest(dead_awaited) as d(id);
+            return query select d.id, 'dead' from unnest(exhausted) as d(id);
+        end if;
 
         with ended as (
             update {schema}.jobs as j

@@ -20,12 +20,10 @@ declare
     job {schema}.jobs;
 begin
     time_now := {schema}.clock();
-    job.org_id := enqueue_claimed.org_id;
-    job.queue_name := enqueue_claimed.queue_name;
-    job.job_type := enqueue_claimed.job_type;
+    -- All that the rule reads of a job whose worker has a handler for it, and which nobody can have put aside. What is not set here
+    -- is null, and a condition that is null keeps the job pending.
     job.scheduled_at := time_now;
-    -- Its worker has a handler for it, and nobody has put aside what was not there.
-    is_claimed := {schema}.may_start(job, null, false, time_now);
+    is_claimed := coalesce({schema}.may_start(job, null, false, time_now), false);
     if is_claimed then
         -- One look at an empty queue; a queue that holds only jobs of the future takes the long one.
         perform from {schema}.jobs as j where j.is_claimable and j.queue_name = enqueue_claimed.queue_name limit 1;
@@ -36,15 +34,15 @@ begin
             id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, created_at,
             status, attempts, locked_by, current_execution_id, started_at, lease_expires_at)
         values (
-            enqueue_claimed.job_id, job.org_id, job.queue_name, job.job_type, payload_text::jsonb, enqueue_claimed.priority,
-            time_now, enqueue_claimed.max_attempts, time_now,
+            enqueue_claimed.job_id, enqueue_claimed.org_id, enqueue_claimed.queue_name, enqueue_claimed.job_type,
+            payload_text::jsonb, enqueue_claimed.priority, time_now, enqueue_claimed.max_attempts, time_now,
             'running', 1, enqueue_claimed.worker_id, enqueue_claimed.execution_id, time_now,
             time_now + make_interval(secs => lease_seconds));
     else
         insert into {schema}.jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, created_at)
         values (
-            enqueue_claimed.job_id, job.org_id, job.queue_name, job.job_type, payload_text::jsonb, enqueue_claimed.priority,
-            time_now, enqueue_claimed.max_attempts, time_now);
+            enqueue_claimed.job_id, enqueue_claimed.org_id, enqueue_claimed.queue_name, enqueue_claimed.job_type,
+            payload_text::jsonb, enqueue_claimed.priority, time_now, enqueue_claimed.max_attempts, time_now);
     end if;
     return next;
 end

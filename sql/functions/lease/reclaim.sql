@@ -125,15 +125,16 @@ begin
                 if not exists (
                     select from {schema}.job_executions as e where e.job_id = lost.id and e.id = lost.current_execution_id)
                 then
-                    perform {schema}.note_attempt(
-                        lost.id, lost.current_execution_id, lost.org_id, lost.attempts, lost.locked_by, 'lost',
-                        coalesce(lost.started_at, lost.created_at), time_now,
-                        case blame
+                    perform {schema}.note_attempts(
+                        lost.locked_by, array[lost.id], array[lost.current_execution_id], array[lost.org_id],
+                        array[lost.attempts], array[coalesce(lost.started_at, lost.created_at)], array['lost'],
+                        array[case blame
                             when 'lease' then 'the lease ran out'
                             when 'cancelled' then 'the worker died, and the job was cancelled'
                             when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
                             when 'beside a suspect' then 'the worker died beside a suspect; not charged'
-                            else 'the worker died' end);
+                            else 'the worker died' end],
+                        time_now);
                 end if;
                 if lost.status = 'cancelled' then
                     became := 'cancelled';
@@ -144,8 +145,9 @@ begin
                 elsif charged >= lost.max_attempts then
                     became := 'dead';
                     perform {schema}.bury(
-                        lost.id, lost.current_execution_id, charged, 'lost',
-                        'the last of ' || lost.max_attempts || ' attempts was lost with its worker', time_now);
+                        array[lost.id], array[lost.current_execution_id], array['lost'],
+                        array['the last of ' || lost.max_attempts || ' attempts was lost with its worker'],
+                        time_now, array[charged]);
                     is_written := true;
                 else
                     became := 'pending';
