@@ -94,7 +94,7 @@ async def untended(connection: Link) -> Link:
 
 
 async def test_backlog_that_the_session_has_never_planned_for(untended: Link, other: Link) -> None:
-    """Every hot function, planned while the table was empty, costs the same with a hundred thousand jobs and their history."""
+    """Every hot function, planned while the table was empty, costs the same with a hundred thousand jobs, their history, and the dead."""
     # With one job, so that what is asked of each (a burial) is planned too.
     await fill(other, 1)
     only = [lease(job) for job in await claim(untended, 1)]
@@ -108,6 +108,11 @@ async def test_backlog_that_the_session_has_never_planned_for(untended: Link, ot
     await other.execute(
         "insert into pgnotifyq.job_executions (id, job_id, org_id, attempt, outcome, started_at, ended_at)"
         " select id, id, org_id, 1, 'completed', created_at, created_at from pgnotifyq.jobs"
+    )
+    await other.execute(
+        "insert into pgnotifyq.dead_letter_jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts,"
+        " created_at, reason, history, died_at) select gen_random_uuid(), org_id, queue_name, job_type, payload, priority, scheduled_at, 1,"
+        " 1, created_at, 'exhausted', '[]', created_at from pgnotifyq.jobs where is_claimable"
     )
     leases = [lease(job) for job in await claim(untended, 10)]
     assert len(leases) == 10
