@@ -134,9 +134,8 @@ def enqueue_together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str
 
 
 def _together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[bytes, tuple[str, ...]]:
-    types = "uuid[] uuid[] text[] text[] text[] smallint[] timestamptz[] float8[] integer[] text[]"
-    values = (*_arrays(list(new_ids(len(jobs))), jobs, payloads), array([job.unique_key for job in jobs]))
-    return call("enqueue_many", types, schema), values
+    values = (*_arrays(list(new_ids(len(jobs))), jobs, payloads), array([job.unique_key or "" for job in jobs]))
+    return query("enqueue_many", schema), values
 
 
 def _in_order(answer: Answer, encoding: str) -> list[JobId]:
@@ -144,17 +143,17 @@ def _in_order(answer: Answer, encoding: str) -> list[JobId]:
 
 
 def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[str, ...]:
-    """Return what a batch consists of, but for the unique keys: an array a column."""
+    """Return what a batch consists of, but for the unique keys: an array a column. An empty text is null (insert_jobs.sql)."""
     return (
         array([job_id.hex for job_id in ids]),
         array([job.org_id.hex for job in jobs]),
-        array([job.queue_name for job in jobs]),  # null: the handler's, or the default
+        array([job.queue_name or "" for job in jobs]),  # null: the handler's, or the default
         array([job.job_type for job in jobs]),
         array(payloads),
         array([str(job.priority) for job in jobs]),
-        array([None if job.scheduled_at is None else job.scheduled_at.isoformat() for job in jobs]),
-        array([None if job.delay_seconds is None else str(job.delay_seconds) for job in jobs]),
-        array([None if job.max_attempts is None else str(job.max_attempts) for job in jobs]),
+        array(["" if job.scheduled_at is None else job.scheduled_at.isoformat() for job in jobs]),
+        array(["" if job.delay_seconds is None else str(job.delay_seconds) for job in jobs]),
+        array(["" if job.max_attempts is None else str(job.max_attempts) for job in jobs]),
     )
 
 

@@ -305,3 +305,27 @@ async def test_the_doors_show_what_the_ledger_does(client: Client, connection: L
     assert await client.requeue_all(queue="default") == 1
     await settle(connection, await claim_one(connection), ENDINGS["bury"])
     assert await client.purge_dead(job_id=job_id) == 1
+
+
+@pytest.mark.parametrize("kind", ["blocking", "trio"])
+@pytest.mark.parametrize("is_alone", [True, False])
+async def test_connection_of_the_callers_without_nulls_in_arrays(dsn: str, kind: str, is_alone: bool) -> None:
+    """A caller's session is the caller's: with `array_nulls = off` too what was not said is not said."""
+    options = "-c array_nulls=off"
+    async with open_client(dsn) as client, open_connection(dsn, options=options) as native:
+        with psycopg.connect(dsn, options=options, autocommit=True) as blocking:
+            connection = blocking if kind == "blocking" else native
+            if not is_alone:
+                await native.execute("begin")
+                blocking.execute("begin")
+            plain = await client.enqueue("noop", {}, connection=connection)
+            keyed = await client.enqueue("noop", {}, unique_key="k", connection=connection)
+            many = await client.enqueue_many(
+                [{"job_type": "noop"}, {"job_type": "noop", "unique_key": "l"}], connection=connection
+            )
+            if not is_alone:
+                await native.execute("commit")
+                blocking.execute("commit")
+        for job_id in (plain, keyed, *many):
+            job = await client.get(job_id)
+            assert (job.queue_name, job.max_attempts, job.status) == ("default", None, "pending")
