@@ -36,6 +36,7 @@ import trio
 
 from pgnotifyq.ledger import jobs as ledger
 from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.model.channels import read_finished
 from pgnotifyq.model.errors import DatabaseUnreachable, JobNotFound, WaitTimeout
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import connect
@@ -81,7 +82,7 @@ class Ends:
         self._dsn = listen_dsn
         self._schema = schema
         self._channel = f"{schema}_finished"
-        self._waiters: dict[str, list[_Waiter]] = {}  # by the job's id, as notifications write it
+        self._waiters: dict[JobId, list[_Waiter]] = {}
         self._is_led = False
         # The connection, and whether it listens. Changed under the lock; only a close needs no lock.
         self._connection: Connection | None = None
@@ -117,7 +118,7 @@ class Ends:
 
     async def _wait_beside_others(self, job_id: JobId) -> Job | DeadLetter:
         waiter = _Waiter(job_id)
-        self._waiters.setdefault(str(job_id), []).append(waiter)
+        self._waiters.setdefault(job_id, []).append(waiter)
         has_ended = False
         try:
             ended = await self._wait(waiter)
@@ -166,7 +167,8 @@ class Ends:
             try:
                 while not waiter.rung.is_set():
                     for note in await wait_notifications(connection):
-                        self._ring(self._waiters.get(note.payload, ()))
+                        finished = read_finished(note.payload)
+                        self._ring(() if finished is None else self._waiters.get(finished.job_id, ()))
             except (psycopg.OperationalError, psycopg.InterfaceError):
                 # What was announced meanwhile is lost: every waiter looks once LISTEN is in place anew.
                 if self._connection is connection:
@@ -226,7 +228,7 @@ class Ends:
                     connection.close_nowait()
 
     def _leave_nowait(self, waiter: _Waiter, *, keeps_connection: bool) -> None:
-        name = str(waiter.job_id)
+        name = waiter.job_id
         self._waiters[name].remove(waiter)
         if not self._waiters[name]:
             del self._waiters[name]
