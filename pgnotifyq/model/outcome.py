@@ -14,6 +14,7 @@ from pgnotifyq.model.payload import encode_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import CodeType
 
     from pgnotifyq.model.retry import RetryPolicy
 
@@ -152,9 +153,25 @@ class Settlement:
     reason: str | None = None  # of a dead letter: exhausted, discarded, undecodable, unknown_job_type
 
 
-def holds_ctrl_c(error: BaseException) -> bool:
-    """Tell whether an exception is a KeyboardInterrupt, or a group with one in it. Without recursion: users' groups may be deep."""
-    return any(isinstance(inner, KeyboardInterrupt) for inner in _unfold(error))
+def holds_ctrl_c(error: BaseException, raised_by: CodeType | None = None) -> bool:
+    """Tell whether an exception is a KeyboardInterrupt, or a group with one in it. Without recursion: users' groups may be deep.
+
+    Args:
+        error: what was raised.
+        raised_by: the code of the signal handler that makes one of Ctrl-C. One that it has not raised is the program's own, and does not
+            count. None: it cannot be told, and each counts.
+    """
+    interrupts = (inner for inner in _unfold(error) if isinstance(inner, KeyboardInterrupt))
+    return any(raised_by is None or _raiser(inner) is raised_by for inner in interrupts)
+
+
+def _raiser(error: BaseException) -> CodeType | None:
+    """Return the code that raised an exception: the innermost call of its traceback."""
+    traceback_left, code = error.__traceback__, None
+    while traceback_left is not None:
+        code = traceback_left.tb_frame.f_code
+        traceback_left = traceback_left.tb_next
+    return code
 
 
 _exceptions_of = BaseExceptionGroup.__dict__["exceptions"].__get__  # not `group.exceptions`, which a subclass may answer

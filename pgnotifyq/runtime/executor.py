@@ -12,6 +12,7 @@ and in its nursery the one that works. What a handler does to its task's nursery
 from __future__ import annotations
 
 import math
+import signal
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -88,7 +89,7 @@ def _is_left_behind(group: BaseExceptionGroup[BaseException], failure: BaseExcep
     """Tell whether what ended a slot's task is only what trio says of one that is spent, or comes from what a handler left there."""
     if failure is not None and not isinstance(failure, trio.Cancelled):
         return False
-    return not holds_ctrl_c(group) and group.split(trio.Cancelled)[1] is not None
+    return not _holds_ctrl_c(group) and group.split(trio.Cancelled)[1] is not None
 
 
 async def _work(parts: Parts, slot: _Slot) -> None:
@@ -200,7 +201,15 @@ def _is_outcome(error: BaseException) -> bool:
     """Tell whether what came out of a handler is its own: not Ctrl-C, which lands in whatever runs, nor the end of the loop."""
     if isinstance(error, GeneratorExit):
         return trio.lowlevel.in_trio_task()
-    return not holds_ctrl_c(error)
+    return not _holds_ctrl_c(error)
+
+
+def _holds_ctrl_c(error: BaseException) -> bool:
+    """Tell whether Ctrl-C has landed in a handler: whether the process's own handler of SIGINT, trio's as a rule, raised it.
+
+    A handler that raises KeyboardInterrupt by itself has failed like any other. It would end its worker, uncharged, and the next one.
+    """
+    return holds_ctrl_c(error, getattr(signal.getsignal(signal.SIGINT), "__code__", None))
 
 
 def _is_only(error: BaseException, kind: type[BaseException]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -96,16 +97,19 @@ async def test_error_that_is_none_of_the_workers(place: Workplace, make: Callabl
     assert not worker.ended.is_set()
 
 
-@pytest.mark.parametrize(
-    "make", [KeyboardInterrupt, lambda: group(ValueError(), KeyboardInterrupt())], ids=["bare", "in a group"]
-)
-async def test_keyboard_interrupt_in_a_handler(place: Workplace, make: Callable[[], BaseException]) -> None:
+@pytest.mark.parametrize("is_in_group", [False, True], ids=["bare", "in a group"])
+async def test_keyboard_interrupt_in_a_handler(place: Workplace, *, is_in_group: bool) -> None:
     """Ctrl-C lands in whatever runs. It ends the worker and the program, and every job it held is released, uncharged."""
     registry = JobRegistry()
 
     @registry.handler()
     async def work(payload: Payload) -> None:
-        raise make()
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as interrupt:
+            if is_in_group:
+                raise group(ValueError(), interrupt) from None
+            raise
 
     @registry.handler()
     async def neighbour(payload: Payload) -> None:
@@ -129,6 +133,24 @@ async def test_keyboard_interrupt_in_a_handler(place: Workplace, make: Callable[
         job = await place.job(job_id)
         assert (job["status"], job["attempts"], job["is_held"]) == ("pending", 0, False)
         assert await place.history(job_id) == [(1, "released")]
+
+
+@pytest.mark.parametrize(
+    "make", [KeyboardInterrupt, lambda: group(ValueError(), KeyboardInterrupt())], ids=["bare", "in a group"]
+)
+async def test_keyboard_interrupt_of_a_handlers_own(place: Workplace, make: Callable[[], BaseException]) -> None:
+    """One that nobody's Ctrl-C made is the job's failure: else it would end each worker that takes the job, for ever."""
+    registry = JobRegistry()
+
+    @registry.handler(max_attempts=2, retry=RetryPolicy(base_seconds=0.0))
+    async def work(payload: Payload) -> None:
+        raise make()
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work", max_attempts=2)
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    assert not worker.ended.is_set()
+    assert (await place.dead_letter(job_id))["attempts"] == 2
 
 
 async def test_cancel_of_a_handler_without_checkpoints(place: Workplace) -> None:
