@@ -1,4 +1,4 @@
-"""Floor 1: PostgreSQL spoken natively by trio. Knows nothing of jobs."""
+"""PostgreSQL spoken natively by trio. Knows what an Ask looks like, and nothing of jobs."""
 
 from __future__ import annotations
 
