@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError
 
 from pgnotifyq._version import __version__
 from pgnotifyq.cli import db, dead, demo, doctor, explain, jobs, schema, worker, workers
-from pgnotifyq.cli.streams import prepare_streams, silence
+from pgnotifyq.cli.streams import leave_streams, prepare_streams, silence
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import errors
 from pgnotifyq.model.errors import quietly
@@ -63,8 +63,10 @@ def run(arguments: list[str]) -> int:
         code = _tell_all(list(_leaves(error)))
         if code is None:
             raise
-        return code
-    return told if isinstance(told, int) else 0
+    else:
+        code = told if isinstance(told, int) else 0
+    leave_streams()
+    return code
 
 
 def _tell_all(raised: list[BaseException]) -> int | None:
