@@ -94,7 +94,7 @@ async def untended(connection: Link) -> Link:
 
 
 async def test_backlog_that_the_session_has_never_planned_for(untended: Link, other: Link) -> None:
-    """Every hot function, planned while the table was empty, costs the same with a hundred thousand jobs, their history, and the dead."""
+    """Every hot function, planned while the table was empty, costs the same with a hundred thousand jobs and their history."""
     # With one job, so that what is asked of each (a burial) is planned too.
     await fill(other, 1)
     only = [lease(job) for job in await claim(untended, 1)]
@@ -109,16 +109,26 @@ async def test_backlog_that_the_session_has_never_planned_for(untended: Link, ot
         "insert into pgnotifyq.job_executions (id, job_id, org_id, attempt, outcome, started_at, ended_at)"
         " select id, id, org_id, 1, 'completed', created_at, created_at from pgnotifyq.jobs"
     )
-    await other.execute(
-        "insert into pgnotifyq.dead_letter_jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts,"
-        " created_at, reason, history, died_at) select gen_random_uuid(), org_id, queue_name, job_type, payload, priority, scheduled_at, 1,"
-        " 1, created_at, 'exhausted', '[]', created_at from pgnotifyq.jobs where is_claimable"
-    )
     leases = [lease(job) for job in await claim(untended, 10)]
     assert len(leases) == 10
     due = await value(other, "select id from pgnotifyq.jobs where is_claimable limit 1")
     cost = {name: await pages(untended, statement) for name, statement in calls(leases, due).items()}
     assert {name: found for name, found in cost.items() if found > PAGES_MAX} == {}
+
+
+async def test_burial_beside_many_dead_letters(untended: Link, other: Link) -> None:
+    """A burial looks up the letters of its own jobs: an index is a level deeper beside fifty thousand others, and no more is read."""
+    await fill(other, 10)
+    statement = calls([lease(job) for job in await claim(untended, 10)])["bury"]
+    for _ in range(TIMES):
+        await pages(untended, statement)
+    alone = await pages(untended, statement)
+    await other.execute(
+        "insert into pgnotifyq.dead_letter_jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts,"
+        " created_at, reason, history, died_at) select gen_random_uuid(), org_id, queue_name, job_type, payload, priority, scheduled_at, 1,"
+        f" 1, created_at, 'exhausted', '[]', created_at from pgnotifyq.jobs, generate_series(1, {JOBS // 20})".encode()
+    )
+    assert await pages(untended, statement) < alone + 200
 
 
 async def test_claim_of_a_thousand_jobs(untended: Link, other: Link) -> None:

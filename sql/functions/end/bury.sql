@@ -7,6 +7,7 @@
 -- Index:  jobs_pkey, dead_letter_jobs_pkey. `= any (job_ids)` and the join: see complete.sql.
 --
 -- Rows and letters go and come in one statement: the history of a job that is gone without a letter goes with it (migration 0009).
+-- The trigger need not ask for the letters: `pgnotifyq.buries` says that each job has got one.
 create or replace function {schema}.bury(
     job_ids uuid[], execution_ids uuid[], reasons text[], errors text[], died_at timestamptz, attempts integer[] default null)
 returns void
@@ -21,6 +22,7 @@ as $$
 declare
     buried integer;
 begin
+    perform set_config('pgnotifyq.buries', 'yes', true);
     with dead as (
         delete from {schema}.jobs as j
         using unnest(job_ids, execution_ids, reasons, errors, bury.attempts) as e(id, execution_id, reason, error, charged)
@@ -34,6 +36,7 @@ begin
         d.unique_key, d.created_at, d.reason, {schema}.letter_error(g.id, d.id, d.error), {schema}.history(d.id), bury.died_at
     from dead as d, lateral (select {schema}.letter_id(d.id, pg_column_size(d.payload)) as id offset 0) as g;
     get diagnostics buried = row_count;
+    perform set_config('pgnotifyq.buries', '', true);
     if buried < cardinality(job_ids) then
         perform {schema}.refuse_unwritten();
     end if;
