@@ -1,7 +1,8 @@
 """A row whose trigger stands still, as a user's lock or call to another server does: its own job is late, and nobody else's.
 
 The deadline of a statement is five seconds, or a sixth of the lease if that is less. Each way to such a row costs a deadline or two, so
-most tests here have a lease of three seconds. The last has the defaults.
+tests here have a lease of three seconds. That of outcomes has a twin at the defaults; those of claims and heartbeats have none, for they
+would take 15 seconds and a minute.
 """
 
 from __future__ import annotations
