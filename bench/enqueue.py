@@ -19,7 +19,7 @@ import trio
 
 from bench.support import noop_registry, open_database, open_server, options, preload, report
 from pgnotifyq.doors.client import open_client
-from pgnotifyq.ledger.jobs import ONE_STATEMENT_JOBS_MAX
+from pgnotifyq.ledger.enqueue import ONE_STATEMENT_JOBS_MAX
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.connection import open_connection
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from bench.support import noop_registry, open_database, open_server, options, report
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import claim
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.connection import open_connection
 
@@ -32,7 +32,7 @@ async def ask(dsn: str, workers: int, samples: int) -> list[int]:
         return count
 
     for name in ("claim", "claim_named"):
-        setattr(claims, name, counted(getattr(claims, name)))
+        setattr(claim, name, counted(getattr(claim, name)))
     per_job = []
     async with open_connection(dsn) as connection, trio.open_nursery() as nursery:
         for _ in range(workers):

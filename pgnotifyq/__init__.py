@@ -49,7 +49,7 @@ from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Sn
 # Values: a job, what became of it, and what is looked at.
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId
 from pgnotifyq.model.states import Status
-from pgnotifyq.ledger.jobs import Explanation, QueueRow, TroubleRow, WorkerRow
+from pgnotifyq.ledger.look import Explanation, QueueRow, TroubleRow, WorkerRow
 
 # Errors: the tree is drawn in model/errors.py.
 from pgnotifyq.model.errors import (

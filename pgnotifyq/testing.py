@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from pgnotifyq.ledger.claimed import ClaimedJob
-from pgnotifyq.ledger.jobs import is_idle
+from pgnotifyq.ledger.look import is_idle
 from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerSettings, config_of
 from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from pgnotifyq.cli.act import run_with
 from pgnotifyq.cli.output import print_json, print_rows
 from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfQueue, OfType, Schema, job_id_of
-from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.ledger import end, look
 from pgnotifyq.model.errors import InvalidJob, JobNotFound
 from pgnotifyq.wire.asking import ask
 
@@ -40,10 +40,10 @@ def dead(
 
     async def act(connection: Connection[TupleRow]) -> int:
         if key is not None or purge_older_than_seconds is not None:
-            purged = await ask(connection, ledger.purge_dead(schema, job_id=key, older_than_seconds=purge_older_than_seconds))
+            purged = await ask(connection, end.purge_dead(schema, job_id=key, older_than_seconds=purge_older_than_seconds))
             print_json({"purged": purged}) if as_json else print(f"purged {purged}")
             return 0 if purged or key is None else 1
-        found = await ask(connection, ledger.list_dead(schema, queue=queue, job_type=job_type, limit=limit))
+        found = await ask(connection, look.list_dead(schema, queue=queue, job_type=job_type, limit=limit))
         print_rows(found, COLUMNS, as_json=as_json, nothing="no dead letters", in_terminal=COLUMNS_IN_TERMINAL)
         return 0
 
@@ -70,7 +70,7 @@ def requeue(
 
     async def act(connection: Connection[TupleRow]) -> int:
         if key is not None:
-            if not await ask(connection, ledger.requeue(schema, key)):
+            if not await ask(connection, end.requeue(schema, key)):
                 raise JobNotFound(f"{key} was not requeued: there is no such dead letter; list them with `dead`")
             done, left = 1, 0
         else:
@@ -91,11 +91,11 @@ async def _requeue_all(
     Return how many were requeued and how many were left. The number of letters now is the bound:
     some jobs may die again meanwhile.
     """
-    before = await ask(connection, ledger.count_dead(schema, queue=queue, job_type=job_type))
+    before = await ask(connection, look.count_dead(schema, queue=queue, job_type=job_type))
     done = 0
     while done < before:
         limit = min(before - done, REQUEUE_BATCH_MAX)
-        restored = await ask(connection, ledger.requeue_all(schema, queue=queue, job_type=job_type, limit=limit))
+        restored = await ask(connection, end.requeue_all(schema, queue=queue, job_type=job_type, limit=limit))
         done += restored
         if restored < limit:
             break

@@ -14,7 +14,7 @@ from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, Schema
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.ledger import workers
-from pgnotifyq.ledger.jobs import TroubleRow, list_troubles
+from pgnotifyq.ledger.look import TroubleRow, list_troubles
 from pgnotifyq.ledger.schema import code_version
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.wire.asking import ask

@@ -42,7 +42,7 @@ import attrs
 import psycopg
 import trio
 
-from pgnotifyq.ledger import workers
+from pgnotifyq.ledger import lease
 from pgnotifyq.model.errors import quietly
 from pgnotifyq.runtime.worker import FAREWELL_SECONDS
 from pgnotifyq.wire.addresses import told_of
@@ -223,7 +223,7 @@ class Ear:
             with psycopg.connect(self.dsn, connect_timeout=2) as connection:
                 # Not when connecting: poolers refuse that.
                 connection.execute("set local statement_timeout = 2000")
-                ask_blocking(connection, workers.release_all(self.config.schema, self.handle.worker_id))
+                ask_blocking(connection, lease.release_all(self.config.schema, self.handle.worker_id))
             what = "its jobs are released"
         except psycopg.Error as error:
             what = f"its jobs could not be released ({told_of(error, self.dsn)}), their leases will run out"

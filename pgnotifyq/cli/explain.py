@@ -9,14 +9,14 @@ import attrs
 from pgnotifyq.cli.act import run_with
 from pgnotifyq.cli.output import print_json, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, OfJob, Schema, job_id_of
-from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.ledger import look
 from pgnotifyq.model.errors import JobNotFound
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
-    from pgnotifyq.ledger.jobs import Explanation
+    from pgnotifyq.ledger.look import Explanation
     from pgnotifyq.model.job import DeadLetter
     from pgnotifyq.wire.connection import Connection
 
@@ -30,8 +30,8 @@ def explain(job_id: OfJob, /, *, as_json: AsJson = False, dsn: Dsn = None, schem
     key = job_id_of(job_id)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        found = await ask(connection, ledger.explain(schema, key))
-        letter = await ask(connection, ledger.get_dead(schema, key)) if found is None else None
+        found = await ask(connection, look.explain(schema, key))
+        letter = await ask(connection, look.get_dead(schema, key)) if found is None else None
         if found is not None:
             lines, data = sentences(found), attrs.asdict(found)
         elif letter is not None:

@@ -15,7 +15,8 @@ from pgnotifyq.cli.output import as_data, print_json, print_rows, shown, shown_w
 from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfJob, OfQueue, OfType, Schema, job_id_of, whole
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.doors.client import CancelOutcome, open_client
-from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.ledger import enqueue as enqueue_verbs
+from pgnotifyq.ledger import look
 from pgnotifyq.model.errors import InvalidJob, InvalidPayload, JobNotFound
 from pgnotifyq.model.job import Job, NewJob
 from pgnotifyq.model.states import Status
@@ -68,7 +69,7 @@ def enqueue(
     job = NewJob(**fields)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        job_id = await ask(connection, ledger.enqueue(schema, job))
+        job_id = await ask(connection, enqueue_verbs.enqueue(schema, job))
         if as_json:
             print_json({"id": job_id})
         else:
@@ -111,7 +112,7 @@ def jobs(
         raise InvalidJob(f"--status {status!r} is not one: use {', '.join(LABELS)}")
 
     async def act(connection: Connection[TupleRow]) -> int:
-        found = await ask(connection, ledger.list_jobs(schema, status=status, queue=queue, job_type=job_type, limit=limit))
+        found = await ask(connection, look.list_jobs(schema, status=status, queue=queue, job_type=job_type, limit=limit))
         rows = [_shown_job(job) for job in found]
         in_terminal = None
         if not as_json:
@@ -128,12 +129,12 @@ def show(job_id: OfJob, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: 
     key = job_id_of(job_id)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        job: Job | DeadLetter | None = await ask(connection, ledger.get_job(schema, key))
+        job: Job | DeadLetter | None = await ask(connection, look.get_job(schema, key))
         if job is None:
-            job = await ask(connection, ledger.get_dead(schema, key))
+            job = await ask(connection, look.get_dead(schema, key))
         if job is None:
             raise JobNotFound(f"there is no job {key}: it never was, or was pruned after its retention")
-        attempts = await ask(connection, ledger.history(schema, key))
+        attempts = await ask(connection, look.history(schema, key))
         data = {**_shown_job(job), "history": [as_data(attempt) for attempt in attempts]}
         if as_json:
             print_json(data)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pgnotifyq.cli.act import run_with
 from pgnotifyq.cli.output import print_rows
 from pgnotifyq.cli.parameters import AsJson, Dsn, Schema
-from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.ledger import look
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def workers(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnot
     """List the worker processes and what they hold."""
 
     async def act(connection: Connection[TupleRow]) -> int:
-        found = await ask(connection, ledger.list_workers(schema))
+        found = await ask(connection, look.list_workers(schema))
         in_terminal = WORKER_COLUMNS[1:]  # no command takes a worker's id
         print_rows(found, WORKER_COLUMNS, as_json=as_json, nothing="no workers", in_terminal=in_terminal)
         return 0
@@ -40,7 +40,7 @@ def stats(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotif
     """Count the jobs of each queue."""
 
     async def act(connection: Connection[TupleRow]) -> int:
-        found = await ask(connection, ledger.stats(schema))
+        found = await ask(connection, look.stats(schema))
         print_rows(found, QUEUE_COLUMNS, as_json=as_json, nothing="no jobs")
         return 0
 

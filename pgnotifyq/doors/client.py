@@ -17,7 +17,7 @@ import trio
 
 from pgnotifyq.doors.ends import Ends, no_job
 from pgnotifyq.doors.gathering import Gatherer
-from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.ledger import bulk, end, enqueue, look
 from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.errors import (
     InvalidJob,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from pgnotifyq.ledger.jobs import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
     from pgnotifyq.model.job import Execution
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.wire.pool import Pool
@@ -169,8 +169,8 @@ class Client:
         if connection is None:
             return await self._gatherer.enqueue(job)
         if isinstance(connection, psycopg.Connection):
-            return ask_blocking(connection, ledger.enqueue(self._schema, job))
-        return await ask(_check_connection(connection), ledger.enqueue(self._schema, job))
+            return ask_blocking(connection, enqueue.enqueue(self._schema, job))
+        return await ask(_check_connection(connection), enqueue.enqueue(self._schema, job))
 
     async def enqueue_many(
         self,
@@ -197,14 +197,14 @@ class Client:
         made: list[NewJob] = []
         for job in jobs:
             made.append(self._checked(job) if isinstance(job, NewJob) else self._new_job(job))
-            if len(made) % ledger.AT_ONCE_JOBS_MAX == 0:
+            if len(made) % enqueue.AT_ONCE_JOBS_MAX == 0:
                 await trio.lowlevel.checkpoint()
         if connection is None:
             async with self._pool.connection() as own:
-                return await ask(own, ledger.enqueue_many(self._schema, made))
+                return await ask(own, bulk.enqueue_many(self._schema, made))
         if isinstance(connection, psycopg.Connection):
-            return ask_blocking(connection, ledger.enqueue_many(self._schema, made))
-        return await ask(_check_connection(connection), ledger.enqueue_many(self._schema, made))
+            return ask_blocking(connection, bulk.enqueue_many(self._schema, made))
+        return await ask(_check_connection(connection), bulk.enqueue_many(self._schema, made))
 
     async def cancel(
         self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None
@@ -226,7 +226,7 @@ class Client:
         """
         job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
-            told = await ask(connection, ledger.cancel(self._schema, job_id, why))
+            told = await ask(connection, end.cancel(self._schema, job_id, why))
         if told == "unknown":
             raise no_job(job_id)
         if told != "stopping" or wait_seconds is None:
@@ -269,7 +269,7 @@ class Client:
         """
         job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
-            job = await ask(connection, ledger.get_job(self._schema, job_id))
+            job = await ask(connection, look.get_job(self._schema, job_id))
         if job is None:
             raise no_job(job_id)
         return job
@@ -283,7 +283,7 @@ class Client:
         """
         job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
-            letter = await ask(connection, ledger.get_dead(self._schema, job_id))
+            letter = await ask(connection, look.get_dead(self._schema, job_id))
         if letter is None:
             raise _no_letter(job_id)
         return letter
@@ -296,7 +296,7 @@ class Client:
         """
         job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
-            return await ask(connection, ledger.history(self._schema, job_id))
+            return await ask(connection, look.history(self._schema, job_id))
 
     async def explain(self, job_id: JobId | UUID | str) -> Explanation:
         """Return why a job is where it is: what it waits for, and who could run it.
@@ -307,7 +307,7 @@ class Client:
         """
         job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
-            found = await ask(connection, ledger.explain(self._schema, job_id))
+            found = await ask(connection, look.explain(self._schema, job_id))
         if found is None:
             raise no_job(job_id)
         return found
@@ -329,13 +329,13 @@ class Client:
         org = None if org_id is None else org_id_of(org_id)
         async with self._pool.connection() as connection:
             return await ask(
-                connection, ledger.list_jobs(self._schema, status=status, queue=queue, job_type=job_type, org_id=org, limit=limit)
+                connection, look.list_jobs(self._schema, status=status, queue=queue, job_type=job_type, org_id=org, limit=limit)
             )
 
     async def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> list[DeadLetter]:
         """Return dead letters, the latest first."""
         async with self._pool.connection() as connection:
-            return await ask(connection, ledger.list_dead(self._schema, queue=queue, job_type=job_type, limit=limit))
+            return await ask(connection, look.list_dead(self._schema, queue=queue, job_type=job_type, limit=limit))
 
     async def requeue(self, job_id: JobId | UUID | str) -> None:
         """Bring a dead letter back as the job it was, with all its attempts before it.
@@ -347,19 +347,19 @@ class Client:
         """
         job_id = job_id_of(job_id)
         async with self._pool.connection() as connection:
-            if not await ask(connection, ledger.requeue(self._schema, job_id)):
+            if not await ask(connection, end.requeue(self._schema, job_id)):
                 raise _no_letter(job_id)
 
     async def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> int:
         """Bring back dead letters, the oldest first, and return how many."""
         async with self._pool.connection() as connection:
-            return await ask(connection, ledger.requeue_all(self._schema, queue=queue, job_type=job_type, limit=limit))
+            return await ask(connection, end.requeue_all(self._schema, queue=queue, job_type=job_type, limit=limit))
 
     async def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> int:
         """Delete a dead letter, or those that died longer ago than given; return how many."""
         letter = None if job_id is None else job_id_of(job_id)
         async with self._pool.connection() as connection:
-            return await ask(connection, ledger.purge_dead(self._schema, job_id=letter, older_than_seconds=older_than_seconds))
+            return await ask(connection, end.purge_dead(self._schema, job_id=letter, older_than_seconds=older_than_seconds))
 
     async def set_retention(self, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> None:
         """Say how long the finished jobs of a queue are kept, whatever its workers are set to.
@@ -373,17 +373,17 @@ class Client:
             InvalidJob: a value is out of range.
         """
         async with self._pool.connection() as connection:
-            await ask(connection, ledger.set_retention(self._schema, queue, keep_seconds, ending=ending))
+            await ask(connection, end.set_retention(self._schema, queue, keep_seconds, ending=ending))
 
     async def workers(self) -> list[WorkerRow]:
         """Return the worker processes, the oldest first."""
         async with self._pool.connection() as connection:
-            return await ask(connection, ledger.list_workers(self._schema))
+            return await ask(connection, look.list_workers(self._schema))
 
     async def stats(self) -> list[QueueRow]:
         """Return what each queue holds, by name."""
         async with self._pool.connection() as connection:
-            return await ask(connection, ledger.stats(self._schema))
+            return await ask(connection, look.stats(self._schema))
 
     def _new_job(self, given: Mapping[str, Any]) -> NewJob:
         """Make a job of what `enqueue` takes, and of the handler's defaults."""

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import trio
 
-from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.ledger import end, look
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.channels import read_finished
 from pgnotifyq.model.errors import DatabaseUnreachable, JobNotFound, WaitTimeout
@@ -263,16 +263,16 @@ async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | Dea
         JobNotFound: there is no such job.
     """
     while True:
-        if await ask(connection, ledger.await_job(schema, job_id)):
+        if await ask(connection, end.await_job(schema, job_id)):
             return None
-        job = await ask(connection, ledger.get_job(schema, job_id))
+        job = await ask(connection, look.get_job(schema, job_id))
         if job is not None and job.is_finished:
             return job
         if job is None:
-            letter = await ask(connection, ledger.get_dead(schema, job_id))
+            letter = await ask(connection, look.get_dead(schema, job_id))
             if letter is not None:
                 return letter
-            if await ask(connection, ledger.get_job(schema, job_id)) is None:
+            if await ask(connection, look.get_job(schema, job_id)) is None:
                 raise no_job(job_id)
         # Somebody requeued the job between two of these reads. So its end will not be announced yet.
 

@@ -57,7 +57,7 @@ import attrs
 import psycopg
 import trio
 
-from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.ledger import enqueue
 from pgnotifyq.model.errors import DatabaseUnreachable, PoolTimeout
 from pgnotifyq.model.payload import encode
 from pgnotifyq.runtime.handover import enqueue_and_hand_over, find_taker
@@ -135,7 +135,7 @@ class Gatherer:
             taker = find_taker(self._dsn, self._schema, job)
             if taker is not None:
                 return await enqueue_and_hand_over(connection, taker, job, payload)
-            return await ask(connection, ledger.enqueue_one(self._schema, job, payload, is_alone=True))
+            return await ask(connection, enqueue.enqueue_one(self._schema, job, payload, is_alone=True))
 
     async def _enqueue_gathered(self, caller: _Caller) -> JobId:
         """Wait until another has enqueued the job, or lead."""
@@ -184,7 +184,7 @@ class Gatherer:
                 async with self._pool.connection() as connection:
                     try:
                         jobs, payloads = [one.job for one in batch.callers], [one.payload for one in batch.callers]
-                        ids = await ask(connection, ledger.insert(self._schema, jobs, payloads))
+                        ids = await ask(connection, enqueue.insert(self._schema, jobs, payloads))
                     finally:
                         is_known = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         except Exception as caught:  # noqa: BLE001  # each caller raises it, the leader too
@@ -208,7 +208,7 @@ class Gatherer:
         """Take out of the line the callers that go together: the first, and as many more as fit."""
         taken = [self._gathered.popleft()]
         characters = len(taken[0].payload)
-        while self._gathered and len(taken) < ledger.ONE_STATEMENT_JOBS_MAX:
+        while self._gathered and len(taken) < enqueue.ONE_STATEMENT_JOBS_MAX:
             characters += len(self._gathered[0].payload)
             if characters > PAYLOAD_CHARACTERS_MAX:
                 break

@@ -1,17 +1,291 @@
-"""Looks at the server and at roles, rather than at jobs."""
+"""What is only read: jobs, attempts, dead letters, queues, workers, troubles, and what the connected role may do."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
-from pgnotifyq.ledger.ask import Ask, array
-from pgnotifyq.ledger.columns import rows
+import attrs
+
+from pgnotifyq.ledger.ask import Ask, array, text
+from pgnotifyq.ledger.columns import number, records, rows, time_from_text, truth
+from pgnotifyq.ledger.errors import said_of
 from pgnotifyq.ledger.statements import query
+from pgnotifyq.model.errors import ConfigError
+from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
+from pgnotifyq.model.payload import Undecodable
+from pgnotifyq.model.states import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from pgnotifyq.ledger.ask import Answer
+
+T = TypeVar("T")
+# What `list_jobs` knows a job's state by: the statuses, and the labels derived from them.
+LABELS = (*Status, "scheduled", "retrying", "stopping")
+
+
+@attrs.frozen(kw_only=True)
+class WorkerRow:
+    """A worker process, as others see it."""
+
+    worker_id: WorkerId
+    host: str
+    pid: int
+    queues: list[str]
+    slots: int
+    version: str
+    started_at: datetime
+    last_beat_at: datetime
+    state: str  # running, draining, or gone: it is not alive, and its jobs are about to be reclaimed
+    is_alive: bool  # its session is; or, where it has none, its last beat is less than three leases ago
+    running: int  # jobs it holds
+    listening: str  # push or polling
+    is_asleep: bool
+
+
+@attrs.frozen(kw_only=True)
+class QueueRow:
+    """What a queue holds, in jobs."""
+
+    queue_name: str
+    pending: int  # due
+    scheduled: int
+    retrying: int
+    running: int
+    stopping: int
+    completed: int
+    cancelled: int
+    dead: int
+    oldest_due_seconds: float | None  # age of the oldest job that is due and waits
+
+
+@attrs.frozen(kw_only=True)
+class TroubleRow:
+    """A job that was put aside: its row could not be written, read, ended, pruned or run."""
+
+    job_id: JobId
+    org_id: OrgId
+    queue_name: str | None  # None: the job is gone
+    job_type: str | None
+    verb: str  # claim, complete, retry, snooze, release, cancel, bury, reclaim or prune
+    sqlstate: str
+    error_message: str
+    tries: int
+    first_at: datetime
+    last_at: datetime
+    look_at: datetime  # tried again then, at the earliest
+    wish: str | None  # how the execution ended, in the words of its history; it will be written so
+
+
+@attrs.frozen(kw_only=True)
+class Explanation:
+    """Why a job is where it is. Times are in seconds, on the database's clock."""
+
+    label: str  # its status, or scheduled, retrying, stopping
+    due_in_seconds: float | None  # negative: due for so long; None: it is not pending
+    lease_seconds_left: float | None  # None: nobody holds it
+    jobs_before: int | None  # due jobs of its queue that are claimed first, counted up to 1,000; None: it is not pending
+    workers: int  # live ones that take its queue, have a handler for its type and are not draining
+    workers_without_handler: int  # live ones that take its queue, where none of them has a handler for its type
+    slots_free: int  # of those workers
+    queue_name: str
+    job_type: str
+    attempts: int
+    max_attempts: int | None  # None: not said, and not claimed yet
+    error_message: str | None
+    is_parked: bool  # it waits for the others that ran when its worker died
+    held_for_seconds: float | None  # since its attempt began; None: nobody holds it
+    held_on_host: str | None
+    held_by_pid: int | None
+    is_holder_alive: bool | None
+    ended_for_seconds: float | None  # None: it has not ended
+    trouble_with: str | None  # the verb that failed on its row, which was put aside; None: there is no trouble
+    trouble: str | None  # what the database said of it
+    trouble_tries: int | None
+    trouble_look_in_seconds: float | None  # nobody tries again before
+
+
+def get_job(schema: str, job_id: JobId) -> Ask[Job | None]:
+    """Return a job, or None: it never was, was pruned, or is a dead letter. Source: sql/queries/jobs.sql."""
+    return Ask(query("jobs", schema), (job_id.hex, None, None, None, None, "1"), _one_job, said_of(schema))
+
+
+def list_jobs(
+    schema: str,
+    *,
+    status: str | None = None,
+    queue: str | None = None,
+    job_type: str | None = None,
+    org_id: OrgId | None = None,
+    limit: int = 50,
+) -> Ask[list[Job]]:
+    """Return jobs, newest first.
+
+    Raises:
+        ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping; or `limit` is negative.
+
+    Source: sql/queries/jobs.sql
+    """
+    if status is not None and status not in LABELS:
+        raise ConfigError(f"status {status!r} is not known: use one of {', '.join(LABELS)}")
+    values = (None, status, queue, job_type, text(org_id), str(checked_limit(limit)))
+    return Ask(query("jobs", schema), values, _jobs, said_of(schema))
+
+
+def history(schema: str, job_id: JobId) -> Ask[list[Execution]]:
+    """Return the attempts of a job, oldest first, the one under way included. A dead letter's are there too."""
+    return Ask(query("executions", schema), (job_id.hex,), _list_of(Execution), said_of(schema))
+
+
+def explain(schema: str, job_id: JobId) -> Ask[Explanation | None]:
+    """Return why a job is where it is, or None where `get_job` does."""
+
+    def read(answer: Answer, encoding: str) -> Explanation | None:
+        found = records(answer, encoding)
+        return Explanation(**found[0]) if found else None
+
+    return Ask(query("explain", schema), (job_id.hex,), read, said_of(schema))
+
+
+def list_dead(schema: str, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> Ask[list[DeadLetter]]:
+    """Return dead letters, the latest first.
+
+    Raises:
+        ConfigError: `limit` is negative.
+
+    Source: sql/queries/dead.sql
+    """
+    return Ask(query("dead", schema), (None, queue, job_type, str(checked_limit(limit))), _dead_letters, said_of(schema))
+
+
+def get_dead(schema: str, job_id: JobId) -> Ask[DeadLetter | None]:
+    """Return a dead letter, or None. Source: sql/queries/dead.sql."""
+
+    def read(answer: Answer, encoding: str) -> DeadLetter | None:
+        found = _dead_letters(answer, encoding)
+        return found[0] if found else None
+
+    return Ask(query("dead", schema), (job_id.hex, None, None, "1"), read, said_of(schema))
+
+
+def count_dead(schema: str, *, queue: str | None = None, job_type: str | None = None) -> Ask[int]:
+    """Return how many dead letters there are of some kind."""
+    return Ask(query("count_dead", schema), (queue, job_type), number, said_of(schema))
+
+
+def list_workers(schema: str) -> Ask[list[WorkerRow]]:
+    """Return the worker processes, the oldest first."""
+    return Ask(query("workers", schema), (), _list_of(WorkerRow), said_of(schema))
+
+
+def stats(schema: str) -> Ask[list[QueueRow]]:
+    """Return what each queue holds, by name."""
+    return Ask(query("stats", schema), (), _list_of(QueueRow), said_of(schema))
+
+
+def list_troubles(
+    schema: str,
+    *,
+    job_id: JobId | None = None,
+    job_ids: Sequence[JobId] | None = None,
+    verb: str | None = None,
+    within_seconds: float | None = None,
+    limit: int = 50,
+) -> Ask[list[TroubleRow]]:
+    """Return jobs that were put aside, the latest first. `within_seconds`: only what was tried so short a time ago.
+
+    Source: sql/queries/troubles.sql
+    """
+    among = None if job_ids is None else array([each.hex for each in job_ids])
+    values = (text(job_id), among, verb, text(within_seconds), str(checked_limit(limit)))
+    return Ask(query("troubles", schema), values, _list_of(TroubleRow), said_of(schema))
+
+
+def count_troubles(schema: str) -> Ask[dict[str, int]]:
+    """Return how many jobs were put aside, by what could not be done."""
+
+    def read(answer: Answer, encoding: str) -> dict[str, int]:
+        return {row["verb"]: row["count"] for row in records(answer, encoding)}
+
+    return Ask(query("count_troubles", schema), (), read, said_of(schema))
+
+
+def is_idle(schema: str, queues: Sequence[str]) -> Ask[bool]:
+    """Tell whether no job of some queues is due or held. For tests."""
+    return Ask(query("is_idle", schema), (array(queues),), truth)
+
+
+def _list_of(kind: Callable[..., T]) -> Callable[[Answer, str], list[T]]:
+    """Return what reads rows whose columns are the fields of `kind`."""
+    return lambda answer, encoding: [kind(**row) for row in records(answer, encoding)]
+
+
+def _jobs(answer: Answer, encoding: str) -> list[Job]:
+    return [_job(row) for row in records(answer, encoding)]
+
+
+def _one_job(answer: Answer, encoding: str) -> Job | None:
+    found = _jobs(answer, encoding)
+    return found[0] if found else None
+
+
+def _dead_letters(answer: Answer, encoding: str) -> list[DeadLetter]:
+    return [_dead_letter(row) for row in records(answer, encoding)]
+
+
+def checked_limit(limit: int) -> int:
+    """Return how many rows a reader may give. ConfigError: less than none, or more than an int4 holds."""
+    if not 0 <= limit < 2**31:
+        raise ConfigError(f"limit {limit!r} is out of range: use 0 to {2**31 - 1}")
+    return limit
+
+
+def _job(values: dict[str, Any]) -> Job:
+    values["payload"] = _payload(values)
+    values["status"] = Status(values["status"])
+    return Job(**values)
+
+
+def _dead_letter(values: dict[str, Any]) -> DeadLetter:
+    values["payload"] = _payload(values)
+    history = values["history"]
+    entries = history if isinstance(history, list) else [history]
+    values["history"] = tuple(_attempt(values["id"], entry, values["died_at"]) for entry in entries)
+    return DeadLetter(**values)
+
+
+def _payload(values: dict[str, Any]) -> Any:
+    size = values.pop("unread_bytes")
+    return values["payload"] if size is None else Undecodable(f"the payload has {size} bytes, which are more than is read")
+
+
+def _attempt(job_id: JobId, attempt: Any, died_at: datetime) -> Execution:
+    """Read an entry of a dead letter's history. Raw SQL may have stored anything there."""
+    try:
+        return Execution(
+            id=ExecutionId(UUID(attempt["id"])),
+            job_id=job_id,
+            attempt=int(attempt["attempt"]),
+            worker_id=WorkerId(UUID(attempt["worker_id"])) if attempt["worker_id"] else None,
+            outcome=str(attempt["outcome"]),
+            started_at=time_from_text(attempt["started_at"]),
+            ended_at=time_from_text(attempt["ended_at"]),
+            error_message=None if attempt["error_message"] is None else str(attempt["error_message"]),
+        )
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return Execution(
+            id=ExecutionId(UUID(int=0)),
+            job_id=job_id,
+            attempt=0,
+            worker_id=None,
+            outcome="undecodable",
+            started_at=died_at,
+            ended_at=died_at,
+            error_message=f"this entry of the history cannot be read: {attempt!r:.200}",
+        )
 
 
 def tenant_role(schema: str) -> Ask[str | None]:

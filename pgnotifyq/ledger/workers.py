@@ -1,4 +1,4 @@
-"""What keeps workers honest about each other: registration, sleep, sessions, reclaim, prune."""
+"""A worker makes itself known: registered, alive, asleep, awake, watched by the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 from pgnotifyq.ledger.ask import Ask, Plan, array, nothing, text
 from pgnotifyq.ledger.columns import number, rows, truth, word
 from pgnotifyq.ledger.statements import call, query
-from pgnotifyq.model.job import JobId, WorkerId
+from pgnotifyq.model.job import WorkerId
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,18 +25,6 @@ class Watch:
     others: int  # workers other than this one that seem alive
     dead: list[WorkerId]  # gone for longer than the grace
     suspected: bool  # some session is gone, but not for long enough
-
-
-@attrs.frozen(kw_only=True)
-class Reclaimed:
-    """A job taken back from a worker that lost it."""
-
-    job_id: JobId
-    job_type: str
-    queue_name: str
-    worker_id: WorkerId
-    attempt: int
-    became: str  # pending, dead or cancelled; completed, where its worker could not write that; refused: put aside
 
 
 def register(
@@ -129,11 +117,6 @@ def notify(schema: str, channel: str, payload: str) -> Ask[None]:
     return Ask(query("notify", schema), (channel, payload), nothing)
 
 
-def release_all(schema: str, worker_id: WorkerId) -> Ask[None]:
-    """Give back what a worker holds, uncharged: its process is about to end. Source: sql/functions/lease/release_all.sql."""
-    return Ask(call("release_all", "uuid", schema), (worker_id.hex,), nothing)
-
-
 def wake_up(schema: str, worker_id: WorkerId, hand_on: Sequence[str] = ()) -> Ask[None]:
     """Publish that the worker does not sleep; wake another for the queues in `hand_on` that have due work."""
     return Ask(call("wake_up", "uuid text[]", schema), (worker_id.hex, array(hand_on)), nothing)
@@ -157,55 +140,3 @@ def watch(schema: str, worker_id: WorkerId, grace_seconds: float, session_second
 def _watch(answer: Answer, encoding: str) -> Watch:
     ((others, dead, suspected),) = rows(answer, encoding)
     return Watch(others=others, dead=dead, suspected=suspected)
-
-
-def reclaim(
-    schema: str, *, worker_id: WorkerId, jobs_max: int, dead: Sequence[WorkerId] = ()
-) -> Ask[tuple[list[Reclaimed], float | None, bool]]:
-    """Take back jobs whose lease ran out or whose worker is dead, at most `jobs_max`.
-
-    Returns: the jobs; seconds until the next lease runs out (None: none is held); whether all there were are taken.
-
-    Source: sql/functions/lease/reclaim.sql
-    """
-    values = (worker_id.hex, str(jobs_max), array([each.hex for each in dead]))
-    return Ask(call("reclaim", "uuid integer uuid[]", schema), values, _reclaimed)
-
-
-def _reclaimed(answer: Answer, encoding: str) -> tuple[list[Reclaimed], float | None, bool]:
-    found = rows(answer, encoding)
-    next_seconds = None
-    took_all = bool(found) and found[-1][0] is None
-    if took_all:
-        next_seconds = found.pop()[6]
-    jobs = [
-        Reclaimed(job_id=row[0], job_type=row[1], queue_name=row[2], worker_id=row[3], attempt=row[4], became=row[5])
-        for row in found
-    ]
-    return jobs, next_seconds, took_all
-
-
-def prune(
-    schema: str,
-    *,
-    older_than_seconds: float,
-    after_id: JobId | None,
-    jobs_max: int,
-    queues: Sequence[str] | None = None,
-) -> Ask[tuple[int, JobId | None]]:
-    """Delete one batch of jobs that ended longer ago than they are kept, with their history.
-
-    Those of `queues` (None: of all) are kept as long as given, where set_retention does not say otherwise.
-
-    Returns: how many; the id to go on from, or None at the end of the pass.
-
-    Source: sql/functions/end/prune.sql
-    """
-    after = None if after_id is None else after_id.hex
-    values = (str(older_than_seconds), after, str(jobs_max), None if queues is None else array(queues))
-    return Ask(call("prune", "float8 uuid integer text[]", schema), values, _pruned)
-
-
-def _pruned(answer: Answer, encoding: str) -> tuple[int, JobId | None]:
-    ((deleted, after_id),) = rows(answer, encoding)
-    return deleted, after_id

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
-from pgnotifyq.ledger.claims import CLAIM_BYTES_MAX
+from pgnotifyq.ledger.claim import CLAIM_BYTES_MAX
 from pgnotifyq.model.config import CONCURRENCY_MAX
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import trio
 
-from pgnotifyq.ledger import claims, workers
+from pgnotifyq.ledger import claim, workers
 from pgnotifyq.ledger.errors import is_of_a_row
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.holdings import Running
@@ -82,13 +82,13 @@ async def claim_for_ever(parts: Parts) -> None:
         lulled = trio.current_time() - now > LULL_SECONDS
 
 
-async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> tuple[claims.Claim, float] | None:
+async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> tuple[claim.Claim, float] | None:
     """Claim for the slots that are free when the claim is sent, and hand the jobs to them.
 
     Returns: what was found, and when the claim that found it was sent; None when no slot was free by then.
     """
 
-    async def once(connection: Connection) -> tuple[claims.Claim, float] | None:
+    async def once(connection: Connection) -> tuple[claim.Claim, float] | None:
         sent_at = trio.current_time()
         # Who sleeps looks now and then, to be sure that there is nothing. A hand-over that comes meanwhile finds a slot.
         reserved = parts.slots.reserve(max(parts.slots.free - 1, 1) if is_asleep else None)
@@ -107,7 +107,7 @@ async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> 
     return await parts.quick.run(once, shield=True)
 
 
-async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep: bool, after: ClaimedJob | None) -> claims.Claim:
+async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep: bool, after: ClaimedJob | None) -> claim.Claim:
     """Claim; where one row stands in the way of the others, claim each apart, and put that one aside."""
     schema = parts.config.schema
     same: dict[str, Any] = {
@@ -117,16 +117,16 @@ async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep:
         "only": parts.served.wanted,
     }
     if parts.claim_size.is_stuck:
-        return await ask(connection, claims.claim_apart(schema, jobs_max=1, **same))
+        return await ask(connection, claim.claim_apart(schema, jobs_max=1, **same))
     try:
         return await ask(
             connection,
-            claims.claim(schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same),
+            claim.claim(schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same),
         )
     except psycopg.Error as error:
         if not is_of_a_row(error):
             raise
-        found = await ask(connection, claims.claim_apart(schema, jobs_max=asked.rows, **same))
+        found = await ask(connection, claim.claim_apart(schema, jobs_max=asked.rows, **same))
         if not found.jobs and not found.put_aside:
             raise  # no row's
         return found

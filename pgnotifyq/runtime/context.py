@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 import trio.lowlevel
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import lease
 from pgnotifyq.model.errors import LeaseLost
 from pgnotifyq.model.outcome import SettleKind, Settlement, encode_result
 from pgnotifyq.runtime.logs import JobLog
@@ -143,6 +143,6 @@ class JobContext:
         if message is not None:
             message = message.replace("\x00", "\\x00")
 
-        news = claims.report_progress(self._parts.config.schema, self._running.lease, fraction=fraction, message=message)
+        news = lease.report_progress(self._parts.config.schema, self._running.lease, fraction=fraction, message=message)
         if not await self._parts.quick.ask(news):
             raise LeaseLost(f"execution {self.execution_id} no longer owns job {self.job.id}")

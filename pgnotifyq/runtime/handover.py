@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import RunVar
 
-from pgnotifyq.ledger import claims, jobs
+from pgnotifyq.ledger import end, enqueue
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, QUEUE_DEFAULT, ExecutionId, JobId
 from pgnotifyq.runtime.holdings import Running
@@ -84,14 +84,14 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     """
     config = parts.config
     queue_name, max_attempts = _said(parts, job)
-    job_id, other_id = jobs.new_ids(2)
+    job_id, other_id = enqueue.new_ids(2)
     execution_id = ExecutionId(other_id)
     if not parts.slots.reserve(1):
         # Taken since `find_taker` looked.
-        return await ask(connection, jobs.enqueue_one(config.schema, job, payload, is_alone=True))
+        return await ask(connection, enqueue.enqueue_one(config.schema, job, payload, is_alone=True))
     sent_at = trio.current_time()
     try:
-        verb = jobs.enqueue_claimed(
+        verb = enqueue.enqueue_claimed(
             config.schema, job, payload, job_id=job_id, execution_id=execution_id, worker_id=parts.worker_id,
             lease_seconds=config.lease_seconds, queue_name=queue_name, max_attempts=max_attempts,
         )  # fmt: skip
@@ -122,7 +122,7 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     )
     if parts.slots.is_closed:
         # The worker drained meanwhile, and nobody of it looks any more.
-        await ask(connection, claims.settle(config.schema, worker_id=parts.worker_id, settlements=[(running.lease, RELEASED)]))
+        await ask(connection, end.settle(config.schema, worker_id=parts.worker_id, settlements=[(running.lease, RELEASED)]))
         return job_id
     parts.take_up([running])
     return job_id

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import lease
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.wire.asking import ask
@@ -100,7 +100,7 @@ class _Beat:
 
     _parts: Parts
     _due: Sequence[Running]
-    told: dict[JobId, claims.Surprise] = attrs.field(factory=dict)
+    told: dict[JobId, lease.Surprise] = attrs.field(factory=dict)
     answered: dict[Running, float] = attrs.field(factory=dict)  # trio clock, seconds: when that was sent
     _is_first: bool = True
 
@@ -114,7 +114,7 @@ class _Beat:
             sent_at = trio.current_time()
             surprises = await ask(
                 connection,
-                claims.heartbeat(
+                lease.heartbeat(
                     self._parts.config.schema,
                     worker_id=self._parts.worker_id,
                     leases=[running.lease for running in part],
@@ -128,7 +128,7 @@ class _Beat:
         # execution that has ended is for the settler to tell.
         missing = [running for running in missing if not running.has_ended]
         schema = self._parts.config.schema
-        lost = await ask(connection, claims.lost(schema, [one.lease for one in missing])) if missing else set()
+        lost = await ask(connection, lease.lost(schema, [one.lease for one in missing])) if missing else set()
         return missing, lost
 
 
@@ -156,7 +156,7 @@ async def check_cancels(parts: Parts, told: Sequence[Running], connection: Conne
     for start in range(0, len(told), RENEWED_AT_ONCE_MAX):
         some = told[start : start + RENEWED_AT_ONCE_MAX]
         with trio.fail_after(parts.quick.deadline_seconds):
-            surprises = await ask(connection, claims.cancelled(parts.config.schema, [running.lease for running in some]))
+            surprises = await ask(connection, lease.cancelled(parts.config.schema, [running.lease for running in some]))
         why = {surprise.job_id: surprise.why for surprise in surprises}
         for running in some:
             if running.job.id in why:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import claim
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.sleep import LULL_SECONDS
@@ -55,7 +55,7 @@ async def answer(parts: Parts, named: JobId | None, connection: Connection) -> N
         with trio.fail_after(parts.quick.deadline_seconds, shield=True):
             found = await ask(
                 connection,
-                claims.claim_named(
+                claim.claim_named(
                     parts.config.schema,
                     worker_id=parts.worker_id,
                     queues=parts.config.queues,

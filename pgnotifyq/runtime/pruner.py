@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from pgnotifyq.ledger import workers
-from pgnotifyq.ledger.jobs import list_troubles
+from pgnotifyq.ledger import end
+from pgnotifyq.ledger.look import list_troubles
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.reclaimer import bear, tell_news
 
@@ -45,7 +45,7 @@ async def prune(parts: Parts, told: set[JobId]) -> None:
             nonlocal tries
             jobs_max = max(BATCH_MAX >> (2 * tries), 1)  # what was late is asked for smaller
             tries += 1
-            return workers.prune(
+            return end.prune(
                 parts.config.schema,
                 older_than_seconds=parts.config.retention_seconds,
                 after_id=after_id,

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 import trio
 
-from pgnotifyq.ledger import workers
+from pgnotifyq.ledger import lease, workers
 from pgnotifyq.ledger.errors import Whose, whose
-from pgnotifyq.ledger.jobs import list_troubles
+from pgnotifyq.ledger.look import list_troubles
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from pgnotifyq.ledger.jobs import TroubleRow
+    from pgnotifyq.ledger.look import TroubleRow
     from pgnotifyq.model.job import WorkerId
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
@@ -101,13 +101,13 @@ async def _reclaim(parts: Parts, dead: list[WorkerId]) -> float | None:
     troubles: list[TroubleRow] = []
     tries = 0
 
-    async def once(connection: Connection) -> tuple[list[workers.Reclaimed], float | None, bool]:
+    async def once(connection: Connection) -> tuple[list[lease.Reclaimed], float | None, bool]:
         nonlocal troubles, tries
         schema = parts.config.schema
         # What was late or failed is asked for smaller: a few large jobs must not be asked for again and again.
         jobs_max = max(BATCH_MAX >> (2 * tries), 1)
         tries += 1
-        found = await ask(connection, workers.reclaim(schema, worker_id=parts.worker_id, jobs_max=jobs_max, dead=dead))
+        found = await ask(connection, lease.reclaim(schema, worker_id=parts.worker_id, jobs_max=jobs_max, dead=dead))
         refused = [job.job_id for job in found[0] if job.became == "refused"]
         troubles = await ask(connection, list_troubles(schema, job_ids=refused, limit=BATCH_MAX)) if refused else []
         return found

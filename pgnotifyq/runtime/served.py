@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import trio.lowlevel
 
-from pgnotifyq.ledger import claims, workers
+from pgnotifyq.ledger import claim, workers
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pgnotifyq.ledger.claims import Wanted
+    from pgnotifyq.ledger.claim import Wanted
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
@@ -37,7 +37,7 @@ class Served:
         """The job types that may be claimed."""
         generation = self._registry.generation
         if self._made is None or self._made[0] != generation:
-            self._made = (generation, claims.wanted({each.job_type: each.max_attempts for each in self._registry.handlers}))
+            self._made = (generation, claim.wanted({each.job_type: each.max_attempts for each in self._registry.handlers}))
         return self._made[1]
 
     @property

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import end, lease
 from pgnotifyq.ledger.errors import Whose, whose
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # wait for one statement: with 500 slots, 250 were 20 % faster than 1000.
 BATCH_MAX = 250
 # Outcomes whose rows are locked: this many are tried again at once, so often, and put aside after so many tries, half a minute.
-BUSY_BATCH_MAX = claims.APART_JOBS_MAX
+BUSY_BATCH_MAX = end.APART_JOBS_MAX
 BUSY_PAUSE_SECONDS = 0.5
 BUSY_TRIES_MAX = 60
 
@@ -137,14 +137,14 @@ class Settler:
     async def _write(self, batch: list[Outcome]) -> None:
         tries = 0
 
-        def settlement() -> Plan[list[claims.Surprise]]:
+        def settlement() -> Plan[list[lease.Surprise]]:
             nonlocal tries
             tries += 1
             if tries > 1:
                 # Each by a statement of its own: what was answered is durable, so the next try goes further, and one that is late
                 # is cancelled over itself and put aside (sql/functions/end/settle_apart.sql).
                 return self._apart(batch, is_last=False, jobs_max=1)
-            return claims.settle_surely(
+            return end.settle_surely(
                 self._parts.config.schema,
                 worker_id=self._parts.worker_id,
                 settlements=[(running.lease, settlement) for running, settlement in batch],
@@ -157,7 +157,7 @@ class Settler:
             batch = [outcome for outcome in batch if outcome[0].job.id not in busy]
         self._finish(batch, surprises)
 
-    async def _ask(self, make: Callable[[], Plan[list[claims.Surprise]]], batch: list[Outcome]) -> list[claims.Surprise]:
+    async def _ask(self, make: Callable[[], Plan[list[lease.Surprise]]], batch: list[Outcome]) -> list[lease.Surprise]:
         try:
             return await self._parts.durable.ask(make, shield=True)
         except Exception as error:
@@ -165,22 +165,20 @@ class Settler:
                 raise
             # Not even put aside. The lease runs out, and the reclaimer sees to it.
             why = str(error).partition("\n")[0]
-            return [claims.Surprise(job_id=running.job.id, became="refused", why=why) for running, _ in batch]
+            return [lease.Surprise(job_id=running.job.id, became="refused", why=why) for running, _ in batch]
 
-    def _apart(
-        self, batch: list[Outcome], *, is_last: bool, jobs_max: int = claims.APART_JOBS_MAX
-    ) -> Plan[list[claims.Surprise]]:
-        lock_seconds = self._parts.durable.deadline_seconds / (2 * claims.APART_JOBS_MAX)
-        return claims.settle_apart(
+    def _apart(self, batch: list[Outcome], *, is_last: bool, jobs_max: int = end.APART_JOBS_MAX) -> Plan[list[lease.Surprise]]:
+        lock_seconds = self._parts.durable.deadline_seconds / (2 * end.APART_JOBS_MAX)
+        return end.settle_apart(
             self._parts.config.schema,
             worker_id=self._parts.worker_id,
             settlements=[(running.lease, settlement) for running, settlement in batch],
-            lock_seconds=min(lock_seconds, claims.APART_LOCK_SECONDS_MAX),
+            lock_seconds=min(lock_seconds, end.APART_LOCK_SECONDS_MAX),
             is_last=is_last,
             jobs_max=jobs_max,
         )
 
-    def _finish(self, batch: Sequence[Outcome], surprises: Sequence[claims.Surprise]) -> None:
+    def _finish(self, batch: Sequence[Outcome], surprises: Sequence[lease.Surprise]) -> None:
         """Free the permits of a batch that is durable, and tell what became of it.
 
         Of a lease that was given up for lost, what was written late all the same is told too.
@@ -198,7 +196,7 @@ class Settler:
             if not (is_quiet and settlement.kind is SettleKind.COMPLETE and settlement.error_message is None):
                 self._tell(running, settlement, became.get(running.job.id))
 
-    def _tell(self, running: Running, settlement: Settlement, surprise: claims.Surprise | None) -> None:
+    def _tell(self, running: Running, settlement: Settlement, surprise: lease.Surprise | None) -> None:
         if _is(surprise, "bare"):
             assert surprise is not None
             self._parts.emit(Event(name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": surprise.why}))
@@ -230,7 +228,7 @@ class Settler:
         self._parts.slots.release(len(ended))
 
 
-def _is(surprise: claims.Surprise | None, became: str) -> bool:
+def _is(surprise: lease.Surprise | None, became: str) -> bool:
     return surprise is not None and surprise.became == became
 
 

@@ -23,7 +23,7 @@ import attrs
 import psycopg
 from psycopg import pq
 
-from pgnotifyq.ledger import claims, fences, look
+from pgnotifyq.ledger import end, fences, look
 from pgnotifyq.model.errors import ConnectionsTaken, JobCancelled, LeaseLost, PoolTimeout, TransactionLeft, TransactionRefused
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.lent import Lent
@@ -103,9 +103,7 @@ async def open_transaction(
                 if held != "held":
                     raise _refusal(running, held)
                 if ending is not None:
-                    await ask(
-                        connection, claims.settle(databases.schema, worker_id=parts.worker_id, settlements=[(lease, ending)])
-                    )
+                    await ask(connection, end.settle(databases.schema, worker_id=parts.worker_id, settlements=[(lease, ending)]))
             if ending is not None:
                 running.is_settled = True
 

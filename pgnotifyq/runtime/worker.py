@@ -17,7 +17,7 @@ import attrs
 import trio
 from trio_util import wait_any
 
-from pgnotifyq.ledger import claims, workers
+from pgnotifyq.ledger import end, workers
 from pgnotifyq.ledger.errors import Whose, translated, whose
 from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
@@ -269,7 +269,7 @@ async def _say_farewell(parts: Parts) -> None:
         left = [(running.lease, settlement) for running, settlement in ended]
         left += [(running.lease, RELEASED) for running in parts.holdings if running.job.id not in known]
         if left:
-            await ask(connection, claims.settle_surely(parts.config.schema, worker_id=parts.worker_id, settlements=left))
+            await ask(connection, end.settle_surely(parts.config.schema, worker_id=parts.worker_id, settlements=left))
         await ask(connection, workers.unregister(parts.config.schema, parts.worker_id))
 
     for is_last in (False, True):

@@ -13,7 +13,7 @@ import trio.testing
 from psycopg.rows import dict_row
 
 from pgnotifyq.doors.client import CancelOutcome, Client, open_client
-from pgnotifyq.ledger import jobs as ledger
+from pgnotifyq.ledger import enqueue
 from pgnotifyq.model.errors import (
     InvalidJob,
     InvalidName,
@@ -177,7 +177,7 @@ async def test_a_field_that_does_not_exist(client: Client) -> None:
         await client.enqueue_many([{"payload": {}}])
 
 
-@pytest.mark.parametrize("count", [1, ledger.ONE_STATEMENT_JOBS_MAX + 1])
+@pytest.mark.parametrize("count", [1, enqueue.ONE_STATEMENT_JOBS_MAX + 1])
 @pytest.mark.parametrize("blocking", [False, True])
 async def test_enqueue_in_a_transaction_of_ones_own(dsn: str, client: Client, count: int, blocking: bool) -> None:
     """The jobs exist if and only if the caller's transaction commits."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import claim as claim_verbs
+from pgnotifyq.ledger import end
+from pgnotifyq.ledger import lease as lease_verbs
 from pgnotifyq.model.job import JobId, Lease, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
 from pgnotifyq.wire.asking import ask
@@ -62,7 +64,7 @@ async def claim(
 ) -> list[Job]:
     """Claim jobs and return them."""
     found = await ask(
-        connection, claims.claim(SCHEMA, worker_id=worker, queues=queues, jobs_max=jobs_max, lease_seconds=lease_seconds)
+        connection, claim_verbs.claim(SCHEMA, worker_id=worker, queues=queues, jobs_max=jobs_max, lease_seconds=lease_seconds)
     )
     return [job.whole for job in found.jobs]
 
@@ -81,7 +83,7 @@ def lease(job: Job) -> Lease:
 
 async def settle(connection: Connection[Any], job: Job, settlement: Settlement, *, worker: WorkerId = ANN) -> str | None:
     """Settle one execution; return what it became when that was a surprise."""
-    surprises = await ask(connection, claims.settle(SCHEMA, worker_id=worker, settlements=[(lease(job), settlement)]))
+    surprises = await ask(connection, end.settle(SCHEMA, worker_id=worker, settlements=[(lease(job), settlement)]))
     assert len(surprises) <= 1
     return surprises[0].became if surprises else None
 
@@ -89,7 +91,7 @@ async def settle(connection: Connection[Any], job: Job, settlement: Settlement, 
 async def beat(connection: Connection[Any], *jobs: Job, lease_seconds: float = LEASE_SECONDS) -> dict[JobId, str]:
     """Renew leases; return what was a surprise."""
     surprises = await ask(
-        connection, claims.heartbeat(SCHEMA, worker_id=ANN, leases=[lease(job) for job in jobs], lease_seconds=lease_seconds)
+        connection, lease_verbs.heartbeat(SCHEMA, worker_id=ANN, leases=[lease(job) for job in jobs], lease_seconds=lease_seconds)
     )
     return {surprise.job_id: surprise.became for surprise in surprises}
 

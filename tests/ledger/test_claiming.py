@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
 from tests.ledger.support import (
@@ -48,7 +48,7 @@ async def test_job_of_the_future(connection: Link) -> None:
     await connection.execute("select set_config('pgnotifyq.clock', '2030-01-01 00:00:00+00', false)")
     job_id = await enqueue(connection, scheduled_at="2030-01-01 00:01:30+00", priority=9)
     await enqueue(connection, scheduled_at="2030-01-01 00:05:00+00", priority=99)
-    found = await ask(connection, claims.claim(SCHEMA, worker_id=ANN, queues=["default"], jobs_max=5, lease_seconds=60.0))
+    found = await ask(connection, claim_verbs.claim(SCHEMA, worker_id=ANN, queues=["default"], jobs_max=5, lease_seconds=60.0))
     assert (found.jobs, found.ran_dry, found.next_due_seconds) == ([], True, 90.0)
     await connection.execute("select set_config('pgnotifyq.clock', '2030-01-01 00:01:29.999+00', false)")
     assert await claim(connection) == []
@@ -63,7 +63,7 @@ async def test_job_of_the_future_behind_one_that_is_due(connection: Link) -> Non
         await enqueue(connection, scheduled_at="2030-01-01 00:02:00+00", priority=priority)
         await enqueue(connection, scheduled_at="2030-01-01 00:00:00+00", priority=priority)
     await enqueue(connection, scheduled_at="2030-01-01 00:01:00+00", priority=3)
-    found = await ask(connection, claims.claim(SCHEMA, worker_id=ANN, queues=["default"], jobs_max=9, lease_seconds=60.0))
+    found = await ask(connection, claim_verbs.claim(SCHEMA, worker_id=ANN, queues=["default"], jobs_max=9, lease_seconds=60.0))
     assert [job.whole.priority for job in found.jobs] == [5, 0]
     assert (found.ran_dry, found.is_contended, found.next_due_seconds) == (True, False, 60.0)
 
@@ -76,7 +76,7 @@ async def test_never_more_than_asked_for(connection: Link) -> None:
                 await enqueue(connection, queue_name=queue, priority=priority)
     for limit in (1, 3, 7):
         found = await ask(
-            connection, claims.claim(SCHEMA, worker_id=ANN, queues=["default", "second"], jobs_max=limit, lease_seconds=60.0)
+            connection, claim_verbs.claim(SCHEMA, worker_id=ANN, queues=["default", "second"], jobs_max=limit, lease_seconds=60.0)
         )
         assert (len(found.jobs), found.ran_dry) == (limit, False)
         assert await value(connection, "select count(*) from pgnotifyq.jobs where status = 'running'") == limit

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import claim
 from pgnotifyq.model.job import JobId
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 Link = Connection[Any]
 
 
-async def take(connection: Link, job_id: JobId, *, worker: WorkerId = ANN, queue: str = "default") -> claims.NamedClaim:
+async def take(connection: Link, job_id: JobId, *, worker: WorkerId = ANN, queue: str = "default") -> claim.NamedClaim:
     """Claim one job by its key."""
     return await ask(
         connection,
-        claims.claim_named(SCHEMA, worker_id=worker, queues=["other", queue], job_id=str(job_id), lease_seconds=LEASE_SECONDS),
+        claim.claim_named(SCHEMA, worker_id=worker, queues=["other", queue], job_id=str(job_id), lease_seconds=LEASE_SECONDS),
     )
 
 
@@ -89,7 +89,7 @@ async def test_job_that_is_not_for_now_or_not_for_it(connection: Link, made: Any
     """It is still there, which may matter to whoever asked; no byte is written."""
     job_id = await made(connection)
     before = await everything(connection)
-    assert await take(connection, job_id) == claims.NamedClaim(job=None, is_still_there=True)
+    assert await take(connection, job_id) == claim.NamedClaim(job=None, is_still_there=True)
     assert await everything(connection) == before
 
 
@@ -127,7 +127,7 @@ async def test_job_that_nobody_need_look_for(connection: Link, made: Any) -> Non
     """It is not there to be taken, by anybody; no byte is written."""
     job_id = await made(connection)
     before = await everything(connection)
-    assert await take(connection, job_id) == claims.NamedClaim(job=None)
+    assert await take(connection, job_id) == claim.NamedClaim(job=None)
     assert await everything(connection) == before
 
 
@@ -136,7 +136,7 @@ async def test_row_that_somebody_holds(connection: Link, other: Link) -> None:
     job_id = await enqueue(connection)
     async with other.transaction():
         await other.execute("select from pgnotifyq.jobs where id = %s for update", (job_id,))
-        assert await take(connection, job_id) == claims.NamedClaim(job=None, is_still_there=True)
+        assert await take(connection, job_id) == claim.NamedClaim(job=None, is_still_there=True)
     assert (await take(connection, job_id)).job is not None
 
 
@@ -154,7 +154,7 @@ async def patient(connection: Link) -> AsyncIterator[None]:
 async def test_second_of_two(connection: Link, other: Link, dsn: str, first: str, commits: bool) -> None:
     """Who waits for another that takes or cancels the job is told so, or takes it when the other gives up."""
     job_id = await enqueue(connection)
-    told: list[claims.NamedClaim] = []
+    told: list[claim.NamedClaim] = []
 
     async def second() -> None:
         told.append(await take(other, job_id, worker=BOB))
@@ -171,7 +171,7 @@ async def test_second_of_two(connection: Link, other: Link, dsn: str, first: str
         await until(dsn, BLOCKED, "other")
     found = await existing(connection, job_id)
     if commits:
-        assert told == [claims.NamedClaim(job=None)]
+        assert told == [claim.NamedClaim(job=None)]
         assert found["locked_by"] == (None if first == "cancel" else str(ANN))
     else:
         assert told[0].job is not None
@@ -184,9 +184,9 @@ async def test_many_at_once(dsn: str, connection: Link) -> None:
         links = [await stack.enter_async_context(open_connection(dsn)) for _ in range(6)]
         for _ in range(50):
             job_id = await enqueue(connection)
-            told: list[claims.NamedClaim] = []
+            told: list[claim.NamedClaim] = []
 
-            async def one(link: Link, job_id: JobId, told: list[claims.NamedClaim]) -> None:
+            async def one(link: Link, job_id: JobId, told: list[claim.NamedClaim]) -> None:
                 told.append(await take(link, job_id))
 
             async with trio.open_nursery() as nursery:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pgnotifyq.ledger import claims, jobs, workers
+from pgnotifyq.ledger import bulk, claim, workers
+from pgnotifyq.ledger import enqueue as enqueue_verbs
 from pgnotifyq.model.job import NewJob
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
@@ -24,14 +25,14 @@ Link = Connection[Any]
 MANY = 20_000
 
 
-async def take(connection: Link, jobs_max: int, *types: str, queues: Sequence[str] = ("default",), **more: Any) -> claims.Claim:
+async def take(connection: Link, jobs_max: int, *types: str, queues: Sequence[str] = ("default",), **more: Any) -> claim.Claim:
     """Claim jobs of some types."""
-    return await ask(connection, claims.claim( SCHEMA, worker_id=ANN, queues=queues, jobs_max=jobs_max, lease_seconds=60.0,
-        only=claims.wanted(dict.fromkeys(types)), **more,
+    return await ask(connection, claim.claim( SCHEMA, worker_id=ANN, queues=queues, jobs_max=jobs_max, lease_seconds=60.0,
+        only=claim.wanted(dict.fromkeys(types)), **more,
     ))  # fmt: skip
 
 
-def ids(found: claims.Claim) -> list[JobId]:
+def ids(found: claim.Claim) -> list[JobId]:
     """Return the ids of what was claimed, in order."""
     return [job.id for job in found.jobs]
 
@@ -135,8 +136,8 @@ async def test_claim_that_goes_on_among_others(connection: Link) -> None:
 async def test_claim_by_name(connection: Link) -> None:
     """A wake-up that names a job of another's type brings nothing, and the job is still there."""
     job_id = await enqueue(connection, "other")
-    named = await ask(connection, claims.claim_named( SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0,
-        only=claims.wanted({"mine": None}),
+    named = await ask(connection, claim.claim_named( SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0,
+        only=claim.wanted({"mine": None}),
     ))  # fmt: skip
     assert (named.job, named.is_still_there) == (None, True)
 
@@ -152,22 +153,22 @@ async def test_attempts_that_nobody_said(connection: Link, way: str) -> None:
     elif way in {"function", "by name"}:
         await enqueue(connection, "mine")
     elif way in {"one", "keyed"}:
-        await ask(connection, jobs.enqueue(SCHEMA, NewJob(job_type="mine", unique_key="k" if way == "keyed" else None)))
+        await ask(connection, enqueue_verbs.enqueue(SCHEMA, NewJob(job_type="mine", unique_key="k" if way == "keyed" else None)))
     else:
-        await ask(connection, jobs.enqueue_many(SCHEMA, [NewJob(job_type="mine")] * (2 if way == "many" else 101)))
+        await ask(connection, bulk.enqueue_many(SCHEMA, [NewJob(job_type="mine")] * (2 if way == "many" else 101)))
     assert await value(connection, "select count(*) from pgnotifyq.jobs where max_attempts is not null") == 0
     job_id = await value(connection, "select id from pgnotifyq.jobs order by id limit 1")
-    only = claims.wanted({"another": 9, "mine": 5})
+    only = claim.wanted({"another": 9, "mine": 5})
     if way == "by name":
         job = (
             await ask(
                 connection,
-                claims.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0, only=only),
+                claim.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0, only=only),
             )
         ).job
     else:
         found = await ask(
-            connection, claims.claim(SCHEMA, worker_id=ANN, queues=["default"], jobs_max=1, lease_seconds=60.0, only=only)
+            connection, claim.claim(SCHEMA, worker_id=ANN, queues=["default"], jobs_max=1, lease_seconds=60.0, only=only)
         )
         (job,) = found.jobs
     assert job is not None and (job.id, job.max_attempts) == (job_id, 5)
@@ -205,10 +206,10 @@ async def enqueue_by(connection: Link, way: str, queue: str | None = None) -> No
         await enqueue(connection, "mine", **({} if queue is None else {"queue_name": queue}))
     elif way in {"one", "keyed"}:
         job = NewJob(job_type="mine", unique_key="k" if way == "keyed" else None, queue_name=queue)
-        await ask(connection, jobs.enqueue(SCHEMA, job))
+        await ask(connection, enqueue_verbs.enqueue(SCHEMA, job))
     else:
         await ask(
-            connection, jobs.enqueue_many(SCHEMA, [NewJob(job_type="mine", queue_name=queue)] * (2 if way == "many" else 101))
+            connection, bulk.enqueue_many(SCHEMA, [NewJob(job_type="mine", queue_name=queue)] * (2 if way == "many" else 101))
         )
 
 
@@ -273,9 +274,9 @@ async def test_one_key_of_two_types(connection: Link, way: str) -> None:
         if way == "function":
             made.append(await enqueue(connection, job_type, unique_key="order 7"))
         elif way == "one":
-            made.append(await ask(connection, jobs.enqueue(SCHEMA, NewJob(job_type=job_type, unique_key="order 7"))))
+            made.append(await ask(connection, enqueue_verbs.enqueue(SCHEMA, NewJob(job_type=job_type, unique_key="order 7"))))
         else:
-            made += await ask(connection, jobs.enqueue_many(SCHEMA, [NewJob(job_type=job_type, unique_key="order 7")]))
+            made += await ask(connection, bulk.enqueue_many(SCHEMA, [NewJob(job_type=job_type, unique_key="order 7")]))
     assert made[0] == made[2] != made[1]
     assert await value(connection, "select count(*) from pgnotifyq.jobs") == 2
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.migrating import migrate
 from pgnotifyq.model.job import JobId
@@ -23,9 +23,9 @@ MIB = 1 << 20
 EVERYTHING: dict[str, Any] = {"worker_id": ANN, "queues": ["default"], "lease_seconds": 60.0}
 
 
-async def take(connection: Link, jobs_max: int = 10, **more: Any) -> claims.Claim:
+async def take(connection: Link, jobs_max: int = 10, **more: Any) -> claim_verbs.Claim:
     """Claim jobs, by one statement."""
-    return await ask(connection, claims.claim(SCHEMA, jobs_max=jobs_max, **EVERYTHING, **more))
+    return await ask(connection, claim_verbs.claim(SCHEMA, jobs_max=jobs_max, **EVERYTHING, **more))
 
 
 async def insert(connection: Link, payload: str, count: int = 1) -> list[JobId]:
@@ -120,7 +120,7 @@ async def test_payload_that_is_too_large_to_be_sent(connection: Link, others: bo
     after = await enqueue(connection)
     if others:
         await enqueue(connection, "other", priority=2)
-    only = claims.wanted({"noop": None}) if others else None
+    only = claim_verbs.wanted({"noop": None}) if others else None
     taken = [job for _ in range(3) for job in (await take(connection, 3, only=only)).jobs]
     assert [job.id for job in taken] == [before, large, after]
     problem = taken[1].payload
@@ -134,7 +134,7 @@ async def test_named_payload_that_is_too_large(connection: Link) -> None:
     """The same where a wake-up names it."""
     (large,) = await insert(connection, "to_jsonb(repeat('x', 17 * 1048576))")
     named = await ask(
-        connection, claims.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(large), lease_seconds=60.0)
+        connection, claim_verbs.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(large), lease_seconds=60.0)
     )
     assert named.job is not None
     assert isinstance(named.job.payload, Undecodable)
@@ -155,7 +155,7 @@ async def test_bytes_that_are_no_text(server_dsn: str) -> None:
                 (bad,) = await insert(connection, "('\"' || chr(228) || '\"')::jsonb")
                 with pytest.raises(psycopg.Error):
                     await take(connection)
-                found = await ask(connection, claims.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
+                found = await ask(connection, claim_verbs.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
                 jobs = {job.id: job for job in found.jobs}
                 assert jobs[good].payload == {"a": "\u00e4"}
                 assert jobs[good].whole.payload == jobs[good].payload
@@ -203,7 +203,7 @@ async def test_row_that_refuses_to_be_claimed(refusing: Link) -> None:
     first, bad, last = [await enqueue(refusing, priority=priority) for priority in (9, 7, 5)]
     with pytest.raises(psycopg.Error):
         await take(refusing)
-    found = await ask(refusing, claims.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
+    found = await ask(refusing, claim_verbs.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
     assert [job.id for job in found.jobs] == [first, last]
     assert [aside.job_id for aside in found.put_aside] == [bad]
     assert found.put_aside[0].why
@@ -218,7 +218,7 @@ async def test_row_that_refuses_to_be_claimed(refusing: Link) -> None:
     await pass_time(refusing, 11)
     with pytest.raises(psycopg.Error):
         await take(refusing)
-    again = await ask(refusing, claims.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
+    again = await ask(refusing, claim_verbs.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
     assert ([job.id for job in again.jobs], [aside.job_id for aside in again.put_aside]) == ([], [bad])
     assert await value(refusing, "select tries from pgnotifyq.job_troubles") == 2
 
@@ -230,7 +230,7 @@ async def test_row_that_refuses_no_more(connection: Link) -> None:
     await connection.execute("select pgnotifyq.note_trouble(%s, %s, 'claim', 'P0001', 'a test')", (org_id, job_id))
     assert await claim(connection) == []
     named = await ask(
-        connection, claims.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0)
+        connection, claim_verbs.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(job_id), lease_seconds=60.0)
     )
     assert (named.job, named.is_still_there) == (None, True)
     await pass_time(connection, 11)
@@ -242,7 +242,7 @@ async def test_named_row_that_refuses(refusing: Link) -> None:
     """A wake-up that names it brings nothing, and whoever heard it looks for itself."""
     bad = await enqueue(refusing, priority=7)
     named = await ask(
-        refusing, claims.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(bad), lease_seconds=60.0)
+        refusing, claim_verbs.claim_named(SCHEMA, worker_id=ANN, queues=["default"], job_id=str(bad), lease_seconds=60.0)
     )
     assert (named.job, named.is_still_there) == (None, True)
 
@@ -257,7 +257,7 @@ async def test_error_of_the_server_is_no_row_of_anybodys(connection: Link) -> No
     await enqueue(connection)
     try:
         with pytest.raises(psycopg.errors.DeadlockDetected):
-            await ask(connection, claims.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
+            await ask(connection, claim_verbs.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
     finally:
         await connection.execute("drop trigger refuse on pgnotifyq.jobs")
     assert await value(connection, "select count(*) from pgnotifyq.job_troubles") == 0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgnotifyq.ledger import claims, jobs
+from pgnotifyq.ledger import enqueue, lease
 from pgnotifyq.ledger.ask import Aside, Ask, array
 from pgnotifyq.ledger.columns import records, rows
 from pgnotifyq.model.job import NewJob
@@ -116,7 +116,7 @@ def test_no_rows() -> None:
 
 def test_verb_is_a_value() -> None:
     """Making one does nothing; its statement numbers its values."""
-    beat = claims.heartbeat(SCHEMA, worker_id=ANN, leases=[], lease_seconds=60.0)
+    beat = lease.heartbeat(SCHEMA, worker_id=ANN, leases=[], lease_seconds=60.0)
     assert beat.statement == b'select * from "pgnotifyq"."heartbeat"($1::uuid, $2::uuid[], $3::uuid[], $4::float8)'
     assert list(beat.parameters) == [ANN.hex, "{}", "{}", "60.0"]
 
@@ -124,7 +124,7 @@ def test_verb_is_a_value() -> None:
 @pytest.mark.parametrize(("is_alone", "begins"), [(True, b"insert into"), (False, b"select * from")])
 def test_plan_decides_by_what_it_is_told(is_alone: bool, begins: bytes) -> None:
     """A plan is a conversation, and needs nobody who waits."""
-    steps = jobs.enqueue(SCHEMA, NewJob(job_type="noop")).steps()
+    steps = enqueue.enqueue(SCHEMA, NewJob(job_type="noop")).steps()
     assert next(steps) is Aside.IS_ALONE
     step = steps.send(is_alone)
     assert isinstance(step, Ask) and begins in step.statement

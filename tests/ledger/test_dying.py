@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import trio
 
-from pgnotifyq.ledger import workers
+from pgnotifyq.ledger import end
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
@@ -136,9 +136,9 @@ async def test_retention(connection: Link) -> None:
     await update_status(connection, cancelled)
     await update_status(connection, stopping)
     await pass_time(connection, 99)
-    assert await ask(connection, workers.prune(SCHEMA, older_than_seconds=100, after_id=None, jobs_max=10)) == (0, None)
+    assert await ask(connection, end.prune(SCHEMA, older_than_seconds=100, after_id=None, jobs_max=10)) == (0, None)
     await pass_time(connection, 101)
-    assert await ask(connection, workers.prune(SCHEMA, older_than_seconds=100, after_id=None, jobs_max=10)) == (2, None)
+    assert await ask(connection, end.prune(SCHEMA, older_than_seconds=100, after_id=None, jobs_max=10)) == (2, None)
     left = await fetch(connection, "select id from pgnotifyq.jobs order by id")
     assert left == [(stopping,), (running,), (pending,)]
     assert await fetch(connection, "select from pgnotifyq.job_executions") == []
@@ -156,7 +156,7 @@ async def test_retention_in_batches(connection: Link) -> None:
     await pass_time(connection, 10)
     deleted, after_id, batches = 0, None, 0
     while batches == 0 or after_id is not None:
-        here, after_id = await ask(connection, workers.prune(SCHEMA, older_than_seconds=1, after_id=after_id, jobs_max=2))
+        here, after_id = await ask(connection, end.prune(SCHEMA, older_than_seconds=1, after_id=after_id, jobs_max=2))
         deleted, batches = deleted + here, batches + 1
     assert await fetch(connection, "select status, count(*) from pgnotifyq.jobs group by 1") == [("pending", 3)]
     assert (deleted, batches) == (7, 6)
@@ -170,5 +170,5 @@ async def test_retention_beside_a_lock(connection: Link, other: Link) -> None:
     await other.execute("set lock_timeout = '1ms'")
     async with connection.transaction():
         await connection.execute("select from pgnotifyq.jobs where id = %s for update", (job_id,))
-        assert await ask(other, workers.prune(SCHEMA, older_than_seconds=1, after_id=None, jobs_max=10)) == (0, None)
-    assert await ask(other, workers.prune(SCHEMA, older_than_seconds=1, after_id=None, jobs_max=10)) == (1, None)
+        assert await ask(other, end.prune(SCHEMA, older_than_seconds=1, after_id=None, jobs_max=10)) == (0, None)
+    assert await ask(other, end.prune(SCHEMA, older_than_seconds=1, after_id=None, jobs_max=10)) == (1, None)

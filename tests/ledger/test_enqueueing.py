@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import trio
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import lease as lease_verbs
 from pgnotifyq.ledger.errors import translated
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
@@ -102,7 +102,7 @@ async def test_progress(connection: Link) -> None:
     job_id = await enqueue(connection)
     job = await claim_one(connection)
     before = await existing(connection, job_id)
-    assert await ask(connection, claims.report_progress(SCHEMA, lease(job), fraction=0.5, message="half"))
+    assert await ask(connection, lease_verbs.report_progress(SCHEMA, lease(job), fraction=0.5, message="half"))
     after = await existing(connection, job_id)
     assert (after["progress"], after["progress_message"]) == (0.5, "half")
     assert after["lease_expires_at"] == before["lease_expires_at"]
@@ -119,7 +119,7 @@ async def test_progress_of_a_stale_execution(connection: Link) -> None:
     await reclaim(connection)
     await claim_one(connection, worker=BOB)
     before = await everything(connection)
-    assert not await ask(connection, claims.report_progress(SCHEMA, lease(stale), fraction=1.0, message="done"))
+    assert not await ask(connection, lease_verbs.report_progress(SCHEMA, lease(stale), fraction=1.0, message="done"))
     assert await everything(connection) == before
 
 
@@ -127,11 +127,11 @@ async def test_still_holds(connection: Link) -> None:
     """held, cancelled, lost: the fence of a handler's transaction knows the three."""
     job_id = await enqueue(connection)
     job = await claim_one(connection)
-    assert await ask(connection, claims.still_holds(SCHEMA, lease(job))) == "held"
+    assert await ask(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "held"
     await update_status(connection, job_id)
-    assert await ask(connection, claims.still_holds(SCHEMA, lease(job))) == "cancelled"
+    assert await ask(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "cancelled"
     await settle(connection, job, PLAIN_COMPLETION)
-    assert await ask(connection, claims.still_holds(SCHEMA, lease(job))) == "lost"
+    assert await ask(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "lost"
 
 
 async def test_still_holds_until_commit(connection: Link, other: Link, dsn: str) -> None:
@@ -140,7 +140,7 @@ async def test_still_holds_until_commit(connection: Link, other: Link, dsn: str)
     job = await claim_one(connection)
     await pass_time(other, 61)
     async with trio.open_nursery() as nursery, connection.transaction():
-        assert await ask(connection, claims.still_holds(SCHEMA, lease(job))) == "held"
+        assert await ask(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "held"
         assert await reclaim(other) == {}
         nursery.start_soon(update_status, other, job_id)
         await until(dsn, BLOCKED, "other")

@@ -16,7 +16,7 @@ import attrs
 import psycopg
 from psycopg import pq
 
-from pgnotifyq.ledger import claims, fences, jobs, look, schema, workers
+from pgnotifyq.ledger import bulk, claim, end, enqueue, fences, lease, look, schema, workers
 from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     Story = Generator[Verb[Any], Any, None]
 
-MODULES = (claims, fences, jobs, look, schema, workers)
+MODULES = (bulk, claim, end, enqueue, fences, lease, look, schema, workers)
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
 CLAIM: dict[str, Any] = {"worker_id": ANN, "queues": ["default", "other"], "lease_seconds": 60.0}
@@ -76,81 +76,81 @@ def story() -> Story:
     yield workers.set_state(SCHEMA, ANN, "draining")
     yield workers.show_life(SCHEMA)
     yield workers.notify(SCHEMA, "somewhere", "é")
-    yield workers.release_all(SCHEMA, WorkerId(UUID(int=99)))
+    yield lease.release_all(SCHEMA, WorkerId(UUID(int=99)))
     yield look.tenant_role(SCHEMA)
     yield look.powers(SCHEMA)
     yield look.idle_backends(SCHEMA, [0])
     yield workers.watch(SCHEMA, ANN, 1.5, math.inf)
-    yield jobs.list_workers(SCHEMA)
+    yield look.list_workers(SCHEMA)
 
-    yield jobs.is_idle(SCHEMA, ["default"])
+    yield look.is_idle(SCHEMA, ["default"])
     keyed = NewJob(job_type="noop", payload=HOSTILE, unique_key="k", priority=-3, queue_name="default")
-    first = yield jobs.enqueue(SCHEMA, keyed)
-    yield jobs.enqueue(SCHEMA, keyed)
-    yield jobs.enqueue(SCHEMA, NewJob(job_type="noop", payload=HOSTILE, delay_seconds=600.0))
-    yield jobs.enqueue_one(SCHEMA, NewJob(job_type="other", queue_name="third"), "{}", is_alone=True)
-    yield jobs.insert(SCHEMA, [NewJob(job_type="noop")] * 2, ["[]", encode(HOSTILE)])
-    yield jobs.enqueue_together(SCHEMA, [NewJob(job_type="noop", unique_key="a")] * 2, ["{}", "{}"])
-    many = yield jobs.enqueue_many(SCHEMA, [NewJob(job_type="copied", payload=HOSTILE, queue_name="third")] * 101)
+    first = yield enqueue.enqueue(SCHEMA, keyed)
+    yield enqueue.enqueue(SCHEMA, keyed)
+    yield enqueue.enqueue(SCHEMA, NewJob(job_type="noop", payload=HOSTILE, delay_seconds=600.0))
+    yield enqueue.enqueue_one(SCHEMA, NewJob(job_type="other", queue_name="third"), "{}", is_alone=True)
+    yield enqueue.insert(SCHEMA, [NewJob(job_type="noop")] * 2, ["[]", encode(HOSTILE)])
+    yield enqueue.enqueue_together(SCHEMA, [NewJob(job_type="noop", unique_key="a")] * 2, ["{}", "{}"])
+    many = yield bulk.enqueue_many(SCHEMA, [NewJob(job_type="copied", payload=HOSTILE, queue_name="third")] * 101)
     assert len(set(many)) == 101
-    yield jobs.enqueue_many(SCHEMA, [NewJob(job_type="copied", unique_key=str(n % 90), queue_name="third") for n in range(102)])
-    yield jobs.enqueue(SCHEMA, NewJob(job_type="noop", max_attempts=3))
+    yield bulk.enqueue_many(SCHEMA, [NewJob(job_type="copied", unique_key=str(n % 90), queue_name="third") for n in range(102)])
+    yield enqueue.enqueue(SCHEMA, NewJob(job_type="noop", max_attempts=3))
     made, execution = JobId(UUID(int=3)), ExecutionId(UUID(int=4))
-    yield jobs.enqueue_claimed(
+    yield enqueue.enqueue_claimed(
         SCHEMA, NewJob(job_type="noop"), "{}", job_id=made, execution_id=execution, worker_id=BOB, lease_seconds=60.0,
         queue_name="fourth", max_attempts=2,
     )  # fmt: skip
 
-    yield jobs.get_job(SCHEMA, first)
-    yield jobs.get_job(SCHEMA, NOBODY.job_id)
-    yield jobs.list_jobs(SCHEMA, status="scheduled", queue="default", job_type="noop", org_id=keyed.org_id)
-    yield jobs.explain(SCHEMA, first)
-    yield jobs.stats(SCHEMA)
-    yield jobs.await_job(SCHEMA, first)
+    yield look.get_job(SCHEMA, first)
+    yield look.get_job(SCHEMA, NOBODY.job_id)
+    yield look.list_jobs(SCHEMA, status="scheduled", queue="default", job_type="noop", org_id=keyed.org_id)
+    yield look.explain(SCHEMA, first)
+    yield look.stats(SCHEMA)
+    yield end.await_job(SCHEMA, first)
 
-    found = yield claims.claim(SCHEMA, jobs_max=3, only=claims.wanted({"noop": 1}), **CLAIM)
+    found = yield claim.claim(SCHEMA, jobs_max=3, only=claim.wanted({"noop": 1}), **CLAIM)
     held = [Lease(job.id, job.current_execution_id) for job in found.jobs]
-    named = yield claims.claim_named(SCHEMA, job_id=first.hex, **CLAIM)
+    named = yield claim.claim_named(SCHEMA, job_id=first.hex, **CLAIM)
     held.append(Lease(named.job.id, named.job.current_execution_id))
-    yield claims.claim_named(SCHEMA, job_id="no id", **CLAIM)
-    yield claims.claim(SCHEMA, jobs_max=3, is_asleep=True, after=named.job, **CLAIM)
-    yield claims.claim_apart(SCHEMA, jobs_max=3, **CLAIM)
-    yield claims.heartbeat(SCHEMA, worker_id=ANN, leases=[*held, NOBODY], lease_seconds=60.0)
-    yield claims.still_holds(SCHEMA, held[0])
-    yield claims.report_progress(SCHEMA, held[0], fraction=0.3, message="é")
-    yield jobs.cancel(SCHEMA, held[0].job_id, "why not")
-    yield jobs.cancel(SCHEMA, NOBODY.job_id)
-    yield claims.cancelled(SCHEMA, held)
-    yield jobs.list_jobs(SCHEMA, limit=3)
-    yield jobs.history(SCHEMA, held[0].job_id)
+    yield claim.claim_named(SCHEMA, job_id="no id", **CLAIM)
+    yield claim.claim(SCHEMA, jobs_max=3, is_asleep=True, after=named.job, **CLAIM)
+    yield claim.claim_apart(SCHEMA, jobs_max=3, **CLAIM)
+    yield lease.heartbeat(SCHEMA, worker_id=ANN, leases=[*held, NOBODY], lease_seconds=60.0)
+    yield lease.still_holds(SCHEMA, held[0])
+    yield lease.report_progress(SCHEMA, held[0], fraction=0.3, message="é")
+    yield end.cancel(SCHEMA, held[0].job_id, "why not")
+    yield end.cancel(SCHEMA, NOBODY.job_id)
+    yield lease.cancelled(SCHEMA, held)
+    yield look.list_jobs(SCHEMA, limit=3)
+    yield look.history(SCHEMA, held[0].job_id)
     yield fences.meet_fence(SCHEMA, held[1], begun_in="1")
 
-    yield claims.settle(SCHEMA, worker_id=ANN, settlements=[])
+    yield end.settle(SCHEMA, worker_id=ANN, settlements=[])
     endings = [ENDINGS["complete plainly"], ENDINGS["bury"], ENDINGS["retry"], ENDINGS["bury"]]
-    yield claims.settle(SCHEMA, worker_id=ANN, settlements=list(zip(held[:3], endings, strict=False)))
-    yield claims.settle_surely(SCHEMA, worker_id=ANN, settlements=[(held[3], endings[3]), (NOBODY, endings[0])])
-    yield claims.settle_apart(SCHEMA, worker_id=ANN, settlements=[(NOBODY, ENDINGS["complete"])])
-    yield claims.lost(SCHEMA, [NOBODY, *held])
+    yield end.settle(SCHEMA, worker_id=ANN, settlements=list(zip(held[:3], endings, strict=False)))
+    yield end.settle_surely(SCHEMA, worker_id=ANN, settlements=[(held[3], endings[3]), (NOBODY, endings[0])])
+    yield end.settle_apart(SCHEMA, worker_id=ANN, settlements=[(NOBODY, ENDINGS["complete"])])
+    yield lease.lost(SCHEMA, [NOBODY, *held])
     yield fences.note_afterthought(SCHEMA, held[1], "too late")
-    yield jobs.history(SCHEMA, held[1].job_id)
+    yield look.history(SCHEMA, held[1].job_id)
 
-    yield jobs.list_dead(SCHEMA)
-    yield jobs.get_dead(SCHEMA, first)
-    yield jobs.get_dead(SCHEMA, NOBODY.job_id)
-    yield jobs.count_dead(SCHEMA, queue="default")
-    yield jobs.enqueue(SCHEMA, keyed)
-    yield jobs.requeue(SCHEMA, first)
-    yield jobs.requeue(SCHEMA, NOBODY.job_id)
-    yield jobs.requeue_all(SCHEMA, limit=1)
-    yield jobs.purge_dead(SCHEMA, older_than_seconds=0.0)
-    yield jobs.set_retention(SCHEMA, "default", 5.0, ending="completed")
-    yield jobs.set_retention(SCHEMA, "default", -5.0)
-    yield jobs.list_troubles(SCHEMA, job_ids=[first], within_seconds=5.0)
-    yield jobs.count_troubles(SCHEMA)
-    yield workers.prune(SCHEMA, older_than_seconds=0.0, after_id=None, jobs_max=10, queues=["default"])
-    yield workers.reclaim(SCHEMA, worker_id=BOB, jobs_max=10, dead=[ANN])
+    yield look.list_dead(SCHEMA)
+    yield look.get_dead(SCHEMA, first)
+    yield look.get_dead(SCHEMA, NOBODY.job_id)
+    yield look.count_dead(SCHEMA, queue="default")
+    yield enqueue.enqueue(SCHEMA, keyed)
+    yield end.requeue(SCHEMA, first)
+    yield end.requeue(SCHEMA, NOBODY.job_id)
+    yield end.requeue_all(SCHEMA, limit=1)
+    yield end.purge_dead(SCHEMA, older_than_seconds=0.0)
+    yield end.set_retention(SCHEMA, "default", 5.0, ending="completed")
+    yield end.set_retention(SCHEMA, "default", -5.0)
+    yield look.list_troubles(SCHEMA, job_ids=[first], within_seconds=5.0)
+    yield look.count_troubles(SCHEMA)
+    yield end.prune(SCHEMA, older_than_seconds=0.0, after_id=None, jobs_max=10, queues=["default"])
+    yield lease.reclaim(SCHEMA, worker_id=BOB, jobs_max=10, dead=[ANN])
     yield workers.unregister(SCHEMA, ANN)
-    yield jobs.get_job("elsewhere", first)
+    yield look.get_job("elsewhere", first)
 
 
 class Plainly:
@@ -270,22 +270,21 @@ def test_durable_is_what_sql_says() -> None:
 
 
 def _by_function() -> Iterator[tuple[str, Verb[Any]]]:
-    lease = NOBODY
-    yield "claim", claims.claim(SCHEMA, jobs_max=1, **CLAIM)
-    yield "claim_apart", claims.claim_apart(SCHEMA, jobs_max=1, **CLAIM)
-    yield "claim_named", claims.claim_named(SCHEMA, job_id="", **CLAIM)
-    yield "heartbeat", claims.heartbeat(SCHEMA, worker_id=ANN, leases=[lease], lease_seconds=1.0)
-    yield "report_progress", claims.report_progress(SCHEMA, lease, fraction=None, message=None)
+    yield "claim", claim.claim(SCHEMA, jobs_max=1, **CLAIM)
+    yield "claim_apart", claim.claim_apart(SCHEMA, jobs_max=1, **CLAIM)
+    yield "claim_named", claim.claim_named(SCHEMA, job_id="", **CLAIM)
+    yield "heartbeat", lease.heartbeat(SCHEMA, worker_id=ANN, leases=[NOBODY], lease_seconds=1.0)
+    yield "report_progress", lease.report_progress(SCHEMA, NOBODY, fraction=None, message=None)
     yield "beat", workers.beat(SCHEMA, ANN)
     yield "sleep", workers.fall_asleep(SCHEMA, ANN, [])
     for ending, name in (("complete plainly", "complete"), ("retry", "settle")):
-        yield name, claims.settle(SCHEMA, worker_id=ANN, settlements=[(lease, ENDINGS[ending])])
-    yield "settle_apart", claims.settle_apart(SCHEMA, worker_id=ANN, settlements=[])
-    yield "cancel", jobs.cancel(SCHEMA, lease.job_id)
-    yield "enqueue_many", jobs.enqueue_together(SCHEMA, [], [])
-    yield "reclaim", workers.reclaim(SCHEMA, worker_id=ANN, jobs_max=1)
-    yield "prune", workers.prune(SCHEMA, older_than_seconds=1.0, after_id=None, jobs_max=1)
-    yield "requeue", jobs.requeue(SCHEMA, lease.job_id)
+        yield name, end.settle(SCHEMA, worker_id=ANN, settlements=[(NOBODY, ENDINGS[ending])])
+    yield "settle_apart", end.settle_apart(SCHEMA, worker_id=ANN, settlements=[])
+    yield "cancel", end.cancel(SCHEMA, NOBODY.job_id)
+    yield "enqueue_many", enqueue.enqueue_together(SCHEMA, [], [])
+    yield "reclaim", lease.reclaim(SCHEMA, worker_id=ANN, jobs_max=1)
+    yield "prune", end.prune(SCHEMA, older_than_seconds=1.0, after_id=None, jobs_max=1)
+    yield "requeue", end.requeue(SCHEMA, NOBODY.job_id)
     yield "register_worker", workers.unregister(SCHEMA, ANN)
 
 

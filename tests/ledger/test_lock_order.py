@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import trio
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import end
+from pgnotifyq.ledger import lease as lease_verbs
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
 from tests.ledger.support import ANN, BLOCKED, ENDINGS, SCHEMA, claim, enqueue, fetch, lease
@@ -27,9 +28,11 @@ async def test_batch_that_meets_a_locked_job(connection: Link, other: Link, dsn:
 
     async def act() -> None:
         if verb == "heartbeat":
-            await ask(other, claims.heartbeat(SCHEMA, worker_id=ANN, leases=[lease(job) for job in batch], lease_seconds=60.0))
+            await ask(
+                other, lease_verbs.heartbeat(SCHEMA, worker_id=ANN, leases=[lease(job) for job in batch], lease_seconds=60.0)
+            )
         else:
-            await ask(other, claims.settle(SCHEMA, worker_id=ANN, settlements=[(lease(job), ENDINGS[verb]) for job in batch]))
+            await ask(other, end.settle(SCHEMA, worker_id=ANN, settlements=[(lease(job), ENDINGS[verb]) for job in batch]))
 
     async with trio.open_nursery() as nursery, connection.transaction():
         await connection.execute("select from pgnotifyq.jobs where id = %s for no key update", (ids[2],))

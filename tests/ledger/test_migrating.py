@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pgnotifyq.ledger import jobs
+from pgnotifyq.ledger import enqueue
 from pgnotifyq.ledger.schema import as_script, code_version, steps
 from pgnotifyq.ledger.statements import compose, files
 from pgnotifyq.migrating import check_schema, migrate
@@ -55,7 +55,7 @@ async def test_schema_that_a_dba_has_made(admin: Link, blank_dsn: str) -> None:
         await app.execute(f"update {SCHEMA}.schema_migrations set digest = 'older' where version = 0".encode())
         assert [step.name for step in await migrate(app, dry_run=True)] == ["functions"]
         assert [step.name for step in await migrate(app)] == ["functions"]
-        assert await ask(app, jobs.enqueue(SCHEMA, NewJob(job_type="noop")))
+        assert await ask(app, enqueue.enqueue(SCHEMA, NewJob(job_type="noop")))
 
 
 async def test_upgrade_after_the_right_was_revoked(admin: Link, blank_dsn: str) -> None:

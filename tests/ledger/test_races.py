@@ -18,7 +18,7 @@ import attrs
 import pytest
 import trio
 
-from pgnotifyq.ledger import jobs, workers
+from pgnotifyq.ledger import end
 from pgnotifyq.model.job import Job, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
 from pgnotifyq.wire.asking import ask
@@ -113,7 +113,7 @@ class Racer:
         return "claimed" if await claim(self.link, worker=self.name) else "nothing"
 
     async def cancel(self) -> str:
-        return await ask(self.link, jobs.cancel(SCHEMA, self.job.id))
+        return await ask(self.link, end.cancel(SCHEMA, self.job.id))
 
     async def complete(self) -> str:
         return await settle(self.link, self.job, self.completion) or "done"
@@ -129,11 +129,11 @@ class Racer:
         return (await beat(self.link, self.job, lease_seconds=10 * LEASE_SECONDS)).get(self.job.id, "renewed")
 
     async def requeue(self) -> str:
-        return "requeued" if await ask(self.link, jobs.requeue(SCHEMA, self.job.id)) else "nothing"
+        return "requeued" if await ask(self.link, end.requeue(SCHEMA, self.job.id)) else "nothing"
 
     async def prune(self) -> str:
         await pass_time(self.link, 10)
-        deleted, _ = await ask(self.link, workers.prune(SCHEMA, older_than_seconds=1, after_id=None, jobs_max=10))
+        deleted, _ = await ask(self.link, end.prune(SCHEMA, older_than_seconds=1, after_id=None, jobs_max=10))
         return "pruned" if deleted else "nothing"
 
 

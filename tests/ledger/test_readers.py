@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.doors.client import open_client
-from pgnotifyq.ledger import claims, jobs
+from pgnotifyq.ledger import end, look
 from pgnotifyq.ledger.columns import time_from_text
 from pgnotifyq.migrating import migrate
 from pgnotifyq.model.job import JobId
@@ -200,8 +200,8 @@ async def test_texts_that_the_encoding_lacks(odd: Link) -> None:
         (lease(job), Settlement(kind=SettleKind.RETRY, outcome="failed", error_message=messages[job.id]))
         for job in await claim(odd, 2)
     ]
-    assert await ask(odd, claims.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements)) == []
-    found = {job.id: job.error_message for job in await ask(odd, jobs.list_jobs(SCHEMA))}
+    assert await ask(odd, end.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements)) == []
+    found = {job.id: job.error_message for job in await ask(odd, look.list_jobs(SCHEMA))}
     assert found[second] == "plain"
     assert found[first] in {"\\u2192 \\U0001f4a5", "\u2192 \U0001f4a5"}
 
@@ -212,6 +212,6 @@ async def test_bytes_that_are_no_text(odd: Link) -> None:
     job_id = await enqueue(odd)
     await odd.execute("set client_encoding = 'SQL_ASCII'")
     await odd.execute(b"update pgnotifyq.jobs set error_message = E'\\xff \\xc3\\xa9', unique_key = E'\\xfe'")
-    (job,) = await ask(odd, jobs.list_jobs(SCHEMA))
+    (job,) = await ask(odd, look.list_jobs(SCHEMA))
     assert (job.id, job.error_message, job.unique_key) == (job_id, "\\xff é", "\\xfe")
     assert await fetch(odd, "select 1") == [(1,)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from pgnotifyq.ledger import workers
+from pgnotifyq.ledger import lease, workers
 from pgnotifyq.model.job import Job, JobId, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
 from pgnotifyq.wire.asking import ask
@@ -123,7 +123,7 @@ async def test_next_expiry_is_told(connection: Link) -> None:
     await enqueue(connection)
     await pass_time(connection, 0)
     await claim_one(connection)
-    assert await ask(connection, workers.reclaim(SCHEMA, worker_id=BOB, jobs_max=10)) == ([], 60.0, True)
+    assert await ask(connection, lease.reclaim(SCHEMA, worker_id=BOB, jobs_max=10)) == ([], 60.0, True)
 
 
 async def test_batches(connection: Link) -> None:
@@ -132,9 +132,9 @@ async def test_batches(connection: Link) -> None:
         await enqueue(connection)
     await claim(connection, 5)
     await pass_time(connection, 61)
-    taken, _, took_all = await ask(connection, workers.reclaim(SCHEMA, worker_id=BOB, jobs_max=3))
+    taken, _, took_all = await ask(connection, lease.reclaim(SCHEMA, worker_id=BOB, jobs_max=3))
     assert (len(taken), took_all) == (3, False)
-    taken, _, took_all = await ask(connection, workers.reclaim(SCHEMA, worker_id=BOB, jobs_max=3))
+    taken, _, took_all = await ask(connection, lease.reclaim(SCHEMA, worker_id=BOB, jobs_max=3))
     assert (len(taken), took_all) == (2, True)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgnotifyq.ledger import workers
+from pgnotifyq.ledger import end, look
+from pgnotifyq.ledger.lease import report_progress
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
 from tests.ledger.support import ENDINGS, SCHEMA, claim, claim_one, enqueue, fetch, lease, settle, value
@@ -31,7 +32,7 @@ async def finish(connection: Link, queue: str, *, days_ago: float, status: str =
 async def prune(connection: Link, *queues: str, days: float) -> int:
     """Prune as a worker of some queues does that is set to some days; return how many jobs went."""
     deleted, _ = await ask(
-        connection, workers.prune(SCHEMA, older_than_seconds=days * DAY, after_id=None, jobs_max=100, queues=queues)
+        connection, end.prune(SCHEMA, older_than_seconds=days * DAY, after_id=None, jobs_max=100, queues=queues)
     )
     return deleted
 
@@ -99,8 +100,6 @@ async def test_history_goes_with_its_job(connection: Link, how: str) -> None:
 @pytest.mark.parametrize("how", ["bury", "reclaim"])
 async def test_history_of_a_job_that_died(connection: Link, how: str) -> None:
     """It stays reachable as long as the dead letter does, through a requeue, and is purged with it."""
-    from pgnotifyq.ledger import jobs
-
     job_id = await enqueue(connection, max_attempts=2)
     await settle(connection, await claim_one(connection), ENDINGS["release"])
     job = await claim_one(connection)
@@ -115,7 +114,7 @@ async def test_history_of_a_job_that_died(connection: Link, how: str) -> None:
     await connection.execute("select pgnotifyq.requeue(%s)", (job_id,))
     assert await value(connection, count) == 2
     await settle(connection, await claim_one(connection), ENDINGS["bury"])
-    assert await ask(connection, jobs.purge_dead(SCHEMA, job_id=job_id)) == 1
+    assert await ask(connection, end.purge_dead(SCHEMA, job_id=job_id)) == 1
     assert await value(connection, count) == 0
 
 
@@ -142,27 +141,23 @@ async def test_labels_are_derived(connection: Link, found: str, word: str) -> No
 
 async def test_labels_by_the_clock_of_the_database(connection: Link) -> None:
     """What a job is called does not hang on the clock of who asks: list, get, explain and stats say the same."""
-    from pgnotifyq.ledger import jobs
-
     job_id = await enqueue(connection, scheduled_at="2030-01-01")
     for now, word in (("2029-12-31", "scheduled"), ("2030-01-02", "pending")):
         await connection.execute("select set_config('pgnotifyq.clock', %s, false)", (now,))
-        job = await ask(connection, jobs.get_job(SCHEMA, job_id))
+        job = await ask(connection, look.get_job(SCHEMA, job_id))
         assert job is not None and job.label == word
-        assert [found.id for found in await ask(connection, jobs.list_jobs(SCHEMA, status=word))] == [job_id]
-        explained = await ask(connection, jobs.explain(SCHEMA, job_id))
+        assert [found.id for found in await ask(connection, look.list_jobs(SCHEMA, status=word))] == [job_id]
+        explained = await ask(connection, look.explain(SCHEMA, job_id))
         assert explained is not None and explained.label == word
-        (queue,) = await ask(connection, jobs.stats(SCHEMA))
+        (queue,) = await ask(connection, look.stats(SCHEMA))
         assert getattr(queue, word) == 1
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.1, 1.0, 0.0])
 async def test_progress_is_what_was_reported(connection: Link, fraction: float) -> None:
     """0.3 is 0.3, and not 0.30000001."""
-    from pgnotifyq.ledger import claims, jobs
-
     await enqueue(connection)
     job = await claim_one(connection)
-    await ask(connection, claims.report_progress(SCHEMA, lease(job), fraction=fraction, message=None))
-    found = await ask(connection, jobs.get_job(SCHEMA, job.id))
+    await ask(connection, report_progress(SCHEMA, lease(job), fraction=fraction, message=None))
+    found = await ask(connection, look.get_job(SCHEMA, job.id))
     assert found is not None and found.progress == fraction

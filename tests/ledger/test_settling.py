@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import end
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
 from pgnotifyq.wire.asking import ask
@@ -184,7 +184,7 @@ async def test_good_and_stale_in_one_batch(connection: Link) -> None:
     again = await claim_one(connection, worker=BOB)
     batch = [(lease(jobs[ids[name]]), ending) for name, ending in ENDINGS.items()]
     batch.append((lease(jobs[ids["stale"]]), ENDINGS["retry"]))
-    surprises = await ask(connection, claims.settle(SCHEMA, worker_id=ANN, settlements=batch))
+    surprises = await ask(connection, end.settle(SCHEMA, worker_id=ANN, settlements=batch))
     # It was released, and a retry of a released execution is the same batch again, not a loss.
     assert surprises == []
     found = {name: (await row(connection, job_id) or {"status": "dead"})["status"] for name, job_id in ids.items()}

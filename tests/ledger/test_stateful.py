@@ -35,9 +35,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pgnotifyq.ledger import jobs
+from pgnotifyq.ledger import bulk, end, enqueue
+from pgnotifyq.ledger.enqueue import new_ids
 from pgnotifyq.ledger.errors import ILLEGAL_TRANSITION, INVALID_JOB, translated
-from pgnotifyq.ledger.jobs import new_ids
 from pgnotifyq.ledger.statements import call
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.job import ExecutionId, JobId, Lease, NewJob, OrgId, WorkerId
@@ -516,7 +516,7 @@ class Everybody(RuleBasedStateMachine):
         self._pass_time(1.0)
         job_id = _job_of(whose)
         removed = len(self.log.removed)
-        purged = ask_blocking(self.connection, jobs.purge_dead(SCHEMA, job_id=job_id, older_than_seconds=age_seconds))
+        purged = ask_blocking(self.connection, end.purge_dead(SCHEMA, job_id=job_id, older_than_seconds=age_seconds))
         entries = self._read("purge")
         assert purged == len(self.log.removed) - removed, "I14: purged in silence"
         for entry in entries:
@@ -619,9 +619,9 @@ class Everybody(RuleBasedStateMachine):
         """Enqueue jobs in one transaction, and return those that are there and new."""
         with self.connection.transaction(force_rollback=fate == "rolled back"):
             if how == "at once":
-                job_ids = ask_blocking(self.connection, jobs.enqueue_many(SCHEMA, new))
+                job_ids = ask_blocking(self.connection, bulk.enqueue_many(SCHEMA, new))
             else:
-                job_ids = [ask_blocking(self.connection, jobs.enqueue(SCHEMA, job)) for job in new]
+                job_ids = [ask_blocking(self.connection, enqueue.enqueue(SCHEMA, job)) for job in new]
         entries = self._read("enqueue")
         if fate == "rolled back":
             assert entries == [], "I2: an enqueue that was rolled back left something"
@@ -699,7 +699,7 @@ class Everybody(RuleBasedStateMachine):
         return Batch(batch[0].worker_id, asked, told)
 
     def _settle(self, worker: WorkerId, asked: Sequence[tuple[Execution, Settlement]]) -> dict[JobId, str]:
-        """Do what `ledger.claims.settle` does, on a blocking connection."""
+        """Do what `ledger.end.settle` does, on a blocking connection."""
         plain = sorted(execution.lease for execution, ending in asked if ending is PLAIN_COMPLETION)
         rest = sorted(
             ((execution.lease, ending) for execution, ending in asked if ending is not PLAIN_COMPLETION), key=lambda p: p[0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from pgnotifyq.ledger import claims, jobs, workers
+from pgnotifyq.ledger import end, look
 from pgnotifyq.model.errors import IllegalTransition
 from pgnotifyq.model.job import JobId
 from pgnotifyq.model.outcome import SettleKind, Settlement
@@ -40,7 +40,7 @@ from tests.ledger.support import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pgnotifyq.ledger.claims import Surprise
+    from pgnotifyq.ledger.lease import Surprise
 
 Link = Connection[Any]
 ASIDE_SECONDS = 100_000.0  # every next look comes before
@@ -79,9 +79,9 @@ async def settle_all(connection: Link, claimed: list[Any], ending: Settlement) -
     """Settle executions in one batch, in one way, as a worker does in the end; return the surprises."""
     settlements = [(lease(job), ending) for job in claimed]
     try:
-        found = await ask(connection, claims.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements))
+        found = await ask(connection, end.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements))
     except psycopg.OperationalError:  # what passes, as a rule
-        found = await ask(connection, claims.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements))
+        found = await ask(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements))
     return {surprise.job_id: surprise for surprise in found}
 
 
@@ -97,10 +97,10 @@ async def test_outcome_that_cannot_be_written(connection: Link, obstacle: str, e
     surprises = await settle_all(connection, claimed, ENDINGS[ending])
     assert {job_id: surprise.became for job_id, surprise in surprises.items()} == {victim: "refused"}
     assert await became(connection, neighbour) == AFTER[ending][0]
-    (trouble,) = await ask(connection, jobs.list_troubles(SCHEMA))
+    (trouble,) = await ask(connection, look.list_troubles(SCHEMA))
     assert (trouble.job_id, trouble.verb, trouble.tries) == (victim, ENDINGS[ending].kind, 1)
     assert trouble.wish == ENDINGS[ending].outcome
-    assert await ask(connection, jobs.count_troubles(SCHEMA)) == {ENDINGS[ending].kind: 1}
+    assert await ask(connection, look.count_troubles(SCHEMA)) == {ENDINGS[ending].kind: 1}
     assert (await existing(connection, victim))["status"] == "running"
 
     await pass_time(connection, ASIDE_SECONDS)
@@ -111,7 +111,7 @@ async def test_outcome_that_cannot_be_written(connection: Link, obstacle: str, e
     assert await reclaim(connection) == {victim: AFTER[ending][0]}
     assert await became(connection, victim) == AFTER[ending][0]
     assert await history(connection, victim) == [(1, AFTER[ending][1])]
-    assert await ask(connection, jobs.list_troubles(SCHEMA)) == []
+    assert await ask(connection, look.list_troubles(SCHEMA)) == []
 
 
 @pytest.mark.parametrize("obstacle", [*AT_DEATH, *AT_BURIAL])
@@ -141,7 +141,7 @@ async def test_job_that_cannot_be_taken_back(connection: Link, obstacle: str) ->
     await clear(connection)
     await pass_time(connection, ASIDE_SECONDS)
     assert await reclaim(connection) == {victim: "pending"}
-    assert await ask(connection, jobs.list_troubles(SCHEMA)) == []
+    assert await ask(connection, look.list_troubles(SCHEMA)) == []
 
 
 @pytest.mark.parametrize("obstacle", [*AT_DEATH, *AT_BURIAL])
@@ -205,15 +205,15 @@ async def test_job_that_cannot_be_pruned(connection: Link, obstacle: str) -> Non
     await obstruct(connection, {**AT_DEATH, **ALWAYS}[obstacle], victim)
     await pass_time(connection, 100)
     prune = {"older_than_seconds": 10.0, "after_id": None, "jobs_max": 10}
-    assert await ask(connection, workers.prune(SCHEMA, **prune)) == (1, None)  # type: ignore[arg-type]
+    assert await ask(connection, end.prune(SCHEMA, **prune)) == (1, None)  # type: ignore[arg-type]
     assert await became(connection, victim) == "completed"
     assert len(await history(connection, victim)) == 1
     await clear(connection)
     await pass_time(connection, ASIDE_SECONDS)
-    assert await ask(connection, workers.prune(SCHEMA, **prune)) == (1, None)  # type: ignore[arg-type]
+    assert await ask(connection, end.prune(SCHEMA, **prune)) == (1, None)  # type: ignore[arg-type]
     await reclaim(connection)
     assert await became(connection, victim) == "gone"
-    assert await ask(connection, jobs.list_troubles(SCHEMA)) == []
+    assert await ask(connection, look.list_troubles(SCHEMA)) == []
 
 
 @pytest.mark.parametrize("obstacle", [name for name in ALWAYS if "history" not in name])
@@ -243,13 +243,13 @@ async def test_outcome_whose_row_somebody_holds(connection: Link, other: Link) -
     settlements = [(lease(job), ENDINGS["complete"]) for job in claimed]
     async with other.transaction():
         await other.execute("select from pgnotifyq.jobs where id = %s for update", (victim,))
-        told = await ask(connection, claims.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements, is_last=False))
+        told = await ask(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements, is_last=False))
         assert [(surprise.job_id, surprise.became) for surprise in told] == [(victim, "busy")]
-        told = await ask(connection, claims.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements, is_last=True))
+        told = await ask(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements, is_last=True))
         assert [(surprise.job_id, surprise.became) for surprise in told] == [(victim, "refused")]
-    assert await ask(connection, claims.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements)) == []
+    assert await ask(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements)) == []
     assert await fetch(connection, "select distinct status from pgnotifyq.jobs") == [("completed",)]
-    assert await ask(connection, jobs.list_troubles(SCHEMA)) == []
+    assert await ask(connection, look.list_troubles(SCHEMA)) == []
 
 
 async def test_texts_that_cannot_be_stored(connection: Link) -> None:
@@ -257,7 +257,7 @@ async def test_texts_that_cannot_be_stored(connection: Link) -> None:
     victim, claimed = await two(connection)
     bad = Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json='"\\u0000"')
     settlements = [(lease(job), bad if job.id == victim else ENDINGS["complete"]) for job in claimed]
-    told = await ask(connection, claims.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements))
+    told = await ask(connection, end.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements))
     assert [(surprise.job_id, surprise.became) for surprise in told] == [(victim, "bare")]
     found = dict(await fetch(connection, "select id, result from pgnotifyq.jobs"))
     assert found.pop(victim) is None
@@ -325,7 +325,7 @@ async def test_explain_of_a_job_that_was_put_aside(connection: Link) -> None:
     await pass_time(connection, 1)
     await settle_all(connection, claimed, ENDINGS["complete"])
     for job in claimed:
-        why = await ask(connection, jobs.explain(SCHEMA, job.id))
+        why = await ask(connection, look.explain(SCHEMA, job.id))
         assert why is not None
         expected = ("complete", "not this one", 10) if job.id == victim else (None, None, None)
         assert (why.trouble_with, why.trouble, why.trouble_look_in_seconds) == expected
@@ -362,7 +362,7 @@ async def test_job_under_the_id_of_a_letter_that_is_lost(connection: Link) -> No
     assert await reclaim(connection) == {job_id: "dead"}
     letters = await fetch(connection, "select id = %s, payload from pgnotifyq.dead_letter_jobs order by died_at", job_id)
     assert letters == [(True, {"n": 1}), (False, {"n": 2})]
-    assert {letter.id == job_id for letter in await ask(connection, jobs.list_dead(SCHEMA))} == {True, False}
+    assert {letter.id == job_id for letter in await ask(connection, look.list_dead(SCHEMA))} == {True, False}
 
 
 async def test_requeue_of_a_letter_whose_id_a_job_has(connection: Link) -> None:
@@ -372,8 +372,8 @@ async def test_requeue_of_a_letter_whose_id_a_job_has(connection: Link) -> None:
         await settle(connection, job, ENDINGS["bury"])
     await connection.execute("insert into pgnotifyq.jobs (id, job_type) values (%s, 'noop')", (taken,))
     with pytest.raises(IllegalTransition, match="a job has its id"):
-        await ask(connection, jobs.requeue(SCHEMA, taken))
-    assert await ask(connection, jobs.requeue_all(SCHEMA)) == 1
+        await ask(connection, end.requeue(SCHEMA, taken))
+    assert await ask(connection, end.requeue_all(SCHEMA)) == 1
     assert await became(connection, free) == "pending"
     assert await dead_letter(connection, taken) is not None
 
@@ -398,7 +398,7 @@ async def test_requeue_all_beside_one_that_cannot_be_requeued(connection: Link, 
         }[obstacle],
         victim,
     )
-    assert await ask(connection, jobs.requeue_all(SCHEMA)) == 1
+    assert await ask(connection, end.requeue_all(SCHEMA)) == 1
     assert await dead_letter(connection, victim) is not None
 
 
@@ -413,4 +413,4 @@ async def test_troubles_that_are_over_are_forgotten(connection: Link) -> None:
         )
     await pass_time(connection, ASIDE_SECONDS)
     await reclaim(connection)
-    assert [trouble.job_id for trouble in await ask(connection, jobs.list_troubles(SCHEMA))] == [still]
+    assert [trouble.job_id for trouble in await ask(connection, look.list_troubles(SCHEMA))] == [still]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from pgnotifyq.ledger import claims, workers
+from pgnotifyq.ledger import claim as claim_verbs
+from pgnotifyq.ledger import workers
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
 from pgnotifyq.wire.asking import ask
@@ -176,7 +177,8 @@ async def test_what_a_sleepers_claim_promises(connection: Link) -> None:
     async def look(at: str) -> tuple[float | None, bool, list[object]]:
         await connection.execute("select set_config('pgnotifyq.clock', %s, false)", (f"2030-01-01 00:{at}+00",))
         found = await ask(
-            connection, claims.claim(SCHEMA, worker_id=ANN, queues=["a", "b"], jobs_max=9, lease_seconds=60.0, is_asleep=True)
+            connection,
+            claim_verbs.claim(SCHEMA, worker_id=ANN, queues=["a", "b"], jobs_max=9, lease_seconds=60.0, is_asleep=True),
         )
         rows = await fetch(
             connection, "select to_char(expects_at at time zone 'utc', 'MI:SS') from pgnotifyq.sleepers order by queue_name"

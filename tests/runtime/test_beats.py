@@ -9,7 +9,9 @@ import trio
 import trio.testing
 
 from pgnotifyq import EventName, JobContext, JobRegistry
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import end as end_verbs
+from pgnotifyq.ledger import lease
+from pgnotifyq.ledger import lease as lease_verbs
 from pgnotifyq.runtime import heartbeat
 from tests.ledger.support import fetch
 from tests.runtime.detours import Go, detour
@@ -23,7 +25,7 @@ class Beats:
     """Counts beats that were answered, and lets a test wait for the next ones."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.told: list[tuple[set[object], list[claims.Surprise]]] = []
+        self.told: list[tuple[set[object], list[lease.Surprise]]] = []
         self._news = trio.Event()
 
         async def beat(go: Go, **kwargs: Any) -> Any:
@@ -33,7 +35,7 @@ class Beats:
             self._news = trio.Event()
             return surprises
 
-        detour(monkeypatch, claims, "heartbeat", beat)
+        detour(monkeypatch, lease_verbs, "heartbeat", beat)
 
     async def pass_by(self, count: int = 3) -> None:
         """Wait for some more."""
@@ -60,7 +62,7 @@ async def test_beat_that_overtakes_a_settlement(place: Workplace, monkeypatch: p
     worker = await place.start(registry, heartbeat_seconds=0.1)
     job_id = await place.enqueue("work")
     await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
-    detour(monkeypatch, claims, "settle", settle)
+    detour(monkeypatch, end_verbs, "settle", settle)
     beats = Beats(monkeypatch)
     let_go.set()
     with trio.fail_after(PATIENCE_SECONDS):
@@ -145,7 +147,7 @@ async def test_outcome_on_its_way_at_the_deadline(place: Workplace, monkeypatch:
     ends, lasting = await place.enqueue("work"), await place.enqueue("lasts")
     for job_id in (ends, lasting):
         await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
-    detour(monkeypatch, claims, "settle", settle)
+    detour(monkeypatch, end_verbs, "settle", settle)
     let_go.set()
     with trio.fail_after(PATIENCE_SECONDS):
         await asked.wait()

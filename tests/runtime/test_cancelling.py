@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, Interrupt, InterruptKind, JobContext, JobRegistry
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import lease as lease_verbs
 from tests.proxy import Proxy, run_proxy
 from tests.runtime.detours import Go, detour
 from tests.runtime.support import Workplace
@@ -210,7 +210,7 @@ async def test_cancel_whose_notification_is_lost(place: Workplace, monkeypatch: 
             beats.append((after, bool(surprises)))
         return surprises
 
-    detour(monkeypatch, claims, "heartbeat", heartbeat)
+    detour(monkeypatch, lease_verbs, "heartbeat", heartbeat)
     cable: Proxy = await place.nursery.start(run_proxy, place.dsn)
     worker = await place.start(registry, listen_dsn=cable.dsn, heartbeat_seconds=0.2)
     job_id = await place.enqueue("work")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgnotifyq.ledger.claims import CLAIM_BYTES_MAX
+from pgnotifyq.ledger.claim import CLAIM_BYTES_MAX
 from pgnotifyq.runtime.claim_size import CLAIM_BYTES_MIN, SMALLER, ClaimSize
 
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, JobRegistry, open_client
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.runtime import listener
 from pgnotifyq.wire import connection as wire
 from tests.ledger.support import BLOCKED, fetch
@@ -150,7 +150,7 @@ async def test_reply_to_a_claim_is_lost(place: Workplace, monkeypatch: pytest.Mo
             cable.drop_replies()
         return await go()
 
-    detour(monkeypatch, claims, verb, claim)
+    detour(monkeypatch, claim_verbs, verb, claim)
     async with open_client(place.dsn) as client:
         job_ids = await client.enqueue_many([{"job_type": "quick"}] * jobs)
     await place.until("bool_and(status <> 'pending') from pgnotifyq.jobs")

@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from pgnotifyq import Client, EventName, JobRegistry, open_client
-from pgnotifyq.ledger import claims, jobs
+from pgnotifyq.ledger import claim as claim_verbs
+from pgnotifyq.ledger import enqueue as enqueue_verbs
 from pgnotifyq.model.job import JobId
 from pgnotifyq.wire.connection import open_connection
 from tests.proxy import run_proxy
@@ -99,7 +100,7 @@ async def test_due_job_comes_first(place: Workplace, monkeypatch: pytest.MonkeyP
         finally:
             under_way -= 1
 
-    detour(monkeypatch, claims, "claim", claim)
+    detour(monkeypatch, claim_verbs, "claim", claim)
     worker = await idle(place, gate, concurrency=1)
     may_claim = trio.Event()
     with trio.fail_after(PATIENCE_SECONDS):
@@ -180,7 +181,7 @@ async def test_worker_that_has_drained_meanwhile(place: Workplace, monkeypatch: 
         await worker.ended.wait()
         return found
 
-    detour(monkeypatch, jobs, "enqueue_claimed", slow)
+    detour(monkeypatch, enqueue_verbs, "enqueue_claimed", slow)
     async with open_client(place.dsn) as client:
         job_id = await client.enqueue("quick")
     job = await place.job(job_id)

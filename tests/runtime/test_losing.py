@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, Interrupt, InterruptKind, JobContext, JobRegistry, LeaseLost
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import lease as lease_verbs
 from pgnotifyq.model.errors import ConfigError
 from tests.ledger.support import BOB, everything
 from tests.proxy import Proxy, run_proxy
@@ -191,7 +191,7 @@ async def test_lease_is_renewed_only_while_its_handler_runs(place: Workplace, mo
         await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
     go_on.set()
     await worker.log.wait(EventName.JOB_RETRIED, job_id=failed)
-    detour(monkeypatch, claims, "heartbeat", heartbeat)
+    detour(monkeypatch, lease_verbs, "heartbeat", heartbeat)
     with trio.fail_after(PATIENCE_SECONDS):
         await many.wait()
     assert {job_id for leases in beaten for job_id in leases} == {lasting}

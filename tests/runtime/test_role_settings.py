@@ -25,7 +25,7 @@ from pgnotifyq import (
     Snooze,
     open_client,
 )
-from pgnotifyq.ledger.jobs import ONE_STATEMENT_JOBS_MAX
+from pgnotifyq.ledger.enqueue import ONE_STATEMENT_JOBS_MAX
 from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger.support import BOB

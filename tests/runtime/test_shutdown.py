@@ -9,7 +9,7 @@ import trio
 
 from pgnotifyq import EventName, Interrupt, InterruptKind, JobContext, JobRegistry
 from pgnotifyq.doors.client import open_client
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import claim as claim_verbs
 from tests.ledger.support import fetch
 from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
@@ -146,7 +146,7 @@ async def test_nothing_starts_after_the_signal(place: Workplace, monkeypatch: py
             await go_on.wait()
         return found
 
-    detour(monkeypatch, claims, "claim", claim)
+    detour(monkeypatch, claim_verbs, "claim", claim)
     worker = await place.start(registry)
     ids = [await place.enqueue("work", max_attempts=1) for _ in range(3)]
     with trio.fail_after(PATIENCE_SECONDS):

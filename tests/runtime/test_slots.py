@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgnotifyq import EventName, JobRegistry, open_client
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.runtime import handover
 from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.slots import Slots
@@ -74,7 +74,7 @@ async def test_last_slot_is_taken_while_the_claimer_waits(place: Workplace, monk
 
     worker = await place.start(registry, dsn=cable.dsn, listen_dsn=place.dsn, concurrency=1)
     await place.until_idle(worker)
-    detour(monkeypatch, claims, "claim", claim)
+    detour(monkeypatch, claim_verbs, "claim", claim)
     (parts,) = workers_of(cable.dsn)
     held, go_on = trio.Event(), trio.Event()
 
@@ -85,7 +85,7 @@ async def test_last_slot_is_taken_while_the_claimer_waits(place: Workplace, monk
     async with open_client(cable.dsn) as client, trio.open_nursery() as nursery:
 
         async def fail(go: Go, **kwargs: Any) -> Any:
-            detour(monkeypatch, claims, "claim", claim)
+            detour(monkeypatch, claim_verbs, "claim", claim)
             nursery.start_soon(parts.quick.run, hold)  # before the next try
             raise trio.TooSlowError
 
@@ -93,7 +93,7 @@ async def test_last_slot_is_taken_while_the_claimer_waits(place: Workplace, monk
             nursery.start_soon(parts.quick.run, hold)
             await held.wait()
         else:
-            detour(monkeypatch, claims, "claim", fail)
+            detour(monkeypatch, claim_verbs, "claim", fail)
         parts.bell.ring()
         await held.wait()
         while parts.bell.is_ringing:
@@ -153,7 +153,7 @@ async def test_claim_that_fails_gives_its_permits_back(place: Workplace, monkeyp
         return await go()
 
     for verb in ("claim", "claim_apart"):  # the latter once a single job has failed
-        detour(monkeypatch, claims, verb, claim)
+        detour(monkeypatch, claim_verbs, verb, claim)
     async with open_client(place.dsn) as client:
         await client.enqueue_many([{"job_type": "work"}] * 5)
     await worker.log.wait(EventName.JOB_CLAIMED, count=3)

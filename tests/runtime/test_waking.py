@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, JobContext, JobRegistry
-from pgnotifyq.ledger import claims
+from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.runtime import named
 from pgnotifyq.runtime.sleep import Sleep
 from pgnotifyq.wire.connection import open_connection
@@ -82,7 +82,7 @@ def count(monkeypatch: pytest.MonkeyPatch, *verbs: str) -> dict[str, int]:
         return use
 
     for verb in verbs:
-        detour(monkeypatch, claims, verb, counted(verb))
+        detour(monkeypatch, claim_verbs, verb, counted(verb))
     return used
 
 
@@ -149,7 +149,7 @@ async def test_named_job_of_a_worker_that_has_drained_meanwhile(place: Workplace
         await trio.sleep(0.1)
         return found
 
-    detour(monkeypatch, claims, "claim_named", slow)
+    detour(monkeypatch, claim_verbs, "claim_named", slow)
     job_id = await place.enqueue()
     with trio.fail_after(PATIENCE_SECONDS):
         await worker.ended.wait()
@@ -313,7 +313,7 @@ async def test_backpressure(place: Workplace, monkeypatch: pytest.MonkeyPatch) -
     for _ in range(2):
         await place.enqueue("work")
     await worker.log.wait(EventName.JOB_CLAIMED, count=2)
-    detour(monkeypatch, claims, "claim", claim)
+    detour(monkeypatch, claim_verbs, "claim", claim)
     for _ in range(10):
         await place.enqueue("work")
     # Nothing to wait for: the worker is told of each, and must not act. A beat of the scheduler and of the database each.

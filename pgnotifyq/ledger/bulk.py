@@ -1,0 +1,144 @@
+"""Many jobs at once: one statement for a hundred, COPY for more, in the order of their unique keys."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from pgnotifyq.ledger.ask import Aside, Ask, Copy, Plan, array
+from pgnotifyq.ledger.columns import rows
+from pgnotifyq.ledger.enqueue import AT_ONCE_JOBS_MAX, ONE_STATEMENT_JOBS_MAX, enqueue_together, insert, new_ids
+from pgnotifyq.ledger.errors import said_of
+from pgnotifyq.ledger.statements import query
+from pgnotifyq.model.job import JobId, NewJob
+from pgnotifyq.model.payload import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from pgnotifyq.ledger.ask import Answer, Steps
+
+
+def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
+    """Enqueue jobs, all or none, and return their ids in order.
+
+    Up to ONE_STATEMENT_JOBS_MAX go in one statement. More are copied, but for those with a unique key, and but for a role
+    that row security binds, to which PostgreSQL denies COPY: those go in several statements.
+
+    Cancellation: none of them are enqueued, or all are and `trio.Cancelled` comes at the next checkpoint.
+
+    Raises:
+        InvalidPayload, PayloadTooLarge: a payload cannot be stored; none is enqueued, and a transaction of yours goes on.
+    """
+    jobs = list(jobs)
+
+    def steps() -> Steps[list[JobId]]:
+        if not jobs:
+            return []
+        is_plain = (yield Aside.IS_ALONE) and all(job.unique_key is None for job in jobs)
+        if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
+            payloads = [encode(job.payload) for job in jobs]
+            ids: list[JobId] = yield (insert if is_plain else enqueue_together)(schema, jobs, payloads)
+            return ids
+
+        if is_plain:
+            now, may_copy, queues = yield _look_before_copy(schema, jobs)
+            if may_copy:
+                # One statement, so all or none. It may begin before all payloads are checked: nobody else's transaction would fail.
+                return (yield from _copy(schema, jobs, (encode(job.payload) for job in jobs), now, queues))
+        payloads = []
+        for start in range(0, len(jobs), AT_ONCE_JOBS_MAX):
+            payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
+            yield Aside.PAUSE
+        # A connection that is not in autocommit is in its owner's transaction already, or about to be: it is not ours to commit.
+        is_whole: bool = yield Aside.COMMITS
+        ids = yield Plan(lambda: _in_parts(schema, jobs, payloads), is_whole=is_whole, may_repeat=False)
+        return ids
+
+    return Plan(steps, may_repeat=False)
+
+
+def _in_parts(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Steps[list[JobId]]:
+    """Copy what can be copied, and send the rest in statements of ONE_STATEMENT_JOBS_MAX jobs, within a transaction."""
+    ids: dict[int, JobId] = {}
+    now, may_copy, queues = yield _look_before_copy(schema, jobs)
+    if may_copy:
+        plain = [place for place, job in enumerate(jobs) if job.unique_key is None]
+        made = yield from _copy(schema, [jobs[p] for p in plain], [payloads[p] for p in plain], now, queues)
+        ids.update(zip(plain, made, strict=True))
+    for places in _batches([place for place in _in_key_order(jobs) if place not in ids]):
+        made = yield enqueue_together(schema, [jobs[p] for p in places], [payloads[p] for p in places])
+        ids.update(zip(places, made, strict=True))
+    return [ids[place] for place in range(len(jobs))]
+
+
+def _in_key_order(jobs: Sequence[NewJob]) -> list[int]:
+    """Return the places of the jobs: plain ones in order, then those with a unique key by tenant, type and key.
+
+    Two who enqueue the same keys wait for each other; in one order they do not deadlock. sql/functions/enqueue/enqueue_many.sql keeps the same
+    order within a statement.
+    """
+    keyed = [
+        (job.org_id.bytes, job.job_type, job.unique_key, place) for place, job in enumerate(jobs) if job.unique_key is not None
+    ]
+    return [place for place, job in enumerate(jobs) if job.unique_key is None] + [place for *_, place in sorted(keyed)]
+
+
+def _batches(places: list[int]) -> list[list[int]]:
+    return [places[start : start + ONE_STATEMENT_JOBS_MAX] for start in range(0, len(places), ONE_STATEMENT_JOBS_MAX)]
+
+
+def _look_before_copy(schema: str, jobs: Sequence[NewJob]) -> Ask[tuple[datetime, bool, dict[str, str]]]:
+    """Return the database's time, whether this role may copy into the table, and the queues of types whose jobs name none.
+
+    Source: sql/queries/look_before_copy.sql
+    """
+    types = list({job.job_type for job in jobs if job.queue_name is None})
+
+    def read(answer: Answer, encoding: str) -> tuple[datetime, bool, dict[str, str]]:
+        ((now, may_copy, queues),) = rows(answer, encoding)
+        known = zip(types, queues or (), strict=True)
+        return now, may_copy, {job_type: queue for job_type, queue in known if queue is not None}
+
+    return Ask(query("look_before_copy", schema), (array(types),), read, said_of(schema))
+
+
+def _copy(
+    schema: str, jobs: Sequence[NewJob], payloads: Iterable[str], now: datetime, queues: Mapping[str, str]
+) -> Steps[list[JobId]]:
+    """Copy jobs, given with their payloads' text, into the table. Delays count from `now`, the database's time.
+
+    `queues` are those of job types whose handler is known; of others that name none the first handler says it.
+
+    Source: sql/queries/copy_jobs.sql
+    """
+    if not jobs:
+        return []
+    ids = list(new_ids(len(jobs)))
+    yield Copy(query("copy_jobs", schema), _pieces(ids, jobs, payloads, now, queues), said_of(schema))
+    return ids
+
+
+def _pieces(
+    ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Iterable[str], now: datetime, queues: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield the lines of a COPY, AT_ONCE_JOBS_MAX at a time. The server takes in what is written while the next are made."""
+    now_text = now.isoformat()
+    lines: list[str] = []
+    for job_id, job, payload in zip(ids, jobs, payloads, strict=True):
+        due = job.scheduled_at
+        if due is None and job.delay_seconds:
+            due = now + timedelta(seconds=job.delay_seconds)
+        # Names fit their patterns and JSON text holds no raw tab or newline, so only backslashes need escaping.
+        queue = job.queue_name or queues.get(job.job_type)
+        maximum = "\\N" if job.max_attempts is None else job.max_attempts
+        escaped = payload.replace("\\", "\\\\") if "\\" in payload else payload
+        lines.append(
+            f"{job_id.int:032x}\t{job.org_id.int:032x}\t{queue or 'default'}\t{job.job_type}\t{escaped}\t{job.priority}\t"
+            f"{now_text if due is None else due.isoformat()}\t{maximum}\t{now_text}\t"
+            f"{'f' if queue else 't'}\n"
+        )
+        if len(lines) >= AT_ONCE_JOBS_MAX:
+            yield "".join(lines)
+            lines.clear()
+    yield "".join(lines)

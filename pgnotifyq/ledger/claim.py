@@ -1,0 +1,191 @@
+"""A worker takes jobs: the next ones of its queues, or one that a wake-up named."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+from psycopg import errors
+
+from pgnotifyq.ledger.ask import Ask, array, text
+from pgnotifyq.ledger.claimed import EXECUTION_ID, ID, NEXT_DUE_SECONDS, PAYLOAD, SNAPSHOT_XMIN, ClaimedJob
+from pgnotifyq.ledger.columns import is_null, value_at
+from pgnotifyq.ledger.errors import is_of_a_row
+from pgnotifyq.ledger.statements import call
+from pgnotifyq.model.job import JobId, WorkerId
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pgnotifyq.ledger.ask import Answer
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """What one claim found."""
+
+    jobs: list[ClaimedJob]  # in the order of claiming: preference of queue, priority, time, id
+    ran_dry: bool  # fewer were found than asked for
+    next_due_seconds: float | None  # until the next job of these queues falls due, when dry; None: none known
+    is_contended: bool  # a due job was left because somebody else's transaction holds its row
+    snapshot_xmin: int | None  # when dry: transactions below it had ended before the claim looked; None: a promise has passed
+    put_aside: Sequence[PutAside] = ()  # jobs that could not be claimed; only `claim_apart` finds them
+
+
+@attrs.frozen(kw_only=True)
+class PutAside:
+    """A job whose row could not be claimed, noted in job_troubles."""
+
+    job_id: JobId
+    why: str  # what the database said
+
+
+@attrs.frozen
+class Wanted:
+    """The job types that a worker has handlers for, and what each handler says of max_attempts, as a claim takes them."""
+
+    types: str  # an array, written
+    maxima: str
+
+
+def wanted(maxima: Mapping[str, int | None]) -> Wanted:
+    """Return job types and their max_attempts (None: the handler says nothing) in the form that claims take."""
+    return Wanted(array(list(maxima)), array([text(number) for number in maxima.values()]))
+
+
+# A payload of more text than this is not sent to a worker, which buries its job. It is above whatever a client may enqueue (1 MiB, and a
+# half more where PostgreSQL writes spaces) but for numbers that it writes out: 1e300. So it came by raw SQL.
+PAYLOAD_SENT_BYTES_MAX = 16 << 20
+# Of the payloads of one claim: see sql/functions/claim/claim.sql.
+CLAIM_BYTES_MAX = 16 << 20
+
+
+@attrs.frozen(kw_only=True)
+class NamedClaim:
+    """What became of the claim of one job."""
+
+    job: ClaimedJob | None
+    is_still_there: bool = False  # it was not taken, and not by anybody else either
+
+
+def claim(
+    schema: str,
+    *,
+    worker_id: WorkerId,
+    queues: Sequence[str],
+    jobs_max: int,
+    lease_seconds: float,
+    is_asleep: bool = False,
+    after: ClaimedJob | None = None,
+    only: Wanted | None = None,
+    bytes_max: int = CLAIM_BYTES_MAX,
+) -> Ask[Claim]:
+    """Claim up to `jobs_max` due jobs, each with a new execution and a lease.
+
+    With `after`, the look goes on behind that job and does not see what comes before it (runtime/resuming.py). With `only`, jobs
+    of other types are left; `bytes_max` bounds the payloads of all jobs but the first.
+
+    Cancellation: the claim may have been committed; its leases then run out. Shield it.
+
+    Source: sql/functions/claim/claim.sql
+    """
+    types = "uuid text[] integer float8 boolean text integer timestamptz uuid text[] integer[] bigint bigint"
+    values: list[str | None] = [worker_id.hex, array(queues), str(jobs_max), str(lease_seconds), str(is_asleep)]
+    if after is None:
+        values += [None, None, None, None]
+    else:
+        whole = after.whole
+        values += [whole.queue_name, str(whole.priority), whole.scheduled_at.isoformat(), whole.id.hex]
+    values += [None, None] if only is None else [only.types, only.maxima]
+    values += [str(bytes_max), str(PAYLOAD_SENT_BYTES_MAX)]
+
+    def read(answer: Answer, encoding: str) -> Claim:
+        count = answer.ntuples
+        next_due_seconds = snapshot_xmin = None
+        ran_dry = count > 0 and is_null(answer, count - 1, ID)
+        if ran_dry:
+            count -= 1
+            next_due_seconds = value_at(answer, count, NEXT_DUE_SECONDS, encoding)
+            snapshot_xmin = value_at(answer, count, SNAPSHOT_XMIN, encoding)
+        return Claim(
+            jobs=[ClaimedJob.from_row(answer, row, encoding, worker_id) for row in range(count)],
+            ran_dry=ran_dry,
+            next_due_seconds=next_due_seconds,
+            is_contended=next_due_seconds is not None and next_due_seconds <= 0,
+            snapshot_xmin=snapshot_xmin,
+        )
+
+    return Ask(call("claim", types, schema), values, read, is_durable=False)
+
+
+def claim_apart(
+    schema: str,
+    *,
+    worker_id: WorkerId,
+    queues: Sequence[str],
+    jobs_max: int,
+    lease_seconds: float,
+    only: Wanted | None = None,
+) -> Ask[Claim]:
+    """Claim due jobs one at a time, when `claim` has failed over some row, and put aside those that cannot be claimed.
+
+    Returns: as `claim`, never dry: the next one passes over what was put aside.
+
+    Cancellation: as for `claim`.
+
+    Source: sql/functions/claim/claim_apart.sql
+    """
+
+    def read(answer: Answer, encoding: str) -> Claim:
+        jobs, put_aside = [], []
+        for row in range(answer.ntuples):
+            if not is_null(answer, row, EXECUTION_ID):
+                jobs.append(ClaimedJob.from_row(answer, row, encoding, worker_id))
+                continue
+            said = answer.get_value(row, PAYLOAD)
+            why = "" if said is None else said.decode(encoding, "replace")
+            put_aside.append(PutAside(job_id=JobId(value_at(answer, row, ID, encoding)), why=why))
+        return Claim(jobs=jobs, ran_dry=False, next_due_seconds=None, is_contended=False, snapshot_xmin=None, put_aside=put_aside)
+
+    types = "uuid text[] integer float8 text[] integer[] bigint"
+    values = (worker_id.hex, array(queues), str(jobs_max), str(lease_seconds), *_as_wanted(only), str(PAYLOAD_SENT_BYTES_MAX))
+    return Ask(call("claim_apart", types, schema), values, read)
+
+
+def _as_wanted(only: Wanted | None) -> tuple[str | None, str | None]:
+    return (None, None) if only is None else (only.types, only.maxima)
+
+
+def claim_named(
+    schema: str,
+    *,
+    worker_id: WorkerId,
+    queues: Sequence[str],
+    job_id: str,
+    lease_seconds: float,
+    only: Wanted | None = None,
+) -> Ask[NamedClaim]:
+    """Claim one job of these queues, by its key, if it is due. `job_id` is the key's text; another text names no job.
+
+    A row that cannot be updated is still there: whoever looks for it puts it aside.
+
+    Cancellation: as for `claim`.
+
+    Source: sql/functions/claim/claim_named.sql
+    """
+
+    def read(answer: Answer, encoding: str) -> NamedClaim:
+        count = answer.ntuples
+        if count and not is_null(answer, 0, ID):
+            return NamedClaim(job=ClaimedJob.from_row(answer, 0, encoding, worker_id))
+        return NamedClaim(job=None, is_still_there=count == 0)
+
+    types = "uuid text[] uuid float8 text[] integer[] bigint"
+    values = (worker_id.hex, array(queues), job_id, str(lease_seconds), *_as_wanted(only), str(PAYLOAD_SENT_BYTES_MAX))
+    return Ask(call("claim_named", types, schema), values, read, _still_there, is_durable=False)
+
+
+def _still_there(error: Exception) -> NamedClaim:
+    if isinstance(error, (errors.LockNotAvailable, errors.InvalidTextRepresentation)) or is_of_a_row(error):
+        return NamedClaim(job=None, is_still_there=True)
+    raise error

@@ -1,0 +1,277 @@
+"""How a job ends, or begins again: settled, cancelled, requeued, purged, pruned."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import attrs
+from psycopg import errors
+
+from pgnotifyq.ledger.ask import Ask, Plan, array, nothing, text
+from pgnotifyq.ledger.columns import number, rows, truth, word
+from pgnotifyq.ledger.errors import Whose, raise_translated, said_of, whose
+from pgnotifyq.ledger.lease import Surprise, job_order, lease_arrays, read_surprises
+from pgnotifyq.ledger.look import checked_limit
+from pgnotifyq.ledger.statements import call, query
+from pgnotifyq.model.errors import ConfigError, IllegalTransition, UniqueKeyHeld
+from pgnotifyq.model.job import JobId, Lease, WorkerId
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgnotifyq.ledger.ask import Answer, Steps, Verb
+    from pgnotifyq.model.outcome import Settlement
+
+# Settled one by one, in one statement. Beside the deadline of a link, and each may wait for a lock.
+APART_JOBS_MAX = 25
+APART_LOCK_SECONDS_MAX = 0.02
+_SETTLE_TYPES = "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[]"
+
+
+def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]) -> Verb[list[Surprise]]:
+    """End executions, each fenced by job id and execution id; durable when this is answered.
+
+    Repeating a batch whose reply was lost is safe: an execution that ended is recognised by its id.
+
+    Returns: the jobs that did not end as asked: `lost`, `cancelled` (a cancel had committed first), `dead`, `completed` (by the
+        handler's own transaction, whose commit it was not told of).
+
+    Source: sql/functions/end/complete.sql, sql/functions/end/settle.sql
+    """
+    plain, rest = [], []
+    for lease, settlement in settlements:
+        if settlement is PLAIN_COMPLETION:
+            plain.append(lease)
+        else:
+            rest.append((lease, settlement))
+    asks: list[Ask[list[Surprise]]] = []
+    values: tuple[str, ...]
+    if plain:
+        plain.sort(key=job_order)
+        values = (worker_id.hex, *lease_arrays(plain))
+        asks.append(Ask(call("complete", "uuid uuid[] uuid[]", schema), values, read_surprises))
+    if rest:
+        rest.sort(key=lambda pair: job_order(pair[0]))
+        values = (worker_id.hex, *lease_arrays([lease for lease, _ in rest]), *_as_columns([ending for _, ending in rest]))
+        asks.append(Ask(call("settle", _SETTLE_TYPES, schema), values, read_surprises))
+    if len(asks) == 1:
+        return asks[0]
+
+    def steps() -> Steps[list[Surprise]]:
+        surprises: list[Surprise] = []
+        for ask in asks:
+            surprises += yield ask
+        return surprises
+
+    return Plan(steps)
+
+
+def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]) -> Plan[list[Surprise]]:
+    """Do what `settle` does; where one row stands in the way of the others, do it apart.
+
+    Returns: as `settle`, and as `settle_apart` with `is_last`.
+    """
+
+    def steps() -> Steps[list[Surprise]]:
+        try:
+            surprises: list[Surprise] = yield settle(schema, worker_id=worker_id, settlements=settlements)
+        except Exception as error:
+            # Ours too: a trigger of the user's that lacks a table or a right says the same as a schema that does.
+            if whose(error) not in {Whose.JOB, Whose.OURS}:
+                raise
+            surprises = yield settle_apart(schema, worker_id=worker_id, settlements=settlements)
+            return surprises
+        lost = {surprise.job_id for surprise in surprises if surprise.became == "lost"}
+        if not lost:
+            return surprises
+        # Or left out by a trigger of the user's that returned null, in which case it is still held.
+        again = [(lease, settlement) for lease, settlement in settlements if lease.job_id in lost]
+        apart: list[Surprise] = yield settle_apart(schema, worker_id=worker_id, settlements=again)
+        return [surprise for surprise in surprises if surprise.became != "lost"] + apart
+
+    return Plan(steps)
+
+
+def settle_apart(
+    schema: str,
+    *,
+    worker_id: WorkerId,
+    settlements: Sequence[tuple[Lease, Settlement]],
+    lock_seconds: float = APART_LOCK_SECONDS_MAX,
+    is_last: bool = True,
+    jobs_max: int = APART_JOBS_MAX,
+) -> Plan[list[Surprise]]:
+    """End executions as `settle` does, each apart from the others; what cannot be written is put aside in the database.
+
+    In statements of `jobs_max`, each durable when it is answered, so that one that is late does not undo those before it. The connection
+    is to be in autocommit.
+
+    Args:
+        schema: ours.
+        worker_id: who ends them.
+        settlements: which, and how.
+        lock_seconds: how long each may wait for a lock.
+        is_last: put aside what is busy, too.
+        jobs_max: how many go into a statement.
+
+    Returns: as `settle`; and `bare` (it ended without its message and result), `refused` (put aside), and, but for `is_last`, `busy`
+        (somebody holds its row, or what a trigger wants).
+
+    Source: sql/functions/end/settle_apart.sql
+    """
+
+    def steps() -> Steps[list[Surprise]]:
+        surprises: list[Surprise] = []
+        for start in range(0, len(settlements), jobs_max):
+            surprises += yield from part(settlements[start : start + jobs_max])
+        return surprises
+
+    def part(some: Sequence[tuple[Lease, Settlement]]) -> Steps[list[Surprise]]:
+        values = (*lease_arrays([lease for lease, _ in some]), *_as_columns([settlement for _, settlement in some]))
+        statement = call("settle_apart", f"{_SETTLE_TYPES} float8 boolean", schema)
+        told: list[Surprise]
+        try:
+            told = yield Ask(statement, (worker_id.hex, *values, str(lock_seconds), str(is_last)), _told_apart)
+        except Exception as error:
+            if whose(error) is not Whose.JOB:
+                raise
+            # Not a row's: those are caught there. A text that the client's encoding lacks, or the server's: no function was called.
+            if len(some) > 1:
+                found: list[Surprise] = []
+                for one in some:
+                    found += yield from part([one])
+                return found
+            ((lease, settlement),) = some
+            if (plain := _in_ascii(settlement)) == settlement:
+                raise
+            told = yield from part([(lease, plain)])
+        return told
+
+    return Plan(steps)
+
+
+def _told_apart(answer: Answer, encoding: str) -> list[Surprise]:
+    return [
+        Surprise(job_id=job_id, became=became, why=why, sqlstate=sqlstate)
+        for job_id, became, sqlstate, why, _ in rows(answer, encoding)
+    ]
+
+
+def _in_ascii(settlement: Settlement) -> Settlement:
+    """Return a settlement with its texts escaped; the result's JSON means the same."""
+    error, result = settlement.error_message, settlement.result_json
+    if error is not None:
+        error = error.encode("ascii", "backslashreplace").decode()
+    if result is not None and not result.isascii():
+        result = json.dumps(json.loads(result))
+    return attrs.evolve(settlement, error_message=error, result_json=result)
+
+
+def _as_columns(endings: Sequence[Settlement]) -> tuple[str, ...]:
+    """Write how executions end as the arrays that settle() takes."""
+    return (
+        array([ending.kind.value for ending in endings]),
+        array([ending.outcome for ending in endings]),
+        array([str(float(ending.delay_seconds)) for ending in endings]),
+        array([ending.error_message for ending in endings]),
+        array([ending.result_json for ending in endings]),
+        array([ending.reason for ending in endings]),
+    )
+
+
+def cancel(schema: str, job_id: JobId, why: str | None = None) -> Ask[str]:
+    """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`. Source: sql/functions/end/cancel.sql."""
+    reason = None if why is None else bounded(why)
+    return Ask(call("cancel", "uuid text", schema), (job_id.hex, reason), word, said_of(schema))
+
+
+def await_job(schema: str, job_id: JobId) -> Ask[bool]:
+    """Have the end of a job announced; False when it has ended, or is not there. Source: sql/functions/end/await_job.sql."""
+    return Ask(call("await_job", "uuid", schema), (job_id.hex,), truth, said_of(schema))
+
+
+def requeue(schema: str, job_id: JobId) -> Ask[bool]:
+    """Bring a dead letter back as the job it was; False when there is none.
+
+    Raises:
+        UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
+        IllegalTransition: a job has its id, which somebody chose by hand; the dead letter stays.
+    """
+
+    def on_error(error: Exception) -> bool:
+        if not isinstance(error, errors.UniqueViolation):
+            raise_translated(error, schema)
+        if error.diag.constraint_name == "jobs_pkey":
+            message = f"dead letter {job_id} cannot be requeued: a job has its id; delete that job, or purge the letter"
+            raise IllegalTransition(message) from error
+        message = (
+            f"dead letter {job_id} cannot be requeued: an unfinished job has its unique key; wait for that one, or cancel it"
+        )
+        raise UniqueKeyHeld(message) from error
+
+    return Ask(call("requeue", "uuid", schema), (job_id.hex,), truth, on_error, may_repeat=False)
+
+
+def requeue_all(schema: str, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> Ask[int]:
+    """Bring back dead letters, the oldest first, in one transaction; return how many.
+
+    Those whose unique key an unfinished job holds stay, and do not count.
+
+    Raises:
+        ConfigError: `limit` is negative.
+    """
+    values = (queue, job_type, str(checked_limit(limit)))
+    return Ask(call("requeue_all", "text text integer", schema), values, number, said_of(schema), may_repeat=False)
+
+
+def purge_dead(schema: str, *, job_id: JobId | None = None, older_than_seconds: float | None = None) -> Ask[int]:
+    """Delete a dead letter, or those that died longer ago than given; return how many. Without either: none.
+
+    Raises:
+        ConfigError: `older_than_seconds` is negative or not a number.
+    """
+    if older_than_seconds is not None and not 0 <= older_than_seconds < math.inf:
+        raise ConfigError(f"older_than_seconds {older_than_seconds!r} is out of range: use 0, which is all of them, or more")
+    values = (text(job_id), text(older_than_seconds))
+    return Ask(query("purge_dead", schema), values, number, said_of(schema), may_repeat=False)
+
+
+def set_retention(schema: str, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> Ask[None]:
+    """Say how long the finished jobs of a queue are kept, whatever workers are set to.
+
+    Raises:
+        InvalidJob: a value is out of range.
+
+    Source: sql/functions/end/set_retention.sql
+    """
+    values = (queue, text(keep_seconds), ending)
+    return Ask(call("set_retention", "text float8 text", schema), values, nothing, said_of(schema))
+
+
+def prune(
+    schema: str,
+    *,
+    older_than_seconds: float,
+    after_id: JobId | None,
+    jobs_max: int,
+    queues: Sequence[str] | None = None,
+) -> Ask[tuple[int, JobId | None]]:
+    """Delete one batch of jobs that ended longer ago than they are kept, with their history.
+
+    Those of `queues` (None: of all) are kept as long as given, where set_retention does not say otherwise.
+
+    Returns: how many; the id to go on from, or None at the end of the pass.
+
+    Source: sql/functions/end/prune.sql
+    """
+    after = None if after_id is None else after_id.hex
+    values = (str(older_than_seconds), after, str(jobs_max), None if queues is None else array(queues))
+    return Ask(call("prune", "float8 uuid integer text[]", schema), values, _pruned)
+
+
+def _pruned(answer: Answer, encoding: str) -> tuple[int, JobId | None]:
+    ((deleted, after_id),) = rows(answer, encoding)
+    return deleted, after_id

@@ -1,0 +1,143 @@
+"""A lease on its way: renewed, asked about, given back, and taken over when it has expired."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from pgnotifyq.ledger.ask import Ask, array, nothing, text
+from pgnotifyq.ledger.columns import rows, truth, word
+from pgnotifyq.ledger.statements import call
+from pgnotifyq.model.job import JobId, Lease, WorkerId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pgnotifyq.ledger.ask import Answer
+
+
+@attrs.frozen(kw_only=True)
+class Surprise:
+    """A job for which a worker's write did not simply succeed."""
+
+    job_id: JobId
+    # lost, cancelled, dead, completed; of a heartbeat also unrenewed; of what was settled apart also bare, busy, refused
+    became: str
+    why: str | None = None  # the message left by whoever cancelled; or what the database said
+    sqlstate: str | None = None  # of what the database said
+
+
+def heartbeat(schema: str, *, worker_id: WorkerId, leases: Sequence[Lease], lease_seconds: float) -> Ask[list[Surprise]]:
+    """Give a sign of life and renew leases.
+
+    Returns: the jobs that are not simply renewed: `cancelled` (still held; stop the handler), `lost`, or `unrenewed` (still held, and its
+        row cannot be written now: somebody holds it, say).
+
+    Source: sql/functions/lease/heartbeat.sql
+    """
+    values = (worker_id.hex, *lease_arrays(sorted(leases, key=job_order)), str(lease_seconds))
+    return Ask(call("heartbeat", "uuid uuid[] uuid[] float8", schema), values, read_surprises, is_durable=False)
+
+
+def lost(schema: str, leases: Sequence[Lease]) -> Ask[set[JobId]]:
+    """Return which of some executions, that hold their jobs no more, have lost them, and did not end by what this worker wrote.
+
+    Source: sql/functions/end/surprises.sql
+    """
+    return Ask(call("surprises", "uuid[] uuid[]", schema), lease_arrays(sorted(leases, key=job_order)), _lost)
+
+
+def _lost(answer: Answer, encoding: str) -> set[JobId]:
+    return {surprise.job_id for surprise in read_surprises(answer, encoding) if surprise.became == "lost"}
+
+
+def cancelled(schema: str, leases: Sequence[Lease]) -> Ask[list[Surprise]]:
+    """Return which of some executions shall stop because their jobs were cancelled. Source: sql/functions/lease/cancelled.sql."""
+    return Ask(call("cancelled", "uuid[] uuid[]", schema), lease_arrays(leases), _cancelled)
+
+
+def _cancelled(answer: Answer, encoding: str) -> list[Surprise]:
+    return [Surprise(job_id=job_id, became="cancelled", why=why) for job_id, why in rows(answer, encoding)]
+
+
+def read_surprises(answer: Answer, encoding: str) -> list[Surprise]:
+    """Read rows of a job's id, what became of it and, from some functions, why."""
+    return [
+        Surprise(job_id=job_id, became=became, why=rest[0] if rest else None) for job_id, became, *rest in rows(answer, encoding)
+    ]
+
+
+def job_order(lease: Lease) -> int:
+    """Order as PostgreSQL orders uuids; comparing the objects themselves takes five times as long."""
+    return lease[0].int
+
+
+def lease_arrays(leases: Sequence[Lease]) -> tuple[str, str]:
+    """Write job ids and execution ids as two arrays."""
+    return (
+        "{" + ",".join([lease[0].hex for lease in leases]) + "}",
+        "{" + ",".join([lease[1].hex for lease in leases]) + "}",
+    )
+
+
+def still_holds(schema: str, lease: Lease) -> Ask[str]:
+    """Lock the job's row until the transaction ends, and tell whether the execution may still write.
+
+    Returns: `held`, `cancelled` or `lost`.
+
+    Source: sql/functions/lease/still_holds.sql
+    """
+    return Ask(call("still_holds", "uuid uuid", schema), (lease.job_id.hex, lease.execution_id.hex), word)
+
+
+def report_progress(schema: str, lease: Lease, *, fraction: float | None, message: str | None) -> Ask[bool]:
+    """Store how far an execution has come; False when it no longer holds the job.
+
+    Source: sql/functions/lease/report_progress.sql
+    """
+    values = (lease.job_id.hex, lease.execution_id.hex, text(fraction), message)
+    return Ask(call("report_progress", "uuid uuid float4 text", schema), values, truth, is_durable=False)
+
+
+@attrs.frozen(kw_only=True)
+class Reclaimed:
+    """A job taken back from a worker that lost it."""
+
+    job_id: JobId
+    job_type: str
+    queue_name: str
+    worker_id: WorkerId
+    attempt: int
+    became: str  # pending, dead or cancelled; completed, where its worker could not write that; refused: put aside
+
+
+def release_all(schema: str, worker_id: WorkerId) -> Ask[None]:
+    """Give back what a worker holds, uncharged: its process is about to end. Source: sql/functions/lease/release_all.sql."""
+    return Ask(call("release_all", "uuid", schema), (worker_id.hex,), nothing)
+
+
+def reclaim(
+    schema: str, *, worker_id: WorkerId, jobs_max: int, dead: Sequence[WorkerId] = ()
+) -> Ask[tuple[list[Reclaimed], float | None, bool]]:
+    """Take back jobs whose lease ran out or whose worker is dead, at most `jobs_max`.
+
+    Returns: the jobs; seconds until the next lease runs out (None: none is held); whether all there were are taken.
+
+    Source: sql/functions/lease/reclaim.sql
+    """
+    values = (worker_id.hex, str(jobs_max), array([each.hex for each in dead]))
+    return Ask(call("reclaim", "uuid integer uuid[]", schema), values, _reclaimed)
+
+
+def _reclaimed(answer: Answer, encoding: str) -> tuple[list[Reclaimed], float | None, bool]:
+    found = rows(answer, encoding)
+    next_seconds = None
+    took_all = bool(found) and found[-1][0] is None
+    if took_all:
+        next_seconds = found.pop()[6]
+    jobs = [
+        Reclaimed(job_id=row[0], job_type=row[1], queue_name=row[2], worker_id=row[3], attempt=row[4], became=row[5])
+        for row in found
+    ]
+    return jobs, next_seconds, took_all
