@@ -24,7 +24,7 @@ from pgnotifyq.model.registry import finished
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.context import JobContext
-from pgnotifyq.runtime.holdings import Running
+from pgnotifyq.runtime.running import Running
 from pgnotifyq.runtime.tenants import OrgContext
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.asking import ask

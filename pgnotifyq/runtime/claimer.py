@@ -17,8 +17,8 @@ import trio
 from pgnotifyq.ledger import claim, workers
 from pgnotifyq.ledger.errors import is_of_a_row
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.resuming import Resuming
+from pgnotifyq.runtime.running import Running
 from pgnotifyq.runtime.served import publish
 from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
 from pgnotifyq.wire.asking import ask
@@ -91,17 +91,16 @@ async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> 
     async def once(connection: Connection) -> tuple[claim.Claim, float] | None:
         sent_at = trio.current_time()
         # Who sleeps looks now and then, to be sure that there is nothing. A hand-over that comes meanwhile finds a slot.
-        reserved = parts.slots.reserve(max(parts.slots.free - 1, 1) if is_asleep else None)
+        reserved = parts.executions.reserve(max(parts.executions.free - 1, 1) if is_asleep else None)
         if not reserved:
             return None
-        spent = 0
+        claimed: list[Running] = []
         try:
             with parts.claim_size.of(reserved) as asked:
                 found = await _ask(parts, connection, asked, is_asleep=is_asleep, after=after)
-            parts.take_up([Running(job=job, renewed_at=sent_at) for job in found.jobs])
-            spent = len(found.jobs)
+            claimed = [Running(job=job, renewed_at=sent_at) for job in found.jobs]
         finally:
-            parts.slots.release(reserved - spent)
+            parts.executions.take_up(claimed, reserved)
         return found, sent_at
 
     return await parts.quick.run(once, shield=True)
@@ -134,12 +133,12 @@ async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep:
 
 async def _wait_for_a_slot(parts: Parts, sleep: Sleep, expects_at: float, *, rung: bool) -> None:
     """Wait until a slot is free. A wake-up that comes meanwhile, or has just come, is for somebody else: hand it on."""
-    while not parts.slots.wants_more:
-        if rung and not parts.slots.free:
+    while not parts.executions.wants_more:
+        if rung and not parts.executions.free:
             await _wake_up(parts, sleep, hand_on=True)
             rung = False
             continue  # a slot may have become free
-        parts.slots.ring_when_wanted(parts.bell)
+        parts.executions.ring_when_wanted(parts.bell)
         is_listed = sleep.stage is not Stage.AWAKE
         rung = await parts.bell.wait(expects_at - trio.current_time() if is_listed else math.inf) or is_listed
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from pgnotifyq.model.job import ExecutionId, Job
     from pgnotifyq.model.outcome import Interrupt
-    from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.running import Running
     from pgnotifyq.wire.connection import Connection
 
 _log = logging.getLogger("pgnotifyq.job")

@@ -20,8 +20,8 @@ from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.heartbeat import interrupt
 
 if TYPE_CHECKING:
-    from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.running import Running
 
 
 @attrs.define(eq=False)
@@ -47,7 +47,7 @@ async def tell_deadlines_for_ever(parts: Parts) -> None:
             continue
         await trio.lowlevel.checkpoint()  # the handlers first: those that end tell of it themselves
         deadlines.next_at = math.inf
-        for running in parts.holdings:
+        for running in parts.executions:
             tell_deadline(parts, running)
             if running.interrupt is None and (at := _deadline_of(running)) is not None:
                 deadlines.note(at)

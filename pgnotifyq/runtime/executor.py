@@ -47,8 +47,8 @@ from pgnotifyq.runtime.slate import Slate, Start
 
 if TYPE_CHECKING:
     from pgnotifyq.model.registry import Handler
-    from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.running import Running
 
 WAITED_SECONDS = 1.0  # until a job is tried again that waited for a connection in vain: it has waited for long enough
 _DEFAULT_RETRY = RetryPolicy()
@@ -131,14 +131,14 @@ async def _serve(parts: Parts, slot: _Slot, slate: Slate, scope: trio.CancelScop
 
     Raises: whatever a handler raises, where it left nothing open.
     """
-    slots, settler, task = parts.slots, parts.settler, trio.lowlevel.current_task()
+    executions, settler, task = parts.executions, parts.settler, trio.lowlevel.current_task()
     while not slate.is_cancelled():
-        slot.running = running = await slots.take()
+        slot.running = running = await executions.take()
         if running is None:
             slot.is_over = True
             return True
         running.task = task
-        if not slots.is_backed_up:
+        if not executions.is_backed_up:
             settler.go_on()
         try:
             ended = await _run(parts, running, scope)
@@ -230,7 +230,7 @@ async def _run(parts: Parts, running: Running, scope: trio.CancelScope) -> Ended
     Raises: whatever the handler raises.
     """
     job = running.job
-    if parts.is_draining and running.interrupt is None:
+    if parts.executions.is_draining and running.interrupt is None:
         # Claimed while the shutdown was signalled: not started, given back.
         running.stop(Interrupt(kind=InterruptKind.SHUTDOWN, why="the worker is shutting down"))
     if running.interrupt is not None:

@@ -25,7 +25,7 @@ from trio.lowlevel import RunVar
 from pgnotifyq.ledger import end, enqueue
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, QUEUE_DEFAULT, ExecutionId, JobId
-from pgnotifyq.runtime.holdings import Running
+from pgnotifyq.runtime.running import Running
 from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.wire.asking import ask
 
@@ -63,11 +63,11 @@ def find_taker(dsn: str, schema: str, job: NewJob) -> Parts | None:
     if not takers or job.scheduled_at is not None or job.delay_seconds or job.unique_key is not None:
         return None
     for parts in takers.get((dsn, schema), ()):
-        is_idle = parts.saw_queues_empty and not parts.bell.is_ringing and not parts.is_draining
+        is_idle = parts.saw_queues_empty and not parts.bell.is_ringing and not parts.executions.is_draining
         if (
             is_idle
-            and parts.slots.free > 0
-            and not parts.slots.is_backed_up
+            and parts.executions.free > 0
+            and not parts.executions.is_backed_up
             and (handler := parts.registry.find(job.job_type)) is not None
             and (job.queue_name or handler.queue or QUEUE_DEFAULT) in parts.config.queues
         ):
@@ -86,7 +86,7 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
     queue_name, max_attempts = _said(parts, job)
     job_id, other_id = enqueue.new_ids(2)
     execution_id = ExecutionId(other_id)
-    if not parts.slots.reserve(1):
+    if not parts.executions.reserve(1):
         # Taken since `find_taker` looked.
         return await ask(connection, enqueue.enqueue_one(config.schema, job, payload, is_alone=True))
     sent_at = trio.current_time()
@@ -100,10 +100,10 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
         if connection.closed:
             _release_in_doubt(parts, job, job_id, execution_id, sent_at)
         else:
-            parts.slots.release(1)
+            parts.executions.take_up((), 1)
         raise
     if not is_claimed:
-        parts.slots.release(1)
+        parts.executions.take_up((), 1)
         parts.bell.ring()
         return job_id
     running = Running(
@@ -120,11 +120,12 @@ async def enqueue_and_hand_over(connection: Connection, parts: Parts, job: NewJo
         ),
         renewed_at=sent_at,
     )
-    if parts.slots.is_closed:
+    if parts.executions.is_closed:
         # The worker drained meanwhile, and nobody of it looks any more.
         await ask(connection, end.settle(config.schema, worker_id=parts.worker_id, settlements=[(running.lease, RELEASED)]))
+        parts.executions.take_up((), 1)
         return job_id
-    parts.take_up([running])
+    parts.executions.take_up([running], 1)
     return job_id
 
 
@@ -143,6 +144,6 @@ def _release_in_doubt(parts: Parts, job: NewJob, job_id: JobId, execution_id: Ex
         job, job_id, execution_id, "{}", UNKNOWN_TIME, queue_name=queue_name, max_attempts=max_attempts,
         worker_id=parts.worker_id, lease_seconds=parts.config.lease_seconds,
     )  # fmt: skip
-    running = Running(job=doubtful, renewed_at=sent_at, has_ended=True)
-    parts.holdings.add([running])
+    running = Running(job=doubtful, renewed_at=sent_at)
+    parts.executions.hold(running)
     parts.settler.add(running, RELEASED)

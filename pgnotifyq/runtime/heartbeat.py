@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pgnotifyq.model.job import JobId
-    from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.running import Running
     from pgnotifyq.wire.connection import Connection
 
 RENEWED_AT_ONCE_MAX = 500  # bounds one statement, whose cost grows a little faster than its size
@@ -39,23 +39,23 @@ async def beat_for_ever(parts: Parts) -> None:
         now = trio.current_time()
         # Whether jobs come or not: short ones never need a beat, and a worker that has nothing else is not silent for that.
         idle_for = IDLE_BEAT_SECONDS if parts.push.has_session else min(IDLE_BEAT_SECONDS, every)
-        oldest = parts.holdings.oldest()
+        oldest = parts.executions.oldest()
         wake_at = beaten_at + idle_for * (0.9 + 0.1 * parts.random.random())
         if oldest is not None:
             wake_at = min(wake_at, oldest.renewed_at + every)
         if wake_at > now:
             with trio.move_on_at(wake_at):
-                if len(parts.holdings):
+                if len(parts.executions):
                     # What is claimed meanwhile needs no beat before that; nor does anything where all that is held is lost.
                     await trio.sleep(every / 2)
                 else:
-                    await parts.holdings.taken_up.wait()
+                    await parts.executions.taken_up.wait()
                     await trio.lowlevel.checkpoint()  # the job first
             continue
         beaten_at = now
         if oldest is None and not parts.push.has_session:
             parts.trust.bell.ring()  # a beat that finds out whether others have forgotten this worker (trust.py)
-        elif not await renew(parts, parts.holdings.renewed_before(now - every * (1 - TOGETHER_SHARE))):
+        elif not await renew(parts, parts.executions.renewed_before(now - every * (1 - TOGETHER_SHARE))):
             await trio.sleep(every * TOGETHER_SHARE)  # some row cannot be written now
 
 
@@ -81,7 +81,7 @@ async def _renew_at_once(parts: Parts, due: Sequence[Running]) -> bool:
             continue
         if running.job.id not in lost:
             # What has ended, or was completed, has no lease any more, and nothing that one would protect; it was looked at.
-            parts.holdings.renew(running, sent_at)
+            parts.executions.renew(running, sent_at)
         if surprise is not None and surprise.became == "cancelled":
             _interrupt_cancelled(parts, running, surprise.why)
     for running in missing:
@@ -165,7 +165,7 @@ async def check_cancels(parts: Parts, told: Sequence[Running], connection: Conne
 
 def interrupt(parts: Parts, running: Running, reason: Interrupt) -> None:
     """Stop one execution, with a reason, and tell."""
-    if not parts.holdings.stop(running, reason):
+    if not parts.executions.stop(running, reason):
         return
     fields: dict[str, object] = {
         "job_id": running.job.id,
@@ -185,16 +185,16 @@ async def count_grace_for_ever(parts: Parts) -> None:
     """Follow interrupted executions: after their grace, cancel cooperative ones and report the unresponsive."""
     async with trio.open_nursery() as nursery:
         while True:
-            await parts.holdings.stopped_bell.wait()
+            await parts.executions.stopped_bell.wait()
             await trio.lowlevel.checkpoint()  # the handlers first
-            stopped, parts.holdings.stopped = parts.holdings.stopped, []
+            stopped, parts.executions.stopped = parts.executions.stopped, []
             for running in stopped:
                 nursery.start_soon(_count_grace, parts, running)
 
 
 async def _count_grace(parts: Parts, running: Running) -> None:
     await trio.sleep(parts.config.grace_seconds)
-    if parts.holdings.find(running.job.id, running.lease.execution_id) is not running or running.scope is None:
+    if parts.executions.find(running.job.id, running.lease.execution_id) is not running or running.scope is None:
         return
     if running.is_cooperative:
         running.cancel_scope()

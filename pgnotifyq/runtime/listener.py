@@ -107,7 +107,7 @@ async def listen_for_ever(parts: Parts) -> None:
             told = why
         parts.push.is_proven = False
         parts.push.has_session = False
-        if len(parts.holdings):
+        if len(parts.executions):
             parts.trust.bell.ring()  # others may have seen the session end
         parts.bell.ring()  # the claimer may have planned to sleep until it was told
         await trio.sleep((DEAF_RETRY_SECONDS if is_deaf else pause) * (0.5 + parts.random.random()))
@@ -141,7 +141,7 @@ async def _listen(parts: Parts) -> None:
         parts.emit(Event(name=EventName.LISTENER_CONNECTED, fields={}))
         parts.bell.ring()
         # Cancels that were sent while nobody listened.
-        await renew(parts, list(parts.holdings))
+        await renew(parts, list(parts.executions))
         heard_at = trio.current_time()
         while True:
             heard: list[Notify] = []
@@ -210,7 +210,7 @@ async def _hear(parts: Parts, heard: list[Notify], connection: Connection) -> No
     for note in heard:
         match channels.read(note.payload):
             case Cancel(job_id=job_id, execution_id=execution_id):
-                running = parts.holdings.find(job_id, execution_id)
+                running = parts.executions.find(job_id, execution_id)
                 if running is not None:
                     stopping.append(running)
             case Company():

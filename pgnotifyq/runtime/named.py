@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from pgnotifyq.ledger import claim
-from pgnotifyq.runtime.holdings import Running
+from pgnotifyq.runtime.running import Running
 from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.runtime.sleep import LULL_SECONDS
 from pgnotifyq.wire.asking import ask
@@ -47,8 +47,8 @@ async def answer(parts: Parts, named: JobId | None, connection: Connection) -> N
     now = trio.current_time()
     is_lulled = now - parts.woken_at > LULL_SECONDS
     parts.woken_at = now
-    is_idle = is_lulled and parts.saw_queues_empty and not parts.bell.is_ringing and not parts.is_draining
-    if named is None or not is_idle or parts.slots.is_backed_up or not parts.slots.reserve(1):
+    is_idle = is_lulled and parts.saw_queues_empty and not parts.bell.is_ringing and not parts.executions.is_draining
+    if named is None or not is_idle or parts.executions.is_backed_up or not parts.executions.reserve(1):
         parts.bell.ring()
         return
     try:
@@ -65,18 +65,17 @@ async def answer(parts: Parts, named: JobId | None, connection: Connection) -> N
                 ),
             )
     except BaseException:
-        parts.slots.release(1)
+        parts.executions.take_up((), 1)
         raise
     if found.job is None:
-        parts.slots.release(1)
+        parts.executions.take_up((), 1)
         if found.is_still_there:
             parts.bell.ring()
         return
     running = Running(job=found.job, renewed_at=now)
-    if parts.slots.is_closed:
+    if parts.executions.is_closed:
         # The worker drained meanwhile, and nobody of it starts anything.
-        running.has_ended = True
-        parts.holdings.add([running])
+        parts.executions.hold(running)
         parts.settler.add(running, RELEASED)
         return
-    parts.take_up([running])
+    parts.executions.take_up([running], 1)

@@ -9,25 +9,21 @@ import attrs
 import trio
 import trio.lowlevel
 
-from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.claim_size import ClaimSize
 from pgnotifyq.runtime.deadlines import Deadlines
-from pgnotifyq.runtime.holdings import Holdings
+from pgnotifyq.runtime.executions import Executions
 from pgnotifyq.runtime.listener import Push
 from pgnotifyq.runtime.served import Served
 from pgnotifyq.runtime.settler import Settler
-from pgnotifyq.runtime.slots import Slots
 from pgnotifyq.runtime.trust import Trust
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
 
     from pgnotifyq.model.config import WorkerConfig
     from pgnotifyq.model.job import WorkerId
     from pgnotifyq.model.registry import JobRegistry
-    from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.telling import Telling
     from pgnotifyq.runtime.tenants import Databases
@@ -53,11 +49,10 @@ class Parts:
     # Connections for handlers.
     databases: Databases
     trust: Trust
-    slots: Slots
+    executions: Executions
     threads: trio.CapacityLimiter
     # The way from a handler's thread into the loop.
     token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token, init=False)
-    holdings: Holdings = attrs.field(factory=Holdings)
     deadlines: Deadlines = attrs.field(factory=Deadlines)
     settler: Settler = attrs.field(init=False)
     # What it has handlers for.
@@ -69,7 +64,6 @@ class Parts:
     bell: Bell = attrs.field(factory=Bell)
     # Rung when other workers should be looked at at once.
     company: Bell = attrs.field(factory=Bell)
-    is_draining: bool = False
     # The last claim found less than it asked for, and nothing due was left behind: what is enqueued now is first.
     saw_queues_empty: bool = False
     # When a wake-up was last heard, on trio's clock.
@@ -80,11 +74,3 @@ class Parts:
     def __attrs_post_init__(self) -> None:
         self.settler = Settler(self)
         self.served = Served(self.registry)
-
-    def take_up(self, claimed: Sequence[Running]) -> None:
-        """Hold jobs that this worker has claimed, and hand them to its slots; a permit was taken for each."""
-        self.holdings.add(claimed)
-        self.slots.give(claimed)
-        if self.tells_routine:
-            for running in claimed:
-                self.emit(Event(name=EventName.JOB_CLAIMED, fields=running.names()))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pgnotifyq.ledger.ask import Plan
-    from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.running import Running
 
 # Bounds one statement. A claim can run beside it on the other connection, so the permits of a large worker should not all
 # wait for one statement: with 500 slots, 250 were 20 % faster than 1000.
@@ -81,7 +81,7 @@ class Settler:
             self._let_go(running)
         else:
             self._waiting.append((running, settlement))
-            if not self._parts.slots.is_backed_up or len(self._waiting) >= BATCH_MAX // 2:
+            if not self._parts.executions.is_backed_up or len(self._waiting) >= BATCH_MAX // 2:
                 self._bell.ring()
 
     def go_on(self) -> None:
@@ -100,7 +100,7 @@ class Settler:
     async def settle_for_ever(self) -> None:
         """Write what gathers, batch after batch, until cancelled."""
         while True:
-            if not self._waiting or (self._parts.slots.is_backed_up and len(self._waiting) < BATCH_MAX // 2):
+            if not self._waiting or (self._parts.executions.is_backed_up and len(self._waiting) < BATCH_MAX // 2):
                 await self._bell.wait()
                 continue
             self._in_flight = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
@@ -190,7 +190,7 @@ class Settler:
             if len(ended) < len(batch)
             else []
         )
-        self._free([running for running, _ in ended])
+        self._parts.executions.let_go([running for running, _ in ended])
         is_quiet = not became and not self._parts.tells_routine
         for running, settlement in [*ended, *late]:
             if not (is_quiet and settlement.kind is SettleKind.COMPLETE and settlement.error_message is None):
@@ -218,14 +218,8 @@ class Settler:
     def _let_go(self, running: Running) -> None:
         """Free the permit of an execution whose lease is lost."""
         if not running.is_gone:
-            self._free([running])
+            self._parts.executions.let_go([running])
             self._parts.emit(Event(name=EventName.LEASE_LOST, fields=running.names()))
-
-    def _free(self, ended: Sequence[Running]) -> None:
-        for running in ended:
-            running.is_gone = True
-        self._parts.holdings.remove(ended)
-        self._parts.slots.release(len(ended))
 
 
 def _is(surprise: lease.Surprise | None, became: str) -> bool:

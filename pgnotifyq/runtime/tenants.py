@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from pgnotifyq.model.config import WorkerConfig
     from pgnotifyq.model.job import OrgId
     from pgnotifyq.model.outcome import Settlement
-    from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.running import Running
     from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.pool import Pool
 

@@ -122,12 +122,12 @@ async def distrust_for_ever(parts: Parts) -> None:
     trust = parts.trust
     trusted_seconds = parts.config.lease_seconds - parts.config.margin_seconds
     while True:
-        oldest = parts.holdings.oldest()
+        oldest = parts.executions.oldest()
         if oldest is None:
-            await parts.holdings.taken_up.wait()
+            await parts.executions.taken_up.wait()
             await trio.lowlevel.checkpoint()  # the job first
             # Entries whose lease is lost already may linger while their handlers stop.
-            if parts.holdings.oldest() is None:
+            if parts.executions.oldest() is None:
                 await trio.sleep(parts.config.margin_seconds)
             continue
         now = trio.current_time()
@@ -139,7 +139,7 @@ async def distrust_for_ever(parts: Parts) -> None:
         now = trio.current_time()
         trust.note_pause(now - look_at, now)
         why = f"no heartbeat was answered for {trusted_seconds:g} s"
-        for running in parts.holdings.renewed_before(now - trusted_seconds):
+        for running in parts.executions.renewed_before(now - trusted_seconds):
             interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
             parts.settler.distrust(running)
         if now >= trust.patient_until:
@@ -152,7 +152,7 @@ def _stop_shaken(parts: Parts) -> None:
     if not trust.is_shaken(now):
         return
     why = f"nothing was heard from the database for {trust.trusted_seconds:g} s: others may take this worker for dead"
-    for running in parts.holdings:
+    for running in parts.executions:
         is_lost = running.interrupt is not None and running.interrupt.kind is InterruptKind.LEASE_LOST
         if not is_lost and running.claimed_at <= now - trust.trusted_seconds:
             # What has ended is in the settler's hands, and is written late if the fence holds.
@@ -164,8 +164,8 @@ def _stop_shaken(parts: Parts) -> None:
 async def give_back_for_ever(parts: Parts) -> None:
     """Release what was stopped for want of a proof, when its handler has ended."""
     while True:
-        await parts.holdings.given_up_bell.wait()
-        given_up, parts.holdings.given_up = parts.holdings.given_up, []
+        await parts.executions.given_up_bell.wait()
+        given_up, parts.executions.given_up = parts.executions.given_up, []
         for running in given_up:
             if not running.is_settled:
                 parts.settler.add(running, GIVEN_BACK)
@@ -175,8 +175,8 @@ async def prove_for_ever(parts: Parts) -> None:
     """Ask for a proof of life each step, while there are jobs that are older."""
     trust = parts.trust
     while True:
-        if not len(parts.holdings):
-            await parts.holdings.taken_up.wait()
+        if not len(parts.executions):
+            await parts.executions.taken_up.wait()
         older_than = trio.current_time() - trust.step_seconds
         if trust.by_session and trust.heard_at <= older_than and _is_held(parts, older_than):
             await _ask(parts)
@@ -186,7 +186,7 @@ async def prove_for_ever(parts: Parts) -> None:
 
 def _is_held(parts: Parts, claimed_before: float) -> bool:
     """Tell whether a job is held that was claimed before a time. Those renewed longest ago come first, so this looks at one mostly."""
-    return any(running.claimed_at <= claimed_before for running in parts.holdings)
+    return any(running.claimed_at <= claimed_before for running in parts.executions)
 
 
 async def _ask(parts: Parts) -> None:
@@ -289,5 +289,5 @@ async def register(parts: Parts, connection: Connection) -> None:
         ),
     )
     await publish(parts, connection)
-    if parts.is_draining:
+    if parts.executions.is_draining:
         await ask(connection, workers.set_state(parts.config.schema, parts.worker_id, "draining"))

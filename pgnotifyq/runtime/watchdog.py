@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from pgnotifyq.runtime.holdings import Running
     from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.running import Running
 
 # Between two looks, of `loop_blocked_seconds`.
 LOOK_SHARE = 0.5
@@ -154,7 +154,7 @@ def names_of(parts: Parts, task: trio.lowlevel.Task) -> dict[str, Any] | None:
 def _find(parts: Parts, task: trio.lowlevel.Task) -> Running | None:
     """Return the execution that a task belongs to: its slot's own, or one that the handler started."""
     lineage = set(_lineage(task))
-    for running in parts.holdings:
+    for running in parts.executions:
         if running.task in lineage and not running.has_ended:
             return running
     return None

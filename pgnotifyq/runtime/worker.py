@@ -27,6 +27,7 @@ from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.claimer import claim_for_ever
 from pgnotifyq.runtime.deadlines import tell_deadlines_for_ever
+from pgnotifyq.runtime.executions import Executions
 from pgnotifyq.runtime.executor import execute_for_ever
 from pgnotifyq.runtime.forks import ending_copies
 from pgnotifyq.runtime.handover import open_door
@@ -39,7 +40,6 @@ from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
 from pgnotifyq.runtime.served import ring_for_new_handlers
 from pgnotifyq.runtime.settler import RELEASED
-from pgnotifyq.runtime.slots import Slots
 from pgnotifyq.runtime.telling import Telling
 from pgnotifyq.runtime.tenants import find_tenant_role, open_databases
 from pgnotifyq.runtime.trust import (
@@ -130,6 +130,7 @@ async def run_worker(
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
     emit = Telling(on_event)
     randomness = random.Random(handle.worker_id.int)  # noqa: S311  # jitter
+    tells_routine = routine_events if on_event is not None else is_routine_logged()
     deadline_seconds = min(LINK_DEADLINE_SECONDS, config.lease_seconds * LINK_DEADLINE_SHARE)
 
     def link(name: str) -> Link:
@@ -150,9 +151,9 @@ async def run_worker(
             listen_dsn=listen_dsn or dsn,
             databases=databases,
             trust=Trust(grace_seconds=config.session_grace_seconds),
-            slots=Slots(config.concurrency),
+            executions=Executions(config.concurrency, emit if tells_routine else None),
             threads=trio.CapacityLimiter(config.concurrency),
-            tells_routine=routine_events if on_event is not None else is_routine_logged(),
+            tells_routine=tells_routine,
         )
         stack.push_async_callback(parts.quick.close)
         stack.push_async_callback(parts.durable.close)
@@ -216,7 +217,7 @@ async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus
             parts.emit(Event(name=EventName.WORKER_STARTED, fields=fields))
             task_status.started(handle)
             await _claim_until(handle, parts)
-            parts.slots.close()
+            parts.executions.close()
             await _drain(parts, handle)
         services.cancel_scope.cancel(reason="pgnotifyq: the worker has drained")
 
@@ -227,7 +228,7 @@ async def _claim_until(handle: WorkerHandle, parts: Parts) -> None:
         claiming.start_soon(claim_for_ever, parts)
         await handle._first.wait()  # noqa: SLF001  # the handle is this module's own
         # Now, not when the claimer has ended: the claim under way may still bring jobs, and none of them shall start.
-        parts.is_draining = True
+        parts.executions.is_draining = True
         claiming.cancel_scope.cancel(reason="pgnotifyq: draining")
 
 
@@ -237,19 +238,19 @@ async def _drain(parts: Parts, handle: WorkerHandle) -> None:
     parts.emit(
         Event(
             name=EventName.WORKER_STOPPING,
-            fields={"running": len(parts.holdings), "shutdown_seconds": config.shutdown_seconds},
+            fields={"running": len(parts.executions), "shutdown_seconds": config.shutdown_seconds},
         )
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_show_draining, parts)
         with trio.move_on_after(config.shutdown_seconds):
-            await wait_any(parts.holdings.emptied.wait, handle._second.wait)  # noqa: SLF001  # see above
+            await wait_any(parts.executions.emptied.wait, handle._second.wait)  # noqa: SLF001  # see above
         # What has ended is not interrupted: its outcome is on its way.
-        left = [running for running in parts.holdings if not running.has_ended]
+        left = [running for running in parts.executions if not running.has_ended]
         handle.interrupted = sum(not running.is_settled for running in left)
         for running in left:
             interrupt(parts, running, Interrupt(kind=InterruptKind.SHUTDOWN, why="the worker is shutting down"))
-        await parts.holdings.emptied.wait()
+        await parts.executions.emptied.wait()
         nursery.cancel_scope.cancel()
 
 
@@ -267,7 +268,7 @@ async def _say_farewell(parts: Parts) -> None:
         ended = parts.settler.unwritten()
         known = {running.job.id for running, _ in ended}
         left = [(running.lease, settlement) for running, settlement in ended]
-        left += [(running.lease, RELEASED) for running in parts.holdings if running.job.id not in known]
+        left += [(running.lease, RELEASED) for running in parts.executions if running.job.id not in known]
         if left:
             await ask(connection, end.settle_surely(parts.config.schema, worker_id=parts.worker_id, settlements=left))
         await ask(connection, workers.unregister(parts.config.schema, parts.worker_id))

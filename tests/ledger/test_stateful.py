@@ -784,7 +784,7 @@ def _job_of(whose: Whose) -> JobId:
 
 
 def _of_one_worker(executions: Sequence[Execution]) -> list[Execution]:
-    """Return what one worker would send together: its own, and one execution a job (runtime/holdings.py)."""
+    """Return what one worker would send together: its own, and one execution a job (runtime/executions.py)."""
     mine = {each.lease.job_id: each for each in reversed(executions) if each.worker_id == executions[0].worker_id}
     return sorted(mine.values(), key=lambda each: each.lease)
 

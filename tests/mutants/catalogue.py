@@ -187,7 +187,7 @@ MUTANTS = (
     ),
     Mutant(
         "an earlier execution of a job goes on beside the new one",
-        RUNTIME + "holdings.py",
+        RUNTIME + "executions.py",
         "if before is not None:",
         "if before is None and before:",
         ("runtime/test_losing.py::test_job_claimed_again_by_the_same_worker",),
@@ -308,7 +308,7 @@ MUTANTS = (
     Mutant(
         "a scan of the queue is not made when the listener is back",
         RUNTIME + "listener.py",
-        "        await renew(parts, list(parts.holdings))\n",
+        "        await renew(parts, list(parts.executions))\n",
         "",
         ("runtime/test_faults.py::test_listener_comes_back_to_cancels_it_missed",),
     ),
@@ -416,7 +416,7 @@ MUTANTS = (
     Mutant(
         "one more job starts after the signal",
         RUNTIME + "worker.py",
-        "        parts.is_draining = True\n",
+        "        parts.executions.is_draining = True\n",
         "",
         ("runtime/test_shutdown.py::test_nothing_starts_after_the_signal",),
     ),

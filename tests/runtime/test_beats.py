@@ -16,7 +16,7 @@ from pgnotifyq.runtime import heartbeat
 from tests.ledger.support import fetch
 from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
-from tests.runtime.test_slots import workers_of
+from tests.runtime.test_executions import workers_of
 
 Payload = dict[str, Any]
 
@@ -119,7 +119,7 @@ async def test_job_that_ended_while_its_beat_waited(place: Workplace, monkeypatc
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.quick.run, hold)
         await held.wait()
-        nursery.start_soon(heartbeat.renew, parts, list(parts.holdings))
+        nursery.start_soon(heartbeat.renew, parts, list(parts.executions))
         let_go.set()
         await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
         free.set()
