@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import attrs
 import trio
 import trio.lowlevel
 
@@ -13,17 +14,19 @@ from pgnotifyq.ledger import lease
 from pgnotifyq.model.errors import LeaseLost
 from pgnotifyq.model.outcome import SettleKind, Settlement, encode_result
 from pgnotifyq.runtime.logs import JobLog
-from pgnotifyq.runtime.tenants import OrgContext, open_transaction
+from pgnotifyq.runtime.tenants import OrgContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Generator
+    from contextlib import AbstractAsyncContextManager
 
     from psycopg import IsolationLevel
 
-    from pgnotifyq.model.job import ExecutionId, Job
+    from pgnotifyq.model.job import ExecutionId, Job, OrgId
     from pgnotifyq.model.outcome import Interrupt
-    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.running import Running
+    from pgnotifyq.runtime.transactions import Databases
     from pgnotifyq.wire.connection import Connection
 
 _log = logging.getLogger("pgnotifyq.job")
@@ -37,12 +40,58 @@ class _Done:
         yield
 
 
+class Reach(Protocol):
+    """What a handler can reach of its worker."""
+
+    @property
+    def token(self) -> trio.lowlevel.TrioToken:
+        """The way from a handler's thread into the loop."""
+
+    def open_transaction(
+        self,
+        running: Running,
+        *,
+        org_id: OrgId | None = None,
+        isolation: IsolationLevel | None = None,
+        outcome: Settlement | None = None,
+    ) -> AbstractAsyncContextManager[Connection]:
+        """Open a fenced transaction. See transactions.py."""
+
+    async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
+        """Publish how far an execution has come; False: it no longer owns the job."""
+
+
+@attrs.frozen(eq=False)
+class WorkerReach:
+    """What a handler can reach of a worker that has a database."""
+
+    schema: str
+    databases: Databases
+    quick: Link
+    token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
+
+    def open_transaction(
+        self,
+        running: Running,
+        *,
+        org_id: OrgId | None = None,
+        isolation: IsolationLevel | None = None,
+        outcome: Settlement | None = None,
+    ) -> AbstractAsyncContextManager[Connection]:
+        """Open a fenced transaction on one of the connections that handlers share."""
+        return self.databases.open_transaction(running, org_id=org_id, isolation=isolation, outcome=outcome)
+
+    async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
+        """Publish how far an execution has come."""
+        return await self.quick.ask(lease.report_progress(self.schema, running.lease, fraction=fraction, message=message))
+
+
 class JobContext:
     """The job under way, its tenant, its cancellation, and its own fenced transaction."""
 
-    def __init__(self, *, parts: Parts, running: Running) -> None:
-        self._parts = parts
+    def __init__(self, running: Running, reach: Reach) -> None:
         self._running = running
+        self._reach = reach
         self._org: OrgContext | None = None
 
     @property
@@ -64,7 +113,7 @@ class JobContext:
     def org(self) -> OrgContext:
         """The job's tenant: its id, and transactions confined to it."""
         if self._org is None:
-            self._org = OrgContext(self._parts, self._running)
+            self._org = OrgContext(self._running, self._reach.open_transaction)
         return self._org
 
     @property
@@ -114,10 +163,10 @@ class JobContext:
             TransactionRefused: another transaction of this job is open around it, or about to complete it.
             ConnectionsTaken: no connection became free in time.
         """
-        ending = None
+        outcome = None
         if complete:
-            ending = Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(result))
-        async with open_transaction(self._parts, self._running, isolation=isolation, ending=ending) as connection:
+            outcome = Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(result))
+        async with self._reach.open_transaction(self._running, isolation=isolation, outcome=outcome) as connection:
             yield connection
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
@@ -131,18 +180,13 @@ class JobContext:
         """
         if trio.lowlevel.in_trio_task():
             return self._report(fraction, message)
-        trio.from_thread.run(self._report, fraction, message, trio_token=self._trio_token())
+        trio.from_thread.run(self._report, fraction, message, trio_token=self._reach.token)
         return _Done()
-
-    def _trio_token(self) -> trio.lowlevel.TrioToken:
-        return self._parts.token
 
     async def _report(self, fraction: float | None, message: str | None) -> None:
         if fraction is not None and not 0 <= fraction <= 1:
             raise ValueError(f"progress {fraction!r} is not between 0 and 1")
         if message is not None:
             message = message.replace("\x00", "\\x00")
-
-        news = lease.report_progress(self._parts.config.schema, self._running.lease, fraction=fraction, message=message)
-        if not await self._parts.quick.ask(news):
+        if not await self._reach.report(self._running, fraction, message):
             raise LeaseLost(f"execution {self.execution_id} no longer owns job {self.job.id}")

@@ -38,7 +38,7 @@ claims. A picked worker that is full hands the wake-up on, after it has taken it
 at most once a worker. A claim that leaves due work behind wakes further sleepers. A picked worker that dies is covered
 by the watch (its sleeper rows go when its session does, and others are woken) and at last by the backstop.
 
-A wake-up may be answered without a look at the queues, by taking the one job it names (named.py). Nothing here changes by that: to the
+A wake-up may be answered without a look at the queues, by taking the one job it names (shortcuts.py). Nothing here changes by that: to the
 claimer it is as if another worker had taken the job.
 
 A worker publishes "awake" only when it has been busy for a while, so light loads never pay for the exchange. When it

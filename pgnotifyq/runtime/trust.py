@@ -50,13 +50,17 @@ from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.outcome import Interrupt, InterruptKind, SettleKind, Settlement
 from pgnotifyq.runtime.bell import Bell
-from pgnotifyq.runtime.heartbeat import interrupt
-from pgnotifyq.runtime.served import publish
+from pgnotifyq.runtime.cancels import interrupt, lose
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Ask
-    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.executions import Executions
+    from pgnotifyq.runtime.identity import Identity
+    from pgnotifyq.runtime.link import Link
+    from pgnotifyq.runtime.running import Running
+    from pgnotifyq.runtime.settler import Settler
+    from pgnotifyq.runtime.wakeups import Push
     from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.postmaster import Postmaster
 
@@ -117,18 +121,17 @@ class Trust:
             self.patient_until = now + self.grace_seconds
 
 
-async def distrust_for_ever(parts: Parts) -> None:
+async def distrust_for_ever(me: Identity, trust: Trust, executions: Executions) -> None:
     """Stop every handler whose lease this worker may not trust any more."""
-    trust = parts.trust
-    trusted_seconds = parts.config.lease_seconds - parts.config.margin_seconds
+    trusted_seconds = me.lease_seconds - me.config.margin_seconds
     while True:
-        oldest = parts.executions.oldest()
+        oldest = executions.oldest()
         if oldest is None:
-            await parts.executions.taken_up.wait()
+            await executions.taken_up.wait()
             await trio.lowlevel.checkpoint()  # the job first
             # Entries whose lease is lost already may linger while their handlers stop.
-            if parts.executions.oldest() is None:
-                await trio.sleep(parts.config.margin_seconds)
+            if executions.oldest() is None:
+                await trio.sleep(me.config.margin_seconds)
             continue
         now = trio.current_time()
         ends_at = trust.heard_at + trust.trusted_seconds
@@ -139,61 +142,67 @@ async def distrust_for_ever(parts: Parts) -> None:
         now = trio.current_time()
         trust.note_pause(now - look_at, now)
         why = f"no heartbeat was answered for {trusted_seconds:g} s"
-        for running in parts.executions.renewed_before(now - trusted_seconds):
-            interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
-            parts.settler.distrust(running)
+        for running in executions.renewed_before(now - trusted_seconds):
+            _distrust(me, executions, running, why)
         if now >= trust.patient_until:
-            _stop_shaken(parts)
+            _stop_shaken(me, trust, executions)
 
 
-def _stop_shaken(parts: Parts) -> None:
+def _stop_shaken(me: Identity, trust: Trust, executions: Executions) -> None:
     """Stop what neither a proof nor its own claim speaks for."""
-    trust, now = parts.trust, trio.current_time()
+    now = trio.current_time()
     if not trust.is_shaken(now):
         return
     why = f"nothing was heard from the database for {trust.trusted_seconds:g} s: others may take this worker for dead"
-    for running in parts.executions:
-        is_lost = running.interrupt is not None and running.interrupt.kind is InterruptKind.LEASE_LOST
-        if not is_lost and running.claimed_at <= now - trust.trusted_seconds:
+    for running in executions:
+        if not running.is_lost and running.claimed_at <= now - trust.trusted_seconds:
             # What has ended is in the settler's hands, and is written late if the fence holds.
             running.is_given_up = not running.has_ended
-            interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
-            parts.settler.distrust(running)
+            _distrust(me, executions, running, why)
 
 
-async def give_back_for_ever(parts: Parts) -> None:
+def _distrust(me: Identity, executions: Executions, running: Running, why: str) -> None:
+    """Stop an execution; let go of it if it has ended.
+
+    Its outcome could not be written while the lease was trusted. It may still be written, if the fence
+    holds; nobody waits for it.
+    """
+    interrupt(me, executions, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
+    if running.has_ended:
+        lose(me, executions, running)
+
+
+async def give_back_for_ever(executions: Executions, settler: Settler) -> None:
     """Release what was stopped for want of a proof, when its handler has ended."""
     while True:
-        await parts.executions.given_up_bell.wait()
-        given_up, parts.executions.given_up = parts.executions.given_up, []
+        await executions.given_up_bell.wait()
+        given_up, executions.given_up = executions.given_up, []
         for running in given_up:
             if not running.is_settled:
-                parts.settler.add(running, GIVEN_BACK)
+                settler.add(running, GIVEN_BACK)
 
 
-async def prove_for_ever(parts: Parts) -> None:
+async def prove_for_ever(trust: Trust, executions: Executions, push: Push) -> None:
     """Ask for a proof of life each step, while there are jobs that are older."""
-    trust = parts.trust
     while True:
-        if not len(parts.executions):
-            await parts.executions.taken_up.wait()
+        if not len(executions):
+            await executions.taken_up.wait()
         older_than = trio.current_time() - trust.step_seconds
-        if trust.by_session and trust.heard_at <= older_than and _is_held(parts, older_than):
-            await _ask(parts)
+        if trust.by_session and trust.heard_at <= older_than and _is_held(executions, older_than):
+            await _ask(trust, push)
         else:
             await trio.sleep(min(max(trust.heard_at - older_than, trust.step_seconds / 2), trust.step_seconds))
 
 
-def _is_held(parts: Parts, claimed_before: float) -> bool:
+def _is_held(executions: Executions, claimed_before: float) -> bool:
     """Tell whether a job is held that was claimed before a time. Those renewed longest ago come first, so this looks at one mostly."""
-    return any(running.claimed_at <= claimed_before for running in parts.executions)
+    return any(running.claimed_at <= claimed_before for running in executions)
 
 
-async def _ask(parts: Parts) -> None:
-    """Ask for a proof: of the session, and when that does not answer within a step, by a beat."""
-    trust = parts.trust
-    if parts.push.has_session:
-        parts.push.ask()
+async def _ask(trust: Trust, push: Push) -> None:
+    """Ask for a proof: of the session, and if that does not answer within a step, by a beat."""
+    if push.has_session:
+        push.ask()
         with trio.move_on_after(trust.step_seconds):
             await trust.news.wait()
             return
@@ -202,32 +211,31 @@ async def _ask(parts: Parts) -> None:
         await trust.news.wait()
 
 
-async def beat_when_asked(parts: Parts) -> None:
+async def beat_when_asked(me: Identity, trust: Trust, executions: Executions, beats: Link) -> None:
     """Give signs of life by a connection of their own, when the bell is rung.
 
     Not by the claimer's: a beat must not wait behind a claim, or behind a heartbeat that waits for somebody's lock.
     """
     while True:
-        if await parts.trust.bell.wait(KEEP_SECONDS):
-            await _beat(parts)
+        if await trust.bell.wait(KEEP_SECONDS):
+            await _beat(me, trust, executions, beats)
         else:
-            await parts.beats.close()
+            await beats.close()
 
 
-async def _beat(parts: Parts) -> None:
-    trust = parts.trust
+async def _beat(me: Identity, trust: Trust, executions: Executions, beats: Link) -> None:
     sent_at = math.nan
 
     def sign() -> Ask[bool]:
         nonlocal sent_at
         sent_at = trio.current_time()
-        return workers.beat(parts.config.schema, parts.worker_id)
+        return workers.beat(me.schema, me.worker_id)
 
     try:
-        if await parts.beats.ask_once(sign):
+        if await beats.ask_once(sign):
             trust.hear(sent_at)
         else:
-            await _come_back(parts)
+            await _come_back(me, trust, executions, beats)
     except Exception as error:
         if not (is_passing(error) or isinstance(error, trio.TooSlowError)):
             raise
@@ -236,58 +244,56 @@ async def _beat(parts: Parts) -> None:
             trust.hear(asked_at)
 
 
-async def _come_back(parts: Parts) -> None:
+async def _come_back(me: Identity, trust: Trust, executions: Executions, beats: Link) -> None:
     """Register a worker that others have given up, or forgotten; without a session, which its listener brings back.
 
     Raises:
         trio.TooSlowError, psycopg.Error: as for Link.attempt.
     """
-    trust = parts.trust
-    _stop_shaken(parts)
+    _stop_shaken(me, trust, executions)
     holds = trust.holds
-    await parts.beats.attempt(lambda connection: register(parts, connection))
+    await beats.attempt(lambda connection: register(me, trust, executions, connection))
     if trust.holds == holds:
         trust.by_session = False
 
 
-async def speak_by(parts: Parts, connection: Connection) -> bool:
+async def speak_by(me: Identity, trust: Trust, executions: Executions, connection: Connection) -> bool:
     """Have a session speak for the worker's life; False when others gave the worker up each time.
 
     Raises:
         psycopg.Error: as they come.
     """
-    trust = parts.trust
     for _ in range(REGISTERED_MAX):
         sent_at = trio.current_time()
         if not trust.by_session:
             # From when this is sent others may judge by it, answered or not; and not before.
             trust.by_session, trust.heard_at = True, max(trust.heard_at, sent_at)
         trust.holds += 1
-        if await ask(connection, workers.hold_session(parts.config.schema, parts.worker_id)):
+        if await ask(connection, workers.hold_session(me.schema, me.worker_id)):
             trust.hear(sent_at)
             return True
-        _stop_shaken(parts)
-        await register(parts, connection)
+        _stop_shaken(me, trust, executions)
+        await register(me, trust, executions, connection)
     return False
 
 
-async def register(parts: Parts, connection: Connection) -> None:
+async def register(me: Identity, trust: Trust, executions: Executions, connection: Connection) -> None:
     """Publish this worker and its handlers; no session speaks for it yet."""
     await ask(
         connection,
         workers.register(
-            parts.config.schema,
-            worker_id=parts.worker_id,
+            me.schema,
+            worker_id=me.worker_id,
             host=socket.gethostname(),
             pid=os.getpid(),
-            queues=parts.config.queues,
-            slots=parts.config.concurrency,
+            queues=me.queues,
+            slots=me.config.concurrency,
             version=__version__,
             has_session=False,
-            lease_seconds=parts.config.lease_seconds,
-            grace_seconds=parts.trust.grace_seconds,
+            lease_seconds=me.lease_seconds,
+            grace_seconds=trust.grace_seconds,
         ),
     )
-    await publish(parts, connection)
-    if parts.executions.is_draining:
-        await ask(connection, workers.set_state(parts.config.schema, parts.worker_id, "draining"))
+    await me.served.publish(connection)
+    if executions.is_draining:
+        await ask(connection, workers.set_state(me.schema, me.worker_id, "draining"))

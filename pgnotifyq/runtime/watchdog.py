@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.executions import Executions
+    from pgnotifyq.runtime.identity import Identity
     from pgnotifyq.runtime.running import Running
 
 # Between two looks, of `loop_blocked_seconds`.
@@ -49,17 +50,17 @@ FROZEN_SHARE = 0.05
 FRAMES_KEPT = 10
 
 
-async def watch_for_ever(parts: Parts) -> None:
+async def watch_for_ever(me: Identity, executions: Executions) -> None:
     """Watch the loop until cancelled, and tell who held it when it is back."""
-    watchdog = _Watchdog(parts)
+    watchdog = _Watchdog(me.config.loop_blocked_seconds, executions)
     trio.lowlevel.add_instrument(watchdog.note)
     threading.Thread(target=watchdog.look_for_ever, name="pgnotifyq watchdog", daemon=True).start()
     try:
         while True:
             await watchdog.is_back.wait()
             fields, since = watchdog.found
-            if not parts.emit.is_logged:
-                parts.emit(Event(name=EventName.LOOP_BLOCKED, fields={**fields, "seconds": round(monotonic() - since, 3)}))
+            if not me.emit.is_logged:
+                me.emit(Event(name=EventName.LOOP_BLOCKED, fields={**fields, "seconds": round(monotonic() - since, 3)}))
     finally:
         watchdog.is_over.set()
         trio.lowlevel.remove_instrument(watchdog.note)
@@ -84,13 +85,13 @@ class _Note(trio.abc.Instrument):
 class _Watchdog:
     """The thread's side."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, seconds: float, executions: Executions) -> None:
         self.note = _Note()
         self.is_over = threading.Event()
         self.is_back = Bell()  # rung by the loop itself, when it gets to it
         self.found: tuple[dict[str, Any], float] = ({}, 0.0)
-        self._parts = parts
-        self._seconds = parts.config.loop_blocked_seconds
+        self._executions = executions
+        self._seconds = seconds
         self._thread_id = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
 
@@ -135,26 +136,26 @@ class _Watchdog:
 
     def _names(self, task: trio.lowlevel.Task) -> dict[str, Any]:
         """Return what is known of who holds the loop: a job and its handler; some other task's name otherwise."""
-        running = _find(self._parts, task)
+        running = _find(self._executions, task)
         if running is None:
             return {"task": task.name}
         handler = None if running.handler is None else running.handler.name
         return {"job_id": running.job.id, "job_type": running.job.job_type, "handler": handler}
 
 
-def names_of(parts: Parts, task: trio.lowlevel.Task) -> dict[str, Any] | None:
+def names_of(executions: Executions, task: trio.lowlevel.Task) -> dict[str, Any] | None:
     """Return what the job is called by that a task belongs to, as `ctx.log` does; None where it belongs to none."""
-    running = _find(parts, task)
+    running = _find(executions, task)
     if running is None:
         return None
     return {"job_id": running.job.id, "job_type": running.job.job_type, "execution_id": running.lease.execution_id,
             "attempt": running.job.attempts, "org_id": running.job.whole.org_id}  # fmt: skip
 
 
-def _find(parts: Parts, task: trio.lowlevel.Task) -> Running | None:
+def _find(executions: Executions, task: trio.lowlevel.Task) -> Running | None:
     """Return the execution that a task belongs to: its slot's own, or one that the handler started."""
     lineage = set(_lineage(task))
-    for running in parts.executions:
+    for running in executions:
         if running.task in lineage and not running.has_ended:
             return running
     return None

@@ -15,10 +15,10 @@ from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.model.job import ExecutionId, JobId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
-from pgnotifyq.runtime import handover
+from pgnotifyq.runtime import shortcuts
 from pgnotifyq.runtime.executions import Executions
-from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.running import Running
+from pgnotifyq.runtime.shortcuts import Taker
 from tests.proxy import run_proxy
 from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
@@ -26,9 +26,9 @@ from tests.runtime.support import PATIENCE_SECONDS, Workplace
 Payload = dict[str, Any]
 
 
-def workers_of(dsn: str) -> list[Parts]:
+def workers_of(dsn: str) -> list[Taker]:
     """Return the workers of this loop that were given an address."""
-    takers = handover._takers.get()
+    takers = shortcuts._takers.get()
     assert takers is not None
     return takers[dsn, "pgnotifyq"]
 
@@ -170,7 +170,7 @@ async def test_last_slot_is_taken_while_the_claimer_waits(place: Workplace, monk
     worker = await place.start(registry, dsn=cable.dsn, listen_dsn=place.dsn, concurrency=1)
     await place.until_idle(worker)
     detour(monkeypatch, claim_verbs, "claim", claim)
-    (parts,) = workers_of(cable.dsn)
+    (taker,) = workers_of(cable.dsn)
     held, go_on = trio.Event(), trio.Event()
 
     async def hold(connection: object) -> None:
@@ -181,17 +181,17 @@ async def test_last_slot_is_taken_while_the_claimer_waits(place: Workplace, monk
 
         async def fail(go: Go, **kwargs: Any) -> Any:
             detour(monkeypatch, claim_verbs, "claim", claim)
-            nursery.start_soon(parts.quick.run, hold)  # before the next try
+            nursery.start_soon(taker.quick.run, hold)  # before the next try
             raise trio.TooSlowError
 
         if how == "the link":
-            nursery.start_soon(parts.quick.run, hold)
+            nursery.start_soon(taker.quick.run, hold)
             await held.wait()
         else:
             detour(monkeypatch, claim_verbs, "claim", fail)
-        parts.bell.ring()
+        taker.wakeups.bell.ring()
         await held.wait()
-        while parts.bell.is_ringing:
+        while taker.wakeups.bell.is_ringing:
             await trio.lowlevel.checkpoint()
         job_id = await client.enqueue("work")
         await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
@@ -252,9 +252,9 @@ async def test_claim_that_fails_gives_its_permits_back(place: Workplace, monkeyp
     async with open_client(place.dsn) as client:
         await client.enqueue_many([{"job_type": "work"}] * 5)
     await worker.log.wait(EventName.JOB_CLAIMED, count=3)
-    (parts,) = workers_of(place.dsn)
-    assert (parts.executions.free, parts.executions.taken) == (0, 3)
+    (taker,) = workers_of(place.dsn)
+    assert (taker.executions.free, taker.executions.taken) == (0, 3)
     # Their leases count from the try that brought them: those of a claim that was repeated for a minute are not distrusted at once.
-    assert all(running.renewed_at > failed_at for running in parts.executions)
+    assert all(running.renewed_at > failed_at for running in taker.executions)
     let_go.set()
     await worker.log.wait(EventName.JOB_COMPLETED, count=5)
