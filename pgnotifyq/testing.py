@@ -1,4 +1,7 @@
-"""For the tests of programs that use the queue: run one handler without a database, or a worker until nothing is due."""
+"""For the tests of programs that use the queue.
+
+Run one handler without a database, or a worker until nothing is due.
+"""
 
 from __future__ import annotations
 
@@ -73,8 +76,8 @@ async def run_job(
 ) -> Ran:
     """Run a handler as a worker would, without a database, and return how it ended.
 
-    The payload goes to JSON and back, into the handler's type; what the handler returns or raises is decided on like a worker
-    decides, and nothing is written.
+    The payload goes to JSON and back, into the handler's type; what the handler returns or raises
+    is decided on like a worker decides, and nothing is written.
 
     Args:
         registry: has the handler.
@@ -83,8 +86,9 @@ async def run_job(
         org_id: the tenant.
         attempt: which attempt this is; at `max_attempts` a failure ends in a dead letter.
         max_attempts: default: the handler's, else 3.
-        connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of its own (a savepoint in an
-            open one); without the worker's fence and confinement, for there is no execution in the database.
+        connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
+            its own (a savepoint in an open one); without the worker's fence and confinement, for
+            there is no execution in the database.
 
     Cancellation: the handler is cancelled.
 
@@ -120,9 +124,10 @@ async def work_until_idle(
     timeout_seconds: float = IDLE_SECONDS_MAX,
     **settings: Unpack[WorkerSettings],
 ) -> list[Event]:
-    """Run a real worker until no job of its queues is due or held, and return its events, oldest first.
+    """Run a real worker until no job of its queues is due or held, and return its events.
 
-    Jobs that handlers enqueue are worked on too. Those that fall due later are not waited for: a retry's delay, a snooze.
+    Jobs that handlers enqueue are worked on too. Those that fall due later are not waited for: a
+    retry's delay, a snooze.
 
     Args:
         registry: the handlers.
@@ -162,7 +167,10 @@ async def work_until_idle(
 
 
 class _Reach:
-    """What a handler can reach where there is no worker: the test's connection, and a list of what it reports."""
+    """What a handler can reach where there is no worker.
+
+    It is the test's connection, and a list of what the handler reports.
+    """
 
     def __init__(self, connection: Connection[Any] | None) -> None:
         self.token = trio.lowlevel.current_trio_token()

@@ -1,7 +1,8 @@
 """Cancels: how an execution is stopped, with a reason, and what is told when it does not stop.
 
-Here come a user's cancel, a lost lease, a deadline that has passed, and the shutdown. A notification of
-a cancel is a hint, for anybody can send one: the job's row is read again before anything is stopped.
+Here come a user's cancel, a lost lease, a deadline that has passed, and the shutdown. A
+notification of a cancel is a hint, for anybody can send one: the job's row is read again before
+anything is stopped.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ async def check_cancels(
     Asked by the connection that heard it: its session has just been awake.
 
     Raises:
-        trio.TooSlowError, psycopg.Error: as for `shortcuts.answer`. The listener begins anew, beats for
-            all executions, and learns of the cancels.
+        trio.TooSlowError, psycopg.Error: as for `shortcuts.answer`. The listener begins anew, beats
+            for all executions, and learns of the cancels.
     """
     found = [executions.find(cancel.job_id, cancel.execution_id) for cancel in news]
     told = [running for running in found if running is not None]
@@ -77,7 +78,10 @@ def lose(me: Identity, executions: Executions, running: Running) -> None:
 
 
 async def count_grace_for_ever(me: Identity, executions: Executions) -> None:
-    """Follow interrupted executions: after their grace, cancel cooperative ones and report the unresponsive."""
+    """Follow interrupted executions until their grace is over.
+
+    Then cooperative ones are cancelled, and the unresponsive are reported.
+    """
     async with trio.open_nursery() as nursery:
         while True:
             await executions.stopped_bell.wait()

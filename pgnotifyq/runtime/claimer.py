@@ -1,8 +1,9 @@
-"""The claimer: asks for exactly as many jobs as there are free slots, and sleeps when there is nothing to do.
+"""The claimer: asks for as many jobs as there are free slots, and sleeps if there is nothing to do.
 
-At capacity no query is made. The permits are taken as the claim is sent, at each try anew: while it waited for the link, or for the
-next try, a hand-over or a named job may have taken them, or an outcome freed more. A claim is shielded, under the link's deadline: one
-that was cancelled half-way might have been committed, and its jobs would wait for their leases to run out.
+At capacity no query is made. The permits are taken as the claim is sent, at each try anew: while it
+waited for the link, or for the next try, a hand-over or a named job may have taken them, or an
+outcome freed more. A claim is shielded, under the link's deadline: one that was cancelled half-way
+might have been committed, and its jobs would wait for their leases to run out.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ async def claim_for_ever(me: Identity, quick: Link, executions: Executions, wake
         if wakeups.is_listener_new():
             sleep.woken_up()  # what was published may be gone, too
         if me.served.is_news:
-            # A handler has come. Its jobs may be there already, and sleepers are woken for what they
-            # have published.
+            # A handler has come. Its jobs may be there already, and sleepers are woken for what
+            # they have published.
             await quick.run(me.served.publish)
             sleep.woken_up()
 
@@ -91,14 +92,15 @@ async def claim_for_ever(me: Identity, quick: Link, executions: Executions, wake
 async def _claim(claimer: _Claimer, *, is_asleep: bool, after: ClaimedJob | None) -> tuple[claim.Claim, float] | None:
     """Claim for the slots that are free when the claim is sent, and hand the jobs to them.
 
-    Returns: what was found, and when the claim that found it was sent; None if no slot was free by then.
+    Returns: what was found, and when the claim that found it was sent; None if no slot was free by
+    then.
     """
     executions = claimer.executions
 
     async def once(connection: Connection) -> tuple[claim.Claim, float] | None:
         sent_at = trio.current_time()
-        # A sleeper looks now and then, to be sure that there is nothing. A hand-over that comes meanwhile
-        # finds a slot.
+        # A sleeper looks now and then, to be sure that there is nothing. A hand-over that comes
+        # meanwhile finds a slot.
         reserved = executions.reserve(max(executions.free - 1, 1) if is_asleep else None)
         if not reserved:
             return None
@@ -117,7 +119,7 @@ async def _claim(claimer: _Claimer, *, is_asleep: bool, after: ClaimedJob | None
 async def _ask(
     claimer: _Claimer, connection: Connection, asked: Asked, *, is_asleep: bool, after: ClaimedJob | None
 ) -> claim.Claim:
-    """Claim; where one row stands in the way of the others, claim each apart, and put that one aside."""
+    """Claim; if one row is in the way of the others, claim each apart, and put that one aside."""
     me = claimer.me
     schema = me.schema
     same: dict[str, Any] = {
@@ -143,7 +145,10 @@ async def _ask(
 
 
 async def _wait_for_a_slot(claimer: _Claimer, *, rung: bool) -> None:
-    """Wait until a slot is free. A wake-up that comes meanwhile, or has just come, is handed on to another worker."""
+    """Wait until a slot is free.
+
+    A wake-up that comes meanwhile, or has just come, is handed on to another worker.
+    """
     executions, wakeups = claimer.executions, claimer.wakeups
     while not executions.wants_more:
         if rung and not executions.free:
@@ -162,7 +167,10 @@ async def _wake_up(claimer: _Claimer, *, hand_on: bool = False) -> None:
 
 
 async def _publish(claimer: _Claimer) -> float:
-    """Publish as a sleeper where notifications arrive; otherwise poll. Returns seconds until the next look."""
+    """Publish as a sleeper where notifications arrive; otherwise poll.
+
+    Returns: seconds until the next look.
+    """
     me = claimer.me
     if not claimer.wakeups.push.is_proven:
         return me.config.poll_seconds

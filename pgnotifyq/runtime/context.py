@@ -101,7 +101,10 @@ class JobContext:
 
     @property
     def execution_id(self) -> ExecutionId:
-        """The id of this attempt, the fence of all it writes. Good as an idempotency key per attempt."""
+        """The id of this attempt, the fence of all it writes.
+
+        Good as an idempotency key per attempt.
+        """
         return self._running.lease.execution_id
 
     @property
@@ -133,14 +136,20 @@ class JobContext:
         return self._running.why_stop() is not None
 
     async def cancelled(self) -> Interrupt:
-        """Wait until this execution shall stop, and return why. Never returns while it shall go on."""
+        """Wait until this execution shall stop, and return why.
+
+        Never returns while it shall go on.
+        """
         await self._running.interrupted.wait()
         assert self._running.interrupt is not None
         return self._running.interrupt
 
     @property
     def cancel_reason(self) -> Interrupt | None:
-        """Why this execution shall stop: cancelled, timed out, lease lost or shutdown; None while it shall go on."""
+        """Why this execution shall stop: cancelled, timed out, lease lost or shutdown.
+
+        None while it shall go on.
+        """
         return self._running.why_stop()
 
     @asynccontextmanager
@@ -150,9 +159,11 @@ class JobContext:
         """Open a transaction that commits only while this execution still owns the job.
 
         Args:
-            complete: end the job as completed in the same commit, so that what was written happens exactly once.
+            complete: end the job as completed in the same commit, so that what was written happens
+                exactly once.
             result: stored with it.
-            isolation: of the transaction; None: the server's default. By SQL it would come too late.
+            isolation: of the transaction; None: the server's default. By SQL it would come too
+                late.
 
         Cancellation: rolls back.
 
@@ -160,7 +171,8 @@ class JobContext:
             LeaseLost: the execution no longer owns the job; rolled back.
             JobCancelled: a cancel came first; rolled back.
             TransactionLeft: it was committed or rolled back by hand, within the block.
-            TransactionRefused: another transaction of this job is open around it, or about to complete it.
+            TransactionRefused: another transaction of this job is open around it, or about to
+                complete it.
             ConnectionsTaken: no connection became free in time.
         """
         outcome = None
@@ -172,7 +184,8 @@ class JobContext:
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come: a fraction from 0 to 1, and a line for people.
 
-        Await it in an async handler. In a thread it is done when the call returns, and there is nothing to await.
+        Await it in an async handler. In a thread it is done when the call returns, and there is
+        nothing to await.
 
         Raises:
             ValueError: the fraction is outside 0 to 1.

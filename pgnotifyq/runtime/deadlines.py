@@ -1,12 +1,12 @@
 """Deadlines: what is told when a handler's time is over, by one rule for all of them.
 
-At its deadline a handler is interrupted: trio cancels its scope, and `job.interrupted` says so, with
-the reason `timed_out`. An async handler mostly ends at once. A handler that sits in a thread, holds a
-shield or does not look runs on, and after the grace it is `job.unresponsive`. Nobody would know of it
-otherwise: its slot is held, and its outcome comes when it ends, if ever.
+At its deadline a handler is interrupted: trio cancels its scope, and `job.interrupted` says so,
+with the reason `timed_out`. An async handler mostly ends at once. A handler that sits in a thread,
+holds a shield or does not look runs on, and after the grace it is `job.unresponsive`. Nobody would
+know of it otherwise: its slot is held, and its outcome comes when it ends, if ever.
 
-One task looks at the earliest deadline there is. A job that ended before its own leaves nothing behind;
-the look at it is then in vain.
+One task looks at the earliest deadline there is. A job that ended before its own leaves nothing
+behind; the look at it is then in vain.
 """
 
 from __future__ import annotations

@@ -12,28 +12,28 @@ What changes permits and leases together is one method here:
 | a job came that must not start | `hold` | its permit stays taken | one |
 | an outcome is durable, a lease is lost | `let_go` | free again, once | given up |
 
-A task that asks what is free, and then waits (for a link, for a reply), asks in vain: a hand-over may
-have taken the last permit meanwhile. So no task asks. `reserve` takes what there is, in one step, and
-says how many.
+A task that asks what is free, and then waits (for a link, for a reply), asks in vain: a hand-over
+may have taken the last permit meanwhile. So no task asks. `reserve` takes what there is, in one
+step, and says how many.
 
 A worker stops trusting a lease on its own monotonic clock: `sent_at(last answered beat) +
 lease_seconds - margin_seconds`. The database's clock is never compared with it. Leases stay in the
 order of their last renewal, the oldest first, so the lease that needs attention next is always the
 first.
 
-Slots are long-lived tasks (slots.py) that take jobs from a line, not tasks spawned a job. A task that
-has run a job goes on to the next one while the outcome is on its way to the database, so `free`
-counts permits, not tasks.
+Slots are long-lived tasks (slots.py) that take jobs from a line, not tasks spawned a job. A task
+that has run a job goes on to the next one while the outcome is on its way to the database, so
+`free` counts permits, not tasks.
 
 A batch wakes two idle tasks. A task that takes a job and sees another wakes more before it runs its
 own, but never so that more than two are on their way. If handlers wait, tasks start in a chain, a
 scheduler's step apart. If they do not, one task runs sixteen jobs before the next has its turn, and
 few are woken for nothing.
 
-While jobs wait in the line this process is busy with itself, and small statements would only slow it
-down: claimer and settler then hold back until half a batch has gathered (`is_backed_up`). Nothing
-waits on a timer for that: the line empties within a scheduler's pass or two, for every job in it has
-a task of its own.
+While jobs wait in the line this process is busy with itself, and small statements would only slow
+it down: claimer and settler then hold back until half a batch has gathered (`is_backed_up`).
+Nothing waits on a timer for that: the line empties within a scheduler's pass or two, for every job
+in it has a task of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import ExecutionId, JobId
     from pgnotifyq.runtime.running import Running
 
-# After this many handlers that never waited, other tasks get their turn: listener, heartbeat, settler.
+# After this many handlers that never waited, other tasks get their turn: listener, heartbeat,
+# settler.
 IN_A_ROW_MAX = 16
 # Idle tasks woken and not yet running. Each that arrives wakes as many again while jobs wait.
 WAKING_MAX = 2
@@ -67,7 +68,7 @@ class Executions:
     """The executions of one worker: permits, leases, and the way of a job to a slot."""
 
     def __init__(self, count: int, tell: Callable[[Event], None] | None = None) -> None:
-        """Begin with `count` permits, all of them free. `tell` is told of each job that is taken up."""
+        """Begin with `count` permits, all free. `tell` is told of each job that is taken up."""
         self.count = count
         self.free = count
         # The first signal came: what is still claimed is given back, and nothing new is started.
@@ -106,7 +107,7 @@ class Executions:
         return self.free > 0 and (not self._line or self.free >= self._enough)
 
     def reserve(self, wanted: int | None = None) -> int:
-        """Take as many permits as are free, `wanted` at the most, for a claim that is about to be sent.
+        """Take permits for a claim about to be sent: all that are free, `wanted` at the most.
 
         Each of them is then spent by `take_up` or `hold`, or comes back by `take_up`.
 
@@ -119,8 +120,8 @@ class Executions:
     def take_up(self, claimed: Sequence[Running], reserved: int) -> None:
         """Take up what a claim brought, for which so many permits were reserved.
 
-        Its jobs are held and stand in the line. The permits that no job came for are free again: all of
-        them if the claim failed.
+        Its jobs are held and stand in the line. The permits that no job came for are free again:
+        all of them if the claim failed.
         """
         if claimed:
             self._hold(claimed)
@@ -137,7 +138,10 @@ class Executions:
         self._hold([running])
 
     def let_go(self, gone: Sequence[Running]) -> None:
-        """Let go of executions whose outcome is durable or whose lease is lost; their permits are free."""
+        """Let go of executions whose outcome is durable or whose lease is lost.
+
+        Their permits are free, once.
+        """
         count = 0
         for running in gone:
             if running.is_gone:
@@ -161,9 +165,9 @@ class Executions:
         self._bell = bell
 
     def _hold(self, claimed: Sequence[Running]) -> None:
-        # An earlier execution of the same job may still run here, after its lease was lost and reclaimed
-        # while this worker did not know. No task would find it any more, so it is stopped now. And the new
-        # one goes to the end of the order.
+        # An earlier execution of the same job may still run here, after its lease was lost and
+        # reclaimed while this worker did not know. No task would find it any more, so it is stopped
+        # now. And the new one goes to the end of the order.
         for running in claimed:
             before = self._held.pop(running.job.id, None)
             if before is not None:
@@ -271,7 +275,7 @@ class Executions:
         self._idle.clear()
 
     def _forget(self, woken: trio.Event) -> None:
-        """Take an idle task off the list that was cancelled; if it was woken already, wake another."""
+        """Forget an idle task that was cancelled; if it was woken already, wake another."""
         if woken in self._idle:
             self._idle.remove(woken)
         else:

@@ -1,7 +1,9 @@
-"""The executor: one run of a handler. Structure the payload, call the handler in a scope, say how it ended.
+"""The executor: one run of a handler.
 
-A worker's slots run it (slots.py), and so does `testing.run_job`: what a handler is given, and what is
-made of what it does, is the same.
+It structures the payload, calls the handler in a scope, and says how the handler ended.
+
+A worker's slots run it (slots.py), and so does `testing.run_job`: what a handler is given, and what
+is made of what it does, is the same.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Executor:
 
         Args:
             running: the execution. If it was interrupted already, its handler is not called.
-            scope: the cancel scope that this is called in. It is the handler's own while this lasts.
+            scope: the cancel scope that this is called in. It is the handler's own while this
+                lasts.
 
         Raises: whatever the handler raises. `as_ended` says how it has ended then.
         """
@@ -101,14 +104,14 @@ class Executor:
         if handler.is_async:
             value = await handler.call(*arguments)
         else:
-            # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel through
-            # trio.from_thread.check_cancelled() and ctx.is_cancelled(). In a tuple, for trio refuses threads
-            # that return coroutines.
+            # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel
+            # through trio.from_thread.check_cancelled() and ctx.is_cancelled(). In a tuple, for
+            # trio refuses threads that return coroutines.
             (value,) = await trio.to_thread.run_sync(_call_in_thread, handler, arguments, limiter=self.threads)
         return value if type(value) in PLAIN_RESULTS else await finished(handler, value)
 
     def outcome_of(self, running: Running, ended: Ended) -> Settlement | None:
-        """Return the outcome of an execution whose handler has ended; None if its lease was lost."""
+        """Return the outcome of an execution whose handler has ended; None: its lease was lost."""
         running.has_ended = True
         if ended is _NOTHING and running.interrupt is None:
             return PLAIN_COMPLETION  # as `decide` would say, for by far the most jobs
@@ -127,7 +130,10 @@ class Executor:
 
 
 def as_ended(error: BaseException) -> Returned | Raised:
-    """Return how a handler ended that raised, and whether all of it is that the worker had no connection for it."""
+    """Return how a handler ended that raised.
+
+    It has `waited` if all that was raised is that the worker had no connection for it.
+    """
     ended = ended_by(error)
     if isinstance(ended, Raised) and _is_only(error, ConnectionsTaken):
         return attrs.evolve(ended, waited=True)

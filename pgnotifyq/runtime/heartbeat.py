@@ -1,8 +1,8 @@
 """Heartbeats, and the news they carry.
 
-`beat_for_ever` renews, in one statement, every lease that was last renewed a heartbeat ago; shorter jobs never cost
-a renewal. The other half is trust.py: when nothing is answered, it stops handlers on the worker's own clock before anybody else may
-start their jobs.
+`beat_for_ever` renews, in one statement, every lease that was last renewed a heartbeat ago; shorter
+jobs never cost a renewal. The other half is trust.py: when nothing is answered, it stops handlers
+on the worker's own clock before anybody else may start their jobs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 RENEWED_AT_ONCE_MAX = 500  # bounds one statement, whose cost grows a little faster than its size
 IDLE_BEAT_SECONDS = 60.0  # an idle worker's sign of life, for people; its session speaks for it otherwise
-# A lease is renewed with those that fall due within this share of a heartbeat, so that they share a statement.
+# A lease is renewed with those that fall due within this share of a heartbeat, so that they share a
+# statement.
 TOGETHER_SHARE = 0.25
 
 
@@ -43,13 +44,15 @@ async def beat_for_ever(me: Identity, quick: Link, executions: Executions, push:
         quick: by which leases are renewed.
         executions: whose leases.
         push: whether a session speaks for the worker's life.
-        life: rung for a sign of life that finds out whether others have forgotten this worker (trust.py).
+        life: rung for a sign of life that finds out whether others have forgotten this worker
+            (trust.py).
     """
     every = me.config.heartbeat_seconds
     beaten_at = trio.current_time()  # registering is a sign of life
     while True:
         now = trio.current_time()
-        # Whether jobs come or not: short ones never need a beat, and a worker that has nothing else is not silent for that.
+        # Whether jobs come or not: short ones never need a beat, and a worker that has nothing else
+        # is not silent for that.
         idle_for = IDLE_BEAT_SECONDS if push.has_session else min(IDLE_BEAT_SECONDS, every)
         oldest = executions.oldest()
         wake_at = beaten_at + idle_for * (0.9 + 0.1 * me.random.random())
@@ -58,7 +61,8 @@ async def beat_for_ever(me: Identity, quick: Link, executions: Executions, push:
         if wake_at > now:
             with trio.move_on_at(wake_at):
                 if len(executions):
-                    # What is claimed meanwhile needs no beat before that; nor does anything where all that is held is lost.
+                    # What is claimed meanwhile needs no beat before that; nor does anything where
+                    # all that is held is lost.
                     await trio.sleep(every / 2)
                 else:
                     await executions.taken_up.wait()
@@ -72,11 +76,12 @@ async def beat_for_ever(me: Identity, quick: Link, executions: Executions, push:
 
 
 async def renew(me: Identity, quick: Link, executions: Executions, due: Sequence[Running]) -> bool:
-    """Beat for some executions, and act on what the reply says of them; for none, give a sign of life.
+    """Beat for some executions, and act on the reply; for none, give a sign of life.
 
     A cancel whose notification was lost is learned here; so is a lost lease.
 
-    Returns: whether all were renewed that are still ours. Of the others somebody holds the row, or a trigger of the user's refuses.
+    Returns: whether all were renewed that are still ours. Of the others somebody holds the row, or
+    a trigger of the user's refuses.
     """
     is_whole = True
     for start in range(0, max(len(due), 1), RENEWED_AT_ONCE_MAX):
@@ -92,7 +97,8 @@ async def _renew_at_once(me: Identity, quick: Link, executions: Executions, due:
         if surprise is not None and surprise.became == "unrenewed":
             continue
         if running.job.id not in lost:
-            # What has ended, or was completed, has no lease any more, and nothing that one would protect; it was looked at.
+            # What has ended, or was completed, has no lease any more, and nothing that one would
+            # protect; it was looked at.
             executions.renew(running, sent_at)
         if surprise is not None and surprise.became == "cancelled":
             interrupt_cancelled(me, executions, running, surprise.why)
@@ -106,8 +112,9 @@ async def _renew_at_once(me: Identity, quick: Link, executions: Executions, due:
 class _Beat:
     """One beat for some executions, which may take several tries.
 
-    The first is one statement for all of them. Is that late, one row may be at fault, whose trigger stands still: then each has a statement
-    of its own, and what was answered is not asked again. A single one that is late is cancelled over itself (sql/functions/lease/heartbeat.sql).
+    The first is one statement for all of them. Is that late, one row may be at fault, whose trigger
+    stands still: then each has a statement of its own, and what was answered is not asked again. A
+    single one that is late is cancelled over itself (sql/functions/lease/heartbeat.sql).
     """
 
     _me: Identity
@@ -118,7 +125,8 @@ class _Beat:
 
     async def once(self, connection: Connection) -> tuple[list[Running], set[JobId]]:
         """Return those that hold no lease any more, and which of them were lost."""
-        # Now, not before the wait for the link: what has ended and is written by now is nobody's to renew.
+        # Now, not before the wait for the link: what has ended and is written by now is nobody's to
+        # renew.
         held = [running for running in self._due if not running.is_gone and running not in self.answered]
         statements = [held] if self._is_first else [[running] for running in held]
         self._is_first = False
@@ -136,8 +144,8 @@ class _Beat:
             self.told |= {surprise.job_id: surprise for surprise in surprises}
             self.answered |= dict.fromkeys(some, sent_at)
         missing = [one for one in self.answered if one.job.id in self.told and self.told[one.job.id].became == "lost"]
-        # A beat that overtakes the reply to a settlement finds no lease any more, and knows nothing of why. What became of an
-        # execution that has ended is for the settler to tell.
+        # A beat that overtakes the reply to a settlement finds no lease any more, and knows nothing
+        # of why. What became of an execution that has ended is for the settler to tell.
         missing = [running for running in missing if not running.has_ended]
         schema = self._me.schema
         lost = await ask(connection, lease.lost(schema, [one.lease for one in missing])) if missing else set()
@@ -147,7 +155,8 @@ class _Beat:
 def _stop_without_lease(me: Identity, executions: Executions, running: Running, *, is_lost: bool) -> None:
     """Stop a handler whose job is not its own any more: lost, or completed by its own transaction.
 
-    After the latter it has until the next beat to return: that commit may not even have been answered yet.
+    After the latter it has until the next beat to return: that commit may not even have been
+    answered yet.
     """
     if is_lost:
         interrupt(me, executions, running, Interrupt(kind=InterruptKind.LEASE_LOST, why="somebody else holds the job"))

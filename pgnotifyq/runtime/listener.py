@@ -1,20 +1,24 @@
-"""The listener: one connection that hears wake-ups and cancels, proves that it does, and shows that the worker lives.
+"""The listener: one connection that hears wake-ups and cancels.
 
-Order on every (re)connect: connect, LISTEN, prove, register, then ring for a scan. Nothing can fall in the gap.
+It proves that it hears, and shows that the worker lives.
 
-It proves itself: a nonce is sent to its channel, and it waits for it with a deadline. While it is not proven the worker polls,
-and says so.
+Order on every (re)connect: connect, LISTEN, prove, register, then ring for a scan. Nothing can fall
+in the gap.
 
-- First by another session, the claimer's. What a session notifies itself it hears in its own exchange, so behind a pooler in
-  transaction mode a listener that did both would believe that it hears, and be deaf whenever it says nothing. It also shows
-  that a separate address for LISTEN leads to the same database.
-- Then by itself, when nothing was heard for a while: a half-open connection and an `unlisten *` behind its back are
-  found that way.
+It proves itself: a nonce is sent to its channel, and it waits for it with a deadline. While it is
+not proven the worker polls, and says so.
 
-What it hears it hands on as typed news (`Calls`), with the connection that heard it, whose session is awake
-by then: a cancelled job's row is read by it (cancels.py), and the job that a wake-up names is taken by
-it (shortcuts.py). The one reads, the other waits 20 ms for a lock at the most. When one fails, the
-listener begins anew.
+- First by another session, the claimer's. What a session notifies itself it hears in its own
+  exchange, so behind a pooler in transaction mode a listener that did both would believe that it
+  hears, and be deaf whenever it says nothing. It also shows that a separate address for LISTEN
+  leads to the same database.
+- Then by itself, when nothing was heard for a while: a half-open connection and an `unlisten *`
+  behind its back are found that way.
+
+What it hears it hands on as typed news (`Calls`), with the connection that heard it, whose session
+is awake by then: a cancelled job's row is read by it (cancels.py), and the job that a wake-up names
+is taken by it (shortcuts.py). The one reads, the other waits 20 ms for a lock at the most. When one
+fails, the listener begins anew.
 
 Its session speaks for the worker's life, and answers for it when it is asked (trust.py). When the
 process dies the session ends, and the other workers see it (sql/functions/worker/watch.sql).
@@ -52,7 +56,8 @@ if TYPE_CHECKING:
 PROOF_EVERY_SECONDS = 12.0  # "a deaf listener is found within 15 s"
 PROOF_DEADLINE_SECONDS = 2.5
 CONNECT_DEADLINE_SECONDS = 10.0
-# Where LISTEN connects but hears nothing, as behind a pooler in transaction mode, it is tried again this seldom.
+# Where LISTEN connects but hears nothing, as behind a pooler in transaction mode, it is tried again
+# this seldom.
 DEAF_RETRY_SECONDS = 30.0
 PAUSE_SECONDS_FIRST = 0.05
 PAUSE_SECONDS_MAX = 1.0
@@ -67,7 +72,7 @@ class Calls:
     """Whom the listener calls, and for what."""
 
     speak: Callable[[Connection], Awaitable[bool]]
-    """Have a session speak for the worker's life; False: others take the worker for dead each time."""
+    """Have a session speak for the worker's life; False: others take the worker for dead."""
     catch_up: Callable[[], Awaitable[object]]
     """The session is there: look for what was told while nobody listened."""
     hear_life: Callable[[float], None]
@@ -130,7 +135,8 @@ async def _listen(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: 
         try:
             await ears.prove(by=quick)
         except Deaf:
-            # A pooler's session would go on hearing for nobody. It is the one that we are given now, most likely.
+            # A pooler's session would go on hearing for nobody. It is the one that we are given
+            # now, most likely.
             with trio.move_on_after(PROOF_DEADLINE_SECONDS):
                 for name in both:
                     await unlisten(connection, name)
@@ -212,7 +218,10 @@ class _Ears:
         raise Deaf(message)
 
     async def hear(self, heard: Sequence[Notify]) -> None:
-        """Hand on what notifications say, with the connection that heard them. They are hints, and never trusted."""
+        """Hand on what notifications say, with the connection that heard them.
+
+        They are hints, and never trusted.
+        """
         cancels = []
         wake_ups = []
         for note in heard:

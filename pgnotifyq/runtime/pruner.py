@@ -1,6 +1,7 @@
-"""The pruner: finished jobs and their history are kept for the retention, then deleted in bounded batches.
+"""The pruner: deletes finished jobs and their history, after their retention, in bounded batches.
 
-A worker's setting counts for the queues that it serves. What the database says (set_retention) goes before it, for every queue.
+A worker's setting counts for the queues that it serves. What the database says (set_retention) goes
+before it, for every queue.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ async def prune(me: Identity, durable: Link, told: set[JobId]) -> None:
 
 
 async def _tell_troubles(me: Identity, durable: Link, within_seconds: float, told: set[JobId]) -> None:
-    """Tell of jobs that cannot be deleted, for a table of the user's refers to them, say. `told` are those of the pass before."""
+    """Tell of jobs that cannot be deleted: a table of the user's refers to them, say.
+
+    `told` are those of the pass before.
+    """
     troubles = await durable.ask(list_troubles(me.schema, verb="prune", within_seconds=within_seconds))
     tell_troubles(me.emit, [trouble for trouble in troubles if trouble.job_id not in told])
     told.clear()

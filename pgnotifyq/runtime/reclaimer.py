@@ -1,11 +1,13 @@
 """The reclaimer: every worker looks after the others' jobs.
 
-It sleeps until the earliest lease runs out, jittered, and looks at the other workers' sessions meanwhile: a worker whose
-session is gone, and that gave no sign of life within a short grace, is dead, and its jobs are taken back at once.
+It sleeps until the earliest lease runs out, jittered, and looks at the other workers' sessions
+meanwhile: a worker whose session is gone, and that gave no sign of life within a short grace, is
+dead, and its jobs are taken back at once.
 
-How often it looks depends on how many share the duty, so that a small cluster looks about once a second whatever its size. No
-worker looks more seldom than every WATCH_SECONDS_MAX all the same: workers that were rung for together look in step, and then
-the first look comes as late as any. A worker that is alone looks at nothing.
+How often it looks depends on how many share the duty, so that a small cluster looks about once a
+second whatever its size. No worker looks more seldom than every WATCH_SECONDS_MAX all the same:
+workers that were rung for together look in step, and then the first look comes as late as any. A
+worker that is alone looks at nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 
 BATCH_MAX = 200  # jobs taken back in one statement: it holds their locks
 WATCH_SECONDS_PER_OTHER = 0.7
-# "killed to running again within about 3 s": this, the grace (1.5 s), and the two statements that take back and claim.
+# "killed to running again within about 3 s": this, the grace (1.5 s), and the two statements that
+# take back and claim.
 WATCH_SECONDS_MAX = 1.2
 WATCH_JITTER = 0.4  # the share of the pause that is left to chance, so that workers do not stay in step
 AFTER_GRACE_SHARE = 0.05  # jitter on top of the grace
@@ -63,7 +66,8 @@ async def reclaim_for_ever(
         watch = await _watch(me, quick, grace_seconds, sight)
         if watch.dead or trio.current_time() >= look_at:
             next_seconds = await bear(me.emit, "reclaim", partial(_reclaim, me, durable, wakeups, watch.dead))
-            # Leases are never shorter than they were when last looked at, so the earliest expiry can wait.
+            # Leases are never shorter than they were when last looked at, so the earliest expiry
+            # can wait.
             until_expiry = LOOK_SECONDS_MAX if next_seconds is None else max(next_seconds, 0.0)
             jitter = AFTER_EXPIRY_SECONDS * me.random.random()
             look_at = trio.current_time() + min(until_expiry + jitter, LOOK_SECONDS_MAX, me.lease_seconds)
@@ -71,8 +75,8 @@ async def reclaim_for_ever(
         if not watch.suspected:
             grace_ends_at = 0.0
         elif grace_ends_at <= trio.current_time():
-            # Noted by this look or an earlier one. Looks in between, as when a worker comes to replace the lost one, do not
-            # begin the grace anew.
+            # Noted by this look or an earlier one. Looks in between, as when a worker comes to
+            # replace the lost one, do not begin the grace anew.
             grace_ends_at = trio.current_time() + grace_seconds * (1 + AFTER_GRACE_SHARE * chance)
         if watch.suspected:
             wait_seconds = grace_ends_at - trio.current_time()
@@ -105,14 +109,18 @@ async def _watch(me: Identity, quick: Link, grace_seconds: float, sight: _Sight)
 
 
 async def _reclaim(me: Identity, durable: Link, wakeups: Wakeups, dead: list[WorkerId]) -> float | None:
-    """Take back everything there is to take, batch after batch; return seconds until the next lease runs out."""
+    """Take back everything there is to take, batch after batch.
+
+    Returns: seconds until the next lease runs out.
+    """
     troubles: list[TroubleRow] = []
     tries = 0
 
     async def once(connection: Connection) -> tuple[list[lease.Reclaimed], float | None, bool]:
         nonlocal troubles, tries
         schema = me.schema
-        # What was late or failed is asked for smaller: a few large jobs must not be asked for again and again.
+        # What was late or failed is asked for smaller: a few large jobs must not be asked for again
+        # and again.
         jobs_max = max(BATCH_MAX >> (2 * tries), 1)
         tries += 1
         found = await ask(connection, lease.reclaim(schema, worker_id=me.worker_id, jobs_max=jobs_max, dead=dead))

@@ -36,13 +36,15 @@ class Running:
     handler: Handler | None = None  # once it starts
     interrupt: Interrupt | None = None
     _interrupted: trio.Event | None = attrs.field(default=None, init=False)
-    # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to write.
+    # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to
+    # write.
     is_settled: bool = False
     # A transaction of the handler's is open that is to complete the job.
     is_completing: bool = False
     # It runs although its job is completed, by its own transaction; a beat has found it so.
     outlives_job: bool = False
-    # Stopped for want of a proof of life, not of a lease: it is released when its handler has ended.
+    # Stopped for want of a proof of life, not of a lease: it is released when its handler has
+    # ended.
     is_given_up: bool = False
 
     @claimed_at.default
@@ -70,7 +72,7 @@ class Running:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the execution was stopped because its lease is lost, or can be trusted no more."""
+        """Whether it was stopped because its lease is lost, or can be trusted no more."""
         return self.interrupt is not None and self.interrupt.kind is InterruptKind.LEASE_LOST
 
     @property
@@ -95,7 +97,8 @@ class Running:
         try:
             is_late = self.scope.cancel_called
         except RuntimeError:
-            # In a thread, which has no trio clock to ask. The loop has not cancelled the scope so far.
+            # In a thread, which has no trio clock to ask. The loop has not cancelled the scope so
+            # far.
             return None
         why = f"timed out after {timeout_seconds:g} s"
         return Interrupt(kind=InterruptKind.TIMED_OUT, why=why) if is_late else None

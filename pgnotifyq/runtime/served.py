@@ -1,8 +1,9 @@
 """What a worker has handlers for: published in the database, and all that the worker claims.
 
-The registry may grow while the worker runs. A thread that registers a handler rings for the claimer,
-which publishes anew before it looks (claimer.py). The listener's session publishes too, each time that
-it registers the worker: the worker's row may have been taken away, and what it had published with it.
+The registry may grow while the worker runs. A thread that registers a handler rings for the
+claimer, which publishes anew before it looks (claimer.py). The listener's session publishes too,
+each time that it registers the worker: the worker's row may have been taken away, and what it had
+published with it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 
 class Served:
-    """The handlers of one worker as its statements take them, written once for each state of the registry."""
+    """The handlers of one worker as its statements take them.
+
+    They are written once for each state of the registry.
+    """
 
     def __init__(self, registry: JobRegistry, schema: str, worker_id: WorkerId) -> None:
         self._registry = registry
@@ -58,7 +62,7 @@ class Served:
 
 @contextmanager
 def ring_for_new_handlers(registry: JobRegistry, bell: Bell) -> Iterator[None]:
-    """Ring for the claimer when a handler is registered, in whatever thread, while the block lasts."""
+    """Ring for the claimer when a handler is registered, in any thread, while the block lasts."""
     token = trio.lowlevel.current_trio_token()
 
     def ring() -> None:

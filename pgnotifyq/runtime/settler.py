@@ -1,14 +1,15 @@
 """The settler: makes outcomes durable, many at once under load and without delay when idle.
 
-It keeps one statement in flight and sends everything that gathered meanwhile as the next one; nothing waits on a timer. When
-an outcome is durable its permit is free.
+It keeps one statement in flight and sends everything that gathered meanwhile as the next one;
+nothing waits on a timer. When an outcome is durable its permit is free.
 
-A plain completion, by far the most frequent outcome, goes by a statement of its own with two arrays; the rest shares
-one with nine.
+A plain completion, by far the most frequent outcome, goes by a statement of its own with two
+arrays; the rest shares one with nine.
 
-One row must not hold up the batch. What a batch's first try does not write, for whatever reason, is settled one by one: a row that cannot be
-written is put aside with its outcome (`job_troubles`), and its permit is free; a row that somebody else has locked is tried again beside
-the batches that follow, and is put aside in the end.
+One row must not hold up the batch. What a batch's first try does not write, for whatever reason, is
+settled one by one: a row that cannot be written is put aside with its outcome (`job_troubles`), and
+its permit is free; a row that somebody else has locked is tried again beside the batches that
+follow, and is put aside in the end.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.running import Running
 
-# Bounds one statement. A claim can run beside it on the other connection, so the permits of a large worker should not all
-# wait for one statement: with 500 slots, 250 were 20 % faster than 1000.
+# Bounds one statement. A claim can run beside it on the other connection, so the permits of a large
+# worker should not all wait for one statement: with 500 slots, 250 were 20 % faster than 1000.
 BATCH_MAX = 250
-# Outcomes whose rows are locked: this many are tried again at once, so often, and put aside after so many tries, half a minute.
+# Outcomes whose rows are locked: this many are tried again at once, so often, and put aside after
+# so many tries, half a minute.
 BUSY_BATCH_MAX = end.APART_JOBS_MAX
 BUSY_PAUSE_SECONDS = 0.5
 BUSY_TRIES_MAX = 60
@@ -119,7 +121,10 @@ class Settler:
             self._in_flight = []
 
     def unwritten(self) -> list[Running]:
-        """Return the executions whose outcomes are not known to be durable, for a worker that leaves in a hurry."""
+        """Return the executions whose outcomes are not known to be durable.
+
+        They are for a worker that leaves in a hurry.
+        """
         return [*self._in_flight, *self._waiting, *(running for running, _ in self._busy)]
 
     async def settle_busy_for_ever(self) -> None:
@@ -151,8 +156,9 @@ class Settler:
             nonlocal tries
             tries += 1
             if tries > 1:
-                # Each by a statement of its own: what was answered is durable, so the next try goes further, and one that is late
-                # is cancelled over itself and put aside (sql/functions/end/settle_apart.sql).
+                # Each by a statement of its own: what was answered is durable, so the next try goes
+                # further, and one that is late is cancelled over itself and put aside
+                # (sql/functions/end/settle_apart.sql).
                 return self._apart(batch, is_last=False, jobs_max=1)
             return end.settle_surely(
                 self._me.schema,

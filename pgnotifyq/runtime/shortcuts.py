@@ -1,36 +1,37 @@
 """Shortcuts: how a job starts without a look at the queues, where it is known which job is new.
 
 Looking at the queues is what a worker does that does not know what there is: it finds the highest
-priority, what is left of it, and when the next job falls due. An idle worker (wakeups.py) knows that
-its queues were empty. There are two shortcuts.
+priority, what is left of it, and when the next job falls due. An idle worker (wakeups.py) knows
+that its queues were empty. There are two shortcuts.
 
-By name. The insert of a single job says in its wake-up which job is new. To take that job by its key
-costs the server two thirds of a look (bench/README.md).
+By name. The insert of a single job says in its wake-up which job is new. To take that job by its
+key costs the server two thirds of a look (bench/README.md).
 
 - By the connection that heard the wake-up, the listener's: its session has just been awake, and one
   that has slept takes 0.06 ms longer.
-- Only after a lull. Wake-ups that come one upon the other are the claimer's, which takes many jobs at
-  once and finds out when the worker is no sleeper any more.
-- If the named job is still pending but could not be taken, the claimer's bell is rung; the claimer then
-  looks at the queues, as if the wake-up had named nothing. So whatever hinders a job here loses no job,
-  and what sleep.py says of wake-ups holds as it stands.
-- A name is a hint, and anybody can send one. It can bring nothing but a job of the worker's own queues
-  that is due anyway.
+- Only after a lull. Wake-ups that come one upon the other are the claimer's, which takes many jobs
+  at once and finds out when the worker is no sleeper any more.
+- If the named job is still pending but could not be taken, the claimer's bell is rung; the claimer
+  then looks at the queues, as if the wake-up had named nothing. So whatever hinders a job here
+  loses no job, and what sleep.py says of wake-ups holds as it stands.
+- A name is a hint, and anybody can send one. It can bring nothing but a job of the worker's own
+  queues that is due anyway.
 
-By hand-over. A web server that runs its worker beside it enqueues, commits, is notified by itself, and
-claims: two more round trips and a second commit before the handler starts. If a worker of this very
-event loop is idle and has a free slot, the insert can claim too: the handler starts when the insert's
-own commit is answered.
+By hand-over. A web server that runs its worker beside it enqueues, commits, is notified by itself,
+and claims: two more round trips and a second commit before the handler starts. If a worker of this
+very event loop is idle and has a free slot, the insert can claim too: the handler starts when the
+insert's own commit is answered.
 
-- Only what a claim would do now is done: the job is due, its queue is the worker's, no due job of that
-  queue is there (the statement looks), the worker has a handler for it and is not draining.
+- Only what a claim would do now is done: the job is due, its queue is the worker's, no due job of
+  that queue is there (the statement looks), the worker has a handler for it and is not draining.
 - Never in a transaction of the caller's: the job is not there before that commits.
 - Both ids are made here. If the reply is lost, it is not known whether the job exists. Then its
-  execution is released, by the fence: if the job exists it is pending at once, and not when the lease
-  runs out.
+  execution is released, by the fence: if the job exists it is pending at once, and not when the
+  lease runs out.
 
-Both take their permit before the statement is sent, as the claimer does (executions.py), and take up the
-job as any other. A third, by the database, will end here too: a job that arrives already claimed.
+Both take their permit before the statement is sent, as the claimer does (executions.py), and take
+up the job as any other. A third, by the database, will end here too: a job that arrives already
+claimed.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Taker:
 
 
 async def answer(taker: Taker, named: JobId | None, connection: Connection) -> None:
-    """Answer a wake-up: take the job that it names if the worker is idle, else ring for the claimer.
+    """Answer a wake-up: if the worker is idle take the named job, else ring for the claimer.
 
     Args:
         taker: the worker.
@@ -105,8 +106,8 @@ async def answer(taker: Taker, named: JobId | None, connection: Connection) -> N
         connection: by which it was heard.
 
     Raises:
-        trio.TooSlowError, psycopg.Error: no answer, or none that can be used. The listener begins anew,
-            and rings for the claimer.
+        trio.TooSlowError, psycopg.Error: no answer, or none that can be used. The listener begins
+            anew, and rings for the claimer.
     """
     is_first = taker.wakeups.is_first_after_lull()
     if named is None or not is_first or not taker.is_ready or not taker.executions.reserve(1):
@@ -190,7 +191,8 @@ async def enqueue_and_hand_over(connection: Connection, taker: Taker, job: NewJo
         job: what to enqueue.
         payload: the payload's text.
 
-    Cancellation, errors: as for `enqueue`; a job that may exist all the same is released to everybody.
+    Cancellation, errors: as for `enqueue`; a job that may exist all the same is released to
+    everybody.
 
     Source: sql/functions/enqueue/enqueue_claimed.sql
     """
@@ -235,7 +237,7 @@ async def enqueue_and_hand_over(connection: Connection, taker: Taker, job: NewJo
 
 
 def _said(taker: Taker, job: NewJob) -> tuple[str, int]:
-    """Return the queue and the attempts of a job that a worker is about to hold: its own, or its handler's."""
+    """Return a job's queue and attempts: its own, or its handler's."""
     handler = taker.me.registry.find(job.job_type)
     queue = job.queue_name or (handler.queue if handler is not None else None)
     attempts = job.max_attempts or (handler.max_attempts if handler is not None else None)

@@ -1,13 +1,14 @@
 """Slots: the long-lived tasks that run jobs, one after the other.
 
 A slot's task runs its jobs in one cancel scope, for making a scope took a quarter of a no-op job's
-time. The scope is a job's own while the job runs. Once it was cancelled, or an exception went through
-it, it is left, which is how trio tells a cancel from other ends, and the next job has a new one.
+time. The scope is a job's own while the job runs. Once it was cancelled, or an exception went
+through it, it is left, which is how trio tells a cancel from other ends, and the next job has a new
+one.
 
-The task is as new for each job (slate.py). A task in which a handler left a scope or a nursery open is
-spent: it ends, trio does with what is left what it does at the end of any task, and the slot goes on in
-another. So each slot is two tasks: a guard, and in its nursery the one that works. What a handler does
-to its task's nursery reaches the guard and goes no further.
+The task is as new for each job (slate.py). A task in which a handler left a scope or a nursery open
+is spent: it ends, trio does with what is left what it does at the end of any task, and the slot
+goes on in another. So each slot is two tasks: a guard, and in its nursery the one that works. What
+a handler does to its task's nursery reaches the guard and goes no further.
 """
 
 from __future__ import annotations
@@ -97,8 +98,9 @@ async def _work(slot: _Slot) -> None:
             with trio.CancelScope() as scope:
                 slate.note_scope()
                 is_at_end = await _serve(slot, slate, scope)
-        # Not `except Exception`: sys.exit(), asyncio's CancelledError, a Cancelled that a handler kept and
-        # raised again, or a group with one of them in it would end the worker and all its jobs.
+        # Not `except Exception`: sys.exit(), asyncio's CancelledError, a Cancelled that a handler
+        # kept and raised again, or a group with one of them in it would end the worker and all its
+        # jobs.
         except BaseException as error:
             if is_at_end:
                 return  # trio says that there are scopes inside of this one
@@ -107,8 +109,8 @@ async def _work(slot: _Slot) -> None:
             slot.failure = error
             if slot.running is None or not _is_outcome(error):
                 raise  # the worker's cancel, or a bug of ours
-            # If the worker itself is cancelled, what a handler makes of it counts for nothing: the cancel
-            # goes on.
+            # If the worker itself is cancelled, what a handler makes of it counts for nothing: the
+            # cancel goes on.
             await trio.lowlevel.checkpoint_if_cancelled()
             ended = as_ended(error)
         if is_at_end:
@@ -161,8 +163,8 @@ async def _serve(slot: _Slot, slate: Slate, scope: trio.CancelScope) -> bool:
 def _as_left(emit: EventSink, running: Running, ended: Ended, left: str) -> Ended:
     """Return how a job has ended that left something open, and tell of it.
 
-    An open scope harms nobody once its task is gone. With a nursery goes what ran in it, as trio has it:
-    the work may be half done.
+    An open scope harms nobody once its task is gone. With a nursery goes what ran in it, as trio
+    has it: the work may be half done.
     """
     emit(Event(name=EventName.JOB_LEFT_OPEN, fields={**running.names(), "left": left}))
     nursery = trio.lowlevel.current_task().parent_nursery
@@ -188,9 +190,9 @@ def _is_outcome(error: BaseException) -> bool:
 
 
 def _holds_ctrl_c(error: BaseException) -> bool:
-    """Tell whether Ctrl-C has landed in a handler: whether the process's own handler of SIGINT raised it.
+    """Tell whether Ctrl-C landed in a handler: the process's own handler of SIGINT raised it.
 
-    That is trio's, as a rule. A handler that raises KeyboardInterrupt by itself has failed like any other.
-    It would end its worker, uncharged, and the next one.
+    That is trio's, as a rule. A handler that raises KeyboardInterrupt by itself has failed like any
+    other. It would end its worker, uncharged, and the next one.
     """
     return holds_ctrl_c(error, getattr(signal.getsignal(signal.SIGINT), "__code__", None))

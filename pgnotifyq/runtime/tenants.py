@@ -40,8 +40,9 @@ class OrgContext:
     async def transaction(self, *, isolation: psycopg.IsolationLevel | None = None) -> AsyncIterator[Connection]:
         """Open a fenced transaction that is confined to the job's tenant.
 
-        Rows of other tenants are not there, in this project's tables and in every table of yours whose row security
-        policy compares its tenant column with `pgnotifyq.current_org()` and is granted to the tenant role.
+        Rows of other tenants are not there, in this project's tables and in every table of yours
+        whose row security policy compares its tenant column with `pgnotifyq.current_org()` and is
+        granted to the tenant role.
 
         Args:
             isolation: of the transaction; None: the server's default.
@@ -58,7 +59,9 @@ class OrgContext:
 
 
 async def find_tenant_role(connection: Connection, schema: str) -> str | None:
-    """Return the role that confines tenants, or None where it does not exist, may not be taken on, or has no rights in the schema.
+    """Return the role that confines tenants.
+
+    None: it does not exist, may not be taken on, or has no rights in the schema.
 
     Source: sql/queries/tenant_role.sql
     """

@@ -1,16 +1,21 @@
-"""Transactions for handlers: fenced by the execution, and, through `ctx.org`, confined to the job's tenant.
+"""Transactions for handlers: fenced by the execution, and confined to a tenant (`ctx.org`).
 
-A fenced transaction commits only while the execution still owns the job. Its first act binds it to the execution; its last act before
-commit is to lock the job's row and look. With `complete` the job ends in that very commit, so what it wrote happens exactly once.
+A fenced transaction commits only while the execution still owns the job. Its first act binds it to
+the execution; its last act before commit is to lock the job's row and look. With `complete` the job
+ends in that very commit, so what it wrote happens exactly once.
 
 Rules:
 
-- The fence is part of the commit (migration 0010), so one that a handler says by hand is fenced too. After it nothing is:
-  the connection refuses every further statement, and the end of the block raises TransactionLeft.
-- What a transaction settles is its own: another of the same execution, in another task, may commit before it or not at all.
-- Within an open transaction of the execution another one is refused at once, in the same task and in those that it started. It would
-  have a connection of its own: not see what the first wrote, wait for its locks for ever, and use up the pool.
-- Every transaction is given a session that was discarded, in a connection object of its own (wire/lent.py).
+- The fence is part of the commit (migration 0010), so one that a handler says by hand is fenced
+  too. After it nothing is: the connection refuses every further statement, and the end of the block
+  raises TransactionLeft.
+- What a transaction settles is its own: another of the same execution, in another task, may commit
+  before it or not at all.
+- Within an open transaction of the execution another one is refused at once, in the same task and
+  in those that it started. It would have a connection of its own: not see what the first wrote,
+  wait for its locks for ever, and use up the pool.
+- Every transaction is given a session that was discarded, in a connection object of its own
+  (wire/lent.py).
 """
 
 from __future__ import annotations
@@ -62,7 +67,7 @@ class Databases:
         isolation: psycopg.IsolationLevel | None = None,
         outcome: Settlement | None = None,
     ) -> AsyncIterator[Connection]:
-        """Open a fenced transaction; with `org_id`, one that sees and writes only this tenant's rows.
+        """Open a fenced transaction; with `org_id`, one that sees only this tenant's rows.
 
         With `outcome`, that outcome commits with it.
 
@@ -72,7 +77,8 @@ class Databases:
             LeaseLost: the execution no longer owns the job; rolled back.
             JobCancelled: a cancel came first; rolled back.
             TransactionLeft: the handler committed or rolled back by hand.
-            TransactionRefused: it is nested in another one, or would complete a job that another one is about to complete.
+            TransactionRefused: it is nested in another one, or would complete a job that another
+                one is about to complete.
             ConnectionsTaken: no connection became free in time.
         """
         schema, lease = self.schema, running.lease
@@ -143,7 +149,7 @@ _block: ContextVar[_Block | None] = ContextVar("pgnotifyq_block", default=None)
 
 @contextmanager
 def _noted(running: Running, *, completes: bool) -> Iterator[None]:
-    """Note that a transaction of this execution is open, and refuse a second one where it cannot be."""
+    """Note that a transaction of this execution is open; refuse a second one where it cannot be."""
     around = _block.get()
     if around is not None and around.is_open and around.running is running:
         raise TransactionRefused(

@@ -1,4 +1,4 @@
-"""Troubles: what a worker does for others, the reclaimer and the pruner, and what is told of a row in its way."""
+"""Troubles: a row in the way of what a worker does for others, and what is told of it."""
 
 from __future__ import annotations
 

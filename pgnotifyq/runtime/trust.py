@@ -1,37 +1,49 @@
-"""Trust: how long a worker may believe that it holds what it holds. Two judge that, each by a clock of its own; here they agree.
+"""Trust: how long a worker may believe that it holds what it holds.
 
-The judges. Every worker watches the others (reclaimer.py, sql/functions/worker/watch.sql). One whose session is gone, and from which nothing
-was heard for a grace, is given up and its jobs run elsewhere: a second or two after `kill -9`, and not when the lease ends. The worker
-itself goes by its own clock. The naive worker trusts its leases alone: when its session is lost and nobody tells it, because the
-server ended it while the cable was cut, its job starts elsewhere after a second, and its handler is told after a minute.
+Two judge that, each by a clock of its own; here they agree.
+
+The judges. Every worker watches the others (reclaimer.py, sql/functions/worker/watch.sql). One
+whose session is gone, and from which nothing was heard for a grace, is given up and its jobs run
+elsewhere: a second or two after `kill -9`, and not when the lease ends. The worker itself goes by
+its own clock. The naive worker trusts its leases alone: when its session is lost and nobody tells
+it, because the server ended it while the cable was cut, its job starts elsewhere after a second,
+and its handler is told after a minute.
 
 The rules, for a grace G that is the worker's own and stands in its row:
 
-1. Others give a worker up only when its session has been found gone, and no sign of life has come since, for G. That is committed in
-   its row before anything is taken from it. A job that it claimed less than G ago is not taken either.
-2. While a worker holds jobs that it claimed longer than a step ago (STEPS of them make G), it asks for a proof of life each step. Jobs
-   that are shorter cost nothing, an idle worker asks nothing. One of these is a proof, as of when it was sent:
+1. Others give a worker up only when its session has been found gone, and no sign of life has come
+   since, for G. That is committed in its row before anything is taken from it. A job that it
+   claimed less than G ago is not taken either.
+2. While a worker holds jobs that it claimed longer than a step ago (STEPS of them make G), it asks
+   for a proof of life each step. Jobs that are shorter cost nothing, an idle worker asks nothing.
+   One of these is a proof, as of when it was sent:
    - its session answers: it was there, so it had not been found gone for good;
-   - a beat by another connection counts (beat.sql): sent at once when the session is known to be gone, and when it does not answer
-     within a step;
-   - its server is away, certainly (wire/postmaster.py): nobody judges now, nor in the first grace after it has come back, for nobody
-     judges in the first grace of its own session.
-3. An execution is trusted until G less a margin (one step) after the last proof, or after its claim was sent, whichever is later; and
-   until its lease ends less a margin, as ever. Then its handler is stopped, before anybody may start its job.
-4. A worker that was given up learns of it from its next sign of life, stops what it does not trust, and registers anew.
+   - a beat by another connection counts (beat.sql): sent at once when the session is known to be
+     gone, and when it does not answer within a step;
+   - its server is away, certainly (wire/postmaster.py): nobody judges now, nor in the first grace
+     after it has come back, for nobody judges in the first grace of its own session.
+3. An execution is trusted until G less a margin (one step) after the last proof, or after its claim
+   was sent, whichever is later; and until its lease ends less a margin, as ever. Then its handler
+   is stopped, before anybody may start its job.
+4. A worker that was given up learns of it from its next sign of life, stops what it does not trust,
+   and registers anew.
 
-Why it is enough. A proof that was sent at s took place at some t >= s. A session that answered at t was there at t, so it is found gone
-after t; a beat at t clears what was found before. Either way the worker is given up at t + G at the earliest, by the database's
-clock, and it has stopped by s + G less the margin, by its own. The two clocks are never compared: both count from t or before.
+Why it is enough. A proof that was sent at s took place at some t >= s. A session that answered at t
+was there at t, so it is found gone after t; a beat at t clears what was found before. Either way
+the worker is given up at t + G at the earliest, by the database's clock, and it has stopped by s +
+G less the margin, by its own. The two clocks are never compared: both count from t or before.
 
-What is stopped for want of a proof may still be ours, for the server may never have missed us. When its handler has ended, it is
-released, uncharged; the fence sees to it that nothing happens when it is not.
+What is stopped for want of a proof may still be ours, for the server may never have missed us. When
+its handler has ended, it is released, uncharged; the fence sees to it that nothing happens when it
+is not.
 
-A process that stood still, its loop held by a handler or its machine stopped, did not ask, and so hears nothing of no proof: it is given
-one grace from when it goes on. If its session was lost meanwhile, its handlers may run on for that long beside others; a process that
-is frozen is what nobody can promise anything of.
+A process that stood still, its loop held by a handler or its machine stopped, did not ask, and so
+hears nothing of no proof: it is given one grace from when it goes on. If its session was lost
+meanwhile, its handlers may run on for that long beside others; a process that is frozen is what
+nobody can promise anything of.
 
-Without a session, as behind a pooler in transaction mode, others judge by leases alone, and so does the worker.
+Without a session, as behind a pooler in transaction mode, others judge by leases alone, and so does
+the worker.
 """
 
 from __future__ import annotations
@@ -64,7 +76,8 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.postmaster import Postmaster
 
-# A proof each step, a step for the session to answer, and two for beats; the last one is the margin.
+# A proof each step, a step for the session to answer, and two for beats; the last one is the
+# margin.
 STEPS = 5
 # Below this the steps are shorter than what a busy machine takes to answer.
 GRACE_SECONDS_MIN = 0.5
@@ -88,7 +101,8 @@ class Trust:
 
     grace_seconds: float = attrs.field(converter=_at_least)  # as published
     postmaster: Postmaster | None = None  # None: that the server is away cannot be proved
-    # Whether the worker's row may say that a session speaks for it; while it does not, leases alone count.
+    # Whether the worker's row may say that a session speaks for it; while it does not, leases alone
+    # count.
     by_session: bool = False
     heard_at: float = -math.inf  # when the last proof was sent that was answered
     patient_until: float = -math.inf  # the process stood still, and has had no time to hear
@@ -164,8 +178,8 @@ def _stop_shaken(me: Identity, trust: Trust, executions: Executions) -> None:
 def _distrust(me: Identity, executions: Executions, running: Running, why: str) -> None:
     """Stop an execution; let go of it if it has ended.
 
-    Its outcome could not be written while the lease was trusted. It may still be written, if the fence
-    holds; nobody waits for it.
+    Its outcome could not be written while the lease was trusted. It may still be written, if the
+    fence holds; nobody waits for it.
     """
     interrupt(me, executions, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
     if running.has_ended:
@@ -195,7 +209,10 @@ async def prove_for_ever(trust: Trust, executions: Executions, push: Push) -> No
 
 
 def _is_held(executions: Executions, claimed_before: float) -> bool:
-    """Tell whether a job is held that was claimed before a time. Those renewed longest ago come first, so this looks at one mostly."""
+    """Tell whether a job is held that was claimed before a time.
+
+    Those renewed longest ago come first, so this looks at one mostly.
+    """
     return any(running.claimed_at <= claimed_before for running in executions)
 
 
@@ -214,7 +231,8 @@ async def _ask(trust: Trust, push: Push) -> None:
 async def beat_when_asked(me: Identity, trust: Trust, executions: Executions, beats: Link) -> None:
     """Give signs of life by a connection of their own, when the bell is rung.
 
-    Not by the claimer's: a beat must not wait behind a claim, or behind a heartbeat that waits for somebody's lock.
+    Not by the claimer's: a beat must not wait behind a claim, or behind a heartbeat that waits for
+    somebody's lock.
     """
     while True:
         if await trust.bell.wait(KEEP_SECONDS):
@@ -245,7 +263,9 @@ async def _beat(me: Identity, trust: Trust, executions: Executions, beats: Link)
 
 
 async def _come_back(me: Identity, trust: Trust, executions: Executions, beats: Link) -> None:
-    """Register a worker that others have given up, or forgotten; without a session, which its listener brings back.
+    """Register a worker that others have given up, or forgotten.
+
+    Without a session: its listener brings that back.
 
     Raises:
         trio.TooSlowError, psycopg.Error: as for Link.attempt.

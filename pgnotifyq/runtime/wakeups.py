@@ -1,11 +1,12 @@
 """Wake-ups: what a worker knows of the work that it was told of, and whether it is idle.
 
-The claimer looks at the queues when the bell was rung, when the next job known of falls due, or when
-the backstop's time has come. Who rings: the listener, a settlement or a reclaim that made a job due,
-a permit that became free, a new handler.
+The claimer looks at the queues when the bell was rung, when the next job known of falls due, or
+when the backstop's time has come. Who rings: the listener, a settlement or a reclaim that made a
+job due, a permit that became free, a new handler.
 
-A worker is idle when its last look left nothing behind that is due, and nothing has rung since. Only
-then may a job start without a look at the queues (shortcuts.py): the job is the first of its queue.
+A worker is idle when its last look left nothing behind that is due, and nothing has rung since.
+Only then may a job start without a look at the queues (shortcuts.py): the job is the first of its
+queue.
 """
 
 from __future__ import annotations
@@ -43,15 +44,18 @@ class Push:
 
 @attrs.define(eq=False)
 class Wakeups:
-    """The bell of one worker's claimer, its sleep, and whether it is idle. Times are trio's, in seconds."""
+    """The bell of one worker's claimer, its sleep, and whether the worker is idle.
+
+    Times are trio's, in seconds.
+    """
 
     push: Push = attrs.field(factory=Push)
     bell: Bell = attrs.field(factory=Bell)  # rung when there may be work
     sleep: Sleep = attrs.field(factory=Sleep)
     expects_at: float = math.inf  # when the next job known of falls due
     is_lulled: bool = True  # the claimer's last wait was a long one
-    # The last look found less than it asked for, and nothing due was left behind: what is enqueued now
-    # is first.
+    # The last look found less than it asked for, and nothing due was left behind: what is enqueued
+    # now is first.
     _saw_queues_empty: bool = False
     _heard_at: float = -math.inf  # when a wake-up was last heard
     _generation: int = 0  # of the listener's connection that the claimer knows
@@ -84,7 +88,10 @@ class Wakeups:
                 self.expects_at = now + next_due_seconds
 
     async def wait(self, seconds: float, now: float) -> bool:
-        """Wait until the bell rings, the next job falls due, or `seconds` have passed since `now`; True if it rang."""
+        """Wait until the bell rings, a job falls due, or `seconds` have passed since `now`.
+
+        Returns: whether it rang.
+        """
         rung = await self.bell.wait(min(seconds, self.expects_at - now))
         self.is_lulled = trio.current_time() - now > LULL_SECONDS
         return rung

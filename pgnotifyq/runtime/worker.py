@@ -1,8 +1,9 @@
 """A worker: two nurseries, one inside the other, so that the order of shutdown is the indentation.
 
-Services (settler, heartbeat, listener, reclaimer, pruner, watchdog) are outside, jobs inside: when the last job has ended, its
-outcome durable, the services go. The first signal stops claiming; jobs run on, with heartbeats, until `shutdown_seconds`
-have passed or a second signal comes; then they are interrupted, given `grace_seconds`, and released.
+Services (settler, heartbeat, listener, reclaimer, pruner, watchdog) are outside, jobs inside: when
+the last job has ended, its outcome durable, the services go. The first signal stops claiming; jobs
+run on, with heartbeats, until `shutdown_seconds` have passed or a second signal comes; then they
+are interrupted, given `grace_seconds`, and released.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.transactions import Databases
     from pgnotifyq.wire.connection import Connection
 
-# A try of the links: long enough for a loaded server, and at most a sixth of the lease, so that a frozen connection is
-# given up and replaced well before the leases are.
+# A try of the links: long enough for a loaded server, and at most a sixth of the lease, so that a
+# frozen connection is given up and replaced well before the leases are.
 LINK_DEADLINE_SECONDS = 5.0
 LINK_DEADLINE_SHARE = 1 / 6
 # The last words of a worker, when it leaves: release what is left and take its row away.
@@ -89,7 +90,10 @@ class WorkerHandle:
     interrupted: int = 0
 
     def drain(self) -> None:
-        """Stop claiming and let running jobs finish, under the deadline. Said a second time: interrupt them now."""
+        """Stop claiming and let running jobs finish, under the deadline.
+
+        Said a second time: interrupt them now.
+        """
         if self._first.is_set():
             self._second.set()
         self._first.set()
@@ -123,19 +127,23 @@ async def run_worker(
         dsn: the database.
         config: everything at once, instead of `settings`.
         listen_dsn: an address where LISTEN works, when `dsn` leads to a pooler in transaction mode.
-        on_event: called with each event, in the worker's own task; quick. What it raises is logged, and the worker goes on.
-            Default: logging.
-        routine_events: whether `on_event` is told of each job that is claimed, and completed as planned.
+        on_event: called with each event, in the worker's own task; quick. What it raises is logged,
+            and the worker goes on. Default: logging.
+        routine_events: whether `on_event` is told of each job that is claimed, and completed as
+            planned.
         task_status: trio's, for `nursery.start`.
-        settings: the fields of WorkerConfig: queues (in order of preference), concurrency, lease_seconds, shutdown_seconds, schema, ...
+        settings: the fields of WorkerConfig: queues (in order of preference), concurrency,
+            lease_seconds, shutdown_seconds, schema, ...
 
-    Returns: the handle, when drained. `nursery.start` gives it as soon as the worker is ready to claim.
+    Returns: the handle, when drained. `nursery.start` gives it as soon as the worker is ready to
+    claim.
 
     Cancellation: running handlers are cancelled and their jobs released, under a short deadline.
 
     Raises:
         ConfigError: a setting is out of its bounds or not known, or given beside `config`.
-        SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable, MissingRights: at start.
+        SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable,
+            MissingRights: at start.
     """
     config = config_of(config, settings)
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
@@ -188,7 +196,7 @@ async def run_worker(
 
 
 class _Staff:
-    """Everybody who works in one worker. Known to this file alone: each task is given what it uses."""
+    """Everybody who works in one worker, known to this file alone."""
 
     def __init__(self, me: Identity, databases: Databases, link: Callable[[str], Link]) -> None:
         self.me = me
@@ -286,14 +294,14 @@ async def _claim_until(staff: _Staff, handle: WorkerHandle) -> None:
     async with trio.open_nursery() as claiming:
         claiming.start_soon(claim_for_ever, staff.me, staff.quick, staff.executions, staff.wakeups)
         await handle._first.wait()  # noqa: SLF001  # the handle is this module's own
-        # Now, not when the claimer has ended: the claim under way may still bring jobs, and none of them
-        # shall start.
+        # Now, not when the claimer has ended: the claim under way may still bring jobs, and none of
+        # them shall start.
         staff.executions.is_draining = True
         claiming.cancel_scope.cancel(reason="pgnotifyq: draining")
 
 
 async def _drain(staff: _Staff, handle: WorkerHandle) -> None:
-    """Let running jobs finish; interrupt those that are left at the deadline or at the second signal."""
+    """Let running jobs finish; interrupt what is left at the deadline or the second signal."""
     me, executions = staff.me, staff.executions
     me.emit(
         Event(
@@ -315,10 +323,12 @@ async def _drain(staff: _Staff, handle: WorkerHandle) -> None:
 
 
 async def _say_farewell(staff: _Staff) -> None:
-    """Release what the worker still holds, uncharged, and take its row away. If the database is gone, leases do it.
+    """Release what the worker still holds, uncharged, and take its row away.
 
-    The settler's session may have ended unnoticed, while the worker was idle or stood still: then another
-    one is opened, once.
+    If the database is gone, leases do it.
+
+    The settler's session may have ended unnoticed, while the worker was idle or stood still: then
+    another one is opened, once.
     """
     me = staff.me
 
