@@ -21,7 +21,7 @@ from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerSettings, config_of
 from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
-from pgnotifyq.model.outcome import Ended, Raised, SettleKind, Settlement, Stopped
+from pgnotifyq.model.outcome import Ended, Outcome, Raised, SettleKind, Stopped
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.deadlines import Deadlines
@@ -175,7 +175,7 @@ class _Reach:
     def __init__(self, connection: Connection[Any] | None) -> None:
         self.token = trio.lowlevel.current_trio_token()
         self.reported: list[tuple[float | None, str | None]] = []
-        self.completed_with: Settlement | None = None
+        self.completed_with: Outcome | None = None
         self._connection = connection
 
     @asynccontextmanager
@@ -185,7 +185,7 @@ class _Reach:
         *,
         org_id: OrgId | None = None,  # noqa: ARG002  # nothing confines the test's connection
         isolation: IsolationLevel | None = None,  # noqa: ARG002  # the test's connection has its own
-        outcome: Settlement | None = None,
+        outcome: Outcome | None = None,
     ) -> AsyncIterator[Connection]:
         """Open a transaction on the test's connection.
 
@@ -230,10 +230,10 @@ def _job(handler: Handler, payload: Any, org_id: OrgId, attempt: int, max_attemp
     )
 
 
-def _told(outcome: Settlement, exception: BaseException | None, reach: _Reach) -> Ran:
+def _told(outcome: Outcome, exception: BaseException | None, reach: _Reach) -> Ran:
     delays = outcome.kind in {SettleKind.RETRY, SettleKind.SNOOZE}
     return Ran(
-        outcome=outcome.outcome,
+        outcome=outcome.name,
         kind=outcome.kind,
         result=None if outcome.result_json is None else json.loads(outcome.result_json),
         error_message=outcome.error_message,

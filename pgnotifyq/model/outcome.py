@@ -156,11 +156,11 @@ class SettleKind(StrEnum):
 
 
 @attrs.frozen(kw_only=True)
-class Settlement:
-    """What is to be written at the end of an execution."""
+class Outcome:
+    """How an execution ended: what is to be written of it."""
 
     kind: SettleKind
-    outcome: str  # for the history
+    name: str  # as the history calls it: completed, failed, timed_out, ...
     delay_seconds: float = 0.0
     error_message: str | None = None
     result_json: str | None = None
@@ -255,7 +255,7 @@ def decide(
     max_attempts: int,
     retry: RetryPolicy,
     random: Callable[[], float],
-) -> Settlement | None:
+) -> Outcome | None:
     """Return what to write at the end of an execution; None when nothing may be written.
 
     Args:
@@ -271,12 +271,12 @@ def decide(
     database to say.
     """
 
-    def failed(error: str, outcome: str, reason: str, delay_seconds: float | None = None) -> Settlement:
+    def failed(error: str, name: str, reason: str, delay_seconds: float | None = None) -> Outcome:
         message = bounded(error)
         if attempt >= max_attempts:
-            return Settlement(kind=SettleKind.BURY, outcome=outcome, error_message=message, reason=reason)
+            return Outcome(kind=SettleKind.BURY, name=name, error_message=message, reason=reason)
         delay = retry.delay_seconds(attempt, random()) if delay_seconds is None else delay_seconds
-        return Settlement(kind=SettleKind.RETRY, outcome=outcome, error_message=message, delay_seconds=delay)
+        return Outcome(kind=SettleKind.RETRY, name=name, error_message=message, delay_seconds=delay)
 
     if interrupt is not None and interrupt.kind is InterruptKind.LEASE_LOST:
         return None
@@ -288,11 +288,11 @@ def decide(
         match interrupt.kind:
             case InterruptKind.CANCELLED:
                 why = None if isinstance(ended, Stopped) else bounded(ended.error)
-                return Settlement(kind=SettleKind.CANCEL, outcome="cancelled", error_message=why)
+                return Outcome(kind=SettleKind.CANCEL, name="cancelled", error_message=why)
             case InterruptKind.TIMED_OUT:
                 return failed(interrupt.why or "timed out", "timed_out", "exhausted")
             case InterruptKind.SHUTDOWN:
-                return Settlement(kind=SettleKind.RELEASE, outcome="released", error_message=interrupt.why)
+                return Outcome(kind=SettleKind.RELEASE, name="released", error_message=interrupt.why)
             case InterruptKind.LEASE_LOST:
                 return None
             case _:
@@ -302,7 +302,7 @@ def decide(
         # any other.
         return failed("the handler cancelled its own scope", "failed", "exhausted")
     if ended.undecodable:
-        return Settlement(kind=SettleKind.BURY, outcome="undecodable", error_message=bounded(ended.error), reason="undecodable")
+        return Outcome(kind=SettleKind.BURY, name="undecodable", error_message=bounded(ended.error), reason="undecodable")
     return failed(ended.error, "failed", "unknown_job_type" if ended.unknown_type else "exhausted")
 
 
@@ -331,7 +331,7 @@ def bounded(text: str) -> str:
     return f"{safe[:half]}\n[...]\n{safe[-half:]}"
 
 
-def _settle_value(value: object, failed: _Failed) -> Settlement:
+def _settle_value(value: object, failed: _Failed) -> Outcome:
     # Not isinstance: it asks the value for its __class__, and a lazy proxy may raise there.
     if issubclass(type(value), _Wish):
         return _settle_wish(cast("Snooze | Retry | Discard", value), failed)
@@ -339,34 +339,34 @@ def _settle_value(value: object, failed: _Failed) -> Settlement:
         # Taken for a result, it would be one that cannot be stored, and the job completed.
         return failed(f"the handler returned the class {value.__name__}: return {value.__name__}(...)", "failed", "exhausted")
     try:
-        return Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(value))
+        return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(value))
     # A value of the user's may raise anything when it is looked into, and this runs outside of the
     # handler's own scope. The work is done; doing it again would not make its result any better.
     except BaseException as error:  # noqa: BLE001
         said = str(error) if isinstance(error, InvalidPayload) else f"{name_of(error)}: {text_of(error)}"
         message = bounded(f"completed, but its result was not stored: {said}")
-        return Settlement(kind=SettleKind.COMPLETE, outcome="completed", error_message=message)
+        return Outcome(kind=SettleKind.COMPLETE, name="completed", error_message=message)
 
 
-def _settle_wish(wish: Snooze | Retry | Discard, failed: _Failed) -> Settlement:
+def _settle_wish(wish: Snooze | Retry | Discard, failed: _Failed) -> Outcome:
     match wish:
         case Snooze(seconds=seconds):
-            return Settlement(kind=SettleKind.SNOOZE, outcome="snoozed", delay_seconds=seconds)
+            return Outcome(kind=SettleKind.SNOOZE, name="snoozed", delay_seconds=seconds)
         case Retry(seconds=seconds, reason=reason):
             return failed(reason or "the handler asked for a retry", "failed", "exhausted", seconds)
         case Discard(reason=reason):
             message = bounded(reason) or "the handler discarded the job"
-            return Settlement(kind=SettleKind.BURY, outcome="discarded", error_message=message, reason="discarded")
+            return Outcome(kind=SettleKind.BURY, name="discarded", error_message=message, reason="discarded")
         case _:
             assert_never(wish)
 
 
 # The outcome of a handler that returned nothing: one value for all, so that it can be told by
 # identity.
-PLAIN_COMPLETION = Settlement(kind=SettleKind.COMPLETE, outcome="completed")
+PLAIN_COMPLETION = Outcome(kind=SettleKind.COMPLETE, name="completed")
 
 if TYPE_CHECKING:
     from typing import Protocol
 
     class _Failed(Protocol):
-        def __call__(self, error: str, outcome: str, reason: str, delay_seconds: float | None = None) -> Settlement: ...
+        def __call__(self, error: str, name: str, reason: str, delay_seconds: float | None = None) -> Outcome: ...

@@ -12,7 +12,7 @@ import trio.lowlevel
 
 from pgnotifyq.ledger import lease
 from pgnotifyq.model.errors import LeaseLost
-from pgnotifyq.model.outcome import SettleKind, Settlement, encode_result
+from pgnotifyq.model.outcome import Outcome, SettleKind, encode_result
 from pgnotifyq.runtime.logs import JobLog
 from pgnotifyq.runtime.tenants import OrgContext
 
@@ -53,7 +53,7 @@ class Reach(Protocol):
         *,
         org_id: OrgId | None = None,
         isolation: IsolationLevel | None = None,
-        outcome: Settlement | None = None,
+        outcome: Outcome | None = None,
     ) -> AbstractAsyncContextManager[Connection]:
         """Open a fenced transaction. See transactions.py."""
 
@@ -76,7 +76,7 @@ class WorkerReach:
         *,
         org_id: OrgId | None = None,
         isolation: IsolationLevel | None = None,
-        outcome: Settlement | None = None,
+        outcome: Outcome | None = None,
     ) -> AbstractAsyncContextManager[Connection]:
         """Open a fenced transaction on one of the connections that handlers share."""
         return self.databases.open_transaction(running, org_id=org_id, isolation=isolation, outcome=outcome)
@@ -177,7 +177,7 @@ class JobContext:
         """
         outcome = None
         if complete:
-            outcome = Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(result))
+            outcome = Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(result))
         async with self._reach.open_transaction(self._running, isolation=isolation, outcome=outcome) as connection:
             yield connection
 

@@ -18,10 +18,10 @@ from pgnotifyq.model.errors import ConnectionsTaken, PayloadUndecodable
 from pgnotifyq.model.outcome import (
     PLAIN_COMPLETION,
     Ended,
+    Outcome,
     Raised,
     Returned,
     SettleKind,
-    Settlement,
     Stopped,
     bounded,
     decide,
@@ -110,14 +110,14 @@ class Executor:
             (value,) = await trio.to_thread.run_sync(_call_in_thread, handler, arguments, limiter=self.threads)
         return value if type(value) in PLAIN_RESULTS else await finished(handler, value)
 
-    def outcome_of(self, running: Running, ended: Ended) -> Settlement | None:
+    def outcome_of(self, running: Running, ended: Ended) -> Outcome | None:
         """Return the outcome of an execution whose handler has ended; None: its lease was lost."""
         running.has_ended = True
         if ended is _NOTHING and running.interrupt is None:
             return PLAIN_COMPLETION  # as `decide` would say, for by far the most jobs
         if isinstance(ended, Raised) and ended.waited and running.interrupt is None:
             message = bounded(ended.error)
-            return Settlement(kind=SettleKind.SNOOZE, outcome="snoozed", delay_seconds=WAITED_SECONDS, error_message=message)
+            return Outcome(kind=SettleKind.SNOOZE, name="snoozed", delay_seconds=WAITED_SECONDS, error_message=message)
         handler = running.handler
         return decide(
             ended,

@@ -13,7 +13,7 @@ from pgnotifyq.model.outcome import Interrupt, InterruptKind
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.claimed import ClaimedJob
-    from pgnotifyq.model.outcome import Settlement
+    from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import Handler
 
 
@@ -30,7 +30,7 @@ class Running:
     # unless it was cancelled.
     scope: trio.CancelScope | None = None
     has_ended: bool = False  # the handler; the outcome may still be on its way to the database
-    outcome: Settlement | None = None  # how it ended, when that is the settler's to write
+    outcome: Outcome | None = None  # how it ended, when that is the settler's to write
     is_gone: bool = False  # its permit is free again
     started_at: float | None = None  # when the handler started
     handler: Handler | None = None  # once it starts
@@ -76,7 +76,7 @@ class Running:
         return self.interrupt is not None and self.interrupt.kind is InterruptKind.LEASE_LOST
 
     @property
-    def outcome_known(self) -> Settlement:
+    def outcome_known(self) -> Outcome:
         """How it ended, once that is the settler's to write."""
         assert self.outcome is not None
         return self.outcome

@@ -25,7 +25,7 @@ from pgnotifyq.ledger import end, fences, lease
 from pgnotifyq.ledger.errors import Whose, whose
 from pgnotifyq.model.errors import DatabaseUnreachable, text_of
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, Outcome, SettleKind
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.cancels import lose
 
@@ -47,7 +47,7 @@ BUSY_BATCH_MAX = end.APART_JOBS_MAX
 BUSY_PAUSE_SECONDS = 0.5
 BUSY_TRIES_MAX = 60
 
-# What each settlement is called in events; the words of the house.
+# What an outcome is called in events, by the verb that settles it; the words of the house.
 _EVENTS = {
     SettleKind.COMPLETE: EventName.JOB_COMPLETED,
     SettleKind.RETRY: EventName.JOB_RETRIED,
@@ -79,7 +79,7 @@ class Settler:
         self._busy: deque[tuple[Running, int]] = deque()  # with the tries so far
         self._busy_bell = Bell()
 
-    def add(self, running: Running, outcome: Settlement | None) -> None:
+    def add(self, running: Running, outcome: Outcome | None) -> None:
         """Take an execution's outcome; None: its lease is lost, and nothing may be written."""
         if running.is_settled:
             # Completed, by the handler's own transaction, whatever the handler did afterwards.
@@ -99,7 +99,7 @@ class Settler:
         if self._waiting:
             self._bell.ring()
 
-    async def note_afterthought(self, running: Running, outcome: Settlement | None) -> None:
+    async def note_afterthought(self, running: Running, outcome: Outcome | None) -> None:
         """Keep what was raised after the handler's own transaction had completed the job."""
         if outcome is None or outcome.error_message is None:
             return
@@ -213,7 +213,7 @@ class Settler:
             if not (is_quiet and outcome.kind is SettleKind.COMPLETE and outcome.error_message is None):
                 self._tell(running, outcome, became.get(running.job.id))
 
-    def _tell(self, running: Running, outcome: Settlement, surprise: lease.Surprise | None) -> None:
+    def _tell(self, running: Running, outcome: Outcome, surprise: lease.Surprise | None) -> None:
         if _is(surprise, "bare"):
             assert surprise is not None
             self._me.emit(Event(name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": surprise.why}))
@@ -237,4 +237,4 @@ def _is(surprise: lease.Surprise | None, became: str) -> bool:
     return surprise is not None and surprise.became == became
 
 
-RELEASED = Settlement(kind=SettleKind.RELEASE, outcome="released", error_message="the worker was shut down")
+RELEASED = Outcome(kind=SettleKind.RELEASE, name="released", error_message="the worker was shut down")

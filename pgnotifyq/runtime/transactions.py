@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from pgnotifyq.model.config import WorkerConfig
     from pgnotifyq.model.job import OrgId, WorkerId
-    from pgnotifyq.model.outcome import Settlement
+    from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.runtime.running import Running
     from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.pool import Pool
@@ -65,7 +65,7 @@ class Databases:
         *,
         org_id: OrgId | None = None,
         isolation: psycopg.IsolationLevel | None = None,
-        outcome: Settlement | None = None,
+        outcome: Outcome | None = None,
     ) -> AsyncIterator[Connection]:
         """Open a fenced transaction; with `org_id`, one that sees only this tenant's rows.
 

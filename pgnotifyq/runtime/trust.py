@@ -60,7 +60,7 @@ from trio_util import RepeatedEvent
 from pgnotifyq._version import __version__
 from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
-from pgnotifyq.model.outcome import Interrupt, InterruptKind, SettleKind, Settlement
+from pgnotifyq.model.outcome import Interrupt, InterruptKind, Outcome, SettleKind
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.cancels import interrupt, lose
 from pgnotifyq.wire.asking import ask
@@ -86,8 +86,8 @@ KEEP_SECONDS = 10.0
 # Of a worker that others give up again and again while it registers.
 REGISTERED_MAX = 3
 
-GIVEN_BACK = Settlement(
-    kind=SettleKind.RELEASE, outcome="released", error_message="the worker heard nothing from the database, and stopped it"
+GIVEN_BACK = Outcome(
+    kind=SettleKind.RELEASE, name="released", error_message="the worker heard nothing from the database, and stopped it"
 )
 
 
