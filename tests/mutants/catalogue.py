@@ -354,7 +354,7 @@ MUTANTS = (
         RUNTIME + "executor.py",
         "return Raised(error=self.registry.explain_unknown(job.job_type), unknown_type=True)",
         "return Returned(job.job_type)",
-        ("runtime/test_endings.py::test_type_that_nobody_handles",),
+        ("runtime/test_endings.py::test_handler_that_vanishes_between_claim_and_run",),
     ),
     Mutant(
         "a second handler replaces the first",
