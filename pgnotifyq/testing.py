@@ -1,4 +1,7 @@
-"""For the tests of programs that use the queue: run one handler without a database, or a worker until nothing is due."""
+"""For the tests of programs that use the queue.
+
+Run one handler without a database, or a worker until nothing is due.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import uuid
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack
 
 import attrs
 import trio
@@ -18,14 +21,12 @@ from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerSettings, config_of
 from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
-from pgnotifyq.model.outcome import Ended, Raised, Returned, SettleKind, Settlement, Stopped, decide, ended_by
-from pgnotifyq.model.payload import encode, structure
-from pgnotifyq.model.registry import finished
-from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.outcome import Ended, Outcome, Raised, SettleKind, Stopped
+from pgnotifyq.model.payload import encode
 from pgnotifyq.model.states import Status
-from pgnotifyq.runtime.context import JobContext
-from pgnotifyq.runtime.holdings import Running
-from pgnotifyq.runtime.tenants import OrgContext
+from pgnotifyq.runtime.deadlines import Deadlines
+from pgnotifyq.runtime.executor import Executor, as_ended
+from pgnotifyq.runtime.running import Running
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
@@ -38,10 +39,10 @@ if TYPE_CHECKING:
 
     from pgnotifyq.model.events import Event
     from pgnotifyq.model.registry import Handler, JobRegistry
-    from pgnotifyq.runtime.parts import Parts
     from pgnotifyq.wire.connection import Connection
 
 IDLE_SECONDS_MAX = 30.0  # how long work_until_idle works before it fails
+MIDDLE = 0.5  # of the jitter
 LOOK_SECONDS = 0.5  # how often it looks without being told: jobs that other workers hold end without an event here
 
 
@@ -75,8 +76,8 @@ async def run_job(
 ) -> Ran:
     """Run a handler as a worker would, without a database, and return how it ended.
 
-    The payload goes to JSON and back, into the handler's type; what the handler returns or raises is decided on like a worker
-    decides, and nothing is written.
+    The payload goes to JSON and back, into the handler's type; what the handler returns or raises
+    is decided on like a worker decides, and nothing is written.
 
     Args:
         registry: has the handler.
@@ -85,8 +86,9 @@ async def run_job(
         org_id: the tenant.
         attempt: which attempt this is; at `max_attempts` a failure ends in a dead letter.
         max_attempts: default: the handler's, else 3.
-        connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of its own (a savepoint in an
-            open one); without the worker's fence and confinement, for there is no execution in the database.
+        connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
+            its own (a savepoint in an open one); without the worker's fence and confinement, for
+            there is no execution in the database.
 
     Cancellation: the handler is cancelled.
 
@@ -97,18 +99,22 @@ async def run_job(
     handler = registry.get(job_type)
     job = _job(handler, json.loads(encode(payload)), OrgId(org_id), attempt, max_attempts)
     running = Running(job=ClaimedJob.from_job(job), renewed_at=trio.current_time())
-    context = _Context(running, connection)
-    ended, exception = await _run(handler, running, context)
-    settlement = decide(
-        ended,
-        running.interrupt,
-        attempt=attempt,
-        max_attempts=job.max_attempts or MAX_ATTEMPTS_DEFAULT,
-        retry=handler.retry or RetryPolicy(),
-        random=lambda: 0.5,  # the middle of the jitter
-    )
-    assert settlement is not None  # only a lost lease writes nothing, and there is none to lose
-    return _told(context.completed_with or settlement, exception, context)
+    reach = _Reach(connection)
+    executor = Executor(registry=registry, reach=reach, deadlines=Deadlines(Running.stop), random=lambda: MIDDLE)
+    ended: Ended = Stopped()
+    exception: BaseException | None = None
+    try:
+        with trio.CancelScope() as scope:
+            ended = await executor.run(running, scope)
+    except NoDatabaseInTest:
+        raise  # the test's mistake, not the handler's
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a handler raises is its outcome
+        ended, exception = as_ended(error), error
+    if isinstance(ended, Raised) and ended.undecodable:
+        exception = PayloadUndecodable(ended.error)
+    outcome = executor.outcome_of(running, ended)
+    assert outcome is not None  # only a lost lease writes nothing, and there is none to lose
+    return _told(reach.completed_with or outcome, exception, reach)
 
 
 async def work_until_idle(
@@ -118,9 +124,10 @@ async def work_until_idle(
     timeout_seconds: float = IDLE_SECONDS_MAX,
     **settings: Unpack[WorkerSettings],
 ) -> list[Event]:
-    """Run a real worker until no job of its queues is due or held, and return its events, oldest first.
+    """Run a real worker until no job of its queues is due or held, and return its events.
 
-    Jobs that handlers enqueue are worked on too. Those that fall due later are not waited for: a retry's delay, a snooze.
+    Jobs that handlers enqueue are worked on too. Those that fall due later are not waited for: a
+    retry's delay, a snooze.
 
     Args:
         registry: the handlers.
@@ -159,100 +166,47 @@ async def work_until_idle(
     return events
 
 
-async def _run(handler: Handler, running: Running, context: _Context) -> tuple[Ended, BaseException | None]:
-    job = running.job.whole
-    try:
-        payload = job if handler.takes_job else structure(job.payload, handler.payload_type)
-    except PayloadUndecodable as error:
-        return Raised(error=str(error), undecodable=True), error
-    arguments = (payload, context) if handler.takes_context else (payload,)
-    running.started_at = trio.current_time()
-    ended: Ended = Stopped()
-    exception: BaseException | None = None
-    try:
-        with trio.CancelScope() as scope:
-            running.handler = handler
-            if handler.timeout_seconds is not None:
-                scope.deadline = running.started_at + handler.timeout_seconds
-            running.scope = scope
-            if handler.is_async:
-                value = await handler.call(*arguments)
-            else:
-                (value,) = await trio.to_thread.run_sync(lambda: (handler.call(*arguments),))
-            ended = Returned(await finished(handler, value))
-    except NoDatabaseInTest:
-        raise  # the test's mistake, not the handler's
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a handler raises is its outcome
-        ended, exception = ended_by(error), error
-    finally:
-        running.interrupt = running.why_stop()
-        running.scope = None
-    return ended, exception
+class _Reach:
+    """What a handler can reach where there is no worker.
 
+    It is the test's connection, and a list of what the handler reports.
+    """
 
-class _Context(JobContext):
-    """A job's context without a worker."""
-
-    def __init__(self, running: Running, connection: Connection[Any] | None) -> None:
-        super().__init__(parts=cast("Parts", None), running=running)
-        self._connection = connection
-        self._token = trio.lowlevel.current_trio_token()
+    def __init__(self, connection: Connection[Any] | None) -> None:
+        self.token = trio.lowlevel.current_trio_token()
         self.reported: list[tuple[float | None, str | None]] = []
-        self.completed_with: Settlement | None = None
-
-    @property
-    def org(self) -> OrgContext:
-        """The tenant."""
-        return _Org(self)
+        self.completed_with: Outcome | None = None
+        self._connection = connection
 
     @asynccontextmanager
-    async def transaction(
+    async def open_transaction(
         self,
+        running: Running,
         *,
-        complete: bool = False,
-        result: object = None,
+        org_id: OrgId | None = None,  # noqa: ARG002  # nothing confines the test's connection
         isolation: IsolationLevel | None = None,  # noqa: ARG002  # the test's connection has its own
+        outcome: Outcome | None = None,
     ) -> AsyncIterator[Connection]:
-        """Open a transaction on the test's connection, which has its own isolation.
+        """Open a transaction on the test's connection.
 
         Raises:
             NoDatabaseInTest: the test gave none.
         """
         if self._connection is None:
             raise NoDatabaseInTest(
-                f"the handler of {self.job.job_type!r} opens a transaction, and run_job has no database: "
+                f"the handler of {running.job.job_type!r} opens a transaction, and run_job has no database: "
                 "pass run_job(..., connection=...), or test it with work_until_idle"
             )
         async with self._connection.transaction():
             yield self._connection
-        if complete:
-            settlement = decide(
-                Returned(result), None, attempt=self.attempt, max_attempts=self.attempt, retry=RetryPolicy(), random=float
-            )
-            self.completed_with = settlement
+        if outcome is not None:
+            self.completed_with = outcome
 
-    def _trio_token(self) -> trio.lowlevel.TrioToken:
-        return self._token
-
-    async def _report(self, fraction: float | None, message: str | None) -> None:
-        if fraction is not None and not 0 <= fraction <= 1:
-            raise ValueError(f"progress {fraction!r} is not between 0 and 1")
+    async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:  # noqa: ARG002  # there is one
+        """Keep what the handler reports."""
         self.reported.append((fraction, message))
         await trio.lowlevel.checkpoint()
-
-
-class _Org(OrgContext):
-    """A tenant without a worker."""
-
-    def __init__(self, context: _Context) -> None:
-        self._context = context
-        self.id = context.job.org_id
-
-    @asynccontextmanager
-    async def transaction(self, *, isolation: IsolationLevel | None = None) -> AsyncIterator[Connection]:  # noqa: ARG002  # see above
-        """Open a transaction on the test's connection, which has its own isolation."""
-        async with self._context.transaction() as connection:
-            yield connection
+        return True
 
 
 def _job(handler: Handler, payload: Any, org_id: OrgId, attempt: int, max_attempts: int | None) -> Job:
@@ -276,15 +230,15 @@ def _job(handler: Handler, payload: Any, org_id: OrgId, attempt: int, max_attemp
     )
 
 
-def _told(settlement: Settlement, exception: BaseException | None, context: _Context) -> Ran:
-    delays = settlement.kind in {SettleKind.RETRY, SettleKind.SNOOZE}
+def _told(outcome: Outcome, exception: BaseException | None, reach: _Reach) -> Ran:
+    delays = outcome.kind in {SettleKind.RETRY, SettleKind.SNOOZE}
     return Ran(
-        outcome=settlement.outcome,
-        kind=settlement.kind,
-        result=None if settlement.result_json is None else json.loads(settlement.result_json),
-        error_message=settlement.error_message,
-        delay_seconds=settlement.delay_seconds if delays else None,
-        reason=settlement.reason,
+        outcome=outcome.name,
+        kind=outcome.kind,
+        result=None if outcome.result_json is None else json.loads(outcome.result_json),
+        error_message=outcome.error_message,
+        delay_seconds=outcome.delay_seconds if delays else None,
+        reason=outcome.reason,
         exception=exception,
-        progress=tuple(context.reported),
+        progress=tuple(reach.reported),
     )

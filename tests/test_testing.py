@@ -208,3 +208,29 @@ async def test_an_async_handler_behind_a_plain_decorator_and_a_wish_that_is_rais
     assert (await run_job(registry, "deed")).result == "done"
     ran = await run_job(registry, "deed", {"later": True})
     assert (ran.kind, ran.delay_seconds) == (SettleKind.SNOOZE, 60)
+
+
+async def test_what_a_worker_makes_of_it(connection: Link) -> None:
+    """`run_job` runs the worker's own executor: Ctrl-C of a handler's own making, a result that cannot be stored, a job in vain."""
+    registry = JobRegistry()
+
+    @registry.handler("interrupt")
+    def interrupt(payload: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    @registry.handler("cannot_store")
+    async def cannot_store(payload: dict[str, Any], ctx: JobContext) -> None:
+        async with ctx.transaction(complete=True, result=object()) as mine:
+            await mine.execute("create temporary table written as select 1")
+
+    @registry.handler("in_vain")
+    async def in_vain(payload: dict[str, Any]) -> None:
+        raise pgnotifyq.ConnectionsTaken("none was free")
+
+    ran = await run_job(registry, "interrupt")
+    assert (ran.outcome, ran.kind) == ("failed", SettleKind.RETRY)
+    ran = await run_job(registry, "cannot_store", connection=connection)
+    assert isinstance(ran.exception, InvalidPayload)
+    assert await value(connection, "select to_regclass('written')") is None
+    ran = await run_job(registry, "in_vain")
+    assert (ran.outcome, ran.kind) == ("snoozed", SettleKind.SNOOZE)

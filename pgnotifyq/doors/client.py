@@ -126,7 +126,7 @@ class Client:
         """Enqueue one job and return its id.
 
         If a worker of this event loop, on the same database, is idle and has a handler for the job,
-        the statement that enqueues the job also starts it (runtime/handover.py). Jobs that several
+        the statement that enqueues the job also starts it (runtime/shortcuts.py). Jobs that several
         tasks enqueue at once share a statement (doors/gathering.py).
 
         Args:

@@ -18,7 +18,7 @@ Each caller is told what it would be told alone:
 - If nobody knows what became of a statement, as when its connection was lost, all its callers are
   told so. Nothing is repeated.
 - A job with a unique key may have to wait for somebody's transaction, so it goes alone. So does a
-  job that a worker of this very program starts at once (runtime/handover.py).
+  job that a worker of this very program starts at once (runtime/shortcuts.py).
 - A statement that is stuck holds up no other caller. A caller that has gathered for
   `PATIENCE_SECONDS` leads at once, on another connection of the pool.
 
@@ -60,7 +60,7 @@ import trio
 from pgnotifyq.ledger import enqueue
 from pgnotifyq.model.errors import DatabaseUnreachable, PoolTimeout
 from pgnotifyq.model.payload import encode
-from pgnotifyq.runtime.handover import enqueue_and_hand_over, find_taker
+from pgnotifyq.runtime.shortcuts import enqueue_and_hand_over, find_taker
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:

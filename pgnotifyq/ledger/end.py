@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pgnotifyq.ledger.ask import Answer, Steps, Verb
-    from pgnotifyq.model.outcome import Settlement
+    from pgnotifyq.model.outcome import Outcome
 
 # Settled one by one, in one statement. Beside the deadline of a link, and each may wait for a lock.
 APART_JOBS_MAX = 25
@@ -31,7 +31,7 @@ APART_LOCK_SECONDS_MAX = 0.02
 _SETTLE_TYPES = "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[]"
 
 
-def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]) -> Verb[list[Surprise]]:
+def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Outcome]]) -> Verb[list[Surprise]]:
     """End executions, each fenced by job id and execution id; durable when this is answered.
 
     Repeating a batch whose reply was lost is safe: an execution that ended is recognised by its id.
@@ -42,11 +42,11 @@ def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Leas
     Source: sql/functions/end/complete.sql, sql/functions/end/settle.sql
     """
     plain, rest = [], []
-    for lease, settlement in settlements:
-        if settlement is PLAIN_COMPLETION:
+    for lease, outcome in settlements:
+        if outcome is PLAIN_COMPLETION:
             plain.append(lease)
         else:
-            rest.append((lease, settlement))
+            rest.append((lease, outcome))
     asks: list[Ask[list[Surprise]]] = []
     values: tuple[str, ...]
     if plain:
@@ -69,7 +69,7 @@ def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Leas
     return Plan(steps)
 
 
-def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]) -> Plan[list[Surprise]]:
+def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Outcome]]) -> Plan[list[Surprise]]:
     """Do what `settle` does; where one row stands in the way of the others, do it apart.
 
     Returns: as `settle`, and as `settle_apart` with `is_last`.
@@ -88,7 +88,7 @@ def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tup
         if not lost:
             return surprises
         # Or left out by a trigger of the user's that returned null, in which case it is still held.
-        again = [(lease, settlement) for lease, settlement in settlements if lease.job_id in lost]
+        again = [(lease, outcome) for lease, outcome in settlements if lease.job_id in lost]
         apart: list[Surprise] = yield settle_apart(schema, worker_id=worker_id, settlements=again)
         return [surprise for surprise in surprises if surprise.became != "lost"] + apart
 
@@ -99,7 +99,7 @@ def settle_apart(
     schema: str,
     *,
     worker_id: WorkerId,
-    settlements: Sequence[tuple[Lease, Settlement]],
+    settlements: Sequence[tuple[Lease, Outcome]],
     lock_seconds: float = APART_LOCK_SECONDS_MAX,
     is_last: bool = True,
     jobs_max: int = APART_JOBS_MAX,
@@ -129,8 +129,8 @@ def settle_apart(
             surprises += yield from part(settlements[start : start + jobs_max])
         return surprises
 
-    def part(some: Sequence[tuple[Lease, Settlement]]) -> Steps[list[Surprise]]:
-        values = (*lease_arrays([lease for lease, _ in some]), *_as_columns([settlement for _, settlement in some]))
+    def part(some: Sequence[tuple[Lease, Outcome]]) -> Steps[list[Surprise]]:
+        values = (*lease_arrays([lease for lease, _ in some]), *_as_columns([outcome for _, outcome in some]))
         statement = call("settle_apart", f"{_SETTLE_TYPES} float8 boolean", schema)
         told: list[Surprise]
         try:
@@ -144,8 +144,8 @@ def settle_apart(
                 for one in some:
                     found += yield from part([one])
                 return found
-            ((lease, settlement),) = some
-            if (plain := _in_ascii(settlement)) == settlement:
+            ((lease, outcome),) = some
+            if (plain := _in_ascii(outcome)) == outcome:
                 raise
             told = yield from part([(lease, plain)])
         return told
@@ -160,21 +160,21 @@ def _told_apart(answer: Answer, encoding: str) -> list[Surprise]:
     ]
 
 
-def _in_ascii(settlement: Settlement) -> Settlement:
-    """Return a settlement with its texts escaped; the result's JSON means the same."""
-    error, result = settlement.error_message, settlement.result_json
+def _in_ascii(outcome: Outcome) -> Outcome:
+    """Return an outcome with its texts escaped; the result's JSON means the same."""
+    error, result = outcome.error_message, outcome.result_json
     if error is not None:
         error = error.encode("ascii", "backslashreplace").decode()
     if result is not None and not result.isascii():
         result = json.dumps(json.loads(result))
-    return attrs.evolve(settlement, error_message=error, result_json=result)
+    return attrs.evolve(outcome, error_message=error, result_json=result)
 
 
-def _as_columns(endings: Sequence[Settlement]) -> tuple[str, ...]:
+def _as_columns(endings: Sequence[Outcome]) -> tuple[str, ...]:
     """Write how executions end as the arrays that settle() takes."""
     return (
         array([ending.kind.value for ending in endings]),
-        array([ending.outcome for ending in endings]),
+        array([ending.name for ending in endings]),
         array([str(float(ending.delay_seconds)) for ending in endings]),
         array([ending.error_message for ending in endings]),
         array([ending.result_json for ending in endings]),

@@ -126,7 +126,7 @@ def enqueue_claimed(
 
     Returns: whether it was claimed; the database's time.
 
-    Source: sql/functions/enqueue/enqueue_claimed.sql, runtime/handover.py
+    Source: sql/functions/enqueue/enqueue_claimed.sql, runtime/shortcuts.py
     """
 
     def read(answer: Answer, encoding: str) -> tuple[bool, datetime]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 ERROR_CHARS_MAX = 4000  # of a stored error: enough for a traceback's end
 RESULT_BYTES_MAX = 1_048_576
-# Of what is told of one exception: errors in a group that are looked at, and shown; causes, notes, frames.
+# Of what is told of one exception: errors in a group that are looked at, and shown; causes, notes,
+# frames.
 ERRORS_IN_GROUP_MAX = 100_000
 ERRORS_SHOWN_MAX = 8
 FRAMES_SHOWN_MAX = 5
@@ -33,14 +34,18 @@ def _check_seconds(_: object, attribute: attrs.Attribute[float], value: float | 
 
 
 def _to_text(reason: object) -> str:
-    # `Retry(reason=error)` is what people write; left as it is, it would fail in `decide`, outside of the handler.
+    # `Retry(reason=error)` is what people write; left as it is, it would fail in `decide`, outside
+    # of the handler.
     if reason is None:
         return ""
     return text_of(reason) if isinstance(reason, BaseException) else str(reason)
 
 
 class _Wish(Exception):
-    """What a handler returns, or raises, to say how its attempt ends. Values: equal when they say the same."""
+    """What a handler returns, or raises, to say how its attempt ends.
+
+    Values: equal if they say the same.
+    """
 
     def __reduce__(self) -> tuple[type[_Wish], tuple[object, ...]]:
         # An exception is made again from what it was given by position only.
@@ -56,7 +61,10 @@ class Snooze(_Wish):
 
 @attrs.frozen(auto_exc=False, slots=False)
 class Retry(_Wish):
-    """Returned or raised by a handler: this attempt failed, try again after `seconds`, or as the policy says."""
+    """Returned or raised by a handler: this attempt failed, try again.
+
+    After `seconds`, or as the policy says.
+    """
 
     seconds: float | None = attrs.field(default=None, validator=_check_seconds)
     reason: str = attrs.field(default="", converter=_to_text)
@@ -105,9 +113,12 @@ class Raised:
 
     @classmethod
     def from_exception(cls, error: BaseException) -> Raised:
-        """Describe what a handler raised: its type and message, what it holds and what caused it, then the traceback's last lines.
+        """Describe what a handler raised.
 
-        Never raises, and is bounded: what is looked at is the user's, and may be a hundred thousand errors deep, or 50 MB long.
+        Its type and message, what it holds and what caused it, then the traceback's last lines.
+
+        Never raises, and is bounded: what is looked at is the user's, and may be a hundred thousand
+        errors deep, or 50 MB long.
         """
         return cls(error=_described(error))
 
@@ -121,7 +132,10 @@ Ended = Returned | Raised | Stopped
 
 
 def ended_by(error: BaseException) -> Returned | Raised:
-    """Return how a handler ended that raised: a wish is the same raised as returned, also from a nursery of the handler's own."""
+    """Return how a handler ended that raised.
+
+    A wish is the same raised as returned, also from a nursery of the handler's own.
+    """
     cause = error
     while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
@@ -142,11 +156,11 @@ class SettleKind(StrEnum):
 
 
 @attrs.frozen(kw_only=True)
-class Settlement:
-    """What is to be written at the end of an execution."""
+class Outcome:
+    """How an execution ended: what is to be written of it."""
 
     kind: SettleKind
-    outcome: str  # for the history
+    name: str  # as the history calls it: completed, failed, timed_out, ...
     delay_seconds: float = 0.0
     error_message: str | None = None
     result_json: str | None = None
@@ -154,12 +168,15 @@ class Settlement:
 
 
 def holds_ctrl_c(error: BaseException, raised_by: CodeType | None = None) -> bool:
-    """Tell whether an exception is a KeyboardInterrupt, or a group with one in it. Without recursion: users' groups may be deep.
+    """Tell whether an exception is a KeyboardInterrupt, or a group with one in it.
+
+    Without recursion: users' groups may be deep.
 
     Args:
         error: what was raised.
-        raised_by: the code of the signal handler that makes one of Ctrl-C. One that it has not raised is the program's own, and does not
-            count. None: it cannot be told, and each counts.
+        raised_by: the code of the signal handler that makes one of Ctrl-C. One that it has not
+            raised is the program's own, and does not count. None: it cannot be told, and each
+            counts.
     """
     interrupts = (inner for inner in _unfold(error) if isinstance(inner, KeyboardInterrupt))
     return any(raised_by is None or _raiser(inner) is raised_by for inner in interrupts)
@@ -178,7 +195,10 @@ _exceptions_of = BaseExceptionGroup.__dict__["exceptions"].__get__  # not `group
 
 
 def _unfold(error: BaseException) -> Iterator[BaseException]:
-    """Go through what is in a group, groups in it included, in order; ERRORS_IN_GROUP_MAX of them at most."""
+    """Go through what is in a group, groups in it included, in order.
+
+    ERRORS_IN_GROUP_MAX of them at most.
+    """
     waiting = [error]
     for _ in range(ERRORS_IN_GROUP_MAX):
         if not waiting:
@@ -235,7 +255,7 @@ def decide(
     max_attempts: int,
     retry: RetryPolicy,
     random: Callable[[], float],
-) -> Settlement | None:
+) -> Outcome | None:
     """Return what to write at the end of an execution; None when nothing may be written.
 
     Args:
@@ -246,16 +266,17 @@ def decide(
         retry: the handler's policy.
         random: draws from 0 to 1, for the jitter.
 
-    A handler that was told to stop and returned all the same has done its work: it is completed, unless the lease is lost.
-    Whether a cancel that committed first overrules that is for the database to say.
+    A handler that was told to stop and returned all the same has done its work: it is completed,
+    unless the lease is lost. Whether a cancel that committed first overrules that is for the
+    database to say.
     """
 
-    def failed(error: str, outcome: str, reason: str, delay_seconds: float | None = None) -> Settlement:
+    def failed(error: str, name: str, reason: str, delay_seconds: float | None = None) -> Outcome:
         message = bounded(error)
         if attempt >= max_attempts:
-            return Settlement(kind=SettleKind.BURY, outcome=outcome, error_message=message, reason=reason)
+            return Outcome(kind=SettleKind.BURY, name=name, error_message=message, reason=reason)
         delay = retry.delay_seconds(attempt, random()) if delay_seconds is None else delay_seconds
-        return Settlement(kind=SettleKind.RETRY, outcome=outcome, error_message=message, delay_seconds=delay)
+        return Outcome(kind=SettleKind.RETRY, name=name, error_message=message, delay_seconds=delay)
 
     if interrupt is not None and interrupt.kind is InterruptKind.LEASE_LOST:
         return None
@@ -267,20 +288,21 @@ def decide(
         match interrupt.kind:
             case InterruptKind.CANCELLED:
                 why = None if isinstance(ended, Stopped) else bounded(ended.error)
-                return Settlement(kind=SettleKind.CANCEL, outcome="cancelled", error_message=why)
+                return Outcome(kind=SettleKind.CANCEL, name="cancelled", error_message=why)
             case InterruptKind.TIMED_OUT:
                 return failed(interrupt.why or "timed out", "timed_out", "exhausted")
             case InterruptKind.SHUTDOWN:
-                return Settlement(kind=SettleKind.RELEASE, outcome="released", error_message=interrupt.why)
+                return Outcome(kind=SettleKind.RELEASE, name="released", error_message=interrupt.why)
             case InterruptKind.LEASE_LOST:
                 return None
             case _:
                 assert_never(interrupt.kind)
     if isinstance(ended, Stopped):
-        # Its scope was cancelled by nobody we know: the handler's own affair, and a failure like any other.
+        # Its scope was cancelled by nobody we know: the handler's own affair, and a failure like
+        # any other.
         return failed("the handler cancelled its own scope", "failed", "exhausted")
     if ended.undecodable:
-        return Settlement(kind=SettleKind.BURY, outcome="undecodable", error_message=bounded(ended.error), reason="undecodable")
+        return Outcome(kind=SettleKind.BURY, name="undecodable", error_message=bounded(ended.error), reason="undecodable")
     return failed(ended.error, "failed", "unknown_job_type" if ended.unknown_type else "exhausted")
 
 
@@ -294,9 +316,13 @@ def encode_result(value: object) -> str | None:
 
 
 def bounded(text: str) -> str:
-    """Return an error that can be stored and shown: without control characters, cut in the middle to a bound."""
+    """Return an error that can be stored and shown.
+
+    It is without control characters, and cut in the middle to a bound.
+    """
     if len(text) > 2 * ERROR_CHARS_MAX:
-        # Cut first: escaping an error of 50 MB character by character holds the event loop for seconds.
+        # Cut first: escaping an error of 50 MB character by character holds the event loop for
+        # seconds.
         text = text[:ERROR_CHARS_MAX] + text[-ERROR_CHARS_MAX:]
     safe = "".join(c if c in "\n\t" or (c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF) else ascii(c)[1:-1] for c in text)
     if len(safe) <= ERROR_CHARS_MAX:
@@ -305,7 +331,7 @@ def bounded(text: str) -> str:
     return f"{safe[:half]}\n[...]\n{safe[-half:]}"
 
 
-def _settle_value(value: object, failed: _Failed) -> Settlement:
+def _settle_value(value: object, failed: _Failed) -> Outcome:
     # Not isinstance: it asks the value for its __class__, and a lazy proxy may raise there.
     if issubclass(type(value), _Wish):
         return _settle_wish(cast("Snooze | Retry | Discard", value), failed)
@@ -313,33 +339,34 @@ def _settle_value(value: object, failed: _Failed) -> Settlement:
         # Taken for a result, it would be one that cannot be stored, and the job completed.
         return failed(f"the handler returned the class {value.__name__}: return {value.__name__}(...)", "failed", "exhausted")
     try:
-        return Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(value))
-    # A value of the user's may raise anything when it is looked into, and this runs outside of the handler's own scope. The work is done;
-    # doing it again would not make its result any better.
+        return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(value))
+    # A value of the user's may raise anything when it is looked into, and this runs outside of the
+    # handler's own scope. The work is done; doing it again would not make its result any better.
     except BaseException as error:  # noqa: BLE001
         said = str(error) if isinstance(error, InvalidPayload) else f"{name_of(error)}: {text_of(error)}"
         message = bounded(f"completed, but its result was not stored: {said}")
-        return Settlement(kind=SettleKind.COMPLETE, outcome="completed", error_message=message)
+        return Outcome(kind=SettleKind.COMPLETE, name="completed", error_message=message)
 
 
-def _settle_wish(wish: Snooze | Retry | Discard, failed: _Failed) -> Settlement:
+def _settle_wish(wish: Snooze | Retry | Discard, failed: _Failed) -> Outcome:
     match wish:
         case Snooze(seconds=seconds):
-            return Settlement(kind=SettleKind.SNOOZE, outcome="snoozed", delay_seconds=seconds)
+            return Outcome(kind=SettleKind.SNOOZE, name="snoozed", delay_seconds=seconds)
         case Retry(seconds=seconds, reason=reason):
             return failed(reason or "the handler asked for a retry", "failed", "exhausted", seconds)
         case Discard(reason=reason):
             message = bounded(reason) or "the handler discarded the job"
-            return Settlement(kind=SettleKind.BURY, outcome="discarded", error_message=message, reason="discarded")
+            return Outcome(kind=SettleKind.BURY, name="discarded", error_message=message, reason="discarded")
         case _:
             assert_never(wish)
 
 
-# The outcome of a handler that returned nothing: one value for all, so that it can be told by identity.
-PLAIN_COMPLETION = Settlement(kind=SettleKind.COMPLETE, outcome="completed")
+# The outcome of a handler that returned nothing: one value for all, so that it can be told by
+# identity.
+PLAIN_COMPLETION = Outcome(kind=SettleKind.COMPLETE, name="completed")
 
 if TYPE_CHECKING:
     from typing import Protocol
 
     class _Failed(Protocol):
-        def __call__(self, error: str, outcome: str, reason: str, delay_seconds: float | None = None) -> Settlement: ...
+        def __call__(self, error: str, name: str, reason: str, delay_seconds: float | None = None) -> Outcome: ...

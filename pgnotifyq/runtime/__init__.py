@@ -1,1 +1,1 @@
-"""The tasks of a worker's nursery, async functions all: listener, claimer, slots, settler, heartbeat, reclaimer, pruner."""
+"""The tasks of a worker's nursery, each given what it uses; docs/architecture.md lists them."""

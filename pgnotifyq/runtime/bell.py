@@ -1,16 +1,19 @@
-"""A bell: rung by anybody, heard once by the one task that waits for it; rings while nobody waits are kept as one.
+"""A bell: rung by anybody, heard once by the one task that waits for it.
 
-Why not `trio_util.RepeatedEvent`, measured by two tasks that wake each other, on two cores with Python 3.11:
+Rings while nobody waits are kept as one.
 
-|                          | Bell    | RepeatedEvent                                                     |
-|--------------------------|---------|-------------------------------------------------------------------|
-| ring                     | 0.07 µs | 0.42 µs                                                           |
-| ring, and wake the waiter | 5.0 µs  | 6.0 µs by `events()`; `wait()` misses what is rung before it waits |
-| the same with a limit    | 12 µs   | not by `events()`: the limit's cancel ends the iterator           |
-| was it rung? forget it   | yes     | no                                                                |
+Why not `trio_util.RepeatedEvent`, measured by two tasks that wake each other, on two cores with
+Python 3.11:
 
-The settler's bell is rung once a job, the claimer waits with a limit, and a hand-over asks whether the claimer's is ringing.
-A limit costs a cancel scope, 7 µs; so a wait without one has none.
+|                           | Bell    | RepeatedEvent                                            |
+|---------------------------|---------|----------------------------------------------------------|
+| ring                      | 0.07 µs | 0.42 µs                                                  |
+| ring, and wake the waiter | 5.0 µs  | 6.0 µs by `events()`; `wait()` misses earlier rings      |
+| the same with a limit     | 12 µs   | not by `events()`: the limit's cancel ends the iterator  |
+| was it rung? forget it    | yes     | no                                                       |
+
+The settler's bell is rung once a job, the claimer waits with a limit, and a hand-over asks whether
+the claimer's is ringing. A limit costs a cancel scope, 7 µs; so a wait without one has none.
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ class Bell:
             self._event = trio.Event()
 
     async def wait(self, seconds: float = math.inf) -> bool:
-        """Wait until rung or until `seconds` have passed; True when it was rung. Hears, and so forgets, the ring."""
+        """Wait until rung or until `seconds` have passed; True if it was rung.
+
+        Hears, and so forgets, the ring.
+        """
         if seconds == math.inf:
             await self._event.wait()
             self._event = trio.Event()

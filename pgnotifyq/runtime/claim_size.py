@@ -1,9 +1,13 @@
-"""How much one claim asks for, in rows and in bytes: less after one that failed or was late, then more again.
+"""How much one claim asks for, in rows and in bytes.
 
-A claim has a deadline. One that cannot be kept, for the payloads are large, the network is slow or the disk is, is rolled back or lost
-with its connection, and the same claim again would end the same way, for ever. So each that fails divides what the next asks for by
-SMALLER, down to a single job, and each that succeeds doubles it, up to what it was. A server that is merely away costs a few small
-claims afterwards. A single job that fails is asked for apart (sql/functions/claim/claim_apart.sql), where it is put aside if it is its own fault.
+Less after a claim that failed or was late, then more again.
+
+A claim has a deadline. One that cannot be kept, for the payloads are large, the network is slow or
+the disk is, is rolled back or lost with its connection, and the same claim again would end the same
+way, for ever. So each that fails divides what the next asks for by SMALLER, down to a single job,
+and each that succeeds doubles it, up to what it was. A server that is merely away costs a few small
+claims afterwards. A single job that fails is asked for apart (sql/functions/claim/claim_apart.sql),
+where it is put aside if it is its own fault.
 
 Pure: no clock, and no randomness.
 """
@@ -36,7 +40,10 @@ class Asked(Protocol):
 
 @attrs.define
 class ClaimSize:
-    """What the next claim of one worker asks for, at the most. A claim is made within `with size.of(free) as asked`."""
+    """What the next claim of one worker asks for, at the most.
+
+    A claim is made within `with size.of(free) as asked`.
+    """
 
     rows_max: int = CONCURRENCY_MAX
     bytes_max: int = CLAIM_BYTES_MAX

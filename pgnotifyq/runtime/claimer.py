@@ -1,75 +1,83 @@
-"""The claimer: asks for exactly as many jobs as there are free slots, and sleeps when there is nothing to do.
+"""The claimer: asks for as many jobs as there are free slots, and sleeps if there is nothing to do.
 
-At capacity no query is made. The permits are taken as the claim is sent, at each try anew: while it waited for the link, or for the
-next try, a hand-over or a named job may have taken them, or an outcome freed more. A claim is shielded, under the link's deadline: one
-that was cancelled half-way might have been committed, and its jobs would wait for their leases to run out.
+At capacity no query is made. The permits are taken as the claim is sent, at each try anew: while it
+waited for the link, or for the next try, a hand-over or a named job may have taken them, or an
+outcome freed more. A claim is shielded, under the link's deadline: one that was cancelled half-way
+might have been committed, and its jobs would wait for their leases to run out.
 """
 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import psycopg
 import trio
 
 from pgnotifyq.ledger import claim, workers
 from pgnotifyq.ledger.errors import is_of_a_row
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.runtime.holdings import Running
+from pgnotifyq.runtime.claim_size import ClaimSize
 from pgnotifyq.runtime.resuming import Resuming
-from pgnotifyq.runtime.served import publish
-from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep, Stage
+from pgnotifyq.runtime.running import Running
+from pgnotifyq.runtime.sleep import Stage
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Plan
     from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.runtime.claim_size import Asked
-    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.executions import Executions
+    from pgnotifyq.runtime.identity import Identity
+    from pgnotifyq.runtime.link import Link
+    from pgnotifyq.runtime.wakeups import Wakeups
     from pgnotifyq.wire.connection import Connection
 
 
-async def claim_for_ever(parts: Parts) -> None:
+@attrs.frozen(eq=False)
+class _Claimer:
+    """What the steps of one claimer share."""
+
+    me: Identity
+    quick: Link
+    executions: Executions
+    wakeups: Wakeups
+    claim_size: ClaimSize = attrs.field(factory=ClaimSize)  # what a claim asks for, at the most
+
+
+async def claim_for_ever(me: Identity, quick: Link, executions: Executions, wakeups: Wakeups) -> None:
     """Claim jobs and hand them to the slots, until cancelled, which is how draining begins."""
-    sleep = Sleep()
+    claimer = _Claimer(me, quick, executions, wakeups)
+    sleep = wakeups.sleep
     resuming = Resuming()
-    expects_at = math.inf  # trio clock, seconds: when the next job known of falls due
-    lulled, rung = True, False
-    listening_since = parts.push.generation
+    rung = False
     while True:
-        await _wait_for_a_slot(parts, sleep, expects_at, rung=rung)
-        if parts.push.generation != listening_since:
-            # The listener has come back: what was published may be gone, and what was sent meanwhile is.
-            listening_since = parts.push.generation
-            sleep.woken_up()
-        if parts.served.is_news:
-            # A handler has come. What it is for may be there already, and sleepers are woken for what they have published.
-            await parts.quick.run(partial(publish, parts))
+        await _wait_for_a_slot(claimer, rung=rung)
+        if wakeups.is_listener_new():
+            sleep.woken_up()  # what was published may be gone, too
+        if me.served.is_news:
+            # A handler has come. Its jobs may be there already, and sleepers are woken for what
+            # they have published.
+            await quick.run(me.served.publish)
             sleep.woken_up()
 
         after = resuming.after(trio.current_time()) if sleep.stage is Stage.AWAKE else None
-        claimed = await _claim(parts, is_asleep=sleep.stage is not Stage.AWAKE, after=after)
+        claimed = await _claim(claimer, is_asleep=sleep.stage is not Stage.AWAKE, after=after)
         if claimed is None:
-            continue  # somebody else took the last slot; wait for another, with the wake-up still to be heeded
+            continue  # the last slot was taken meanwhile; wait for another, with the wake-up still to be heeded
         found, sent_at = claimed
         now = trio.current_time()
         resuming.note(found.jobs, ran_dry=found.ran_dry, after=after, began=sent_at, ended=now)
         for aside in found.put_aside:
             fields = {"job_id": aside.job_id, "verb": "claim", "why": aside.why.partition("\n")[0]}
-            parts.emit(Event(name=EventName.JOB_PUT_ASIDE, fields=fields))
+            me.emit(Event(name=EventName.JOB_PUT_ASIDE, fields=fields))
         rung = False
         if after is not None:
             continue  # it did not see the whole queue, and says nothing of what is to come
-        parts.saw_queues_empty = found.ran_dry and not found.is_contended
-        if found.ran_dry:
-            expects_at = math.inf
-            if found.next_due_seconds is not None and not found.is_contended:
-                expects_at = now + found.next_due_seconds
-
-        if sleep.stage is Stage.ASLEEP and found.jobs and sleep.is_busy(now, lulled=lulled):
-            await _wake_up(parts, sleep)
+        wakeups.note_look(now, ran_dry=found.ran_dry, is_contended=found.is_contended, next_due_seconds=found.next_due_seconds)
+        if sleep.stage is Stage.ASLEEP and found.jobs and sleep.is_busy(now, lulled=wakeups.is_lulled):
+            await _wake_up(claimer)
         pause = sleep.next_pause(
             ran_dry=found.ran_dry,
             found=bool(found.jobs),
@@ -77,46 +85,50 @@ async def claim_for_ever(parts: Parts) -> None:
             snapshot_xmin=found.snapshot_xmin,
         )
         if pause is None:
-            pause = await _publish(parts, sleep)
-        rung = await parts.bell.wait(min(pause, _backstop_seconds(parts), expects_at - now))
-        lulled = trio.current_time() - now > LULL_SECONDS
+            pause = await _publish(claimer)
+        rung = await wakeups.wait(min(pause, _backstop_seconds(claimer)), now)
 
 
-async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> tuple[claim.Claim, float] | None:
+async def _claim(claimer: _Claimer, *, is_asleep: bool, after: ClaimedJob | None) -> tuple[claim.Claim, float] | None:
     """Claim for the slots that are free when the claim is sent, and hand the jobs to them.
 
-    Returns: what was found, and when the claim that found it was sent; None when no slot was free by then.
+    Returns: what was found, and when the claim that found it was sent; None if no slot was free by
+    then.
     """
+    executions = claimer.executions
 
     async def once(connection: Connection) -> tuple[claim.Claim, float] | None:
         sent_at = trio.current_time()
-        # Who sleeps looks now and then, to be sure that there is nothing. A hand-over that comes meanwhile finds a slot.
-        reserved = parts.slots.reserve(max(parts.slots.free - 1, 1) if is_asleep else None)
+        # A sleeper looks now and then, to be sure that there is nothing. A hand-over that comes
+        # meanwhile finds a slot.
+        reserved = executions.reserve(max(executions.free - 1, 1) if is_asleep else None)
         if not reserved:
             return None
-        spent = 0
+        claimed: list[Running] = []
         try:
-            with parts.claim_size.of(reserved) as asked:
-                found = await _ask(parts, connection, asked, is_asleep=is_asleep, after=after)
-            parts.take_up([Running(job=job, renewed_at=sent_at) for job in found.jobs])
-            spent = len(found.jobs)
+            with claimer.claim_size.of(reserved) as asked:
+                found = await _ask(claimer, connection, asked, is_asleep=is_asleep, after=after)
+            claimed = [Running(job=job, renewed_at=sent_at) for job in found.jobs]
         finally:
-            parts.slots.release(reserved - spent)
+            executions.take_up(claimed, reserved)
         return found, sent_at
 
-    return await parts.quick.run(once, shield=True)
+    return await claimer.quick.run(once, shield=True)
 
 
-async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep: bool, after: ClaimedJob | None) -> claim.Claim:
-    """Claim; where one row stands in the way of the others, claim each apart, and put that one aside."""
-    schema = parts.config.schema
+async def _ask(
+    claimer: _Claimer, connection: Connection, asked: Asked, *, is_asleep: bool, after: ClaimedJob | None
+) -> claim.Claim:
+    """Claim; if one row is in the way of the others, claim each apart, and put that one aside."""
+    me = claimer.me
+    schema = me.schema
     same: dict[str, Any] = {
-        "worker_id": parts.worker_id,
-        "queues": parts.config.queues,
-        "lease_seconds": parts.config.lease_seconds,
-        "only": parts.served.wanted,
+        "worker_id": me.worker_id,
+        "queues": me.queues,
+        "lease_seconds": me.lease_seconds,
+        "only": me.served.wanted,
     }
-    if parts.claim_size.is_stuck:
+    if claimer.claim_size.is_stuck:
         return await ask(connection, claim.claim_apart(schema, jobs_max=1, **same))
     try:
         return await ask(
@@ -132,37 +144,46 @@ async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep:
         return found
 
 
-async def _wait_for_a_slot(parts: Parts, sleep: Sleep, expects_at: float, *, rung: bool) -> None:
-    """Wait until a slot is free. A wake-up that comes meanwhile, or has just come, is for somebody else: hand it on."""
-    while not parts.slots.wants_more:
-        if rung and not parts.slots.free:
-            await _wake_up(parts, sleep, hand_on=True)
+async def _wait_for_a_slot(claimer: _Claimer, *, rung: bool) -> None:
+    """Wait until a slot is free.
+
+    A wake-up that comes meanwhile, or has just come, is handed on to another worker.
+    """
+    executions, wakeups = claimer.executions, claimer.wakeups
+    while not executions.wants_more:
+        if rung and not executions.free:
+            await _wake_up(claimer, hand_on=True)
             rung = False
             continue  # a slot may have become free
-        parts.slots.ring_when_wanted(parts.bell)
-        is_listed = sleep.stage is not Stage.AWAKE
-        rung = await parts.bell.wait(expects_at - trio.current_time() if is_listed else math.inf) or is_listed
+        executions.ring_when_wanted(wakeups.bell)
+        is_listed = wakeups.sleep.stage is not Stage.AWAKE
+        rung = await wakeups.bell.wait(wakeups.expects_at - trio.current_time() if is_listed else math.inf) or is_listed
 
 
-async def _wake_up(parts: Parts, sleep: Sleep, *, hand_on: bool = False) -> None:
-    queues = parts.config.queues if hand_on else ()
-    await parts.quick.ask(workers.wake_up(parts.config.schema, parts.worker_id, queues))
-    sleep.woken_up()
+async def _wake_up(claimer: _Claimer, *, hand_on: bool = False) -> None:
+    queues = claimer.me.queues if hand_on else ()
+    await claimer.quick.ask(workers.wake_up(claimer.me.schema, claimer.me.worker_id, queues))
+    claimer.wakeups.sleep.woken_up()
 
 
-async def _publish(parts: Parts, sleep: Sleep) -> float:
-    """Publish as a sleeper where notifications arrive; otherwise poll. Returns seconds until the next look."""
-    if not parts.push.is_proven:
-        return parts.config.poll_seconds
+async def _publish(claimer: _Claimer) -> float:
+    """Publish as a sleeper where notifications arrive; otherwise poll.
+
+    Returns: seconds until the next look.
+    """
+    me = claimer.me
+    if not claimer.wakeups.push.is_proven:
+        return me.config.poll_seconds
 
     def publication() -> Plan[int]:
-        return workers.fall_asleep(parts.config.schema, parts.worker_id, parts.config.queues, parts.served.wanted.types)
+        return workers.fall_asleep(me.schema, me.worker_id, me.queues, me.served.wanted.types)
 
-    sleep.published(await parts.quick.ask(publication))
+    claimer.wakeups.sleep.published(await claimer.quick.ask(publication))
     return 0.0
 
 
-def _backstop_seconds(parts: Parts) -> float:
+def _backstop_seconds(claimer: _Claimer) -> float:
     """Return how long to sleep at the most, jittered so that workers do not look in step."""
-    longest = parts.config.backstop_seconds if parts.push.is_proven else parts.config.poll_seconds
-    return longest * (0.75 + 0.5 * parts.random.random())
+    config = claimer.me.config
+    longest = config.backstop_seconds if claimer.wakeups.push.is_proven else config.poll_seconds
+    return longest * (0.75 + 0.5 * claimer.me.random.random())

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import attrs
 import trio
 import trio.lowlevel
 
 from pgnotifyq.ledger import lease
 from pgnotifyq.model.errors import LeaseLost
-from pgnotifyq.model.outcome import SettleKind, Settlement, encode_result
+from pgnotifyq.model.outcome import Outcome, SettleKind, encode_result
 from pgnotifyq.runtime.logs import JobLog
-from pgnotifyq.runtime.tenants import OrgContext, open_transaction
+from pgnotifyq.runtime.tenants import OrgContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Generator
+    from contextlib import AbstractAsyncContextManager
 
     from psycopg import IsolationLevel
 
-    from pgnotifyq.model.job import ExecutionId, Job
+    from pgnotifyq.model.job import ExecutionId, Job, OrgId
     from pgnotifyq.model.outcome import Interrupt
-    from pgnotifyq.runtime.holdings import Running
-    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.link import Link
+    from pgnotifyq.runtime.running import Running
+    from pgnotifyq.runtime.transactions import Databases
     from pgnotifyq.wire.connection import Connection
 
 _log = logging.getLogger("pgnotifyq.job")
@@ -37,12 +40,58 @@ class _Done:
         yield
 
 
+class Reach(Protocol):
+    """What a handler can reach of its worker."""
+
+    @property
+    def token(self) -> trio.lowlevel.TrioToken:
+        """The way from a handler's thread into the loop."""
+
+    def open_transaction(
+        self,
+        running: Running,
+        *,
+        org_id: OrgId | None = None,
+        isolation: IsolationLevel | None = None,
+        outcome: Outcome | None = None,
+    ) -> AbstractAsyncContextManager[Connection]:
+        """Open a fenced transaction. See transactions.py."""
+
+    async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
+        """Publish how far an execution has come; False: it no longer owns the job."""
+
+
+@attrs.frozen(eq=False)
+class WorkerReach:
+    """What a handler can reach of a worker that has a database."""
+
+    schema: str
+    databases: Databases
+    quick: Link
+    token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
+
+    def open_transaction(
+        self,
+        running: Running,
+        *,
+        org_id: OrgId | None = None,
+        isolation: IsolationLevel | None = None,
+        outcome: Outcome | None = None,
+    ) -> AbstractAsyncContextManager[Connection]:
+        """Open a fenced transaction on one of the connections that handlers share."""
+        return self.databases.open_transaction(running, org_id=org_id, isolation=isolation, outcome=outcome)
+
+    async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
+        """Publish how far an execution has come."""
+        return await self.quick.ask(lease.report_progress(self.schema, running.lease, fraction=fraction, message=message))
+
+
 class JobContext:
     """The job under way, its tenant, its cancellation, and its own fenced transaction."""
 
-    def __init__(self, *, parts: Parts, running: Running) -> None:
-        self._parts = parts
+    def __init__(self, running: Running, reach: Reach) -> None:
         self._running = running
+        self._reach = reach
         self._org: OrgContext | None = None
 
     @property
@@ -52,7 +101,10 @@ class JobContext:
 
     @property
     def execution_id(self) -> ExecutionId:
-        """The id of this attempt, the fence of all it writes. Good as an idempotency key per attempt."""
+        """The id of this attempt, the fence of all it writes.
+
+        Good as an idempotency key per attempt.
+        """
         return self._running.lease.execution_id
 
     @property
@@ -64,7 +116,7 @@ class JobContext:
     def org(self) -> OrgContext:
         """The job's tenant: its id, and transactions confined to it."""
         if self._org is None:
-            self._org = OrgContext(self._parts, self._running)
+            self._org = OrgContext(self._running, self._reach.open_transaction)
         return self._org
 
     @property
@@ -84,14 +136,20 @@ class JobContext:
         return self._running.why_stop() is not None
 
     async def cancelled(self) -> Interrupt:
-        """Wait until this execution shall stop, and return why. Never returns while it shall go on."""
+        """Wait until this execution shall stop, and return why.
+
+        Never returns while it shall go on.
+        """
         await self._running.interrupted.wait()
         assert self._running.interrupt is not None
         return self._running.interrupt
 
     @property
     def cancel_reason(self) -> Interrupt | None:
-        """Why this execution shall stop: cancelled, timed out, lease lost or shutdown; None while it shall go on."""
+        """Why this execution shall stop: cancelled, timed out, lease lost or shutdown.
+
+        None while it shall go on.
+        """
         return self._running.why_stop()
 
     @asynccontextmanager
@@ -101,9 +159,11 @@ class JobContext:
         """Open a transaction that commits only while this execution still owns the job.
 
         Args:
-            complete: end the job as completed in the same commit, so that what was written happens exactly once.
+            complete: end the job as completed in the same commit, so that what was written happens
+                exactly once.
             result: stored with it.
-            isolation: of the transaction; None: the server's default. By SQL it would come too late.
+            isolation: of the transaction; None: the server's default. By SQL it would come too
+                late.
 
         Cancellation: rolls back.
 
@@ -111,19 +171,21 @@ class JobContext:
             LeaseLost: the execution no longer owns the job; rolled back.
             JobCancelled: a cancel came first; rolled back.
             TransactionLeft: it was committed or rolled back by hand, within the block.
-            TransactionRefused: another transaction of this job is open around it, or about to complete it.
+            TransactionRefused: another transaction of this job is open around it, or about to
+                complete it.
             ConnectionsTaken: no connection became free in time.
         """
-        ending = None
+        outcome = None
         if complete:
-            ending = Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(result))
-        async with open_transaction(self._parts, self._running, isolation=isolation, ending=ending) as connection:
+            outcome = Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(result))
+        async with self._reach.open_transaction(self._running, isolation=isolation, outcome=outcome) as connection:
             yield connection
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come: a fraction from 0 to 1, and a line for people.
 
-        Await it in an async handler. In a thread it is done when the call returns, and there is nothing to await.
+        Await it in an async handler. In a thread it is done when the call returns, and there is
+        nothing to await.
 
         Raises:
             ValueError: the fraction is outside 0 to 1.
@@ -131,18 +193,13 @@ class JobContext:
         """
         if trio.lowlevel.in_trio_task():
             return self._report(fraction, message)
-        trio.from_thread.run(self._report, fraction, message, trio_token=self._trio_token())
+        trio.from_thread.run(self._report, fraction, message, trio_token=self._reach.token)
         return _Done()
-
-    def _trio_token(self) -> trio.lowlevel.TrioToken:
-        return self._parts.token
 
     async def _report(self, fraction: float | None, message: str | None) -> None:
         if fraction is not None and not 0 <= fraction <= 1:
             raise ValueError(f"progress {fraction!r} is not between 0 and 1")
         if message is not None:
             message = message.replace("\x00", "\\x00")
-
-        news = lease.report_progress(self._parts.config.schema, self._running.lease, fraction=fraction, message=message)
-        if not await self._parts.quick.ask(news):
+        if not await self._reach.report(self._running, fraction, message):
             raise LeaseLost(f"execution {self.execution_id} no longer owns job {self.job.id}")

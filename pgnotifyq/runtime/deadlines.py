@@ -1,10 +1,12 @@
 """Deadlines: what is told when a handler's time is over, by one rule for all of them.
 
-At its deadline a handler is interrupted: trio cancels its scope, and `job.interrupted` says so, with the reason `timed_out`. An async
-handler mostly ends at once. One that sits in a thread, holds a shield or does not look runs on, and after the grace it is
-`job.unresponsive`. Nobody would know of it otherwise: its slot is held, and its outcome comes when it ends, if ever.
+At its deadline a handler is interrupted: trio cancels its scope, and `job.interrupted` says so,
+with the reason `timed_out`. An async handler mostly ends at once. A handler that sits in a thread,
+holds a shield or does not look runs on, and after the grace it is `job.unresponsive`. Nobody would
+know of it otherwise: its slot is held, and its outcome comes when it ends, if ever.
 
-One task looks at the earliest deadline there is. A job that ended before its own leaves nothing behind; the look at it is then in vain.
+One task looks at the earliest deadline there is. A job that ended before its own leaves nothing
+behind; the look at it is then in vain.
 """
 
 from __future__ import annotations
@@ -17,17 +19,20 @@ import trio
 
 from pgnotifyq.model.outcome import InterruptKind
 from pgnotifyq.runtime.bell import Bell
-from pgnotifyq.runtime.heartbeat import interrupt
 
 if TYPE_CHECKING:
-    from pgnotifyq.runtime.holdings import Running
-    from pgnotifyq.runtime.parts import Parts
+    from collections.abc import Callable
+
+    from pgnotifyq.model.outcome import Interrupt
+    from pgnotifyq.runtime.executions import Executions
+    from pgnotifyq.runtime.running import Running
 
 
 @attrs.define(eq=False)
 class Deadlines:
-    """When to look."""
+    """When to look, and how a handler is interrupted."""
 
+    _interrupt: Callable[[Running, Interrupt], object]
     next_at: float = math.inf  # trio clock, seconds
     bell: Bell = attrs.field(factory=Bell)
 
@@ -37,27 +42,25 @@ class Deadlines:
             self.next_at = at
             self.bell.ring()
 
+    def tell(self, running: Running) -> None:
+        """Interrupt an execution if its time is over, and tell; once."""
+        why = running.why_stop()
+        if running.interrupt is None and why is not None and why.kind is InterruptKind.TIMED_OUT:
+            self._interrupt(running, why)
 
-async def tell_deadlines_for_ever(parts: Parts) -> None:
+
+async def tell_deadlines_for_ever(deadlines: Deadlines, executions: Executions) -> None:
     """Interrupt the handlers that run on when their time is over, until cancelled."""
-    deadlines = parts.deadlines
     while True:
         with trio.move_on_at(deadlines.next_at):
             await deadlines.bell.wait()
             continue
         await trio.lowlevel.checkpoint()  # the handlers first: those that end tell of it themselves
         deadlines.next_at = math.inf
-        for running in parts.holdings:
-            tell_deadline(parts, running)
+        for running in executions:
+            deadlines.tell(running)
             if running.interrupt is None and (at := _deadline_of(running)) is not None:
                 deadlines.note(at)
-
-
-def tell_deadline(parts: Parts, running: Running) -> None:
-    """Interrupt an execution if its time is over, and tell; once."""
-    why = running.why_stop()
-    if running.interrupt is None and why is not None and why.kind is InterruptKind.TIMED_OUT:
-        interrupt(parts, running, why)
 
 
 def _deadline_of(running: Running) -> float | None:

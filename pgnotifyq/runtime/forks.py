@@ -1,10 +1,12 @@
-"""A forked child is no second worker: one that comes back from its handler into the event loop ends there.
+"""A forked child is no second worker: if it comes back into the event loop, it ends there.
 
-A handler that calls `os.fork()` and forgets `os._exit()` returns in the child as well, into a copy of the worker. That copy has
-the parent's selector: what it is told there the parent never hears of. It must not take a single step of the loop.
+A handler that calls `os.fork()` and forgets `os._exit()` returns in the child as well, into a copy
+of the worker. That copy has the parent's selector: what it is told there the parent never hears of.
+It must not take a single step of the loop.
 
-A child may do what it likes until its handler first waits: `multiprocessing` runs its target in there and exits, `subprocess` becomes
-another program. A handler that runs in a thread forks a child with that thread alone, which has no loop to come back to.
+A child may do what it likes until its handler first waits: `multiprocessing` runs its target in
+there and exits, `subprocess` becomes another program. A handler that runs in a thread forks a child
+with that thread alone, which has no loop to come back to.
 """
 
 from __future__ import annotations

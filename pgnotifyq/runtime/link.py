@@ -7,14 +7,17 @@ seen by no TCP option, only by a deadline. A verb handed to a link must be safe 
 reply was lost (`may_repeat`); all that are used here are, because of their fences. `run(operation)`
 does the same with an operation that asks several verbs and decides between them.
 
-Whose error it is decides what follows (ledger/errors.py). The session's is not repeated in that session: one that was opened on a
-standby refuses to write for as long as it lives, and the name may lead to the primary by now. The server's is repeated in the same
-session, but for `FAILURES_MAX` times in a row at the most: what looks like the server's may be the session's all the same, as behind a
-pooler. Sessions are asked for that can write; an address with a `target_session_attrs` of its own says for itself what will do.
+Whose error it is decides what follows (ledger/errors.py). The session's is not repeated in that
+session: one that was opened on a standby refuses to write for as long as it lives, and the name may
+lead to the primary by now. The server's is repeated in the same session, but for `FAILURES_MAX`
+times in a row at the most: what looks like the server's may be the session's all the same, as
+behind a pooler. Sessions are asked for that can write; an address with a `target_session_attrs` of
+its own says for itself what will do.
 
-Statements are prepared on the server: a round trip takes half the time (93 against 206 microseconds for `select 1`). A pooler
-in transaction mode may lose them: it prepares in one session and executes in another. The first error of that kind turns
-preparing off for good. They cannot be mixed up, for their names are random (wire/connection.py).
+Statements are prepared on the server: a round trip takes half the time (93 against 206 microseconds
+for `select 1`). A pooler in transaction mode may lose them: it prepares in one session and executes
+in another. The first error of that kind turns preparing off for good. They cannot be mixed up, for
+their names are random (wire/connection.py).
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class Link:
         self._failures = 0  # in a row, in this session
 
     async def ask(self, verb: Verb[T] | Callable[[], Verb[T]], *, shield: bool = False) -> T:
-        """Ask a verb, or what a function makes at each try, again and again until it is answered. See `run`."""
+        """Ask a verb, or what a function makes at each try, until it is answered. See `run`."""
         return await self.run(_asked(verb), shield=shield)
 
     async def ask_once(self, verb: Verb[T] | Callable[[], Verb[T]], *, shield: bool = False) -> T:
@@ -71,8 +74,8 @@ class Link:
     async def run(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool = False) -> T:
         """Run an operation on the connection, again and again until it succeeds.
 
-        Cancellation: the try under way is cancelled on the server and drained, see wire. With `shield` it is first
-        finished, under the deadline; then no further try is made.
+        Cancellation: the try under way is cancelled on the server and drained, see wire. With
+        `shield` it is first finished, under the deadline; then no further try is made.
 
         Raises: whatever will not pass by itself (a missing schema, a missing right, a bug).
         """
@@ -90,8 +93,9 @@ class Link:
     async def attempt(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool = False) -> T:
         """Run an operation once, connecting first if need be.
 
-        Where a prepared statement was lost it is run a second time, and nothing is prepared any more. A connection whose session
-        has failed, or has failed too often, is closed before the error goes on.
+        Where a prepared statement was lost it is run a second time, and nothing is prepared any
+        more. A connection whose session has failed, or has failed too often, is closed before the
+        error goes on.
 
         Raises:
             trio.TooSlowError: no answer within the deadline; the connection is closed.

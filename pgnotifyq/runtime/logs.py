@@ -1,13 +1,16 @@
-"""Logs: events as records of the standard library's logging, under `pgnotifyq`; and the worker command's own set-up of logging.
+"""Logs: events as records of the standard library's logging, under `pgnotifyq`.
+
+And the worker command's own set-up of logging.
 
 Rules:
 
-- What comes from jobs, handlers and the database is escaped and bounded where it becomes a line: no text forges a line of the log, none moves
-  a cursor, none is 50 MB long.
-- The worker command writes events to standard output, and what is logged to standard error, both in the format that was asked for.
-  As JSON, each is one line with `event`, which is `log` for what is logged.
-- A record carries the job that it belongs to: `ctx.log` by its own account, the application's own loggers by the task that logs,
-  or one that the handler started.
+- What comes from jobs, handlers and the database is escaped and bounded where it becomes a line: no
+  text forges a line of the log, none moves a cursor, none is 50 MB long.
+- The worker command writes events to standard output, and what is logged to standard error, both in
+  the format that was asked for. As JSON, each is one line with `event`, which is `log` for what is
+  logged.
+- A record carries the job that it belongs to: `ctx.log` by its own account, the application's own
+  loggers by the task that logs, or one that the handler started.
 - An application that has set up logging itself keeps its own set-up.
 - A record that cannot be written is lost. A log never ends a worker.
 """
@@ -71,7 +74,10 @@ def log_event(event: Event) -> None:
 
 
 def log_blocked(fields: Mapping[str, Any]) -> None:
-    """Say at once, from the watchdog's thread, who holds the event loop; where nobody set up logging, on standard error."""
+    """Say at once, from the watchdog's thread, who holds the event loop.
+
+    On standard error, if nobody set up logging.
+    """
     who = f"handler {fields['handler']} (job {fields['job_id']})" if "job_id" in fields else f"task {fields['task']}"
     calls = "".join(f"\n  {line}" for line in fields["stack"].splitlines())
     extra = {"pgnotifyq": dict(fields), "pgnotifyq_event": EventName.LOOP_BLOCKED.value}
@@ -97,9 +103,10 @@ def naming(names_of: NamesOf) -> Iterator[None]:
 
 
 def set_up_logging(log_format: str, level: str | None = None) -> None:
-    """Have everything that is logged, Python's warnings included, come on standard error, in lines or as JSON.
+    """Have all that is logged come on standard error, in lines or as JSON, warnings included.
 
-    Call it when the application has been imported: if it has set up logging itself, only a level that is given counts.
+    Call it when the application has been imported: if it has set up logging itself, only a level
+    that is given counts.
 
     Args:
         log_format: line or json.
@@ -126,7 +133,7 @@ class _Stderr(logging.Handler):
     """Standard error, whatever it is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record by one call, so that lines of threads do not mix; lose it where that fails."""
+        """Write a record by one call, so that threads' lines do not mix; lose it if that fails."""
         try:
             encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
             line = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
@@ -137,7 +144,10 @@ class _Stderr(logging.Handler):
 
 
 class LineFormatter(logging.Formatter):
-    """A record as a line for people, as events are; a traceback or a stack goes on in lines that are indented."""
+    """A record as a line for people, as events are.
+
+    A traceback or a stack goes on in lines that are indented.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -190,7 +200,7 @@ _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what a record was given besides its text: an event's fields, a job's, what the call adds."""
+    """Return what a record has besides its text: an event's fields, a job's, the call's."""
     fields = {**_job_under_way(), **getattr(record, "pgnotifyq", {})}
     for name, value in vars(record).items():
         if name not in _OF_EVERY_RECORD and len(fields) < EXTRAS_MAX:

@@ -1,6 +1,7 @@
-"""The pruner: finished jobs and their history are kept for the retention, then deleted in bounded batches.
+"""The pruner: deletes finished jobs and their history, after their retention, in bounded batches.
 
-A worker's setting counts for the queues that it serves. What the database says (set_retention) goes before it, for every queue.
+A worker's setting counts for the queues that it serves. What the database says (set_retention) goes
+before it, for every queue.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import trio
 from pgnotifyq.ledger import end
 from pgnotifyq.ledger.look import list_troubles
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.runtime.reclaimer import bear, tell_news
+from pgnotifyq.runtime.troubles import bear, tell_troubles
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Ask
     from pgnotifyq.model.job import JobId
-    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.identity import Identity
+    from pgnotifyq.runtime.link import Link
 
 BATCH_MAX = 500
 EVERY_SECONDS = 600.0  # one pass; retention is counted in days
@@ -25,15 +27,15 @@ LATE_SECONDS = 60.0  # between a pass and the look at what it left: the server m
 BETWEEN_BATCHES_SECONDS = 0.05  # leaves the connection to the settler
 
 
-async def prune_for_ever(parts: Parts) -> None:
+async def prune_for_ever(me: Identity, durable: Link) -> None:
     """Make a pass over the finished jobs now and then, until cancelled."""
     told: set[JobId] = set()
     while True:
-        await trio.sleep(EVERY_SECONDS * (0.5 + parts.random.random()))
-        await bear(parts, "prune", lambda: prune(parts, told))
+        await trio.sleep(EVERY_SECONDS * (0.5 + me.random.random()))
+        await bear(me.emit, "prune", lambda: prune(me, durable, told))
 
 
-async def prune(parts: Parts, told: set[JobId]) -> None:
+async def prune(me: Identity, durable: Link, told: set[JobId]) -> None:
     """Make one pass, batch after batch."""
     deleted_in_all = 0
     began_at = trio.current_time()
@@ -46,26 +48,29 @@ async def prune(parts: Parts, told: set[JobId]) -> None:
             jobs_max = max(BATCH_MAX >> (2 * tries), 1)  # what was late is asked for smaller
             tries += 1
             return end.prune(
-                parts.config.schema,
-                older_than_seconds=parts.config.retention_seconds,
+                me.schema,
+                older_than_seconds=me.config.retention_seconds,
                 after_id=after_id,
                 jobs_max=jobs_max,
-                queues=parts.config.queues,
+                queues=me.queues,
             )
 
-        deleted, after_id = await parts.durable.ask(batch)
+        deleted, after_id = await durable.ask(batch)
         deleted_in_all += deleted
         if after_id is None:
             break
         await trio.sleep(BETWEEN_BATCHES_SECONDS)
-    await _tell_troubles(parts, trio.current_time() - began_at + LATE_SECONDS, told)
+    await _tell_troubles(me, durable, trio.current_time() - began_at + LATE_SECONDS, told)
     if deleted_in_all:
-        parts.emit(Event(name=EventName.JOBS_PRUNED, fields={"jobs": deleted_in_all}))
+        me.emit(Event(name=EventName.JOBS_PRUNED, fields={"jobs": deleted_in_all}))
 
 
-async def _tell_troubles(parts: Parts, within_seconds: float, told: set[JobId]) -> None:
-    """Tell of jobs that cannot be deleted, for a table of the user's refers to them, say. `told` are those of the pass before."""
-    troubles = await parts.durable.ask(list_troubles(parts.config.schema, verb="prune", within_seconds=within_seconds))
-    tell_news(parts, [trouble for trouble in troubles if trouble.job_id not in told])
+async def _tell_troubles(me: Identity, durable: Link, within_seconds: float, told: set[JobId]) -> None:
+    """Tell of jobs that cannot be deleted: a table of the user's refers to them, say.
+
+    `told` are those of the pass before.
+    """
+    troubles = await durable.ask(list_troubles(me.schema, verb="prune", within_seconds=within_seconds))
+    tell_troubles(me.emit, [trouble for trouble in troubles if trouble.job_id not in told])
     told.clear()
     told.update(trouble.job_id for trouble in troubles)

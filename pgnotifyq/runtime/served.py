@@ -1,7 +1,8 @@
-"""What a worker has handlers for: published in the database, and all that it claims.
+"""What a worker has handlers for: published in the database, and all that the worker claims.
 
-The registry may grow while the worker runs. Whoever registers a handler rings for the claimer, which publishes anew before it looks
-(claimer.py). The listener publishes too, each time that it registers the worker: its row may have been taken away, and what it had
+The registry may grow while the worker runs. A thread that registers a handler rings for the
+claimer, which publishes anew before it looks (claimer.py). The listener's session publishes too,
+each time that it registers the worker: the worker's row may have been taken away, and what it had
 published with it.
 """
 
@@ -19,16 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pgnotifyq.ledger.claim import Wanted
+    from pgnotifyq.model.job import WorkerId
     from pgnotifyq.model.registry import JobRegistry
-    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.bell import Bell
     from pgnotifyq.wire.connection import Connection
 
 
 class Served:
-    """The handlers of one worker as its statements take them, written once for each state of the registry."""
+    """The handlers of one worker as its statements take them.
 
-    def __init__(self, registry: JobRegistry) -> None:
+    They are written once for each state of the registry.
+    """
+
+    def __init__(self, registry: JobRegistry, schema: str, worker_id: WorkerId) -> None:
         self._registry = registry
+        self._schema = schema
+        self._worker_id = worker_id
         self._made: tuple[int, Wanted] | None = None
         self._published = -1  # the generation of the registry that the database knows
 
@@ -45,36 +52,25 @@ class Served:
         """Whether the registry holds what was not published."""
         return self._published != self._registry.generation
 
-    def note_published(self, generation: int) -> None:
-        """Note which generation of the registry was published."""
+    async def publish(self, connection: Connection) -> None:
+        """Publish what the worker has handlers for. Safe to repeat."""
+        generation = self._registry.generation
+        handlers = [(each.job_type, each.queue, each.max_attempts) for each in self._registry.handlers]
+        await ask(connection, workers.publish_handlers(self._schema, self._worker_id, handlers))
         self._published = generation
 
 
-async def publish(parts: Parts, connection: Connection) -> None:
-    """Publish what the worker has handlers for. Safe to repeat."""
-    generation = parts.registry.generation
-    await ask(
-        connection,
-        workers.publish_handlers(
-            parts.config.schema,
-            parts.worker_id,
-            [(each.job_type, each.queue, each.max_attempts) for each in parts.registry.handlers],
-        ),
-    )
-    parts.served.note_published(generation)
-
-
 @contextmanager
-def ring_for_new_handlers(parts: Parts) -> Iterator[None]:
-    """Ring for the claimer when a handler is registered, in whatever thread, while the block lasts."""
+def ring_for_new_handlers(registry: JobRegistry, bell: Bell) -> Iterator[None]:
+    """Ring for the claimer when a handler is registered, in any thread, while the block lasts."""
     token = trio.lowlevel.current_trio_token()
 
     def ring() -> None:
         with suppress(trio.RunFinishedError):  # the program may register handlers after the worker's end
-            token.run_sync_soon(parts.bell.ring)
+            token.run_sync_soon(bell.ring)
 
-    parts.registry.watchers.append(ring)
+    registry.watchers.append(ring)
     try:
         yield
     finally:
-        parts.registry.watchers.remove(ring)
+        registry.watchers.remove(ring)

@@ -1,14 +1,15 @@
 """The settler: makes outcomes durable, many at once under load and without delay when idle.
 
-It keeps one statement in flight and sends everything that gathered meanwhile as the next one; nothing waits on a timer. When
-an outcome is durable its permit is free.
+It keeps one statement in flight and sends everything that gathered meanwhile as the next one;
+nothing waits on a timer. When an outcome is durable its permit is free.
 
-A plain completion, by far the most frequent outcome, goes by a statement of its own with two arrays; the rest shares
-one with nine.
+A plain completion, by far the most frequent outcome, goes by a statement of its own with two
+arrays; the rest shares one with nine.
 
-One row must not hold up the batch. What a batch's first try does not write, for whatever reason, is settled one by one: a row that cannot be
-written is put aside with its outcome (`job_troubles`), and its permit is free; a row that somebody else has locked is tried again beside
-the batches that follow, and is put aside in the end.
+One row must not hold up the batch. What a batch's first try does not write, for whatever reason, is
+settled one by one: a row that cannot be written is put aside with its outcome (`job_troubles`), and
+its permit is free; a row that somebody else has locked is tried again beside the batches that
+follow, and is put aside in the end.
 """
 
 from __future__ import annotations
@@ -17,30 +18,36 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import attrs
+import psycopg
 import trio
 
-from pgnotifyq.ledger import end, lease
+from pgnotifyq.ledger import end, fences, lease
 from pgnotifyq.ledger.errors import Whose, whose
+from pgnotifyq.model.errors import DatabaseUnreachable, text_of
 from pgnotifyq.model.events import Event, EventName
-from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, Outcome, SettleKind
 from pgnotifyq.runtime.bell import Bell
+from pgnotifyq.runtime.cancels import lose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pgnotifyq.ledger.ask import Plan
-    from pgnotifyq.runtime.holdings import Running
-    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.executions import Executions
+    from pgnotifyq.runtime.identity import Identity
+    from pgnotifyq.runtime.link import Link
+    from pgnotifyq.runtime.running import Running
 
-# Bounds one statement. A claim can run beside it on the other connection, so the permits of a large worker should not all
-# wait for one statement: with 500 slots, 250 were 20 % faster than 1000.
+# Bounds one statement. A claim can run beside it on the other connection, so the permits of a large
+# worker should not all wait for one statement: with 500 slots, 250 were 20 % faster than 1000.
 BATCH_MAX = 250
-# Outcomes whose rows are locked: this many are tried again at once, so often, and put aside after so many tries, half a minute.
+# Outcomes whose rows are locked: this many are tried again at once, so often, and put aside after
+# so many tries, half a minute.
 BUSY_BATCH_MAX = end.APART_JOBS_MAX
 BUSY_PAUSE_SECONDS = 0.5
 BUSY_TRIES_MAX = 60
 
-# What each settlement is called in events; the words of the house.
+# What an outcome is called in events, by the verb that settles it; the words of the house.
 _EVENTS = {
     SettleKind.COMPLETE: EventName.JOB_COMPLETED,
     SettleKind.RETRY: EventName.JOB_RETRIED,
@@ -57,31 +64,34 @@ _BECAME = {
     "refused": EventName.JOB_PUT_ASIDE,
 }
 
-Outcome = tuple["Running", Settlement]
-
 
 class Settler:
     """Outcomes on their way to the database."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._waiting: deque[Outcome] = deque()
-        self._in_flight: list[Outcome] = []
+    def __init__(self, me: Identity, executions: Executions, durable: Link) -> None:
+        self._me = me
+        self._executions = executions
+        self._durable = durable
+        # Executions whose outcomes are not known to be durable.
+        self._waiting: deque[Running] = deque()
+        self._in_flight: list[Running] = []
         self._bell = Bell()
-        self._busy: deque[tuple[Outcome, int]] = deque()  # with the tries so far
+        self._busy: deque[tuple[Running, int]] = deque()  # with the tries so far
         self._busy_bell = Bell()
 
-    def add(self, running: Running, settlement: Settlement | None) -> None:
-        """Take an execution's outcome; None when its lease is lost, and nothing may be written."""
+    def add(self, running: Running, outcome: Outcome | None) -> None:
+        """Take an execution's outcome; None: its lease is lost, and nothing may be written."""
         if running.is_settled:
             # Completed, by the handler's own transaction, whatever the handler did afterwards.
-            then = settlement.error_message if settlement is not None else None
-            self._finish([(running, attrs.evolve(PLAIN_COMPLETION, error_message=then))], ())
-        elif settlement is None:
-            self._let_go(running)
+            then = outcome.error_message if outcome is not None else None
+            running.outcome = attrs.evolve(PLAIN_COMPLETION, error_message=then)
+            self._finish([running], ())
+        elif outcome is None:
+            lose(self._me, self._executions, running)
         else:
-            self._waiting.append((running, settlement))
-            if not self._parts.slots.is_backed_up or len(self._waiting) >= BATCH_MAX // 2:
+            running.outcome = outcome
+            self._waiting.append(running)
+            if not self._executions.is_backed_up or len(self._waiting) >= BATCH_MAX // 2:
                 self._bell.ring()
 
     def go_on(self) -> None:
@@ -89,27 +99,33 @@ class Settler:
         if self._waiting:
             self._bell.ring()
 
-    def distrust(self, running: Running) -> None:
-        """Let go of an execution that has ended, and whose outcome could not be written while the lease was trusted.
-
-        It may still be written, if the fence holds; nobody waits for it.
-        """
-        if running.has_ended:
-            self._let_go(running)
+    async def note_afterthought(self, running: Running, outcome: Outcome | None) -> None:
+        """Keep what was raised after the handler's own transaction had completed the job."""
+        if outcome is None or outcome.error_message is None:
+            return
+        verb = fences.note_afterthought(self._me.schema, running.lease, outcome.error_message)
+        try:
+            await self._durable.ask_once(verb, shield=True)
+        except (psycopg.Error, DatabaseUnreachable, trio.TooSlowError) as error:
+            why = text_of(error).partition("\n")[0] or "no answer in time"
+            self._me.emit(Event(name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": why}))
 
     async def settle_for_ever(self) -> None:
         """Write what gathers, batch after batch, until cancelled."""
         while True:
-            if not self._waiting or (self._parts.slots.is_backed_up and len(self._waiting) < BATCH_MAX // 2):
+            if not self._waiting or (self._executions.is_backed_up and len(self._waiting) < BATCH_MAX // 2):
                 await self._bell.wait()
                 continue
             self._in_flight = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
             await self._write(self._in_flight)
             self._in_flight = []
 
-    def unwritten(self) -> list[Outcome]:
-        """Return the outcomes that are not known to be durable, for a worker that leaves in a hurry."""
-        return [*self._in_flight, *self._waiting, *(outcome for outcome, _ in self._busy)]
+    def unwritten(self) -> list[Running]:
+        """Return the executions whose outcomes are not known to be durable.
+
+        They are for a worker that leaves in a hurry.
+        """
+        return [*self._in_flight, *self._waiting, *(running for running, _ in self._busy)]
 
     async def settle_busy_for_ever(self) -> None:
         """Try those again whose rows somebody else has locked, until cancelled."""
@@ -119,117 +135,106 @@ class Settler:
             await trio.sleep(BUSY_PAUSE_SECONDS)
             some = [self._busy[place] for place in range(min(BUSY_BATCH_MAX, len(self._busy)))]
             # Of a lease that was given up nobody keeps the outcome but the database.
-            last = [(outcome, tries) for outcome, tries in some if tries >= BUSY_TRIES_MAX or outcome[0].is_gone]
+            last = [(running, tries) for running, tries in some if tries >= BUSY_TRIES_MAX or running.is_gone]
             for part, is_last in ((last, True), ([entry for entry in some if entry not in last], False)):
                 if part:
                     await self._write_busy(part, is_last=is_last)
 
-    async def _write_busy(self, part: list[tuple[Outcome, int]], *, is_last: bool) -> None:
-        batch = [outcome for outcome, _ in part]
-
+    async def _write_busy(self, part: list[tuple[Running, int]], *, is_last: bool) -> None:
+        batch = [running for running, _ in part]
         surprises = await self._ask(lambda: self._apart(batch, is_last=is_last), batch)
         for entry in part:
             self._busy.remove(entry)
         still = {surprise.job_id for surprise in surprises if surprise.became == "busy"}
-        self._busy.extend((outcome, tries + 1) for outcome, tries in part if outcome[0].job.id in still)
-        self._finish([outcome for outcome in batch if outcome[0].job.id not in still], surprises)
+        self._busy.extend((running, tries + 1) for running, tries in part if running.job.id in still)
+        self._finish([running for running in batch if running.job.id not in still], surprises)
 
-    async def _write(self, batch: list[Outcome]) -> None:
+    async def _write(self, batch: list[Running]) -> None:
         tries = 0
 
         def settlement() -> Plan[list[lease.Surprise]]:
             nonlocal tries
             tries += 1
             if tries > 1:
-                # Each by a statement of its own: what was answered is durable, so the next try goes further, and one that is late
-                # is cancelled over itself and put aside (sql/functions/end/settle_apart.sql).
+                # Each by a statement of its own: what was answered is durable, so the next try goes
+                # further, and one that is late is cancelled over itself and put aside
+                # (sql/functions/end/settle_apart.sql).
                 return self._apart(batch, is_last=False, jobs_max=1)
             return end.settle_surely(
-                self._parts.config.schema,
-                worker_id=self._parts.worker_id,
-                settlements=[(running.lease, settlement) for running, settlement in batch],
+                self._me.schema,
+                worker_id=self._me.worker_id,
+                settlements=[(running.lease, running.outcome_known) for running in batch],
             )
 
         surprises = await self._ask(settlement, batch)
         if surprises and (busy := {surprise.job_id for surprise in surprises if surprise.became == "busy"}):
-            self._busy.extend((outcome, 1) for outcome in batch if outcome[0].job.id in busy)
+            self._busy.extend((running, 1) for running in batch if running.job.id in busy)
             self._busy_bell.ring()
-            batch = [outcome for outcome in batch if outcome[0].job.id not in busy]
+            batch = [running for running in batch if running.job.id not in busy]
         self._finish(batch, surprises)
 
-    async def _ask(self, make: Callable[[], Plan[list[lease.Surprise]]], batch: list[Outcome]) -> list[lease.Surprise]:
+    async def _ask(self, make: Callable[[], Plan[list[lease.Surprise]]], batch: list[Running]) -> list[lease.Surprise]:
         try:
-            return await self._parts.durable.ask(make, shield=True)
+            return await self._durable.ask(make, shield=True)
         except Exception as error:
             if whose(error) is not Whose.JOB:
                 raise
             # Not even put aside. The lease runs out, and the reclaimer sees to it.
             why = str(error).partition("\n")[0]
-            return [lease.Surprise(job_id=running.job.id, became="refused", why=why) for running, _ in batch]
+            return [lease.Surprise(job_id=running.job.id, became="refused", why=why) for running in batch]
 
-    def _apart(self, batch: list[Outcome], *, is_last: bool, jobs_max: int = end.APART_JOBS_MAX) -> Plan[list[lease.Surprise]]:
-        lock_seconds = self._parts.durable.deadline_seconds / (2 * end.APART_JOBS_MAX)
+    def _apart(self, batch: list[Running], *, is_last: bool, jobs_max: int = end.APART_JOBS_MAX) -> Plan[list[lease.Surprise]]:
+        lock_seconds = self._durable.deadline_seconds / (2 * end.APART_JOBS_MAX)
         return end.settle_apart(
-            self._parts.config.schema,
-            worker_id=self._parts.worker_id,
-            settlements=[(running.lease, settlement) for running, settlement in batch],
+            self._me.schema,
+            worker_id=self._me.worker_id,
+            settlements=[(running.lease, running.outcome_known) for running in batch],
             lock_seconds=min(lock_seconds, end.APART_LOCK_SECONDS_MAX),
             is_last=is_last,
             jobs_max=jobs_max,
         )
 
-    def _finish(self, batch: Sequence[Outcome], surprises: Sequence[lease.Surprise]) -> None:
+    def _finish(self, batch: Sequence[Running], surprises: Sequence[lease.Surprise]) -> None:
         """Free the permits of a batch that is durable, and tell what became of it.
 
         Of a lease that was given up for lost, what was written late all the same is told too.
         """
         became = {surprise.job_id: surprise for surprise in surprises}
-        ended = [outcome for outcome in batch if not outcome[0].is_gone]
+        ended = [running for running in batch if not running.is_gone]
         late = (
-            [outcome for outcome in batch if outcome[0].is_gone and not _is(became.get(outcome[0].job.id), "lost")]
+            [running for running in batch if running.is_gone and not _is(became.get(running.job.id), "lost")]
             if len(ended) < len(batch)
             else []
         )
-        self._free([running for running, _ in ended])
-        is_quiet = not became and not self._parts.tells_routine
-        for running, settlement in [*ended, *late]:
-            if not (is_quiet and settlement.kind is SettleKind.COMPLETE and settlement.error_message is None):
-                self._tell(running, settlement, became.get(running.job.id))
+        self._executions.let_go(ended)
+        is_quiet = not became and not self._me.tells_routine
+        for running in [*ended, *late]:
+            outcome = running.outcome_known
+            if not (is_quiet and outcome.kind is SettleKind.COMPLETE and outcome.error_message is None):
+                self._tell(running, outcome, became.get(running.job.id))
 
-    def _tell(self, running: Running, settlement: Settlement, surprise: lease.Surprise | None) -> None:
+    def _tell(self, running: Running, outcome: Outcome, surprise: lease.Surprise | None) -> None:
         if _is(surprise, "bare"):
             assert surprise is not None
-            self._parts.emit(Event(name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": surprise.why}))
+            self._me.emit(Event(name=EventName.OUTCOME_REFUSED, fields={"job_id": running.job.id, "why": surprise.why}))
             surprise = None
-        is_routine = surprise is None and settlement.kind is SettleKind.COMPLETE and settlement.error_message is None
-        if is_routine and not self._parts.tells_routine:
+        is_routine = surprise is None and outcome.kind is SettleKind.COMPLETE and outcome.error_message is None
+        if is_routine and not self._me.tells_routine:
             return
         fields = running.names()
         if surprise is not None and surprise.became == "refused":
-            fields |= {"verb": settlement.kind.value, "sqlstate": surprise.sqlstate, "why": surprise.why}
-        elif settlement.error_message:
-            fields["why"] = settlement.error_message.partition("\n")[0]
-        if settlement.kind in {SettleKind.RETRY, SettleKind.SNOOZE} and surprise is None:
-            fields["delay_seconds"] = round(settlement.delay_seconds, 3)
+            fields |= {"verb": outcome.kind.value, "sqlstate": surprise.sqlstate, "why": surprise.why}
+        elif outcome.error_message:
+            fields["why"] = outcome.error_message.partition("\n")[0]
+        if outcome.kind in {SettleKind.RETRY, SettleKind.SNOOZE} and surprise is None:
+            fields["delay_seconds"] = round(outcome.delay_seconds, 3)
         if running.started_at is not None:
             fields["seconds"] = round(trio.current_time() - running.started_at, 6)
-        self._parts.emit(Event(name=_EVENTS[settlement.kind] if surprise is None else _BECAME[surprise.became], fields=fields))
-
-    def _let_go(self, running: Running) -> None:
-        """Free the permit of an execution whose lease is lost."""
-        if not running.is_gone:
-            self._free([running])
-            self._parts.emit(Event(name=EventName.LEASE_LOST, fields=running.names()))
-
-    def _free(self, ended: Sequence[Running]) -> None:
-        for running in ended:
-            running.is_gone = True
-        self._parts.holdings.remove(ended)
-        self._parts.slots.release(len(ended))
+        self._me.emit(Event(name=_EVENTS[outcome.kind] if surprise is None else _BECAME[surprise.became], fields=fields))
 
 
 def _is(surprise: lease.Surprise | None, became: str) -> bool:
     return surprise is not None and surprise.became == became
 
 
-RELEASED = Settlement(kind=SettleKind.RELEASE, outcome="released", error_message="the worker was shut down")
+RELEASED = Outcome(kind=SettleKind.RELEASE, name="released", error_message="the worker was shut down")

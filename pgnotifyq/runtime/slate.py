@@ -1,18 +1,24 @@
-"""Whether a slot's task is as new after a handler: its context variables, decimal context, cancel scopes and nurseries.
+"""Whether a slot's task is as new after a handler.
 
-A task a job would be as new by itself, and takes 15 to 19 microseconds a job, 26 with a nursery of its own around it. To look whether
-the task was left as it was found takes 0.1. What was left behind differs in what can be done about it:
+What is looked at: its context variables, decimal context, cancel scopes and nurseries.
 
-- Context variables: the task goes on in a copy of the context that the worker was started in, from its next step on. It costs a step
-  of the scheduler, and only where a handler did set a variable. Contexts are compared by what they hold, and two that share all of it
-  are found equal at once.
-- The decimal context is an object that a context variable holds, so a copy of the context would share it. Most programs have one, made by
-  an import, as it comes: tasks get none then, and decimal makes one where it is wanted. Where the program has changed its own, each
-  task is lent a copy, which is compared.
-- Cancel scopes and nurseries: nobody but who opened them can close them, so the task is spent. It ends, and the next job has another.
+A task a job would be as new by itself, and takes 15 to 19 microseconds a job, 26 with a nursery of
+its own around it. To look whether the task was left as it was found takes 0.1. What was left behind
+differs in what can be done about it:
 
-Not here, for it is the whole process's: environment, working folder, locale, signal handlers, `sys.settrace`, and what a handler keeps in
-a module, in a thread-local of one of trio's worker threads, or in a system task.
+- Context variables: the task goes on in a copy of the context that the worker was started in, from
+  its next step on. It costs a step of the scheduler, and only where a handler did set a variable.
+  Contexts are compared by what they hold, and two that share all of it are found equal at once.
+- The decimal context is an object that a context variable holds, so a copy of the context would
+  share it. Most programs have one, made by an import, as it comes: tasks get none then, and decimal
+  makes one where it is wanted. Where the program has changed its own, each task is lent a copy,
+  which is compared.
+- Cancel scopes and nurseries: nobody but who opened them can close them, so the task is spent. It
+  ends, and the next job has another.
+
+Not here, for it is the whole process's: environment, working folder, locale, signal handlers,
+`sys.settrace`, and what a handler keeps in a module, in a thread-local of one of trio's worker
+threads, or in a system task.
 """
 
 from __future__ import annotations
@@ -31,7 +37,10 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Start:
-    """The context variables that each job starts with: those of the program when it started the worker."""
+    """The context variables that each job starts with.
+
+    They are those that the program had when it started the worker.
+    """
 
     context: Context  # without a decimal context
     decimals: decimal.Context | None  # what each task is lent a copy of; None: nothing, decimal makes one as it comes
@@ -71,7 +80,10 @@ class Slate:
         self._status = self._task._cancel_status  # noqa: SLF001  # trio has no public way to ask
 
     def is_cancelled(self) -> bool:
-        """Tell whether no job may begin in this scope: it was cancelled, or one around it, the slot's or the worker's."""
+        """Tell whether no job may begin in this scope.
+
+        It was cancelled, or a scope around it, the slot's or the worker's.
+        """
         return self._status is None or self._status.effectively_cancelled
 
     def is_as_new(self) -> bool:

@@ -1,48 +1,58 @@
-"""Only wake sleepers: how a worker goes to sleep without missing a job, and without making every insert pay.
+"""Only wake sleepers: how a worker sleeps and misses no job, and not every insert pays for it.
 
-The price. A transaction that notifies takes a lock on the whole server at commit and holds it across the flush, so
-notifying commits are serialized and group commit is lost (see bench/README.md for the curves). So the insert trigger
-notifies only when it sees a sleeper, and a busy worker is not one.
+The price. A transaction that notifies takes a lock on the whole server at commit and holds it
+across the flush, so notifying commits are serialized and group commit is lost (see bench/README.md
+for the curves). So the insert trigger notifies only when it sees a sleeper, and a busy worker is
+not one.
 
-The race. An inserter whose trigger looked before the sleeper was visible notifies nobody, and its job is not visible
-before it commits: a worker that looked in between would sleep on it. This closes it:
+The race. An inserter whose trigger looked before the sleeper was visible notifies nobody, and its
+job is not visible before it commits: a worker that looked in between would sleep on it. This closes
+it:
 
 1. The worker publishes itself in `sleepers` and commits. Its LISTEN came long before.
 2. In a *new* transaction it takes a transaction id T of its own, and commits.
-3. It goes on claiming, at growing intervals, until a claim comes back dry under a snapshot whose xmin is above T. Then it
-   sleeps, without polling.
+3. It goes on claiming, at growing intervals, until a claim comes back dry under a snapshot whose
+   xmin is above T. Then it sleeps, without polling.
 
-Why it is enough. Take an inserter whose trigger did not see the publication. Its row was inserted, and so its transaction
-id assigned, before the trigger took the snapshot it looked through; that snapshot was taken before the publication
-committed, or it would have seen it; and T was assigned after that commit. So its id is below T, and a claim under an xmin
-above T runs when it has ended: its job, if it committed, is visible to the claim. Every other inserter saw the sleeper.
+Why it is enough. Take an inserter whose trigger did not see the publication. Its row was inserted,
+and so its transaction id assigned, before the trigger took the snapshot it looked through; that
+snapshot was taken before the publication committed, or it would have seen it; and T was assigned
+after that commit. So its id is below T, and a claim under an xmin above T runs when it has ended:
+its job, if it committed, is visible to the claim. Every other inserter saw the sleeper.
 
-`pg_snapshot_xmax` will not do for T: it is one past the highest *completed* id, and an active inserter may lie beyond it. The
-claim function reads xmin in a statement *before* the one that looks for jobs, which can only make it smaller: safe.
+`pg_snapshot_xmax` will not do for T: it is one past the highest *completed* id, and an active
+inserter may lie beyond it. The claim function reads xmin in a statement *before* the one that looks
+for jobs, which can only make it smaller: safe.
 
-Jobs of the future. A sleeper says when it will look again by itself (`expects_at`), and an insert that falls due later tells
-it nothing: a promise, and whoever relied on it may not have committed when the promise is kept. So it stands until its time
-even if the job it was made for is gone, and when a claim finds one of its own passed (it reports no xmin then) the barrier is
-taken anew: 2 and 3 above, for whoever relied on the promise looked before its time, and so has an id below the new T. The
-naive sleeper, which replaces what it expects at each claim and sleeps on, loses such a job until the backstop.
+Jobs of the future. A sleeper says when it will look again by itself (`expects_at`), and an insert
+that falls due later tells it nothing: a promise, and whoever relied on it may not have committed
+when the promise is kept. So it stands until its time even if the job it was made for is gone, and
+when a claim finds one of its own passed (it reports no xmin then) the barrier is taken anew: 2 and
+3 above, for whoever relied on the promise looked before its time, and so has an id below the new T.
+The naive sleeper, which replaces what it expects at each claim and sleeps on, loses such a job
+until the backstop.
 
-"Dry" means that no due job was left, not that none could be taken: a claim skips rows that somebody else has locked, another
-worker's claim or a mere update, and says so (`is_contended`). Then the worker looks again, at growing intervals; if it
-slept, and the other did not take the job after all, nobody would come for it.
+"Dry" means that no due job was left, not that none could be taken: a claim skips rows that somebody
+else has locked, another worker's claim or a mere update, and says so (`is_contended`). Then the
+worker looks again, at growing intervals; if it slept, and the other did not take the job after all,
+nobody would come for it.
 
-The trigger under repeatable read or serializable may look through a snapshot as old as its transaction, so there it always
-notifies, on a channel that all workers hear.
+The trigger under repeatable read or serializable may look through a snapshot as old as its
+transaction, so there it always notifies, on a channel that all workers hear.
 
-Who is woken. An insert picks two sleepers (or as many as there are jobs), not all: with sixteen idle workers one job costs two
-claims. A picked worker that is full hands the wake-up on, after it has taken itself off the list, so that a wake-up is handed on
-at most once a worker. A claim that leaves due work behind wakes further sleepers. A picked worker that dies is covered
-by the watch (its sleeper rows go when its session does, and others are woken) and at last by the backstop.
+Who is woken. An insert picks two sleepers (or as many as there are jobs), not all: with sixteen
+idle workers one job costs two claims. A picked worker that is full hands the wake-up on, after it
+has taken itself off the list, so that a wake-up is handed on at most once a worker. A claim that
+leaves due work behind wakes further sleepers. A picked worker that dies is covered by the watch
+(its sleeper rows go when its session does, and others are woken) and at last by the backstop.
 
-A wake-up may be answered without a look at the queues, by taking the one job it names (named.py). Nothing here changes by that: to the
-claimer it is as if another worker had taken the job.
+A wake-up may be answered without a look at the queues, by taking the one job it names
+(shortcuts.py). Nothing here changes by that: to the claimer it is as if another worker had taken
+the job.
 
-A worker publishes "awake" only when it has been busy for a while, so light loads never pay for the exchange. When it
-was awake and runs dry, it looks a few more times first (HOT_SECONDS) before it publishes: a worker between two bursts is not asleep.
+A worker publishes "awake" only when it has been busy for a while, so light loads never pay for the
+exchange. When it was awake and runs dry, it looks a few more times first (HOT_SECONDS) before it
+publishes: a worker between two bursts is not asleep.
 """
 
 from __future__ import annotations
@@ -51,14 +61,16 @@ from enum import Enum
 
 import attrs
 
-# Awake and dry: pauses before the next look. Their sum is how long a burst may pause before the worker falls asleep.
+# Awake and dry: pauses before the next look. Their sum is how long a burst may pause before the
+# worker falls asleep.
 HOT_SECONDS = (0.001, 0.001, 0.002, 0.004, 0.008)
-# Published and not yet past the barrier: pauses while some older transaction is still open. The last one repeats; it is
-# the only polling there is, and it ends when that transaction does.
+# Published and not yet past the barrier: pauses while some older transaction is still open. The
+# last one repeats; it is the only polling there is, and it ends when that transaction does.
 BARRIER_SECONDS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 # A due job is locked by somebody else: pauses before the next look.
 CONTENDED_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
-# Without a pause of this length a sleeper counts as busy, and after BUSY_SECONDS of that it publishes that it is awake.
+# Without a pause of this length a sleeper counts as busy, and after BUSY_SECONDS of that it
+# publishes that it is awake.
 LULL_SECONDS = 0.005
 BUSY_SECONDS = 0.1
 
@@ -73,9 +85,12 @@ class Stage(Enum):
 
 @attrs.define(kw_only=True)
 class Sleep:
-    """The stage of one worker, and what it does next; pure, so that its interleavings can be searched.
+    """The stage of one worker, and what it does next.
 
-    `next_pause` is what the claimer asks after each claim; None asks it to publish first and to note the barrier.
+    Pure, so that its interleavings can be searched.
+
+    `next_pause` is what the claimer asks after each claim; None asks it to publish first and to
+    note the barrier.
     """
 
     stage: Stage = Stage.AWAKE
@@ -85,7 +100,7 @@ class Sleep:
     busy_since: float | None = None  # elapsed time, seconds
 
     def next_pause(self, *, ran_dry: bool, found: bool, is_contended: bool, snapshot_xmin: int | None) -> float | None:
-        """Return seconds to wait for a wake-up before the next claim; inf to sleep; None to publish first."""
+        """Return seconds to wait for a wake-up; inf: sleep; None: publish first."""
         if found:
             self.tries = 0
         if not ran_dry:

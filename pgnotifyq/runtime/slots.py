@@ -1,150 +1,198 @@
-"""Slots: the permits of a worker.
+"""Slots: the long-lived tasks that run jobs, one after the other.
 
-One permit is one running job; it is taken before the claim is sent, given back when the claim brought no job for it, and free again
-when the job's outcome is durable. Whoever asks what is free and then waits (for a link, for a reply) asks in vain: a hand-over may
-have taken the last one meanwhile. So nobody asks; `reserve` takes what there is, in one step, and says how many. At any moment
-`free + taken == count`, and neither is negative.
+A slot's task runs its jobs in one cancel scope, for making a scope took a quarter of a no-op job's
+time. The scope is a job's own while the job runs. Once it was cancelled, or an exception went
+through it, it is left, which is how trio tells a cancel from other ends, and the next job has a new
+one.
 
-Slots are long-lived tasks (executor.py) that take jobs from a deque, not tasks spawned a job. A task that has run a job goes on to the next one
-while the outcome is on its way to the database, so `free` counts permits, not tasks.
-
-A batch wakes two idle tasks. Whoever takes a job and sees another wakes more before it runs its own, but never so that more
-than two are on their way: when handlers wait, tasks start in a chain, a scheduler's step apart; when they do not, one task
-runs sixteen jobs before the next has its turn, and few are woken for nothing.
-
-While jobs wait in the deque this process is busy with itself, and small statements would only slow it down: claimer and
-settler then hold back until half a batch has gathered (`is_backed_up`). Nothing waits on a timer for that: the deque empties
-within a scheduler's pass or two, for every job in it has a task of its own.
+The task is as new for each job (slate.py). A task in which a handler left a scope or a nursery open
+is spent: it ends, trio does with what is left what it does at the end of any task, and the slot
+goes on in another. So each slot is two tasks: a guard, and in its nursery the one that works. What
+a handler does to its task's nursery reaches the guard and goes no further.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import signal
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 import trio.lowlevel
 
+from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.outcome import Ended, Interrupt, InterruptKind, Raised, Returned, Stopped, holds_ctrl_c
+from pgnotifyq.runtime.executor import as_ended
+from pgnotifyq.runtime.slate import Slate, Start
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pgnotifyq.runtime.bell import Bell
-    from pgnotifyq.runtime.holdings import Running
-
-# After this many handlers that never waited, other tasks get their turn: listener, heartbeat, settler.
-IN_A_ROW_MAX = 16
-# Idle tasks woken and not yet running. Each that arrives wakes as many again while jobs wait.
-WAKING_MAX = 2
-# So many free permits are worth a claim while other jobs wait to be started: with more slots than twice this, a batch is
-# claimed while a second runs and a third is written.
-ENOUGH_MAX = 250
+    from pgnotifyq.model.events import EventSink
+    from pgnotifyq.runtime.executions import Executions
+    from pgnotifyq.runtime.executor import Executor
+    from pgnotifyq.runtime.running import Running
+    from pgnotifyq.runtime.settler import Settler
 
 
-class Slots:
-    """How many slots are free, and the way of a job to one of them."""
+@attrs.define(eq=False, kw_only=True)
+class _Slot:
+    """One slot, through all of its tasks."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.free = count
-        self._given: deque[Running] = deque()
-        self._idle: list[trio.Event] = []
-        self._waking = 0
-        self._in_a_row = 0
-        self._bell: Bell | None = None
-        self._is_closed = False
-        self._enough = min(max(count // 2, 1), ENOUGH_MAX)
+    executions: Executions
+    executor: Executor
+    settler: Settler
+    emit: EventSink
+    start: Start = attrs.field(factory=Start.of_now)
+    running: Running | None = None  # the job of the task, until its outcome is the settler's
+    ended: Ended = attrs.field(factory=Stopped)  # how that job ended, where its task is spent
+    failure: BaseException | None = None  # what went through the task, and is no handler's
+    is_over: bool = False  # there are no more jobs
 
-    @property
-    def is_backed_up(self) -> bool:
-        """Whether jobs wait for their task's turn."""
-        return bool(self._given)
+    def begin(self) -> None:
+        """Forget what came before: a new scope is about to be opened."""
+        self.running = self.failure = None
 
-    @property
-    def wants_more(self) -> bool:
-        """Whether it is time to claim: there is a free permit, and nothing left to start or many permits."""
-        return self.free > 0 and (not self._given or self.free >= self._enough)
+    async def hand_over(self, running: Running, ended: Ended) -> None:
+        """Give an outcome to the settler."""
+        outcome = self.executor.outcome_of(running, ended)
+        if running.is_settled:
+            await self.settler.note_afterthought(running, outcome)
+        self.settler.add(running, outcome)
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether no job will be started any more."""
-        return self._is_closed
 
-    @property
-    def taken(self) -> int:
-        """How many permits are taken: for jobs that run, or for a claim that is under way."""
-        return self.count - self.free
-
-    def reserve(self, wanted: int | None = None) -> int:
-        """Take as many permits as are free, `wanted` at the most, for a claim that is about to be sent; return how many.
-
-        Each of them is then spent by `give`, or comes back by `release`.
-        """
-        reserved = self.free if wanted is None else min(wanted, self.free)
-        self.free -= reserved
-        return reserved
-
-    def give(self, claimed: Sequence[Running]) -> None:
-        """Hand jobs to slots. Their permits were taken before they were claimed."""
-        self._given.extend(claimed)
-        self._wake()
-
-    def release(self, count: int) -> None:
-        """Free permits: outcomes are durable, their leases lost, or a claim brought no jobs for them."""
-        assert 0 <= count <= self.taken, f"{count} permits of {self.taken} taken cannot be free again"
-        self.free += count
-        self._tell_if_wanted()
-
-    def ring_when_wanted(self, bell: Bell) -> None:
-        """Ring a bell, once, when `wants_more` comes true."""
-        self._bell = bell
-
-    async def take(self) -> Running | None:
-        """Wait for a job and return it; None when there are no more and no more will come."""
-        self._in_a_row += 1
-        if self._in_a_row > IN_A_ROW_MAX:
-            self._in_a_row = 0
-            await trio.lowlevel.checkpoint()
-        while not self._given:
-            if self._is_closed:
-                return None
-            woken = trio.Event()
-            self._idle.append(woken)
-            try:
-                await woken.wait()
-            except trio.Cancelled:
-                self._forget(woken)
+async def run_slot(executions: Executions, executor: Executor, settler: Settler, emit: EventSink) -> None:
+    """Be one slot: run jobs one after the other until there are no more and no more will come."""
+    slot = _Slot(executions=executions, executor=executor, settler=settler, emit=emit)
+    while not slot.is_over:
+        slot.ended = Stopped()
+        try:
+            async with trio.open_nursery() as nursery:
+                slot.start.context.run(nursery.start_soon, _work, slot)
+        except BaseExceptionGroup as group:
+            if not _is_left_behind(group, slot.failure):
                 raise
-            self._waking -= 1
-            self._in_a_row = 0
-        running = self._given.popleft()
-        if self._given:
-            self._wake()
-        else:
-            self._tell_if_wanted()
-        return running
+        await trio.lowlevel.checkpoint_if_cancelled()  # the worker's cancel goes on
+        if slot.running is not None:
+            await slot.hand_over(slot.running, slot.ended)
 
-    def close(self) -> None:
-        """Let every task end when its job has."""
-        self._is_closed = True
-        for woken in self._idle:
-            self._waking += 1
-            woken.set()
-        self._idle.clear()
 
-    def _forget(self, woken: trio.Event) -> None:
-        """Take an idle task off the list that was cancelled; when it was woken already, another has to be."""
-        if woken in self._idle:
-            self._idle.remove(woken)
-        else:
-            self._waking -= 1
-            self._wake()
+def _is_left_behind(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> bool:
+    """Tell whether what ended a slot's task says no more than that the task is spent.
 
-    def _tell_if_wanted(self) -> None:
-        if self._bell is not None and self.wants_more:
-            self._bell.ring()
-            self._bell = None
+    It is what trio says of such a task, or comes from what a handler left there.
+    """
+    if failure is not None and not isinstance(failure, trio.Cancelled):
+        return False
+    return not _holds_ctrl_c(group) and group.split(trio.Cancelled)[1] is not None
 
-    def _wake(self) -> None:
-        while self._idle and self._waking < WAKING_MAX and self._waking < len(self._given):
-            self._waking += 1
-            self._idle.pop().set()
+
+async def _work(slot: _Slot) -> None:
+    """Be a slot's task until it is spent, or there are no more jobs."""
+    slate = Slate(trio.lowlevel.current_task(), slot.start)
+    await slate.begin()
+    while True:
+        slot.begin()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        ended: Ended = Stopped()
+        is_at_end = False
+        try:
+            with trio.CancelScope() as scope:
+                slate.note_scope()
+                is_at_end = await _serve(slot, slate, scope)
+        # Not `except Exception`: sys.exit(), asyncio's CancelledError, a Cancelled that a handler
+        # kept and raised again, or a group with one of them in it would end the worker and all its
+        # jobs.
+        except BaseException as error:
+            if is_at_end:
+                return  # trio says that there are scopes inside of this one
+            if slot.failure is not None and not _is_outcome(slot.failure):
+                raise slot.failure from None  # Ctrl-C, and not what trio says of scopes inside
+            slot.failure = error
+            if slot.running is None or not _is_outcome(error):
+                raise  # the worker's cancel, or a bug of ours
+            # If the worker itself is cancelled, what a handler makes of it counts for nothing: the
+            # cancel goes on.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            ended = as_ended(error)
+        if is_at_end:
+            return
+        if slot.running is not None:
+            await slot.hand_over(slot.running, ended)
+        if not slate.is_context_as_new():
+            await slate.renew_context()
+
+
+async def _serve(slot: _Slot, slate: Slate, scope: trio.CancelScope) -> bool:
+    """Run jobs in one scope until it is cancelled.
+
+    Returns: whether the task shall end: it is spent, or there are no more jobs.
+
+    Raises: whatever a handler raises, where it left nothing open.
+    """
+    executions, executor, settler = slot.executions, slot.executor, slot.settler
+    task = trio.lowlevel.current_task()
+    while not slate.is_cancelled():
+        slot.running = running = await executions.take()
+        if running is None:
+            slot.is_over = True
+            return True
+        running.task = task
+        if not executions.is_backed_up:
+            settler.go_on()
+        if executions.is_draining and running.interrupt is None:
+            # Claimed while the shutdown was signalled: not started, given back.
+            running.stop(Interrupt(kind=InterruptKind.SHUTDOWN, why="the worker is shutting down"))
+        try:
+            ended = await executor.run(running, scope)
+        except BaseException as error:
+            if not _is_outcome(error) or slate.what_is_open() is None:
+                slot.failure = error
+                raise
+            # Not through the scope: trio would tell of the scopes inside, and of nothing else.
+            ended = Stopped() if isinstance(error, trio.Cancelled) else as_ended(error)
+        is_as_new = slate.is_as_new()
+        if not is_as_new and (left := slate.what_is_open()) is not None:
+            slot.ended = _as_left(slot.emit, running, ended, left)
+            return True  # the guard settles, when the task has ended and nothing of the job runs any more
+        settler.add(running, executor.outcome_of(running, ended))
+        slot.running = None
+        if not is_as_new:
+            await slate.renew_context()
+    return False
+
+
+def _as_left(emit: EventSink, running: Running, ended: Ended, left: str) -> Ended:
+    """Return how a job has ended that left something open, and tell of it.
+
+    An open scope harms nobody once its task is gone. With a nursery goes what ran in it, as trio
+    has it: the work may be half done.
+    """
+    emit(Event(name=EventName.JOB_LEFT_OPEN, fields={**running.names(), "left": left}))
+    nursery = trio.lowlevel.current_task().parent_nursery
+    if nursery is not None and len(nursery.child_tasks) > 1:
+        nursery.cancel_scope.cancel(reason="pgnotifyq: the job has ended")
+    if left == "a cancel scope" or not isinstance(ended, Returned):
+        return ended
+    handler = running.handler.name if running.handler is not None else running.job.job_type
+    return Raised(
+        error=f"{handler} returned and left {left} open, whose tasks were cancelled: leave it before the handler returns"
+        " (an async generator that opened one has to be closed: use contextlib.aclosing)"
+    )
+
+
+def _is_outcome(error: BaseException) -> bool:
+    """Tell whether what came out of a handler is its own.
+
+    Ctrl-C is not, which lands in whatever runs, nor is the end of the loop.
+    """
+    if isinstance(error, GeneratorExit):
+        return trio.lowlevel.in_trio_task()
+    return not _holds_ctrl_c(error)
+
+
+def _holds_ctrl_c(error: BaseException) -> bool:
+    """Tell whether Ctrl-C landed in a handler: the process's own handler of SIGINT raised it.
+
+    That is trio's, as a rule. A handler that raises KeyboardInterrupt by itself has failed like any
+    other. It would end its worker, uncharged, and the next one.
+    """
+    return holds_ctrl_c(error, getattr(signal.getsignal(signal.SIGINT), "__code__", None))

@@ -1,13 +1,16 @@
 """Telling events: the one place where a sink is called, so that no sink ends a worker.
 
-A sink is the application's: `on_event`, or logging with whatever handlers it has. It may raise, and no event is worth a worker.
+A sink is the application's: `on_event`, or logging with whatever handlers it has. It may raise, and
+no event is worth a worker.
 
 Rules:
 
-- Whatever a sink raises stays here, `sys.exit()` and asyncio's CancelledError included. The event is lost and the worker goes on.
-- Ctrl-C is not the sink's. trio holds it back while a sink runs, and delivers it to the main task afterwards; so a
-  KeyboardInterrupt that comes out of a sink is one that it raised itself.
-- The loss is told by logging: the first, the tenth, the hundredth. A sink that fails at each event would else fill the log.
+- Whatever a sink raises stays here, `sys.exit()` and asyncio's CancelledError included. The event
+  is lost and the worker goes on.
+- Ctrl-C is not the sink's. trio holds it back while a sink runs, and delivers it to the main task
+  afterwards; so a KeyboardInterrupt that comes out of a sink is one that it raised itself.
+- The loss is told by logging: the first, the tenth, the hundredth. A sink that fails at each event
+  would else fill the log.
 - Logging may raise as well. Then there is nobody left to tell, and the worker goes on.
 - A sink that is slow holds the event loop. The watchdog names it.
 """
@@ -44,7 +47,8 @@ class Telling:
         """Guard a sink; the default is logging.
 
         Raises:
-            ConfigError: the sink cannot be called, or only gives a coroutine, which nobody would await.
+            ConfigError: the sink cannot be called, or only gives a coroutine, which nobody would
+                await.
         """
         sink = log_event if sink is None else sink
         if not callable(sink):

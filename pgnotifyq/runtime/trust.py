@@ -1,37 +1,49 @@
-"""Trust: how long a worker may believe that it holds what it holds. Two judge that, each by a clock of its own; here they agree.
+"""Trust: how long a worker may believe that it holds what it holds.
 
-The judges. Every worker watches the others (reclaimer.py, sql/functions/worker/watch.sql). One whose session is gone, and from which nothing
-was heard for a grace, is given up and its jobs run elsewhere: a second or two after `kill -9`, and not when the lease ends. The worker
-itself goes by its own clock. The naive worker trusts its leases alone: when its session is lost and nobody tells it, because the
-server ended it while the cable was cut, its job starts elsewhere after a second, and its handler is told after a minute.
+Two judge that, each by a clock of its own; here they agree.
+
+The judges. Every worker watches the others (reclaimer.py, sql/functions/worker/watch.sql). One
+whose session is gone, and from which nothing was heard for a grace, is given up and its jobs run
+elsewhere: a second or two after `kill -9`, and not when the lease ends. The worker itself goes by
+its own clock. The naive worker trusts its leases alone: when its session is lost and nobody tells
+it, because the server ended it while the cable was cut, its job starts elsewhere after a second,
+and its handler is told after a minute.
 
 The rules, for a grace G that is the worker's own and stands in its row:
 
-1. Others give a worker up only when its session has been found gone, and no sign of life has come since, for G. That is committed in
-   its row before anything is taken from it. A job that it claimed less than G ago is not taken either.
-2. While a worker holds jobs that it claimed longer than a step ago (STEPS of them make G), it asks for a proof of life each step. Jobs
-   that are shorter cost nothing, an idle worker asks nothing. One of these is a proof, as of when it was sent:
+1. Others give a worker up only when its session has been found gone, and no sign of life has come
+   since, for G. That is committed in its row before anything is taken from it. A job that it
+   claimed less than G ago is not taken either.
+2. While a worker holds jobs that it claimed longer than a step ago (STEPS of them make G), it asks
+   for a proof of life each step. Jobs that are shorter cost nothing, an idle worker asks nothing.
+   One of these is a proof, as of when it was sent:
    - its session answers: it was there, so it had not been found gone for good;
-   - a beat by another connection counts (beat.sql): sent at once when the session is known to be gone, and when it does not answer
-     within a step;
-   - its server is away, certainly (wire/postmaster.py): nobody judges now, nor in the first grace after it has come back, for nobody
-     judges in the first grace of its own session.
-3. An execution is trusted until G less a margin (one step) after the last proof, or after its claim was sent, whichever is later; and
-   until its lease ends less a margin, as ever. Then its handler is stopped, before anybody may start its job.
-4. A worker that was given up learns of it from its next sign of life, stops what it does not trust, and registers anew.
+   - a beat by another connection counts (beat.sql): sent at once when the session is known to be
+     gone, and when it does not answer within a step;
+   - its server is away, certainly (wire/postmaster.py): nobody judges now, nor in the first grace
+     after it has come back, for nobody judges in the first grace of its own session.
+3. An execution is trusted until G less a margin (one step) after the last proof, or after its claim
+   was sent, whichever is later; and until its lease ends less a margin, as ever. Then its handler
+   is stopped, before anybody may start its job.
+4. A worker that was given up learns of it from its next sign of life, stops what it does not trust,
+   and registers anew.
 
-Why it is enough. A proof that was sent at s took place at some t >= s. A session that answered at t was there at t, so it is found gone
-after t; a beat at t clears what was found before. Either way the worker is given up at t + G at the earliest, by the database's
-clock, and it has stopped by s + G less the margin, by its own. The two clocks are never compared: both count from t or before.
+Why it is enough. A proof that was sent at s took place at some t >= s. A session that answered at t
+was there at t, so it is found gone after t; a beat at t clears what was found before. Either way
+the worker is given up at t + G at the earliest, by the database's clock, and it has stopped by s +
+G less the margin, by its own. The two clocks are never compared: both count from t or before.
 
-What is stopped for want of a proof may still be ours, for the server may never have missed us. When its handler has ended, it is
-released, uncharged; the fence sees to it that nothing happens when it is not.
+What is stopped for want of a proof may still be ours, for the server may never have missed us. When
+its handler has ended, it is released, uncharged; the fence sees to it that nothing happens when it
+is not.
 
-A process that stood still, its loop held by a handler or its machine stopped, did not ask, and so hears nothing of no proof: it is given
-one grace from when it goes on. If its session was lost meanwhile, its handlers may run on for that long beside others; a process that
-is frozen is what nobody can promise anything of.
+A process that stood still, its loop held by a handler or its machine stopped, did not ask, and so
+hears nothing of no proof: it is given one grace from when it goes on. If its session was lost
+meanwhile, its handlers may run on for that long beside others; a process that is frozen is what
+nobody can promise anything of.
 
-Without a session, as behind a pooler in transaction mode, others judge by leases alone, and so does the worker.
+Without a session, as behind a pooler in transaction mode, others judge by leases alone, and so does
+the worker.
 """
 
 from __future__ import annotations
@@ -48,19 +60,24 @@ from trio_util import RepeatedEvent
 from pgnotifyq._version import __version__
 from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
-from pgnotifyq.model.outcome import Interrupt, InterruptKind, SettleKind, Settlement
+from pgnotifyq.model.outcome import Interrupt, InterruptKind, Outcome, SettleKind
 from pgnotifyq.runtime.bell import Bell
-from pgnotifyq.runtime.heartbeat import interrupt
-from pgnotifyq.runtime.served import publish
+from pgnotifyq.runtime.cancels import interrupt, lose
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Ask
-    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.executions import Executions
+    from pgnotifyq.runtime.identity import Identity
+    from pgnotifyq.runtime.link import Link
+    from pgnotifyq.runtime.running import Running
+    from pgnotifyq.runtime.settler import Settler
+    from pgnotifyq.runtime.wakeups import Push
     from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.postmaster import Postmaster
 
-# A proof each step, a step for the session to answer, and two for beats; the last one is the margin.
+# A proof each step, a step for the session to answer, and two for beats; the last one is the
+# margin.
 STEPS = 5
 # Below this the steps are shorter than what a busy machine takes to answer.
 GRACE_SECONDS_MIN = 0.5
@@ -69,8 +86,8 @@ KEEP_SECONDS = 10.0
 # Of a worker that others give up again and again while it registers.
 REGISTERED_MAX = 3
 
-GIVEN_BACK = Settlement(
-    kind=SettleKind.RELEASE, outcome="released", error_message="the worker heard nothing from the database, and stopped it"
+GIVEN_BACK = Outcome(
+    kind=SettleKind.RELEASE, name="released", error_message="the worker heard nothing from the database, and stopped it"
 )
 
 
@@ -84,7 +101,8 @@ class Trust:
 
     grace_seconds: float = attrs.field(converter=_at_least)  # as published
     postmaster: Postmaster | None = None  # None: that the server is away cannot be proved
-    # Whether the worker's row may say that a session speaks for it; while it does not, leases alone count.
+    # Whether the worker's row may say that a session speaks for it; while it does not, leases alone
+    # count.
     by_session: bool = False
     heard_at: float = -math.inf  # when the last proof was sent that was answered
     patient_until: float = -math.inf  # the process stood still, and has had no time to hear
@@ -117,18 +135,17 @@ class Trust:
             self.patient_until = now + self.grace_seconds
 
 
-async def distrust_for_ever(parts: Parts) -> None:
+async def distrust_for_ever(me: Identity, trust: Trust, executions: Executions) -> None:
     """Stop every handler whose lease this worker may not trust any more."""
-    trust = parts.trust
-    trusted_seconds = parts.config.lease_seconds - parts.config.margin_seconds
+    trusted_seconds = me.lease_seconds - me.config.margin_seconds
     while True:
-        oldest = parts.holdings.oldest()
+        oldest = executions.oldest()
         if oldest is None:
-            await parts.holdings.taken_up.wait()
+            await executions.taken_up.wait()
             await trio.lowlevel.checkpoint()  # the job first
             # Entries whose lease is lost already may linger while their handlers stop.
-            if parts.holdings.oldest() is None:
-                await trio.sleep(parts.config.margin_seconds)
+            if executions.oldest() is None:
+                await trio.sleep(me.config.margin_seconds)
             continue
         now = trio.current_time()
         ends_at = trust.heard_at + trust.trusted_seconds
@@ -139,61 +156,70 @@ async def distrust_for_ever(parts: Parts) -> None:
         now = trio.current_time()
         trust.note_pause(now - look_at, now)
         why = f"no heartbeat was answered for {trusted_seconds:g} s"
-        for running in parts.holdings.renewed_before(now - trusted_seconds):
-            interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
-            parts.settler.distrust(running)
+        for running in executions.renewed_before(now - trusted_seconds):
+            _distrust(me, executions, running, why)
         if now >= trust.patient_until:
-            _stop_shaken(parts)
+            _stop_shaken(me, trust, executions)
 
 
-def _stop_shaken(parts: Parts) -> None:
+def _stop_shaken(me: Identity, trust: Trust, executions: Executions) -> None:
     """Stop what neither a proof nor its own claim speaks for."""
-    trust, now = parts.trust, trio.current_time()
+    now = trio.current_time()
     if not trust.is_shaken(now):
         return
     why = f"nothing was heard from the database for {trust.trusted_seconds:g} s: others may take this worker for dead"
-    for running in parts.holdings:
-        is_lost = running.interrupt is not None and running.interrupt.kind is InterruptKind.LEASE_LOST
-        if not is_lost and running.claimed_at <= now - trust.trusted_seconds:
+    for running in executions:
+        if not running.is_lost and running.claimed_at <= now - trust.trusted_seconds:
             # What has ended is in the settler's hands, and is written late if the fence holds.
             running.is_given_up = not running.has_ended
-            interrupt(parts, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
-            parts.settler.distrust(running)
+            _distrust(me, executions, running, why)
 
 
-async def give_back_for_ever(parts: Parts) -> None:
+def _distrust(me: Identity, executions: Executions, running: Running, why: str) -> None:
+    """Stop an execution; let go of it if it has ended.
+
+    Its outcome could not be written while the lease was trusted. It may still be written, if the
+    fence holds; nobody waits for it.
+    """
+    interrupt(me, executions, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
+    if running.has_ended:
+        lose(me, executions, running)
+
+
+async def give_back_for_ever(executions: Executions, settler: Settler) -> None:
     """Release what was stopped for want of a proof, when its handler has ended."""
     while True:
-        await parts.holdings.given_up_bell.wait()
-        given_up, parts.holdings.given_up = parts.holdings.given_up, []
+        await executions.given_up_bell.wait()
+        given_up, executions.given_up = executions.given_up, []
         for running in given_up:
             if not running.is_settled:
-                parts.settler.add(running, GIVEN_BACK)
+                settler.add(running, GIVEN_BACK)
 
 
-async def prove_for_ever(parts: Parts) -> None:
+async def prove_for_ever(trust: Trust, executions: Executions, push: Push) -> None:
     """Ask for a proof of life each step, while there are jobs that are older."""
-    trust = parts.trust
     while True:
-        if not len(parts.holdings):
-            await parts.holdings.taken_up.wait()
+        if not len(executions):
+            await executions.taken_up.wait()
         older_than = trio.current_time() - trust.step_seconds
-        if trust.by_session and trust.heard_at <= older_than and _is_held(parts, older_than):
-            await _ask(parts)
+        if trust.by_session and trust.heard_at <= older_than and _is_held(executions, older_than):
+            await _ask(trust, push)
         else:
             await trio.sleep(min(max(trust.heard_at - older_than, trust.step_seconds / 2), trust.step_seconds))
 
 
-def _is_held(parts: Parts, claimed_before: float) -> bool:
-    """Tell whether a job is held that was claimed before a time. Those renewed longest ago come first, so this looks at one mostly."""
-    return any(running.claimed_at <= claimed_before for running in parts.holdings)
+def _is_held(executions: Executions, claimed_before: float) -> bool:
+    """Tell whether a job is held that was claimed before a time.
+
+    Those renewed longest ago come first, so this looks at one mostly.
+    """
+    return any(running.claimed_at <= claimed_before for running in executions)
 
 
-async def _ask(parts: Parts) -> None:
-    """Ask for a proof: of the session, and when that does not answer within a step, by a beat."""
-    trust = parts.trust
-    if parts.push.has_session:
-        parts.push.ask()
+async def _ask(trust: Trust, push: Push) -> None:
+    """Ask for a proof: of the session, and if that does not answer within a step, by a beat."""
+    if push.has_session:
+        push.ask()
         with trio.move_on_after(trust.step_seconds):
             await trust.news.wait()
             return
@@ -202,32 +228,32 @@ async def _ask(parts: Parts) -> None:
         await trust.news.wait()
 
 
-async def beat_when_asked(parts: Parts) -> None:
+async def beat_when_asked(me: Identity, trust: Trust, executions: Executions, beats: Link) -> None:
     """Give signs of life by a connection of their own, when the bell is rung.
 
-    Not by the claimer's: a beat must not wait behind a claim, or behind a heartbeat that waits for somebody's lock.
+    Not by the claimer's: a beat must not wait behind a claim, or behind a heartbeat that waits for
+    somebody's lock.
     """
     while True:
-        if await parts.trust.bell.wait(KEEP_SECONDS):
-            await _beat(parts)
+        if await trust.bell.wait(KEEP_SECONDS):
+            await _beat(me, trust, executions, beats)
         else:
-            await parts.beats.close()
+            await beats.close()
 
 
-async def _beat(parts: Parts) -> None:
-    trust = parts.trust
+async def _beat(me: Identity, trust: Trust, executions: Executions, beats: Link) -> None:
     sent_at = math.nan
 
     def sign() -> Ask[bool]:
         nonlocal sent_at
         sent_at = trio.current_time()
-        return workers.beat(parts.config.schema, parts.worker_id)
+        return workers.beat(me.schema, me.worker_id)
 
     try:
-        if await parts.beats.ask_once(sign):
+        if await beats.ask_once(sign):
             trust.hear(sent_at)
         else:
-            await _come_back(parts)
+            await _come_back(me, trust, executions, beats)
     except Exception as error:
         if not (is_passing(error) or isinstance(error, trio.TooSlowError)):
             raise
@@ -236,58 +262,58 @@ async def _beat(parts: Parts) -> None:
             trust.hear(asked_at)
 
 
-async def _come_back(parts: Parts) -> None:
-    """Register a worker that others have given up, or forgotten; without a session, which its listener brings back.
+async def _come_back(me: Identity, trust: Trust, executions: Executions, beats: Link) -> None:
+    """Register a worker that others have given up, or forgotten.
+
+    Without a session: its listener brings that back.
 
     Raises:
         trio.TooSlowError, psycopg.Error: as for Link.attempt.
     """
-    trust = parts.trust
-    _stop_shaken(parts)
+    _stop_shaken(me, trust, executions)
     holds = trust.holds
-    await parts.beats.attempt(lambda connection: register(parts, connection))
+    await beats.attempt(lambda connection: register(me, trust, executions, connection))
     if trust.holds == holds:
         trust.by_session = False
 
 
-async def speak_by(parts: Parts, connection: Connection) -> bool:
+async def speak_by(me: Identity, trust: Trust, executions: Executions, connection: Connection) -> bool:
     """Have a session speak for the worker's life; False when others gave the worker up each time.
 
     Raises:
         psycopg.Error: as they come.
     """
-    trust = parts.trust
     for _ in range(REGISTERED_MAX):
         sent_at = trio.current_time()
         if not trust.by_session:
             # From when this is sent others may judge by it, answered or not; and not before.
             trust.by_session, trust.heard_at = True, max(trust.heard_at, sent_at)
         trust.holds += 1
-        if await ask(connection, workers.hold_session(parts.config.schema, parts.worker_id)):
+        if await ask(connection, workers.hold_session(me.schema, me.worker_id)):
             trust.hear(sent_at)
             return True
-        _stop_shaken(parts)
-        await register(parts, connection)
+        _stop_shaken(me, trust, executions)
+        await register(me, trust, executions, connection)
     return False
 
 
-async def register(parts: Parts, connection: Connection) -> None:
+async def register(me: Identity, trust: Trust, executions: Executions, connection: Connection) -> None:
     """Publish this worker and its handlers; no session speaks for it yet."""
     await ask(
         connection,
         workers.register(
-            parts.config.schema,
-            worker_id=parts.worker_id,
+            me.schema,
+            worker_id=me.worker_id,
             host=socket.gethostname(),
             pid=os.getpid(),
-            queues=parts.config.queues,
-            slots=parts.config.concurrency,
+            queues=me.queues,
+            slots=me.config.concurrency,
             version=__version__,
             has_session=False,
-            lease_seconds=parts.config.lease_seconds,
-            grace_seconds=parts.trust.grace_seconds,
+            lease_seconds=me.lease_seconds,
+            grace_seconds=trust.grace_seconds,
         ),
     )
-    await publish(parts, connection)
-    if parts.is_draining:
-        await ask(connection, workers.set_state(parts.config.schema, parts.worker_id, "draining"))
+    await me.served.publish(connection)
+    if executions.is_draining:
+        await ask(connection, workers.set_state(me.schema, me.worker_id, "draining"))

@@ -1,19 +1,21 @@
 """The watchdog: names the handler that holds the event loop, with its stack, while it does.
 
-A handler that computes or waits without trio stops everything in its worker: other jobs, heartbeats, cancels, shutdown. No task
-can tell of it, for none gets a turn. So a thread does.
+A handler that computes or waits without trio stops everything in its worker: other jobs,
+heartbeats, cancels, shutdown. No task can tell of it, for none gets a turn. So a thread does.
 
 Rules:
 
-- The loop notes the task whose step begins, and when it has nothing to do: two of trio's hooks. The thread looks at that note twice
-  in `loop_blocked_seconds`, and wakes nobody.
-- What is counted is one step of one task, so whoever is named did not let go for as long as is said. A loop that is slow because
-  many take a little each is not called held.
-- It is said at once, in the log, by the thread: a loop that is held for ever never comes back. As an event it is told when the loop
-  is back, for events are told in the worker's own task. Where events are logged anyhow, it is said once.
-- A process that was frozen finds an old note when it thaws. The thread was frozen too, and sees it by being late: that time does
-  not count. A freeze that is no longer than a look remains unseen.
-- It only tells. A lease that runs out meanwhile is lost as any other: the fence keeps what was written from counting.
+- The loop notes the task whose step begins, and when it has nothing to do: two of trio's hooks. The
+  thread looks at that note twice in `loop_blocked_seconds`, and wakes nobody.
+- What is counted is one step of one task, so whoever is named did not let go for as long as is
+  said. A loop that is slow because many take a little each is not called held.
+- It is said at once, in the log, by the thread: a loop that is held for ever never comes back. As
+  an event it is told when the loop is back, for events are told in the worker's own task. Where
+  events are logged anyhow, it is said once.
+- A process that was frozen finds an old note when it thaws. The thread was frozen too, and sees it
+  by being late: that time does not count. A freeze that is no longer than a look remains unseen.
+- It only tells. A lease that runs out meanwhile is lost as any other: the fence keeps what was
+  written from counting.
 """
 
 from __future__ import annotations
@@ -38,42 +40,49 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from pgnotifyq.runtime.holdings import Running
-    from pgnotifyq.runtime.parts import Parts
+    from pgnotifyq.runtime.executions import Executions
+    from pgnotifyq.runtime.identity import Identity
+    from pgnotifyq.runtime.running import Running
 
 # Between two looks, of `loop_blocked_seconds`.
 LOOK_SHARE = 0.5
-# Less of a processor than this, while the thread was late: nothing ran. More is a machine that has little to give.
+# Less of a processor than this, while the thread was late: nothing ran. More is a machine that has
+# little to give.
 FROZEN_SHARE = 0.05
-# Of a stack, kept at each end: where it stands, and how the handler came there. Recursion has a thousand frames between.
+# Of a stack, kept at each end: where it stands, and how the handler came there. Recursion has a
+# thousand frames between.
 FRAMES_KEPT = 10
 
 
-async def watch_for_ever(parts: Parts) -> None:
+async def watch_for_ever(me: Identity, executions: Executions) -> None:
     """Watch the loop until cancelled, and tell who held it when it is back."""
-    watchdog = _Watchdog(parts)
+    watchdog = _Watchdog(me.config.loop_blocked_seconds, executions)
     trio.lowlevel.add_instrument(watchdog.note)
     threading.Thread(target=watchdog.look_for_ever, name="pgnotifyq watchdog", daemon=True).start()
     try:
         while True:
             await watchdog.is_back.wait()
             fields, since = watchdog.found
-            if not parts.emit.is_logged:
-                parts.emit(Event(name=EventName.LOOP_BLOCKED, fields={**fields, "seconds": round(monotonic() - since, 3)}))
+            if not me.emit.is_logged:
+                me.emit(Event(name=EventName.LOOP_BLOCKED, fields={**fields, "seconds": round(monotonic() - since, 3)}))
     finally:
         watchdog.is_over.set()
         trio.lowlevel.remove_instrument(watchdog.note)
 
 
 class _Note(trio.abc.Instrument):
-    """What the loop is doing: whose step it is, and since when. Written by the loop, read by the thread."""
+    """What the loop is doing: whose step it is, and since when.
+
+    Written by the loop, read by the thread.
+    """
 
     def __init__(self) -> None:
         self.task: trio.lowlevel.Task | None = None
         self.since = 0.0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        # In this order, and read in the other: a reader between the two finds a step shorter than it is, never longer.
+        # In this order, and read in the other: a reader between the two finds a step shorter than
+        # it is, never longer.
         self.since = monotonic()
         self.task = task
 
@@ -84,18 +93,21 @@ class _Note(trio.abc.Instrument):
 class _Watchdog:
     """The thread's side."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, seconds: float, executions: Executions) -> None:
         self.note = _Note()
         self.is_over = threading.Event()
         self.is_back = Bell()  # rung by the loop itself, when it gets to it
         self.found: tuple[dict[str, Any], float] = ({}, 0.0)
-        self._parts = parts
-        self._seconds = parts.config.loop_blocked_seconds
+        self._executions = executions
+        self._seconds = seconds
         self._thread_id = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
 
     def look_for_ever(self) -> None:
-        """Look at the loop now and then, until it is over. A step that goes on is told again at twice its age."""
+        """Look at the loop now and then, until it is over.
+
+        A step that goes on is told again at twice its age.
+        """
         step = frozen = 0.0
         patience = self._seconds
         wait_seconds = look_seconds = self._seconds * LOOK_SHARE
@@ -109,7 +121,8 @@ class _Watchdog:
             since = self.note.since
             if task is None or since != step:
                 step, patience, frozen = since, self._seconds, 0.0
-            # A call into C that keeps the interpreter to itself makes this thread late as well, but then the process works.
+            # A call into C that keeps the interpreter to itself makes this thread late as well, but
+            # then the process works.
             if process_time() - used < late * FROZEN_SHARE:
                 frozen += late
             held = 0.0 if task is None else now - since - frozen
@@ -119,7 +132,8 @@ class _Watchdog:
             wait_seconds = min(patience - held, look_seconds)
 
     def _tell(self, task: trio.lowlevel.Task, since: float, seconds: float) -> None:
-        # Looked at quickly and worded afterwards: reading source lines takes long enough for the step to end.
+        # Looked at quickly and worded afterwards: reading source lines takes long enough for the
+        # step to end.
         frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001  # documented, for this very use
         calls = _calls(frame, task)
         names = self._names(task)
@@ -134,27 +148,27 @@ class _Watchdog:
             return
 
     def _names(self, task: trio.lowlevel.Task) -> dict[str, Any]:
-        """Return what is known of who holds the loop: a job and its handler; some other task's name otherwise."""
-        running = _find(self._parts, task)
+        """Return who holds the loop: a job and its handler; otherwise some other task's name."""
+        running = _find(self._executions, task)
         if running is None:
             return {"task": task.name}
         handler = None if running.handler is None else running.handler.name
         return {"job_id": running.job.id, "job_type": running.job.job_type, "handler": handler}
 
 
-def names_of(parts: Parts, task: trio.lowlevel.Task) -> dict[str, Any] | None:
-    """Return what the job is called by that a task belongs to, as `ctx.log` does; None where it belongs to none."""
-    running = _find(parts, task)
+def names_of(executions: Executions, task: trio.lowlevel.Task) -> dict[str, Any] | None:
+    """Return what a task's job is called by, as `ctx.log` does; None: it belongs to no job."""
+    running = _find(executions, task)
     if running is None:
         return None
     return {"job_id": running.job.id, "job_type": running.job.job_type, "execution_id": running.lease.execution_id,
             "attempt": running.job.attempts, "org_id": running.job.whole.org_id}  # fmt: skip
 
 
-def _find(parts: Parts, task: trio.lowlevel.Task) -> Running | None:
-    """Return the execution that a task belongs to: its slot's own, or one that the handler started."""
+def _find(executions: Executions, task: trio.lowlevel.Task) -> Running | None:
+    """Return the execution that a task belongs to: as its slot's, or started by its handler."""
     lineage = set(_lineage(task))
-    for running in parts.holdings:
+    for running in executions:
         if running.task in lineage and not running.has_ended:
             return running
     return None

@@ -1,8 +1,9 @@
 """A worker: two nurseries, one inside the other, so that the order of shutdown is the indentation.
 
-Services (settler, heartbeat, listener, reclaimer, pruner, watchdog) are outside, jobs inside: when the last job has ended, its
-outcome durable, the services go. The first signal stops claiming; jobs run on, with heartbeats, until `shutdown_seconds`
-have passed or a second signal comes; then they are interrupted, given `grace_seconds`, and released.
+Services (settler, heartbeat, listener, reclaimer, pruner, watchdog) are outside, jobs inside: when
+the last job has ended, its outcome durable, the services go. The first signal stops claiming; jobs
+run on, with heartbeats, until `shutdown_seconds` have passed or a second signal comes; then they
+are interrupted, given `grace_seconds`, and released.
 """
 
 from __future__ import annotations
@@ -25,23 +26,28 @@ from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
+from pgnotifyq.runtime.bell import Bell
+from pgnotifyq.runtime.cancels import check_cancels, count_grace_for_ever, interrupt
 from pgnotifyq.runtime.claimer import claim_for_ever
-from pgnotifyq.runtime.deadlines import tell_deadlines_for_ever
-from pgnotifyq.runtime.executor import execute_for_ever
+from pgnotifyq.runtime.context import WorkerReach
+from pgnotifyq.runtime.deadlines import Deadlines, tell_deadlines_for_ever
+from pgnotifyq.runtime.executions import Executions
+from pgnotifyq.runtime.executor import Executor
 from pgnotifyq.runtime.forks import ending_copies
-from pgnotifyq.runtime.handover import open_door
-from pgnotifyq.runtime.heartbeat import beat_for_ever, count_grace_for_ever, interrupt
+from pgnotifyq.runtime.heartbeat import beat_for_ever, renew
+from pgnotifyq.runtime.identity import Identity
 from pgnotifyq.runtime.link import Link
-from pgnotifyq.runtime.listener import listen_for_ever
+from pgnotifyq.runtime.listener import Calls, listen_for_ever
 from pgnotifyq.runtime.logs import is_routine_logged, naming
-from pgnotifyq.runtime.parts import Parts
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
-from pgnotifyq.runtime.served import ring_for_new_handlers
-from pgnotifyq.runtime.settler import RELEASED
-from pgnotifyq.runtime.slots import Slots
+from pgnotifyq.runtime.served import Served, ring_for_new_handlers
+from pgnotifyq.runtime.settler import RELEASED, Settler
+from pgnotifyq.runtime.shortcuts import Taker, answer, open_door
+from pgnotifyq.runtime.slots import run_slot
 from pgnotifyq.runtime.telling import Telling
-from pgnotifyq.runtime.tenants import find_tenant_role, open_databases
+from pgnotifyq.runtime.tenants import find_tenant_role
+from pgnotifyq.runtime.transactions import open_databases
 from pgnotifyq.runtime.trust import (
     Trust,
     beat_when_asked,
@@ -49,18 +55,24 @@ from pgnotifyq.runtime.trust import (
     give_back_for_ever,
     prove_for_ever,
     register,
+    speak_by,
 )
+from pgnotifyq.runtime.wakeups import Wakeups
 from pgnotifyq.runtime.watchdog import names_of, watch_for_ever
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.postmaster import find_postmaster
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pgnotifyq.model.channels import Cancel
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.runtime.transactions import Databases
     from pgnotifyq.wire.connection import Connection
 
-# A try of the links: long enough for a loaded server, and at most a sixth of the lease, so that a frozen connection is
-# given up and replaced well before the leases are.
+# A try of the links: long enough for a loaded server, and at most a sixth of the lease, so that a
+# frozen connection is given up and replaced well before the leases are.
 LINK_DEADLINE_SECONDS = 5.0
 LINK_DEADLINE_SHARE = 1 / 6
 # The last words of a worker, when it leaves: release what is left and take its row away.
@@ -78,7 +90,10 @@ class WorkerHandle:
     interrupted: int = 0
 
     def drain(self) -> None:
-        """Stop claiming and let running jobs finish, under the deadline. Said a second time: interrupt them now."""
+        """Stop claiming and let running jobs finish, under the deadline.
+
+        Said a second time: interrupt them now.
+        """
         if self._first.is_set():
             self._second.set()
         self._first.set()
@@ -112,64 +127,65 @@ async def run_worker(
         dsn: the database.
         config: everything at once, instead of `settings`.
         listen_dsn: an address where LISTEN works, when `dsn` leads to a pooler in transaction mode.
-        on_event: called with each event, in the worker's own task; quick. What it raises is logged, and the worker goes on.
-            Default: logging.
-        routine_events: whether `on_event` is told of each job that is claimed, and completed as planned.
+        on_event: called with each event, in the worker's own task; quick. What it raises is logged,
+            and the worker goes on. Default: logging.
+        routine_events: whether `on_event` is told of each job that is claimed, and completed as
+            planned.
         task_status: trio's, for `nursery.start`.
-        settings: the fields of WorkerConfig: queues (in order of preference), concurrency, lease_seconds, shutdown_seconds, schema, ...
+        settings: the fields of WorkerConfig: queues (in order of preference), concurrency,
+            lease_seconds, shutdown_seconds, schema, ...
 
-    Returns: the handle, when drained. `nursery.start` gives it as soon as the worker is ready to claim.
+    Returns: the handle, when drained. `nursery.start` gives it as soon as the worker is ready to
+    claim.
 
     Cancellation: running handlers are cancelled and their jobs released, under a short deadline.
 
     Raises:
         ConfigError: a setting is out of its bounds or not known, or given beside `config`.
-        SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable, MissingRights: at start.
+        SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable,
+            MissingRights: at start.
     """
     config = config_of(config, settings)
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
     emit = Telling(on_event)
-    randomness = random.Random(handle.worker_id.int)  # noqa: S311  # jitter
+    me = Identity(
+        worker_id=handle.worker_id,
+        registry=registry,
+        served=Served(registry, config.schema, handle.worker_id),
+        config=config,
+        emit=emit,
+        tells_routine=routine_events if on_event is not None else is_routine_logged(),
+        random=random.Random(handle.worker_id.int),  # noqa: S311  # jitter
+    )
     deadline_seconds = min(LINK_DEADLINE_SECONDS, config.lease_seconds * LINK_DEADLINE_SHARE)
-
-    def link(name: str) -> Link:
-        return Link(dsn, name=name, deadline_seconds=deadline_seconds, emit=emit, randomness=randomness)
 
     async with AsyncExitStack() as stack:
         stack.enter_context(ending_copies())
-        databases = await stack.enter_async_context(open_databases(dsn, config))
-        parts = Parts(
-            worker_id=handle.worker_id,
-            registry=registry,
-            config=config,
-            emit=emit,
-            random=randomness,
-            quick=link("claimer"),
-            durable=link("settler"),
-            beats=link("beat"),
-            listen_dsn=listen_dsn or dsn,
-            databases=databases,
-            trust=Trust(grace_seconds=config.session_grace_seconds),
-            slots=Slots(config.concurrency),
-            threads=trio.CapacityLimiter(config.concurrency),
-            tells_routine=routine_events if on_event is not None else is_routine_logged(),
-        )
-        stack.push_async_callback(parts.quick.close)
-        stack.push_async_callback(parts.durable.close)
-        stack.push_async_callback(parts.beats.close)
+        databases = await stack.enter_async_context(open_databases(dsn, config, handle.worker_id))
+
+        def link(name: str) -> Link:
+            made = Link(dsn, name=name, deadline_seconds=deadline_seconds, emit=emit, randomness=me.random)
+            stack.push_async_callback(made.close)
+            return made
+
+        staff = _Staff(me, databases, link)
         try:
-            await parts.quick.attempt(lambda connection: _begin(parts, connection, dsn))
+            await staff.quick.attempt(lambda connection: _begin(staff, connection, dsn))
         except trio.TooSlowError as error:
             message = (
                 f"The database did not answer within {deadline_seconds:g} s of the worker's start. Check that its server is well."
             )
             raise DatabaseUnreachable(message) from error
         try:
-            with open_door(parts, dsn), naming(partial(names_of, parts)), ring_for_new_handlers(parts):
-                await _work(parts, handle, task_status)
+            with (
+                open_door(staff.taker, dsn),
+                naming(partial(names_of, staff.executions)),
+                ring_for_new_handlers(registry, staff.wakeups.bell),
+            ):
+                await _work(staff, handle, listen_dsn or dsn, task_status)
         finally:
             with trio.move_on_after(FAREWELL_SECONDS, shield=True):
-                await _say_farewell(parts)
+                await _say_farewell(staff)
     emit(
         Event(
             name=EventName.WORKER_STOPPED,
@@ -179,107 +195,160 @@ async def run_worker(
     return handle
 
 
-async def _begin(parts: Parts, connection: Connection, dsn: str) -> None:
+class _Staff:
+    """Everybody who works in one worker, known to this file alone."""
+
+    def __init__(self, me: Identity, databases: Databases, link: Callable[[str], Link]) -> None:
+        self.me = me
+        self.databases = databases
+        # Claims, heartbeats, sleep, watch: short statements whose commits do not wait for the disk.
+        self.quick = link("claimer")
+        # Outcomes, reclaim, prune: durable.
+        self.durable = link("settler")
+        # Signs of life, when the listener's session gives none (trust.py).
+        self.beats = link("beat")
+        self.trust = Trust(grace_seconds=me.config.session_grace_seconds)
+        self.executions = Executions(me.config.concurrency, me.emit if me.tells_routine else None)
+        self.wakeups = Wakeups()
+        # Rung when other workers should be looked at at once.
+        self.company = Bell()
+        self.deadlines = Deadlines(partial(interrupt, me, self.executions))
+        self.settler = Settler(me, self.executions, self.durable)
+        self.taker = Taker(me=me, executions=self.executions, wakeups=self.wakeups, settler=self.settler, quick=self.quick)
+        self.executor = Executor(
+            registry=me.registry,
+            reach=WorkerReach(me.schema, databases, self.quick),
+            deadlines=self.deadlines,
+            threads=trio.CapacityLimiter(me.config.concurrency),
+            random=me.random.random,
+        )
+
+    def calls(self) -> Calls:
+        """Return whom the listener calls."""
+        me, executions, trust, quick = self.me, self.executions, self.trust, self.quick
+
+        async def check(news: Sequence[Cancel], connection: Connection) -> None:
+            await check_cancels(me, executions, news, connection, quick.deadline_seconds)
+
+        def ring_for_life() -> None:
+            if len(executions):
+                trust.bell.ring()
+
+        return Calls(
+            speak=partial(speak_by, me, trust, executions),
+            catch_up=lambda: renew(me, quick, executions, list(executions)),
+            hear_life=trust.hear,
+            lost=ring_for_life,
+            cancels=check,
+            wake_up=partial(answer, self.taker),
+            company=self.company.ring,
+        )
+
+
+async def _begin(staff: _Staff, connection: Connection, dsn: str) -> None:
     """Check what the worker stands on, and publish it."""
-    await check_schema(connection, parts.config.schema)
-    parts.databases.tenant_role = await find_tenant_role(connection, parts.config.schema)
-    with translated(parts.config.schema):
-        parts.trust.postmaster = await find_postmaster(connection, dsn)
-        await register(parts, connection)
+    me = staff.me
+    await check_schema(connection, me.schema)
+    staff.databases.tenant_role = await find_tenant_role(connection, me.schema)
+    with translated(me.schema):
+        staff.trust.postmaster = await find_postmaster(connection, dsn)
+        await register(me, staff.trust, staff.executions, connection)
 
 
-async def _work(parts: Parts, handle: WorkerHandle, task_status: trio.TaskStatus[WorkerHandle]) -> None:
-    config = parts.config
+async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_status: trio.TaskStatus[WorkerHandle]) -> None:
+    me, quick, durable, executions = staff.me, staff.quick, staff.durable, staff.executions
+    trust, wakeups, settler, push = staff.trust, staff.wakeups, staff.settler, staff.wakeups.push
     async with trio.open_nursery() as services:
-        services.start_soon(parts.settler.settle_for_ever)
-        services.start_soon(parts.settler.settle_busy_for_ever)
-        services.start_soon(beat_for_ever, parts)
-        services.start_soon(distrust_for_ever, parts)
-        services.start_soon(prove_for_ever, parts)
-        services.start_soon(beat_when_asked, parts)
-        services.start_soon(give_back_for_ever, parts)
-        services.start_soon(count_grace_for_ever, parts)
-        services.start_soon(tell_deadlines_for_ever, parts)
-        services.start_soon(reclaim_for_ever, parts)
-        services.start_soon(prune_for_ever, parts)
-        services.start_soon(listen_for_ever, parts)
-        services.start_soon(watch_for_ever, parts)
+        services.start_soon(settler.settle_for_ever)
+        services.start_soon(settler.settle_busy_for_ever)
+        services.start_soon(beat_for_ever, me, quick, executions, push, trust.bell)
+        services.start_soon(distrust_for_ever, me, trust, executions)
+        services.start_soon(prove_for_ever, trust, executions, push)
+        services.start_soon(beat_when_asked, me, trust, executions, staff.beats)
+        services.start_soon(give_back_for_ever, executions, settler)
+        services.start_soon(count_grace_for_ever, me, executions)
+        services.start_soon(tell_deadlines_for_ever, staff.deadlines, executions)
+        services.start_soon(reclaim_for_ever, me, quick, durable, trust.grace_seconds, staff.company, wakeups)
+        services.start_soon(prune_for_ever, me, durable)
+        services.start_soon(listen_for_ever, me, listen_dsn, quick, wakeups, staff.calls())
+        services.start_soon(watch_for_ever, me, executions)
         async with trio.open_nursery() as jobs:
-            for _ in range(config.concurrency):
-                jobs.start_soon(execute_for_ever, parts)
+            for _ in range(executions.count):
+                jobs.start_soon(run_slot, executions, staff.executor, settler, me.emit)
             fields = {
                 "worker_id": handle.worker_id,
-                "queues": ",".join(config.queues),
-                "concurrency": config.concurrency,
-                "handlers": ",".join(sorted(parts.registry.job_types)),
+                "queues": ",".join(me.queues),
+                "concurrency": executions.count,
+                "handlers": ",".join(sorted(me.registry.job_types)),
             }
-            parts.emit(Event(name=EventName.WORKER_STARTED, fields=fields))
+            me.emit(Event(name=EventName.WORKER_STARTED, fields=fields))
             task_status.started(handle)
-            await _claim_until(handle, parts)
-            parts.slots.close()
-            await _drain(parts, handle)
+            await _claim_until(staff, handle)
+            executions.close()
+            await _drain(staff, handle)
         services.cancel_scope.cancel(reason="pgnotifyq: the worker has drained")
 
 
-async def _claim_until(handle: WorkerHandle, parts: Parts) -> None:
+async def _claim_until(staff: _Staff, handle: WorkerHandle) -> None:
     """Claim until the first signal."""
     async with trio.open_nursery() as claiming:
-        claiming.start_soon(claim_for_ever, parts)
+        claiming.start_soon(claim_for_ever, staff.me, staff.quick, staff.executions, staff.wakeups)
         await handle._first.wait()  # noqa: SLF001  # the handle is this module's own
-        # Now, not when the claimer has ended: the claim under way may still bring jobs, and none of them shall start.
-        parts.is_draining = True
+        # Now, not when the claimer has ended: the claim under way may still bring jobs, and none of
+        # them shall start.
+        staff.executions.is_draining = True
         claiming.cancel_scope.cancel(reason="pgnotifyq: draining")
 
 
-async def _drain(parts: Parts, handle: WorkerHandle) -> None:
-    """Let running jobs finish; interrupt those that are left at the deadline or at the second signal."""
-    config = parts.config
-    parts.emit(
+async def _drain(staff: _Staff, handle: WorkerHandle) -> None:
+    """Let running jobs finish; interrupt what is left at the deadline or the second signal."""
+    me, executions = staff.me, staff.executions
+    me.emit(
         Event(
             name=EventName.WORKER_STOPPING,
-            fields={"running": len(parts.holdings), "shutdown_seconds": config.shutdown_seconds},
+            fields={"running": len(executions), "shutdown_seconds": me.config.shutdown_seconds},
         )
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_show_draining, parts)
-        with trio.move_on_after(config.shutdown_seconds):
-            await wait_any(parts.holdings.emptied.wait, handle._second.wait)  # noqa: SLF001  # see above
+        nursery.start_soon(staff.quick.ask, workers.set_state(me.schema, me.worker_id, "draining"))
+        with trio.move_on_after(me.config.shutdown_seconds):
+            await wait_any(executions.emptied.wait, handle._second.wait)  # noqa: SLF001  # see above
         # What has ended is not interrupted: its outcome is on its way.
-        left = [running for running in parts.holdings if not running.has_ended]
+        left = [running for running in executions if not running.has_ended]
         handle.interrupted = sum(not running.is_settled for running in left)
         for running in left:
-            interrupt(parts, running, Interrupt(kind=InterruptKind.SHUTDOWN, why="the worker is shutting down"))
-        await parts.holdings.emptied.wait()
+            interrupt(me, executions, running, Interrupt(kind=InterruptKind.SHUTDOWN, why="the worker is shutting down"))
+        await executions.emptied.wait()
         nursery.cancel_scope.cancel()
 
 
-async def _show_draining(parts: Parts) -> None:
-    await parts.quick.ask(workers.set_state(parts.config.schema, parts.worker_id, "draining"))
+async def _say_farewell(staff: _Staff) -> None:
+    """Release what the worker still holds, uncharged, and take its row away.
 
+    If the database is gone, leases do it.
 
-async def _say_farewell(parts: Parts) -> None:
-    """Release what the worker still holds, uncharged, and take its row away. If the database is gone, leases do it.
-
-    The settler's session may have ended unnoticed, while the worker was idle or stood still: then another one is opened, once.
+    The settler's session may have ended unnoticed, while the worker was idle or stood still: then
+    another one is opened, once.
     """
+    me = staff.me
 
     async def once(connection: Connection) -> None:
-        ended = parts.settler.unwritten()
-        known = {running.job.id for running, _ in ended}
-        left = [(running.lease, settlement) for running, settlement in ended]
-        left += [(running.lease, RELEASED) for running in parts.holdings if running.job.id not in known]
+        ended = staff.settler.unwritten()
+        known = {running.job.id for running in ended}
+        left = [(running.lease, running.outcome_known) for running in ended]
+        left += [(running.lease, RELEASED) for running in staff.executions if running.job.id not in known]
         if left:
-            await ask(connection, end.settle_surely(parts.config.schema, worker_id=parts.worker_id, settlements=left))
-        await ask(connection, workers.unregister(parts.config.schema, parts.worker_id))
+            await ask(connection, end.settle_surely(me.schema, worker_id=me.worker_id, settlements=left))
+        await ask(connection, workers.unregister(me.schema, me.worker_id))
 
     for is_last in (False, True):
         try:
-            await parts.durable.attempt(once)
+            await staff.durable.attempt(once)
         except Exception as error:
             if whose(error) is Whose.OURS and not isinstance(error, trio.TooSlowError):
                 raise
             if is_last or whose(error) is not Whose.SESSION:
-                parts.emit(Event(name=EventName.DATABASE_LOST, fields={"connection": "farewell", "why": str(error)}))
+                me.emit(Event(name=EventName.DATABASE_LOST, fields={"connection": "farewell", "why": str(error)}))
                 return
         else:
             return

@@ -21,9 +21,9 @@ from weakref import WeakSet
 import psycopg
 
 if TYPE_CHECKING:
-    from pgnotifyq.wire.connection import Connection
+    from psycopg._connection_base import BaseConnection
 
-connections: WeakSet[Connection[Any]] = WeakSet()
+connections: WeakSet[BaseConnection[Any]] = WeakSet()
 """Those that were opened and are not closed."""
 
 connecting: set[int] = set()
@@ -41,7 +41,7 @@ def _leave_to_child() -> None:
     connecting.clear()
 
 
-def _socket(connection: Connection[Any]) -> int | None:
+def _socket(connection: BaseConnection[Any]) -> int | None:
     if connection.closed:
         return None
     try:

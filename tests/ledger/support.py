@@ -9,7 +9,7 @@ from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.ledger import end
 from pgnotifyq.ledger import lease as lease_verbs
 from pgnotifyq.model.job import JobId, Lease, WorkerId
-from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, Outcome, SettleKind
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ LEASE_SECONDS = 60.0
 BLOCKED = "exists (select from pg_stat_activity where application_name = %s and wait_event_type = 'Lock')"
 
 # Every way in which a worker can end an execution.
-ENDINGS: dict[str, Settlement] = {
+ENDINGS: dict[str, Outcome] = {
     "complete plainly": PLAIN_COMPLETION,
-    "complete": Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json='{"n": 1}'),
-    "retry": Settlement(kind=SettleKind.RETRY, outcome="failed", delay_seconds=5, error_message="no luck"),
-    "snooze": Settlement(kind=SettleKind.SNOOZE, outcome="snoozed", delay_seconds=5),
-    "release": Settlement(kind=SettleKind.RELEASE, outcome="released", error_message="shutdown"),
-    "cancel": Settlement(kind=SettleKind.CANCEL, outcome="cancelled"),
-    "bury": Settlement(kind=SettleKind.BURY, outcome="failed", error_message="hopeless", reason="exhausted"),
+    "complete": Outcome(kind=SettleKind.COMPLETE, name="completed", result_json='{"n": 1}'),
+    "retry": Outcome(kind=SettleKind.RETRY, name="failed", delay_seconds=5, error_message="no luck"),
+    "snooze": Outcome(kind=SettleKind.SNOOZE, name="snoozed", delay_seconds=5),
+    "release": Outcome(kind=SettleKind.RELEASE, name="released", error_message="shutdown"),
+    "cancel": Outcome(kind=SettleKind.CANCEL, name="cancelled"),
+    "bury": Outcome(kind=SettleKind.BURY, name="failed", error_message="hopeless", reason="exhausted"),
 }
 
 
@@ -81,7 +81,7 @@ def lease(job: Job) -> Lease:
     return Lease(job.id, job.current_execution_id)
 
 
-async def settle(connection: Connection[Any], job: Job, settlement: Settlement, *, worker: WorkerId = ANN) -> str | None:
+async def settle(connection: Connection[Any], job: Job, settlement: Outcome, *, worker: WorkerId = ANN) -> str | None:
     """Settle one execution; return what it became when that was a surprise."""
     surprises = await ask(connection, end.settle(SCHEMA, worker_id=worker, settlements=[(lease(job), settlement)]))
     assert len(surprises) <= 1

@@ -20,7 +20,7 @@ import trio
 
 from pgnotifyq.ledger import end
 from pgnotifyq.model.job import Job, WorkerId
-from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, Outcome, SettleKind
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
 from tests.ledger.support import (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 Link = Connection[Any]
 NAMES = {str(ANN): "ann", str(BOB): "bob"}
-RETRY = Settlement(kind=SettleKind.RETRY, outcome="failed", error_message="no luck")
+RETRY = Outcome(kind=SettleKind.RETRY, name="failed", error_message="no luck")
 
 
 # Where a race begins. Each has been claimed by Ann once, and is the job as she was given it.
@@ -107,7 +107,7 @@ class Racer:
     link: Link
     job: Job
     name: WorkerId
-    completion: Settlement
+    completion: Outcome
 
     async def claim(self) -> str:
         return "claimed" if await claim(self.link, worker=self.name) else "nothing"
@@ -435,7 +435,7 @@ async def test_race(
     first: str,
     second: str,
     race: Race,
-    completion: Settlement,
+    completion: Outcome,
     commits: bool,
 ) -> None:
     """One wins, the other is told; row, history and dead letter are what the table says."""

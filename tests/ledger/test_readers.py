@@ -17,7 +17,7 @@ from pgnotifyq.ledger import end, look
 from pgnotifyq.ledger.columns import time_from_text
 from pgnotifyq.migrating import migrate
 from pgnotifyq.model.job import JobId
-from pgnotifyq.model.outcome import SettleKind, Settlement
+from pgnotifyq.model.outcome import Outcome, SettleKind
 from pgnotifyq.model.payload import Undecodable
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
@@ -197,8 +197,7 @@ async def test_texts_that_the_encoding_lacks(odd: Link) -> None:
     first, second = await enqueue(odd), await enqueue(odd)
     messages = {first: "\u2192 \U0001f4a5", second: "plain"}
     settlements = [
-        (lease(job), Settlement(kind=SettleKind.RETRY, outcome="failed", error_message=messages[job.id]))
-        for job in await claim(odd, 2)
+        (lease(job), Outcome(kind=SettleKind.RETRY, name="failed", error_message=messages[job.id])) for job in await claim(odd, 2)
     ]
     assert await ask(odd, end.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements)) == []
     found = {job.id: job.error_message for job in await ask(odd, look.list_jobs(SCHEMA))}

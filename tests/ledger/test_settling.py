@@ -8,7 +8,7 @@ import pytest
 
 from pgnotifyq.ledger import end
 from pgnotifyq.model.job import Job
-from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, Outcome, SettleKind
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
 from tests.ledger.support import (
@@ -43,7 +43,7 @@ async def lose(connection: Link, job: Job) -> None:
 
 
 @endings
-async def test_stale_execution_after_somebody_claimed_again(connection: Link, ending: Settlement) -> None:
+async def test_stale_execution_after_somebody_claimed_again(connection: Link, ending: Outcome) -> None:
     """A worker that lost its lease cannot end, retry, release or bury the new owner's job: not a byte changes."""
     await enqueue(connection)
     stale = await claim_one(connection)
@@ -56,7 +56,7 @@ async def test_stale_execution_after_somebody_claimed_again(connection: Link, en
 
 
 @endings
-async def test_stale_execution_of_the_same_worker(connection: Link, ending: Settlement) -> None:
+async def test_stale_execution_of_the_same_worker(connection: Link, ending: Outcome) -> None:
     """The fence is the execution, not the worker: one that claimed its own lost job again is fenced from its past."""
     await enqueue(connection)
     stale = await claim_one(connection)
@@ -69,7 +69,7 @@ async def test_stale_execution_of_the_same_worker(connection: Link, ending: Sett
 
 @endings
 @pytest.mark.parametrize("now", ["pending", "completed", "cancelled", "dead"])
-async def test_stale_execution_after_its_job_went_on(connection: Link, ending: Settlement, now: str) -> None:
+async def test_stale_execution_after_its_job_went_on(connection: Link, ending: Outcome, now: str) -> None:
     """Whatever became of a job meanwhile, the execution that lost it changes nothing."""
     await enqueue(connection)
     stale = await claim_one(connection)
@@ -85,12 +85,12 @@ async def test_stale_execution_after_its_job_went_on(connection: Link, ending: S
 
 
 @endings
-async def test_every_ending_closes_the_execution_and_frees_the_lease(connection: Link, ending: Settlement) -> None:
+async def test_every_ending_closes_the_execution_and_frees_the_lease(connection: Link, ending: Outcome) -> None:
     """After any ending nothing of the lease is left, and the attempt is in the history, once."""
     job_id = await enqueue(connection)
     job = await claim_one(connection)
     assert await settle(connection, job, ending) is None
-    assert await history(connection, job_id) == [(1, ending.outcome)]
+    assert await history(connection, job_id) == [(1, ending.name)]
     after = await row(connection, job_id)
     if ending.kind is SettleKind.BURY:
         assert after is None
@@ -104,7 +104,7 @@ async def test_every_ending_closes_the_execution_and_frees_the_lease(connection:
 
 
 @endings
-async def test_cancel_committed_first(connection: Link, ending: Settlement) -> None:
+async def test_cancel_committed_first(connection: Link, ending: Outcome) -> None:
     """A cancel that came first wins over every ending: never completed, never retried, never buried."""
     job_id = await enqueue(connection)
     job = await claim_one(connection)
@@ -119,7 +119,7 @@ async def test_cancel_committed_first(connection: Link, ending: Settlement) -> N
 
 
 @endings
-async def test_completed_by_a_transaction_whose_reply_was_lost(connection: Link, ending: Settlement) -> None:
+async def test_completed_by_a_transaction_whose_reply_was_lost(connection: Link, ending: Outcome) -> None:
     """The handler's own transaction completed the job, its commit's reply was lost, the handler failed: told, and not retried."""
     await enqueue(connection)
     job = await claim_one(connection)
@@ -130,7 +130,7 @@ async def test_completed_by_a_transaction_whose_reply_was_lost(connection: Link,
 
 
 @endings
-async def test_batch_repeated_after_its_reply_was_lost(connection: Link, ending: Settlement) -> None:
+async def test_batch_repeated_after_its_reply_was_lost(connection: Link, ending: Outcome) -> None:
     """The same batch again is recognised by its execution id: no surprise, and nothing is written twice."""
     await enqueue(connection)
     job = await claim_one(connection)

@@ -41,7 +41,7 @@ from pgnotifyq.ledger.errors import ILLEGAL_TRANSITION, INVALID_JOB, translated
 from pgnotifyq.ledger.statements import call
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.job import ExecutionId, JobId, Lease, NewJob, OrgId, WorkerId
-from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, Settlement
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, Outcome, SettleKind
 from pgnotifyq.model.payload import decode, encode
 from pgnotifyq.model.states import FINISHED, LEGAL_STATUS_CHANGES, Status
 from pgnotifyq.wire.asking import ask_blocking
@@ -64,11 +64,11 @@ TENANTS = tuple(OrgId(uuid.UUID(int=0x10 + place)) for place in range(2))
 QUEUES = ("default", "mails")
 
 # What a worker may ask for at an execution's end. Those that bury say why, so that `exhausted` is never said by them.
-ASKED: dict[str, Settlement] = {
+ASKED: dict[str, Outcome] = {
     **{name: ending for name, ending in ENDINGS.items() if ending.kind is not SettleKind.BURY},
-    "retry at once": Settlement(kind=SettleKind.RETRY, outcome="timed_out", error_message="too slow"),
-    "discard": Settlement(kind=SettleKind.BURY, outcome="discarded", error_message="hopeless", reason="discarded"),
-    "undecodable": Settlement(kind=SettleKind.BURY, outcome="undecodable", error_message="what?", reason="undecodable"),
+    "retry at once": Outcome(kind=SettleKind.RETRY, name="timed_out", error_message="too slow"),
+    "discard": Outcome(kind=SettleKind.BURY, name="discarded", error_message="hopeless", reason="discarded"),
+    "undecodable": Outcome(kind=SettleKind.BURY, name="undecodable", error_message="what?", reason="undecodable"),
 }
 LAST = sorted(name for name, ending in ASKED.items() if ending.kind in {SettleKind.COMPLETE, SettleKind.CANCEL, SettleKind.BURY})
 
@@ -107,7 +107,7 @@ class Batch:
     """A settlement that was sent, and what was told: the reply may have been lost."""
 
     worker_id: WorkerId
-    asked: tuple[tuple[Execution, Settlement], ...]
+    asked: tuple[tuple[Execution, Outcome], ...]
     told: dict[JobId, str]
 
 
@@ -698,7 +698,7 @@ class Everybody(RuleBasedStateMachine):
                 assert became == ("dead" if is_dead else None), f"{name} was told {became}"
         return Batch(batch[0].worker_id, asked, told)
 
-    def _settle(self, worker: WorkerId, asked: Sequence[tuple[Execution, Settlement]]) -> dict[JobId, str]:
+    def _settle(self, worker: WorkerId, asked: Sequence[tuple[Execution, Outcome]]) -> dict[JobId, str]:
         """Do what `ledger.end.settle` does, on a blocking connection."""
         plain = sorted(execution.lease for execution, ending in asked if ending is PLAIN_COMPLETION)
         rest = sorted(
@@ -713,7 +713,7 @@ class Everybody(RuleBasedStateMachine):
                 [lease.job_id for lease, _ in rest],
                 [lease.execution_id for lease, _ in rest],
                 [ending.kind.value for _, ending in rest],
-                [ending.outcome for _, ending in rest],
+                [ending.name for _, ending in rest],
                 [float(ending.delay_seconds) for _, ending in rest],
                 [ending.error_message for _, ending in rest],
                 [ending.result_json for _, ending in rest],
@@ -743,7 +743,7 @@ class Everybody(RuleBasedStateMachine):
         """Return the jobs of those executions that hold theirs, by what the log tells."""
         return {each.lease.job_id for each in batch if self.log.live(str(each.lease.job_id)) == str(each.lease.execution_id)}
 
-    def _check_stale(self, execution: Execution, became: str | None, ending: Settlement) -> None:
+    def _check_stale(self, execution: Execution, became: str | None, ending: Outcome) -> None:
         """Check what a worker is told that settles an execution which has ended: lost, but for an ending of its own.
 
         That it was completed, when it asks for something else.
@@ -784,7 +784,7 @@ def _job_of(whose: Whose) -> JobId:
 
 
 def _of_one_worker(executions: Sequence[Execution]) -> list[Execution]:
-    """Return what one worker would send together: its own, and one execution a job (runtime/holdings.py)."""
+    """Return what one worker would send together: its own, and one execution a job (runtime/executions.py)."""
     mine = {each.lease.job_id: each for each in reversed(executions) if each.worker_id == executions[0].worker_id}
     return sorted(mine.values(), key=lambda each: each.lease)
 

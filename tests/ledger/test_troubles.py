@@ -11,7 +11,7 @@ import pytest
 from pgnotifyq.ledger import end, look
 from pgnotifyq.model.errors import IllegalTransition
 from pgnotifyq.model.job import JobId
-from pgnotifyq.model.outcome import SettleKind, Settlement
+from pgnotifyq.model.outcome import Outcome, SettleKind
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
 from tests.ledger.obstacles import ALWAYS, AT_BURIAL, AT_DEATH, CLEAR, clear, obstruct
@@ -75,7 +75,7 @@ async def two(connection: Link) -> tuple[JobId, list[Any]]:
     return victim, await claim(connection, 2)
 
 
-async def settle_all(connection: Link, claimed: list[Any], ending: Settlement) -> dict[JobId, Surprise]:
+async def settle_all(connection: Link, claimed: list[Any], ending: Outcome) -> dict[JobId, Surprise]:
     """Settle executions in one batch, in one way, as a worker does in the end; return the surprises."""
     settlements = [(lease(job), ending) for job in claimed]
     try:
@@ -99,7 +99,7 @@ async def test_outcome_that_cannot_be_written(connection: Link, obstacle: str, e
     assert await became(connection, neighbour) == AFTER[ending][0]
     (trouble,) = await ask(connection, look.list_troubles(SCHEMA))
     assert (trouble.job_id, trouble.verb, trouble.tries) == (victim, ENDINGS[ending].kind, 1)
-    assert trouble.wish == ENDINGS[ending].outcome
+    assert trouble.wish == ENDINGS[ending].name
     assert await ask(connection, look.count_troubles(SCHEMA)) == {ENDINGS[ending].kind: 1}
     assert (await existing(connection, victim))["status"] == "running"
 
@@ -255,7 +255,7 @@ async def test_outcome_whose_row_somebody_holds(connection: Link, other: Link) -
 async def test_texts_that_cannot_be_stored(connection: Link) -> None:
     """An outcome whose result or message is refused is written without them, and says so; its neighbour keeps its own."""
     victim, claimed = await two(connection)
-    bad = Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json='"\\u0000"')
+    bad = Outcome(kind=SettleKind.COMPLETE, name="completed", result_json='"\\u0000"')
     settlements = [(lease(job), bad if job.id == victim else ENDINGS["complete"]) for job in claimed]
     told = await ask(connection, end.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements))
     assert [(surprise.job_id, surprise.became) for surprise in told] == [(victim, "bare")]

@@ -18,11 +18,11 @@ from pgnotifyq.model.outcome import (
     Ended,
     Interrupt,
     InterruptKind,
+    Outcome,
     Raised,
     Retry,
     Returned,
     SettleKind,
-    Settlement,
     Snooze,
     Stopped,
     bounded,
@@ -54,7 +54,7 @@ endings: st.SearchStrategy[Ended] = st.one_of(
 interrupts = st.one_of(st.none(), st.builds(Interrupt, kind=st.sampled_from(InterruptKind)))
 
 
-def settle(ended: Ended, interrupt: Interrupt | None = None, attempt: int = 1, max_attempts: int = 3) -> Settlement | None:
+def settle(ended: Ended, interrupt: Interrupt | None = None, attempt: int = 1, max_attempts: int = 3) -> Outcome | None:
     return decide(ended, interrupt, attempt=attempt, max_attempts=max_attempts, retry=RetryPolicy(), random=lambda: 0.5)
 
 
@@ -97,7 +97,7 @@ def test_a_timeout_is_a_failure_that_is_retried_then_buried() -> None:
     timed_out = Interrupt(kind=InterruptKind.TIMED_OUT, why="timed out after 3 s")
     first = settle(Stopped(), timed_out, 1, 2)
     second = settle(Stopped(), timed_out, 2, 2)
-    assert first is not None and (first.kind, first.outcome, first.error_message) == (
+    assert first is not None and (first.kind, first.name, first.error_message) == (
         SettleKind.RETRY,
         "timed_out",
         "timed out after 3 s",
@@ -240,7 +240,7 @@ def test_a_wish_without_parentheses_is_a_failure(wish: type) -> None:
     """Its job was completed, the wish being a result that could not be stored."""
     settlement = settle(Returned(wish))
     assert settlement is not None
-    assert (settlement.kind, settlement.outcome) == (SettleKind.RETRY, "failed")
+    assert (settlement.kind, settlement.name) == (SettleKind.RETRY, "failed")
     assert f"return {wish.__name__}(...)" in str(settlement.error_message)
 
 

@@ -174,20 +174,20 @@ MUTANTS = (
     Mutant(
         "trust window removed",
         RUNTIME + "worker.py",
-        "        services.start_soon(distrust_for_ever, parts)\n",
+        "        services.start_soon(distrust_for_ever, me, trust, executions)\n",
         "",
         ("runtime/test_losing.py::test_handler_is_told_before_anybody_else_may_start",),
     ),
     Mutant(
         "trust for as long as the lease, without a margin",
         RUNTIME + "trust.py",
-        "parts.config.lease_seconds - parts.config.margin_seconds",
-        "parts.config.lease_seconds + 1",
+        "me.lease_seconds - me.config.margin_seconds",
+        "me.lease_seconds + 1",
         ("runtime/test_losing.py::test_handler_is_told_before_anybody_else_may_start",),
     ),
     Mutant(
         "an earlier execution of a job goes on beside the new one",
-        RUNTIME + "holdings.py",
+        RUNTIME + "executions.py",
         "if before is not None:",
         "if before is None and before:",
         ("runtime/test_losing.py::test_job_claimed_again_by_the_same_worker",),
@@ -279,16 +279,16 @@ MUTANTS = (
     ),
     Mutant(
         "a named job that was not taken is not looked for",
-        RUNTIME + "named.py",
-        "        if found.is_still_there:\n            parts.bell.ring()\n",
+        RUNTIME + "shortcuts.py",
+        "        if found.is_still_there:\n            taker.wakeups.bell.ring()\n",
         "",
         ("runtime/test_waking.py::test_named_job_whose_row_is_locked",),
     ),
     Mutant(
         "a full worker keeps the wake-up that finds it so",
         RUNTIME + "claimer.py",
-        "expects_at, rung=rung)",
-        "expects_at, rung=False)",
+        "_wait_for_a_slot(claimer, rung=rung)",
+        "_wait_for_a_slot(claimer, rung=False)",
         ("runtime/test_waking.py::test_worker_that_is_full_of_a_named_job",),
     ),
     Mutant(
@@ -308,7 +308,7 @@ MUTANTS = (
     Mutant(
         "a scan of the queue is not made when the listener is back",
         RUNTIME + "listener.py",
-        "        await renew(parts, list(parts.holdings))\n",
+        "        await calls.catch_up()\n",
         "",
         ("runtime/test_faults.py::test_listener_comes_back_to_cancels_it_missed",),
     ),
@@ -352,9 +352,9 @@ MUTANTS = (
     Mutant(
         "an unknown type taken for done",
         RUNTIME + "executor.py",
-        "return Raised(error=parts.registry.explain_unknown(job.job_type), unknown_type=True)",
+        "return Raised(error=self.registry.explain_unknown(job.job_type), unknown_type=True)",
         "return Returned(job.job_type)",
-        ("runtime/test_endings.py::test_type_that_nobody_handles",),
+        ("runtime/test_endings.py::test_handler_that_vanishes_between_claim_and_run",),
     ),
     Mutant(
         "a second handler replaces the first",
@@ -394,8 +394,8 @@ MUTANTS = (
     Mutant(
         "nobody says that a handler's time is over",
         RUNTIME + "deadlines.py",
-        "        interrupt(parts, running, why)\n",
-        "        running.interrupt = why\n",
+        "            self._interrupt(running, why)\n",
+        "            running.interrupt = why\n",
         ("runtime/test_endings.py::test_deadline_is_told",),
     ),
     Mutant(
@@ -416,13 +416,13 @@ MUTANTS = (
     Mutant(
         "one more job starts after the signal",
         RUNTIME + "worker.py",
-        "        parts.is_draining = True\n",
+        "        staff.executions.is_draining = True\n",
         "",
         ("runtime/test_shutdown.py::test_nothing_starts_after_the_signal",),
     ),
     Mutant(
         "a handler's BaseException ends the worker",
-        RUNTIME + "executor.py",
+        RUNTIME + "slots.py",
         "except BaseException as error:\n            if is_at_end:",
         "except Exception as error:\n            if is_at_end:",
         ("runtime/test_traps.py::test_error_that_is_none_of_the_workers",),

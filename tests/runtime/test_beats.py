@@ -16,7 +16,7 @@ from pgnotifyq.runtime import heartbeat
 from tests.ledger.support import fetch
 from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
-from tests.runtime.test_slots import workers_of
+from tests.runtime.test_executions import workers_of
 
 Payload = dict[str, Any]
 
@@ -106,7 +106,7 @@ async def test_job_that_ended_while_its_beat_waited(place: Workplace, monkeypatc
         await let_go.wait()
 
     worker = await place.start(registry)
-    (parts,) = workers_of(place.dsn)
+    (taker,) = workers_of(place.dsn)
     job_id = await place.enqueue("work")
     await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
     beats = Beats(monkeypatch)
@@ -117,9 +117,9 @@ async def test_job_that_ended_while_its_beat_waited(place: Workplace, monkeypatc
         await free.wait()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(parts.quick.run, hold)
+        nursery.start_soon(taker.quick.run, hold)
         await held.wait()
-        nursery.start_soon(heartbeat.renew, parts, list(parts.holdings))
+        nursery.start_soon(heartbeat.renew, taker.me, taker.quick, taker.executions, list(taker.executions))
         let_go.set()
         await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
         free.set()

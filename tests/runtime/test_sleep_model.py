@@ -86,7 +86,7 @@ def _work(world: World, barrier: Callable[[World, int], int], *, has_barrier: bo
         return sleep.stage.value, sleep.barrier, len(HOT_SECONDS) if sleep.stage is Stage.AWAKE else 0
 
     if len(world.rung) == 1:
-        # One wake-up may be answered by its name, whatever the claimer does (runtime/named.py, which does so more seldom).
+        # One wake-up may be answered by its name, whatever the claimer does (runtime/shortcuts.py, which does so more seldom).
         yield attrs.evolve(world, visible_jobs=world.visible_jobs - world.rung, rung=frozenset())
     match world.at:
         case "claim":  # the claim reads xmin first

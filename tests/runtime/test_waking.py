@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from typing import Any
 
@@ -11,8 +10,8 @@ import trio
 
 from pgnotifyq import EventName, JobContext, JobRegistry
 from pgnotifyq.ledger import claim as claim_verbs
-from pgnotifyq.runtime import named
 from pgnotifyq.runtime.sleep import Sleep
+from pgnotifyq.runtime.wakeups import Wakeups
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger import support as ledger
 from tests.runtime.detours import Go, detour
@@ -35,7 +34,7 @@ def quick() -> JobRegistry:
 @pytest.fixture
 def never_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have workers look at their queues after each wake-up, as busy ones do."""
-    monkeypatch.setattr(named, "LULL_SECONDS", math.inf)
+    monkeypatch.setattr(Wakeups, "is_first_after_lull", lambda wakeups: False)
 
 
 async def test_job_for_a_worker_that_sleeps(place: Workplace) -> None:

@@ -19,6 +19,8 @@ import trio
 
 from pgnotifyq import Event, JobContext, JobRegistry, WorkerHandle, run_worker
 from pgnotifyq.model.events import as_json
+from pgnotifyq.runtime import shortcuts
+from pgnotifyq.runtime.context import WorkerReach
 
 registry = JobRegistry()
 
@@ -44,7 +46,9 @@ async def stubborn(payload: dict[str, Any], ctx: JobContext) -> None:
     """Wait, deaf to interrupts, until it may go on; then write and return as if nothing had happened."""
     print(json.dumps({"event": "begun"}), flush=True)
     with trio.CancelScope(shield=True):
-        async with ctx._parts.databases.pool.connection() as connection:
+        reach = ctx._reach
+        assert isinstance(reach, WorkerReach)
+        async with reach.databases.pool.connection() as connection:
             while True:
                 cursor = await connection.execute("select exists (select from gate)")
                 if (await cursor.fetchone()) == (True,):
@@ -60,7 +64,8 @@ async def stubborn(payload: dict[str, Any], ctx: JobContext) -> None:
 
 async def has_session(ctx: JobContext) -> None:
     """Wait until the worker's listener speaks for its life: a process that dies sooner is missed when its lease ends."""
-    while not ctx._parts.push.has_session:
+    (taker,) = [one for takers in (shortcuts._takers.get() or {}).values() for one in takers]
+    while not taker.wakeups.push.has_session:
         await trio.sleep(0.01)
 
 

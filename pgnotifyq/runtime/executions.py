@@ -1,0 +1,293 @@
+"""Executions: the permits and the leases of a worker, as one invariant.
+
+One permit is one execution. It is taken before the claim is sent. It is free again when the claim
+brought no job for it, when the outcome of its job is durable, or when its lease is lost. At any
+moment `free + taken == count`, and each permit taken is a claim's that is under way or a lease's.
+What changes permits and leases together is one method here:
+
+| what happened | method | permits | leases |
+|---|---|---|---|
+| a claim is about to be sent | `reserve` | free -> taken | |
+| it was answered, or failed | `take_up` | those without a job: free again | one for each job |
+| a job came that must not start | `hold` | its permit stays taken | one |
+| an outcome is durable, a lease is lost | `let_go` | free again, once | given up |
+
+A task that asks what is free, and then waits (for a link, for a reply), asks in vain: a hand-over
+may have taken the last permit meanwhile. So no task asks. `reserve` takes what there is, in one
+step, and says how many.
+
+A worker stops trusting a lease on its own monotonic clock: `sent_at(last answered beat) +
+lease_seconds - margin_seconds`. The database's clock is never compared with it. Leases stay in the
+order of their last renewal, the oldest first, so the lease that needs attention next is always the
+first.
+
+Slots are long-lived tasks (slots.py) that take jobs from a line, not tasks spawned a job. A task
+that has run a job goes on to the next one while the outcome is on its way to the database, so
+`free` counts permits, not tasks.
+
+A batch wakes two idle tasks. A task that takes a job and sees another wakes more before it runs its
+own, but never so that more than two are on their way. If handlers wait, tasks start in a chain, a
+scheduler's step apart. If they do not, one task runs sixteen jobs before the next has its turn, and
+few are woken for nothing.
+
+While jobs wait in the line this process is busy with itself, and small statements would only slow
+it down: claimer and settler then hold back until half a batch has gathered (`is_backed_up`).
+Nothing waits on a timer for that: the line empties within a scheduler's pass or two, for every job
+in it has a task of its own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+import trio.lowlevel
+
+from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.outcome import Interrupt, InterruptKind
+from pgnotifyq.runtime.bell import Bell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pgnotifyq.model.job import ExecutionId, JobId
+    from pgnotifyq.runtime.running import Running
+
+# After this many handlers that never waited, other tasks get their turn: listener, heartbeat,
+# settler.
+IN_A_ROW_MAX = 16
+# Idle tasks woken and not yet running. Each that arrives wakes as many again while jobs wait.
+WAKING_MAX = 2
+# So many free permits are worth a claim while other jobs wait to be started: with more slots than
+# twice this, a batch is claimed while a second runs and a third is written.
+ENOUGH_MAX = 250
+
+
+class Executions:
+    """The executions of one worker: permits, leases, and the way of a job to a slot."""
+
+    def __init__(self, count: int, tell: Callable[[Event], None] | None = None) -> None:
+        """Begin with `count` permits, all free. `tell` is told of each job that is taken up."""
+        self.count = count
+        self.free = count
+        # The first signal came: what is still claimed is given back, and nothing new is started.
+        self.is_draining = False
+        self._tell = tell
+        self._held: dict[JobId, Running] = {}
+        # Set when the first lease appears: heartbeat and trust wait for it.
+        self.taken_up = trio.Event()
+        self.emptied = trio.Event()
+        self.emptied.set()
+        # Executions that were interrupted just now, for the task that counts their grace.
+        self.stopped: list[Running] = []
+        self.stopped_bell = Bell()
+        # Executions that were given up and have ended, for the task that gives them back.
+        self.given_up: list[Running] = []
+        self.given_up_bell = Bell()
+        # The line: jobs that wait for a slot's task.
+        self._line: deque[Running] = deque()
+        self._idle: list[trio.Event] = []
+        self._waking = 0
+        self._in_a_row = 0
+        self._bell: Bell | None = None
+        self._is_closed = False
+        self._enough = min(max(count // 2, 1), ENOUGH_MAX)
+
+    # Permits and leases.
+
+    @property
+    def taken(self) -> int:
+        """How many permits are taken: for executions, or for a claim that is under way."""
+        return self.count - self.free
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether it is time to claim: a permit is free, and the line is empty or many are free."""
+        return self.free > 0 and (not self._line or self.free >= self._enough)
+
+    def reserve(self, wanted: int | None = None) -> int:
+        """Take permits for a claim about to be sent: all that are free, `wanted` at the most.
+
+        Each of them is then spent by `take_up` or `hold`, or comes back by `take_up`.
+
+        Returns: how many.
+        """
+        reserved = self.free if wanted is None else min(wanted, self.free)
+        self.free -= reserved
+        return reserved
+
+    def take_up(self, claimed: Sequence[Running], reserved: int) -> None:
+        """Take up what a claim brought, for which so many permits were reserved.
+
+        Its jobs are held and stand in the line. The permits that no job came for are free again:
+        all of them if the claim failed.
+        """
+        if claimed:
+            self._hold(claimed)
+            self._line.extend(claimed)
+            self._wake()
+        self._free(reserved - len(claimed))
+        if self._tell is not None:
+            for running in claimed:
+                self._tell(Event(name=EventName.JOB_CLAIMED, fields=running.names()))
+
+    def hold(self, running: Running) -> None:
+        """Hold an execution that shall not start; a permit was reserved for it."""
+        running.has_ended = True
+        self._hold([running])
+
+    def let_go(self, gone: Sequence[Running]) -> None:
+        """Let go of executions whose outcome is durable or whose lease is lost.
+
+        Their permits are free, once.
+        """
+        count = 0
+        for running in gone:
+            if running.is_gone:
+                continue
+            running.is_gone = True
+            count += 1
+            if self._held.get(running.job.id) is running:
+                del self._held[running.job.id]
+            if running.is_given_up:
+                running.is_given_up = False
+                self.given_up.append(running)
+                self.given_up_bell.ring()
+        if not self._held:
+            self.emptied.set()
+            if self.taken_up.is_set():
+                self.taken_up = trio.Event()
+        self._free(count)
+
+    def ring_when_wanted(self, bell: Bell) -> None:
+        """Ring a bell, once, when `wants_more` comes true."""
+        self._bell = bell
+
+    def _hold(self, claimed: Sequence[Running]) -> None:
+        # An earlier execution of the same job may still run here, after its lease was lost and
+        # reclaimed while this worker did not know. No task would find it any more, so it is stopped
+        # now. And the new one goes to the end of the order.
+        for running in claimed:
+            before = self._held.pop(running.job.id, None)
+            if before is not None:
+                self.stop(before, Interrupt(kind=InterruptKind.LEASE_LOST, why="this worker claimed the job again"))
+            self._held[running.job.id] = running
+        self.taken_up.set()
+        if self.emptied.is_set():
+            self.emptied = trio.Event()
+
+    def _free(self, count: int) -> None:
+        assert 0 <= count <= self.taken, f"{count} permits of {self.taken} taken cannot be free again"
+        self.free += count
+        self._tell_if_wanted()
+
+    # Leases.
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Running]:
+        return iter(list(self._held.values()))
+
+    def find(self, job_id: JobId, execution_id: ExecutionId | None = None) -> Running | None:
+        """Return the execution of a job, if it is held here (and is this execution)."""
+        running = self._held.get(job_id)
+        if running is None or (execution_id is not None and running.lease.execution_id != execution_id):
+            return None
+        return running
+
+    def oldest(self) -> Running | None:
+        """Return the execution whose lease was renewed longest ago, of those still trusted."""
+        for running in self._held.values():
+            if not running.is_lost:
+                return running
+        return None
+
+    def renewed_before(self, time: float) -> list[Running]:
+        """Return the trusted executions whose lease was renewed before a time, oldest first."""
+        found = []
+        for running in self._held.values():
+            if running.renewed_at > time:
+                break
+            if not running.is_lost:
+                found.append(running)
+        return found
+
+    def renew(self, running: Running, sent_at: float) -> None:
+        """Note that a beat sent at `sent_at` was answered for this lease."""
+        if self._held.get(running.job.id) is running:
+            del self._held[running.job.id]
+            running.renewed_at = sent_at
+            self._held[running.job.id] = running
+
+    def stop(self, running: Running, interrupt: Interrupt) -> bool:
+        """Interrupt one execution and have its grace counted; True if this is news."""
+        if not running.stop(interrupt):
+            return False
+        self.stopped.append(running)
+        self.stopped_bell.ring()
+        return True
+
+    # The line, and the slots' tasks.
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether jobs wait for their task's turn."""
+        return bool(self._line)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no job will be started any more."""
+        return self._is_closed
+
+    async def take(self) -> Running | None:
+        """Wait for a job and return it; None if there are no more and no more will come."""
+        self._in_a_row += 1
+        if self._in_a_row > IN_A_ROW_MAX:
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()
+        while not self._line:
+            if self._is_closed:
+                return None
+            woken = trio.Event()
+            self._idle.append(woken)
+            try:
+                await woken.wait()
+            except trio.Cancelled:
+                self._forget(woken)
+                raise
+            self._waking -= 1
+            self._in_a_row = 0
+        running = self._line.popleft()
+        if self._line:
+            self._wake()
+        else:
+            self._tell_if_wanted()
+        return running
+
+    def close(self) -> None:
+        """Let every slot's task end when its job has."""
+        self._is_closed = True
+        for woken in self._idle:
+            self._waking += 1
+            woken.set()
+        self._idle.clear()
+
+    def _forget(self, woken: trio.Event) -> None:
+        """Forget an idle task that was cancelled; if it was woken already, wake another."""
+        if woken in self._idle:
+            self._idle.remove(woken)
+        else:
+            self._waking -= 1
+            self._wake()
+
+    def _tell_if_wanted(self) -> None:
+        if self._bell is not None and self.wants_more:
+            self._bell.ring()
+            self._bell = None
+
+    def _wake(self) -> None:
+        while self._idle and self._waking < WAKING_MAX and self._waking < len(self._line):
+            self._waking += 1
+            self._idle.pop().set()

@@ -1,0 +1,225 @@
+"""Transactions for handlers: fenced by the execution, and confined to a tenant (`ctx.org`).
+
+A fenced transaction commits only while the execution still owns the job. Its first act binds it to
+the execution; its last act before commit is to lock the job's row and look. With `complete` the job
+ends in that very commit, so what it wrote happens exactly once.
+
+Rules:
+
+- The fence is part of the commit (migration 0010), so one that a handler says by hand is fenced
+  too. After it nothing is: the connection refuses every further statement, and the end of the block
+  raises TransactionLeft.
+- What a transaction settles is its own: another of the same execution, in another task, may commit
+  before it or not at all.
+- Within an open transaction of the execution another one is refused at once, in the same task and
+  in those that it started. It would have a connection of its own: not see what the first wrote,
+  wait for its locks for ever, and use up the pool.
+- Every transaction is given a session that was discarded, in a connection object of its own
+  (wire/lent.py).
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, cast
+
+import attrs
+import psycopg
+from psycopg import pq
+
+from pgnotifyq.ledger import end, fences
+from pgnotifyq.model.errors import ConnectionsTaken, JobCancelled, LeaseLost, PoolTimeout, TransactionLeft, TransactionRefused
+from pgnotifyq.wire.asking import ask
+from pgnotifyq.wire.lent import Lent
+from pgnotifyq.wire.pool import open_pool
+from pgnotifyq.wire.sessions import For
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from psycopg.rows import TupleRow
+
+    from pgnotifyq.model.config import WorkerConfig
+    from pgnotifyq.model.job import OrgId, WorkerId
+    from pgnotifyq.model.outcome import Outcome
+    from pgnotifyq.runtime.running import Running
+    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.wire.pool import Pool
+
+
+@attrs.define(eq=False, kw_only=True)
+class Databases:
+    """The connections that handlers use: a pool that is empty until a handler asks."""
+
+    pool: Pool
+    schema: str
+    worker_id: WorkerId
+    connections_max: int  # as the worker is set to, for people
+    tenant_role: str | None  # None where the role does not exist: the setting alone confines then
+
+    @asynccontextmanager
+    async def open_transaction(
+        self,
+        running: Running,
+        *,
+        org_id: OrgId | None = None,
+        isolation: psycopg.IsolationLevel | None = None,
+        outcome: Outcome | None = None,
+    ) -> AsyncIterator[Connection]:
+        """Open a fenced transaction; with `org_id`, one that sees only this tenant's rows.
+
+        With `outcome`, that outcome commits with it.
+
+        Cancellation: rolls back.
+
+        Raises:
+            LeaseLost: the execution no longer owns the job; rolled back.
+            JobCancelled: a cancel came first; rolled back.
+            TransactionLeft: the handler committed or rolled back by hand.
+            TransactionRefused: it is nested in another one, or would complete a job that another
+                one is about to complete.
+            ConnectionsTaken: no connection became free in time.
+        """
+        schema, lease = self.schema, running.lease
+        with _noted(running, completes=outcome is not None), _told(running):
+            async with self._lend() as connection:
+                if isolation is not None:
+                    await connection.set_isolation_level(isolation)
+                connection.begins_with = fences.fence(schema, lease, org_id, self.tenant_role)
+                async with connection.transaction():
+                    begun_in = _xact_of(connection)
+                    with _guarded(connection, running):
+                        yield connection
+                    held = await ask(connection, fences.meet_fence(schema, lease, begun_in=begun_in))
+                    if held != "held":
+                        raise _refusal(running, held)
+                    if outcome is not None:
+                        await ask(connection, end.settle(schema, worker_id=self.worker_id, settlements=[(lease, outcome)]))
+                if outcome is not None:
+                    running.is_settled = True
+
+    @asynccontextmanager
+    async def _lend(self) -> AsyncIterator[Lent[TupleRow]]:
+        taken = False
+        try:
+            async with self.pool.connection() as connection:
+                taken = True
+                yield cast("Lent[TupleRow]", connection)
+        except PoolTimeout as error:
+            if taken:
+                raise  # of another pool, which the handler uses within
+            raise ConnectionsTaken(
+                f"{error} This is the worker's setting handler_connections_max (--handler-connections), and it is"
+                f" {self.connections_max}."
+            ) from None
+
+
+@asynccontextmanager
+async def open_databases(dsn: str, config: WorkerConfig, worker_id: WorkerId) -> AsyncIterator[Databases]:
+    """Open the pool of a worker's handlers."""
+    async with open_pool(
+        dsn,
+        size_max=config.handler_connections_max,
+        acquire_seconds=config.handler_connection_seconds,
+        application_name="pgnotifyq handler",
+        is_for_others=True,
+        used_for=For.HANDLER,
+    ) as pool:
+        yield Databases(
+            pool=pool,
+            schema=config.schema,
+            worker_id=worker_id,
+            connections_max=config.handler_connections_max,
+            tenant_role=f"{config.schema}_tenant",
+        )
+
+
+@attrs.define(eq=False)
+class _Block:
+    """A transaction's block, while it is open."""
+
+    running: Running
+    is_open: bool = True
+
+
+# The innermost block that this task is in, or was started in.
+_block: ContextVar[_Block | None] = ContextVar("pgnotifyq_block", default=None)
+
+
+@contextmanager
+def _noted(running: Running, *, completes: bool) -> Iterator[None]:
+    """Note that a transaction of this execution is open; refuse a second one where it cannot be."""
+    around = _block.get()
+    if around is not None and around.is_open and around.running is running:
+        raise TransactionRefused(
+            f"job {running.job.id} has a transaction open around this one: use its connection, and connection.transaction()"
+            " for a part that may be rolled back by itself"
+        )
+    if completes and running.is_completing:
+        raise TransactionRefused(
+            f"job {running.job.id} has another transaction with complete=True open: only one can complete it"
+        )
+    block = _Block(running)
+    token = _block.set(block)
+    if completes:
+        running.is_completing = True
+    try:
+        yield
+    finally:
+        block.is_open = False
+        if completes:
+            running.is_completing = False
+        with suppress(ValueError):  # the block was left in another context than it was entered in
+            _block.reset(token)
+
+
+@contextmanager
+def _guarded(connection: Lent[TupleRow], running: Running) -> Iterator[None]:
+    """Let nothing be sent once the transaction that was begun is over."""
+
+    def check() -> None:
+        if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+            raise _refusal(running, "left")
+
+    connection.guard = check
+    try:
+        yield
+        check()
+    finally:
+        connection.guard = None
+
+
+@contextmanager
+def _told(running: Running) -> Iterator[None]:
+    """Say by an error of ours that a commit was refused by its fence."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate != fences.REFUSED:
+            raise
+        raise _refusal(running, error.diag.message_detail or "lost") from error
+
+
+def _refusal(running: Running, held: str) -> Exception:
+    """Return what is raised when a transaction may not commit."""
+    job_id, execution_id = running.lease
+    match held:
+        case "cancelled":
+            return JobCancelled(f"job {job_id} was cancelled; the transaction was rolled back")
+        case "prepared":
+            return TransactionLeft(f"the transaction of job {job_id} cannot be prepared; it was rolled back")
+        case "left":
+            return TransactionLeft(
+                f"the transaction of job {job_id} was committed or rolled back by hand, within its block: nothing that comes after"
+                " is written; leave the block to commit, or use connection.transaction() within it"
+            )
+        case _:
+            return LeaseLost(f"execution {execution_id} no longer owns job {job_id}; the transaction was rolled back")
+
+
+def _xact_of(connection: Lent[TupleRow]) -> str:
+    """Return the id of the transaction that has just begun."""
+    value = None if connection.answer is None else connection.answer.get_value(0, 0)
+    assert value is not None  # what goes with `begin` selects it
+    return value.decode()
