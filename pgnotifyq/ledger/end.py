@@ -17,46 +17,42 @@ from pgnotifyq.ledger.look import checked_limit
 from pgnotifyq.ledger.statements import call, query
 from pgnotifyq.model.errors import ConfigError, IllegalTransition, UniqueKeyHeld
 from pgnotifyq.model.job import JobId, Lease, WorkerId
-from pgnotifyq.model.outcome import PLAIN_COMPLETION, bounded
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pgnotifyq.ledger.ask import Answer, Steps, Verb
     from pgnotifyq.model.outcome import Settlement
 
+    _Way = Callable[[str, Sequence[str], Sequence[Settlement]], Ask[list[Surprise]]]
+
 # Settled one by one, in one statement. Beside the deadline of a link, and each may wait for a lock.
 APART_JOBS_MAX = 25
 APART_LOCK_SECONDS_MAX = 0.02
-_SETTLE_TYPES = "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[]"
+_APART_TYPES = "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[] float8 boolean"
 
 
 def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]) -> Verb[list[Surprise]]:
     """End executions, each fenced by job id and execution id; durable when this is answered.
 
-    Repeating a batch whose reply was lost is safe: an execution that ended is recognised by its id.
+    Each way to end has a statement of its own, and only those that are wanted are asked. Repeating
+    a batch whose reply was lost is safe: an execution that ended is recognised by its id.
 
-    Returns: the jobs that did not end as asked: `lost`, `cancelled` (a cancel had committed first), `dead`, `completed` (by the
-        handler's own transaction, whose commit it was not told of).
+    Returns: the jobs that did not end as asked: `lost`, `cancelled` (a cancel had committed first),
+        `dead`, `completed` (by the handler's own transaction, whose commit it was not told of).
 
-    Source: sql/functions/end/complete.sql, sql/functions/end/settle.sql
+    Source: sql/functions/end/complete.sql, give_back.sql, stop.sql, bury.sql
     """
-    plain, rest = [], []
-    for lease, settlement in settlements:
-        if settlement is PLAIN_COMPLETION:
-            plain.append(lease)
-        else:
-            rest.append((lease, settlement))
-    asks: list[Ask[list[Surprise]]] = []
-    values: tuple[str, ...]
-    if plain:
-        plain.sort(key=job_order)
-        values = (worker_id.hex, *lease_arrays(plain))
-        asks.append(Ask(call("complete", "uuid uuid[] uuid[]", schema), values, read_surprises))
-    if rest:
-        rest.sort(key=lambda pair: job_order(pair[0]))
-        values = (worker_id.hex, *lease_arrays([lease for lease, _ in rest]), *_as_columns([ending for _, ending in rest]))
-        asks.append(Ask(call("settle", _SETTLE_TYPES, schema), values, read_surprises))
+    by_way: dict[_Way, list[tuple[Lease, Settlement]]] = {}
+    for pair in settlements:
+        settlement = pair[1]
+        way = _complete_plainly if settlement is PLAIN_COMPLETION else _WAYS[settlement.kind]
+        by_way.setdefault(way, []).append(pair)
+    asks = []
+    for way, pairs in by_way.items():
+        pairs.sort(key=_pair_order)
+        asks.append(way(schema, (worker_id.hex, *lease_arrays([lease for lease, _ in pairs])), [each for _, each in pairs]))
     if len(asks) == 1:
         return asks[0]
 
@@ -67,6 +63,58 @@ def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Leas
         return surprises
 
     return Plan(steps)
+
+
+def _pair_order(pair: tuple[Lease, Settlement]) -> int:
+    return job_order(pair[0])
+
+
+# Each takes a schema, the worker's id and the leases as parameters, and how the executions end.
+
+
+def _complete_plainly(schema: str, who: Sequence[str], endings: Sequence[Settlement]) -> Ask[list[Surprise]]:  # noqa: ARG001
+    return Ask(call("complete", "uuid uuid[] uuid[]", schema), who, read_surprises)
+
+
+def _complete(schema: str, who: Sequence[str], endings: Sequence[Settlement]) -> Ask[list[Surprise]]:
+    values = (*who, array([each.result_json for each in endings]), _errors(endings))
+    return Ask(call("complete", "uuid uuid[] uuid[] text[] text[]", schema), values, read_surprises)
+
+
+def _give_back(schema: str, who: Sequence[str], endings: Sequence[Settlement]) -> Ask[list[Surprise]]:
+    values = (*who, array([each.kind.value for each in endings]), _outcomes(endings), _delays(endings), _errors(endings))
+    return Ask(call("give_back", "uuid uuid[] uuid[] text[] text[] float8[] text[]", schema), values, read_surprises)
+
+
+def _stop(schema: str, who: Sequence[str], endings: Sequence[Settlement]) -> Ask[list[Surprise]]:
+    return Ask(call("stop", "uuid uuid[] uuid[] text[]", schema), (*who, _errors(endings)), read_surprises)
+
+
+def _bury(schema: str, who: Sequence[str], endings: Sequence[Settlement]) -> Ask[list[Surprise]]:
+    values = (*who, _outcomes(endings), _errors(endings), array([each.reason for each in endings]))
+    return Ask(call("bury", "uuid uuid[] uuid[] text[] text[] text[]", schema), values, read_surprises)
+
+
+_WAYS: dict[SettleKind, _Way] = {
+    SettleKind.COMPLETE: _complete,
+    SettleKind.RETRY: _give_back,
+    SettleKind.SNOOZE: _give_back,
+    SettleKind.RELEASE: _give_back,
+    SettleKind.CANCEL: _stop,
+    SettleKind.BURY: _bury,
+}
+
+
+def _outcomes(endings: Sequence[Settlement]) -> str:
+    return array([each.outcome for each in endings])
+
+
+def _delays(endings: Sequence[Settlement]) -> str:
+    return array([str(float(each.delay_seconds)) for each in endings])
+
+
+def _errors(endings: Sequence[Settlement]) -> str:
+    return array([each.error_message for each in endings])
 
 
 def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Settlement]]) -> Plan[list[Surprise]]:
@@ -131,7 +179,7 @@ def settle_apart(
 
     def part(some: Sequence[tuple[Lease, Settlement]]) -> Steps[list[Surprise]]:
         values = (*lease_arrays([lease for lease, _ in some]), *_as_columns([settlement for _, settlement in some]))
-        statement = call("settle_apart", f"{_SETTLE_TYPES} float8 boolean", schema)
+        statement = call("settle_apart", _APART_TYPES, schema)
         told: list[Surprise]
         try:
             told = yield Ask(statement, (worker_id.hex, *values, str(lock_seconds), str(is_last)), _told_apart)
@@ -171,14 +219,14 @@ def _in_ascii(settlement: Settlement) -> Settlement:
 
 
 def _as_columns(endings: Sequence[Settlement]) -> tuple[str, ...]:
-    """Write how executions end as the arrays that settle() takes."""
+    """Write how executions end as the arrays that settle_apart() takes."""
     return (
-        array([ending.kind.value for ending in endings]),
-        array([ending.outcome for ending in endings]),
-        array([str(float(ending.delay_seconds)) for ending in endings]),
-        array([ending.error_message for ending in endings]),
-        array([ending.result_json for ending in endings]),
-        array([ending.reason for ending in endings]),
+        array([each.kind.value for each in endings]),
+        _outcomes(endings),
+        _delays(endings),
+        _errors(endings),
+        array([each.result_json for each in endings]),
+        array([each.reason for each in endings]),
     )
 
 

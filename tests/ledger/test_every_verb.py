@@ -277,7 +277,7 @@ def _by_function() -> Iterator[tuple[str, Verb[Any]]]:
     yield "report_progress", lease.report_progress(SCHEMA, NOBODY, fraction=None, message=None)
     yield "beat", workers.beat(SCHEMA, ANN)
     yield "sleep", workers.fall_asleep(SCHEMA, ANN, [])
-    for ending, name in (("complete plainly", "complete"), ("retry", "settle")):
+    for ending, name in (("complete", "complete"), ("retry", "give_back"), ("cancel", "stop"), ("bury", "bury")):
         yield name, end.settle(SCHEMA, worker_id=ANN, settlements=[(NOBODY, ENDINGS[ending])])
     yield "settle_apart", end.settle_apart(SCHEMA, worker_id=ANN, settlements=[])
     yield "cancel", end.cancel(SCHEMA, NOBODY.job_id)

@@ -52,12 +52,10 @@ begin
             became := null;
             begin
                 set constraints all deferred;
-                select s.became into became
-                from {schema}.settle(
-                    settle_apart.worker_id, array[job_ids[place]], array[execution_ids[place]], array[kinds[place]],
-                    array[outcomes[place]], array[delays[place]],
-                    array[case when turn = 1 then errors[place] else 'the outcome could not be stored: ' || said end],
-                    array[case when turn = 1 then results[place] end], array[reasons[place]]) as s;
+                became := {schema}.settle_one(
+                    settle_apart.worker_id, job_ids[place], execution_ids[place], kinds[place], outcomes[place], delays[place],
+                    case when turn = 1 then errors[place] else 'the outcome could not be stored: ' || said end,
+                    case when turn = 1 then results[place] end, reasons[place]);
                 if became = 'lost' and exists (
                     select from {schema}.jobs as j where j.id = job_ids[place] and j.current_execution_id = execution_ids[place])
                 then

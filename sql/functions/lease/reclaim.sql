@@ -27,8 +27,10 @@
 -- an hour in any case. Each death of a worker charges somebody or makes suspects, and a job becomes one once: it ends.
 -- A poison pill is dead after as many kills as it has attempts (one more when it has two and had company both times), and a
 -- neighbour was charged for at most one of them. A lease that merely ran out is charged as ever: that worker may live.
-create or replace function {schema}.reclaim(by_worker uuid, jobs_max integer, dead uuid[] default '{{}}')
-returns table (job_id uuid, job_type text, queue_name text, worker_id uuid, attempt integer, became text, next_seconds double precision)
+create or replace function {schema}.reclaim(worker_id uuid, jobs_max integer, dead uuid[] default '{{}}')
+returns table (
+    job_id uuid, job_type text, queue_name text, locked_by uuid, attempt integer, became text,
+    next_seconds double precision)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set jit = off
@@ -52,6 +54,7 @@ declare
     taken integer := 0;
     has_troubles boolean := exists (select from {schema}.job_troubles);
     wish {schema}.job_troubles;
+    ended {schema}.ended_attempt[];
     state text;
     said text;
 begin
@@ -88,7 +91,7 @@ begin
         job_id := lost.id;
         job_type := lost.job_type;
         queue_name := lost.queue_name;
-        worker_id := lost.locked_by;
+        locked_by := lost.locked_by;
         attempt := lost.attempts;
         blame := case
             when not lost.locked_by = any (really_dead) then 'lease'
@@ -112,29 +115,27 @@ begin
                 where t.job_id = lost.id and t.execution_id = lost.current_execution_id;
             end if;
             if wish.execution_id is not null then
-                select s.became into said
-                from {schema}.settle(
-                    wish.worker_id, array[lost.id], array[wish.execution_id], array[wish.verb], array[wish.outcome],
-                    array[wish.delay_seconds], array[wish.wished_error], array[wish.wished_result], array[wish.reason]) as s;
+                said := {schema}.settle_one(
+                    wish.worker_id, lost.id, wish.execution_id, wish.verb, wish.outcome, wish.delay_seconds,
+                    wish.wished_error, wish.wished_result, wish.reason);
                 became := coalesce(said, case wish.verb
                     when 'complete' then 'completed' when 'cancel' then 'cancelled' when 'bury' then 'dead' else 'pending' end);
                 is_written := not exists (
                     select from {schema}.jobs as j where j.id = lost.id and j.current_execution_id = wish.execution_id);
             else
+                ended := array[row(
+                    lost.id, lost.current_execution_id, lost.org_id, lost.attempts,
+                    coalesce(lost.started_at, lost.created_at), 'lost', case blame
+                        when 'lease' then 'the lease ran out'
+                        when 'cancelled' then 'the worker died, and the job was cancelled'
+                        when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
+                        when 'beside a suspect' then 'the worker died beside a suspect; not charged'
+                        else 'the worker died' end)::{schema}.ended_attempt];
                 -- Not so: a row copied by hand under an execution that has ended.
                 if not exists (
                     select from {schema}.job_executions as e where e.job_id = lost.id and e.id = lost.current_execution_id)
                 then
-                    perform {schema}.note_attempts(
-                        lost.locked_by, array[lost.id], array[lost.current_execution_id], array[lost.org_id],
-                        array[lost.attempts], array[coalesce(lost.started_at, lost.created_at)], array['lost'],
-                        array[case blame
-                            when 'lease' then 'the lease ran out'
-                            when 'cancelled' then 'the worker died, and the job was cancelled'
-                            when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
-                            when 'beside a suspect' then 'the worker died beside a suspect; not charged'
-                            else 'the worker died' end],
-                        time_now);
+                    perform {schema}.note_attempts(lost.locked_by, ended, time_now);
                 end if;
                 if lost.status = 'cancelled' then
                     became := 'cancelled';
@@ -144,10 +145,9 @@ begin
                     is_written := found;
                 elsif charged >= lost.max_attempts then
                     became := 'dead';
-                    perform {schema}.bury(
-                        array[lost.id], array[lost.current_execution_id], array['lost'],
-                        array['the last of ' || lost.max_attempts || ' attempts was lost with its worker'],
-                        time_now, array[charged]);
+                    perform {schema}.move_to_letters(
+                        ended, array['lost'], time_now, array[charged],
+                        array['the last of ' || lost.max_attempts || ' attempts was lost with its worker']);
                     is_written := true;
                 else
                     became := 'pending';
@@ -164,7 +164,7 @@ begin
                         perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1, null, lost.job_type);
                     end if;
                 end if;
-                if lost.awaited and became <> 'pending' then
+                if lost.awaited and became = 'cancelled' then
                     perform pg_notify({schema_text} || '_finished', lost.id::text);
                 end if;
             end if;
@@ -218,7 +218,7 @@ begin
         job_id := null;
         job_type := null;
         queue_name := null;
-        worker_id := null;
+        locked_by := null;
         attempt := null;
         became := null;
         select {schema}.seconds_until(min(j.lease_expires_at), time_now) into next_seconds
