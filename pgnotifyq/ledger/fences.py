@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from psycopg import sql
-
 from pgnotifyq.ledger.ask import Ask, nothing
 from pgnotifyq.ledger.columns import rows
-from pgnotifyq.ledger.statements import call, query
+from pgnotifyq.ledger.statements import call, query, with_values
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Answer
@@ -23,14 +21,12 @@ def fence(schema: str, lease: Lease, org_id: OrgId | None, tenant_role: str | No
 
     Its first column is the transaction's id, for `meet_fence`.
 
-    Source: sql/functions/lease/fence.sql
+    Source: sql/queries/begin_fence.sql, begin_fence_of_tenant.sql, sql/functions/lease/fence.sql
     """
-    words = [sql.SQL("{}.fence({}::uuid, {}::uuid)").format(sql.Identifier(schema), lease.job_id.hex, lease.execution_id.hex)]
+    whose = (lease.job_id.hex, lease.execution_id.hex)
     if org_id is not None:
-        # Of the transaction, never of the session: a pooled connection would carry one tenant into the work of another.
-        words.append(sql.SQL("set_config('pgnotifyq.org_id', {}, true)").format(str(org_id)))
-        words.append(sql.SQL("set_config('role', {}, true)").format(tenant_role or "none"))
-    return (sql.SQL("select ") + sql.SQL(", ").join(words)).as_bytes(None)
+        return with_values(query("begin_fence_of_tenant", schema), (*whose, str(org_id), tenant_role or "none"))
+    return with_values(query("begin_fence", schema), whose)
 
 
 def meet_fence(schema: str, lease: Lease, *, begun_in: str) -> Ask[str]:

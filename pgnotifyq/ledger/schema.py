@@ -14,12 +14,11 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import attrs
-from psycopg import sql
 
 from pgnotifyq.ledger.ask import Aside, Ask, Plan, Script, nothing
 from pgnotifyq.ledger.columns import rows
 from pgnotifyq.ledger.errors import migrate_command, said_of
-from pgnotifyq.ledger.statements import bookkeeping, compose, files
+from pgnotifyq.ledger.statements import bookkeeping, compose, files, with_values
 from pgnotifyq.model.errors import ConfigError, DatabaseTooOld, SchemaMissing, SchemaOutOfDate, SchemaTooNew
 
 if TYPE_CHECKING:
@@ -114,10 +113,7 @@ def as_script(missing: Sequence[Step], schema: str) -> str:
 
 def _note(step: Step, schema: str) -> bytes:
     """Return the statement that notes a step as applied, with its values written out."""
-    _, _, note = bookkeeping("note", schema).strip().partition(b"\n")  # without its head, which says what the values are
-    for place, value in enumerate((step.version, step.name, step.digest, OLDEST_CODE), 1):
-        note = note.replace(b"$%d" % place, sql.Literal(value).as_bytes(None))
-    return note
+    return with_values(bookkeeping("note", schema), (step.version, step.name, step.digest, OLDEST_CODE))
 
 
 def check_server(version: int) -> None:

@@ -315,9 +315,9 @@ MUTANTS = (
     # Tenants.
     Mutant(
         "set instead of set local",
-        "pgnotifyq/ledger/fences.py",
-        "set_config('pgnotifyq.org_id', {}, true)",
-        "set_config('pgnotifyq.org_id', {}, false)",
+        "sql/queries/begin_fence_of_tenant.sql",
+        "set_config('pgnotifyq.org_id', $3::text, true)",
+        "set_config('pgnotifyq.org_id', $3::text, false)",
         ("runtime/test_own_transactions.py::test_confined_for_one_transaction",),
     ),
     Mutant(
