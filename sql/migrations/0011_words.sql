@@ -39,6 +39,7 @@ declare
     old text;
 begin
     foreach old in array array[
+        'attempt(uuid, integer, uuid, text, timestamptz, timestamptz, text)',
         'beat(uuid)',
         'claim(uuid, text[], integer, double precision, boolean, text, integer, timestamptz, uuid, text[], integer[], '
             || 'bigint, bigint)',

@@ -10,7 +10,7 @@
 -- Locks:  the jobs, in id order.
 -- Index:  jobs_pkey. `= any (job_ids)` and the join: see complete.sql.
 create or replace function {schema}.bury(
-    worker_id uuid, job_ids uuid[], execution_ids uuid[], outcomes text[], errors text[], reasons text[])
+    worker_id uuid, job_ids uuid[], execution_ids uuid[], outcomes text[], error_messages text[], reasons text[])
 returns table (job_id uuid, became text)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -42,7 +42,7 @@ begin
     from (
         select j.id, e.execution_id, j.org_id, j.attempts, coalesce(j.started_at, j.created_at) as started_at,
             e.outcome, e.error, coalesce(e.reason, 'exhausted') as reason, j.status
-        from unnest(job_ids, execution_ids, outcomes, errors, reasons) as e(id, execution_id, outcome, error, reason)
+        from unnest(job_ids, execution_ids, outcomes, error_messages, reasons) as e(id, execution_id, outcome, error, reason)
         join {schema}.jobs as j on j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
         for no key update of j
     ) as a;

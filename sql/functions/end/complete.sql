@@ -23,7 +23,7 @@
 -- way, costs a plain completion 0.4 of 9.9 microseconds a job in batches of 250, and 5 of 104 alone:
 -- half a percent of a drain, where a job takes 90. sql/README.md has the other figures.
 create or replace function {schema}.complete(
-    worker_id uuid, job_ids uuid[], execution_ids uuid[], results text[] default null, errors text[] default null)
+    worker_id uuid, job_ids uuid[], execution_ids uuid[], results text[] default null, error_messages text[] default null)
 returns table (job_id uuid, became text)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -36,7 +36,7 @@ as $$
 #variable_conflict use_column
 declare
     time_now constant timestamptz := {schema}.clock();
-    is_plain constant boolean := results is null and errors is null;
+    is_plain constant boolean := results is null and error_messages is null;
     ended {schema}.ended_attempt[];
     notable integer;
 begin
@@ -47,7 +47,7 @@ begin
             locked_by = null, current_execution_id = null, lease_expires_at = null,
             result = case when is_plain then j.result when j.status <> 'cancelled' then e.result::jsonb end,
             error_message = case when is_plain or j.status = 'cancelled' then j.error_message else e.error end
-        from unnest(job_ids, execution_ids, results, errors) as e(id, execution_id, result, error)
+        from unnest(job_ids, execution_ids, results, error_messages) as e(id, execution_id, result, error)
         where j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
         returning j.status, j.awaited,
             row(j.id, e.execution_id, j.org_id, j.attempts, coalesce(j.started_at, j.created_at), j.status, e.error)

@@ -10,7 +10,7 @@
 -- Index:  jobs_pkey. `= any (job_ids)` and the join: see complete.sql.
 create or replace function {schema}.give_back(
     worker_id uuid, job_ids uuid[], execution_ids uuid[], kinds text[], outcomes text[],
-    delays double precision[], errors text[])
+    delays double precision[], error_messages text[])
 returns table (job_id uuid, became text)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -36,7 +36,7 @@ begin
     from (
         select j.id, e.execution_id, j.org_id, j.attempts, coalesce(j.started_at, j.created_at) as started_at,
             e.outcome, e.error, e.kind = 'retry' and j.status = 'running' and j.attempts >= j.max_attempts as is_exhausted
-        from unnest(job_ids, execution_ids, kinds, outcomes, errors) as e(id, execution_id, kind, outcome, error)
+        from unnest(job_ids, execution_ids, kinds, outcomes, error_messages) as e(id, execution_id, kind, outcome, error)
         join {schema}.jobs as j on j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
         for no key update of j
     ) as a;
@@ -57,7 +57,7 @@ begin
                 then time_now + make_interval(secs => e.delay) else j.scheduled_at end,
             locked_by = null, current_execution_id = null, lease_expires_at = null,
             error_message = coalesce(case when j.status = 'cancelled' then j.error_message end, e.error)
-        from unnest(job_ids, execution_ids, kinds, outcomes, delays, errors)
+        from unnest(job_ids, execution_ids, kinds, outcomes, delays, error_messages)
             as e(id, execution_id, kind, outcome, delay, error)
         where j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
           and e.kind in ('retry', 'snooze', 'release')

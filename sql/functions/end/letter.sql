@@ -18,9 +18,9 @@ end
 $$;
 
 -- letter_error: the last error of a dead letter, and the job's own id where the letter has another.
-create or replace function {schema}.letter_error(letter_id uuid, job_id uuid, error text) returns text
+create or replace function {schema}.letter_error(letter_id uuid, job_id uuid, error_message text) returns text
 language sql immutable
 as $$
-    select case when letter_id = job_id then error
-        else concat_ws(E'\n', error, format('(it was job %s; an older dead letter has that id)', job_id)) end
+    select case when letter_id = job_id then error_message
+        else concat_ws(E'\n', error_message, format('(it was job %s; an older dead letter has that id)', job_id)) end
 $$;

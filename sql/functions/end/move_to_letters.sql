@@ -15,7 +15,7 @@
 -- each job has got one. Deaths that somebody waits for are announced.
 create or replace function {schema}.move_to_letters(
     ended {schema}.ended_attempt[], reasons text[], died_at timestamptz,
-    attempts integer[] default null, errors text[] default null)
+    attempts integer[] default null, error_messages text[] default null)
 returns void
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -33,7 +33,7 @@ begin
     perform set_config('pgnotifyq.buries', 'yes', true);
     with dead as (
         delete from {schema}.jobs as j
-        using unnest(ended, reasons, move_to_letters.attempts, errors)
+        using unnest(ended, reasons, move_to_letters.attempts, error_messages)
             as e(job_id, execution_id, org_id, attempt, started_at, outcome, said, reason, charged, error)
         where j.id = any (ids) and j.id = e.job_id and j.current_execution_id = e.execution_id
         returning j.*, e.reason, coalesce(e.error, e.said) as error, coalesce(e.charged, e.attempt) as charged

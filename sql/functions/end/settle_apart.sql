@@ -14,7 +14,7 @@
 -- Each has a subtransaction. Constraints that the user has deferred would fail at commit, for all of them; so they are checked there.
 create or replace function {schema}.settle_apart(
     worker_id uuid, job_ids uuid[], execution_ids uuid[], kinds text[], outcomes text[], delays double precision[],
-    errors text[], results text[], reasons text[], lock_seconds double precision default 0.02, is_last boolean default true)
+    error_messages text[], results text[], reasons text[], lock_seconds double precision default 0.02, is_last boolean default true)
 returns table (job_id uuid, became text, state text, why text, is_news boolean)
 language plpgsql volatile
 set jit = off
@@ -48,13 +48,13 @@ begin
             continue;
         end if;
         <<tries>>
-        for turn in 1 .. case when errors[place] is null and results[place] is null then 1 else 2 end loop
+        for turn in 1 .. case when error_messages[place] is null and results[place] is null then 1 else 2 end loop
             became := null;
             begin
                 set constraints all deferred;
                 became := {schema}.settle_one(
                     settle_apart.worker_id, job_ids[place], execution_ids[place], kinds[place], outcomes[place], delays[place],
-                    case when turn = 1 then errors[place] else 'the outcome could not be stored: ' || said end,
+                    case when turn = 1 then error_messages[place] else 'the outcome could not be stored: ' || said end,
                     case when turn = 1 then results[place] end, reasons[place]);
                 if became = 'lost' and exists (
                     select from {schema}.jobs as j where j.id = job_ids[place] and j.current_execution_id = execution_ids[place])
@@ -91,7 +91,7 @@ begin
                 is_news := {schema}.note_trouble(org, job_ids[place], kinds[place], state, said);
                 update {schema}.job_troubles as t
                 set execution_id = execution_ids[place], worker_id = settle_apart.worker_id, outcome = outcomes[place],
-                    delay_seconds = delays[place], wished_error = errors[place], wished_result = results[place],
+                    delay_seconds = delays[place], wished_error = error_messages[place], wished_result = results[place],
                     reason = reasons[place]
                 where t.org_id = org and t.job_id = job_ids[place];
             end if;

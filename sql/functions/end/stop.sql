@@ -10,7 +10,7 @@
 --
 -- bury asks it too, of jobs that were cancelled before they could die. A job says why it was
 -- cancelled, if somebody gave a reason; else what its handler said.
-create or replace function {schema}.stop(worker_id uuid, job_ids uuid[], execution_ids uuid[], errors text[])
+create or replace function {schema}.stop(worker_id uuid, job_ids uuid[], execution_ids uuid[], error_messages text[])
 returns table (job_id uuid, became text)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -32,7 +32,7 @@ begin
             completed_at = coalesce(j.completed_at, time_now),
             locked_by = null, current_execution_id = null, lease_expires_at = null,
             error_message = coalesce(case when j.status = 'cancelled' then j.error_message end, e.error)
-        from unnest(job_ids, execution_ids, errors) as e(id, execution_id, error)
+        from unnest(job_ids, execution_ids, error_messages) as e(id, execution_id, error)
         where j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
         returning j.awaited,
             row(j.id, e.execution_id, j.org_id, j.attempts, coalesce(j.started_at, j.created_at), 'cancelled', e.error)

@@ -3,7 +3,7 @@
 -- In:     what could not be done (`verb`), and what the database or Python said of it. The text is cut.
 -- Out:    whether it is news: the first trouble of this kind with the job.
 -- Locks:  the trouble's row.
-create or replace function {schema}.note_trouble(org_id uuid, job_id uuid, verb text, state text, message text) returns boolean
+create or replace function {schema}.note_trouble(org_id uuid, job_id uuid, verb text, state text, error_message text) returns boolean
 language plpgsql volatile
 set jit = off
 set enable_seqscan = off
@@ -16,7 +16,7 @@ declare
 begin
     insert into {schema}.job_troubles as t (org_id, job_id, verb, sqlstate, error_message, first_at, last_at, tries, look_at)
     values (
-        note_trouble.org_id, note_trouble.job_id, note_trouble.verb, state, left(message, 1000), time_now, time_now, 1,
+        note_trouble.org_id, note_trouble.job_id, note_trouble.verb, state, left(note_trouble.error_message, 1000), time_now, time_now, 1,
         time_now + interval '10 s')
     on conflict (org_id, job_id) do update
     set verb = excluded.verb,
