@@ -24,7 +24,7 @@ def progress(schema: str, job_type: str) -> Ask[tuple[int, int]]:
 
 
 def recovered(schema: str) -> Ask[int]:
-    """Return how many executions were lost with their worker, and their jobs completed all the same."""
+    """Return how many executions were lost whose jobs were completed all the same."""
     return Ask(query("demo/recovered", schema), (), number)
 
 
@@ -48,7 +48,10 @@ def cancel(schema: str, job_id: JobId) -> Ask[None]:
 
 
 def take_stage(schema: str) -> Ask[bool]:
-    """Keep other demos out, until this session leaves the stage or ends; False when one is under way."""
+    """Keep other demos out; False when one is under way.
+
+    They stay out until this session leaves the stage or ends.
+    """
     return Ask(bookkeeping("take_stage", schema), (), truth, may_repeat=False)
 
 

@@ -127,7 +127,8 @@ def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tup
         try:
             surprises: list[Surprise] = yield settle(schema, worker_id=worker_id, settlements=settlements)
         except Exception as error:
-            # Ours too: a trigger of the user's that lacks a table or a right says the same as a schema that does.
+            # Ours too: a trigger of the user's that lacks a table or a right says the same as a
+            # schema that does.
             if whose(error) not in {Whose.JOB, Whose.OURS}:
                 raise
             surprises = yield settle_apart(schema, worker_id=worker_id, settlements=settlements)
@@ -152,10 +153,12 @@ def settle_apart(
     is_last: bool = True,
     jobs_max: int = APART_JOBS_MAX,
 ) -> Plan[list[Surprise]]:
-    """End executions as `settle` does, each apart from the others; what cannot be written is put aside in the database.
+    """End executions as `settle` does, each apart from the others.
 
-    In statements of `jobs_max`, each durable when it is answered, so that one that is late does not undo those before it. The connection
-    is to be in autocommit.
+    What cannot be written is put aside in the database.
+
+    In statements of `jobs_max`, each durable when it is answered, so that one that is late does not
+    undo those before it. The connection is to be in autocommit.
 
     Args:
         schema: ours.
@@ -165,8 +168,8 @@ def settle_apart(
         is_last: put aside what is busy, too.
         jobs_max: how many go into a statement.
 
-    Returns: as `settle`; and `bare` (it ended without its message and result), `refused` (put aside), and, but for `is_last`, `busy`
-        (somebody holds its row, or what a trigger wants).
+    Returns: as `settle`; and `bare` (it ended without its message and result), `refused` (put
+        aside), and, but for `is_last`, `busy` (somebody holds its row, or what a trigger wants).
 
     Source: sql/functions/end/settle_apart.sql
     """
@@ -186,7 +189,8 @@ def settle_apart(
         except Exception as error:
             if whose(error) is not Whose.JOB:
                 raise
-            # Not a row's: those are caught there. A text that the client's encoding lacks, or the server's: no function was called.
+            # Not a row's: those are caught there. A text that the client's encoding lacks, or the
+            # server's: no function was called.
             if len(some) > 1:
                 found: list[Surprise] = []
                 for one in some:
@@ -231,13 +235,19 @@ def _as_columns(endings: Sequence[Settlement]) -> tuple[str, ...]:
 
 
 def cancel(schema: str, job_id: JobId, why: str | None = None) -> Ask[str]:
-    """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`. Source: sql/functions/end/cancel.sql."""
+    """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`.
+
+    Source: sql/functions/end/cancel.sql
+    """
     reason = None if why is None else bounded(why)
     return Ask(call("cancel", "uuid text", schema), (job_id.hex, reason), word, said_of(schema))
 
 
 def await_job(schema: str, job_id: JobId) -> Ask[bool]:
-    """Have the end of a job announced; False when it has ended, or is not there. Source: sql/functions/end/await_job.sql."""
+    """Have the end of a job announced; False when it has ended, or is not there.
+
+    Source: sql/functions/end/await_job.sql
+    """
     return Ask(call("await_job", "uuid", schema), (job_id.hex,), truth, said_of(schema))
 
 
@@ -276,7 +286,9 @@ def requeue_all(schema: str, *, queue: str | None = None, job_type: str | None =
 
 
 def purge_dead(schema: str, *, job_id: JobId | None = None, older_than_seconds: float | None = None) -> Ask[int]:
-    """Delete a dead letter, or those that died longer ago than given; return how many. Without either: none.
+    """Delete a dead letter, or those that died longer ago than given; return how many.
+
+    Without either none is deleted.
 
     Raises:
         ConfigError: `older_than_seconds` is negative or not a number.
@@ -309,7 +321,8 @@ def prune(
 ) -> Ask[tuple[int, JobId | None]]:
     """Delete one batch of jobs that ended longer ago than they are kept, with their history.
 
-    Those of `queues` (None: of all) are kept as long as given, where set_retention does not say otherwise.
+    Those of `queues` (None: of all) are kept as long as given, where set_retention does not say
+    otherwise.
 
     Returns: how many; the id to go on from, or None at the end of the pass.
 

@@ -1,4 +1,8 @@
-"""The fence of a handler's own transaction: raised when it begins, met when its block ends, and asked by its commit in any case."""
+"""The fence of a handler's own transaction.
+
+It is raised when the transaction begins, met when its block ends, and asked by its commit in any
+case.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,9 @@ REFUSED = "PNQ03"
 
 
 def fence(schema: str, lease: Lease, org_id: OrgId | None, tenant_role: str | None) -> bytes:
-    """Return what binds a transaction to an execution, to be sent together with its `begin`; and confines it to a tenant.
+    """Return what binds a transaction to an execution, and confines it to a tenant.
+
+    It is sent together with the transaction's `begin`.
 
     Its first column is the transaction's id, for `meet_fence`.
 
@@ -30,7 +36,9 @@ def fence(schema: str, lease: Lease, org_id: OrgId | None, tenant_role: str | No
 
 
 def meet_fence(schema: str, lease: Lease, *, begun_in: str) -> Ask[str]:
-    """Take off what a handler or we have confined the transaction by, lock the job's row, and tell whether it may commit.
+    """Lock the job's row, and tell whether the transaction may commit.
+
+    What a handler or we have confined it by is taken off first.
 
     Returns: `held`, `cancelled` or `lost`; `left` when this is not the transaction that was bound.
 
@@ -45,7 +53,9 @@ def _told(answer: Answer, encoding: str) -> str:
 
 
 def note_afterthought(schema: str, lease: Lease, message: str) -> Ask[None]:
-    """Keep with the attempt what its handler raised after its own transaction had completed the job.
+    """Keep with the attempt what its handler raised after its job was completed.
+
+    Its own transaction had completed it.
 
     Source: sql/functions/end/note_afterthought.sql
     """

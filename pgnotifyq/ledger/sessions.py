@@ -1,4 +1,7 @@
-"""What a session is asked and told, whatever the schema: `sql/sessions/`. The wire asks more of it by itself."""
+"""What a session is asked and told, whatever the schema: `sql/sessions/`.
+
+The wire asks more of it by itself.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ def bound(seconds: float) -> Ask[None]:
 
 
 def server() -> Ask[tuple[str, float]]:
-    """Return the server's data folder, and when it began, in seconds since 1970. Source: sql/sessions/server.sql."""
+    """Return the server's data folder, and when it began, in seconds since 1970.
+
+    Source: sql/sessions/server.sql
+    """
 
     def read(answer: Answer, encoding: str) -> tuple[str, float]:
         ((folder, began),) = rows(answer, encoding)

@@ -1,7 +1,8 @@
 """Where the SQL comes from: finds the files of `sql/` and composes them for a schema.
 
-The files are ordinary SQL with four names left open: `{schema}`, `{schema_text}`, `{tenant_role}` and
-`{tenant_role_text}`. They are filled by psycopg's own composition, which quotes; no SQL is edited as text.
+The files are ordinary SQL with four names left open: `{schema}`, `{schema_text}`, `{tenant_role}`
+and `{tenant_role_text}`. They are filled by psycopg's own composition, which quotes; no SQL is
+edited as text.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ def sql_folder() -> Traversable:
 
 
 def files(kind: str) -> list[tuple[str, str]]:
-    """Return (path without ending, text) of the files of one kind (migrations, functions, queries), in order of path."""
+    """Return the files of one kind, in order of path: path without ending, and text.
+
+    Kinds are the folders of `sql/`: migrations, functions, queries, bookkeeping, sessions.
+    """
     return sorted(_walk(sql_folder() / kind, ""))
 
 
@@ -81,7 +85,10 @@ def session(name: str) -> bytes:
 
 
 def with_values(statement: bytes, values: Sequence[object]) -> bytes:
-    """Return a statement with its values written out, and without its head: where it cannot have parameters."""
+    """Return a statement with its values written out, and without its head.
+
+    For places where it cannot have parameters.
+    """
     lines = [line for line in statement.strip().split(b"\n") if not line.startswith(b"--")]
     literals = [sql.Literal(value).as_bytes(None) for value in values]
     return re.sub(rb"\$(\d+)", lambda found: literals[int(found[1]) - 1], b"\n".join(lines))

@@ -1,14 +1,14 @@
 -- enter: set what a session of ours needs, where the server has it and says otherwise.
 --
--- In:     $1 the backend's number, as the connection was told it; $2 settings and their values, a JSON
---         object; $3 whether the session is for statements of ours.
+-- In:     $1 the backend's number, as the connection was told it; $2 settings and their values, a
+--         JSON object; $3 whether the session is for statements of ours.
 -- Out:    whether transactions are read-only; how many settings had to be set.
 --
--- `pg_backend_pid` differs from what the connection was told where a pooler stands between. Nothing is
--- set then.
+-- `pg_backend_pid` differs from what the connection was told where a pooler stands between. Nothing
+-- is set then.
 --
--- synchronous_commit: an outcome that was acknowledged must be durable. Who has chosen more than `on`
--- keeps it.
+-- synchronous_commit: an outcome that was acknowledged must be durable. Who has chosen more than
+-- `on` keeps it.
 --
 -- search_path: where it names pg_catalog behind other schemas, their functions and operators would
 -- stand in for the server's. It is put first, and the rest stays, for the sake of users' triggers.

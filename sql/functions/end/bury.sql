@@ -1,11 +1,11 @@
 -- bury: end a batch of executions whose jobs shall not be tried again. Each becomes a dead letter.
 --
--- In:     arrays of one length, in job id order: jobs, executions, the outcome for the history, error
---         message, reason of death (null: exhausted).
--- Out:    surprises only. A job missing from the reply ended as asked. `lost`: the execution does not
---         hold the job any more, and nothing was written; `cancelled`: a cancel had committed first,
---         and won: the job ends where it is; `completed`: the handler's own transaction had completed
---         the job, and the handler did not know.
+-- In:     arrays of one length, in job id order: jobs, executions, the outcome for the history,
+--         error message, reason of death (null: exhausted).
+-- Out:    surprises only. A job missing from the reply ended as asked. `lost`: the execution does
+--         not hold the job any more, and nothing was written; `cancelled`: a cancel had committed
+--         first, and won: the job ends where it is; `completed`: the handler's own transaction had
+--         completed the job, and the handler did not know.
 -- Errors: as of move_to_letters.
 -- Locks:  the jobs, in id order.
 -- Index:  jobs_pkey. `= any (job_ids)` and the join: see complete.sql.

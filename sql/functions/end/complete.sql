@@ -1,27 +1,28 @@
 -- complete: end a batch of executions as completed: the outcome of most jobs, on the shortest way.
 --
--- In:     jobs and executions, in job id order. With them, or null where no handler returned or said
---         anything: results (JSON text) and messages, arrays of the same length.
--- Out:    surprises only. A job missing from the reply ended as asked. `lost`: the execution does not
---         hold the job any more, and nothing was written; `cancelled`: a cancel had committed first,
---         and won.
+-- In:     jobs and executions, in job id order. With them, or null where no handler returned or
+--         said anything: results (JSON text) and messages, arrays of the same length.
+-- Out:    surprises only. A job missing from the reply ended as asked. `lost`: the execution does
+--         not hold the job any more, and nothing was written; `cancelled`: a cancel had committed
+--         first, and won.
 -- Locks:  the jobs, in id order.
 -- Index:  jobs_pkey.
 --
--- The naive completion is `where id = ...`: it lets a worker that lost its lease end the new owner's
--- job. The next naive one forgets to look at the status: a job that was cancelled while it ran ends
--- completed. Here the status of the *locked* row decides. give_back, stop and bury do the same.
+-- The naive completion is `where id = ...`: it lets a worker that lost its lease end the new
+-- owner's job. The next naive one forgets to look at the status: a job that was cancelled while it
+-- ran ends completed. Here the status of the *locked* row decides. give_back, stop and bury do the
+-- same.
 --
--- `j.id = any (job_ids)` says nothing new, and keeps the plan. Without it a session that planned this
--- while the table was empty scans all jobs and looks for each in the batch, until the next analyze:
--- 1,660 pages for ten jobs of 50,000, against 94. With it the table is entered by its primary key,
--- once a job, and what is found is joined with the batch by a hash. A nested loop, the other join
--- there is, walks through the batch for each of its jobs: 17.8 against 12.4 microseconds a job in
--- batches of 250.
+-- `j.id = any (job_ids)` says nothing new, and keeps the plan. Without it a session that planned
+-- this while the table was empty scans all jobs and looks for each in the batch, until the next
+-- analyze: 1,660 pages for ten jobs of 50,000, against 94. With it the table is entered by its
+-- primary key, once a job, and what is found is joined with the batch by a hash. A nested loop, the
+-- other join there is, walks through the batch for each of its jobs: 17.8 against 12.4 microseconds
+-- a job in batches of 250.
 --
 -- That the history's insert is a function of its own (note_attempts), and that results go the same
--- way, costs a plain completion 0.4 of 9.9 microseconds a job in batches of 250, and 5 of 104 alone:
--- half a percent of a drain, where a job takes 90. sql/README.md has the other figures.
+-- way, costs a plain completion 0.4 of 9.9 microseconds a job in batches of 250, and 5 of 104
+-- alone: half a percent of a drain, where a job takes 90. sql/README.md has the other figures.
 create or replace function {schema}.complete(
     worker_id uuid, job_ids uuid[], execution_ids uuid[], results text[] default null, error_messages text[] default null)
 returns table (job_id uuid, became text)

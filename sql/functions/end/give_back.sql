@@ -1,11 +1,11 @@
 -- give_back: end a batch of executions whose jobs are to run again: retry, snooze, release.
 --
--- In:     arrays of one length, in job id order: kinds (retry, snooze, release), the outcome for the
---         history, delay in seconds (of release: none), error message.
--- Out:    surprises only. A job missing from the reply ended as asked. `lost`: the execution does not
---         hold the job any more, and nothing was written; `cancelled`: a cancel had committed first,
---         and won; `dead`: a retry found no attempt left; `completed`: the handler's own transaction
---         had completed the job, and the handler did not know.
+-- In:     arrays of one length, in job id order: kinds (retry, snooze, release), the outcome for
+--         the history, delay in seconds (of release: none), error message.
+-- Out:    surprises only. A job missing from the reply ended as asked. `lost`: the execution does
+--         not hold the job any more, and nothing was written; `cancelled`: a cancel had committed
+--         first, and won; `dead`: a retry found no attempt left; `completed`: the handler's own
+--         transaction had completed the job, and the handler did not know.
 -- Locks:  the jobs, in id order.
 -- Index:  jobs_pkey. `= any (job_ids)` and the join: see complete.sql.
 create or replace function {schema}.give_back(

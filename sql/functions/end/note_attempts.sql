@@ -1,8 +1,9 @@
--- note_attempts: write into the history how executions have ended. The only insert into job_executions.
+-- note_attempts: write into the history how executions have ended. The only insert into
+-- job_executions.
 --
 -- In:     the worker that held the jobs; what their rows say, and how each ended (ended_attempt).
--- Locks:  none: the caller holds the rows, and has read them. To read them again here costs four pages
---         a job.
+-- Locks:  none: the caller holds the rows, and has read them. To read them again here costs four
+--         pages a job.
 -- Index:  job_executions_pkey.
 create or replace function {schema}.note_attempts(
     worker_id uuid, ended {schema}.ended_attempt[], ended_at timestamptz)

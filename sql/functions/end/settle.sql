@@ -1,9 +1,10 @@
--- settle_one: end one execution in the way that `kind` says. For what ends executions of all kinds one
--- after the other: settle_apart, and reclaim, which makes up for what a worker could not write.
+-- settle_one: end one execution in the way that `kind` says. For what ends executions of all kinds
+-- one after the other: settle_apart, and reclaim, which makes up for what a worker could not write.
 --
--- In:     kind (complete, retry, snooze, release, cancel, bury), the outcome for the history, delay in
---         seconds (retry, snooze), error message, result (JSON text), reason of death (bury).
--- Out:    null: it ended as asked. Else the surprise, as complete, give_back, stop and bury tell it.
+-- In:     kind (complete, retry, snooze, release, cancel, bury), the outcome for the history, delay
+--         in seconds (retry, snooze), error message, result (JSON text), reason of death (bury).
+-- Out:    null: it ended as asked. Else the surprise, as complete, give_back, stop and bury tell
+--         it.
 -- Errors: as of bury.
 -- Locks:  the job.
 create or replace function {schema}.settle_one(
@@ -38,9 +39,10 @@ begin
 end
 $$;
 
--- settle: end a batch of executions, each in its own way. Only workers of before version 11 ask it; it
--- goes when they may not run on this schema any more (`OLDEST_CODE` in pgnotifyq/ledger/schema.py).
--- In and out as of settle_one, in arrays of one length, in job id order.
+-- settle: end a batch of executions, each in its own way. Only workers of before version 11 ask it;
+-- it goes when they may not run on this schema any more (`OLDEST_CODE` in
+-- pgnotifyq/ledger/schema.py). In and out as of settle_one, in arrays of one length, in job id
+-- order.
 create or replace function {schema}.settle(
     worker_id uuid, job_ids uuid[], execution_ids uuid[], kinds text[], outcomes text[], delays double precision[],
     error_messages text[], results text[], reasons text[])

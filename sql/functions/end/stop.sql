@@ -2,9 +2,9 @@
 --
 -- In:     arrays of one length, in job id order: jobs, executions, what each handler said of it, or
 --         null.
--- Out:    surprises only. A job missing from the reply ended as asked. `lost`: the execution does not
---         hold the job any more, and nothing was written; `completed`: the handler's own transaction
---         had completed the job, and the handler did not know.
+-- Out:    surprises only. A job missing from the reply ended as asked. `lost`: the execution does
+--         not hold the job any more, and nothing was written; `completed`: the handler's own
+--         transaction had completed the job, and the handler did not know.
 -- Locks:  the jobs, in id order.
 -- Index:  jobs_pkey. `= any (job_ids)` and the join: see complete.sql.
 --

@@ -1,15 +1,16 @@
--- surprises: after a batch was settled, find by key what did not end as asked, and announce ends that
--- somebody waits for.
+-- surprises: after a batch was settled, find by key what did not end as asked, and announce ends
+-- that somebody waits for.
 --
--- In:     jobs and executions; `outcome`: the one that was asked for, if it is completed or cancelled;
---         else null.
+-- In:     jobs and executions; `outcome`: the one that was asked for, if it is completed or
+--         cancelled; else null.
 -- Out:    `lost`, `cancelled` or `completed`, as complete.sql and give_back.sql say.
 -- Locks:  none.
 -- Index:  jobs_pkey, job_executions_pkey.
 --
 -- An execution that ended before, in a batch whose reply was lost, is recognised by its id in the
--- history; one that a reclaimer closed is there too, as lost. One that its handler's own transaction
--- completed, though the handler was not told that it was committed and failed, is `completed`.
+-- history; one that a reclaimer closed is there too, as lost. One that its handler's own
+-- transaction completed, though the handler was not told that it was committed and failed, is
+-- `completed`.
 create or replace function {schema}.surprises(
     job_ids uuid[], execution_ids uuid[], outcome text default 'completed')
 returns table (job_id uuid, became text)

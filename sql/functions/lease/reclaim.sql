@@ -1,32 +1,40 @@
 -- reclaim: take back jobs whose lease has run out or whose worker is dead.
 --
 -- In:     jobs_max bounds the batch; `dead` as watch() told (their rows are checked again here).
--- Out:    one row a job: what it became (pending, dead, cancelled). When fewer than jobs_max were found, one more row whose
---         `job_id` is null and whose `next_seconds` says when the next lease runs out (null: none is held).
--- Locks:  the dead workers' rows, `skip locked`: one reclaims a dead worker's jobs at a time. The jobs, `skip locked`: each job is reclaimed once, whoever looks. `for update` reads the row again after
---         locking it, so a completion or a renewal that committed meanwhile stands.
+-- Out:    one row a job: what it became (pending, dead, cancelled). When fewer than jobs_max were
+--         found, one more row whose `job_id` is null and whose `next_seconds` says when the next
+--         lease runs out (null: none is held).
+-- Locks:  the dead workers' rows, `skip locked`: one reclaims a dead worker's jobs at a time. The
+--         jobs, `skip locked`: each job is reclaimed once, whoever looks. `for update` reads the
+--         row again after locking it, so a completion or a renewal that committed meanwhile stands.
 -- Index:  jobs_held.
 --
--- Each has a subtransaction: one that cannot be taken back became `refused`. It is put aside (job_troubles), and passed over until its next
--- look. One whose outcome a worker could not write is ended as that worker meant.
+-- Each has a subtransaction: one that cannot be taken back became `refused`. It is put aside
+-- (job_troubles), and passed over until its next look. One whose outcome a worker could not write
+-- is ended as that worker meant.
 --
--- The attempt is charged. A job with none left goes to the dead letters, with the reason `lost`; a cancelled one is closed.
+-- The attempt is charged. A job with none left goes to the dead letters, with the reason `lost`; a
+-- cancelled one is closed.
 --
--- Which job killed the worker? One that kills each process it runs in must be dead after its attempts, and those that ran beside it
--- must not be charged for that again and again. Nobody can tell them apart when a worker dies; but who is innocent survives being
--- run apart from the others. The naive rule, charge nobody in company, lets a poison pill that always has company live for ever.
--- The next one, run apart what was lost once, makes the jobs of every killed worker wait for each other. So, of the jobs that a
--- dead worker held:
+-- Which job killed the worker? One that kills each process it runs in must be dead after its
+-- attempts, and those that ran beside it must not be charged for that again and again. Nobody can
+-- tell them apart when a worker dies; but who is innocent survives being run apart from the others.
+-- The naive rule, charge nobody in company, lets a poison pill that always has company live for
+-- ever. The next one, run apart what was lost once, makes the jobs of every killed worker wait for
+-- each other. So, of the jobs that a dead worker held:
 --
 -- 1. A suspect is charged, and with it the attempt that was given back when it became one.
 -- 2. What ran beside a suspect is given its attempt back.
--- 3. A job that died with a worker before, and was not alone, becomes a suspect: it is given its attempt back and parked.
+-- 3. A job that died with a worker before, and was not alone, becomes a suspect: it is given its
+--    attempt back and parked.
 -- 4. All others, those lost for the first time or alone, are charged.
 --
--- The suspects of one worker are let out one at a time, the next when the one before has ended or waits for a retry, and after
--- an hour in any case. Each death of a worker charges somebody or makes suspects, and a job becomes one once: it ends.
--- A poison pill is dead after as many kills as it has attempts (one more when it has two and had company both times), and a
--- neighbour was charged for at most one of them. A lease that merely ran out is charged as ever: that worker may live.
+-- The suspects of one worker are let out one at a time, the next when the one before has ended or
+-- waits for a retry, and after an hour in any case. Each death of a worker charges somebody or
+-- makes suspects, and a job becomes one once: it ends. A poison pill is dead after as many kills as
+-- it has attempts (one more when it has two and had company both times), and a neighbour was
+-- charged for at most one of them. A lease that merely ran out is charged as ever: that worker may
+-- live.
 create or replace function {schema}.reclaim(worker_id uuid, jobs_max integer, dead uuid[] default '{{}}')
 returns table (
     job_id uuid, job_type text, queue_name text, locked_by uuid, attempt integer, became text,
@@ -58,7 +66,8 @@ declare
     state text;
     said text;
 begin
-    -- Their rows are locked until this commits: whoever comes back meanwhile learns that it was given up (hold_session.sql, beat.sql).
+    -- Their rows are locked until this commits: whoever comes back meanwhile learns that it was
+    -- given up (hold_session.sql, beat.sql).
     select coalesce(array_agg(d.worker_id), '{{}}'), time_now - make_interval(secs => coalesce(max(d.grace_seconds), 0))
     into really_dead, claimed_before
     from (
@@ -178,7 +187,8 @@ begin
         exception
             when others or assert_failure or query_canceled then
                 get stacked diagnostics state = returned_sqlstate, said = message_text;
-                -- A single job that is late, for a trigger of the user's stands still, was cancelled over itself.
+                -- A single job that is late, for a trigger of the user's stands still, was
+                -- cancelled over itself.
                 if not ({schema}.is_rows_own(state) or (state = '57014' and jobs_max = 1)) then
                     raise;
                 end if;
@@ -190,7 +200,8 @@ begin
     end loop;
 
     if taken < jobs_max then
-        -- The rows of dead workers stay until none of their jobs is left, but for those that were put aside.
+        -- The rows of dead workers stay until none of their jobs is left, but for those that were
+        -- put aside.
         for dead_worker in
             select d.worker_id
             from unnest(really_dead) as d(worker_id)
