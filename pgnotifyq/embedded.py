@@ -42,8 +42,10 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
+from pgnotifyq.ledger import sessions
 from pgnotifyq.model.errors import ConfigError, DatabaseUnreachable, NoDatabase
 from pgnotifyq.wire.addresses import normal
+from pgnotifyq.wire.asking import ask_blocking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -248,13 +250,12 @@ def find_server(data: Path) -> Server | None:
 
 def _says_so(server: Server, began: int) -> bool:
     """Ask a server whether it is the one that its folder's file tells of."""
-    statement = "select current_setting('data_directory'), extract(epoch from pg_postmaster_start_time())::float8"
     try:
         with psycopg.connect(server.dsn, connect_timeout=2) as session:
-            row = session.execute(statement).fetchone()
+            folder, began_then = ask_blocking(session, sessions.server())
     except psycopg.Error:
         return False
-    return row is not None and server.data.samefile(row[0]) and abs(row[1] - began) <= IDENTITY_SECONDS
+    return server.data.samefile(folder) and abs(began_then - began) <= IDENTITY_SECONDS
 
 
 def _read_pid_file(data: Path) -> tuple[int, str, int, str, str] | None:

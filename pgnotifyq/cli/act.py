@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from pgnotifyq.cli.reach import answered
+from pgnotifyq.ledger import sessions
 from pgnotifyq.migrating import check_schema, migrate
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For
 
@@ -37,7 +39,7 @@ async def open_ledger(database: Database, schema: str) -> AsyncIterator[Connecti
     """Open a connection to a database whose schema fits this code. Migrate the embedded one first."""
     async with open_connection(database.dsn, application_name="pgnotifyq command", used_for=For.CALLER) as connection:
         if database.is_embedded:
-            await connection.execute("set client_min_messages = warning")
+            await ask(connection, sessions.hush())
             await migrate(connection, schema)
         await check_schema(connection, schema)
         yield connection

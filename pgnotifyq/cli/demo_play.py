@@ -15,6 +15,7 @@ import sysconfig
 import tempfile
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,21 +29,25 @@ from rich.table import Table
 
 from pgnotifyq.cli.demo_handlers import digest_file
 from pgnotifyq.doors.client import open_client
-from pgnotifyq.ledger.statements import compose
+from pgnotifyq.ledger import demo, look, sessions
 from pgnotifyq.migrating import migrate
 from pgnotifyq.model.job import NewJob
+from pgnotifyq.model.states import Status
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from psycopg.rows import TupleRow
 
     from pgnotifyq.doors.client import Client
+    from pgnotifyq.model.job import JobId
     from pgnotifyq.wire.connection import Connection
 
 SCHEMA = "pgnotifyq_demo"
+DIGEST = "digest"  # the job type of a file
 LOG = "workers.log"
 WORKERS = 2
 CONCURRENCY = 8
@@ -109,22 +114,17 @@ async def play(folder: Path | None, *, dsn: str, console: Console | None = None)
 async def _perform(console: Console, dsn: str, connection: Connection[TupleRow], paths: list[Path], scratch: Path) -> Story:
     story = Story(jobs=len(paths))
     async with open_client(dsn, schema=SCHEMA) as client, _open_workers(dsn, scratch) as workers:
-        await _until(
-            connection,
-            "the workers to start and to listen",
-            "select count(*) = %s from {schema}.worker_heartbeats where has_session",
-            WORKERS,
-        )
+        await _until("the workers to start and to listen", partial(_all_listen, connection))
         console.print(f"workers: {', '.join(f'pid {worker.pid}' for worker in workers)}")
 
         report = scratch / "stopped-at"
         tree = {"folder": str(_standard_library()), "report": str(report)}
         long_job = await client.enqueue("digest_for_ever", tree, queue="demo", priority=10)
-        await _until(connection, "the long job to start", "select status = 'running' from {schema}.jobs where id = %s", long_job)
+        await _until("the long job to start", partial(_has_started, connection, long_job))
 
         started = time.monotonic()
         ids = await client.enqueue_many(
-            [NewJob(job_type="digest", payload={"path": str(path)}, queue_name="demo") for path in paths]
+            [NewJob(job_type=DIGEST, payload={"path": str(path)}, queue_name="demo") for path in paths]
         )
         await _watch(console, connection, story, workers, long_job, report)
         story.seconds = time.monotonic() - started
@@ -138,7 +138,7 @@ async def _watch(
     connection: Connection[TupleRow],
     story: Story,
     workers: list[subprocess.Popen[bytes]],
-    long_job: object,
+    long_job: JobId,
     report: Path,
 ) -> None:
     """Show progress until all files are done; at a sixth cancel the long job, at a third kill a worker."""
@@ -150,11 +150,7 @@ async def _watch(
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("digest", total=story.jobs, told="")
         while trio.current_time() < deadline:
-            done, running = await _one(
-                connection,
-                "select count(*) filter (where status = 'completed'), count(*) filter (where status = 'running') "
-                "from {schema}.jobs where job_type = 'digest'",
-            )
+            done, running = await ask(connection, demo.progress(SCHEMA, DIGEST))
             progress.update(bar, completed=done, told=f"{running} running")
             if story.cancel_ms is None and done >= story.jobs / 6:
                 story.cancel_ms = await _cancel(connection, long_job, report)
@@ -166,11 +162,7 @@ async def _watch(
                 killed_at = time.monotonic()
                 progress.console.print(f"killed worker pid {workers[0].pid} with SIGKILL while it held {story.orphans} jobs")
             if killed_at is not None and story.recovery_seconds is None:
-                (story.recovered,) = await _one(
-                    connection,
-                    "select count(*) from {schema}.job_executions as lost join {schema}.jobs as job on job.id = lost.job_id "
-                    "where lost.outcome = 'lost' and job.status = 'completed'",
-                )
+                story.recovered = await ask(connection, demo.recovered(SCHEMA))
                 if story.recovered >= story.orphans:
                     story.recovery_seconds = time.monotonic() - killed_at
                     progress.console.print(
@@ -181,13 +173,11 @@ async def _watch(
             await trio.sleep(LOOK_SECONDS)
 
 
-async def _cancel(connection: Connection[TupleRow], job_id: object, report: Path) -> float:
+async def _cancel(connection: Connection[TupleRow], job_id: JobId, report: Path) -> float:
     """Cancel by a plain status update; return milliseconds from before the update until the handler had stopped."""
     began = time.monotonic()
-    await connection.execute(compose("update {schema}.jobs set status = 'cancelled' where id = %s", SCHEMA), (job_id,))
-    await _until(
-        connection, "the long job to stop", "select current_execution_id is null from {schema}.jobs where id = %s", job_id
-    )
+    await ask(connection, demo.cancel(SCHEMA, job_id))
+    await _until("the long job to stop", partial(_has_stopped, connection, job_id))
     return (float(await trio.Path(report).read_text()) - began) * 1000
 
 
@@ -198,18 +188,13 @@ async def _kill(connection: Connection[TupleRow], worker: subprocess.Popen[bytes
         # So that what it holds stays what it held; a statement under way on the server still ends.
         worker.send_signal(signal.SIGSTOP)
         await trio.sleep(SETTLED_SECONDS)
-        (held,) = await _one(
-            connection,
-            "select count(*) from {schema}.jobs as job join {schema}.worker_heartbeats as worker on worker.worker_id = job.locked_by "
-            "where worker.pid = %s and job.status = 'running' and job.job_type = 'digest'",
-            worker.pid,
-        )
+        held = await ask(connection, demo.held(SCHEMA, worker.pid, DIGEST))
         if held:
             break
         worker.send_signal(signal.SIGCONT)
         await trio.sleep(0.01)
     worker.kill()
-    return int(held)
+    return held
 
 
 async def _ping(client: Client) -> list[float]:
@@ -222,10 +207,9 @@ async def _ping(client: Client) -> list[float]:
     return taken
 
 
-async def _check(connection: Connection[TupleRow], story: Story, paths: dict[object, Path]) -> None:
+async def _check(connection: Connection[TupleRow], story: Story, paths: dict[JobId, Path]) -> None:
     """Compare every recorded hash with one computed here."""
-    cursor = await connection.execute(compose("select id, result from {schema}.jobs where job_type = 'digest'", SCHEMA))
-    results: dict[object, object] = dict(await cursor.fetchall())
+    results = await ask(connection, demo.results(SCHEMA, DIGEST))
     expected: dict[Path, object] = {}
     for job_id, path in paths.items():
         if path not in expected:
@@ -272,11 +256,9 @@ async def _open_stage(dsn: str) -> AsyncIterator[Connection[TupleRow]]:
         Stuck: another demo is on it.
     """
     async with open_connection(dsn, application_name="pgnotifyq demo", used_for=For.CALLER) as connection:
-        lock = "({schema_text}, 0))"
-        (is_ours,) = await _one(connection, f"select pg_try_advisory_lock(hashtextextended{lock}")
-        if not is_ours:
+        if not await ask(connection, demo.take_stage(SCHEMA)):
             raise Stuck("another demo is under way on this database: wait for its end")
-        await connection.execute("set client_min_messages = warning")
+        await ask(connection, sessions.hush())
         await _strike(connection)
         try:
             await migrate(connection, SCHEMA)
@@ -284,14 +266,14 @@ async def _open_stage(dsn: str) -> AsyncIterator[Connection[TupleRow]]:
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
                 await _strike(connection)
-                await _one(connection, f"select pg_advisory_unlock(hashtextextended{lock}")
+                await ask(connection, demo.leave_stage(SCHEMA))
 
 
 async def _strike(connection: Connection[TupleRow]) -> None:
     """Drop the demo's schema, and its role unless another database has need of it."""
-    await connection.execute(compose("drop schema if exists {schema} cascade", SCHEMA))
+    await ask(connection, demo.strike(SCHEMA))
     with suppress(errors.DependentObjectsStillExist, errors.InsufficientPrivilege):
-        await connection.execute(compose("drop role if exists {tenant_role}", SCHEMA))
+        await ask(connection, demo.strike_role(SCHEMA))
 
 
 @asynccontextmanager
@@ -321,20 +303,28 @@ async def _open_workers(dsn: str, scratch: Path) -> AsyncIterator[list[subproces
         log.close()
 
 
-async def _one(connection: Connection[TupleRow], statement: str, *parameters: object) -> TupleRow:
-    cursor = await connection.execute(compose(statement, SCHEMA), parameters)
-    row = await cursor.fetchone()
-    return row if row is not None else (None,)
+async def _all_listen(connection: Connection[TupleRow]) -> bool:
+    return sum(worker.listening == "push" for worker in await ask(connection, look.list_workers(SCHEMA))) == WORKERS
 
 
-async def _until(connection: Connection[TupleRow], what: str, condition: str, *parameters: object) -> None:
-    """Wait until a query says true.
+async def _has_started(connection: Connection[TupleRow], job_id: JobId) -> bool:
+    job = await ask(connection, look.get_job(SCHEMA, job_id))
+    return job is not None and job.status is Status.RUNNING
+
+
+async def _has_stopped(connection: Connection[TupleRow], job_id: JobId) -> bool:
+    job = await ask(connection, look.get_job(SCHEMA, job_id))
+    return job is not None and job.current_execution_id is None
+
+
+async def _until(what: str, holds: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until a condition in the database holds.
 
     Raises:
         Stuck: it did not in time.
     """
     with trio.move_on_after(START_SECONDS_MAX):
-        while not (await _one(connection, condition, *parameters))[0]:  # noqa: ASYNC110  # a condition in the database
+        while not await holds():  # noqa: ASYNC110  # a condition in the database
             await trio.sleep(0.005)
         return
     raise Stuck(f"the demo waited {START_SECONDS_MAX:g} s for {what}; the last lines of the workers' log:")

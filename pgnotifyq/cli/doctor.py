@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import psycopg
@@ -13,19 +13,18 @@ from pgnotifyq.cli.act import find_database, open_ledger
 from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, Schema
 from pgnotifyq.cli.reach import answered
+from pgnotifyq.ledger import doctor as asked
 from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.look import TroubleRow, list_troubles
 from pgnotifyq.ledger.schema import code_version
-from pgnotifyq.ledger.statements import query
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from psycopg.rows import TupleRow
 
+    from pgnotifyq.ledger.doctor import Facts
     from pgnotifyq.wire.connection import Connection
 
 LISTEN_SECONDS = 3.0  # for a notification to ourselves
@@ -36,8 +35,6 @@ DEAD_SHARE_MAX, DEAD_ROWS_MIN = 0.5, 10_000
 UNSERVED_SHOWN_MAX = 10
 TROUBLES_SHOWN_MAX = 5  # jobs; one cause has often put many aside
 WHAT_CHARS_MAX = 400
-
-Facts = dict[str, Any]
 
 
 @attrs.frozen
@@ -72,24 +69,18 @@ def doctor(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnoti
 
 async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow], schema: str) -> list[Finding]:
     # The one look outside of a transaction that others could mistake for an old one.
-    (facts,) = await _rows(connection, query("doctor", schema))
-    roles = await _rows(connection, query("tenant_role", schema))
+    (facts,) = await ask(connection, asked.facts(schema))
+    roles = await ask(connection, asked.tenant(schema))
     findings = [
         Finding("ok", f"PostgreSQL {facts['server_version']}, schema {schema} at version {code_version()}"),
         *_judge_role(facts, roles[0] if roles else None, schema),
-        *_judge_tables(facts, await _rows(connection, query("strangers", schema)), schema),
-        *_judge_work(facts, await _rows(connection, query("due_queues", schema))),
-        *_judge_unserved(await _rows(connection, query("unserved", schema))),
+        *_judge_tables(facts, await ask(connection, asked.strangers(schema)), schema),
+        *_judge_work(facts, await ask(connection, asked.due_queues(schema))),
+        *_judge_unserved(await ask(connection, asked.unserved(schema))),
         *_judge_troubles(await ask(connection, list_troubles(schema, limit=TROUBLES_SHOWN_MAX + 1))),
         *([] if facts["is_standby"] else [await _hear(connection, notified_by=other)]),  # it takes no LISTEN
     ]
-    return findings + _judge_snapshots(facts, await _rows(connection, query("old_snapshots", schema)))
-
-
-async def _rows(connection: Connection[TupleRow], statement: bytes, parameters: Mapping[str, Any] | None = None) -> list[Facts]:
-    cursor = await connection.execute(statement, parameters)
-    names = [column.name for column in cursor.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
+    return findings + _judge_snapshots(facts, await ask(connection, asked.old_snapshots(schema)))
 
 
 def _either(holds: bool, good: str, bad: str, hint: str, verdict: str = "warn") -> Finding:

@@ -42,7 +42,7 @@ import attrs
 import psycopg
 import trio
 
-from pgnotifyq.ledger import lease
+from pgnotifyq.ledger import lease, sessions
 from pgnotifyq.model.errors import quietly
 from pgnotifyq.runtime.worker import FAREWELL_SECONDS
 from pgnotifyq.wire.addresses import told_of
@@ -62,6 +62,7 @@ PATIENCE_SECONDS = FAREWELL_SECONDS + 1.0
 # For a start that was told to end: what it does in a thread (a server that is being started, say) cannot be cut short.
 START_PATIENCE_SECONDS = 5.0
 # For the last words of a process that is stuck: to standard error, which may be full, and to a database, which may be frozen.
+LAST_STATEMENT_SECONDS = 2.0
 LAST_WORDS_SECONDS = 5.0
 # How often to see whether signals still reach us.
 LOOK_SECONDS = 5.0
@@ -221,8 +222,7 @@ class Ear:
         assert self.config is not None
         try:
             with psycopg.connect(self.dsn, connect_timeout=2) as connection:
-                # Not when connecting: poolers refuse that.
-                connection.execute("set local statement_timeout = 2000")
+                ask_blocking(connection, sessions.bound(LAST_STATEMENT_SECONDS))
                 ask_blocking(connection, lease.release_all(self.config.schema, self.handle.worker_id))
             what = "its jobs are released"
         except psycopg.Error as error:

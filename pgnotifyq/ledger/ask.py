@@ -61,7 +61,8 @@ class Ask(Generic[T_co]):
     statement: bytes  # composed for a schema; its placeholders are $1, $2, ...
     parameters: Sequence[str | None]  # in the text that the server reads; None is null
     read: Callable[[Answer, str], T_co]  # columns of the answer, given the client's encoding by Python's name
-    # What an exception means: raises an error of ours, or returns an answer in its place. None: it is raised as it comes.
+    # What an exception means: raises an error of ours, or returns an answer in its place. None: it
+    # is raised as it comes.
     on_error: Callable[[Exception], T_co] | None = None
     may_repeat: bool = True  # whether it may be asked again when its answer was lost
     is_durable: bool = True  # whether what it writes must survive a crash of the server once it is answered

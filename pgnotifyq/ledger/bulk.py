@@ -1,4 +1,7 @@
-"""Many jobs at once: one statement for a hundred, COPY for more, in the order of their unique keys."""
+"""Many jobs at once: one statement for a hundred, COPY for more.
+
+Jobs with unique keys go in the order of their keys.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,16 @@ if TYPE_CHECKING:
 def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
     """Enqueue jobs, all or none, and return their ids in order.
 
-    Up to ONE_STATEMENT_JOBS_MAX go in one statement. More are copied, but for those with a unique key, and but for a role
-    that row security binds, to which PostgreSQL denies COPY: those go in several statements.
+    Up to ONE_STATEMENT_JOBS_MAX go in one statement. More are copied, but for those with a unique
+    key, and but for a role that row security binds, to which PostgreSQL denies COPY: those go in
+    several statements.
 
-    Cancellation: none of them are enqueued, or all are and `trio.Cancelled` comes at the next checkpoint.
+    Cancellation: none of them are enqueued, or all are and `trio.Cancelled` comes at the next
+        checkpoint.
 
     Raises:
-        InvalidPayload, PayloadTooLarge: a payload cannot be stored; none is enqueued, and a transaction of yours goes on.
+        InvalidPayload, PayloadTooLarge: a payload cannot be stored; none is enqueued, and a
+            transaction of yours goes on.
     """
     jobs = list(jobs)
 
@@ -44,13 +50,15 @@ def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
         if is_plain:
             now, may_copy, queues = yield _look_before_copy(schema, jobs)
             if may_copy:
-                # One statement, so all or none. It may begin before all payloads are checked: nobody else's transaction would fail.
+                # One statement, so all or none. It may begin before all payloads are checked:
+                # nobody else's transaction would fail.
                 return (yield from _copy(schema, jobs, (encode(job.payload) for job in jobs), now, queues))
         payloads = []
         for start in range(0, len(jobs), AT_ONCE_JOBS_MAX):
             payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
             yield Aside.PAUSE
-        # A connection that is not in autocommit is in its owner's transaction already, or about to be: it is not ours to commit.
+        # A connection that is not in autocommit is in its owner's transaction already, or about to
+        # be: it is not ours to commit.
         is_whole: bool = yield Aside.COMMITS
         ids = yield Plan(lambda: _in_parts(schema, jobs, payloads), is_whole=is_whole, may_repeat=False)
         return ids
@@ -59,7 +67,10 @@ def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
 
 
 def _in_parts(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Steps[list[JobId]]:
-    """Copy what can be copied, and send the rest in statements of ONE_STATEMENT_JOBS_MAX jobs, within a transaction."""
+    """Copy what can be copied, and send the rest in statements, within a transaction.
+
+    A statement has ONE_STATEMENT_JOBS_MAX jobs at most.
+    """
     ids: dict[int, JobId] = {}
     now, may_copy, queues = yield _look_before_copy(schema, jobs)
     if may_copy:
@@ -73,10 +84,12 @@ def _in_parts(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> S
 
 
 def _in_key_order(jobs: Sequence[NewJob]) -> list[int]:
-    """Return the places of the jobs: plain ones in order, then those with a unique key by tenant, type and key.
+    """Return the places of the jobs, in the order in which they are sent.
 
-    Two who enqueue the same keys wait for each other; in one order they do not deadlock. sql/functions/enqueue/enqueue_many.sql keeps the same
-    order within a statement.
+    Plain ones come in order, then those with a unique key by tenant, type and key.
+
+    Two who enqueue the same keys wait for each other; in one order they do not deadlock.
+    sql/functions/enqueue/enqueue_many.sql keeps the same order within a statement.
     """
     keyed = [
         (job.org_id.bytes, job.job_type, job.unique_key, place) for place, job in enumerate(jobs) if job.unique_key is not None
@@ -89,7 +102,10 @@ def _batches(places: list[int]) -> list[list[int]]:
 
 
 def _look_before_copy(schema: str, jobs: Sequence[NewJob]) -> Ask[tuple[datetime, bool, dict[str, str]]]:
-    """Return the database's time, whether this role may copy into the table, and the queues of types whose jobs name none.
+    """Return what has to be known before a COPY.
+
+    That is the database's time, whether this role may copy into the table, and the queues of
+    types whose jobs name none.
 
     Source: sql/queries/look_before_copy.sql
     """
@@ -106,9 +122,12 @@ def _look_before_copy(schema: str, jobs: Sequence[NewJob]) -> Ask[tuple[datetime
 def _copy(
     schema: str, jobs: Sequence[NewJob], payloads: Iterable[str], now: datetime, queues: Mapping[str, str]
 ) -> Steps[list[JobId]]:
-    """Copy jobs, given with their payloads' text, into the table. Delays count from `now`, the database's time.
+    """Copy jobs, given with their payloads' text, into the table.
 
-    `queues` are those of job types whose handler is known; of others that name none the first handler says it.
+    Delays count from `now`, the database's time.
+
+    `queues` are those of job types whose handler is known; of others that name none the first
+    handler says it.
 
     Source: sql/queries/copy_jobs.sql
     """
@@ -122,14 +141,18 @@ def _copy(
 def _pieces(
     ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Iterable[str], now: datetime, queues: Mapping[str, str]
 ) -> Iterator[str]:
-    """Yield the lines of a COPY, AT_ONCE_JOBS_MAX at a time. The server takes in what is written while the next are made."""
+    """Yield the lines of a COPY, AT_ONCE_JOBS_MAX at a time.
+
+    The server takes in what is written while the next are made.
+    """
     now_text = now.isoformat()
     lines: list[str] = []
     for job_id, job, payload in zip(ids, jobs, payloads, strict=True):
         due = job.scheduled_at
         if due is None and job.delay_seconds:
             due = now + timedelta(seconds=job.delay_seconds)
-        # Names fit their patterns and JSON text holds no raw tab or newline, so only backslashes need escaping.
+        # Names fit their patterns and JSON text holds no raw tab or newline, so only backslashes
+        # need escaping.
         queue = job.queue_name or queues.get(job.job_type)
         maximum = "\\N" if job.max_attempts is None else job.max_attempts
         escaped = payload.replace("\\", "\\\\") if "\\" in payload else payload

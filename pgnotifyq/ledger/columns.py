@@ -111,7 +111,10 @@ def uuid_from(raw: bytes) -> UUID:
 
 
 def text_from(raw: bytes, encoding: str) -> str:
-    """Return a text, sent in the client's encoding. Bytes that are none of it, which a server in SQL_ASCII stores, are escaped."""
+    """Return a text, sent in the client's encoding.
+
+    Bytes that are none of it, which a server in SQL_ASCII stores, are escaped.
+    """
     return raw.decode(encoding, "backslashreplace")
 
 
@@ -131,7 +134,10 @@ def float_from(raw: bytes) -> float:
 
 
 def time_from(raw: bytes) -> datetime:
-    """Return PostgreSQL's time; one that Python cannot say, and only raw SQL stores, becomes the last or the first it can."""
+    """Return PostgreSQL's time.
+
+    One that Python cannot say, and only raw SQL stores, becomes the last or the first it can.
+    """
     microseconds = int.from_bytes(raw, "big", signed=True)
     try:
         return _EPOCH + timedelta(microseconds=microseconds)
@@ -140,7 +146,9 @@ def time_from(raw: bytes) -> datetime:
 
 
 def time_from_text(text: str) -> datetime:
-    """Return a time that PostgreSQL wrote as text; as `time_from`, one that Python cannot say becomes the last or the first it can.
+    """Return a time that PostgreSQL wrote as text.
+
+    As of `time_from`: one that Python cannot say becomes the last or the first it can.
 
     Raises:
         ValueError, TypeError: it is no time.

@@ -17,46 +17,42 @@ from pgnotifyq.ledger.look import checked_limit
 from pgnotifyq.ledger.statements import call, query
 from pgnotifyq.model.errors import ConfigError, IllegalTransition, UniqueKeyHeld
 from pgnotifyq.model.job import JobId, Lease, WorkerId
-from pgnotifyq.model.outcome import PLAIN_COMPLETION, bounded
+from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pgnotifyq.ledger.ask import Answer, Steps, Verb
     from pgnotifyq.model.outcome import Outcome
 
+    _Way = Callable[[str, Sequence[str], Sequence[Outcome]], Ask[list[Surprise]]]
+
 # Settled one by one, in one statement. Beside the deadline of a link, and each may wait for a lock.
 APART_JOBS_MAX = 25
 APART_LOCK_SECONDS_MAX = 0.02
-_SETTLE_TYPES = "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[]"
+_APART_TYPES = "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[] float8 boolean"
 
 
 def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Outcome]]) -> Verb[list[Surprise]]:
     """End executions, each fenced by job id and execution id; durable when this is answered.
 
-    Repeating a batch whose reply was lost is safe: an execution that ended is recognised by its id.
+    Each way to end has a statement of its own, and only those that are wanted are asked. Repeating
+    a batch whose reply was lost is safe: an execution that ended is recognised by its id.
 
-    Returns: the jobs that did not end as asked: `lost`, `cancelled` (a cancel had committed first), `dead`, `completed` (by the
-        handler's own transaction, whose commit it was not told of).
+    Returns: the jobs that did not end as asked: `lost`, `cancelled` (a cancel had committed first),
+        `dead`, `completed` (by the handler's own transaction, whose commit it was not told of).
 
-    Source: sql/functions/end/complete.sql, sql/functions/end/settle.sql
+    Source: sql/functions/end/complete.sql, give_back.sql, stop.sql, bury.sql
     """
-    plain, rest = [], []
-    for lease, outcome in settlements:
-        if outcome is PLAIN_COMPLETION:
-            plain.append(lease)
-        else:
-            rest.append((lease, outcome))
-    asks: list[Ask[list[Surprise]]] = []
-    values: tuple[str, ...]
-    if plain:
-        plain.sort(key=job_order)
-        values = (worker_id.hex, *lease_arrays(plain))
-        asks.append(Ask(call("complete", "uuid uuid[] uuid[]", schema), values, read_surprises))
-    if rest:
-        rest.sort(key=lambda pair: job_order(pair[0]))
-        values = (worker_id.hex, *lease_arrays([lease for lease, _ in rest]), *_as_columns([ending for _, ending in rest]))
-        asks.append(Ask(call("settle", _SETTLE_TYPES, schema), values, read_surprises))
+    by_way: dict[_Way, list[tuple[Lease, Outcome]]] = {}
+    for pair in settlements:
+        settlement = pair[1]
+        way = _complete_plainly if settlement is PLAIN_COMPLETION else _WAYS[settlement.kind]
+        by_way.setdefault(way, []).append(pair)
+    asks = []
+    for way, pairs in by_way.items():
+        pairs.sort(key=_pair_order)
+        asks.append(way(schema, (worker_id.hex, *lease_arrays([lease for lease, _ in pairs])), [each for _, each in pairs]))
     if len(asks) == 1:
         return asks[0]
 
@@ -69,6 +65,58 @@ def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Leas
     return Plan(steps)
 
 
+def _pair_order(pair: tuple[Lease, Outcome]) -> int:
+    return job_order(pair[0])
+
+
+# Each takes a schema, the worker's id and the leases as parameters, and how the executions end.
+
+
+def _complete_plainly(schema: str, who: Sequence[str], endings: Sequence[Outcome]) -> Ask[list[Surprise]]:  # noqa: ARG001
+    return Ask(call("complete", "uuid uuid[] uuid[]", schema), who, read_surprises)
+
+
+def _complete(schema: str, who: Sequence[str], endings: Sequence[Outcome]) -> Ask[list[Surprise]]:
+    values = (*who, array([each.result_json for each in endings]), _errors(endings))
+    return Ask(call("complete", "uuid uuid[] uuid[] text[] text[]", schema), values, read_surprises)
+
+
+def _give_back(schema: str, who: Sequence[str], endings: Sequence[Outcome]) -> Ask[list[Surprise]]:
+    values = (*who, array([each.kind.value for each in endings]), _outcomes(endings), _delays(endings), _errors(endings))
+    return Ask(call("give_back", "uuid uuid[] uuid[] text[] text[] float8[] text[]", schema), values, read_surprises)
+
+
+def _stop(schema: str, who: Sequence[str], endings: Sequence[Outcome]) -> Ask[list[Surprise]]:
+    return Ask(call("stop", "uuid uuid[] uuid[] text[]", schema), (*who, _errors(endings)), read_surprises)
+
+
+def _bury(schema: str, who: Sequence[str], endings: Sequence[Outcome]) -> Ask[list[Surprise]]:
+    values = (*who, _outcomes(endings), _errors(endings), array([each.reason for each in endings]))
+    return Ask(call("bury", "uuid uuid[] uuid[] text[] text[] text[]", schema), values, read_surprises)
+
+
+_WAYS: dict[SettleKind, _Way] = {
+    SettleKind.COMPLETE: _complete,
+    SettleKind.RETRY: _give_back,
+    SettleKind.SNOOZE: _give_back,
+    SettleKind.RELEASE: _give_back,
+    SettleKind.CANCEL: _stop,
+    SettleKind.BURY: _bury,
+}
+
+
+def _outcomes(endings: Sequence[Outcome]) -> str:
+    return array([each.name for each in endings])
+
+
+def _delays(endings: Sequence[Outcome]) -> str:
+    return array([str(float(each.delay_seconds)) for each in endings])
+
+
+def _errors(endings: Sequence[Outcome]) -> str:
+    return array([each.error_message for each in endings])
+
+
 def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Outcome]]) -> Plan[list[Surprise]]:
     """Do what `settle` does; where one row stands in the way of the others, do it apart.
 
@@ -79,7 +127,8 @@ def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tup
         try:
             surprises: list[Surprise] = yield settle(schema, worker_id=worker_id, settlements=settlements)
         except Exception as error:
-            # Ours too: a trigger of the user's that lacks a table or a right says the same as a schema that does.
+            # Ours too: a trigger of the user's that lacks a table or a right says the same as a
+            # schema that does.
             if whose(error) not in {Whose.JOB, Whose.OURS}:
                 raise
             surprises = yield settle_apart(schema, worker_id=worker_id, settlements=settlements)
@@ -104,10 +153,12 @@ def settle_apart(
     is_last: bool = True,
     jobs_max: int = APART_JOBS_MAX,
 ) -> Plan[list[Surprise]]:
-    """End executions as `settle` does, each apart from the others; what cannot be written is put aside in the database.
+    """End executions as `settle` does, each apart from the others.
 
-    In statements of `jobs_max`, each durable when it is answered, so that one that is late does not undo those before it. The connection
-    is to be in autocommit.
+    What cannot be written is put aside in the database.
+
+    In statements of `jobs_max`, each durable when it is answered, so that one that is late does not
+    undo those before it. The connection is to be in autocommit.
 
     Args:
         schema: ours.
@@ -117,8 +168,8 @@ def settle_apart(
         is_last: put aside what is busy, too.
         jobs_max: how many go into a statement.
 
-    Returns: as `settle`; and `bare` (it ended without its message and result), `refused` (put aside), and, but for `is_last`, `busy`
-        (somebody holds its row, or what a trigger wants).
+    Returns: as `settle`; and `bare` (it ended without its message and result), `refused` (put
+        aside), and, but for `is_last`, `busy` (somebody holds its row, or what a trigger wants).
 
     Source: sql/functions/end/settle_apart.sql
     """
@@ -130,15 +181,16 @@ def settle_apart(
         return surprises
 
     def part(some: Sequence[tuple[Lease, Outcome]]) -> Steps[list[Surprise]]:
-        values = (*lease_arrays([lease for lease, _ in some]), *_as_columns([outcome for _, outcome in some]))
-        statement = call("settle_apart", f"{_SETTLE_TYPES} float8 boolean", schema)
+        values = (*lease_arrays([lease for lease, _ in some]), *_as_columns([settlement for _, settlement in some]))
+        statement = call("settle_apart", _APART_TYPES, schema)
         told: list[Surprise]
         try:
             told = yield Ask(statement, (worker_id.hex, *values, str(lock_seconds), str(is_last)), _told_apart)
         except Exception as error:
             if whose(error) is not Whose.JOB:
                 raise
-            # Not a row's: those are caught there. A text that the client's encoding lacks, or the server's: no function was called.
+            # Not a row's: those are caught there. A text that the client's encoding lacks, or the
+            # server's: no function was called.
             if len(some) > 1:
                 found: list[Surprise] = []
                 for one in some:
@@ -171,25 +223,31 @@ def _in_ascii(outcome: Outcome) -> Outcome:
 
 
 def _as_columns(endings: Sequence[Outcome]) -> tuple[str, ...]:
-    """Write how executions end as the arrays that settle() takes."""
+    """Write how executions end as the arrays that settle_apart() takes."""
     return (
-        array([ending.kind.value for ending in endings]),
-        array([ending.name for ending in endings]),
-        array([str(float(ending.delay_seconds)) for ending in endings]),
-        array([ending.error_message for ending in endings]),
-        array([ending.result_json for ending in endings]),
-        array([ending.reason for ending in endings]),
+        array([each.kind.value for each in endings]),
+        _outcomes(endings),
+        _delays(endings),
+        _errors(endings),
+        array([each.result_json for each in endings]),
+        array([each.reason for each in endings]),
     )
 
 
 def cancel(schema: str, job_id: JobId, why: str | None = None) -> Ask[str]:
-    """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`. Source: sql/functions/end/cancel.sql."""
+    """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`.
+
+    Source: sql/functions/end/cancel.sql
+    """
     reason = None if why is None else bounded(why)
     return Ask(call("cancel", "uuid text", schema), (job_id.hex, reason), word, said_of(schema))
 
 
 def await_job(schema: str, job_id: JobId) -> Ask[bool]:
-    """Have the end of a job announced; False when it has ended, or is not there. Source: sql/functions/end/await_job.sql."""
+    """Have the end of a job announced; False when it has ended, or is not there.
+
+    Source: sql/functions/end/await_job.sql
+    """
     return Ask(call("await_job", "uuid", schema), (job_id.hex,), truth, said_of(schema))
 
 
@@ -228,7 +286,9 @@ def requeue_all(schema: str, *, queue: str | None = None, job_type: str | None =
 
 
 def purge_dead(schema: str, *, job_id: JobId | None = None, older_than_seconds: float | None = None) -> Ask[int]:
-    """Delete a dead letter, or those that died longer ago than given; return how many. Without either: none.
+    """Delete a dead letter, or those that died longer ago than given; return how many.
+
+    Without either none is deleted.
 
     Raises:
         ConfigError: `older_than_seconds` is negative or not a number.
@@ -261,7 +321,8 @@ def prune(
 ) -> Ask[tuple[int, JobId | None]]:
     """Delete one batch of jobs that ended longer ago than they are kept, with their history.
 
-    Those of `queues` (None: of all) are kept as long as given, where set_retention does not say otherwise.
+    Those of `queues` (None: of all) are kept as long as given, where set_retention does not say
+    otherwise.
 
     Returns: how many; the id to go on from, or None at the end of the pass.
 

@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
     from pgnotifyq.ledger.ask import Answer, Steps
 
-# One statement carries its jobs as arrays; larger batches are copied. COPY costs three round trips more, and spares client and server
-# together 6 microseconds a job of 27 at 100 jobs, and 5 of 22 at 1,000, so it pays from about here.
+# One statement carries its jobs as arrays; larger batches are copied. COPY costs three round trips
+# more, and spares client and server together 6 microseconds a job of 27 at 100 jobs, and 5 of 22 at
+# 1,000, so it pays from about here.
 ONE_STATEMENT_JOBS_MAX = 100
 # Made, encoded, or written to a COPY, before other tasks may run: about 5 ms.
 AT_ONCE_JOBS_MAX = 500
 
 
 def enqueue_together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Ask[list[JobId]]:
-    """Enqueue up to ONE_STATEMENT_JOBS_MAX jobs, given with their payloads' text, and return their ids in order.
+    """Enqueue up to ONE_STATEMENT_JOBS_MAX jobs, and return their ids in order.
+
+    Their payloads are given as text.
 
     With a unique key, a job's id is that of the unfinished job that holds it, if there is one.
 
@@ -46,7 +49,10 @@ def _in_order(answer: Answer, encoding: str) -> list[JobId]:
 
 
 def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[str, ...]:
-    """Return what a batch consists of, but for the unique keys: an array a column. An empty text is null (insert_jobs.sql)."""
+    """Return what a batch consists of, but for the unique keys: an array a column.
+
+    An empty text is null (insert_jobs.sql).
+    """
     return (
         array([job_id.hex for job_id in ids]),
         array([job.org_id.hex for job in jobs]),
@@ -61,7 +67,9 @@ def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str
 
 
 def enqueue(schema: str, job: NewJob) -> Plan[JobId]:
-    """Enqueue one job, in one round trip; with a unique key, return the unfinished job that holds it if there is one.
+    """Enqueue one job, in one round trip.
+
+    If an unfinished job holds its unique key, return that one.
 
     Cancellation: on a connection in autocommit that is still open, nothing was enqueued.
 
@@ -78,11 +86,14 @@ def enqueue(schema: str, job: NewJob) -> Plan[JobId]:
 
 
 def enqueue_one(schema: str, job: NewJob, payload: str, *, is_alone: bool) -> Ask[JobId]:
-    """Do what `enqueue` does, given the payload's text, and whether the statement will be a transaction of its own.
+    """Do what `enqueue` does, given the payload's text.
+
+    Given is, too, whether the statement will be a transaction of its own.
 
     Source: sql/queries/insert_jobs.sql, sql/functions/enqueue/enqueue_many.sql
     """
-    # Not enqueue(), the door for SQL: it counts the bytes of a payload anew, and they were counted when it was encoded.
+    # Not enqueue(), the door for SQL: it counts the bytes of a payload anew, and they were counted
+    # when it was encoded.
     if job.unique_key is not None or not is_alone:
         statement, values = _together(schema, [job], [payload])
         return Ask(statement, values, _one_id, said_of(schema), may_repeat=False)
@@ -97,7 +108,9 @@ def _one_id(answer: Answer, encoding: str) -> JobId:
 
 
 def insert(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Ask[list[JobId]]:
-    """Enqueue jobs that have no unique keys, given with their payloads' text, by one statement; all or none.
+    """Enqueue jobs that have no unique keys, by one statement; all or none.
+
+    Their payloads are given as text.
 
     Cancellation: on a connection in autocommit that is still open, nothing was enqueued.
 
@@ -120,7 +133,9 @@ def enqueue_claimed(
     queue_name: str,
     max_attempts: int,
 ) -> Ask[tuple[bool, datetime]]:
-    """Enqueue one job that is due, given with its payload's text, and claim it for a worker unless another job of the queue is due already.
+    """Enqueue one job that is due, and claim it for a worker.
+
+    It is not claimed if another job of the queue is due already. Its payload is given as text.
 
     Queue and attempts are the job's, or what the worker's handler says.
 
@@ -144,10 +159,12 @@ def enqueue_claimed(
 def new_ids(count: int) -> Iterator[JobId]:
     """Make ids in version 7 order, as the database's own ids are, each above the one before.
 
-    Jobs of one batch that fall due at the same moment are claimed in order of id, which is then the order they were given in.
+    Jobs of one batch that fall due at the same moment are claimed in order of id, which is then the
+    order they were given in.
     """
     noise = memoryview(os.urandom(8 * count)).cast("Q")
-    # 48 bits of milliseconds and 12 of their fraction; where the clock stands still the fraction counts on.
+    # 48 bits of milliseconds and 12 of their fraction; where the clock stands still the fraction
+    # counts on.
     milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
     first = (milliseconds << 12) | (nanoseconds * 4096 // 1_000_000)
     for tick, bits in enumerate(noise, first):

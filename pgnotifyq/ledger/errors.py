@@ -1,16 +1,18 @@
 """What PostgreSQL's errors mean here: SQLSTATE to a typed error, and whose error it is.
 
-`whose` is the one place that decides. A statement about particular jobs can fail in four ways, and each has its answer:
+`whose` is the one place that decides. A statement about particular jobs can fail in four ways, and
+each has its answer:
 
 | whose | what it is | what follows |
 |---|---|---|
-| the job's | its row cannot be written, read, ended, pruned or run | tell, put it aside (`job_troubles`), go on with the rest |
-| the session's | the connection is gone, read-only, or knows an older schema | drop the session, then repeat |
+| the job's | its row cannot be written, read, ended, pruned or run | put it aside, tell, go on |
+| the session's | it is gone, read-only, or knows an older schema | drop it, then repeat |
 | the server's | busy, full, starting, out of reach, a deadlock, a deadline | wait, then repeat |
 | ours | a missing schema or right, a bug | the worker ends, loudly |
 
-Class 42 (a table or right that is missing) reads as ours, but a trigger of the user's raises it too. So the SQL functions that fall
-back to one row at a time take whatever a row's own subtransaction raises, but for the server's classes, as the row's.
+Class 42 (a table or right that is missing) reads as ours, but a trigger of the user's raises it
+too. So the SQL functions that fall back to one row at a time take whatever a row's own
+subtransaction raises, but for the server's classes, as the row's.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from pgnotifyq.model.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Raised by our own functions and triggers (sql/migrations/0002_wakeups.sql, sql/functions/enqueue/enqueue.sql).
+# Raised by our own functions and triggers (sql/migrations/0002_wakeups.sql,
+# sql/functions/enqueue/enqueue.sql).
 ILLEGAL_TRANSITION = "PNQ01"
 INVALID_JOB = "PNQ02"
 SCHEMA_DEFAULT = "pgnotifyq"
@@ -69,15 +72,16 @@ _BY_STATE: dict[str, Whose] = {
     "42": Whose.OURS,  # no such table or function, no right to it, wrong SQL
     "F0": Whose.OURS,  # the server's configuration
 }
-# "cached plan must not change result type", which says 0A000 as other unsupported features do: known by where it comes from.
+# "cached plan must not change result type", which says 0A000 as other unsupported features do:
+# known by where it comes from.
 _STALE_PLAN = "RevalidateCachedQuery"
 
 
 def whose(error: BaseException) -> Whose:
     """Return whose error it is: see the table at the head of this file.
 
-    What PostgreSQL says of values (classes 21 to 23, 54), what triggers of the user's raise (P0, states of their own), and
-    what Python cannot decode is the job's.
+    What PostgreSQL says of values (classes 21 to 23, 54), what triggers of the user's raise (P0,
+    states of their own), and what Python cannot decode is the job's.
     """
     if isinstance(error, DatabaseUnreachable):
         return Whose.SERVER
@@ -96,9 +100,12 @@ def whose(error: BaseException) -> Whose:
 
 
 def is_of_a_row(error: BaseException) -> bool:
-    """Tell whether a batch may have failed over one of its rows, so that it is worth trying each row apart.
+    """Tell whether a batch may have failed over one of its rows.
 
-    Ours too: a trigger of the user's that misses a table says what we would say of a schema that is not there.
+    Then it is worth trying each row apart.
+
+    Ours too: a trigger of the user's that misses a table says what we would say of a schema that is
+    not there.
     """
     return isinstance(error, psycopg.Error) and whose(error) in {Whose.JOB, Whose.OURS}
 
@@ -115,7 +122,10 @@ def migrate_command(schema: str) -> str:
 
 @functools.cache
 def said_of(schema: str) -> Callable[[Exception], Any]:
-    """Return what turns errors that say something about the caller into errors of ours, for verbs; it raises, whatever it is given."""
+    """Return what turns errors that say something about the caller into errors of ours.
+
+    It is for verbs, and raises whatever it is given.
+    """
 
     def say(error: Exception) -> Any:
         raise_translated(error, schema)
@@ -125,7 +135,10 @@ def said_of(schema: str) -> Callable[[Exception], Any]:
 
 @contextmanager
 def translated(schema: str) -> Iterator[None]:
-    """Turn the errors of a block that say something about the caller into errors of ours: see `raise_translated`."""
+    """Turn errors of a block that say something about the caller into errors of ours.
+
+    See `raise_translated`.
+    """
     try:
         yield
     except Exception as error:  # noqa: BLE001  # raised again

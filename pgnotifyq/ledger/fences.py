@@ -1,14 +1,16 @@
-"""The fence of a handler's own transaction: raised when it begins, met when its block ends, and asked by its commit in any case."""
+"""The fence of a handler's own transaction.
+
+It is raised when the transaction begins, met when its block ends, and asked by its commit in any
+case.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from psycopg import sql
-
 from pgnotifyq.ledger.ask import Ask, nothing
 from pgnotifyq.ledger.columns import rows
-from pgnotifyq.ledger.statements import call, query
+from pgnotifyq.ledger.statements import call, query, with_values
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Answer
@@ -19,22 +21,24 @@ REFUSED = "PNQ03"
 
 
 def fence(schema: str, lease: Lease, org_id: OrgId | None, tenant_role: str | None) -> bytes:
-    """Return what binds a transaction to an execution, to be sent together with its `begin`; and confines it to a tenant.
+    """Return what binds a transaction to an execution, and confines it to a tenant.
+
+    It is sent together with the transaction's `begin`.
 
     Its first column is the transaction's id, for `meet_fence`.
 
-    Source: sql/functions/lease/fence.sql
+    Source: sql/queries/begin_fence.sql, begin_fence_of_tenant.sql, sql/functions/lease/fence.sql
     """
-    words = [sql.SQL("{}.fence({}::uuid, {}::uuid)").format(sql.Identifier(schema), lease.job_id.hex, lease.execution_id.hex)]
+    whose = (lease.job_id.hex, lease.execution_id.hex)
     if org_id is not None:
-        # Of the transaction, never of the session: a pooled connection would carry one tenant into the work of another.
-        words.append(sql.SQL("set_config('pgnotifyq.org_id', {}, true)").format(str(org_id)))
-        words.append(sql.SQL("set_config('role', {}, true)").format(tenant_role or "none"))
-    return (sql.SQL("select ") + sql.SQL(", ").join(words)).as_bytes(None)
+        return with_values(query("begin_fence_of_tenant", schema), (*whose, str(org_id), tenant_role or "none"))
+    return with_values(query("begin_fence", schema), whose)
 
 
 def meet_fence(schema: str, lease: Lease, *, begun_in: str) -> Ask[str]:
-    """Take off what a handler or we have confined the transaction by, lock the job's row, and tell whether it may commit.
+    """Lock the job's row, and tell whether the transaction may commit.
+
+    What a handler or we have confined it by is taken off first.
 
     Returns: `held`, `cancelled` or `lost`; `left` when this is not the transaction that was bound.
 
@@ -49,7 +53,9 @@ def _told(answer: Answer, encoding: str) -> str:
 
 
 def note_afterthought(schema: str, lease: Lease, message: str) -> Ask[None]:
-    """Keep with the attempt what its handler raised after its own transaction had completed the job.
+    """Keep with the attempt what its handler raised after its job was completed.
+
+    Its own transaction had completed it.
 
     Source: sql/functions/end/note_afterthought.sql
     """

@@ -22,7 +22,8 @@ class Surprise:
     """A job for which a worker's write did not simply succeed."""
 
     job_id: JobId
-    # lost, cancelled, dead, completed; of a heartbeat also unrenewed; of what was settled apart also bare, busy, refused
+    # lost, cancelled, dead, completed; of a heartbeat also unrenewed; of what was settled apart
+    # also bare, busy, refused
     became: str
     why: str | None = None  # the message left by whoever cancelled; or what the database said
     sqlstate: str | None = None  # of what the database said
@@ -31,8 +32,9 @@ class Surprise:
 def heartbeat(schema: str, *, worker_id: WorkerId, leases: Sequence[Lease], lease_seconds: float) -> Ask[list[Surprise]]:
     """Give a sign of life and renew leases.
 
-    Returns: the jobs that are not simply renewed: `cancelled` (still held; stop the handler), `lost`, or `unrenewed` (still held, and its
-        row cannot be written now: somebody holds it, say).
+    Returns: the jobs that are not simply renewed: `cancelled` (still held; stop the handler),
+        `lost`, or `unrenewed` (still held, and its row cannot be written now: somebody holds it,
+        say).
 
     Source: sql/functions/lease/heartbeat.sql
     """
@@ -41,7 +43,10 @@ def heartbeat(schema: str, *, worker_id: WorkerId, leases: Sequence[Lease], leas
 
 
 def lost(schema: str, leases: Sequence[Lease]) -> Ask[set[JobId]]:
-    """Return which of some executions, that hold their jobs no more, have lost them, and did not end by what this worker wrote.
+    """Return which of some executions have lost their jobs.
+
+    None of them holds its job any more. Those that ended by what this worker wrote have not
+    lost it.
 
     Source: sql/functions/end/surprises.sql
     """
@@ -53,7 +58,10 @@ def _lost(answer: Answer, encoding: str) -> set[JobId]:
 
 
 def cancelled(schema: str, leases: Sequence[Lease]) -> Ask[list[Surprise]]:
-    """Return which of some executions shall stop because their jobs were cancelled. Source: sql/functions/lease/cancelled.sql."""
+    """Return which of some executions shall stop because their jobs were cancelled.
+
+    Source: sql/functions/lease/cancelled.sql
+    """
     return Ask(call("cancelled", "uuid[] uuid[]", schema), lease_arrays(leases), _cancelled)
 
 
@@ -69,7 +77,10 @@ def read_surprises(answer: Answer, encoding: str) -> list[Surprise]:
 
 
 def job_order(lease: Lease) -> int:
-    """Order as PostgreSQL orders uuids; comparing the objects themselves takes five times as long."""
+    """Order as PostgreSQL orders uuids.
+
+    Comparing the objects themselves takes five times as long.
+    """
     return lease[0].int
 
 
@@ -82,7 +93,7 @@ def lease_arrays(leases: Sequence[Lease]) -> tuple[str, str]:
 
 
 def still_holds(schema: str, lease: Lease) -> Ask[str]:
-    """Lock the job's row until the transaction ends, and tell whether the execution may still write.
+    """Lock the job's row until the transaction ends, and tell whether the execution may write.
 
     Returns: `held`, `cancelled` or `lost`.
 
@@ -113,7 +124,10 @@ class Reclaimed:
 
 
 def release_all(schema: str, worker_id: WorkerId) -> Ask[None]:
-    """Give back what a worker holds, uncharged: its process is about to end. Source: sql/functions/lease/release_all.sql."""
+    """Give back what a worker holds, uncharged: its process is about to end.
+
+    Source: sql/functions/lease/release_all.sql
+    """
     return Ask(call("release_all", "uuid", schema), (worker_id.hex,), nothing)
 
 
@@ -122,7 +136,8 @@ def reclaim(
 ) -> Ask[tuple[list[Reclaimed], float | None, bool]]:
     """Take back jobs whose lease ran out or whose worker is dead, at most `jobs_max`.
 
-    Returns: the jobs; seconds until the next lease runs out (None: none is held); whether all there were are taken.
+    Returns: the jobs; seconds until the next lease runs out (None: none is held); whether all there
+        were are taken.
 
     Source: sql/functions/lease/reclaim.sql
     """

@@ -1,4 +1,7 @@
-"""What is only read: jobs, attempts, dead letters, queues, workers, troubles, and what the connected role may do."""
+"""What is only read.
+
+Jobs, attempts, dead letters, queues, workers, troubles, and what the connected role may do.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,10 @@ class Explanation:
 
 
 def get_job(schema: str, job_id: JobId) -> Ask[Job | None]:
-    """Return a job, or None: it never was, was pruned, or is a dead letter. Source: sql/queries/jobs.sql."""
+    """Return a job, or None: it never was, was pruned, or is a dead letter.
+
+    Source: sql/queries/jobs.sql
+    """
     return Ask(query("jobs", schema), (job_id.hex, None, None, None, None, "1"), _one_job, said_of(schema))
 
 
@@ -125,7 +131,8 @@ def list_jobs(
     """Return jobs, newest first.
 
     Raises:
-        ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping; or `limit` is negative.
+        ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping; or `limit`
+            is negative.
 
     Source: sql/queries/jobs.sql
     """
@@ -136,7 +143,10 @@ def list_jobs(
 
 
 def history(schema: str, job_id: JobId) -> Ask[list[Execution]]:
-    """Return the attempts of a job, oldest first, the one under way included. A dead letter's are there too."""
+    """Return the attempts of a job, oldest first, the one under way included.
+
+    A dead letter's are there too.
+    """
     return Ask(query("executions", schema), (job_id.hex,), _list_of(Execution), said_of(schema))
 
 
@@ -195,7 +205,9 @@ def list_troubles(
     within_seconds: float | None = None,
     limit: int = 50,
 ) -> Ask[list[TroubleRow]]:
-    """Return jobs that were put aside, the latest first. `within_seconds`: only what was tried so short a time ago.
+    """Return jobs that were put aside, the latest first.
+
+    `within_seconds`: only what was tried so short a time ago.
 
     Source: sql/queries/troubles.sql
     """
@@ -237,7 +249,11 @@ def _dead_letters(answer: Answer, encoding: str) -> list[DeadLetter]:
 
 
 def checked_limit(limit: int) -> int:
-    """Return how many rows a reader may give. ConfigError: less than none, or more than an int4 holds."""
+    """Return how many rows a reader may give.
+
+    Raises:
+        ConfigError: less than none, or more than an int4 holds.
+    """
     if not 0 <= limit < 2**31:
         raise ConfigError(f"limit {limit!r} is out of range: use 0 to {2**31 - 1}")
     return limit
@@ -289,7 +305,9 @@ def _attempt(job_id: JobId, attempt: Any, died_at: datetime) -> Execution:
 
 
 def tenant_role(schema: str) -> Ask[str | None]:
-    """Return the role that confines tenants, or None where it does not exist, may not be taken on, or has no rights in the schema.
+    """Return the role that confines tenants, or None.
+
+    None: it does not exist, may not be taken on, or has no rights in the schema.
 
     Source: sql/queries/tenant_role.sql
     """
@@ -302,7 +320,9 @@ def tenant_role(schema: str) -> Ask[str | None]:
 
 
 def powers(schema: str) -> Ask[list[tuple[Any, ...]]]:
-    """Return whether the connected role is a superuser, whether it is exempt from row security, and its name: one row, or none.
+    """Return what the connected role may do by nature: one row, or none.
+
+    Whether it is a superuser, whether it is exempt from row security, and its name.
 
     Source: sql/queries/powers.sql
     """

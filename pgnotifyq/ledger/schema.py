@@ -1,11 +1,13 @@
 """Bring a database's schema to the version of this code.
 
-`sql/migrations/NNNN_*.sql` are applied once each, in order; `sql/functions/*/*.sql` are applied again whenever their text has
-changed. All of it is one transaction under an advisory lock, so two who migrate at once do it once, and a failure
-leaves nothing behind. A change of a function ships with a migration of its own, so that older code never replaces it.
+`sql/migrations/NNNN_*.sql` are applied once each, in order; `sql/functions/*/*.sql` are applied
+again whenever their text has changed. All of it is one transaction under an advisory lock, so two
+who migrate at once do it once, and a failure leaves nothing behind. A change of a function ships
+with a migration of its own, so that older code never replaces it.
 
-Code and schema move apart for a while in every deploy. So a schema says the oldest code that may run on it (`oldest_code` of its
-migrations, by the schema version that the code was written for): code of that age works on it, and its `migrate` leaves it alone.
+Code and schema move apart for a while in every deploy. So a schema says the oldest code that may
+run on it (`oldest_code` of its migrations, by the schema version that the code was written for):
+code of that age works on it, and its `migrate` leaves it alone.
 """
 
 from __future__ import annotations
@@ -14,12 +16,11 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import attrs
-from psycopg import sql
 
 from pgnotifyq.ledger.ask import Aside, Ask, Plan, Script, nothing
 from pgnotifyq.ledger.columns import rows
 from pgnotifyq.ledger.errors import migrate_command, said_of
-from pgnotifyq.ledger.statements import bookkeeping, compose, files
+from pgnotifyq.ledger.statements import bookkeeping, compose, files, with_values
 from pgnotifyq.model.errors import ConfigError, DatabaseTooOld, SchemaMissing, SchemaOutOfDate, SchemaTooNew
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
     from pgnotifyq.ledger.ask import Answer, Steps
 
-# The oldest code that runs on this schema. A migration that only adds does not raise it; one that takes away or means something else by
-# a name does, and then workers of the release before have to be stopped first. 9: what came before does not ask.
+# The oldest code that runs on this schema. A migration that only adds does not raise it; one that
+# takes away or means something else by a name does, and then workers of the release before have to
+# be stopped first. 9: what came before does not ask.
 OLDEST_CODE = 9
 
 SERVER_VERSION_MIN = 150_000  # 15: security_invoker views, and `merge`-era planner behaviour that the plans are tested on
@@ -63,13 +65,16 @@ def steps(schema: str) -> list[Step]:
 
 
 def migrate(schema: str = "pgnotifyq", *, dry_run: bool = False) -> Plan[list[Step]]:
-    """Apply what is missing, and return the steps applied (or, with `dry_run`, those that would be).
+    """Apply what is missing, and return the steps applied.
+
+    With `dry_run`, apply nothing, and return those that would be.
 
     Cancellation: rolls back; nothing is applied.
 
     Raises:
         DatabaseTooOld: the server is older than PostgreSQL 15.
-        SchemaTooNew: the schema was migrated by newer code, and this code cannot run on it; nothing is touched.
+        SchemaTooNew: the schema was migrated by newer code, and this code cannot run on it; nothing
+            is touched.
         MissingRights: the role may not create what is needed.
         ConfigError: the schema is somebody else's: it has tables of our names.
 
@@ -105,7 +110,10 @@ def migrate(schema: str = "pgnotifyq", *, dry_run: bool = False) -> Plan[list[St
 
 
 def as_script(missing: Sequence[Step], schema: str) -> str:
-    """Return steps as one transaction for psql, which does what `migrate` would have done, its notes included."""
+    """Return steps as one transaction for psql.
+
+    It does what `migrate` would have done, its notes included.
+    """
     parts = [b"begin;", bookkeeping("lock", schema).strip(), bookkeeping("begin", schema).strip()]
     for step in missing:
         parts += [f"-- {step.name}".encode(), step.text.strip(), _note(step, schema)]
@@ -114,10 +122,7 @@ def as_script(missing: Sequence[Step], schema: str) -> str:
 
 def _note(step: Step, schema: str) -> bytes:
     """Return the statement that notes a step as applied, with its values written out."""
-    _, _, note = bookkeeping("note", schema).strip().partition(b"\n")  # without its head, which says what the values are
-    for place, value in enumerate((step.version, step.name, step.digest, OLDEST_CODE), 1):
-        note = note.replace(b"$%d" % place, sql.Literal(value).as_bytes(None))
-    return note
+    return with_values(bookkeeping("note", schema), (step.version, step.name, step.digest, OLDEST_CODE))
 
 
 def check_server(version: int) -> None:
@@ -141,7 +146,8 @@ def check_schema(schema: str = "pgnotifyq") -> Plan[int]:
         DatabaseTooOld: the server is older than PostgreSQL 15.
         SchemaMissing: there is none: run `migrate`.
         SchemaOutOfDate: it is older than this code: run `migrate`.
-        SchemaTooNew: it is newer than this code, and does not bear code as old as this: upgrade pgnotifyq.
+        SchemaTooNew: it is newer than this code, and does not bear code as old as this: upgrade
+            pgnotifyq.
         MissingRights: the connected role may not look.
     """
 
@@ -176,7 +182,8 @@ def _look(schema: str) -> Plan[dict[int, _Applied] | None]:
 
     def find() -> Steps[dict[int, _Applied] | None]:
         try:
-            # In a transaction of its own, or a savepoint: where it fails, the transaction around it goes on.
+            # In a transaction of its own, or a savepoint: where it fails, the transaction around it
+            # goes on.
             noted: dict[int, _Applied] = yield Plan(look, is_whole=True)
         except SchemaMissing:
             return None

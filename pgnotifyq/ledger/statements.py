@@ -1,12 +1,14 @@
 """Where the SQL comes from: finds the files of `sql/` and composes them for a schema.
 
-The files are ordinary SQL with four names left open: `{schema}`, `{schema_text}`, `{tenant_role}` and
-`{tenant_role_text}`. They are filled by psycopg's own composition, which quotes; no SQL is edited as text.
+The files are ordinary SQL with four names left open: `{schema}`, `{schema_text}`, `{tenant_role}`
+and `{tenant_role_text}`. They are filled by psycopg's own composition, which quotes; no SQL is
+edited as text.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ from psycopg import sql
 from pgnotifyq.model.names import check_schema_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from importlib.resources.abc import Traversable
 
 
@@ -29,7 +31,10 @@ def sql_folder() -> Traversable:
 
 
 def files(kind: str) -> list[tuple[str, str]]:
-    """Return (path without ending, text) of the files of one kind (migrations, functions, queries), in order of path."""
+    """Return the files of one kind, in order of path: path without ending, and text.
+
+    Kinds are the folders of `sql/`: migrations, functions, queries, bookkeeping, sessions.
+    """
     return sorted(_walk(sql_folder() / kind, ""))
 
 
@@ -71,6 +76,22 @@ def query(name: str, schema: str) -> bytes:
 def bookkeeping(name: str, schema: str) -> bytes:
     """Return the statement of `sql/bookkeeping/<name>.sql`, composed."""
     return _statement("bookkeeping", name, schema)
+
+
+@functools.cache
+def session(name: str) -> bytes:
+    """Return the statement of `sql/sessions/<name>.sql`. It leaves no name open."""
+    return (sql_folder() / "sessions" / f"{name}.sql").read_bytes()
+
+
+def with_values(statement: bytes, values: Sequence[object]) -> bytes:
+    """Return a statement with its values written out, and without its head.
+
+    For places where it cannot have parameters.
+    """
+    lines = [line for line in statement.strip().split(b"\n") if not line.startswith(b"--")]
+    literals = [sql.Literal(value).as_bytes(None) for value in values]
+    return re.sub(rb"\$(\d+)", lambda found: literals[int(found[1]) - 1], b"\n".join(lines))
 
 
 def _statement(folder: str, name: str, schema: str) -> bytes:

@@ -40,7 +40,10 @@ def register(
     lease_seconds: float,
     grace_seconds: float | None = None,
 ) -> Ask[None]:
-    """Publish a worker, or one that has come back and holds nothing of what it held. Source: sql/functions/worker/register_worker.sql."""
+    """Publish a worker, or one that has come back and holds nothing of what it held.
+
+    Source: sql/functions/worker/register_worker.sql
+    """
     statement = call("register_worker", "uuid text integer text[] integer text boolean float8 float8", schema)
     values = (
         worker_id.hex, host, str(pid), array(queues), str(slots), version, str(has_session), str(lease_seconds), text(grace_seconds),
@@ -69,7 +72,10 @@ def hold_session(schema: str, worker_id: WorkerId) -> Ask[bool]:
 
 
 def beat(schema: str, worker_id: WorkerId) -> Ask[bool]:
-    """Give a sign of life; False: others have given the worker up, or it is not registered. Source: sql/functions/worker/beat.sql."""
+    """Give a sign of life; False: others have given the worker up, or it is not registered.
+
+    Source: sql/functions/worker/beat.sql
+    """
     return Ask(call("beat", "uuid", schema), (worker_id.hex,), truth, is_durable=False)
 
 
@@ -79,9 +85,12 @@ def worker_channel(schema: str, worker_id: WorkerId) -> Ask[str]:
 
 
 def publish_handlers(schema: str, worker_id: WorkerId, handlers: Sequence[tuple[str, str | None, int | None]]) -> Ask[None]:
-    """Publish what a worker has handlers for: job type, queue and max_attempts of each, null where it says nothing.
+    """Publish what a worker has handlers for.
 
-    Jobs that wait for their handler's queue are moved to it. A worker that is not registered publishes nothing.
+    Job type, queue and max_attempts of each, null where it says nothing.
+
+    Jobs that wait for their handler's queue are moved to it. A worker that is not registered
+    publishes nothing.
 
     Source: sql/functions/worker/handlers.sql
     """
@@ -90,7 +99,9 @@ def publish_handlers(schema: str, worker_id: WorkerId, handlers: Sequence[tuple[
 
 
 def fall_asleep(schema: str, worker_id: WorkerId, queues: Sequence[str], for_types: str | None = None) -> Plan[int]:
-    """Publish that the worker sleeps on its queues, then return a transaction id taken after that was visible.
+    """Publish that the worker sleeps on its queues, then take a transaction id and return it.
+
+    It is taken after the publication was visible.
 
     `for_types`, an array written, is what it can be woken for; None: whatever the queues have.
 
@@ -118,7 +129,10 @@ def notify(schema: str, channel: str, payload: str) -> Ask[None]:
 
 
 def wake_up(schema: str, worker_id: WorkerId, hand_on: Sequence[str] = ()) -> Ask[None]:
-    """Publish that the worker does not sleep; wake another for the queues in `hand_on` that have due work."""
+    """Publish that the worker does not sleep.
+
+    Another is woken for the queues in `hand_on` that have due work.
+    """
     return Ask(call("wake_up", "uuid text[]", schema), (worker_id.hex, array(hand_on)), nothing)
 
 
@@ -129,7 +143,8 @@ def watch(schema: str, worker_id: WorkerId, grace_seconds: float, session_second
         schema: the queue's.
         worker_id: who looks.
         grace_seconds: of workers of an older release, which do not publish theirs.
-        session_seconds: for how long this connection has been open, at the least. Nobody judges in the first grace of its session.
+        session_seconds: for how long this connection has been open, at the least. Nobody judges in
+            the first grace of its session.
 
     Source: sql/functions/worker/watch.sql
     """

@@ -145,7 +145,7 @@ def ended_by(error: BaseException) -> Returned | Raised:
 
 
 class SettleKind(StrEnum):
-    """How an execution is settled; the words of sql/functions/end/settle.sql."""
+    """How an execution is settled: each word is a way of sql/functions/end."""
 
     COMPLETE = "complete"
     RETRY = "retry"

@@ -15,6 +15,8 @@ from weakref import ref
 import psycopg
 from psycopg import generators, sql
 
+from pgnotifyq.ledger.statements import session
+
 if TYPE_CHECKING:
     from psycopg.pq import PGnotify
 
@@ -45,7 +47,7 @@ async def owns_session(connection: Connection[Any]) -> bool:
     A pooler tells clients a process number of its own making. In transaction mode LISTEN is then accepted and nothing is
     ever heard; in session mode it works, which cannot be told from here.
     """
-    cursor = await connection.execute("select pg_backend_pid()")
+    cursor = await connection.execute(session("backend"))
     row = await cursor.fetchone()
     return row is not None and bool(row[0] == connection.info.backend_pid)
 

@@ -28,6 +28,7 @@ import trio
 from psycopg import pq
 from psycopg.rows import tuple_row
 
+from pgnotifyq.ledger.statements import session
 from pgnotifyq.model.errors import PgnotifyqError, PoolTimeout
 from pgnotifyq.wire import asking, waiting
 from pgnotifyq.wire.connection import INTERRUPT_SECONDS, Connection, connect
@@ -61,12 +62,7 @@ REPORTED_SETTINGS = (
 """Settings the server reports by itself, so that comparing them costs no round trip. `search_path` is reported from
 version 18 on."""
 
-# What `discard all` does, but for the plans of functions: they hold nothing of anybody's, and to make them anew doubled the time of a
-# handler's next transaction. One statement, so it is done whole.
-_DISCARD = (
-    b"close all; set session authorization default; reset all; deallocate all; unlisten *;"
-    b" select pg_advisory_unlock_all(); discard temp; discard sequences"
-)
+_DISCARD = session("discard")
 _IN_TRANSACTION = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
 

@@ -19,6 +19,8 @@ import attrs
 import trio
 from psycopg.conninfo import conninfo_to_dict
 
+from pgnotifyq.ledger.statements import session
+
 if TYPE_CHECKING:
     from pgnotifyq.wire.connection import Connection
 
@@ -58,7 +60,7 @@ async def find_postmaster(connection: Connection, dsn: str) -> Postmaster | None
     info, named = connection.info, conninfo_to_dict(dsn)
     if any("," in str(named.get(name, os.environ.get(f"PG{name.upper()}", ""))) for name in ("host", "hostaddr")):
         return None
-    cursor = await connection.execute("select pg_backend_pid(), host(inet_server_addr()), inet_server_port()")
+    cursor = await connection.execute(session("address"))
     row = await cursor.fetchone()
     assert row is not None
     with socket.socket(fileno=os.dup(connection.pgconn.socket)) as mine:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 from psycopg import errors, generators, pq
 
+from pgnotifyq.ledger.statements import session
+
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn
@@ -60,24 +62,7 @@ _WORKER = _CALLER | {
 }
 _WANTED = {For.HANDLER: _HANDLER, For.CALLER: _CALLER, For.WORKER: _WORKER}
 
-# `pg_backend_pid` differs from what the connection was told where a pooler stands between. Nothing is set then.
-# synchronous_commit: an outcome that was acknowledged must be durable; whoever has chosen more than `on` keeps it.
-# search_path: where it names pg_catalog behind other schemas, their functions and operators would stand in for the server's. It is
-# put first, and the rest stays, for the sake of users' triggers.
-_ENTER = b"""
-select pg_catalog.current_setting('transaction_read_only'), pg_catalog.count(pg_catalog.set_config(name, value, false))
-from (
-    select name, value from pg_catalog.jsonb_each_text($2::pg_catalog.jsonb) as wanted (name, value)
-    union all
-    select 'synchronous_commit', 'on'
-    where $3::pg_catalog.bool and pg_catalog.current_setting('synchronous_commit') operator(pg_catalog.=) 'off'
-    union all
-    select 'search_path', pg_catalog.concat('pg_catalog, ', pg_catalog.current_setting('search_path'))
-    where $3::pg_catalog.bool and (pg_catalog.current_schemas(true))[1] operator(pg_catalog.<>) 'pg_catalog'
-) as settings
-where $1::pg_catalog.int4 operator(pg_catalog.=) pg_catalog.pg_backend_pid()
-    and not pg_catalog.current_setting(name, true) operator(pg_catalog.=) value
-"""
+_ENTER = session("enter")
 
 
 def enter(pgconn: PGconn, wanted_for: For, encoding: str) -> PQGen[tuple[bool, bool]]:

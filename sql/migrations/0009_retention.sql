@@ -26,7 +26,7 @@ as $$
 declare
     ids uuid[];
 begin
-    -- A burial (functions/end/bury.sql): each job has a letter, whose history it is.
+    -- A burial (functions/end/move_to_letters.sql): each job has a letter, whose history it is.
     if current_setting('pgnotifyq.buries', true) = 'yes' then
         return null;
     end if;

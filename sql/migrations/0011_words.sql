@@ -23,11 +23,23 @@ create type {schema}.claimed_job as (
     lease_expires_at timestamptz
 );
 
+-- How an execution ended: what the history says of it (note_attempts). `attempt` is its number.
+create type {schema}.ended_attempt as (
+    job_id uuid,
+    execution_id uuid,
+    org_id uuid,
+    attempt integer,
+    started_at timestamptz,
+    outcome text,
+    error_message text
+);
+
 do $do$
 declare
     old text;
 begin
     foreach old in array array[
+        'attempt(uuid, integer, uuid, text, timestamptz, timestamptz, text)',
         'beat(uuid)',
         'claim(uuid, text[], integer, double precision, boolean, text, integer, timestamptz, uuid, text[], integer[], '
             || 'bigint, bigint)',
@@ -59,6 +71,7 @@ begin
         'prune(double precision, uuid, integer, text[])',
         'publish_handlers(uuid, text[], text[], integer[])',
         'queue_of(text)',
+        'reclaim(uuid, integer, uuid[])',
         'register_worker(uuid, text, integer, text[], integer, text, boolean, double precision, double precision)',
         'release_all(uuid)',
         'requeue_all(text, text, integer)',
@@ -66,6 +79,7 @@ begin
         'settle(uuid, uuid[], uuid[], text[], text[], double precision[], text[], text[], text[])',
         'settle_apart(uuid, uuid[], uuid[], text[], text[], double precision[], text[], text[], text[], '
             || 'double precision, boolean)',
+        'surprises(uuid[], uuid[], text[])',
         'types_of(text)',
         'unregister_worker(uuid)',
         'wake(text, timestamptz, bigint, text, text)',

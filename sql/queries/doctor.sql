@@ -1,6 +1,7 @@
 -- doctor: the facts that doctor judges, in one row.
 --
--- Rights are asked for one by one: of a list, has_table_privilege says whether *any* of them is held.
+-- Rights are asked for one by one: of a list, has_table_privilege says whether *any* of them is
+-- held.
 with workers as materialized (
     select w.has_session, {schema}.is_alive(w.worker_id) as is_alive from {schema}.worker_heartbeats as w
 ), needed as (

@@ -1,5 +1,6 @@
--- due_queues: the queues that hold due jobs, the longest waiting first, and how many live workers take them. Jobs that were put aside,
--- and suspects whose turn has not come, wait for something else.
+-- due_queues: the queues that hold due jobs, the longest waiting first, and how many live workers
+-- take them. Jobs that were put aside, and suspects whose turn has not come, wait for something
+-- else.
 with workers as materialized (
     select w.queues from {schema}.worker_heartbeats as w where {schema}.is_alive(w.worker_id)
 )

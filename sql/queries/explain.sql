@@ -1,4 +1,5 @@
--- explain: why a job is where it is: what it waits for, who holds it, and who could run it. One row, or none.
+-- explain: why a job is where it is: what it waits for, who holds it, and who could run it. One
+-- row, or none.
 -- Index: jobs_pkey; jobs_claimable for the jobs before it, of which at most 1,000 are counted.
 with found as materialized (
     select j.*, c.now

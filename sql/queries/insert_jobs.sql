@@ -1,9 +1,12 @@
--- insert_jobs: a batch of jobs without unique keys; arrays of one length, values checked by the client (model/job.py).
+-- insert_jobs: a batch of jobs without unique keys; arrays of one length, values checked by the
+-- client (model/job.py).
 --
--- Not a function, for there is nothing to decide and nothing to plan: enqueue and enqueue_many take 20 to 30 microseconds longer.
--- All jobs of a batch have one time, so that those due now are claimed in order of id, which is the order they were given in.
--- An empty text stands for null: a session with `array_nulls = off`, which may be the caller's, takes null in an array for a word.
--- A queue that is null was not said: the handler's is taken, when one is known (functions/worker/handlers.sql).
+-- Not a function, for there is nothing to decide and nothing to plan: enqueue and enqueue_many take
+-- 20 to 30 microseconds longer. All jobs of a batch have one time, so that those due now are
+-- claimed in order of id, which is the order they were given in. An empty text stands for null: a
+-- session with `array_nulls = off`, which may be the caller's, takes null in an array for a word. A
+-- queue that is null was not said: the handler's is taken, when one is known
+-- (functions/worker/handlers.sql).
 insert into {schema}.jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, queue_not_said)
 select n.id, n.org_id, coalesce(n.queue_name, k.queue_name, 'default'), n.job_type, n.payload::jsonb, n.priority,
     coalesce(n.scheduled_at, c.now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts,

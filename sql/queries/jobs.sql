@@ -1,6 +1,8 @@
--- jobs: some jobs for people, newest first. Every filter may be null. `label` is a status or a derived one.
+-- jobs: some jobs for people, newest first. Every filter may be null. `label` is a status or a
+-- derived one.
 -- In: id, label, queue, job type, tenant, limit.
--- Out: documents that only raw SQL stores, too large to be read beside others, are left out (`unread_bytes`), and texts are cut.
+-- Out: documents that only raw SQL stores, too large to be read beside others, are left out
+--      (`unread_bytes`), and texts are cut.
 select j.id, j.org_id, j.queue_name, j.job_type, case when u.payload is null then j.payload end as payload, u.payload as unread_bytes,
     j.priority, j.status, j.scheduled_at, j.attempts, j.max_attempts, j.locked_by, j.current_execution_id, j.lease_expires_at,
     j.started_at, j.completed_at, left(j.error_message, 10000) as error_message,

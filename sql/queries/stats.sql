@@ -1,4 +1,5 @@
--- stats: what each queue holds, by name. Reads every job: for people and dashboards, not for every second.
+-- stats: what each queue holds, by name. Reads every job: for people and dashboards, not for every
+-- second.
 with counted as (
     select l.queue_name,
         count(*) filter (where l.label = 'pending') as pending,

@@ -1,4 +1,5 @@
--- strangers: what others have put on our tables, and what of ours was switched off. One row a thing, by kind.
+-- strangers: what others have put on our tables, and what of ours was switched off. One row a
+-- thing, by kind.
 with ours as materialized (
     select c.oid, c.relname::text as name, c.relrowsecurity, c.relforcerowsecurity, coalesce(c.reloptions, '{{}}') as options
     from pg_class as c

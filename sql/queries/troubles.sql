@@ -1,5 +1,6 @@
--- troubles: jobs that were put aside, the latest first: what could not be done, what was said, and when it is tried again. `wish`: how the
--- execution is to be settled once its row can be written. Every filter may be null.
+-- troubles: jobs that were put aside, the latest first: what could not be done, what was said, and
+-- when it is tried again. `wish`: how the execution is to be settled once its row can be written.
+-- Every filter may be null.
 select t.job_id, t.org_id, coalesce(j.queue_name, d.queue_name) as queue_name, coalesce(j.job_type, d.job_type) as job_type, t.verb,
     t.sqlstate, t.error_message, t.tries, t.first_at, t.last_at, t.look_at, t.outcome as wish
 from {schema}.job_troubles as t

@@ -1,4 +1,5 @@
--- unserved: job types that are due in a queue, and that no live worker of that queue has a handler for. They wait, uncharged.
+-- unserved: job types that are due in a queue, and that no live worker of that queue has a handler
+-- for. They wait, uncharged.
 -- Out: the queue, the type, how many wait (counted up to 1,000), and for how long the first has.
 -- Index: jobs_claimable_by_type: one look a type, so it reads little whatever waits.
 with recursive kinds as (

@@ -14,9 +14,10 @@ from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.cli import doctor
 from pgnotifyq.embedded import open_temporary_server
-from pgnotifyq.ledger.statements import query
+from pgnotifyq.ledger import doctor as asked
 from pgnotifyq.migrating import migrate
 from pgnotifyq.runtime.tenants import find_tenant_role
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def facts(dsn: str) -> dict[str, Any]:
 
     async def main() -> dict[str, Any]:
         async with open_connection(dsn) as connection:
-            (row,) = await doctor._rows(connection, query("doctor", "pgnotifyq"))
+            (row,) = await ask(connection, asked.facts("pgnotifyq"))
             return row
 
     return trio.run(main)

@@ -16,7 +16,7 @@ import attrs
 import psycopg
 from psycopg import pq
 
-from pgnotifyq.ledger import bulk, claim, end, enqueue, fences, lease, look, schema, workers
+from pgnotifyq.ledger import bulk, claim, demo, doctor, end, enqueue, fences, lease, look, schema, sessions, workers
 from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 
     Story = Generator[Verb[Any], Any, None]
 
-MODULES = (bulk, claim, end, enqueue, fences, lease, look, schema, workers)
+MODULES = (bulk, claim, demo, doctor, end, enqueue, fences, lease, look, schema, sessions, workers)
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
 CLAIM: dict[str, Any] = {"worker_id": ANN, "queues": ["default", "other"], "lease_seconds": 60.0}
+MOVING = {"snapshot_xmin", "dead_rows", "dead_row_share"}  # what a server counts for itself
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -59,6 +60,13 @@ def verbs() -> set[str]:
 
 def story() -> Story:
     """Say every verb, most of them where there is something to tell."""
+    yield sessions.hush()
+    yield sessions.bound(60.0)
+    yield sessions.server()
+    yield demo.strike("pgnotifyq_elsewhere")
+    yield demo.strike_role("pgnotifyq_elsewhere")
+    yield demo.take_stage(SCHEMA)
+    yield demo.leave_stage(SCHEMA)
     yield schema.check_schema(SCHEMA)
     yield schema.migrate(SCHEMA)
     for worker in (ANN, BOB):
@@ -134,6 +142,18 @@ def story() -> Story:
     yield fences.note_afterthought(SCHEMA, held[1], "too late")
     yield look.history(SCHEMA, held[1].job_id)
 
+    yield demo.progress(SCHEMA, "noop")
+    yield demo.held(SCHEMA, 7, "noop")
+    yield demo.recovered(SCHEMA)
+    yield demo.results(SCHEMA, "noop")
+    yield demo.cancel(SCHEMA, held[2].job_id)
+    yield doctor.facts(SCHEMA)
+    yield doctor.tenant(SCHEMA)
+    yield doctor.strangers(SCHEMA)
+    yield doctor.due_queues(SCHEMA)
+    yield doctor.unserved(SCHEMA)
+    yield doctor.old_snapshots(SCHEMA)
+
     yield look.list_dead(SCHEMA)
     yield look.get_dead(SCHEMA, first)
     yield look.get_dead(SCHEMA, NOBODY.job_id)
@@ -173,7 +193,7 @@ class Plainly:
             case str():
                 return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda found: self.put(UUID(found.group())), value)
             case dict():
-                return {key: self.put(item) for key, item in value.items() if key != "snapshot_xmin"}
+                return {self.put(key): self.put(item) for key, item in value.items() if key not in MOVING}
             case list() | tuple():
                 return [self.put(item) for item in value]
             case set():
@@ -277,7 +297,7 @@ def _by_function() -> Iterator[tuple[str, Verb[Any]]]:
     yield "report_progress", lease.report_progress(SCHEMA, NOBODY, fraction=None, message=None)
     yield "beat", workers.beat(SCHEMA, ANN)
     yield "sleep", workers.fall_asleep(SCHEMA, ANN, [])
-    for ending, name in (("complete plainly", "complete"), ("retry", "settle")):
+    for ending, name in (("complete", "complete"), ("retry", "give_back"), ("cancel", "stop"), ("bury", "bury")):
         yield name, end.settle(SCHEMA, worker_id=ANN, settlements=[(NOBODY, ENDINGS[ending])])
     yield "settle_apart", end.settle_apart(SCHEMA, worker_id=ANN, settlements=[])
     yield "cancel", end.cancel(SCHEMA, NOBODY.job_id)

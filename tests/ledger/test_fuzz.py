@@ -76,6 +76,13 @@ SCALARS: dict[str, list[str]] = {
     "interval": ["1 s", "-1 s", "infinity", "no interval"],
     "bytea": ["", "\\x00", "\\xzz"],
     "pgnotifyq.jobs": ["(" + "," * 27 + ")", "()", "("],
+    "pgnotifyq.ended_attempt": [
+        f"({JOBS[1]},{OURS},{OURS},1,2020-01-01,failed,no luck)",
+        f"({JOBS[1]},{OURS},,,,,)",
+        "(,,,,,,)",
+        f"({JOBS[1]},{OURS},{OURS},-1,infinity,nonsense,)",
+        "(",
+    ],
 }
 
 
@@ -89,7 +96,7 @@ GOOD = {
     "real": 2,
     "double precision": 2,
     "boolean": 2,
-} | dict.fromkeys(("timestamp with time zone", "jsonb", "interval", "bytea", "pgnotifyq.jobs"), 1)
+} | dict.fromkeys(("timestamp with time zone", "jsonb", "interval", "bytea", "pgnotifyq.jobs", "pgnotifyq.ended_attempt"), 1)
 
 
 SHORT_NAMES = {"timestamptz": "timestamp with time zone", "float8": "double precision"}

@@ -26,9 +26,10 @@ CALLS = {
     "claim_named": "claim_named('{ann}', array['default'], '{due}', 60)",
     "claim_named of the dead": "claim_named('{ann}', array['default'], '{ann}', 60)",
     "complete": "complete('{ann}', {jobs}, {executions})",
-    "complete with a result": "settle('{ann}', {jobs}, {executions}, {complete}, {x}, {n}, {x}, {n}::text[], {x})",
-    "retry": "settle('{ann}', {jobs}, {executions}, {retry}, {failed}, {n}, {x}, {n}::text[], {x})",
-    "bury": "settle('{ann}', {jobs}, {executions}, {bury}, {failed}, {n}, {x}, {n}::text[], {exhausted})",
+    "complete with a result": "complete('{ann}', {jobs}, {executions}, {n}::text[], {x})",
+    "retry": "give_back('{ann}', {jobs}, {executions}, {retry}, {failed}, {n}, {x})",
+    "stop": "stop('{ann}', {jobs}, {executions}, {x})",
+    "bury": "bury('{ann}', {jobs}, {executions}, {failed}, {x}, {exhausted})",
     "a lost batch": "complete('{ann}', {jobs}, {jobs})",
     "heartbeat": "heartbeat('{ann}', {jobs}, {executions}, 60)",
     "cancelled": "cancelled({jobs}, {executions})",
@@ -51,9 +52,7 @@ CALLS = {
 def calls(leases: list[Any], due: object = ANN) -> dict[str, str]:
     """Return the statements for some leases and a job that is due, with their arguments written out."""
     count = max(len(leases), 1)
-    words = {
-        word: f"array_fill('{word}'::text, array[{count}])" for word in ("complete", "retry", "bury", "x", "failed", "exhausted")
-    }
+    words = {word: f"array_fill('{word}'::text, array[{count}])" for word in ("retry", "x", "failed", "exhausted")}
     words["x"] = f"array_fill('completed'::text, array[{count}])"
     ids = {
         name: "array[" + ", ".join(f"'{each[place]}'" for each in leases or [(ANN, ANN)]) + "]::uuid[]"

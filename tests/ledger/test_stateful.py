@@ -699,27 +699,9 @@ class Everybody(RuleBasedStateMachine):
         return Batch(batch[0].worker_id, asked, told)
 
     def _settle(self, worker: WorkerId, asked: Sequence[tuple[Execution, Outcome]]) -> dict[JobId, str]:
-        """Do what `ledger.end.settle` does, on a blocking connection."""
-        plain = sorted(execution.lease for execution, ending in asked if ending is PLAIN_COMPLETION)
-        rest = sorted(
-            ((execution.lease, ending) for execution, ending in asked if ending is not PLAIN_COMPLETION), key=lambda p: p[0]
-        )
-        rows: list[tuple[Any, ...]] = []
-        if plain:
-            rows += self._call("complete", "uuid uuid[] uuid[]", worker, [each[0] for each in plain], [each[1] for each in plain])
-        if rest:
-            rows += self._call(
-                "settle", "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[]", worker,
-                [lease.job_id for lease, _ in rest],
-                [lease.execution_id for lease, _ in rest],
-                [ending.kind.value for _, ending in rest],
-                [ending.name for _, ending in rest],
-                [float(ending.delay_seconds) for _, ending in rest],
-                [ending.error_message for _, ending in rest],
-                [ending.result_json for _, ending in rest],
-                [ending.reason for _, ending in rest],
-            )  # fmt: skip
-        return dict(rows)
+        settlements = [(execution.lease, ending) for execution, ending in asked]
+        surprises = ask_blocking(self.connection, end.settle(SCHEMA, worker_id=worker, settlements=settlements))
+        return {surprise.job_id: surprise.became for surprise in surprises}
 
     def _reclaim(self, worker: WorkerId, limit: int, dead: list[WorkerId]) -> None:
         rows = self._call("reclaim", "uuid integer uuid[]", worker, limit, dead)

@@ -52,23 +52,23 @@ MUTANTS = (
         ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
     ),
     Mutant(
-        "fence dropped: complete with a result",
-        SQL + "end/settle.sql",
-        _pattern(r"(?P<key>e\.kind = 'complete' and j\.id = any \(job_ids\) and j\.id = e\.id)" + FENCE),
-        r"\g<key>",
+        "fence dropped: retry, snooze, release",
+        SQL + "end/give_back.sql",
+        _pattern(FENCE + r"(?= and e\.kind in)"),
+        "",
         ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
     ),
     Mutant(
-        "fence dropped: retry, snooze, release, cancel",
-        SQL + "end/settle.sql",
-        _pattern(r"(?P<key>e\.kind <> 'complete' and j\.id = any \(job_ids\) and j\.id = e\.id)" + FENCE + r"(?= returning)"),
-        r"\g<key>",
+        "fence dropped: cancel",
+        SQL + "end/stop.sql",
+        _pattern(FENCE + r"(?= returning)"),
+        "",
         ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
     ),
     Mutant(
         "fence dropped: bury",
-        SQL + "end/settle.sql",
-        _pattern(FENCE + r"(?= where e\.kind <> 'complete' for no key update)"),
+        SQL + "end/bury.sql",
+        _pattern(FENCE + r"(?= for no key update)"),
         "",
         ("ledger/test_settling.py::test_stale_execution_after_somebody_claimed_again",),
     ),
@@ -233,9 +233,9 @@ MUTANTS = (
     ),
     Mutant(
         "retry ignoring cancel",
-        SQL + "end/settle.sql",
-        "case when j.status = 'cancelled' or e.kind in ('cancel', 'bury') then 'cancelled' else 'pending' end",
-        "case when e.kind in ('cancel', 'bury') then 'cancelled' else 'pending' end",
+        SQL + "end/give_back.sql",
+        "set status = case when j.status = 'cancelled' then 'cancelled' else 'pending' end",
+        "set status = 'pending'",
         ("ledger/test_settling.py::test_cancel_committed_first",),
     ),
     Mutant(
@@ -315,9 +315,9 @@ MUTANTS = (
     # Tenants.
     Mutant(
         "set instead of set local",
-        "pgnotifyq/ledger/fences.py",
-        "set_config('pgnotifyq.org_id', {}, true)",
-        "set_config('pgnotifyq.org_id', {}, false)",
+        "sql/queries/begin_fence_of_tenant.sql",
+        "set_config('pgnotifyq.org_id', $3::text, true)",
+        "set_config('pgnotifyq.org_id', $3::text, false)",
         ("runtime/test_own_transactions.py::test_confined_for_one_transaction",),
     ),
     Mutant(
@@ -337,9 +337,9 @@ MUTANTS = (
     # Endings.
     Mutant(
         "release charges the attempt",
-        SQL + "end/settle.sql",
-        "e.kind in ('snooze', 'release')\n                    then greatest(j.attempts - 1, 0)",
-        "e.kind in ('snooze')\n                    then greatest(j.attempts - 1, 0)",
+        SQL + "end/give_back.sql",
+        "e.kind in ('snooze', 'release')\n                then greatest(j.attempts - 1, 0)",
+        "e.kind in ('snooze')\n                then greatest(j.attempts - 1, 0)",
         ("ledger/test_settling.py::test_release_puts_a_job_back_where_it_was",),
     ),
     Mutant(

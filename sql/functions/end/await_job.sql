@@ -1,6 +1,8 @@
--- await_job: have the end of a job announced on `<schema>_finished`, for a client that listens there already.
+-- await_job: have the end of a job announced on `<schema>_finished`, for a client that listens
+-- there already.
 --
--- Out:    whether the job is still to end. A completion notifies nobody unless somebody waits for it.
+-- Out:    whether the job is still to end. A completion notifies nobody unless somebody waits for
+--         it.
 create or replace function {schema}.await_job(job_id uuid) returns boolean
 language plpgsql volatile
 set jit = off

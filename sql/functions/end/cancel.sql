@@ -1,4 +1,5 @@
--- cancel: ask a job to stop. A door to `update jobs set status = 'cancelled'` that says what happened.
+-- cancel: ask a job to stop. A door to `update jobs set status = 'cancelled'` that says what
+-- happened.
 --
 -- Out:    'cancelled'  it was pending and will never start
 --         'stopping'   its handler has been told and has not ended yet

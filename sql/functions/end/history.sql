@@ -1,11 +1,11 @@
 -- attempt, history: how the attempts of a job are written into its dead letter, oldest first.
 create or replace function {schema}.attempt(
-    id uuid, attempt integer, worker_id uuid, outcome text, started_at timestamptz, ended_at timestamptz, error_message text)
+    execution_id uuid, attempt integer, worker_id uuid, outcome text, started_at timestamptz, ended_at timestamptz, error_message text)
 returns jsonb
 language sql stable
 as $$
     select jsonb_build_object(
-        'id', id, 'attempt', attempt, 'worker_id', worker_id, 'outcome', outcome,
+        'id', execution_id, 'attempt', attempt, 'worker_id', worker_id, 'outcome', outcome,
         'started_at', started_at, 'ended_at', ended_at, 'error_message', error_message)
 $$;
 

@@ -1,8 +1,10 @@
--- letter_id: the id of the dead letter of a job. It is the job's own, but where an older letter has it: a letter was copied back into `jobs`
--- by hand, and died again; or a job was inserted under the id of a letter. Then both are kept, the newer under an id of its own.
+-- letter_id: the id of the dead letter of a job. It is the job's own, but where an older letter has
+-- it: a letter was copied back into `jobs` by hand, and died again; or a job was inserted under the
+-- id of a letter. Then both are kept, the newer under an id of its own.
 --
--- A payload that is larger than 4 MiB as it is stored is not moved, but put aside with its job: 200 MB took 20 seconds, in the way of all
--- others. The doors admit 1 MiB. Cancelling such a job ends it, for it stays where it is.
+-- A payload that is larger than 4 MiB as it is stored is not moved, but put aside with its job: 200
+-- MB took 20 seconds, in the way of all others. The doors admit 1 MiB. Cancelling such a job ends
+-- it, for it stays where it is.
 create or replace function {schema}.letter_id(job_id uuid, payload_bytes integer) returns uuid
 language plpgsql volatile
 as $$
@@ -18,9 +20,9 @@ end
 $$;
 
 -- letter_error: the last error of a dead letter, and the job's own id where the letter has another.
-create or replace function {schema}.letter_error(letter_id uuid, job_id uuid, error text) returns text
+create or replace function {schema}.letter_error(letter_id uuid, job_id uuid, error_message text) returns text
 language sql immutable
 as $$
-    select case when letter_id = job_id then error
-        else concat_ws(E'\n', error, format('(it was job %s; an older dead letter has that id)', job_id)) end
+    select case when letter_id = job_id then error_message
+        else concat_ws(E'\n', error_message, format('(it was job %s; an older dead letter has that id)', job_id)) end
 $$;

@@ -1,14 +1,16 @@
--- prune: delete finished jobs, and their history, that ended longer ago than they are kept; one bounded batch.
+-- prune: delete finished jobs, and their history, that ended longer ago than they are kept; one
+-- bounded batch.
 --
--- In:     `older_than_seconds` is how long the jobs of `queue_names` are kept (null: of all queues), where the table `retention` does not
---         say otherwise. What it says counts for every queue.
---         `after_id` is where the last batch ended: ids grow with time, so a pass walks the primary key once and is not
---         in the way of pending work.
+-- In:     `older_than_seconds` is how long the jobs of `queue_names` are kept (null: of all
+--         queues), where the table `retention` does not say otherwise. What it says counts for
+--         every queue. `after_id` is where the last batch ended: ids grow with time, so a pass
+--         walks the primary key once and is not in the way of pending work.
 -- Out:    how many were deleted, and the id to go on from (null: the pass has reached the end).
 -- Locks:  the rows, `skip locked`. Their history goes by a trigger.
 --
--- A batch that cannot be deleted, for a table of the user's refers to one of its jobs, say, is gone through one by one, and what cannot go
--- is put aside (job_troubles).
+-- A batch that cannot be deleted, for a table of the user's refers to one of its jobs, say, is gone
+-- through one by one, and what cannot go is put aside (job_troubles).
+
 -- Its earlier form: beside this one, a call that leaves the last argument out would fit both.
 drop function if exists {schema}.prune(double precision, uuid, integer);
 create or replace function {schema}.prune(
@@ -56,7 +58,8 @@ begin
         set constraints all immediate;
     exception
         when others or assert_failure or query_canceled then
-            -- A single job that is late, for a trigger of the user's stands still, was cancelled over itself.
+            -- A single job that is late, for a trigger of the user's stands still, was cancelled
+            -- over itself.
             if not ({schema}.is_rows_own(sqlstate) or (sqlstate = '57014' and jobs_max = 1)) then
                 raise;
             end if;

@@ -1,7 +1,9 @@
--- requeue: bring a dead letter back as the job it was: same id, tenant, queue, priority, payload and key, attempts at zero.
+-- requeue: bring a dead letter back as the job it was: same id, tenant, queue, priority, payload
+-- and key, attempts at zero.
 --
--- Out:    true when it was restored, false when there is no such dead letter. A unique_key that an unfinished job holds
---         meanwhile is an error (unique_violation), as is a job that has its id, and the dead letter stays.
+-- Out:    true when it was restored, false when there is no such dead letter. A unique_key that an
+--         unfinished job holds meanwhile is an error (unique_violation), as is a job that has its
+--         id, and the dead letter stays.
 -- Locks:  the dead letter: of two who requeue, one wins.
 create or replace function {schema}.requeue(job_id uuid) returns boolean
 language plpgsql volatile

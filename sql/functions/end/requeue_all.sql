@@ -1,7 +1,9 @@
--- requeue_all: bring back dead letters, the oldest first, as requeue() does. Every filter may be null.
+-- requeue_all: bring back dead letters, the oldest first, as requeue() does. Every filter may be
+-- null.
 --
--- Out:    how many were restored, at most `jobs_max`. One that cannot be stays a dead letter, and does not count: an unfinished job holds
---         its unique_key, a job has its id, a constraint or trigger refuses it.
+-- Out:    how many were restored, at most `jobs_max`. One that cannot be stays a dead letter, and
+--         does not count: an unfinished job holds its unique_key, a job has its id, a constraint or
+--         trigger refuses it.
 -- Locks:  the dead letters, `skip locked`: of two who requeue, each restores others.
 create or replace function {schema}.requeue_all(queue_name text, job_type text, jobs_max integer) returns integer
 language plpgsql volatile

@@ -1,7 +1,7 @@
 -- set_retention: say how long the finished jobs of a queue are kept, whatever workers are set to.
 --
--- In:     `keep_seconds` null: nothing is said any more, and the settings of the queue's workers count.
---         `ending` completed, cancelled, or null: both.
+-- In:     `keep_seconds` null: nothing is said any more, and the settings of the queue's workers
+--         count. `ending` completed, cancelled, or null: both.
 -- Errors: what is out of range is refused with PNQ02.
 create or replace function {schema}.set_retention(queue_name text, keep_seconds double precision, ending text default null)
 returns void

@@ -1,20 +1,26 @@
--- settle_apart: settle, one execution after the other, so that one that cannot be written is in nobody's way. Asked when a batch failed.
+-- settle_apart: settle, one execution after the other, so that one that cannot be written is in
+-- nobody's way. Asked when a batch failed.
 --
--- In:     as for settle. `lock_seconds`: how long each may wait for a lock. `is_last`: what is still busy is put aside.
--- Out:    surprises, as of settle, and four more. `bare`: it ended as asked, without its message and result, and `why`;
---         `busy`: somebody holds the row, or what a trigger of the user's wants; ask again; `refused`: it cannot be written, and was put
---         aside (job_troubles) with its wish; `is_news`: for the first time.
--- Errors: the server's and the session's only (is_rows_own), and ours: what is wrong with this function.
+-- In:     as for settle. `lock_seconds`: how long each may wait for a lock. `is_last`: what is
+--         still busy is put aside.
+-- Out:    surprises, as of settle, and four more. `bare`: it ended as asked, without its message
+--         and result, and `why`; `busy`: somebody holds the row, or what a trigger of the user's
+--         wants; ask again; `refused`: it cannot be written, and was put aside (job_troubles) with
+--         its wish; `is_news`: for the first time.
+-- Errors: the server's and the session's only (is_rows_own), and ours: what is wrong with this
+--         function.
 -- Locks:  the jobs, in the order given.
 --
--- A trigger of the user's may stand still as well as raise. Where a single execution is asked for, a cancel of the statement, which its
--- deadline sends, is therefore the row's own error. What was put aside for that is not tried again before its time: the worker that was
--- late for it asks for the whole batch again.
+-- A trigger of the user's may stand still as well as raise. Where a single execution is asked for,
+-- a cancel of the statement, which its deadline sends, is therefore the row's own error. What was
+-- put aside for that is not tried again before its time: the worker that was late for it asks for
+-- the whole batch again.
 --
--- Each has a subtransaction. Constraints that the user has deferred would fail at commit, for all of them; so they are checked there.
+-- Each has a subtransaction. Constraints that the user has deferred would fail at commit, for all
+-- of them; so they are checked there.
 create or replace function {schema}.settle_apart(
     worker_id uuid, job_ids uuid[], execution_ids uuid[], kinds text[], outcomes text[], delays double precision[],
-    errors text[], results text[], reasons text[], lock_seconds double precision default 0.02, is_last boolean default true)
+    error_messages text[], results text[], reasons text[], lock_seconds double precision default 0.02, is_last boolean default true)
 returns table (job_id uuid, became text, state text, why text, is_news boolean)
 language plpgsql volatile
 set jit = off
@@ -48,16 +54,14 @@ begin
             continue;
         end if;
         <<tries>>
-        for turn in 1 .. case when errors[place] is null and results[place] is null then 1 else 2 end loop
+        for turn in 1 .. case when error_messages[place] is null and results[place] is null then 1 else 2 end loop
             became := null;
             begin
                 set constraints all deferred;
-                select s.became into became
-                from {schema}.settle(
-                    settle_apart.worker_id, array[job_ids[place]], array[execution_ids[place]], array[kinds[place]],
-                    array[outcomes[place]], array[delays[place]],
-                    array[case when turn = 1 then errors[place] else 'the outcome could not be stored: ' || said end],
-                    array[case when turn = 1 then results[place] end], array[reasons[place]]) as s;
+                became := {schema}.settle_one(
+                    settle_apart.worker_id, job_ids[place], execution_ids[place], kinds[place], outcomes[place], delays[place],
+                    case when turn = 1 then error_messages[place] else 'the outcome could not be stored: ' || said end,
+                    case when turn = 1 then results[place] end, reasons[place]);
                 if became = 'lost' and exists (
                     select from {schema}.jobs as j where j.id = job_ids[place] and j.current_execution_id = execution_ids[place])
                 then
@@ -93,7 +97,7 @@ begin
                 is_news := {schema}.note_trouble(org, job_ids[place], kinds[place], state, said);
                 update {schema}.job_troubles as t
                 set execution_id = execution_ids[place], worker_id = settle_apart.worker_id, outcome = outcomes[place],
-                    delay_seconds = delays[place], wished_error = errors[place], wished_result = results[place],
+                    delay_seconds = delays[place], wished_error = error_messages[place], wished_result = results[place],
                     reason = reasons[place]
                 where t.org_id = org and t.job_id = job_ids[place];
             end if;

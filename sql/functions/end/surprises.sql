@@ -1,8 +1,18 @@
--- surprises: after a batch was settled, find by key what did not end as asked, and announce ends that somebody waits for.
--- An execution that ended before, in a batch whose reply was lost, is recognised by its id in the history; one that a
--- reclaimer closed is there too, as lost. One that its handler's own transaction completed, though the handler was not told that
--- it was committed and failed, is `completed`.
-create or replace function {schema}.surprises(job_ids uuid[], execution_ids uuid[], kinds text[] default null)
+-- surprises: after a batch was settled, find by key what did not end as asked, and announce ends
+-- that somebody waits for.
+--
+-- In:     jobs and executions; `outcome`: the one that was asked for, if it is completed or
+--         cancelled; else null.
+-- Out:    `lost`, `cancelled` or `completed`, as complete.sql and give_back.sql say.
+-- Locks:  none.
+-- Index:  jobs_pkey, job_executions_pkey.
+--
+-- An execution that ended before, in a batch whose reply was lost, is recognised by its id in the
+-- history; one that a reclaimer closed is there too, as lost. One that its handler's own
+-- transaction completed, though the handler was not told that it was committed and failed, is
+-- `completed`.
+create or replace function {schema}.surprises(
+    job_ids uuid[], execution_ids uuid[], outcome text default 'completed')
 returns table (job_id uuid, became text)
 language plpgsql volatile
 set jit = off
@@ -17,9 +27,9 @@ begin
 
     return query
     select e.id, case when h.outcome in ('cancelled', 'completed') then h.outcome else 'lost' end
-    from unnest(job_ids, execution_ids, kinds) as e(id, execution_id, kind)
+    from unnest(job_ids, execution_ids) as e(id, execution_id)
     left join {schema}.job_executions as h on h.job_id = any (job_ids) and h.job_id = e.id and h.id = e.execution_id
-    where h.outcome is null or h.outcome = 'lost' or (h.outcome = 'cancelled' and e.kind is distinct from 'cancel')
-        or (h.outcome = 'completed' and e.kind <> 'complete');
+    where h.outcome is null or h.outcome = 'lost'
+        or (h.outcome in ('cancelled', 'completed') and h.outcome is distinct from surprises.outcome);
 end
 $$;

@@ -1,9 +1,11 @@
--- note_trouble: put a job aside. It is looked at again after ten seconds, then after twice as long each time, an hour at most.
+-- note_trouble: put a job aside. It is looked at again after ten seconds, then after twice as long
+-- each time, an hour at most.
 --
--- In:     what could not be done (`verb`), and what the database or Python said of it. The text is cut.
+-- In:     what could not be done (`verb`), and what the database or Python said of it. The text is
+--         cut.
 -- Out:    whether it is news: the first trouble of this kind with the job.
 -- Locks:  the trouble's row.
-create or replace function {schema}.note_trouble(org_id uuid, job_id uuid, verb text, state text, message text) returns boolean
+create or replace function {schema}.note_trouble(org_id uuid, job_id uuid, verb text, state text, error_message text) returns boolean
 language plpgsql volatile
 set jit = off
 set enable_seqscan = off
@@ -16,7 +18,7 @@ declare
 begin
     insert into {schema}.job_troubles as t (org_id, job_id, verb, sqlstate, error_message, first_at, last_at, tries, look_at)
     values (
-        note_trouble.org_id, note_trouble.job_id, note_trouble.verb, state, left(message, 1000), time_now, time_now, 1,
+        note_trouble.org_id, note_trouble.job_id, note_trouble.verb, state, left(note_trouble.error_message, 1000), time_now, time_now, 1,
         time_now + interval '10 s')
     on conflict (org_id, job_id) do update
     set verb = excluded.verb,
@@ -32,7 +34,8 @@ begin
 end
 $$;
 
--- is_in_trouble: whether a job was put aside, and its time has not come yet. Ask it only where job_troubles holds rows at all.
+-- is_in_trouble: whether a job was put aside, and its time has not come yet. Ask it only where
+-- job_troubles holds rows at all.
 create or replace function {schema}.is_in_trouble(org_id uuid, job_id uuid, time_now timestamptz) returns boolean
 language sql stable
 as $$
@@ -41,14 +44,16 @@ as $$
         where t.org_id = is_in_trouble.org_id and t.job_id = is_in_trouble.job_id and t.look_at > time_now)
 $$;
 
--- is_rows_own: whether an error that a row's own subtransaction raised is the row's. Not: a broken session, a server that is full, ending or
--- broken. All else is: constraints and triggers of the user's, whatever their class; also a deadlock or a lock that was not to be had
--- (40, 55), where only this row waited for it.
+-- is_rows_own: whether an error that a row's own subtransaction raised is the row's. Not: a broken
+-- session, a server that is full, ending or broken. All else is: constraints and triggers of the
+-- user's, whatever their class; also a deadlock or a lock that was not to be had (40, 55), where
+-- only this row waited for it.
 create or replace function {schema}.is_rows_own(state text) returns boolean
 language sql immutable
 as $$ select left(state, 2) not in ('08', '25', '26', '28', '3D', '53', '57', '58') $$;
 
--- refuse_unwritten: an update or delete of a job, its row locked and its fence held, that wrote nothing.
+-- refuse_unwritten: an update or delete of a job, its row locked and its fence held, that wrote
+-- nothing.
 create or replace function {schema}.refuse_unwritten() returns void
 language plpgsql
 as $$
@@ -58,7 +63,8 @@ begin
 end
 $$;
 
--- forget_troubles: take away troubles that are over: the job is gone, or is not any more what its verb is about.
+-- forget_troubles: take away troubles that are over: the job is gone, or is not any more what its
+-- verb is about.
 create or replace function {schema}.forget_troubles() returns void
 language plpgsql volatile
 set jit = off

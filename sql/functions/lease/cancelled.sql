@@ -1,5 +1,6 @@
--- cancelled: which of these executions shall stop, because their jobs were cancelled, and why. Read only: what a worker asks when a
--- notification says so, for anybody can send one. A third of the time of a heartbeat, which tells the same.
+-- cancelled: which of these executions shall stop, because their jobs were cancelled, and why. Read
+-- only: what a worker asks when a notification says so, for anybody can send one. A third of the
+-- time of a heartbeat, which tells the same.
 --
 -- In:     one execution for each job, as for heartbeat.
 -- Index:  jobs_pkey.
@@ -12,7 +13,8 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 begin
-    -- Ids of executions are never used twice, so that an execution of the list can only be that of its own job.
+    -- Ids of executions are never used twice, so that an execution of the list can only be that of
+    -- its own job.
     return query
     select j.id, left(j.error_message, 1000)
     from {schema}.jobs as j

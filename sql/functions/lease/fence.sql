@@ -1,7 +1,9 @@
--- fence: the beginning of a handler's own transaction. From here on it commits only if the execution holds the job (migration 0010).
+-- fence: the beginning of a handler's own transaction. From here on it commits only if the
+-- execution holds the job (migration 0010).
 --
 -- Out:    the transaction's id, for meet_fence.
--- Rights: its owner's, for a worker's role needs none on the table; whoever calls it binds only a transaction of their own.
+-- Rights: its owner's, for a worker's role needs none on the table; whoever calls it binds only a
+--         transaction of their own.
 create or replace function {schema}.fence(job_id uuid, execution_id uuid) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -13,14 +15,17 @@ begin
 end
 $$;
 
--- meet_fence: the end of the block. Asks now what the commit would ask, so that an outcome can be written behind the answer: the job's row
--- is locked from here on, and the commit asks nothing any more.
+-- meet_fence: the end of the block. Asks now what the commit would ask, so that an outcome can be
+-- written behind the answer: the job's row is locked from here on, and the commit asks nothing any
+-- more.
 --
 -- In:     the transaction's id, as `fence` said it.
--- Out:    'held', 'cancelled' or 'lost'; or 'left': this is another transaction, because the handler has ended the first one by hand.
+-- Out:    'held', 'cancelled' or 'lost'; or 'left': this is another transaction, because the
+--         handler has ended the first one by hand.
 -- Locks:  the job's row.
 --
--- The tenant is taken off by set_config and put back: `set pgnotifyq.org_id` at the function's head takes a superuser to create.
+-- The tenant is taken off by set_config and put back: `set pgnotifyq.org_id` at the function's head
+-- takes a superuser to create.
 create or replace function {schema}.meet_fence(job_id uuid, execution_id uuid, begun_in text) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp

@@ -1,34 +1,44 @@
 -- reclaim: take back jobs whose lease has run out or whose worker is dead.
 --
 -- In:     jobs_max bounds the batch; `dead` as watch() told (their rows are checked again here).
--- Out:    one row a job: what it became (pending, dead, cancelled). When fewer than jobs_max were found, one more row whose
---         `job_id` is null and whose `next_seconds` says when the next lease runs out (null: none is held).
--- Locks:  the dead workers' rows, `skip locked`: one reclaims a dead worker's jobs at a time. The jobs, `skip locked`: each job is reclaimed once, whoever looks. `for update` reads the row again after
---         locking it, so a completion or a renewal that committed meanwhile stands.
+-- Out:    one row a job: what it became (pending, dead, cancelled). When fewer than jobs_max were
+--         found, one more row whose `job_id` is null and whose `next_seconds` says when the next
+--         lease runs out (null: none is held).
+-- Locks:  the dead workers' rows, `skip locked`: one reclaims a dead worker's jobs at a time. The
+--         jobs, `skip locked`: each job is reclaimed once, whoever looks. `for update` reads the
+--         row again after locking it, so a completion or a renewal that committed meanwhile stands.
 -- Index:  jobs_held.
 --
--- Each has a subtransaction: one that cannot be taken back became `refused`. It is put aside (job_troubles), and passed over until its next
--- look. One whose outcome a worker could not write is ended as that worker meant.
+-- Each has a subtransaction: one that cannot be taken back became `refused`. It is put aside
+-- (job_troubles), and passed over until its next look. One whose outcome a worker could not write
+-- is ended as that worker meant.
 --
--- The attempt is charged. A job with none left goes to the dead letters, with the reason `lost`; a cancelled one is closed.
+-- The attempt is charged. A job with none left goes to the dead letters, with the reason `lost`; a
+-- cancelled one is closed.
 --
--- Which job killed the worker? One that kills each process it runs in must be dead after its attempts, and those that ran beside it
--- must not be charged for that again and again. Nobody can tell them apart when a worker dies; but who is innocent survives being
--- run apart from the others. The naive rule, charge nobody in company, lets a poison pill that always has company live for ever.
--- The next one, run apart what was lost once, makes the jobs of every killed worker wait for each other. So, of the jobs that a
--- dead worker held:
+-- Which job killed the worker? One that kills each process it runs in must be dead after its
+-- attempts, and those that ran beside it must not be charged for that again and again. Nobody can
+-- tell them apart when a worker dies; but who is innocent survives being run apart from the others.
+-- The naive rule, charge nobody in company, lets a poison pill that always has company live for
+-- ever. The next one, run apart what was lost once, makes the jobs of every killed worker wait for
+-- each other. So, of the jobs that a dead worker held:
 --
 -- 1. A suspect is charged, and with it the attempt that was given back when it became one.
 -- 2. What ran beside a suspect is given its attempt back.
--- 3. A job that died with a worker before, and was not alone, becomes a suspect: it is given its attempt back and parked.
+-- 3. A job that died with a worker before, and was not alone, becomes a suspect: it is given its
+--    attempt back and parked.
 -- 4. All others, those lost for the first time or alone, are charged.
 --
--- The suspects of one worker are let out one at a time, the next when the one before has ended or waits for a retry, and after
--- an hour in any case. Each death of a worker charges somebody or makes suspects, and a job becomes one once: it ends.
--- A poison pill is dead after as many kills as it has attempts (one more when it has two and had company both times), and a
--- neighbour was charged for at most one of them. A lease that merely ran out is charged as ever: that worker may live.
-create or replace function {schema}.reclaim(by_worker uuid, jobs_max integer, dead uuid[] default '{{}}')
-returns table (job_id uuid, job_type text, queue_name text, worker_id uuid, attempt integer, became text, next_seconds double precision)
+-- The suspects of one worker are let out one at a time, the next when the one before has ended or
+-- waits for a retry, and after an hour in any case. Each death of a worker charges somebody or
+-- makes suspects, and a job becomes one once: it ends. A poison pill is dead after as many kills as
+-- it has attempts (one more when it has two and had company both times), and a neighbour was
+-- charged for at most one of them. A lease that merely ran out is charged as ever: that worker may
+-- live.
+create or replace function {schema}.reclaim(worker_id uuid, jobs_max integer, dead uuid[] default '{{}}')
+returns table (
+    job_id uuid, job_type text, queue_name text, locked_by uuid, attempt integer, became text,
+    next_seconds double precision)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set jit = off
@@ -52,10 +62,12 @@ declare
     taken integer := 0;
     has_troubles boolean := exists (select from {schema}.job_troubles);
     wish {schema}.job_troubles;
+    ended {schema}.ended_attempt[];
     state text;
     said text;
 begin
-    -- Their rows are locked until this commits: whoever comes back meanwhile learns that it was given up (hold_session.sql, beat.sql).
+    -- Their rows are locked until this commits: whoever comes back meanwhile learns that it was
+    -- given up (hold_session.sql, beat.sql).
     select coalesce(array_agg(d.worker_id), '{{}}'), time_now - make_interval(secs => coalesce(max(d.grace_seconds), 0))
     into really_dead, claimed_before
     from (
@@ -88,7 +100,7 @@ begin
         job_id := lost.id;
         job_type := lost.job_type;
         queue_name := lost.queue_name;
-        worker_id := lost.locked_by;
+        locked_by := lost.locked_by;
         attempt := lost.attempts;
         blame := case
             when not lost.locked_by = any (really_dead) then 'lease'
@@ -112,29 +124,27 @@ begin
                 where t.job_id = lost.id and t.execution_id = lost.current_execution_id;
             end if;
             if wish.execution_id is not null then
-                select s.became into said
-                from {schema}.settle(
-                    wish.worker_id, array[lost.id], array[wish.execution_id], array[wish.verb], array[wish.outcome],
-                    array[wish.delay_seconds], array[wish.wished_error], array[wish.wished_result], array[wish.reason]) as s;
+                said := {schema}.settle_one(
+                    wish.worker_id, lost.id, wish.execution_id, wish.verb, wish.outcome, wish.delay_seconds,
+                    wish.wished_error, wish.wished_result, wish.reason);
                 became := coalesce(said, case wish.verb
                     when 'complete' then 'completed' when 'cancel' then 'cancelled' when 'bury' then 'dead' else 'pending' end);
                 is_written := not exists (
                     select from {schema}.jobs as j where j.id = lost.id and j.current_execution_id = wish.execution_id);
             else
+                ended := array[row(
+                    lost.id, lost.current_execution_id, lost.org_id, lost.attempts,
+                    coalesce(lost.started_at, lost.created_at), 'lost', case blame
+                        when 'lease' then 'the lease ran out'
+                        when 'cancelled' then 'the worker died, and the job was cancelled'
+                        when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
+                        when 'beside a suspect' then 'the worker died beside a suspect; not charged'
+                        else 'the worker died' end)::{schema}.ended_attempt];
                 -- Not so: a row copied by hand under an execution that has ended.
                 if not exists (
                     select from {schema}.job_executions as e where e.job_id = lost.id and e.id = lost.current_execution_id)
                 then
-                    perform {schema}.note_attempts(
-                        lost.locked_by, array[lost.id], array[lost.current_execution_id], array[lost.org_id],
-                        array[lost.attempts], array[coalesce(lost.started_at, lost.created_at)], array['lost'],
-                        array[case blame
-                            when 'lease' then 'the lease ran out'
-                            when 'cancelled' then 'the worker died, and the job was cancelled'
-                            when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
-                            when 'beside a suspect' then 'the worker died beside a suspect; not charged'
-                            else 'the worker died' end],
-                        time_now);
+                    perform {schema}.note_attempts(lost.locked_by, ended, time_now);
                 end if;
                 if lost.status = 'cancelled' then
                     became := 'cancelled';
@@ -144,10 +154,9 @@ begin
                     is_written := found;
                 elsif charged >= lost.max_attempts then
                     became := 'dead';
-                    perform {schema}.bury(
-                        array[lost.id], array[lost.current_execution_id], array['lost'],
-                        array['the last of ' || lost.max_attempts || ' attempts was lost with its worker'],
-                        time_now, array[charged]);
+                    perform {schema}.move_to_letters(
+                        ended, array['lost'], time_now, array[charged],
+                        array['the last of ' || lost.max_attempts || ' attempts was lost with its worker']);
                     is_written := true;
                 else
                     became := 'pending';
@@ -164,7 +173,7 @@ begin
                         perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1, null, lost.job_type);
                     end if;
                 end if;
-                if lost.awaited and became <> 'pending' then
+                if lost.awaited and became = 'cancelled' then
                     perform pg_notify({schema_text} || '_finished', lost.id::text);
                 end if;
             end if;
@@ -178,7 +187,8 @@ begin
         exception
             when others or assert_failure or query_canceled then
                 get stacked diagnostics state = returned_sqlstate, said = message_text;
-                -- A single job that is late, for a trigger of the user's stands still, was cancelled over itself.
+                -- A single job that is late, for a trigger of the user's stands still, was
+                -- cancelled over itself.
                 if not ({schema}.is_rows_own(state) or (state = '57014' and jobs_max = 1)) then
                     raise;
                 end if;
@@ -190,7 +200,8 @@ begin
     end loop;
 
     if taken < jobs_max then
-        -- The rows of dead workers stay until none of their jobs is left, but for those that were put aside.
+        -- The rows of dead workers stay until none of their jobs is left, but for those that were
+        -- put aside.
         for dead_worker in
             select d.worker_id
             from unnest(really_dead) as d(worker_id)
@@ -218,7 +229,7 @@ begin
         job_id := null;
         job_type := null;
         queue_name := null;
-        worker_id := null;
+        locked_by := null;
         attempt := null;
         became := null;
         select {schema}.seconds_until(min(j.lease_expires_at), time_now) into next_seconds

@@ -1,4 +1,5 @@
--- report_progress: how far an execution has come. Fenced; a heap-only update that need not reach the disk.
+-- report_progress: how far an execution has come. Fenced; a heap-only update that need not reach
+-- the disk.
 create or replace function {schema}.report_progress(job_id uuid, execution_id uuid, fraction real, message text) returns boolean
 language plpgsql volatile
 set jit = off

@@ -1,0 +1,59 @@
+"""What doctor asks: facts by their names, which doctor judges."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from pgnotifyq.ledger.ask import Ask
+from pgnotifyq.ledger.columns import records
+from pgnotifyq.ledger.statements import query
+
+Facts: TypeAlias = dict[str, Any]
+
+
+def facts(schema: str) -> Ask[list[Facts]]:
+    """Return what there is to know of role, server and tables, in one row.
+
+    Source: sql/queries/doctor.sql
+    """
+    return Ask(query("doctor", schema), (), records)
+
+
+def tenant(schema: str) -> Ask[list[Facts]]:
+    """Return what the tenants' role is worth: one row, or none.
+
+    Source: sql/queries/tenant_role.sql
+    """
+    return Ask(query("tenant_role", schema), (), records)
+
+
+def strangers(schema: str) -> Ask[list[Facts]]:
+    """Return what others have put on our tables, and what was switched off.
+
+    Source: sql/queries/strangers.sql
+    """
+    return Ask(query("strangers", schema), (), records)
+
+
+def due_queues(schema: str) -> Ask[list[Facts]]:
+    """Return the queues that hold due jobs, the longest waiting first.
+
+    Source: sql/queries/due_queues.sql
+    """
+    return Ask(query("due_queues", schema), (), records)
+
+
+def unserved(schema: str) -> Ask[list[Facts]]:
+    """Return the job types that are due and that nobody has a handler for.
+
+    Source: sql/queries/unserved.sql
+    """
+    return Ask(query("unserved", schema), (), records)
+
+
+def old_snapshots(schema: str) -> Ask[list[Facts]]:
+    """Return who keeps vacuum from removing dead rows, the oldest first.
+
+    Source: sql/queries/old_snapshots.sql
+    """
+    return Ask(query("old_snapshots", schema), (), records)

@@ -1,0 +1,2 @@
+-- backend: the number of the process that answers.
+select pg_backend_pid()
