@@ -11,11 +11,9 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import trio
 
 from pgnotifyq.ledger import claim, workers
-from pgnotifyq.ledger.errors import is_of_a_row
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.holdings import Running
 from pgnotifyq.runtime.resuming import Resuming
@@ -108,7 +106,7 @@ async def _claim(parts: Parts, *, is_asleep: bool, after: ClaimedJob | None) -> 
 
 
 async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep: bool, after: ClaimedJob | None) -> claim.Claim:
-    """Claim; where one row stands in the way of the others, claim each apart, and put that one aside."""
+    """Claim as many jobs as this try asks for; a single one that failed, apart."""
     schema = parts.config.schema
     same: dict[str, Any] = {
         "worker_id": parts.worker_id,
@@ -118,18 +116,8 @@ async def _ask(parts: Parts, connection: Connection, asked: Asked, *, is_asleep:
     }
     if parts.claim_size.is_stuck:
         return await ask(connection, claim.claim_apart(schema, jobs_max=1, **same))
-    try:
-        return await ask(
-            connection,
-            claim.claim(schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same),
-        )
-    except psycopg.Error as error:
-        if not is_of_a_row(error):
-            raise
-        found = await ask(connection, claim.claim_apart(schema, jobs_max=asked.rows, **same))
-        if not found.jobs and not found.put_aside:
-            raise  # no row's
-        return found
+    verb = claim.claim_surely(schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same)
+    return await ask(connection, verb)
 
 
 async def _wait_for_a_slot(parts: Parts, sleep: Sleep, expects_at: float, *, rung: bool) -> None:

@@ -255,6 +255,23 @@ async def test_row_that_refuses_to_be_claimed(refusing: Link) -> None:
     assert await value(refusing, "select tries from pgnotifyq.job_troubles") == 2
 
 
+async def test_claim_beside_a_row_that_refuses(refusing: Link) -> None:
+    """One verb claims the others and puts that row aside; without such a row it is a plain claim, which may run dry."""
+    first, bad, last = [await enqueue(refusing, priority=priority) for priority in (9, 7, 5)]
+    surely = claim_verbs.claim_surely(SCHEMA, jobs_max=10, **EVERYTHING)
+    found = await ask(refusing, surely)
+    assert ([job.id for job in found.jobs], [aside.job_id for aside in found.put_aside]) == ([first, last], [bad])
+    found = await ask(refusing, surely)
+    assert (found.jobs, list(found.put_aside), found.ran_dry) == ([], [], True)
+
+
+async def test_claim_that_fails_over_no_row(connection: Link) -> None:
+    """An error for which no row is to blame is raised."""
+    await enqueue(connection)
+    with pytest.raises(psycopg.errors.InvalidSchemaName):
+        await ask(connection, claim_verbs.claim_surely("nowhere", jobs_max=10, **EVERYTHING))
+
+
 async def test_row_that_refuses_no_more(connection: Link) -> None:
     """Claimed after all, it is in trouble no more."""
     job_id = await enqueue(connection)
