@@ -1,68 +1,90 @@
--- claim: take due jobs of some queues for a worker, open their executions and mark them running, in one round trip.
+-- claim: take due jobs of some queues for a worker, open their executions and mark them running, in
+-- one round trip.
 --
 -- In:     worker_id      the worker
---         queue_names    queue names in order of preference: a queue is looked at only when those before it are dry
+--         queue_names    queue names in order of preference: a queue is looked at only when those
+--                        before it are dry
 --         jobs_max       free slots; never more rows than this, under any plan
 --         lease_seconds  length of the lease
---         is_asleep      whether the worker is published as a sleeper: its rows then say what it expects next
---         after_...      where to go on from instead of looking from the start: the queue, priority, time and id of the
---                        last job of an earlier claim. What comes before it is not seen, unless too little is found
---                        behind it; runtime/resuming.py says when that pays.
---         job_types      the job types that the worker has handlers for, and no others are taken; null: all of them
---         maxima         what each handler says of max_attempts, for jobs that say nothing; three where it is null too
---         bytes_max      of all payloads together, as far as their size is known without unpacking them. A first job
---                        always fits. 16 MiB: a sixth of a second over a slow network (100 MB/s), beside a deadline of
---                        seconds
---         payload_bytes_max   a payload of more bytes of text is not sent: the worker buries such a job. Null: all are
---                        sent
--- Out:    one row a job, a claimed_job and two columns more, in the order of claiming. When fewer than jobs_max were
---         found, one more row whose `id` is null:
---         `next_due_seconds` until the earliest job of these queues that was not taken (null: none known; zero: it is
---         due, and somebody else's transaction holds its row, so look again soon), and
---         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended before this claim looked.
---         Null when a time has passed that the worker, asleep, had promised to look at.
---         The payload is JSON text: Python's decoder takes a quarter of the time for text that psycopg takes for jsonb.
---         Null: it is larger than payload_bytes_max.
--- Locks:  the claimed rows, `skip locked`; workers never wait on each other. Some rows more are locked and left as they
---         are: those that the bytes leave no room for, and, when a claim goes on, jobs of others among its own.
--- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now); jobs_claimable_by_type where the head of
---         that range is others' (claim_by_type.sql).
--- Errors: one row that cannot be updated fails the whole claim; claim_apart.sql is asked then. Jobs in trouble are passed
---         over.
+--         is_asleep      whether the worker is published as a sleeper: its rows then say what it
+--                        expects next
+--         after_...      where to go on from instead of looking from the start: the queue,
+--                        priority, time and id of the last job of an earlier claim. What comes
+--                        before it is not seen, unless too little is found behind it;
+--                        runtime/resuming.py says when that pays.
+--         job_types      the job types that the worker has handlers for, and no others are taken;
+--                        null: all of them
+--         maxima         what each handler says of max_attempts, for jobs that say nothing; three
+--                        where it is null too
+--         bytes_max      of all payloads together, as far as their size is known without unpacking
+--                        them. A first job always fits. 16 MiB: a sixth of a second over a slow
+--                        network (100 MB/s), beside a deadline of seconds
+--         payload_bytes_max
+--                        a payload of more bytes of text is not sent: the worker buries such a job.
+--                        Null: all are sent
+-- Out:    one row a job, a claimed_job and two columns more, in the order of claiming. When fewer
+--         than jobs_max were found, one more row whose `id` is null:
+--         `next_due_seconds` until the earliest job of these queues that was not taken (null: none
+--         known; zero: it is due, and somebody else's transaction holds its row, so look again
+--         soon), and
+--         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended
+--         before this claim looked. Null when a time has passed that the worker, asleep, had
+--         promised to look at.
+--         The payload is JSON text: Python's decoder takes a quarter of the time for text that
+--         psycopg takes for jsonb. Null: it is larger than payload_bytes_max.
+-- Locks:  the claimed rows, `skip locked`; workers never wait on each other. Some rows more are
+--         locked and left as they are: those that the bytes leave no room for, and, when a claim
+--         goes on, jobs of others among its own.
+-- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now);
+--         jobs_claimable_by_type where the head of that range is others' (claim_by_type.sql).
+-- Errors: one row that cannot be updated fails the whole claim; claim_apart.sql is asked then. Jobs
+--         in trouble are passed over.
 --
--- The naive claim is one ordered scan of a queue with a filter on scheduled_at. It walks over every future job of a
--- higher priority each time. Here each priority is a range scan of its own: a look finds the next lower priority that
--- has jobs, so the future jobs of a priority are behind the end of its range.
+-- The naive claim is one ordered scan of a queue with a filter on scheduled_at. It walks over every
+-- future job of a higher priority each time. Here each priority is a range scan of its own: a look
+-- finds the next lower priority that has jobs, so the future jobs of a priority are behind the end
+-- of its range.
 --
--- The naive update is `where id in (select ... limit n for update skip locked)`. Under a nested loop the subselect runs
--- again for each outer row and claims more than n; a materialized CTE runs once.
+-- The naive update is `where id in (select ... limit n for update skip locked)`. Under a nested
+-- loop the subselect runs again for each outer row and claims more than n; a materialized CTE runs
+-- once.
 --
--- The locked rows are then updated by their places in the table (`ctid`), not by their keys: half a microsecond a job
--- less. A row that another transaction changed between the snapshot of this statement and the lock has moved. The update
--- does not find it, so it stays pending, and the next look sees it.
+-- The locked rows are then updated by their places in the table (`ctid`), not by their keys: half a
+-- microsecond a job less. A row that another transaction changed between the snapshot of this
+-- statement and the lock has moved. The update does not find it, so it stays pending, and the next
+-- look sees it.
 --
--- An execution's id is that of the claim (version 7, so new and random) with the row's number in its last four bytes: a
--- random number for each row took a fifth of the claim where the server reads it from the system one by one.
+-- An execution's id is that of the claim (version 7, so new and random) with the row's number in
+-- its last four bytes: a random number for each row took a fifth of the claim where the server
+-- reads it from the system one by one.
 --
--- Jobs that the worker has no handler for are passed over, and may be very many: of a release that this worker is older
--- than, or of a type that nobody serves. A mere filter walks over all of them at each claim, 100 ms for 200,000. So when
--- one of them stands at the head, or among as many rows as are wanted, the rest of the queue is looked at by type.
+-- Jobs that the worker has no handler for are passed over, and may be very many: of a release that
+-- this worker is older than, or of a type that nobody serves. A mere filter walks over all of them
+-- at each claim, 100 ms for 200,000. So when one of them stands at the head, or among as many rows
+-- as are wanted, the rest of the queue is looked at by type.
 --
--- A claim from the start looks at the types first, and locks no job of others. To look costs 0.3 microseconds a job. A
--- claim that goes on, which nine of ten do while a worker is busy, spares it: it locks the next rows, whosever they are,
--- and updates its own. If those are too few, it looks at the queue as from the start, finds the others, and goes on by
--- type. What it locks of others is at most as many rows as it wants, for as long as the claim takes.
+-- A claim from the start looks at the types first, and locks no job of others. To look costs 0.3
+-- microseconds a job. A claim that goes on, which nine of ten do while a worker is busy, spares it:
+-- it locks the next rows, whosever they are, and updates its own. If those are too few, it looks at
+-- the queue as from the start, finds the others, and goes on by type. What it locks of others is at
+-- most as many rows as it wants, for as long as the claim takes.
 --
--- The bytes are summed as rows are locked. Only a claim that goes on to another priority or queue has to ask what it has
--- taken so far; as a rule the first one has all that is wanted, or nothing is behind it.
+-- The bytes are summed as rows are locked. Only a claim that goes on to another priority or queue
+-- has to ask what it has taken so far; as a rule the first one has all that is wanted, or nothing
+-- is behind it.
 --
--- A job starts when its row is taken, not when the function began: the statement that takes it asks for the time itself.
--- It sees what was committed until then, the end of an attempt before included, which may be later than the function's
--- beginning.
+-- A job starts when its row is taken, not when the function began: the statement that takes it asks
+-- for the time itself. It sees what was committed until then, the end of an attempt before
+-- included, which may be later than the function's beginning.
 --
--- The plan is pinned by the settings below, for statistics are stale exactly when a queue has just been filled.
--- A claim commits without waiting for the disk: losing one in a server crash is the same as a lease lost.
--- Its earlier forms: beside this one, a call that leaves the last arguments out would fit both.
+-- The plan is pinned by the settings below, for statistics are stale exactly when a queue has just
+-- been filled.
+--
+-- A claim commits without waiting for the disk: losing one in a server crash is the same as a lease
+-- lost.
+--
+-- What is dropped here are its earlier forms: beside this one, a call that leaves the last
+-- arguments out would fit both.
 drop function if exists {schema}.claim(uuid, text[], integer, double precision, boolean);
 drop function if exists {schema}.claim(
     uuid, text[], integer, double precision, boolean, text, integer, timestamptz, uuid);
@@ -91,7 +113,8 @@ declare
     claim_id bytea := substring(uuid_send({schema}.new_id()) for 12);
     taken integer := 0;
     taken_here integer;
-    numbered integer := 0;  -- executions have numbers up to this one, with gaps where a row was changed meanwhile
+    -- Executions have numbers up to this one, with gaps where a row was changed meanwhile.
+    numbered integer := 0;
     queue text;
     level integer;
     claimed_level integer;
@@ -161,9 +184,10 @@ begin
                     from {schema}.next_by_type(queue, bound, job_types, has_troubles, time_now) as n;
                     exit when not found;
                 end if;
-                -- Nothing of this priority is due, or it is what was left of it: the next to fall due, a job whose row is
-                -- locked, or one that this claim did not take for its bytes. Skipping a locked row and going to sleep over
-                -- it would lose it until the backstop, when it was locked by a mere update.
+                -- Nothing of this priority is due, or it is what was left of it: the next to fall
+                -- due, a job whose row is locked, or one that this claim did not take for its
+                -- bytes. Skipping a locked row and going to sleep over it would lose it until the
+                -- backstop, when it was locked by a mere update.
                 if level_due > time_now or level = claimed_level then
                     if level_due <= time_now and taken > 0 and not by_type then
                         perform from {schema}.jobs as j
@@ -209,7 +233,8 @@ begin
                     return query select one.*, null::double precision, null::bigint;
                 end loop;
             else
-                -- A claim that goes on has not looked at the types: others' jobs end its scan after as many rows as are wanted.
+                -- A claim that goes on has not looked at the types: others' jobs end its scan after
+                -- as many rows as are wanted.
                 filter_types := case when goes_on then null else job_types end;
                 return query
                 with due as materialized (
@@ -254,8 +279,8 @@ begin
             exit queues when taken >= jobs_max;
             exit queues when is_cut;
 
-            -- What is left of this priority is seen by the next look. One that went on has not seen all of it: it is taken
-            -- from again.
+            -- What is left of this priority is seen by the next look. One that went on has not seen
+            -- all of it: it is taken from again.
             claimed_level := case when not goes_on then level end;
             bound := level + 1;
             goes_on := false;
@@ -283,8 +308,9 @@ begin
     end if;
     if taken < jobs_max and (not is_cut or taken = 0) then
         if is_asleep then
-            -- What a sleeper expects is a promise to look then, and inserts count on it: it stands until that time, even if the
-            -- job it was made for is gone. One that has passed counts for nobody (wake), and the worker is told (runtime/sleep.py).
+            -- What a sleeper expects is a promise to look then, and inserts count on it: it stands
+            -- until that time, even if the job it was made for is gone. One that has passed counts
+            -- for nobody (wake), and the worker is told (runtime/sleep.py).
             select bool_or(s.expects_at <= time_now), bool_or(s.expects_at > q.due or s.expects_at <= time_now),
                 min(case when s.expects_at > time_now then least(s.expects_at, q.due) else q.due end)
             into has_passed, has_changed, promised_at
@@ -315,17 +341,19 @@ begin
 end
 $$;
 
--- payload_weight: at most how many bytes a payload takes when it is unpacked, as far as can be told without unpacking it.
+-- payload_weight: at most how many bytes a payload takes when it is unpacked, as far as can be told
+-- without unpacking it.
 --
--- What is not compressed has its own size. What is may have been this much larger: pglz writes three bytes and a bit for 273
--- at the most, lz4 one for 255.
+-- What is not compressed has its own size. What is may have been this much larger: pglz writes
+-- three bytes and a bit for 273 at the most, lz4 one for 255.
 create or replace function {schema}.payload_weight(payload jsonb) returns bigint
 language sql stable parallel safe
 as $$
     select pg_column_size(payload)::bigint * case pg_column_compression(payload) when 'pglz' then 100 when 'lz4' then 255 else 1 end
 $$;
 
--- fits: whether the text of a payload has at most so many bytes. It is unpacked for that unless it is too large as it lies there.
+-- fits: whether the text of a payload has at most so many bytes. It is unpacked for that unless it
+-- is too large as it lies there.
 create or replace function {schema}.fits(payload jsonb, bytes_max bigint) returns boolean
 language plpgsql stable
 as $$
