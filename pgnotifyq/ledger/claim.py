@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from psycopg import errors
 
-from pgnotifyq.ledger.ask import Ask, array, text
+from pgnotifyq.ledger.ask import Ask, Plan, array, text
 from pgnotifyq.ledger.claimed import EXECUTION_ID, ID, NEXT_DUE_SECONDS, PAYLOAD, SNAPSHOT_XMIN, ClaimedJob
 from pgnotifyq.ledger.columns import is_null, value_at
 from pgnotifyq.ledger.errors import is_of_a_row
@@ -17,7 +17,7 @@ from pgnotifyq.model.job import JobId, WorkerId
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pgnotifyq.ledger.ask import Answer
+    from pgnotifyq.ledger.ask import Answer, Steps
 
 
 @attrs.frozen(kw_only=True)
@@ -53,8 +53,9 @@ def wanted(maxima: Mapping[str, int | None]) -> Wanted:
     return Wanted(array(list(maxima)), array([text(number) for number in maxima.values()]))
 
 
-# A payload of more text than this is not sent to a worker, which buries its job. It is above whatever a client may enqueue (1 MiB, and a
-# half more where PostgreSQL writes spaces) but for numbers that it writes out: 1e300. So it came by raw SQL.
+# A payload of more text than this is not sent to a worker, which buries its job. It is above whatever a client may
+# enqueue (1 MiB, and a half more where PostgreSQL writes spaces) but for numbers that it writes out: 1e300. So it came by
+# raw SQL.
 PAYLOAD_SENT_BYTES_MAX = 16 << 20
 # Of the payloads of one claim: see sql/functions/claim/claim.sql.
 CLAIM_BYTES_MAX = 16 << 20
@@ -82,8 +83,8 @@ def claim(
 ) -> Ask[Claim]:
     """Claim up to `jobs_max` due jobs, each with a new execution and a lease.
 
-    With `after`, the look goes on behind that job and does not see what comes before it (runtime/resuming.py). With `only`, jobs
-    of other types are left; `bytes_max` bounds the payloads of all jobs but the first.
+    With `after`, the look goes on behind that job. What comes before it is not seen, unless too little is found behind it
+    (runtime/resuming.py). With `only`, jobs of other types are left. `bytes_max` bounds the payloads of all jobs but the first.
 
     Cancellation: the claim may have been committed; its leases then run out. Shield it.
 
@@ -116,6 +117,44 @@ def claim(
         )
 
     return Ask(call("claim", types, schema), values, read, is_durable=False)
+
+
+def claim_surely(
+    schema: str,
+    *,
+    worker_id: WorkerId,
+    queues: Sequence[str],
+    jobs_max: int,
+    lease_seconds: float,
+    is_asleep: bool = False,
+    after: ClaimedJob | None = None,
+    only: Wanted | None = None,
+    bytes_max: int = CLAIM_BYTES_MAX,
+) -> Plan[Claim]:
+    """Do what `claim` does; where one row stands in the way of the others, claim each apart.
+
+    The connection is to be in autocommit: the failed statement would abort a transaction.
+
+    Returns: as `claim`, or as `claim_apart`.
+
+    Cancellation: as for `claim`.
+
+    Raises: what `claim` raises, if it is no row's: nothing was claimed apart either, and nothing put aside.
+    """
+
+    def steps() -> Steps[Claim]:
+        same: dict[str, Any] = {"worker_id": worker_id, "queues": queues, "jobs_max": jobs_max, "lease_seconds": lease_seconds}
+        try:
+            found: Claim = yield claim(schema, **same, is_asleep=is_asleep, after=after, only=only, bytes_max=bytes_max)
+        except Exception as error:
+            if not is_of_a_row(error):
+                raise
+            found = yield claim_apart(schema, **same, only=only)
+            if not found.jobs and not found.put_aside:
+                raise
+        return found
+
+    return Plan(steps, is_durable=False)
 
 
 def claim_apart(

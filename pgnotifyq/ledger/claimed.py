@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     ID, EXECUTION_ID, ORG_ID, QUEUE_NAME, JOB_TYPE, PAYLOAD, PRIORITY, SCHEDULED_AT, ATTEMPTS, MAX_ATTEMPTS, UNIQUE_KEY,
     CREATED_AT, STARTED_AT, LEASE_EXPIRES_AT, NEXT_DUE_SECONDS, SNAPSHOT_XMIN,
 ) = range(16)  # fmt: skip
-_LAZY = (ORG_ID, PRIORITY, SCHEDULED_AT, UNIQUE_KEY, CREATED_AT, STARTED_AT, LEASE_EXPIRES_AT)
 
 
 class ClaimedJob:
@@ -49,7 +48,7 @@ class ClaimedJob:
     problem: str  # why not
     attempts: int
     max_attempts: int
-    _lazy: tuple[Any, ...]  # the worker, the encoding, and the columns of _LAZY
+    _lazy: tuple[Any, ...]  # the worker, the encoding, and the bytes of the columns that `whole` decodes
     _whole: Job | None
 
     @classmethod
@@ -63,10 +62,24 @@ class ClaimedJob:
         job.current_execution_id = ExecutionId(uuid_from(value(row, EXECUTION_ID)))
         job.queue_name = value(row, QUEUE_NAME).decode(encoding)
         job.job_type = value(row, JOB_TYPE).decode(encoding)
-        job.payload_text, job.problem = _text(value(row, PAYLOAD), encoding)
+        try:
+            job.payload_text, job.problem = value(row, PAYLOAD).decode(encoding), ""
+        except (AttributeError, UnicodeDecodeError):  # null, or bytes that are no text
+            job.payload_text, job.problem = _text(value(row, PAYLOAD), encoding)
         job.attempts = integer_from(value(row, ATTEMPTS))
         job.max_attempts = integer_from(value(row, MAX_ATTEMPTS))
-        job._lazy = (worker_id, encoding, *[value(row, column) for column in _LAZY])
+        # One by one: a loop takes twice the time.
+        job._lazy = (
+            worker_id,
+            encoding,
+            value(row, ORG_ID),
+            value(row, PRIORITY),
+            value(row, SCHEDULED_AT),
+            value(row, UNIQUE_KEY),
+            value(row, CREATED_AT),
+            value(row, STARTED_AT),
+            value(row, LEASE_EXPIRES_AT),
+        )
         job._whole = None
         return job
 

@@ -12,11 +12,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import psycopg
 import trio
 
 from pgnotifyq.ledger import claim, workers
-from pgnotifyq.ledger.errors import is_of_a_row
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.claim_size import ClaimSize
 from pgnotifyq.runtime.resuming import Resuming
@@ -119,7 +117,7 @@ async def _claim(claimer: _Claimer, *, is_asleep: bool, after: ClaimedJob | None
 async def _ask(
     claimer: _Claimer, connection: Connection, asked: Asked, *, is_asleep: bool, after: ClaimedJob | None
 ) -> claim.Claim:
-    """Claim; if one row is in the way of the others, claim each apart, and put that one aside."""
+    """Claim as many jobs as this try asks for; a single one that failed, apart."""
     me = claimer.me
     schema = me.schema
     same: dict[str, Any] = {
@@ -130,18 +128,8 @@ async def _ask(
     }
     if claimer.claim_size.is_stuck:
         return await ask(connection, claim.claim_apart(schema, jobs_max=1, **same))
-    try:
-        return await ask(
-            connection,
-            claim.claim(schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same),
-        )
-    except psycopg.Error as error:
-        if not is_of_a_row(error):
-            raise
-        found = await ask(connection, claim.claim_apart(schema, jobs_max=asked.rows, **same))
-        if not found.jobs and not found.put_aside:
-            raise  # no row's
-        return found
+    verb = claim.claim_surely(schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same)
+    return await ask(connection, verb)
 
 
 async def _wait_for_a_slot(claimer: _Claimer, *, rung: bool) -> None:

@@ -133,6 +133,36 @@ async def test_claim_that_goes_on_among_others(connection: Link) -> None:
     assert [first.id, *ids(found)] == [enqueued[place] for place in (0, 2, 4)]
 
 
+async def test_claim_that_goes_on_into_many_others(untended: Link, other: Link) -> None:
+    """It touches no more pages than any other claim, finds its own behind them, and leaves the others as they are."""
+    (first,) = [await enqueue(other, "mine", scheduled_at="2020-01-01")]
+    begin = (
+        f"select * from pgnotifyq.claim('{ANN}', array['default'], 10, 60, after_queue => 'default', after_priority => 0,"
+        f" after_time => '2020-01-01', after_id => '{first}', job_types => array['mine', 'too'],"
+        " maxima => array[null, null]::integer[])"
+    )
+    for _ in range(TIMES):
+        await pages(untended, begin)
+    await fill(other, MANY)
+    own = [await enqueue(other, "mine" if n % 2 else "too") for n in range(12)]
+    await pages(untended, begin)  # the session reads the catalog for the functions that it has not called yet
+    assert await pages(untended, begin) < PAGES_MAX
+    rows = await fetch(untended, begin.replace("select *", "select id"))
+    assert [found for (found,) in rows] == [first, *own[:9]]
+    assert await value(other, "select count(*) from pgnotifyq.jobs where job_type = 'noop' and status <> 'pending'") == 0
+
+
+async def test_executions_of_one_claim(connection: Link) -> None:
+    """Over priorities, queues, and others' jobs among its own, each job has an execution of its own."""
+    for priority in (3, 2, 1):
+        for queue in ("default", "second"):
+            for job_type in ("mine", "other", "mine"):
+                await enqueue(connection, job_type, queue_name=queue, priority=priority)
+    found = await take(connection, 50, "mine", queues=("default", "second"))
+    assert len(found.jobs) == 12
+    assert len({job.current_execution_id for job in found.jobs}) == 12
+
+
 async def test_claim_by_name(connection: Link) -> None:
     """A wake-up that names a job of another's type brings nothing, and the job is still there."""
     job_id = await enqueue(connection, "other")

@@ -113,6 +113,38 @@ async def test_bytes_are_not_counted_where_there_are_none(connection: Link) -> N
 
 
 @pytest.mark.parametrize("others", [False, True])
+async def test_bytes_are_those_of_the_whole_claim(connection: Link, others: bool) -> None:
+    """They are counted over priorities and queues, whether a look at others' jobs comes in between or not."""
+    noise = "to_jsonb((select string_agg(md5(n::text || random()::text), '') from generate_series(1, 8000) as n))"  # 256 kB
+    made = []
+    for place, (queue, priority) in enumerate((("default", 2), ("default", 1), ("second", 2), ("second", 1), ("second", 0))):
+        made += await insert(connection, noise)
+        await connection.execute(
+            "update pgnotifyq.jobs set queue_name = %s, priority = %s where id = %s", (queue, priority, made[place])
+        )
+    if others:
+        await enqueue(connection, "other", queue_name="default", priority=1)
+    only = claim_verbs.wanted({"noop": None})
+    queues = {**EVERYTHING, "queues": ["default", "second"]}
+    found = await ask(connection, claim_verbs.claim(SCHEMA, jobs_max=10, only=only, bytes_max=MIB, **queues))
+    assert ([job.id for job in found.jobs], found.ran_dry) == (made[:4], False)
+    found = await ask(connection, claim_verbs.claim(SCHEMA, jobs_max=10, only=only, bytes_max=MIB, **queues))
+    assert ([job.id for job in found.jobs], found.ran_dry) == (made[4:], True)
+
+
+async def test_bytes_that_are_used_up_beside_a_job_that_is_locked(connection: Link, other: Link) -> None:
+    """The claim has not run dry: what it left for its bytes is there, though the queue's head is somebody else's."""
+    noise = "to_jsonb((select string_agg(md5(n::text || random()::text), '') from generate_series(1, 8000) as n))"  # 256 kB
+    made = await insert(connection, noise, 4)
+    async with other.transaction():
+        await other.execute("select from pgnotifyq.jobs where id = %s for update", (made[0],))
+        found = await take(connection, bytes_max=600_000)
+        assert ([job.id for job in found.jobs], found.ran_dry) == (made[1:3], False)
+        found = await take(connection, bytes_max=600_000)
+        assert ([job.id for job in found.jobs], found.is_contended) == (made[3:], True)
+
+
+@pytest.mark.parametrize("others", [False, True])
 async def test_payload_that_is_too_large_to_be_sent(connection: Link, others: bool) -> None:
     """It stays in the server: its job comes without it, to be buried with a reason; the rest comes as ever."""
     before = await enqueue(connection, priority=1)
@@ -221,6 +253,23 @@ async def test_row_that_refuses_to_be_claimed(refusing: Link) -> None:
     again = await ask(refusing, claim_verbs.claim_apart(SCHEMA, jobs_max=10, **EVERYTHING))
     assert ([job.id for job in again.jobs], [aside.job_id for aside in again.put_aside]) == ([], [bad])
     assert await value(refusing, "select tries from pgnotifyq.job_troubles") == 2
+
+
+async def test_claim_beside_a_row_that_refuses(refusing: Link) -> None:
+    """One verb claims the others and puts that row aside; without such a row it is a plain claim, which may run dry."""
+    first, bad, last = [await enqueue(refusing, priority=priority) for priority in (9, 7, 5)]
+    surely = claim_verbs.claim_surely(SCHEMA, jobs_max=10, **EVERYTHING)
+    found = await ask(refusing, surely)
+    assert ([job.id for job in found.jobs], [aside.job_id for aside in found.put_aside]) == ([first, last], [bad])
+    found = await ask(refusing, surely)
+    assert (found.jobs, list(found.put_aside), found.ran_dry) == ([], [], True)
+
+
+async def test_claim_that_fails_over_no_row(connection: Link) -> None:
+    """An error for which no row is to blame is raised."""
+    await enqueue(connection)
+    with pytest.raises(psycopg.errors.InvalidSchemaName):
+        await ask(connection, claim_verbs.claim_surely("nowhere", jobs_max=10, **EVERYTHING))
 
 
 async def test_row_that_refuses_no_more(connection: Link) -> None:

@@ -122,6 +122,7 @@ def story() -> Story:
     held.append(Lease(named.job.id, named.job.current_execution_id))
     yield claim.claim_named(SCHEMA, job_id="no id", **CLAIM)
     yield claim.claim(SCHEMA, jobs_max=3, is_asleep=True, after=named.job, **CLAIM)
+    yield claim.claim_surely(SCHEMA, jobs_max=3, **CLAIM)
     yield claim.claim_apart(SCHEMA, jobs_max=3, **CLAIM)
     yield lease.heartbeat(SCHEMA, worker_id=ANN, leases=[*held, NOBODY], lease_seconds=60.0)
     yield lease.still_holds(SCHEMA, held[0])
@@ -291,6 +292,7 @@ def test_durable_is_what_sql_says() -> None:
 
 def _by_function() -> Iterator[tuple[str, Verb[Any]]]:
     yield "claim", claim.claim(SCHEMA, jobs_max=1, **CLAIM)
+    yield "claim", claim.claim_surely(SCHEMA, jobs_max=1, **CLAIM)
     yield "claim_apart", claim.claim_apart(SCHEMA, jobs_max=1, **CLAIM)
     yield "claim_named", claim.claim_named(SCHEMA, job_id="", **CLAIM)
     yield "heartbeat", lease.heartbeat(SCHEMA, worker_id=ANN, leases=[NOBODY], lease_seconds=1.0)

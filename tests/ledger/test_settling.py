@@ -219,7 +219,7 @@ async def test_worker_of_the_release_before(connection: Link, ending: Outcome) -
                     connection,
                     "select became from pgnotifyq.settle(%s, array[%s]::uuid[], array[%s]::uuid[], array[%s], array[%s],"
                     " array[%s]::float8[], array[%s]::text[], array[%s]::text[], array[%s]::text[])",
-                    ANN, *lease(job), ending.kind, ending.outcome, ending.delay_seconds, ending.error_message,
+                    ANN, *lease(job), ending.kind, ending.name, ending.delay_seconds, ending.error_message,
                     ending.result_json, ending.reason,
                 )  # fmt: skip
                 told.append(found[0][0] if found else None)

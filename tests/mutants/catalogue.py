@@ -197,9 +197,9 @@ MUTANTS = (
         "claim by id in (...)",
         SQL + "claim/claim.sql",
         _pattern(
-            r"with due as materialized \( select j\.id, [^\n]*(?P<select>\n.*?for update skip locked)\s*\)"
+            r"with due as materialized \( select j\.ctid .*? as weight(?P<select>\n.*?for update skip locked)\s*\)"
             r"(?P<head>.*?current_execution_id = )[^\n]*, started_at = due\.taken_at, lease_expires_at = due\.taken_at(?P<tail> .*?)"
-            r"from \( select d\.id, [^\n]* \) as due where j\.id = due\.id"
+            r"from \( select d\.place_in_table, .*? \) as due where j\.ctid = due\.place_in_table and [^\n]*"
             r"(?P<reply>.*?case when )due\.weight <= payload_bytes_max or "
         ),
         r"\g<head>{schema}.new_id(), started_at = time_now, lease_expires_at = time_now\g<tail>"

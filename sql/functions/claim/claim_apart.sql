@@ -1,12 +1,15 @@
--- claim_apart: claim when claim has failed over some row: one row at a time, each in a subtransaction. What cannot be taken is put aside.
+-- claim_apart: claim when claim has failed over some row: one row at a time, each in a
+-- subtransaction. What cannot be taken is put aside.
 --
--- A trigger, a foreign key or a check of the user's on the table of jobs can refuse the update of one row, and then a batch with that
--- row in it, and then every batch of every worker.
+-- A trigger, a foreign key or a check of the user's on the table of jobs can refuse the update of
+-- one row, and then a batch with that row in it, and then every batch of every worker.
 --
 -- In:     as claim. At most a hundred rows are tried.
--- Out:    the jobs as claim_named gives them; and one row for each job that was put aside: its id, no execution, and in place of its
---         payload what the database said. The next claim passes over those.
--- Errors: the server's own (a deadlock, a lock, no memory, no disk) are raised: they say nothing of the row.
+-- Out:    the jobs as claim_named gives them; and one row for each job that was put aside: its id,
+--         no execution, and in place of its payload what the database said. The next claim passes
+--         over those.
+-- Errors: the server's own (a deadlock, a lock, no memory, no disk) are raised: they say nothing of
+--         the row.
 -- Locks:  the rows, one after the other, for 20 ms at the most (claim_named).
 create or replace function {schema}.claim_apart(
     worker_id uuid, queue_names text[], jobs_max integer, lease_seconds double precision, job_types text[] default null,
@@ -80,12 +83,14 @@ begin
                             exit;  -- somebody holds it
                         when others or assert_failure or query_canceled then
                             get stacked diagnostics state = returned_sqlstate, said = message_text;
-                            -- A single job that is late, for a trigger of the user's stands still, was cancelled over itself.
+                            -- A single job that is late, because a trigger of the user's stands
+                            -- still, was cancelled over itself.
                             if state ~ '^(08|25|26|40|53|55|57|58|XX)' and not (state = '57014' and jobs_max = 1) then
                                 raise;
                             end if;
                     end;
-                    -- A text that PostgreSQL cannot make, or not send: the job is taken without it, and buried.
+                    -- A text that PostgreSQL cannot make, or not send: the job is taken without it,
+                    -- and its worker buries it.
                     if state ~ '^(54|22021)' and limit_now is distinct from -1 then
                         limit_now := -1;
                         continue;

@@ -1,13 +1,18 @@
--- claim_named: take the one job that a wake-up named, if it is due and nobody has taken it. See runtime/named.py.
+-- claim_named: take the one job that a wake-up named, if it is due and nobody has taken it. See
+-- runtime/shortcuts.py.
 --
--- In:     as for claim, and the job. One that is in trouble, or of a type that is not for this worker, is left.
--- Out:    the job, as claim gives it, but for what claim says in its last row. No row: it is there and was not taken (another queue's,
---         not due, its row locked for long), so look for yourself. A row whose `id` is null: nobody needs to look, for it has
---         been taken, or ended, or never was.
--- Errors: lock_not_available: somebody holds the row. Whoever claims holds it for less than that.
--- Locks:  the job. Not `skip locked`: of two sleepers that are told of one job, the second is to learn that it was taken.
--- Index:  jobs_pkey. It says `status = 'pending'` and not `is_claimable`, which would offer the planner jobs_claimable: after an
---         analyze of an empty table that seems cheaper, and is a walk over the queue.
+-- In:     as for claim, and the job. One that is in trouble, or of a type that is not for this
+--         worker, is left.
+-- Out:    the job, as claim gives it, but for what claim says in its last row. No row: the job is
+--         there and was not taken (another queue's, not due, its row locked for long), so the
+--         worker looks at its queues. A row whose `id` is null: nobody needs to look, for the job
+--         has been taken, or has ended, or never was.
+-- Errors: lock_not_available: somebody holds the row. A claim holds it for less than 20 ms.
+-- Locks:  the job. Not `skip locked`: of two sleepers that are told of one job, the second is to
+--         learn that it was taken.
+-- Index:  jobs_pkey. The statement says `status = 'pending'` and not `is_claimable`, which would
+--         offer the planner jobs_claimable: after an analyze of an empty table that seems cheaper,
+--         and is a walk over the queue.
 -- Its earlier form: beside this one, a call that leaves the last arguments out would fit both.
 drop function if exists {schema}.claim_named(uuid, text[], uuid, double precision);
 create or replace function {schema}.claim_named(

@@ -1,4 +1,5 @@
--- has_due: whether a queue has a job that could be claimed now. Some other worker may hold its lock.
+-- has_due: whether a queue has a job that could be claimed now. Some other worker may hold its
+-- lock.
 create or replace function {schema}.has_due(queue_name text) returns boolean
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -30,7 +31,8 @@ begin
 end
 $$;
 
--- due_type: of some job types, one that a queue has a job of that could be claimed now; null: none.
+-- due_type: of some job types, one of which the queue has a job that could be claimed now; null:
+-- none.
 -- Index: jobs_claimable_by_type.
 create or replace function {schema}.due_type(queue_name text, job_types text[]) returns text
 language plpgsql volatile

@@ -1,30 +1,53 @@
--- may_start: the one rule of whether a pending job may become running now. Every way to start one asks it:
+-- may_start: the one rule of whether a pending job may become running now. Each statement that
+-- makes a job running asks it:
 --
 --   claim              a look at the queues, in order
 --   claim_by_type      the same, where jobs of others stand at the head
---   claim_apart        the same, one row at a time
+--   claim_apart        the same, one row at a time: it finds the rows, and claim_named takes each
 --   claim_named        a wake-up has named the job
 --   enqueue_claimed    the statement that inserts the job claims it
 --
--- In:     the job's row; the types that the worker has handlers for (null: all); whether job_troubles holds any row; the time.
---         `has_troubles` is asked once a claim and not once a row: as a rule the table is empty.
+-- In:     the job's row; the types that the worker has handlers for (null: all); whether
+--         job_troubles holds any row; the time. The claim asks for `has_troubles` once, not once a
+--         row: as a rule the table is empty.
 -- Out:    whether the job is due, is for this worker, and was not put aside.
 --
--- What else has to hold is not a matter of one row, and is kept where the rows are chosen:
+-- The rest of today's rule is not a matter of one row. It is kept where the rows are chosen:
 --
---   order       A look takes the first in order of (queue, priority, time, id). The two ways that name a job are only gone by where
---               the worker has just seen its queues empty (runtime/named.py, runtime/handover.py), and enqueue_claimed looks
---               once more.
+--   order       A look takes the first in order of (queue, priority, time, id). The two ways that
+--               name a job are only gone by when the worker has just seen its queues empty
+--               (runtime/shortcuts.py, runtime/shortcuts.py), and enqueue_claimed looks once more.
 --   queue       It is the head of each range of the look, and a condition of claim_named.
+--   type        claim_by_type takes the types from its ranges. A claim that goes on locks rows
+--               whatever their type, and updates those of the worker's types (claim.sql,
+--               `is_mine`). Both pass null for the types here.
 --   draining    A worker that drains does not ask.
 --
--- It is SQL of one expression, so that the planner puts the expression in its place, and a column in the place of each field of the
--- row: `scheduled_at <= time_now` is then the end of a range of the index. Written in plpgsql, or with a subselect, it would be a
--- filter that is called for each job of the future. tests/ledger/test_may_start.py sees to that, and tries every way in every
--- situation; a way that is new goes into its table.
+-- It is SQL of one expression, so that the planner puts the expression in its place, and a column
+-- in the place of each field of the row: `scheduled_at <= time_now` is then the end of a range of
+-- the index. Written in plpgsql, or with a subselect, it would be a filter that is called for each
+-- job of the future. tests/ledger/test_may_start.py sees to that, tries every way in every
+-- situation, and looks in the database for a way that does not ask. A way that is new goes into its
+-- table.
 --
--- A limit, a turn or a pause is a new condition here, for the row says its queue, tenant and type. What is counted (how many of a
--- lane run) is counted by whoever chooses the rows, after its lock, and passed in as `has_troubles` is.
+-- What will come, and where:
+--
+--   pause       Of a queue, a lane, or a job type. The claim reads what is paused once, as it reads
+--               `has_troubles`, and passes it in; the row says its queue, tenant and type. A paused
+--               queue is not looked at.
+--   limit       How many of a queue or lane run, and what its rate still admits, is counted by the
+--               claim: first the lock of the governed queue, then the count in a statement of its
+--               own, whose snapshot is newer than the lock. It passes in how many of which lanes it
+--               may take. A job of a governed queue never starts by a way that does not hold that
+--               lock: here claim_named and enqueue_claimed are told no, and the job waits for a
+--               look.
+--   turn        It orders lanes and refuses nothing. It belongs to the choice of rows, as order
+--               does.
+--   key         That nothing of a key runs is a condition here; a unique index on what is held
+--               stands behind it.
+--   hand-over   The statement that inserts a job as running, for a sleeper of another process, is
+--               one more way in the list above. It asks this rule with the sleeper's types, and is
+--               told no for a governed queue.
 create or replace function {schema}.may_start(
     job {schema}.jobs, job_types text[], has_troubles boolean, time_now timestamptz)
 returns boolean

@@ -1,10 +1,11 @@
--- enqueue_claimed: enqueue one job that is due, and claim it in the same statement for a worker of the same program that has a free
--- slot and an empty queue. Why, and when it is asked for: pgnotifyq/runtime/handover.py.
+-- enqueue_claimed: enqueue one job that is due, and claim it in the same statement for a worker of
+-- the same program that has a free slot and an empty queue. Why, and when the client asks for it:
+-- pgnotifyq/runtime/shortcuts.py.
 --
--- In:     ids of the job and of its execution, made by the caller: whether a lost reply meant a commit can then be found out.
---         The values are checked by the client (model/job.py).
--- Out:    whether it was claimed, and the database's time. When a job of the queue is due already it comes first, and this one is
---         enqueued as any other.
+-- In:     ids of the job and of its execution, made by the caller: whether a lost reply meant a
+--         commit can then be found out. The client checks the values (model/job.py).
+-- Out:    whether it was claimed, and the database's time. If a job of the queue is due already,
+--         that job comes first, and this one is enqueued as any other.
 -- Index:  jobs_claimable. Durable: the job is its caller's now, claimed or not.
 create or replace function {schema}.enqueue_claimed(
     job_id uuid, execution_id uuid, worker_id uuid, lease_seconds double precision,
@@ -20,12 +21,13 @@ declare
     job {schema}.jobs;
 begin
     time_now := {schema}.clock();
-    -- All that the rule reads of a job whose worker has a handler for it, and which nobody can have put aside. What is not set here
-    -- is null, and a condition that is null keeps the job pending.
+    -- All that the rule reads of a job whose worker has a handler for it, and which nobody can have
+    -- put aside. What is not set here is null, and a condition that is null keeps the job pending.
     job.scheduled_at := time_now;
     is_claimed := coalesce({schema}.may_start(job, null, false, time_now), false);
     if is_claimed then
-        -- One look at an empty queue; a queue that holds only jobs of the future takes the long one.
+        -- One look at an empty queue; a queue that holds only jobs of the future takes the long
+        -- one.
         perform from {schema}.jobs as j where j.is_claimable and j.queue_name = enqueue_claimed.queue_name limit 1;
         is_claimed := not found or not {schema}.has_due(enqueue_claimed.queue_name);
     end if;

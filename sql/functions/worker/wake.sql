@@ -5,7 +5,7 @@
 -- passed counts for nothing. Under repeatable read the list of sleepers may be as old as the transaction, so there
 -- everybody is told.
 --
--- `job_id` is the one it is about, when there is one, which a worker may take by its key (runtime/named.py). A transaction names the
+-- `job_id` is the one it is about, when there is one, which a worker may take by its key (runtime/shortcuts.py). A transaction names the
 -- first that is due, and no more: the wake-ups for all others are alike, so that PostgreSQL merges them.
 -- `job_type` is what the jobs are; sleepers that have no handler for it are left alone. Null: it may be anything.
 -- Its earlier forms: beside this one, a call that leaves the last arguments out would fit both.
