@@ -24,3 +24,51 @@ begin
     from unnest(hand_on) as q(name);
 end
 $$;
+
+-- forget_sleepers: take sleepers off the list that hear nothing any more, and have the others look at those queues.
+--
+-- In:     by_worker   the worker that looks; its own rows stay
+-- Locks:  the rows of sleepers that go, `skip locked`; for each worker that is gone, its session's advisory lock, shared, until the
+--         transaction ends.
+--
+-- A sleeper that hears nothing swallows the wake-ups that are sent to it: wake() picks two sleepers for a job, and both may be such. It
+-- may be a worker that was killed a moment ago, a row that somebody forged, or a row that a restored dump brought back. A worker
+-- publishes itself only while its listener's session holds the worker's lock. So if the lock can be had, nobody hears for that
+-- sleeper. A worker that comes back with a new session publishes itself anew.
+--
+-- Naively: go by the row in worker_heartbeats. But that row may be deleted while its worker lives and hears.
+--
+-- A wake-up that was swallowed may have been for a job of the future. So all who sleep on such a queue look once (64 at the most).
+create or replace function {schema}.forget_sleepers(by_worker uuid) returns void
+language plpgsql volatile
+as $$
+#variable_conflict use_column
+declare
+    queues text[];
+begin
+    with asleep as materialized (
+        select distinct s.worker_id
+        from {schema}.sleepers as s
+        where s.worker_id <> by_worker
+    ), deaf as materialized (
+        select a.worker_id
+        from asleep as a
+        left join {schema}.worker_heartbeats as w on w.worker_id = a.worker_id
+        where pg_try_advisory_xact_lock_shared(coalesce(w.session_lock, {schema}.session_key(a.worker_id)))
+    ), locked as materialized (
+        select s.queue_name, s.worker_id
+        from {schema}.sleepers as s
+        join deaf as d on d.worker_id = s.worker_id
+        for update of s skip locked
+    ), forgotten as (
+        delete from {schema}.sleepers as s
+        using locked as l
+        where s.queue_name = l.queue_name and s.worker_id = l.worker_id
+        returning s.queue_name
+    )
+    select array_agg(distinct f.queue_name) into queues from forgotten as f;
+    -- In a statement of its own, which does not see what has gone.
+    perform {schema}.wake(q.name, {schema}.clock(), 64)
+    from unnest(queues) as q(name);
+end
+$$;

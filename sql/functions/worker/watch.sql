@@ -5,6 +5,7 @@
 --                          of its own session: after a restart of the server everybody has lost everybody.
 -- Out:    the number of other workers; those that are given up; whether any is suspected.
 -- Locks:  rows of worker_heartbeats, `skip locked`: a row that somebody holds is of a worker that gives a sign of life, or is judged.
+--         Rows of sleepers, `skip locked` (forget_sleepers, sleep.sql): those whose session is gone hear nothing.
 --
 -- The first look that finds a worker's session gone notes the time; a beat or a return of the worker clears it; a later look, the
 -- worker's grace after, gives it up. That is written into its row, and committed, before anything is taken from it: a sign of life and
@@ -83,6 +84,7 @@ begin
         dead := dead || coalesce(given_up, '{{}}');
         suspected := suspected or cardinality(silent) > coalesce(cardinality(given_up), 0);
     end if;
+    perform {schema}.forget_sleepers(watch.worker_id);
     return next;
 end
 $$;
