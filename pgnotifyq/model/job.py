@@ -1,4 +1,4 @@
-"""A job, its lease, its attempts, its dead letter; and a job still to be enqueued."""
+"""A job, its lease, its attempts and its dead letter; and a job that is still to be enqueued."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _make, _set, _UNKNOWN = object.__new__, object.__setattr__, SafeUUID.unknown
 
 
 def uuid_of(value: int) -> UUID:
-    """Return a UUID of its 128 bits, unchecked: a third of the time of its constructor, which hot paths would feel."""
+    """Return a UUID of its 128 bits, unchecked.
+
+    It takes a third of the constructor's time, which hot paths would feel.
+    """
     made: UUID = _make(UUID)
     _set(made, "int", value)
     _set(made, "is_safe", _UNKNOWN)
@@ -42,7 +45,7 @@ DELAY_SECONDS_MAX = 10 * 366 * 86_400.0  # ten years; more is a mistake in the u
 
 
 class Lease(NamedTuple):
-    """The fence: every write after a claim names both."""
+    """The fence: every write after a claim names both ids."""
 
     job_id: JobId
     execution_id: ExecutionId
@@ -97,7 +100,7 @@ class Execution:
 
 @attrs.frozen(kw_only=True)
 class DeadLetter:
-    """Everything needed to restore a job that will not be tried again, and what became of each attempt."""
+    """A job that will not be tried again: all that restores it, and how each attempt ended."""
 
     id: JobId
     org_id: OrgId
@@ -166,10 +169,11 @@ class NewJob:
     scheduled_at: datetime | None = None  # aware; None: now, on the database's clock
     delay_seconds: float | None = None  # from now, on the database's clock; instead of scheduled_at
     max_attempts: int | None = None  # None: what the handler says that claims it, else 3
-    unique_key: str | None = None  # while an unfinished job of the tenant and type has it, that job's id is returned instead
+    # If an unfinished job of the tenant and type has this key, enqueue returns that job's id.
+    unique_key: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        # By hand, and only what was given: a validator for each field took a third of a bulk enqueue.
+        # Checked by hand, and only if given: attrs' validators took a third of a bulk enqueue.
         check_job_type(self.job_type)
         if self.org_id is not NIL_ORG:
             _set(self, "org_id", org_id_of(self.org_id))
