@@ -232,7 +232,10 @@ class Gatherer:
             caller.rung.set()
 
     def _gather_again(self, batch: _Batch) -> None:
-        """Put the callers that have not left back at the head of the line: their statement left no rows."""
+        """Put the callers that have not left back at the head of the line.
+
+        Their statement left no rows.
+        """
         for caller in reversed(batch.callers):
             if not caller.has_left:
                 caller.batch = None
