@@ -231,7 +231,7 @@ class Server:
 
 
 def find_server(data: Path) -> Server | None:
-    """Return the server that runs on a data folder, whatever `postmaster.pid` says; None: none does.
+    """Return the server that runs on a data folder, whatever `postmaster.pid` says; else None.
 
     Raises:
         DatabaseUnreachable: the folder is not its owner's alone.

@@ -1,6 +1,9 @@
--- fall_asleep, wake_up: a worker publishes that it sleeps on its queues, or that it does not. See runtime/sleep.py.
--- `job_types` is what it has handlers for; null: whatever its queues have.
--- Its earlier form: beside this one, a call that leaves the last argument out would fit both.
+-- fall_asleep, wake_up: a worker publishes that it sleeps on its queues, or that it does not. The
+-- protocol: pgnotifyq/runtime/sleep.py.
+--
+-- `job_types` are the types that the worker has handlers for; null: all that its queues hold.
+--
+-- The earlier form is dropped. Otherwise a call without the last argument would fit both.
 drop function if exists {schema}.fall_asleep(uuid, text[]);
 create or replace function {schema}.fall_asleep(worker_id uuid, queue_names text[], job_types text[] default null) returns void
 language sql volatile
@@ -12,7 +15,8 @@ as $$
     where s.job_types is distinct from excluded.job_types
 $$;
 
--- A worker that stops sleeping because it is full passes on the wake-up that found it so: `hand_on` names the queues.
+-- If a wake-up finds the worker full, the worker stops sleeping and hands the wake-up on: `hand_on`
+-- names its queues.
 create or replace function {schema}.wake_up(worker_id uuid, hand_on text[] default '{{}}') returns void
 language plpgsql volatile
 as $$
@@ -25,20 +29,26 @@ begin
 end
 $$;
 
--- forget_sleepers: take sleepers off the list that hear nothing any more, and have the others look at those queues.
+-- forget_sleepers: take sleepers off the list that hear nothing any more, and have the others look
+-- at those queues.
 --
 -- In:     by_worker   the worker that looks; its own rows stay
--- Locks:  the rows of sleepers that go, `skip locked`; for each worker that is gone, its session's advisory lock, shared, until the
---         transaction ends.
+-- Locks:  the rows of sleepers that go, `skip locked`; the advisory lock of each session that is
+--         gone, shared, until the transaction ends.
 --
--- A sleeper that hears nothing swallows the wake-ups that are sent to it: wake() picks two sleepers for a job, and both may be such. It
--- may be a worker that was killed a moment ago, a row that somebody forged, or a row that a restored dump brought back. A worker
--- publishes itself only while its listener's session holds the worker's lock. So if the lock can be had, nobody hears for that
--- sleeper. A worker that comes back with a new session publishes itself anew.
+-- A sleeper that hears nothing swallows the wake-ups that are sent to it: wake() picks two sleepers
+-- for a job, and both may be such. It may be a worker that was killed a moment ago, a row that
+-- somebody forged, or a row that a restored dump brought back.
 --
--- Naively: go by the row in worker_heartbeats. But that row may be deleted while its worker lives and hears.
+-- A worker publishes itself only while its listener's session holds the worker's lock. So if the
+-- lock can be had, no session listens for that sleeper. If the worker comes back with a new
+-- session, it publishes itself anew.
 --
--- A wake-up that was swallowed may have been for a job of the future. So all who sleep on such a queue look once (64 at the most).
+-- Naively: go by the row in worker_heartbeats. But that row may be deleted while its worker lives
+-- and hears.
+--
+-- The swallowed wake-up may have been for a job of the future. So all sleepers of such a queue look
+-- once, 64 of them at most.
 create or replace function {schema}.forget_sleepers(by_worker uuid) returns void
 language plpgsql volatile
 as $$
@@ -67,7 +77,7 @@ begin
         returning s.queue_name
     )
     select array_agg(distinct f.queue_name) into queues from forgotten as f;
-    -- In a statement of its own, which does not see what has gone.
+    -- In a statement of its own: it does not see the rows that have gone.
     perform {schema}.wake(q.name, {schema}.clock(), 64)
     from unnest(queues) as q(name);
 end
