@@ -160,7 +160,8 @@ def ensure_embedded(folder: Path | None = None) -> Embedded:
         with _locked(parent / ".lock"):
             _make_data(data, binaries)
             found = find_server(data)
-            started = found is None or not _wait_ready(found)  # the server found may be about to end
+            # The server that was found may be about to end.
+            started = found is None or not _wait_ready(found)
             if found is None or started:
                 found = _start(data, binaries)
                 if not _wait_ready(found):
@@ -192,7 +193,8 @@ def stop_embedded(folder: Path | None = None) -> bool:
     if found is None:
         return False
     with suppress(_psutil().NoSuchProcess):
-        found.process.send_signal(signal.SIGINT)  # a fast shutdown: sessions are ended, data is safe
+        # A fast shutdown: sessions are ended, data is safe.
+        found.process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + START_SECONDS_MAX
     while _runs(found.process):
         if time.monotonic() > deadline:

@@ -153,7 +153,8 @@ def _as_told(error: BaseException) -> tuple[str, int] | None:
 _EXIT_CODES: dict[type, int] = {
     errors.PgnotifyqError: EXIT_FAILED,
     errors.Refused: EXIT_USAGE,
-    errors.UnknownJobType: EXIT_FAILED,  # the command is well formed; the application has no such handler
+    # The command is well formed. The application has no such handler.
+    errors.UnknownJobType: EXIT_FAILED,
     errors.DatabaseError: EXIT_DATABASE,
     errors.PoolTimeout: EXIT_FAILED,  # our own connections were taken; the database may be well
     errors.SchemaError: EXIT_DATABASE,

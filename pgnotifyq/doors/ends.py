@@ -89,7 +89,8 @@ class Ends:
         self._connection: Connection | None = None
         self._listens = False
         self._look_seconds = LOOK_SECONDS  # how long a waiter relies on the listener between looks
-        self._retry_at = -math.inf  # on trio's clock: nobody connects before, for it has just failed
+        # On trio's clock. Connecting has just failed, so no waiter connects before this time.
+        self._retry_at = -math.inf
         self._lock = trio.Lock()
 
     async def wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:

@@ -98,7 +98,8 @@ class _Batch:
     """A statement under way."""
 
     callers: Sequence[_Caller]
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # cancelled when one of the callers leaves
+    # Cancelled when one of the callers leaves.
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
 
 class Gatherer:

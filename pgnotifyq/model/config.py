@@ -40,11 +40,14 @@ class WorkerConfig:
         InvalidName: a queue's or the schema's name.
     """
 
-    queues: tuple[str, ...] = attrs.field(default=("default",), converter=_as_tuple)  # in order of preference
+    # In order of preference.
+    queues: tuple[str, ...] = attrs.field(default=("default",), converter=_as_tuple)
     concurrency: int = 10  # jobs that run at once
-    lease_seconds: float = LEASE_SECONDS_DEFAULT  # a dead process is noticed sooner; a cut-off one after this
+    # If a worker is cut off, others take its jobs after this. A dead process is noticed sooner.
+    lease_seconds: float = LEASE_SECONDS_DEFAULT
     heartbeat_seconds: float = attrs.field()  # default: a third of the lease; never more
-    margin_seconds: float = attrs.field()  # how long before its lease ends a worker stops trusting it
+    # A worker stops trusting a lease this long before its end.
+    margin_seconds: float = attrs.field()
     shutdown_seconds: float = 30.0  # how long running jobs may go on after the first signal
     grace_seconds: float = 5.0  # for clean-up after an interrupt, before it is called unresponsive
     backstop_seconds: float = 30.0  # longest sleep while notifications are proven to arrive

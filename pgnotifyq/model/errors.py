@@ -212,7 +212,8 @@ def text_of(error: BaseException) -> str:
 
 def name_of(error: BaseException) -> str:
     """Return the name of an exception's type. Never raises."""
-    return str(_name_of_type(type(error)))  # not `type(error).__name__`, which a metaclass may answer
+    # A metaclass may answer `type(error).__name__`.
+    return str(_name_of_type(type(error)))
 
 
 _name_of_type = type.__dict__["__name__"].__get__
@@ -223,5 +224,6 @@ def quietly(say: Callable[..., object], *arguments: object, **details: object) -
 
     A log that fails stops no work.
     """
-    with suppress(BaseException):  # a handler or filter of the log may raise anything, and nobody is left to tell
+    # A handler or a filter of the log may raise anything, and nobody is left to tell.
+    with suppress(BaseException):
         say(*arguments, **details)

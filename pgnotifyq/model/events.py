@@ -38,7 +38,8 @@ class EventName(StrEnum):
     JOB_LEFT_OPEN = "job.left_open"
     JOB_RECLAIMED = "job.reclaimed"
     JOBS_PRUNED = "jobs.pruned"
-    JOB_PUT_ASIDE = "job.put_aside"  # its row could not be written, read or ended; it is looked at again later
+    # The job's row could not be written, read or ended. It is looked at again later.
+    JOB_PUT_ASIDE = "job.put_aside"
     LEASE_LOST = "lease.lost"
     OUTCOME_REFUSED = "outcome.refused"
     LISTENER_CONNECTED = "listener.connected"
@@ -271,7 +272,8 @@ def bounded_value(value: object) -> object:
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)  # json would write NaN, which nothing else reads
+        # json would write NaN, which other readers of JSON refuse.
+        return value if math.isfinite(value) else str(value)
     return _cut(_text(value), FIELD_CHARS_MAX)
 
 

@@ -164,7 +164,8 @@ class Settlement:
     delay_seconds: float = 0.0
     error_message: str | None = None
     result_json: str | None = None
-    reason: str | None = None  # of a dead letter: exhausted, discarded, undecodable, unknown_job_type
+    # Of a dead letter: exhausted, discarded, undecodable, unknown_job_type.
+    reason: str | None = None
 
 
 def holds_ctrl_c(error: BaseException, raised_by: CodeType | None = None) -> bool:
@@ -191,7 +192,8 @@ def _raiser(error: BaseException) -> CodeType | None:
     return code
 
 
-_exceptions_of = BaseExceptionGroup.__dict__["exceptions"].__get__  # not `group.exceptions`, which a subclass may answer
+# A subclass may answer `group.exceptions`. This reads what the interpreter keeps.
+_exceptions_of = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
 def _unfold(error: BaseException) -> Iterator[BaseException]:

@@ -39,10 +39,12 @@ class _Unfit(ValueError):
 
 
 PAYLOAD_BYTES_MAX = 1_048_576  # larger data belongs elsewhere, the payload holds a reference
-DECODED_DEPTH_MAX = 500  # of what raw SQL stored: the decoder's own bound differs from one Python to the next
+# For payloads that raw SQL stored. The decoder's own bound differs from one Python to the next.
+DECODED_DEPTH_MAX = 500
 PAYLOAD_DEPTH_MAX = 64  # deeper is a mistake or an attack; Python's own decoder recurses
-SMALL_MAX, SMALL_INTEGER_MAX = 64, 2**63  # of what is looked at the short way
-INTEGER_BITS_MAX = 4096  # Python refuses to print integers of more than 4,300 digits, PostgreSQL of 131,072
+SMALL_MAX, SMALL_INTEGER_MAX = 64, 2**63  # bounds of values that `_is_small` looks at
+# Python refuses to print integers of more than 4,300 digits, PostgreSQL of more than 131,072.
+INTEGER_BITS_MAX = 4096
 
 
 @functools.cache

@@ -38,13 +38,15 @@ class Handler:
     is_async: bool  # else it runs in a thread
     takes_job: bool  # a class handler, and a function that asks for a Job, are given the whole job
     takes_context: bool
-    payload_type: Any  # what payloads are structured into (model/payload.py, `understood`); None: as decoded
+    # The type that payloads are structured into (model/payload.py, `understood`). None: as decoded.
+    payload_type: Any
     name: str  # module:qualname, for people
-    max_attempts: int | None = None  # what `enqueue` uses when its caller says nothing; None: the default
+    # `enqueue` uses it if its caller says nothing. None: the default.
+    max_attempts: int | None = None
     timeout_seconds: float | None = None  # of one attempt; None: no limit
     retry: RetryPolicy | None = None  # None: the default policy
     cooperative: bool = False  # told of a cancel, and not cancelled before its grace is over
-    queue: str | None = None  # what `enqueue` uses when its caller says nothing
+    queue: str | None = None  # `enqueue` uses it if its caller says nothing
 
 
 class JobRegistry:

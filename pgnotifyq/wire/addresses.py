@@ -65,7 +65,8 @@ KEEPALIVE_DEFAULTS: dict[str, ConnParam] = {
     "keepalives": 1,
     "keepalives_idle": 20,  # seconds of silence before the first probe
     "keepalives_interval": 5,  # seconds between probes
-    "keepalives_count": 4,  # unanswered probes: a silent peer is given up after 40 s, before a lease
+    # Unanswered probes: a silent peer is given up after 40 s, which is less than the default lease.
+    "keepalives_count": 4,
     "tcp_user_timeout": 40_000,  # milliseconds, for bytes sent but not acknowledged: the same 40 s
 }
 """Without these, a connection whose peer has vanished (power cut, dropped NAT entry) waits for two

@@ -158,7 +158,8 @@ async def connect(
         if addresses.hides_a_password(dsn):
             raise DatabaseUnreachable(addresses.UNTELLABLE) from None
         raise DatabaseUnreachable(addresses.explain(wanted, error)) from error
-    except (psycopg.ProgrammingError, ValueError):  # a number that is none, also one of the environment's
+    # A parameter that must be a number is none. It may come from the environment.
+    except (psycopg.ProgrammingError, ValueError):
         raise DatabaseUnreachable("A value of the address, or of a PG... variable of the environment, cannot be read.") from None
     connection._prepare_to_be_used(
         autocommit=autocommit, prepare_threshold=prepare_threshold, row_factory=row_factory, context=context
@@ -223,7 +224,8 @@ class Connection(psycopg.AsyncConnection[Row]):
             super().__init__(pgconn, row_factory)
         self.lock = Lock()  # type: ignore[assignment]
         self.cursor_factory = Cursor
-        self.statements: dict[bytes, bytes] = {}  # those that wire/asking.py prepared, and their names
+        # The statements that wire/asking.py prepared, and their names.
+        self.statements: dict[bytes, bytes] = {}
         self.used_for = For.ANYBODY
         # Whether this connection has set something in the session. `discard all` undoes that.
         self.was_set = False
@@ -472,12 +474,14 @@ class Connection(psycopg.AsyncConnection[Row]):
                     try:
                         return (await waiting.drive(gen, self.pgconn.socket),)
                     except psycopg.Error:
-                        return None  # QueryCanceled as a rule; or what went wrong by itself, which no longer matters
+                        # QueryCanceled, as a rule. Another error no longer matters.
+                        return None
         self.abandon(f"the server did not answer a cancel within {INTERRUPT_SECONDS} seconds")
         return None
 
     def _finish(self) -> None:
-        with suppress(psycopg.OperationalError):  # libpq has closed the socket by itself: nobody can be waiting on it
+        # If libpq has closed the socket by itself, no task can be waiting on it.
+        with suppress(psycopg.OperationalError):
             waiting.announce_closing(self.pgconn.socket)
         self.pgconn.finish()
 

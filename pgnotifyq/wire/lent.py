@@ -46,7 +46,8 @@ class Lent(Connection[Row]):
         lent = Lent[TupleRow](session.pgconn)
         lent._autocommit = True
         lent.prepare_threshold = None
-        lent._prepared._prepared_idx = secrets.randbits(48)  # for those who prepare all the same; see connection.py
+        # For handlers that prepare nevertheless. See connection.py.
+        lent._prepared._prepared_idx = secrets.randbits(48)
         return lent
 
     async def wait(self, gen: PQGen[Result], interval: float = 0.0, timeout: float | None = None) -> Result:  # noqa: ASYNC109

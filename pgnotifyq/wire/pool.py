@@ -147,7 +147,8 @@ class Pool:
         self._is_for_others = is_for_others
         self._parameters = parameters
         self._permits = trio.Semaphore(size_max, max_value=size_max)
-        self._idle: deque[tuple[Connection[TupleRow], float]] = deque()  # the last one back is the first one out
+        # The last connection that came back is the first that is lent.
+        self._idle: deque[tuple[Connection[TupleRow], float]] = deque()
         # What the session of each open connection reported when it was opened.
         self._settings: dict[Connection[TupleRow], tuple[bytes | None, ...]] = {}
         # Idle connections whose answer to the discarding statement has not been read.

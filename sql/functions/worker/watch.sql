@@ -3,8 +3,8 @@
 --
 -- In:     grace_seconds    the grace of a worker of an older release, which has none in its row
 --         session_seconds  how long the watcher has had its session; null: ask the server. In the
---                          first grace of its own session, a watcher gives nobody up. After a
---                          restart of the server, all workers have lost their sessions.
+--                          first grace of its own session, a watcher notes and judges nobody. After
+--                          a restart of the server, all workers have lost their sessions.
 -- Out:    the number of other workers; those that are given up; whether any is suspected.
 -- Locks:  rows of worker_heartbeats, `skip locked`. If a row is locked, its worker is giving a sign
 --         of life, or another watcher is judging it. Rows of sleepers, `skip locked`
