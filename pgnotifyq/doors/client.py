@@ -184,7 +184,8 @@ class Client:
 
         Args:
             jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes:
-                job_type, payload, queue, ...; only what a mapping leaves out comes from the registry.
+                job_type, payload, queue, ...; only what a mapping leaves out comes from the
+                registry.
             connection: as for `enqueue`.
 
         Cancellation: none of them are enqueued, or `trio.Cancelled` comes at the next checkpoint.
@@ -251,7 +252,8 @@ class Client:
             JobNotFound: there is no such job.
             JobDead: it went to the dead letters; the error has the letter.
             WaitTimeout: it has not ended within `timeout_seconds`; it goes on.
-            DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a minute.
+            DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a
+                minute.
         """
         job_id = job_id_of(job_id)
         ended = await self._ends.wait(job_id, timeout_seconds)

@@ -42,20 +42,23 @@ class PutAside:
 
 @attrs.frozen
 class Wanted:
-    """The job types that a worker has handlers for, and what each handler says of max_attempts, as a claim takes them."""
+    """The job types that a worker has handlers for, and the max_attempts of each, for a claim."""
 
     types: str  # an array, written
     maxima: str
 
 
 def wanted(maxima: Mapping[str, int | None]) -> Wanted:
-    """Return job types and their max_attempts (None: the handler says nothing) in the form that claims take."""
+    """Return job types and their max_attempts in the form that claims take.
+
+    None: the handler says nothing of max_attempts.
+    """
     return Wanted(array(list(maxima)), array([text(number) for number in maxima.values()]))
 
 
-# A payload of more text than this is not sent to a worker, which buries its job. It is above whatever a client may
-# enqueue (1 MiB, and a half more where PostgreSQL writes spaces) but for numbers that it writes out: 1e300. So it came by
-# raw SQL.
+# A payload with more text than this is not sent to a worker; the worker buries its job. A client
+# may enqueue 1 MiB, and PostgreSQL adds spaces, half as much again at most. Only numbers that it
+# writes out (1e300) get larger. So such a payload came by raw SQL.
 PAYLOAD_SENT_BYTES_MAX = 16 << 20
 # Of the payloads of one claim: see sql/functions/claim/claim.sql.
 CLAIM_BYTES_MAX = 16 << 20
@@ -83,8 +86,9 @@ def claim(
 ) -> Ask[Claim]:
     """Claim up to `jobs_max` due jobs, each with a new execution and a lease.
 
-    With `after`, the look goes on behind that job. What comes before it is not seen, unless too little is found behind it
-    (runtime/resuming.py). With `only`, jobs of other types are left. `bytes_max` bounds the payloads of all jobs but the first.
+    With `after`, the look goes on behind that job. Jobs before it are not seen, unless too few are
+    found behind it (runtime/resuming.py). With `only`, jobs of other types are left. `bytes_max`
+    bounds the payloads of all jobs but the first.
 
     Cancellation: the claim may have been committed; its leases then run out. Shield it.
 
@@ -139,7 +143,8 @@ def claim_surely(
 
     Cancellation: as for `claim`.
 
-    Raises: what `claim` raises, if it is no row's: nothing was claimed apart either, and nothing put aside.
+    Raises: what `claim` raises, if no row is the cause: then nothing was claimed apart, and
+        nothing was put aside.
     """
 
     def steps() -> Steps[Claim]:
@@ -166,7 +171,9 @@ def claim_apart(
     lease_seconds: float,
     only: Wanted | None = None,
 ) -> Ask[Claim]:
-    """Claim due jobs one at a time, when `claim` has failed over some row, and put aside those that cannot be claimed.
+    """Claim due jobs one at a time, and put aside those that cannot be claimed.
+
+    For a worker whose `claim` has failed over some row.
 
     Returns: as `claim`, never dry: the next one passes over what was put aside.
 
@@ -204,9 +211,10 @@ def claim_named(
     lease_seconds: float,
     only: Wanted | None = None,
 ) -> Ask[NamedClaim]:
-    """Claim one job of these queues, by its key, if it is due. `job_id` is the key's text; another text names no job.
+    """Claim one job of these queues, by its key, if it is due.
 
-    A row that cannot be updated is still there: whoever looks for it puts it aside.
+    `job_id` is the key's text. A text that is no key names no job. A row that cannot be updated is
+    still there; the next look at the queue puts it aside.
 
     Cancellation: as for `claim`.
 

@@ -1,7 +1,8 @@
 """A job as a claim brings it: decoded as far as running it takes, and the rest when somebody asks.
 
-A claim brings hundreds of rows of sixteen columns, and a handler that looks at its payload alone needs six. Decoding all of
-them cost a third of what a worker spends on a no-op job, most of it on four times and on the building of a `Job`.
+A claim brings hundreds of rows of sixteen columns. A handler that looks at its payload alone needs
+six of them. To decode all of them cost a third of what a worker spends on a no-op job, most of it
+for four times and for the building of a `Job`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class ClaimedJob:
 
     @classmethod
     def _from_text(cls, answer: Answer, row: int, encoding: str, worker_id: WorkerId) -> ClaimedJob:
-        """Take a row that came as text. No door claims so yet: it is read at once, and not to be fast."""
+        """Take a row that came as text. No door claims so yet, so it need not be fast."""
         value = row_at(answer, row, encoding)
         payload_text, problem = _text(answer.get_value(row, PAYLOAD), encoding)
         whole = Job(
@@ -191,7 +192,10 @@ class ClaimedJob:
 
 
 def _text(raw: bytes | None, encoding: str) -> tuple[str | None, str]:
-    """Return a payload's text, or why it cannot be had: a claim brings what raw SQL stored, and must not fail over one row."""
+    """Return a payload's text, or why it cannot be had.
+
+    A claim brings what raw SQL stored, and must not fail over one row.
+    """
     if raw is None:
         return None, "the payload cannot be decoded: it is too large, or not of a form, to be sent to a worker"
     try:

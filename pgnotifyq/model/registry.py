@@ -1,4 +1,7 @@
-"""The registry: which handler runs which job type. It is the allow-list of what a stored job can make a worker run."""
+"""The registry: which handler runs which job type.
+
+It is the allow-list of what a stored job can make a worker run.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +38,15 @@ class Handler:
     is_async: bool  # else it runs in a thread
     takes_job: bool  # a class handler, and a function that asks for a Job, are given the whole job
     takes_context: bool
-    payload_type: Any  # what payloads are structured into (model/payload.py, `understood`); None: as decoded
+    # The type that payloads are structured into (model/payload.py, `understood`). None: as decoded.
+    payload_type: Any
     name: str  # module:qualname, for people
-    max_attempts: int | None = None  # what `enqueue` uses when its caller says nothing; None: the default
+    # `enqueue` uses it if its caller says nothing. None: the default.
+    max_attempts: int | None = None
     timeout_seconds: float | None = None  # of one attempt; None: no limit
     retry: RetryPolicy | None = None  # None: the default policy
     cooperative: bool = False  # told of a cancel, and not cancelled before its grace is over
-    queue: str | None = None  # what `enqueue` uses when its caller says nothing
+    queue: str | None = None  # `enqueue` uses it if its caller says nothing
 
 
 class JobRegistry:
@@ -50,7 +55,8 @@ class JobRegistry:
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self.generation = 0  # grows when a handler comes
-        self.watchers: list[Callable[[], None]] = []  # called when a handler has come, in whatever thread
+        # Each is called when a handler has come, in the thread that brought the handler.
+        self.watchers: list[Callable[[], None]] = []
 
     @property
     def job_types(self) -> frozenset[str]:
@@ -87,17 +93,25 @@ class JobRegistry:
         cooperative: bool = False,
         queue: str | None = None,
     ) -> Any:
-        """Register the decorated function, async or not, for a job type (default: its own name, also without parentheses).
+        """Register the decorated function, async or not, for a job type.
 
-        Its first parameter's annotation is the payload's type: an attrs class, a dataclass, a pydantic model, what JSON has, what is
-        written as text there (dates, UUID, Decimal, bytes, enums), collections and optional ones of these; dict, Any or none: as
-        decoded; Job: the whole job. A second parameter is given the job's context. A function that is not async runs in a thread, and
-        an awaitable that it returns is awaited.
+        The job type is the function's own name by default; then the parentheses may be left out.
+
+        The annotation of the first parameter is the payload's type. It may be:
+
+        - an attrs class, a dataclass or a pydantic model;
+        - a type that JSON has, or one that is written as text there (dates, UUID, Decimal, bytes,
+          enums), and collections and optional ones of these;
+        - dict, Any or nothing: the payload is given as decoded;
+        - Job: the whole job is given.
+
+        A second parameter is given the job's context. A function that is not async runs in a
+        thread. If it returns an awaitable, that is awaited.
 
         Raises:
             HandlerAlreadyRegistered: the type has a handler.
-            ConfigError: a setting is out of range, the function takes other than one or two parameters, or an annotation cannot be
-                read or honoured.
+            ConfigError: a setting is out of range, the function does not take one or two
+                parameters, or an annotation cannot be read or honoured.
         """
 
         def register(function: Function, around: Mapping[str, Any] | None = None) -> Function:
@@ -106,7 +120,7 @@ class JobRegistry:
                     f"{function.__qualname__} is a class: register an object of it, registry.register({function.__name__}(...))"
                 )
             inner, parameters = _signature(function)
-            # A class that is defined in the function around is found among its names.
+            # A handler inside a function may name a class of that function: look among its locals.
             wanted = _annotations(inner, parameters, sys._getframe(1).f_locals if around is None else around)  # noqa: SLF001
             takes_job = wanted[0] is Job
             name = f"{inner.__module__}:{inner.__qualname__}"
@@ -136,8 +150,8 @@ class JobRegistry:
     def register(self, instance: Any) -> None:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
 
-        It may also have max_attempts, timeout_seconds, retry, cooperative and queue. What it needs it was given when it
-        was made, so it can be tested without a database.
+        It may also have max_attempts, timeout_seconds, retry, cooperative and queue. Its
+        dependencies were given to it when it was made, so it can be tested without a database.
 
         Raises:
             HandlerAlreadyRegistered: the type has a handler.
@@ -242,12 +256,14 @@ def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:
 
 
 async def finished(handler: Handler, value: Any) -> Any:
-    """Return what a handler has made, given what its call returned: what is awaitable is awaited, as behind a plain decorator.
+    """Return a handler's result, given what its call returned.
 
-    Await it where the handler's scope is, in the worker's loop.
+    An awaitable is awaited: behind a plain decorator, an async handler's call returns a coroutine.
+    Call this in the worker's loop, inside the handler's scope.
 
     Raises:
-        TypeError: it is something that runs only when somebody asks for its items, so that nothing was done.
+        TypeError: the call returned a generator or the like. It runs only when its items are asked
+            for, so nothing was done.
     """
     for _ in range(AWAITED_MAX):
         if type(value) in PLAIN_RESULTS or not inspect.isawaitable(value):
@@ -258,8 +274,9 @@ async def finished(handler: Handler, value: Any) -> Any:
     return value
 
 
-AWAITED_MAX = 8  # an awaitable may give an awaitable; one that goes on doing so has no end
-# Results that need no look: asking costs a job a coroutine.
+AWAITED_MAX = 8  # an awaitable may give another awaitable, without end
+# Results of these types are final. `finished` need not be called for them: each call costs a
+# coroutine.
 PLAIN_RESULTS = frozenset({dict, list, str, int, float, bool, type(None)})
 _NOT_RUN = (
     Generator, AsyncGenerator, map, filter,
@@ -268,7 +285,10 @@ _NOT_RUN = (
 
 
 def _inner(function: Any) -> Any:
-    """Return the function inside a functools.partial or an object with `__call__`: it has the name and the annotations."""
+    """Return the function inside a functools.partial or an object with `__call__`.
+
+    That function has the name and the annotations.
+    """
     while isinstance(function, functools.partial):
         function = function.func
     if not hasattr(function, "__qualname__") and callable(function):
@@ -277,10 +297,14 @@ def _inner(function: Any) -> Any:
 
 
 def _is_async(inner: Any) -> bool:
-    """Tell whether a handler is async. What a plain decorator makes of an async one is not: its call gives a coroutine.
+    """Tell whether a handler is async.
+
+    An async function inside a plain decorator does not count: its call returns a coroutine, which
+    `finished` awaits.
 
     Raises:
-        ConfigError: it is a generator. Called, it runs nothing; its jobs would be completed without having been done.
+        ConfigError: the handler is a generator. A call of it runs nothing, so its jobs would be
+            completed without having been done.
     """
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
         raise ConfigError(f"{inner.__qualname__} cannot be a handler: it yields; return the result instead")
@@ -288,10 +312,10 @@ def _is_async(inner: Any) -> bool:
 
 
 def _signature(function: Callable[..., Any]) -> tuple[Any, list[inspect.Parameter]]:
-    """Return the function inside, and the parameters that a worker passes: (payload) or (payload, ctx).
+    """Return the function inside, and its parameters that a worker fills: (payload[, ctx]).
 
-    A decorator's function that takes whatever it is given (`*args`) is looked through, to what it wraps; one that names its
-    parameters is taken at its word.
+    If a decorator's function takes `*args`, the function that it wraps is read instead. If it names
+    its parameters, those count.
     """
     inner = _inner(function)
     try:
@@ -313,17 +337,19 @@ def _signature(function: Callable[..., Any]) -> tuple[Any, list[inspect.Paramete
 
 
 def _asks_for_context(parameter: inspect.Parameter) -> bool:
-    """Tell whether a parameter with a default is the context all the same, by its name or by its annotation."""
+    """Tell whether a parameter with a default is the context, by its name or by its annotation."""
     return parameter.name in {"ctx", "context"} or "JobContext" in str(parameter.annotation)
 
 
 def _annotations(inner: Any, parameters: list[inspect.Parameter], around: Mapping[str, Any] | None) -> list[Any]:
-    """Return what a handler's parameters are annotated with; Any where with nothing, or where the context's cannot be read.
+    """Return the types that a handler's parameters are annotated with.
 
-    `around` are the names of the function that the handler is defined in.
+    Any stands for no annotation, and for one of the context that cannot be read. `around` holds the
+    local names of the function in which the handler is defined.
 
     Raises:
-        ConfigError: the payload's annotation cannot be read, or the second parameter's asks for something else than the context.
+        ConfigError: the payload's annotation cannot be read, or the second parameter's annotation
+            is not the context.
     """
     wanted = []
     for place, parameter in enumerate(parameters):

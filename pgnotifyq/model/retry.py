@@ -20,7 +20,8 @@ class RetryPolicy:
     base_seconds: float = 5.0  # after the first attempt
     factor: float = 2.0
     cap_seconds: float = 300.0  # no delay is longer, jitter included
-    jitter: float = 0.25  # plus or minus this share, so that jobs that failed together do not return together
+    # Plus or minus this share. So jobs that failed together do not return together.
+    jitter: float = 0.25
 
     def __attrs_post_init__(self) -> None:
         for name, value, low, high in (

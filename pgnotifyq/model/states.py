@@ -1,4 +1,7 @@
-"""The lifecycle of a job, written once: the SQL guard, the tests and the README's diagram are checked against this table."""
+"""The lifecycle of a job, written once.
+
+The SQL guard, the tests and the README's diagram are checked against this table.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ class Status(StrEnum):
 
 DEAD = "dead letter"  # not a status: the row is in dead_letter_jobs
 
-# verb -> the transitions it makes. Cancel of a running job leaves its lease until the handler has stopped.
+# verb -> the transitions that it makes. A running job that is cancelled keeps its lease until its
+# handler has stopped.
 TRANSITIONS: MappingProxyType[str, frozenset[tuple[str, str]]] = MappingProxyType(
     {
         "enqueue": frozenset({("", Status.PENDING)}),

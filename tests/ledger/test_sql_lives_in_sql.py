@@ -97,34 +97,3 @@ def test_every_file_is_asked() -> None:
     said = {text for path in PACKAGE.rglob("*.py") for text in texts(path)}
     asked = {f"{kind}/{path}" for kind in ("queries", "bookkeeping", "sessions") for path, _ in files(kind) if path in said}
     assert asked == {f"{kind}/{path}" for kind in ("queries", "bookkeeping", "sessions") for path, _ in files(kind)}
-
-
-OTHERS = ("functions/claim/", "functions/enqueue/", "functions/look/", "functions/worker/", "migrations/")  # not yet
-
-
-def test_prose_of_sql_is_narrow() -> None:
-    """Lines of prose have at most 100 characters. Lines of code may be longer."""
-    wide = [
-        f"{kind}/{path}: {line}"
-        for kind in KINDS
-        for path, text in files(kind)
-        for line in text.splitlines()
-        if len(line) > COLUMNS_MAX and line.lstrip().startswith("--") and not f"{kind}/{path}".startswith(OTHERS)
-    ]
-    assert wide == []
-
-
-def test_prose_of_the_ledger_is_narrow() -> None:
-    """So do comments and docstrings."""
-    wide = []
-    for path in sorted((PACKAGE / "ledger").glob("*.py")):
-        if path.name in {"claim.py", "claimed.py"}:  # not yet
-            continue
-        text = path.read_text(encoding="utf-8")
-        lines = text.splitlines()
-        prose = {number for number, line in enumerate(lines, 1) if line.lstrip().startswith("#")}
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                prose |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        wide += [f"{path.name}:{number}" for number in sorted(prose) if len(lines[number - 1]) > COLUMNS_MAX]
-    assert wide == []

@@ -292,6 +292,23 @@ MUTANTS = (
         ("runtime/test_waking.py::test_worker_that_is_full_of_a_named_job",),
     ),
     Mutant(
+        "sleepers that hear nothing stay on the list",
+        SQL + "worker/watch.sql",
+        "    perform {schema}.forget_sleepers(watch.worker_id);\n",
+        "",
+        (
+            "ledger/test_wakeups.py::test_sleepers_that_hear_nothing",
+            "runtime/test_waking.py::test_wake_up_that_sleepers_swallow_who_hear_nothing",
+        ),
+    ),
+    Mutant(
+        "a sleeper is forgotten by its row, though its session lives",
+        SQL + "worker/sleep.sql",
+        "        where pg_try_advisory_xact_lock_shared(coalesce(w.session_lock, {schema}.session_key(a.worker_id)))\n",
+        "        where w.worker_id is null\n",
+        ("ledger/test_wakeups.py::test_sleepers_that_hear_nothing",),
+    ),
+    Mutant(
         "a job is claimed by its name whatever its queue",
         SQL + "claim/claim_named.sql",
         " and j.queue_name = any (queue_names)",
