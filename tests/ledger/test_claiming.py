@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
 from tests.ledger.support import (
     ANN,
+    BLOCKED,
     BOB,
     SCHEMA,
     claim,
@@ -21,6 +23,10 @@ from tests.ledger.support import (
     pass_time,
     value,
 )
+from tests.proxy import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 Link = Connection[Any]
 
@@ -137,6 +143,52 @@ async def test_two_claim_at_once(connection: Link, other: Link) -> None:
         first = await claim(connection, 3)
         second = await claim(other, 3, worker=BOB)
     assert [job.id for job in first + second] == ids
+
+
+@pytest.fixture
+async def standing_still(connection: Link) -> AsyncIterator[None]:
+    """Have a claim that goes on stand still at the first row that it may take, until nobody holds an advisory lock."""
+    definition = await value(
+        connection, "select pg_get_functiondef(oid) from pg_proc where proname = 'is_in_trouble' and pronamespace = 'pgnotifyq'::regnamespace"
+    )  # fmt: skip
+    await connection.execute("select pgnotifyq.note_trouble(%s, %s, 'claim', 'P0001', 'no job of these tests')", (ANN, ANN))
+    await connection.execute(
+        "create or replace function pgnotifyq.is_in_trouble(org_id uuid, job_id uuid, time_now timestamptz) returns boolean"
+        " language plpgsql stable as $$ begin perform pg_advisory_xact_lock(7); return false; end $$"
+    )
+    yield
+    await connection.execute(definition.encode())
+
+
+@pytest.mark.parametrize("change", ["progress = 0.5", "priority = 5", "scheduled_at = '2100-01-01'", "status = 'cancelled'"])
+async def test_row_that_is_changed_before_it_is_locked(
+    connection: Link, other: Link, standing_still: None, dsn: str, change: str
+) -> None:  # fmt: skip
+    """Changed behind the snapshot of the claim, a row is taken as it is now, or left; the others are taken, each once."""
+    first, changed, last = [await enqueue(connection) for _ in range(3)]
+    await connection.execute("select pg_advisory_lock(7)")
+    statement = (
+        f"select id, current_execution_id from pgnotifyq.claim('{BOB}', array['default'], 3, 60, after_queue => 'default',"
+        f" after_priority => 0, after_time => '2000-01-01', after_id => '{first}')"
+    )
+    found: list[tuple[Any, ...]] = []
+
+    async def go_on() -> None:
+        found.extend(await fetch(other, statement))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(go_on)
+        await until(dsn, BLOCKED, "other")
+        await connection.execute(f"update pgnotifyq.jobs set {change} where id = %s".encode(), (changed,))
+        await connection.execute("select pg_advisory_unlock(7)")
+    taken = {job_id: execution_id for job_id, execution_id in found if job_id is not None}
+    may_start = change in {"progress = 0.5", "priority = 5"}
+    assert {first, last} <= set(taken) <= ({first, changed, last} if may_start else {first, last})
+    assert len(set(taken.values())) == len(taken)
+    for job_id in (first, last):
+        assert (await existing(connection, job_id))["current_execution_id"] == str(taken[job_id])
+    again = {job.id for job in await claim(connection, 3)}
+    assert again == ({changed} if may_start else set()) - set(taken)
 
 
 async def test_claim_rolled_back(connection: Link) -> None:

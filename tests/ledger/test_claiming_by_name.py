@@ -142,16 +142,15 @@ async def test_row_that_somebody_holds(connection: Link, other: Link) -> None:
 
 @pytest.fixture
 async def patient(connection: Link) -> AsyncIterator[None]:
-    """Have it wait for a row as long as it takes."""
+    """Have it wait for a row as long as it takes. To be asked for as an argument: by `usefixtures` nobody waits for it to be set up."""
     await connection.execute("alter function pgnotifyq.claim_named set lock_timeout = '5s'")
     yield
     await connection.execute("alter function pgnotifyq.claim_named set lock_timeout = '20ms'")
 
 
-@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("commits", [True, False], ids=["commit", "rollback"])
 @pytest.mark.parametrize("first", ["claim", "claim_named", "cancel"])
-async def test_second_of_two(connection: Link, other: Link, dsn: str, first: str, commits: bool) -> None:
+async def test_second_of_two(connection: Link, other: Link, patient: None, dsn: str, first: str, commits: bool) -> None:
     """Who waits for another that takes or cancels the job is told so, or takes it when the other gives up."""
     job_id = await enqueue(connection)
     told: list[claim.NamedClaim] = []
