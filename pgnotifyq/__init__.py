@@ -40,14 +40,15 @@ from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink
 
 # A handler: where it is registered, what it is given, what it may return.
-from pgnotifyq.model.registry import Handler, JobRegistry
+from pgnotifyq.model.handler import Handler
+from pgnotifyq.model.registry import HandlerDecorator, JobRegistry
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.tenants import OrgContext
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
 # Values: a job, what became of it, and what is looked at.
-from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId
+from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, ExecutionId, Job, JobId, JobSettings, NewJob, OrgId, WorkerId
 from pgnotifyq.model.states import Status
 from pgnotifyq.ledger.look import Explanation, QueueRow, TroubleRow, WorkerRow
 
@@ -106,6 +107,7 @@ __all__ = [
     "EventSink",
     # A handler.
     "Handler",
+    "HandlerDecorator",
     "JobRegistry",
     "RetryPolicy",
     "JobContext",
@@ -122,6 +124,7 @@ __all__ = [
     "ExecutionId",
     "Job",
     "JobId",
+    "JobSettings",
     "NewJob",
     "OrgId",
     "WorkerId",

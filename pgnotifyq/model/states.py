@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Literal
 
 
 class Status(StrEnum):
@@ -14,6 +15,9 @@ class Status(StrEnum):
     COMPLETED = "completed"
     CANCELLED = "cancelled"
 
+
+# A status, or what is derived from one when a job is looked at: not yet due, due again after a failure, told to stop.
+Label = Literal["pending", "running", "completed", "cancelled", "scheduled", "retrying", "stopping"]
 
 DEAD = "dead letter"  # not a status: the row is in dead_letter_jobs
 

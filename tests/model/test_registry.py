@@ -35,6 +35,11 @@ class SendEmail:
         """Send it."""
 
 
+def unchecked(value: Any) -> Any:
+    """Return a value as one that type checkers ask nothing of: they refuse what these tests do."""
+    return value
+
+
 def test_a_function_declares_what_it_takes() -> None:
     """The payload's type comes from the first parameter, also when the context's is for type checkers only."""
     registry = JobRegistry()
@@ -70,7 +75,7 @@ def test_a_second_handler_of_a_type_is_refused_and_the_first_stays() -> None:
     other.handler("more")(lambda payload: payload)
     with pytest.raises(HandlerAlreadyRegistered):
         registry.include(other)
-    assert registry.get("send_email").call is first
+    assert registry.get("send_email") is first
     assert registry.job_types == {"send_email"}
 
 
@@ -92,9 +97,9 @@ def test_a_bad_job_type_is_refused(name: Any) -> None:
 def test_a_function_that_cannot_be_a_handler_is_refused() -> None:
     """No parameter, or three that are needed; a class instead of an object."""
     with pytest.raises(ConfigError):
-        JobRegistry().handler("x")(lambda: None)
+        unchecked(JobRegistry().handler("x"))(lambda: None)
     with pytest.raises(ConfigError):
-        JobRegistry().handler("x")(lambda a, b, c: None)
+        unchecked(JobRegistry().handler("x"))(lambda a, b, c: None)
     with pytest.raises(ConfigError):
         JobRegistry().register(SendEmail)
 
@@ -136,7 +141,7 @@ def test_a_parameter_that_a_worker_cannot_pass_is_refused() -> None:
     def work(payload: Any, *, ctx: Any) -> None: ...
 
     with pytest.raises(ConfigError, match="must take"):
-        JobRegistry().handler("x")(work)
+        unchecked(JobRegistry().handler("x"))(work)
 
 
 @pytest.mark.parametrize(
@@ -171,14 +176,15 @@ def test_a_decorator_without_parentheses_registers_the_function() -> None:
     async def resize(payload: Local) -> str:
         return payload.path
 
-    assert (registry.get("resize").call, registry.get("resize").payload_type) == (resize, Local)
+    assert registry.get("resize") is resize
+    assert resize.payload_type is Local
 
 
 def test_a_class_is_refused_where_a_function_is_decorated() -> None:
     """It would be made of a payload, and that be all."""
     for register in (JobRegistry().handler, JobRegistry().handler("send_email")):
         with pytest.raises(ConfigError, match=r"registry.register\(SendEmail"):
-            register(SendEmail)
+            unchecked(register)(SendEmail)
 
 
 def test_an_annotation_that_cannot_be_read_is_refused() -> None:
@@ -187,7 +193,7 @@ def test_an_annotation_that_cannot_be_read_is_refused() -> None:
     async def hidden(payload: Fraction, ctx: JobContext) -> None: ...
 
     with pytest.raises(ConfigError, match=r"hidden.*Fraction.*TYPE_CHECKING"):
-        JobRegistry().handler("x")(hidden)
+        unchecked(JobRegistry().handler("x"))(hidden)
 
 
 def test_an_annotation_that_cannot_be_honoured_is_refused_with_the_handlers_name() -> None:
@@ -196,7 +202,7 @@ def test_an_annotation_that_cannot_be_honoured_is_refused_with_the_handlers_name
     async def work(payload: complex) -> None: ...
 
     with pytest.raises(ConfigError, match=r"test_registry:.*work.*complex"):
-        JobRegistry().handler("x")(work)
+        unchecked(JobRegistry().handler("x"))(work)
 
 
 def test_a_function_may_ask_for_the_whole_job() -> None:
