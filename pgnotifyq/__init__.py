@@ -16,7 +16,7 @@ The smallest program, a worker and a client in one:
             await pgnotifyq.migrate(connection)
         async with trio.open_nursery() as nursery, pgnotifyq.open_client(dsn) as client:
             worker = await nursery.start(pgnotifyq.run_worker, registry, dsn)
-            job_id = await client.enqueue("greet", {"name": "Ann"})
+            job_id = await client.enqueue(greet, {"name": "Ann"})
             job = await client.wait(job_id)
             print(job.result)
             worker.drain()
