@@ -17,7 +17,7 @@ from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what 
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.names import check_job_type
 from pgnotifyq.model.payload import is_pydantic, is_structured, name_of, understood
-from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.retry import Errors, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -57,7 +57,7 @@ class JobRegistry:
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not; return its handler.
 
-        It may also have max_attempts, timeout_seconds, retry, cooperative and queue. What it needs it was given when it
+        It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative and queue. What it needs it was given when it
         was made, so it can be tested without a database.
 
         Raises:
@@ -85,7 +85,12 @@ class JobRegistry:
                 name=name,
                 max_attempts=getattr(instance, "max_attempts", None),
                 timeout_seconds=getattr(instance, "timeout_seconds", None),
-                retry=getattr(instance, "retry", None),
+                retry=_policy(
+                    name,
+                    getattr(instance, "retry", None),
+                    getattr(instance, "retry_on", None),
+                    getattr(instance, "discard_on", ()),
+                ),
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
             )
@@ -153,6 +158,8 @@ class HandlerDecorator:
     max_attempts: int | None = None
     timeout_seconds: float | None = None
     retry: RetryPolicy | None = None
+    retry_on: Errors | None = None
+    discard_on: Errors = ()
     cooperative: bool = False
     queue: str | None = None
 
@@ -183,6 +190,8 @@ class HandlerDecorator:
         max_attempts: int | None = None,
         timeout_seconds: float | None = None,
         retry: RetryPolicy | None = None,
+        retry_on: Errors | None = None,
+        discard_on: Errors = (),
         cooperative: bool = False,
         queue: str | None = None,
     ) -> HandlerDecorator: ...
@@ -194,6 +203,9 @@ class HandlerDecorator:
         written as text there (dates, UUID, Decimal, bytes, enums), collections and optional ones of these; dict, Any or none: as
         decoded; Job: the whole job. A second parameter is given the job's context. A function that is not async runs in a thread, and
         an awaitable that it returns is awaited.
+
+        Settings: max_attempts; timeout_seconds of one attempt; retry, a RetryPolicy; retry_on, the exceptions that are tried again, and
+        discard_on, those that are not: then the job is a dead letter at once; cooperative; queue.
 
         Returns: the handler. With a name or settings: what does so to the function that it decorates.
 
@@ -229,11 +241,26 @@ class HandlerDecorator:
                 name=name,
                 max_attempts=self.max_attempts,
                 timeout_seconds=self.timeout_seconds,
-                retry=self.retry,
+                retry=_policy(name, self.retry, self.retry_on, self.discard_on),
                 cooperative=self.cooperative,
                 queue=self.queue,
             )
         )
+
+
+def _policy(name: str, retry: RetryPolicy | None, retry_on: Errors | None, discard_on: Errors) -> RetryPolicy | None:
+    """Return a handler's policy, with the errors that it names beside it."""
+    if retry_on is None and discard_on == ():
+        return retry
+    try:
+        policy = RetryPolicy() if retry is None else retry
+        return attrs.evolve(
+            policy,
+            retry_on=policy.retry_on if retry_on is None else retry_on,
+            discard_on=policy.discard_on if discard_on == () else discard_on,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _is_job(wanted: Any) -> bool:

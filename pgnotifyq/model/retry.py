@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import attrs
 
 from pgnotifyq.model.errors import ConfigError
+
+Errors = type[Exception] | tuple[type[Exception], ...]  # what `except` takes
+
+
+def _as_errors(given: Errors | None) -> tuple[type[Exception], ...] | None:
+    if given is None:
+        return None
+    errors = given if isinstance(given, tuple) else (given,)
+    for each in errors:
+        if not (isinstance(each, type) and issubclass(each, Exception)):
+            raise ConfigError(f"{each!r} is no class of exceptions: name classes that a handler raises, as after `except`")
+    return errors
+
+
+def _as_errors_or_none(given: Errors) -> tuple[type[Exception], ...]:
+    return _as_errors(given) or ()
 
 
 @attrs.frozen(kw_only=True)
@@ -21,6 +38,10 @@ class RetryPolicy:
     factor: float = 2.0
     cap_seconds: float = 300.0  # no delay is longer, jitter included
     jitter: float = 0.25  # plus or minus this share, so that jobs that failed together do not return together
+    # Which errors of a handler are tried again; an attempt that ends with another is the last. None: all.
+    retry_on: tuple[type[Exception], ...] | None = attrs.field(default=None, converter=_as_errors)
+    # Which are not, though they be among those.
+    discard_on: tuple[type[Exception], ...] = attrs.field(default=(), converter=_as_errors_or_none)
 
     def __attrs_post_init__(self) -> None:
         for name, value, low, high in (
@@ -31,6 +52,17 @@ class RetryPolicy:
         ):
             if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
                 raise ConfigError(f"retry {name} {value!r} is out of range: use {low:g} to {high:g}")
+
+    def tries_again(self, raised: Iterable[type[BaseException]]) -> bool:
+        """Tell whether an attempt is tried again that ended with errors of these classes; several if a group held them.
+
+        One that is to be discarded decides; else one that is to be tried again does.
+        """
+        # As `except` asks: the classes themselves, and not what a class says of itself.
+        kinds = {kind for each in raised for kind in type.__dict__["__mro__"].__get__(each)}
+        if not kinds.isdisjoint(self.discard_on):
+            return False
+        return self.retry_on is None or not kinds.isdisjoint(self.retry_on)
 
     def delay_seconds(self, attempt: int, random: float) -> float:
         """Return how long to wait after a failed attempt.

@@ -8,10 +8,11 @@ from typing import Any
 
 import psycopg
 import pytest
+import trio
 
 import pgnotifyq
 from pgnotifyq.doors.client import Client, open_client
-from tests.doors.support import Resize, worker
+from tests.doors.support import SOON_SECONDS, Resize, worker
 
 registry = pgnotifyq.JobRegistry()
 
@@ -56,6 +57,25 @@ async def test_handlers_that_are_enqueued_and_run(dsn: str, client: Client) -> N
         assert (await client.wait(await client.enqueue(ping))).result == "pong"
         assert (await client.wait(await client.enqueue(told, "x"))).result == "told of x"
         assert (await client.wait(await client.enqueue(store, 5))).result == "stored 5"
+
+
+@registry.handler(retry_on=TimeoutError, discard_on=LookupError)
+async def charge(payload: str) -> None:
+    raise {"late": TimeoutError, "gone": KeyError, "odd": ValueError}[payload](payload)
+
+
+async def test_errors_that_are_not_tried_again(dsn: str, client: Client) -> None:
+    """Their job is a dead letter after its first attempt; one to be tried again is pending, with the policy's delay."""
+    async with worker(dsn, registry):
+        for payload in ("gone", "odd"):
+            with pytest.raises(pgnotifyq.JobDead, match=payload) as caught:
+                await client.wait(await client.enqueue(charge, payload), SOON_SECONDS)
+            assert (caught.value.dead_letter.reason, caught.value.dead_letter.attempts) == ("discarded", 1)
+        job_id = await client.enqueue(charge, "late")
+        with trio.fail_after(SOON_SECONDS):
+            while (job := await client.get(job_id)).label != "retrying":
+                await trio.sleep(0.01)
+    assert (job.attempts, job.status) == (1, "pending")
 
 
 async def test_a_handlers_queue_and_attempts(client: Client) -> None:

@@ -14,6 +14,7 @@ import trio
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidName, UnknownJobType
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.registry import JobRegistry, finished
+from pgnotifyq.model.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,6 +163,27 @@ def test_a_setting_out_of_range_is_refused(settings: dict[str, Any]) -> None:
     """The error names the setting."""
     with pytest.raises(ConfigError, match=next(iter(settings))):
         JobRegistry().handler("x", **settings)(lambda payload: payload)
+
+
+def test_errors_that_are_named_beside_a_policy() -> None:
+    """They become the handler's policy, in either style; a policy's numbers and its own errors stay."""
+    registry = JobRegistry()
+    slow = RetryPolicy(base_seconds=60, discard_on=KeyError)
+
+    @registry.handler(retry_on=(OSError,), retry=slow)
+    async def charge(payload: dict[str, Any]) -> None: ...
+
+    @registry.handler(discard_on=LookupError)
+    async def look(payload: dict[str, Any]) -> None: ...
+
+    class Send(SendEmail):
+        retry_on = OSError
+
+    assert charge.retry == RetryPolicy(base_seconds=60, retry_on=OSError, discard_on=KeyError)
+    assert look.retry == RetryPolicy(discard_on=LookupError)
+    assert registry.register(Send()).retry == RetryPolicy(retry_on=OSError)
+    with pytest.raises(ConfigError, match=r"test_registry:.*'OSError' is no class of exceptions"):
+        registry.handler("x", retry_on=unchecked("OSError"))(charge)
 
 
 def test_a_decorator_without_parentheses_registers_the_function() -> None:

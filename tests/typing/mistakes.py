@@ -56,6 +56,8 @@ registry.handler("x", max_atempts=5)  # refused: misspelt
 registry.handler("x", timeout=5.0)  # refused: it is timeout_seconds
 registry.handler("x", max_attempts="5")  # refused: a number
 registry.handler("x", retry=3)  # refused: a policy
+registry.handler("x", retry_on=[ValueError])  # refused: one class, or a tuple
+registry.handler("x", discard_on="LookupError")  # refused: a class
 registry.handler(5)  # refused: a job type is a text
 
 

@@ -53,7 +53,16 @@ class Colour(enum.Enum):
     RED = "red"
 
 
-@registry.handler("resize", max_attempts=5, timeout_seconds=30.0, retry=pgnotifyq.RetryPolicy(), cooperative=True, queue="images")
+@registry.handler(
+    "resize",
+    max_attempts=5,
+    timeout_seconds=30.0,
+    retry=pgnotifyq.RetryPolicy(),
+    cooperative=True,
+    queue="images",
+    retry_on=(OSError,),
+    discard_on=LookupError,
+)
 async def resize(payload: Resize, ctx: pgnotifyq.JobContext) -> dict[str, int]:
     return {"width": payload.width, "attempt": ctx.attempt}
 
