@@ -123,7 +123,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: it could not be enqueued.
         """
-        return make_job(self.job_type, payload, settings, self)
+        return make_job(self.job_type, payload, {**settings}, self)
 
     def checked(self, payload: object) -> Any:
         """Return a payload as it is to be enqueued: refused here, if the function would refuse it later.
@@ -165,13 +165,13 @@ def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:
 _SETTINGS = frozenset(JobSettings.__annotations__)
 
 
-def make_job(job_type: str, payload: object, settings: Mapping[str, Any], handler: Handler[Any] | None) -> NewJob:
+def make_job(job_type: str, payload: object, settings: dict[str, Any], handler: Handler[Any] | None) -> NewJob:
     """Make a job of what `enqueue` takes.
 
     Args:
         job_type: which handler runs it.
         payload: what the handler takes.
-        settings: JobSettings.
+        settings: JobSettings, in a dict that is used up.
         handler: its queue and attempts are the defaults, and the payload has to fit it. None: it is
             not known here.
 
@@ -181,10 +181,9 @@ def make_job(job_type: str, payload: object, settings: Mapping[str, Any], handle
     if not settings.keys() <= _SETTINGS:
         unknown = ", ".join(sorted(map(str, settings.keys() - _SETTINGS)))
         raise InvalidJob(f"a job has no {unknown}: use {', '.join(sorted(_SETTINGS | {'job_type', 'payload'}))}")
-    fields = dict(settings)
-    queue, max_attempts = fields.pop("queue", None), fields.pop("max_attempts", None)
+    queue, max_attempts = settings.pop("queue", None), settings.pop("max_attempts", None)
     if handler is not None:
         queue = handler.queue or QUEUE_DEFAULT if queue is None else queue
         max_attempts = handler.max_attempts if max_attempts is None else max_attempts
         payload = handler.checked(payload)
-    return NewJob(job_type=job_type, payload=payload, queue_name=queue, max_attempts=max_attempts, **fields)
+    return NewJob(job_type=job_type, payload=payload, queue_name=queue, max_attempts=max_attempts, **settings)
