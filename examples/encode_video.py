@@ -1,4 +1,7 @@
-"""A worker and a client in one trio program: a long job reports its progress, is cancelled in mid-flight, and cleans up."""
+"""A worker and a client in one trio program.
+
+A long job reports its progress. It is cancelled in mid-flight, and cleans up.
+"""
 
 from __future__ import annotations
 

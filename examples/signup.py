@@ -1,7 +1,7 @@
-"""Enqueue in your own transaction: a new account and its welcome mail commit together, or not at all.
+"""Enqueue in your own transaction: an account and its welcome mail commit together, or not at all.
 
-The program is what a web back end does in a request. It needs no event loop and no client of ours: a job is enqueued by a function of
-the database, in the transaction that is open anyway.
+A web back end does this in a request. It needs no event loop, and no client of ours. A function of
+the database enqueues the job, in the transaction that is open anyway.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ENQUEUE = "select pgnotifyq.enqueue(job_type => 'send_welcome', payload => %s, q
 
 
 def sign_up(connection: psycopg.Connection, address: str) -> None:
-    """Make an account, and have it welcomed."""
+    """Make an account, and enqueue its welcome mail."""
     with connection.transaction():
         connection.execute("insert into accounts (address) values (%s)", (address,))
         connection.execute(ENQUEUE, (Jsonb({"address": address}),))

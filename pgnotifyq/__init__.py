@@ -23,7 +23,8 @@ The smallest program, a worker and a client in one:
 
     trio.run(main, "postgresql://localhost/app")
 
-The names below are all that a program needs, also for its annotations, in reading order. `pgnotifyq.testing` has what its tests need.
+The names below are all that a program needs, also for its annotations, in reading order. What a
+program's tests need is in `pgnotifyq.testing`.
 """
 
 from __future__ import annotations

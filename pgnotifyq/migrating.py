@@ -1,6 +1,6 @@
-"""Migrate a schema, and check it, by a connection of pgnotifyq's.
+"""Migrate a schema, and check it, on a connection of pgnotifyq's.
 
-What is asked is in ledger/schema.py.
+The statements are in ledger/schema.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 async def migrate(connection: Connection[Any], schema: str = "pgnotifyq", *, dry_run: bool = False) -> list[Step]:
-    """Apply what is missing, and return the steps applied (or, with `dry_run`, those that would be).
+    """Apply the steps that are missing, and return them. With `dry_run`, only return them.
 
     Cancellation, errors: as for `ledger.schema.migrate`.
     """
@@ -24,7 +24,7 @@ async def migrate(connection: Connection[Any], schema: str = "pgnotifyq", *, dry
 
 
 async def check_schema(connection: Connection[Any], schema: str = "pgnotifyq") -> int:
-    """Return the schema's version when this code can work with it.
+    """Return the schema's version if this code can work with it.
 
     Errors: as for `ledger.schema.check_schema`.
     """

@@ -34,7 +34,10 @@ async def find_database(dsn: str | None) -> Database:
 
 @asynccontextmanager
 async def open_ledger(database: Database, schema: str) -> AsyncIterator[Connection[TupleRow]]:
-    """Open a connection to a database whose schema fits this code. Migrate the embedded one first."""
+    """Open a connection to a database whose schema fits this code.
+
+    The embedded database is migrated first.
+    """
     async with open_connection(database.dsn, application_name="pgnotifyq command", used_for=For.CALLER) as connection:
         if database.is_embedded:
             await connection.execute("set client_min_messages = warning")

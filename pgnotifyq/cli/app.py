@@ -1,7 +1,13 @@
 """The command line: which commands there are, and how errors are told.
 
-Exit codes: 0 done; 1 what was asked failed or was not found; 2 the command or its input is wrong; 3 the database cannot be
-used (unreachable, too old, not migrated, rights missing). `worker` has two more, see its help.
+Exit codes:
+
+- 0: done.
+- 1: the act failed, or the thing was not found.
+- 2: the command or its input is wrong.
+- 3: the database cannot be used (unreachable, too old, not migrated, rights missing).
+
+`worker` has two more; see its help.
 """
 
 from __future__ import annotations
@@ -53,7 +59,10 @@ for command in (
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code. Every expected error becomes one line on standard error."""
+    """Run one command and return its exit code.
+
+    Every expected error becomes one line on standard error.
+    """
     prepare_streams()
     try:
         _check_text(arguments)
@@ -70,10 +79,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _tell_all(raised: list[BaseException]) -> int | None:
-    """Tell the errors that ended a command, and return its exit code; None when one of them is a bug."""
+    """Tell the errors that ended a command. Return its exit code; None: one of them is a bug."""
     if any(isinstance(error, KeyboardInterrupt) for error in raised):
         return 130
-    if any(isinstance(error, (BrokenPipeError, SystemExit)) for error in raised):  # rich says the former by the latter
+    # rich turns a BrokenPipeError into a SystemExit.
+    if any(isinstance(error, (BrokenPipeError, SystemExit)) for error in raised):
         # Say nothing more to a reader that has gone, as in `pgnotifyq jobs | head -1`.
         silence(sys.stdout)
         return EXIT_FAILED
@@ -87,7 +97,10 @@ def _tell_all(raised: list[BaseException]) -> int | None:
 
 
 def _check_text(arguments: list[str]) -> None:
-    """Refuse bytes that are not UTF-8, which Python hands over as lone surrogates: neither PostgreSQL nor JSON takes them."""
+    """Refuse bytes that are not UTF-8.
+
+    Python hands them over as lone surrogates. Neither PostgreSQL nor JSON takes those.
+    """
     for argument in arguments:
         try:
             argument.encode()
@@ -98,7 +111,10 @@ def _check_text(arguments: list[str]) -> None:
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, or those of a group; not by recursion, for a group may be deeper than Python's stack."""
+    """Yield an error, or the errors of a group.
+
+    It does not recurse: a group may be deeper than Python's stack.
+    """
     found = [error]
     while found:
         error = found.pop()
@@ -109,7 +125,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _as_told(error: BaseException) -> tuple[str, int] | None:
-    """Return how an error is told in one line, and its exit code; None when it is none that is expected."""
+    """Return an error's line and its exit code; None: it is not an expected error."""
     database = (
         psycopg.OperationalError,
         psycopg.errors.InsufficientPrivilege,
@@ -122,7 +138,7 @@ def _as_told(error: BaseException) -> tuple[str, int] | None:
         return "the database did not answer in time: check that its server is well", EXIT_DATABASE
     if isinstance(error, psycopg.Error):
         code = EXIT_DATABASE if isinstance(error, database) or is_passing(error) else EXIT_FAILED
-        # Without the statement, which says nothing to the caller.
+        # The statement is left out: it says nothing to the caller.
         parts = (error.diag.message_primary, error.diag.message_hint)
         return "; ".join(text for text in parts if text) or str(error), code
     if isinstance(error, errors.PgnotifyqError):
@@ -137,7 +153,8 @@ def _as_told(error: BaseException) -> tuple[str, int] | None:
 _EXIT_CODES: dict[type, int] = {
     errors.PgnotifyqError: EXIT_FAILED,
     errors.Refused: EXIT_USAGE,
-    errors.UnknownJobType: EXIT_FAILED,  # the command is well formed; the application has no such handler
+    # The command is well formed. The application has no such handler.
+    errors.UnknownJobType: EXIT_FAILED,
     errors.DatabaseError: EXIT_DATABASE,
     errors.PoolTimeout: EXIT_FAILED,  # our own connections were taken; the database may be well
     errors.SchemaError: EXIT_DATABASE,

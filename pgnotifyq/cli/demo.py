@@ -23,7 +23,10 @@ from pgnotifyq.model.errors import ConfigError
 def demo(
     folder: Annotated[Path | None, Parameter(help="Default: Python's own standard library.")] = None, /, *, dsn: Dsn = None
 ) -> int:
-    """Watch real jobs run: one a file; one is cancelled in mid-flight, one worker killed and its work recovered."""
+    """Watch real jobs run, one a file.
+
+    One job is cancelled in mid-flight. One worker is killed, and its work recovered.
+    """
     from pgnotifyq.cli.demo_play import play
     from pgnotifyq.embedded import stop_embedded
 

@@ -36,7 +36,10 @@ class Tree:
 
 @registry.handler(queue=QUEUE)
 def digest(payload: File) -> dict[str, object]:
-    """Compute the SHA-256 and the line count of one file; in a thread, for reading a file blocks."""
+    """Compute the SHA-256 and the line count of one file.
+
+    It runs in a thread, for to read a file blocks.
+    """
     return digest_file(Path(payload.path))
 
 

@@ -1,6 +1,7 @@
-"""What the demo plays: one job a file, two worker processes, one cancel, one kill -9, and every result checked.
+"""What the demo plays: one job a file, two worker processes, one cancel, one kill -9.
 
-Everything happens in a schema of its own, which is dropped at the end with its role; nothing is left running.
+Every result is checked. All happens in a schema of the demo's own. At the end the demo drops the
+schema and its role, and leaves nothing running.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ LOG = "workers.log"
 WORKERS = 2
 CONCURRENCY = 8
 FILES_MAX = 20_000  # keeps the demo under a minute
-FEW_FILES = 600  # with fewer nothing may be under way when it is time to cancel and to kill; then each is digested again
-FEW_FILES_JOBS = 2_000  # and again, in so many jobs
+# With fewer files, all may be done before it is time to cancel and to kill. Then each file is
+# digested several times, in so many jobs.
+FEW_FILES = 600
+FEW_FILES_JOBS = 2_000
 PINGS = 50
 SETTLED_SECONDS = 0.03  # for the statements of a stopped worker to end
 LOOK_SECONDS = 0.05  # how often the progress bar looks
@@ -57,7 +60,7 @@ LOG_LINES_MAX = 5  # of the workers' log, when they do not do what they should
 
 
 class Stuck(Exception):
-    """The demo waited in vain; the message says for what."""
+    """The demo waited in vain. The message says for what."""
 
 
 @attrs.define(kw_only=True)
@@ -75,14 +78,16 @@ class Story:
 
 
 async def play(folder: Path | None, *, dsn: str, console: Console | None = None) -> int:
-    """Play the demo on a folder (default: Python's own standard library); 0 when every check holds, else 1.
+    """Play the demo on a folder.
 
     Args:
-        folder: each regular file below it becomes a job.
+        folder: each regular file below it becomes a job. None: Python's own standard library.
         dsn: the database; a schema of the demo's own is made in it and dropped.
         console: where to show it.
+
+    Returns: 0 if every check holds, else 1.
     """
-    # Long lines are the terminal's affair, and a file's name is not markup.
+    # The terminal wraps long lines, and a file's name is not markup.
     console = console or Console(soft_wrap=True)
     paths = _files(folder)
     if not paths:
@@ -137,7 +142,10 @@ async def _watch(
     long_job: object,
     report: Path,
 ) -> None:
-    """Show progress until all files are done; at a sixth cancel the long job, at a third kill a worker."""
+    """Show progress until all files are done.
+
+    At a sixth of the files, cancel the long job. At a third, kill a worker.
+    """
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn()
     )  # fmt: skip
@@ -178,7 +186,10 @@ async def _watch(
 
 
 async def _cancel(connection: Connection[TupleRow], job_id: object, report: Path) -> float:
-    """Cancel by a plain status update; return milliseconds from before the update until the handler had stopped."""
+    """Cancel by a plain status update.
+
+    Returns: milliseconds from before the update until the handler had stopped.
+    """
     began = time.monotonic()
     await connection.execute(compose("update {schema}.jobs set status = 'cancelled' where id = %s", SCHEMA), (job_id,))
     await _until(
@@ -209,7 +220,10 @@ async def _kill(connection: Connection[TupleRow], worker: subprocess.Popen[bytes
 
 
 async def _ping(client: Client) -> list[float]:
-    """Return milliseconds from an enqueue's call to its handler's start, one job at a time on an idle worker."""
+    """Return milliseconds from an enqueue's call to its handler's start.
+
+    The jobs come one at a time, to an idle worker.
+    """
     taken = []
     for _ in range(PINGS):
         called = time.monotonic()

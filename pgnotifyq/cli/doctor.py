@@ -1,4 +1,4 @@
-"""`python -m pgnotifyq doctor`: look at what a queue depends on, and say what is wrong and what to do."""
+"""`python -m pgnotifyq doctor`: look at what a queue depends on, and say what to do."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def doctor(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnoti
         database = await find_database(dsn)
 
         async def on_ledger() -> list[Finding]:
-            # Two: what a session notifies itself it hears even behind a pooler in transaction mode.
+            # Two sessions: a session hears its own notifications even behind a pooler in
+            # transaction mode.
             async with open_ledger(database, schema) as connection, open_connection(database.dsn) as other:
                 return await _examine(connection, other, schema)
 
@@ -71,7 +72,8 @@ def doctor(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnoti
 
 
 async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow], schema: str) -> list[Finding]:
-    # The one look outside of a transaction that others could mistake for an old one.
+    # This look runs outside of a transaction. Other commands could mistake an open one for an old
+    # one.
     (facts,) = await _rows(connection, query("doctor", schema))
     roles = await _rows(connection, query("tenant_role", schema))
     findings = [
@@ -81,7 +83,8 @@ async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow]
         *_judge_work(facts, await _rows(connection, query("due_queues", schema))),
         *_judge_unserved(await _rows(connection, query("unserved", schema))),
         *_judge_troubles(await ask(connection, list_troubles(schema, limit=TROUBLES_SHOWN_MAX + 1))),
-        *([] if facts["is_standby"] else [await _hear(connection, notified_by=other)]),  # it takes no LISTEN
+        # A standby takes no LISTEN.
+        *([] if facts["is_standby"] else [await _hear(connection, notified_by=other)]),
     ]
     return findings + _judge_snapshots(facts, await _rows(connection, query("old_snapshots", schema)))
 
@@ -151,7 +154,7 @@ def _judge_tenant(tenant: Facts | None, role: str, schema: str) -> Finding:
 
 
 def _judge_tables(facts: Facts, strangers: list[Facts], schema: str) -> list[Finding]:
-    """Judge the tables: what others have put on them, what was switched off, and what vacuum makes of them."""
+    """Judge the tables: what others put on them, what was switched off, how vacuum keeps up."""
     found = [_judge_stranger(each, schema) for each in strangers]
     kinds = {each["kind"] for each in strangers}
     if not kinds & {"foreign_key", "trigger", "rule", "policy"}:
@@ -326,7 +329,10 @@ def _judge_snapshots(facts: Facts, snapshots: list[Facts]) -> list[Finding]:
 
 
 async def _hear(connection: Connection[TupleRow], *, notified_by: Connection[TupleRow]) -> Finding:
-    """Have ourselves notified: behind a pooler in transaction mode LISTEN seems to work, and nothing arrives."""
+    """Have ourselves notified.
+
+    Behind a pooler in transaction mode LISTEN seems to work, and nothing arrives.
+    """
     channel = f"pgnotifyq_doctor_{uuid.uuid4().hex[:16]}"
     try:
         with trio.move_on_after(LISTEN_SECONDS):

@@ -59,22 +59,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ECHO_SECONDS = 0.2
 # Beyond the deadline and the grace: the settler's last statement and the farewell.
 PATIENCE_SECONDS = FAREWELL_SECONDS + 1.0
-# For a start that was told to end: what it does in a thread (a server that is being started, say) cannot be cut short.
+# For a start that was told to end. Work in a thread, as the start of a server, cannot be cut short.
 START_PATIENCE_SECONDS = 5.0
-# For the last words of a process that is stuck: to standard error, which may be full, and to a database, which may be frozen.
+# For the last words of a process that is stuck. They go to standard error, which may be full, and
+# to a database, which may be frozen.
 LAST_WORDS_SECONDS = 5.0
 # How often to see whether signals still reach us.
 LOOK_SECONDS = 5.0
-# What Linux says of who wrote to a socket: pid, user, group.
+# Linux tells who wrote to a socket: pid, user, group.
 SCM_CREDENTIALS = getattr(socket, "SCM_CREDENTIALS", -1)
 CREDENTIALS = struct.Struct("3i")
 
 
 def heed_signals() -> Ear:
-    """Have signals heard from now on, for as long as the process lives. Call it in the main thread, before trio runs.
+    """Hear signals from now on, for as long as the process lives.
 
-    The thread outlives the worker: whatever keeps the process then, a thread of a handler's own that is no daemon, is under the
-    deadline too.
+    Call it in the main thread, before trio runs. The thread outlives the worker. So the deadline
+    also holds for what keeps the process after that: a thread of a handler's own that is no daemon.
     """
     ear = Ear()
     ear.open()
@@ -88,9 +89,9 @@ class Ear:
     heard: socket.socket = attrs.field(init=False)
     told: socket.socket = attrs.field(init=False)
     pid: int = attrs.field(factory=os.getpid)
-    # The signals that are heeded, and what they did before; in forked children they do it again.
+    # The signals that are heeded, and their handlers before. Forked children get those back.
     before: dict[int, Any] = attrs.field(init=False, factory=dict)
-    # Until the worker is ready a signal ends its start, and is remembered.
+    # Until the worker is ready, a signal ends its start, and is remembered.
     starting: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     ended_by: int | None = None
     token: trio.lowlevel.TrioToken | None = None
@@ -115,24 +116,27 @@ class Ear:
         threading.Thread(target=self.listen, name="pgnotifyq signals", daemon=True).start()
         for number in self.before:
             signal.signal(number, self.hear)
-        # A reader that has gone is an error of one write, also where the application has said otherwise.
+        # If a reader has gone, one write shall fail, also if the application has set SIGPIPE.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
     def attend(self) -> None:
-        """Listen within trio, in the place of its socket: it is woken from here."""
+        """Listen within trio, in the place of trio's socket. This class wakes trio."""
         self.token = trio.lowlevel.current_trio_token()
         signal.set_wakeup_fd(self.told.fileno(), warn_on_full_buffer=False)
         if self.ended_by is not None:
             self.starting.cancel()
 
     def serve(self, handle: WorkerHandle, config: WorkerConfig, dsn: str) -> None:
-        """Tell a worker of signals from now on, and of one that came when it was all but ready."""
+        """Tell a worker of signals from now on, and of one that came just before it was ready."""
         self.handle, self.config, self.dsn = handle, config, dsn
         if self.ended_by is not None:
             handle.drain()
 
     async def stay_heard(self) -> None:
-        """Put right what handlers leave behind, until cancelled: libraries set signals to their defaults, or take the socket away."""
+        """Put right what handlers leave behind, until cancelled.
+
+        Some libraries set signals to their defaults, or take the socket away.
+        """
         while True:
             await trio.sleep(LOOK_SECONDS)
             self._take_socket()
@@ -141,22 +145,29 @@ class Ear:
                     signal.signal(number, self.hear)
 
     def rest(self) -> None:
-        """Heed no more signals at the end of a worker that was told to end: Python would set them to their defaults as it goes.
+        """Heed no more signals at the end of a worker that was told to end.
 
-        The deadline of those that came stays. A worker that ended by itself has none, and goes on heeding.
+        Python would set them to their defaults as it ends. The deadline of the signals that came
+        stays. A worker that ended by itself has none, and goes on heeding.
         """
         if self.count:
             for number in self.before:
                 signal.signal(number, signal.SIG_IGN)
 
     def hear(self, number: int, _frame: FrameType | None) -> None:
-        """Do what Python does of a signal when it gets to it: nothing, unless the thread cannot have heard it."""
+        """Be the handler that Python calls when it gets to a signal.
+
+        It does nothing, unless the thread cannot have heard the signal.
+        """
         if self.token is None or not self._take_socket():
             with suppress(OSError):
                 self.told.send(bytes([number]))
 
     def _take_socket(self) -> bool:
-        """Have signals written to our socket, unless somebody uses another now; tell whether they were."""
+        """Have signals written to our socket, unless other code now uses a socket of its own.
+
+        Returns: whether they were written to ours before.
+        """
         ours = self.told.fileno()
         found = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
         if found not in (ours, -1):
@@ -177,7 +188,10 @@ class Ear:
                     self.heed(number)
 
     def heed(self, number: int) -> None:
-        """Tell the worker, or only wake trio, in whose place the socket is: handlers of other signals have work for it."""
+        """Tell the worker; or only wake trio, for handlers of other signals may have work for it.
+
+        Our socket stands in the place of trio's.
+        """
         act = _nothing
         now = time.monotonic()
         if number in self.before and now >= self.last_at + ECHO_SECONDS:
@@ -207,7 +221,10 @@ class Ear:
         return (self.config.shutdown_seconds if self.count == 1 else 0.0) + self.config.grace_seconds + PATIENCE_SECONDS
 
     def end_process(self) -> NoReturn:
-        """Say why, release what the process holds, uncharged, and leave; leave also when the first two cannot be done."""
+        """Say why, release the jobs that the process holds, uncharged, and leave.
+
+        If the first two cannot be done, leave all the same.
+        """
         if self.handle is None and self.ended_by is not None:
             os._exit(128 + self.ended_by)
         last_words = threading.Thread(target=quietly, args=(self.say_last_words,), daemon=True)
@@ -216,31 +233,37 @@ class Ear:
         os._exit(EXIT_STUCK)
 
     def say_last_words(self) -> None:
-        """One line for whoever reads; the jobs for whoever comes next."""
+        """Write one line for the reader, and release the jobs for other workers."""
         assert self.handle is not None
         assert self.config is not None
         try:
             with psycopg.connect(self.dsn, connect_timeout=2) as connection:
-                # Not when connecting: poolers refuse that.
+                # Not set as the connection is opened: poolers refuse that.
                 connection.execute("set local statement_timeout = 2000")
                 ask_blocking(connection, lease.release_all(self.config.schema, self.handle.worker_id))
             what = "its jobs are released"
         except psycopg.Error as error:
             what = f"its jobs could not be released ({told_of(error, self.dsn)}), their leases will run out"
-        # Last: where nobody reads any more this raises, or waits.
+        # Last: if nobody reads any more, this raises, or waits.
         line = f"pgnotifyq: a handler did not let go within {self.seconds:g} s of the signal; ending the process; {what}"
         print(line, file=sys.stderr, flush=True)
 
     def hold_signals(self) -> None:
-        """Before a fork: have signals wait. The child would get those of the next moments while it still has our handlers."""
+        """Have signals wait, before a fork.
+
+        Otherwise the child would get the next ones while it still has our handlers.
+        """
         self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.before)
 
     def let_signals(self) -> None:
-        """After it."""
+        """Let signals through again, after the fork."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
 
     def leave_to_child(self) -> None:
-        """Give a forked child the handlers that there were before, but for those that were set meanwhile, and no socket."""
+        """Give a forked child the handlers that there were before, and no socket.
+
+        Handlers that were set meanwhile stay.
+        """
         if self.told.fileno() != -1:  # else it is a child of a child's
             signal.set_wakeup_fd(-1)
             for number, handler in self.before.items():
@@ -252,9 +275,10 @@ class Ear:
 
 
 def die_by(number: int) -> int:
-    """End as a process does that was never told how to take a signal; return a shell's code for it where that does not work.
+    """End by a signal's default action, as a process does that has set no handler.
 
-    The first process of a container is not ended by a signal's default.
+    Returns: a shell's code for that signal, if the process still lives. A signal's default does not
+    end the first process of a container.
     """
     if number != signal.SIGINT:
         signal.signal(number, signal.SIG_DFL)
@@ -263,4 +287,4 @@ def die_by(number: int) -> int:
 
 
 def _nothing() -> None:
-    """Only wake the loop."""
+    """Do nothing: the call itself wakes the loop."""

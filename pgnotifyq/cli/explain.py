@@ -1,4 +1,4 @@
-"""`python -m pgnotifyq explain ID`: in sentences, why a job is where it is, and what would change that."""
+"""`python -m pgnotifyq explain ID`: why a job is where it is, and what would change that."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def explain(job_id: OfJob, /, *, as_json: AsJson = False, dsn: Dsn = None, schem
 
 
 def sentences(found: Explanation) -> list[str]:
-    """Return, a sentence each, what is to be said of a job."""
+    """Return what there is to say of a job, as sentences."""
     said = [*_of_state(found)]
     if found.trouble_with is not None:
         when = span(found.trouble_look_in_seconds or 0)
@@ -137,7 +137,7 @@ def _holder(found: Explanation) -> str:
 
 
 def of_dead_letter(letter: DeadLetter) -> list[str]:
-    """Return, a sentence each, what is to be said of a job that will not be tried again."""
+    """Return what there is to say of a job that will not be tried again, as sentences."""
     why = f": {letter.error_message.partition(chr(10))[0]}" if letter.error_message else "."
     return [
         f"It is dead ({letter.reason}) after {letter.attempts} of {letter.max_attempts} attempts{why}",

@@ -159,7 +159,10 @@ def cancel(
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
 ) -> int:
-    """Cancel a job: a pending one never starts, a running one's handler is stopped. Exit code 1 if it had ended before."""
+    """Cancel a job: a pending one never starts, a running one's handler is stopped.
+
+    Exit code 1 if it had ended before.
+    """
     key = job_id_of(job_id)
 
     async def main() -> int:
@@ -180,7 +183,10 @@ def cancel(
 
 
 def _shown_job(job: Job | DeadLetter) -> dict[str, Any]:
-    """Return a job as commands show it: with the label that the database gave it, by its own clock."""
+    """Return a job as commands show it.
+
+    The database gave it its label, by the database's own clock.
+    """
     data: dict[str, Any] = as_data(job)
     data["status"] = data.pop("label") if isinstance(job, Job) else "dead"
     return data

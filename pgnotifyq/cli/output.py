@@ -36,9 +36,11 @@ HEADINGS = {
 
 
 def is_coloured() -> bool:
-    """Tell whether to use colours and bold type: in a terminal that has them, unless NO_COLOR says otherwise (no-color.org).
+    """Tell whether to use colours and bold type.
 
-    FORCE_COLOR has them in a pipe too; NO_COLOR is stronger. rich, which draws the demo and the help, goes by the same.
+    They are used in a terminal that has them, unless NO_COLOR says otherwise (no-color.org). With
+    FORCE_COLOR they are used in a pipe, too. NO_COLOR is stronger. rich, which draws the demo and
+    the help, follows the same rules.
     """
     if os.environ.get("NO_COLOR"):
         return False
@@ -58,7 +60,7 @@ def print_json(data: Any) -> None:
 
 
 def _plain(value: object) -> str:
-    """Return what JSON has no form for; a time as events have it: ISO 8601, in UTC."""
+    """Return a value that JSON has no form for. Times are as in events: ISO 8601, in UTC."""
     return _time(value) if isinstance(value, datetime) else str(value)
 
 
@@ -69,14 +71,18 @@ def _time(value: datetime) -> str:
 def print_rows(
     rows: Sequence[Any], columns: Sequence[str], *, as_json: bool, nothing: str, in_terminal: Sequence[str] | None = None
 ) -> None:
-    """Print objects or dicts: all their fields as JSON, some columns as tabs, or those that say something as a table.
+    """Print objects or dicts.
+
+    JSON has all their fields. A pipe gets some columns, with tabs between them. A terminal gets a
+    table of the columns that say something.
 
     Args:
-        rows: of attrs or dicts.
-        columns: their names in tabs, and in a terminal when there is no `in_terminal`.
+        rows: attrs objects, or dicts.
+        columns: the names of the columns, in a pipe. In a terminal too, if there is no
+            `in_terminal`.
         as_json: whether to print JSON.
-        nothing: what to say in a terminal when there are no rows.
-        in_terminal: what a person needs, the most important first.
+        nothing: what to say in a terminal if there are no rows.
+        in_terminal: the columns that a person needs, the most important first.
     """
     data = [as_data(row) for row in rows]
     if as_json:
@@ -95,8 +101,8 @@ def print_rows(
 def as_table(data: Sequence[dict[str, Any]], columns: Sequence[str], *, width: int, is_bold: bool = True) -> list[str]:
     """Return rows as lines that fit a terminal.
 
-    Columns without a value are left out. Where room is scarce, so are those of noughts; then texts are cut, the widest first; then
-    the last columns go.
+    Columns without a value are left out. If room is scarce, columns of noughts go first. Then texts
+    are cut, the widest first. Then the last columns go.
     """
     columns = [column for column in columns if any(row[column] not in (None, "") for row in data)]
     cells = {column: [_cut(shown(row[column], in_terminal=True), WIDTH_MAX) for row in data] for column in columns}

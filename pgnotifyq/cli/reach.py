@@ -87,13 +87,14 @@ async def _look_for_ever(dsn: str) -> None:
         await trio.sleep(LOOK_SECONDS)
         waited_for = _waited_for()
         try:
-            # Connecting has a deadline of its own, an address.
+            # To connect has a deadline of its own for each address.
             async with open_connection(dsn, application_name="pgnotifyq look") as connection:
                 with trio.fail_after(seconds):
                     was_idle, idle = idle, set(await ask(connection, look.idle_backends("pgnotifyq", waited_for)))
             silent = 0
         except (trio.TooSlowError, DatabaseUnreachable, psycopg.Error) as error:
-            # Any other answer is one: too many connections, a password that was changed. A server that has gone closes what is open.
+            # Any other answer shows that the server is there: too many connections, a password that
+            # was changed. If a server has gone, it has closed the open connections.
             silent = silent + 1 if _is_silence(error) else 0
             was_idle = idle = set()
         if silent >= SILENT_LOOKS_MAX or {pid for pid, _ in idle & was_idle} & set(_waited_for()):

@@ -25,7 +25,10 @@ def migrate(
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
 ) -> int:
-    """Bring the database's schema up to this version. Safe to run again, and at the same time twice."""
+    """Bring the database's schema up to this version.
+
+    Safe to run again, and at the same time twice.
+    """
 
     async def main() -> int:
         database = await find_database(dsn)

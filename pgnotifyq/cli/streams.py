@@ -1,4 +1,4 @@
-"""Standard output and error of a command: the characters they take, and what happens if they take no more.
+"""Standard output and error of a command: which characters they take, and what if they break.
 
 Commands print as others do, and end when their reader does. A worker is different: what it tells is
 not worth a job, nor is what its handlers print and log. All of that goes through a `Writer`:
@@ -29,22 +29,24 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What may wait for a reader: of lines of 200 bytes, 20,000; of a worker's memory, little.
+# How many bytes may wait for a reader: 20,000 lines of 200 bytes, and little of a worker's memory.
 WAITING_BYTES_MAX = 4 * 1024 * 1024
-# For what still waits when the process ends.
+# How long lines that still wait may take when the process ends.
 LAST_LINES_SECONDS = 1.0
 
 
 def prepare_streams() -> None:
-    """Have standard output and error take every character, and be there: closed ones lead nowhere.
+    """Have standard output and error take every character. Lead closed ones to the null device.
 
-    A file descriptor that is closed is given to whatever is opened next, a database's socket say, and what is printed goes there.
+    The system gives a closed descriptor to the next file that is opened, as a database's socket.
+    What is printed would go there.
     """
     for fileno in (0, 1, 2):
         try:
             os.fstat(fileno)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003  # the lowest that is free, so this one
+            # `open` returns the lowest descriptor that is free, so it is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # as long as the process lives
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -55,13 +57,19 @@ def prepare_streams() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Lead a broken stream nowhere: Python would complain of what is left in its buffer when the process ends."""
+    """Lead a broken stream to the null device.
+
+    Otherwise Python complains at the end of the process of what is left in the buffer.
+    """
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def leave_streams() -> None:
-    """Write what is left in the buffers, and lead nowhere what takes it no more: Python's own try at the end would make the exit code 120."""
+    """Write what is left in the buffers. Lead a stream that takes it no more to the null device.
+
+    Otherwise Python's own try, at the end of the process, makes the exit code 120.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -70,14 +78,14 @@ def leave_streams() -> None:
 
 
 def open_unfailing(stream: TextIO, *, dropped: Callable[[int], str]) -> tuple[TextIO, Writer]:
-    """Return a stream in another's place, which neither waits nor fails, and the writer below it."""
+    """Return a stream that neither waits nor fails, in the place of another; and its writer."""
     writer = Writer(stream, dropped=dropped)
     buffer = io.BufferedWriter(_Unfailing(writer, stream))
     return io.TextIOWrapper(buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=True), writer
 
 
 class _Unfailing(io.RawIOBase):
-    """The bottom of a stream that leaves what it is given to a writer."""
+    """The bottom of a stream. It leaves all bytes to a writer."""
 
     def __init__(self, writer: Writer, stream: TextIO) -> None:
         super().__init__()
@@ -104,7 +112,7 @@ class Writer:
     """Writes lines to a stream and never waits for its reader."""
 
     def __init__(self, stream: TextIO, *, dropped: Callable[[int], str]) -> None:
-        """Write to what is behind a stream. `dropped` says how many lines are missing, as a line."""
+        """Write to a stream's descriptor. `dropped` makes the line that counts the missing ones."""
         self._stream = stream  # kept: its descriptor would be closed with it
         self._fileno = stream.fileno()
         self._encoding = stream.encoding
@@ -112,7 +120,7 @@ class Writer:
         self._dropped = dropped
         self._drops = 0
         self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0  # those that the thread is writing included
+        self._waiting_bytes = 0  # including those that the thread is writing now
         self._error: OSError | None = None  # what the thread met
         self._turn = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -122,7 +130,7 @@ class Writer:
         """Write one line, or leave it to the thread, or drop it.
 
         Raises:
-            OSError: the stream is broken; the line is lost, or one that was left to the thread before it.
+            OSError: the stream is broken. This line is lost, or one that was left to the thread.
         """
         self.write_bytes((line + "\n").encode(self._encoding, "backslashreplace"))
 
@@ -171,13 +179,14 @@ class Writer:
                 if self._drops and not error:
                     told, self._drops = self._dropped(self._drops), 0
                     told_bytes = (told + "\n").encode(self._encoding, "backslashreplace")
-                    # After those that wait now: they came before the first that was dropped.
+                    # It goes behind the lines that wait now. They came before the first that was
+                    # dropped.
                     self._waiting.append(told_bytes)
                     self._waiting_bytes += len(told_bytes)
                 self._turn.notify_all()
 
     def _begin_anew(self) -> None:
-        """Forget, in a forked child, the thread and the lock of the parent's, and what the parent is going to write."""
+        """Forget, in a forked child, the parent's thread and lock, and the lines it will write."""
         self._turn = threading.Condition()
         self._thread = None
         self._waiting.clear()
@@ -185,12 +194,13 @@ class Writer:
 
 
 def _writing_now(fileno: int) -> Callable[[bytes], int]:
-    """Return what writes to a stream without ever blocking, and tells how many bytes it took."""
+    """Return a function that writes to a stream without blocking, and returns how many bytes."""
     kind = os.fstat(fileno).st_mode
     if stat.S_ISREG(kind) or (stat.S_ISCHR(kind) and not os.isatty(fileno)):
         return lambda data: _write_all(fileno, data)
     if stat.S_ISFIFO(kind):
-        # Not O_NONBLOCK on the stream itself, which other processes share: on one of our own that leads to the same pipe.
+        # Other processes share the stream, so O_NONBLOCK is not set on it. It is set on a file of
+        # our own that leads to the same pipe.
         with suppress(OSError):
             own = os.open(f"/proc/self/fd/{fileno}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             return lambda data: _unless_blocked(os.write, own, data)

@@ -68,14 +68,16 @@ def worker(
 ) -> int:
     """Work on queues until told to stop.
 
-    SIGTERM, SIGINT or SIGHUP: stop claiming and let running jobs finish; a second one interrupts them, unless it comes within
-    0.2 s. Jobs cut off are released at once and not charged an attempt.
+    SIGTERM, SIGINT or SIGHUP: stop claiming and let running jobs finish; a second one interrupts
+    them, unless it comes within 0.2 s. Jobs cut off are released at once and not charged an
+    attempt.
 
-    Events go to standard output, what is logged (`ctx.log`, the application's own loggers, warnings) to standard error, both as
-    --log-format says. An application that sets up logging itself keeps its own set-up.
+    Events go to standard output, what is logged (`ctx.log`, the application's own loggers,
+    warnings) to standard error, both as --log-format says. An application that sets up logging
+    itself keeps its own set-up.
 
-    Exit codes besides the usual: 4 some jobs had to be interrupted and were released, 5 a handler did not let go and the
-    process was ended over it, its jobs released.
+    Exit codes besides the usual: 4 some jobs had to be interrupted and were released, 5 a handler
+    did not let go and the process was ended over it, its jobs released.
     """
     if log_format not in {"line", "json"}:
         raise ConfigError(f"--log-format {log_format!r}: use line or json")
@@ -112,7 +114,7 @@ def _run(
         fields = {"lines": count, "why": "nobody read standard output"}
         return render(Event(name=EventName.EVENTS_DROPPED, fields=fields), datetime.now().astimezone())
 
-    # Before the application is imported, whose logging may keep them.
+    # Before the application is imported: its logging may keep the streams.
     sys.stdout, out = open_unfailing(sys.stdout, dropped=dropped)
     sys.stderr, err = open_unfailing(
         sys.stderr, dropped="pgnotifyq: {} lines are missing here: nobody read standard error".format
@@ -139,9 +141,10 @@ def _run(
 
 
 def spare_the_collector() -> None:
-    """Have the garbage collector leave alone what is loaded by now, and look for cycles more seldom.
+    """Have the garbage collector spare what is loaded by now, and look for cycles more seldom.
 
-    Jobs come and go by the thousand and are in no cycles: looking for some was a sixth of a worker's CPU in a drain.
+    Jobs come and go by the thousand, and are in no cycles. The search for cycles was a sixth of a
+    worker's CPU in a drain.
     """
     gc.collect()
     gc.freeze()
@@ -152,7 +155,7 @@ def load_registry(app: str | None) -> JobRegistry:
     """Import the registry that `--app package.module:registry` names.
 
     Raises:
-        AppNotFound: and what is wrong with it.
+        AppNotFound: it cannot be imported; the message says why.
     """
     if not app:
         raise AppNotFound("--app is missing: name your registry, as in --app package.module:registry")
@@ -176,11 +179,15 @@ def load_registry(app: str | None) -> JobRegistry:
 
 
 def _where(error: BaseException) -> str:
-    """Return where an import failed: the last line of the application's own that ran; of a syntax error, the line it is in."""
+    """Return where an import failed.
+
+    It is the last line that ran of the application's own code. For a syntax error, it is that line.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {_path(error.filename)}, line {error.lineno}"
     calls = traceback.extract_tb(error.__traceback__)
-    # Our own call and the machinery of imports come first; what the application calls of others' comes last.
+    # Our own call and the machinery of imports come first. Packages that the application calls come
+    # last.
     after_ours = [call for call in calls if call.filename != __file__ and "importlib" not in call.filename]
     own = [call for call in after_ours if not call.filename.startswith("<") and not _is_installed(call.filename)] or after_ours
     if not own:

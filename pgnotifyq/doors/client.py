@@ -111,8 +111,8 @@ class Client:
         self._gatherer = Gatherer(pool, dsn, schema)
         self._ends = Ends(pool, listen_dsn, schema)
 
-    # A checker takes the first form that fits. The second is for JSON that is written where it is enqueued: mypy
-    # takes {"a": 1} for a dict[str, int], which is no dict[str, object].
+    # A checker takes the first form that fits. The second is for JSON that is written where it is
+    # enqueued: mypy takes {"a": 1} for a dict[str, int], which is no dict[str, object].
 
     @overload
     async def enqueue(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueSettings]) -> JobId[R]: ...
@@ -150,7 +150,8 @@ class Client:
         Args:
             job_type: which handler runs it: what `@registry.handler` made of the function, or its
                 name.
-            payload: what the handler takes: dict, attrs class, dataclass: JSON in the end, at most 1 MiB.
+            payload: what the handler takes: dict, attrs class, dataclass. It is JSON in the end, at
+                most 1 MiB.
             org_id: the tenant.
             queue: its queue; default: the handler's, as the registry says or a worker has
                 published it, else `default`.
@@ -204,7 +205,8 @@ class Client:
 
         Args:
             jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes:
-                job_type, payload, queue, ...; only what a mapping leaves out comes from the registry.
+                job_type, payload, queue, ...; only what a mapping leaves out comes from the
+                registry.
             connection: as for `enqueue`.
 
         Cancellation: none of them are enqueued, or `trio.Cancelled` comes at the next checkpoint.
@@ -259,7 +261,8 @@ class Client:
             pass  # it stopped, and was pruned before anybody looked
         return CancelOutcome.CANCELLED
 
-    # The result of a handler that is no JSON, as an attrs object, comes back as JSON: nothing is said of its type.
+    # If a handler's result is no JSON, as an attrs object, it comes back as JSON. Then nothing is
+    # said of its type.
 
     @overload
     async def wait(self, job_id: JobId[Plain], timeout_seconds: float | None = None) -> Job[Plain]: ...
@@ -278,7 +281,8 @@ class Client:
             JobNotFound: there is no such job.
             JobDead: it went to the dead letters; the error has the letter.
             WaitTimeout: it has not ended within `timeout_seconds`; it goes on.
-            DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a minute.
+            DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a
+                minute.
         """
         job_id = job_id_of(job_id)
         ended = await self._ends.wait(job_id, timeout_seconds)

@@ -84,11 +84,13 @@ class Ends:
         self._channel = f"{schema}_finished"
         self._waiters: dict[JobId, list[_Waiter]] = {}
         self._is_led = False
-        # The connection, and whether it listens. Changed under the lock; only a close needs no lock.
+        # The connection, and whether it listens. Changed under the lock; only a close needs no
+        # lock.
         self._connection: Connection | None = None
         self._listens = False
         self._look_seconds = LOOK_SECONDS  # how long a waiter relies on the listener between looks
-        self._retry_at = -math.inf  # on trio's clock: nobody connects before, for it has just failed
+        # On trio's clock. Connecting has just failed, so no waiter connects before this time.
+        self._retry_at = -math.inf
         self._lock = trio.Lock()
 
     async def wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
@@ -99,7 +101,8 @@ class Ends:
         Raises:
             JobNotFound: there is no such job.
             WaitTimeout: the job has not ended within `timeout_seconds`; it goes on.
-            DatabaseUnreachable, psycopg.OperationalError: looks have failed for `OUTAGE_SECONDS_MAX`.
+            DatabaseUnreachable, psycopg.OperationalError: looks have failed for
+                `OUTAGE_SECONDS_MAX`.
         """
         ended: Job | DeadLetter | None = None
         with trio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds):
@@ -128,7 +131,7 @@ class Ends:
             self._leave_nowait(waiter, keeps_connection=has_ended)
 
     async def _wait(self, waiter: _Waiter) -> Job | DeadLetter:
-        """Look until the job has ended. Failures that pass are forgiven for `OUTAGE_SECONDS_MAX`."""
+        """Look until the job has ended. Forgive failures that pass for `OUTAGE_SECONDS_MAX`."""
         answered_at = trio.current_time()
         heard = True  # the first look owes nothing to the listener
         while True:
@@ -170,7 +173,8 @@ class Ends:
                         finished = read_finished(note.payload)
                         self._ring(() if finished is None else self._waiters.get(finished.job_id, ()))
             except (psycopg.OperationalError, psycopg.InterfaceError):
-                # What was announced meanwhile is lost: every waiter looks once LISTEN is in place anew.
+                # What was announced meanwhile is lost: every waiter looks once LISTEN is in place
+                # anew.
                 if self._connection is connection:
                     self.close_nowait()
                 for waiters in self._waiters.values():
@@ -180,7 +184,7 @@ class Ends:
                 self._hand_over(waiter)
 
     async def _listen(self) -> Connection | None:
-        """Return the connection that listens. None: there is none now, and waiters rely on looks."""
+        """Return the connection that listens. None: there is none now; waiters rely on looks."""
         async with self._lock:
             if self._connection is not None and not self._connection.closed and self._listens:
                 return self._connection
@@ -257,7 +261,7 @@ class Ends:
 
 
 async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | DeadLetter | None:
-    """Return a job that has ended, or its dead letter. Else have its end announced, and return None.
+    """Return a job that has ended, or its dead letter; else have its end announced, return None.
 
     Raises:
         JobNotFound: there is no such job.
@@ -274,7 +278,8 @@ async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | Dea
                 return letter
             if await ask(connection, look.get_job(schema, job_id)) is None:
                 raise no_job(job_id)
-        # Somebody requeued the job between two of these reads. So its end will not be announced yet.
+        # Somebody requeued the job between two of these reads. So its end will not be announced
+        # yet.
 
 
 def no_job(job_id: JobId) -> JobNotFound:

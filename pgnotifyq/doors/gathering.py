@@ -98,7 +98,8 @@ class _Batch:
     """A statement under way."""
 
     callers: Sequence[_Caller]
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # cancelled when one of the callers leaves
+    # Cancelled when one of the callers leaves.
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
 
 class Gatherer:
@@ -232,7 +233,10 @@ class Gatherer:
             caller.rung.set()
 
     def _gather_again(self, batch: _Batch) -> None:
-        """Put the callers that have not left back at the head of the line: their statement left no rows."""
+        """Put the callers that have not left back at the head of the line.
+
+        Their statement left no rows.
+        """
         for caller in reversed(batch.callers):
             if not caller.has_left:
                 caller.batch = None

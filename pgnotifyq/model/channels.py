@@ -2,14 +2,17 @@
 
 | channel | says |
 |---|---|
-| `<schema>_w_<worker id>`, that worker's | `work <queue>`, `work <queue> <job>`, `cancel <job> <execution>`, `nonce <text>` |
+| `<schema>_w_<worker id>`, that worker's | `work <queue>`, `work <queue> <job>` |
+| the same | `cancel <job> <execution>`, `nonce <text>` |
 | `<schema>_work`, every worker's | `<queue>`, `+company` |
 | `<schema>_finished`, waiting clients' | `<job>` |
 
-A message of one word is the name of a queue, whatever the name: queues may be called `nonce`, `cancel` or `work`. All else begins with
-its verb and a blank, and no queue's name has a blank in it, nor begins with a plus.
+A message of one word is the name of a queue, whatever the name: a queue may be called `nonce`,
+`cancel` or `work`. Every other message begins with a verb and a blank, or with a plus. No queue's
+name has a blank in it, and none begins with a plus.
 
-Anybody can LISTEN and NOTIFY, so what is read here is a hint, of whatever length, and nothing that was sent raises.
+Any role can LISTEN and NOTIFY. So a message is only a hint, and it may have any length. No message
+makes `read` raise.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ _NONCE = re.compile(r"[0-9a-zA-Z]{1,64}", re.ASCII)
 
 @attrs.frozen
 class Work:
-    """A queue has a job that is due: this one, when it is named."""
+    """A queue has a job that is due. If `job_id` is given, it is that one."""
 
     queue: str
     job_id: JobId | None = None
@@ -91,9 +94,10 @@ def write(news: News | Finished) -> str:
 
 
 def read(payload: str) -> News | None:
-    """Return what a worker was told; None for what nobody of ours would say.
+    """Return what a worker was told; None for a message that no code of ours would send.
 
-    A queue whose job is not named as ours name them, by a newer release or a forger, is work all the same.
+    If the job's id is not written as this code writes it, the message still says that the queue has
+    work. A newer release may have sent it, or a forger.
     """
     match payload.split(" "):
         case ["+company"]:
@@ -111,5 +115,5 @@ def read(payload: str) -> News | None:
 
 
 def read_finished(payload: str) -> Finished | None:
-    """Return what a waiting client was told; None for what nobody of ours would say."""
+    """Return what a waiting client was told; None for a message that no code of ours would send."""
     return Finished(JobId(uuid_of(int(payload.replace("-", ""), 16)))) if _ID.fullmatch(payload) else None

@@ -31,7 +31,7 @@ def _number(name: str, value: object) -> float:
     return value
 
 
-# In `attrs.Factory`, and not as methods that are decorators of their field: pyright sees no default in those.
+# Used in `attrs.Factory`. pyright sees no default in a method that `@field.default` decorates.
 
 
 def _third_of_the_lease(config: WorkerConfig) -> float:
@@ -51,27 +51,34 @@ class WorkerConfig:
         InvalidName: a queue's or the schema's name.
     """
 
-    queues: tuple[str, ...] = attrs.field(default=("default",), converter=_as_tuple)  # in order of preference
+    # In order of preference.
+    queues: tuple[str, ...] = attrs.field(default=("default",), converter=_as_tuple)
     concurrency: int = 10  # jobs that run at once
-    lease_seconds: float = LEASE_SECONDS_DEFAULT  # a dead process is noticed sooner; a cut-off one after this
+    # If a worker is cut off, others take its jobs after this. A dead process is noticed sooner.
+    lease_seconds: float = LEASE_SECONDS_DEFAULT
     # Default: a third of the lease; never more.
     heartbeat_seconds: float = attrs.field(default=attrs.Factory(_third_of_the_lease, takes_self=True))
-    # How long before its lease ends a worker stops trusting it. Default: a tenth of the lease, at most 5.
+    # A worker stops trusting a lease this long before its end. Default: a tenth of the lease, at
+    # most 5.
     margin_seconds: float = attrs.field(default=attrs.Factory(_tenth_of_the_lease, takes_self=True))
     shutdown_seconds: float = 30.0  # how long running jobs may go on after the first signal
     grace_seconds: float = 5.0  # for clean-up after an interrupt, before it is called unresponsive
     backstop_seconds: float = 30.0  # longest sleep while notifications are proven to arrive
     poll_seconds: float = 1.0  # longest sleep while they are not
-    # How long one handler may hold the event loop before it is named. Heartbeats bear more, but a cancel should be felt, and a
-    # cancelled query answered, within a second; garbage collection and a payload of 1 MiB take a tenth of that.
+    # How long one handler may hold the event loop before the worker names it. Heartbeats bear more.
+    # But within a second a handler should feel its cancel, and a cancelled query should be
+    # answered. Garbage collection and a payload of 1 MiB take a tenth of that.
     loop_blocked_seconds: float = 1.0
-    # How long after its last sign of life others may take this worker's jobs, once its session is gone. It stops them itself before
-    # that when it hears nothing (runtime/trust.py). Below 0.5 it counts as 0.5.
+    # If the worker's session is gone, others may take its jobs this long after its last sign of
+    # life. A worker that hears nothing stops its jobs before that (runtime/trust.py). Below 0.5 it
+    # counts as 0.5.
     session_grace_seconds: float = 1.5
-    retention_seconds: float = 7 * 86_400.0  # finished jobs of its queues; what set_retention says goes before it
-    # Sessions that ctx.transaction() and ctx.org.transaction() share; opened when asked for. A handler without one waits its turn.
+    # How long finished jobs of its queues are kept. If set_retention says something, that counts.
+    retention_seconds: float = 7 * 86_400.0
+    # How many sessions ctx.transaction() and ctx.org.transaction() share. They are opened when a
+    # handler asks. If all are taken, the handler waits.
     handler_connections_max: int = HANDLER_CONNECTIONS_DEFAULT
-    handler_connection_seconds: float = 30.0  # so long it waits; then its job is put back, uncharged
+    handler_connection_seconds: float = 30.0  # of that wait; then the job is put back, uncharged
     schema: str = "pgnotifyq"
 
     def __attrs_post_init__(self) -> None:
@@ -120,7 +127,7 @@ class WorkerConfig:
 
 
 class WorkerSettings(TypedDict, total=False):
-    """The fields of WorkerConfig as keywords, for `run_worker` and its kin; a test keeps them the same."""
+    """The fields of WorkerConfig as keywords, for `run_worker`. A test keeps them the same."""
 
     queues: Sequence[str]
     concurrency: int
@@ -140,10 +147,10 @@ class WorkerSettings(TypedDict, total=False):
 
 
 def config_of(config: WorkerConfig | None, settings: Mapping[str, Any]) -> WorkerConfig:
-    """Return the configuration that was given: as one, or as keywords, and not as both.
+    """Return the configuration that the caller gave, as `config` or as keywords.
 
     Raises:
-        ConfigError: both are given, or a keyword is no setting; the message names them.
+        ConfigError: both are given, or a keyword is no setting. The message names them.
     """
     known = attrs.fields_dict(WorkerConfig)
     for name in settings:

@@ -1,4 +1,6 @@
-"""One class for each situation a caller can be in. A message says what happened, the value, and what to do next.
+"""One class for each situation that a caller can be in.
+
+A message says what happened, the value, and what to do next.
 
 The classes are a tree, so that a program can catch one situation or all of a kind:
 
@@ -35,7 +37,8 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── TransactionLeft
     └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
 
-`testing.NoDatabaseInTest` is one more, for tests. What PostgreSQL itself says of a statement stays psycopg's error, as it came.
+`testing.NoDatabaseInTest` is one more, for tests. If PostgreSQL refuses a statement, psycopg's
+error comes through as it is.
 """
 
 from __future__ import annotations
@@ -90,7 +93,10 @@ class AppNotFound(Refused):
 
 
 class DatabaseError(PgnotifyqError):
-    """The database cannot be used: it is not there, does not suit, does not let us, or gives no connection."""
+    """The database cannot be used.
+
+    It is not there, it is too old, it does not let us, or it gives no connection.
+    """
 
 
 class DatabaseUnreachable(DatabaseError):
@@ -114,7 +120,10 @@ class PoolTimeout(DatabaseError):
 
 
 class ConnectionsTaken(PoolTimeout):
-    """All of a worker's connections for handlers were taken. Left to the worker, it costs the job no attempt."""
+    """All of a worker's connections for handlers were taken.
+
+    If the handler lets this error through, the job is put back, and its attempt does not count.
+    """
 
 
 class SchemaError(PgnotifyqError):
@@ -138,7 +147,7 @@ class JobNotFound(PgnotifyqError):
 
 
 class JobDead(PgnotifyqError):
-    """The job waited for went to the dead letters; `dead_letter` is the one."""
+    """The job that was waited for went to the dead letters. `dead_letter` is its letter."""
 
     def __init__(self, message: str, dead_letter: DeadLetter) -> None:
         super().__init__(message)
@@ -162,7 +171,7 @@ class PayloadUndecodable(PgnotifyqError):
 
 
 class LeaseLost(PgnotifyqError):
-    """The execution no longer owns the job; nothing of it may be written."""
+    """The execution no longer holds the job, so nothing of it may be written."""
 
 
 class JobCancelled(PgnotifyqError):
@@ -170,24 +179,27 @@ class JobCancelled(PgnotifyqError):
 
 
 class TransactionRefused(PgnotifyqError):
-    """A job's transaction within another one of the same job, or a second one that would complete it."""
+    """A job's transaction was opened inside another one of that job, or would complete it again."""
 
 
 class TransactionLeft(PgnotifyqError):
-    """A handler ended its job's transaction by hand, within the block; what comes after it would not be fenced."""
+    """A handler ended its job's transaction by hand, within the block.
+
+    Statements after that would not be fenced.
+    """
 
 
 class UnsupportedPsycopg(PgnotifyqError, ImportError):
-    """The psycopg that is installed lacks what this package drives it by."""
+    """The installed psycopg lacks a name that this package needs."""
 
 
 TEXT_CHARS_MAX = 20_000  # of an exception's text; what is stored is shorter still
 
 
 def text_of(error: BaseException) -> str:
-    """Return an exception's text, also of one whose own __str__ raises: what users' code raises is not to be trusted.
+    """Return an exception's text, also if its own __str__ raises. Never raises.
 
-    Of a long one the beginning and the end. Never raises.
+    Exceptions of users' code cannot be trusted. Of a long text, the beginning and the end are kept.
     """
     try:
         text = "".join((str(error),))  # exactly a str: a subclass of it is the user's code, too
@@ -200,13 +212,18 @@ def text_of(error: BaseException) -> str:
 
 def name_of(error: BaseException) -> str:
     """Return the name of an exception's type. Never raises."""
-    return str(_name_of_type(type(error)))  # not `type(error).__name__`, which a metaclass may answer
+    # A metaclass may answer `type(error).__name__`.
+    return str(_name_of_type(type(error)))
 
 
 _name_of_type = type.__dict__["__name__"].__get__
 
 
 def quietly(say: Callable[..., object], *arguments: object, **details: object) -> None:
-    """Call what writes to a log or a stream of the application's, and let nothing come out: a log that fails stops no work."""
-    with suppress(BaseException):  # a handler or filter of the log may raise anything, and nobody is left to tell
+    """Call a function that writes to the application's log or stream, and let no error out.
+
+    A log that fails stops no work.
+    """
+    # A handler or a filter of the log may raise anything, and nobody is left to tell.
+    with suppress(BaseException):
         say(*arguments, **details)

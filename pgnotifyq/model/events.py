@@ -1,6 +1,7 @@
 """Events: what a worker says it does. The same names in logs, metrics and tests.
 
-`SHAPES` says what fields an event of each name carries. A field that is not `NotRequired` is always there.
+`SHAPES` says what fields an event of each name carries. A field that is not `NotRequired` is always
+there.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class EventName(StrEnum):
     JOB_LEFT_OPEN = "job.left_open"
     JOB_RECLAIMED = "job.reclaimed"
     JOBS_PRUNED = "jobs.pruned"
-    JOB_PUT_ASIDE = "job.put_aside"  # its row could not be written, read or ended; it is looked at again later
+    # The job's row could not be written, read or ended. It is looked at again later.
+    JOB_PUT_ASIDE = "job.put_aside"
     LEASE_LOST = "lease.lost"
     OUTCOME_REFUSED = "outcome.refused"
     LISTENER_CONNECTED = "listener.connected"
@@ -50,13 +52,16 @@ class EventName(StrEnum):
     EVENTS_DROPPED = "events.dropped"
 
 
-# What every job makes that goes as planned: the rest is worth a look.
+# Every job that goes as planned makes these events. All others are worth a look.
 ROUTINE = frozenset({EventName.JOB_CLAIMED, EventName.JOB_COMPLETED})
 
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """Something that happened in a worker. Fields hold keys, names and numbers; never payloads, never passwords."""
+    """Something that happened in a worker.
+
+    Fields hold keys, names and numbers; never payloads, never passwords.
+    """
 
     name: EventName
     fields: Mapping[str, Any] = attrs.field(factory=dict)
@@ -166,7 +171,10 @@ class JobPutAside(TypedDict):
 
 
 class OutcomeRefused(TypedDict):
-    """Something of an outcome could not be kept: its result, or what was raised after the job's own transaction had completed it."""
+    """A part of an outcome could not be kept.
+
+    It is the result, or an error that was raised after the job's own transaction had completed it.
+    """
 
     job_id: JobId
     why: str | None
@@ -183,7 +191,7 @@ class ListenerDown(TypedDict):
 
 
 class DatabaseLost(TypedDict):
-    """A connection of the worker's is lost; it tries again until it succeeds."""
+    """The worker has lost a connection. It tries again until it succeeds."""
 
     connection: str  # claimer, settler, beat or farewell
     why: str
@@ -255,7 +263,7 @@ def as_json(event: Event, at: datetime) -> str:
     """Return an event as one line of JSON."""
     own = {"at": at.isoformat(), "event": event.name.value}
     fields = {name: bounded_value(value) for name, value in event.fields.items()}
-    # First for the reader, and last so that no field takes their place.
+    # `own` comes first for the reader, and again last, so that no field replaces it.
     return json.dumps({**own, **fields, **own}, default=str, ensure_ascii=True, allow_nan=False)
 
 
@@ -264,13 +272,15 @@ def bounded_value(value: object) -> object:
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)  # json would write NaN, which nothing else reads
+        # json would write NaN, which other readers of JSON refuse.
+        return value if math.isfinite(value) else str(value)
     return _cut(_text(value), FIELD_CHARS_MAX)
 
 
 def shown_value(value: object) -> str:
     """Return a field as text of one line."""
-    # Cut first: escaping a text of 50 MB character by character holds the event loop for seconds.
+    # Cut first. To escape a text of 50 MB, character by character, holds the event loop for
+    # seconds.
     text = f"{value:.6g}" if isinstance(value, float) else _text(value)[: VALUE_CHARS_MAX + 1]
     # Control characters would let a job's error forge lines of the log.
     text = _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), VALUE_CHARS_MAX)

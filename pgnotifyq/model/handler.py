@@ -1,8 +1,10 @@
 """A handler: how to run one job type. It is a value, and still the function that it was made of.
 
-Checkers of types see three things of a handler: `Handler[Payload, Result, Returned]`. The payload's
-type is what `enqueue` takes; the result's is what `wait` gives back, if JSON does not change it; the
-last is what a call returns, a coroutine if the function is async.
+A checker of types sees three things of a handler, as in `Handler[Payload, Result, Returned]`:
+
+- Payload: what `enqueue` takes.
+- Result: what `wait` gives back, if JSON does not change it.
+- Returned: what a call returns. It is a coroutine if the function is async.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ Plain = TypeVar("Plain", bound="bool | int | float | str | list[Any] | Mapping[s
 
 TIMEOUT_SECONDS_MAX = 30 * 86_400.0
 
-# What a handler has of its function, for those who look at functions. With the code and the defaults,
-# `inspect.iscoroutinefunction` takes it for one.
+# What a handler has of its function, for programs that look at functions. By its code and its
+# defaults, `inspect.iscoroutinefunction` takes a handler for a function.
 _OF_A_FUNCTION = (
     "__module__", "__name__", "__qualname__", "__doc__", "__annotations__", "__type_params__",
     "__code__", "__defaults__", "__kwdefaults__",
@@ -65,13 +67,15 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     is_async: bool  # else it runs in a thread
     takes_job: bool  # a class handler, and a function that asks for a Job, are given the whole job
     takes_context: bool
-    payload_type: Any  # what payloads are structured into (model/payload.py, `understood`); None: as decoded
+    # The type that payloads are structured into (model/payload.py, `understood`). None: as decoded.
+    payload_type: Any
     name: str  # module:qualname, for people
-    max_attempts: int | None = None  # what `enqueue` uses when its caller says nothing; None: the default
+    # `enqueue` uses it if its caller says nothing. None: the default.
+    max_attempts: int | None = None
     timeout_seconds: float | None = None  # of one attempt; None: no limit
     retry: RetryPolicy | None = None  # None: the default policy
     cooperative: bool = False  # told of a cancel, and not cancelled before its grace is over
-    queue: str | None = None  # what `enqueue` uses when its caller says nothing
+    queue: str | None = None  # `enqueue` uses it if its caller says nothing
 
     # As of the function, if it has them.
     __name__: ClassVar[str]
@@ -126,7 +130,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
         return make_job(self.job_type, payload, {**settings}, self)
 
     def checked(self, payload: object) -> Any:
-        """Return a payload as it is to be enqueued: refused here, if the function would refuse it later.
+        """Return a payload as it is to be enqueued. Refuse what would not fit the function later.
 
         Raises:
             InvalidPayload, PayloadTooLarge: it does not fit, or cannot be stored.

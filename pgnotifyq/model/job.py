@@ -1,4 +1,4 @@
-"""A job, its lease, its attempts, its dead letter; and a job still to be enqueued."""
+"""A job, its lease, its attempts and its dead letter; and a job that is still to be enqueued."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ else:
     Result_co = TypeVar("Result_co", covariant=True, default=Any)
 
     class JobId(UUID, Generic[Result_co]):
-        """A job's id. A checker of types knows by it what the job's handler returns. It is a UUID, no more."""
+        """A job's id. By it a checker of types knows what the handler returns. It is a UUID."""
 
         def __init__(self: JobId[Any], of: UUID, /) -> None: ...
 
@@ -44,7 +44,10 @@ _make, _set, _UNKNOWN = object.__new__, object.__setattr__, SafeUUID.unknown
 
 
 def uuid_of(value: int) -> UUID:
-    """Return a UUID of its 128 bits, unchecked: a third of the time of its constructor, which hot paths would feel."""
+    """Return a UUID of its 128 bits, unchecked.
+
+    It takes a third of the constructor's time, which hot paths would feel.
+    """
     made: UUID = _make(UUID)
     _set(made, "int", value)
     _set(made, "is_safe", _UNKNOWN)
@@ -56,13 +59,14 @@ PRIORITY_DEFAULT = 0
 MAX_ATTEMPTS_DEFAULT = 3
 QUEUE_DEFAULT = "default"  # of a job that names none, and whose handler names none
 MAX_ATTEMPTS_MAX = 1000  # bounds the history of a job
-SCHEDULED_YEAR_MIN, SCHEDULED_YEAR_MAX = 2, 9998  # in any time zone it stays a datetime of Python's, which ends with 9999
+# In any time zone, such a time is a datetime of Python's, whose years are 1 to 9999.
+SCHEDULED_YEAR_MIN, SCHEDULED_YEAR_MAX = 2, 9998
 UNIQUE_KEY_CHARS_MAX = 512  # an index entry holds 2,700 bytes
 DELAY_SECONDS_MAX = 10 * 366 * 86_400.0  # ten years; more is a mistake in the unit
 
 
 class Lease(NamedTuple):
-    """The fence: every write after a claim names both."""
+    """The fence: every write after a claim names both ids."""
 
     job_id: JobId
     execution_id: ExecutionId
@@ -81,7 +85,9 @@ class Job(Generic[Result_co]):
     status: Status
     scheduled_at: datetime  # never starts before; retry and snooze move it
     attempts: int  # grows by one at claim; given back by snooze and release
-    max_attempts: int | None  # then dead-lettered; None: not said, and not claimed yet: the handler's, else 3
+    # After so many attempts the job is dead-lettered. None: it was not said, and no worker has
+    # claimed the job yet. The claim takes the handler's number, else 3.
+    max_attempts: int | None
     locked_by: WorkerId | None  # the worker that holds it
     current_execution_id: ExecutionId | None  # the attempt under way; also while stopping
     lease_expires_at: datetime | None  # renewed by heartbeats
@@ -93,7 +99,8 @@ class Job(Generic[Result_co]):
     progress_message: str | None = None
     unique_key: str | None = None  # at most one unfinished job a tenant, type and key
     created_at: datetime
-    label: str | None = None  # its status, or scheduled, retrying, stopping, when it was read; None: by a claim
+    # When it was read: its status, or scheduled, retrying, stopping. None: a claim read it.
+    label: str | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -109,7 +116,9 @@ class Execution:
     job_id: JobId
     attempt: int  # 1 is the first
     worker_id: WorkerId | None
-    outcome: str  # completed, failed, timed_out, snoozed, released, cancelled, discarded, undecodable, lost; running, stopping
+    # completed, failed, timed_out, snoozed, released, cancelled, discarded, undecodable or lost. Of
+    # an attempt under way: running, stopping.
+    outcome: str
     started_at: datetime
     ended_at: datetime | None
     error_message: str | None
@@ -117,7 +126,7 @@ class Execution:
 
 @attrs.frozen(kw_only=True)
 class DeadLetter:
-    """Everything needed to restore a job that will not be tried again, and what became of each attempt."""
+    """A job that will not be tried again: all that restores it, and how each attempt ended."""
 
     id: JobId
     org_id: OrgId
@@ -181,15 +190,17 @@ class NewJob:
     job_type: str
     payload: Any = None  # dict, list, attrs class, dataclass: anything that is JSON in the end
     org_id: OrgId = NIL_ORG  # or its text
-    queue_name: str | None = None  # None: the one that the handler wants, when one is known, else `default`
+    # None: the queue that the handler wants, if a handler is known; else `default`.
+    queue_name: str | None = None
     priority: int = PRIORITY_DEFAULT
     scheduled_at: datetime | None = None  # aware; None: now, on the database's clock
     delay_seconds: float | None = None  # from now, on the database's clock; instead of scheduled_at
     max_attempts: int | None = None  # None: what the handler says that claims it, else 3
-    unique_key: str | None = None  # while an unfinished job of the tenant and type has it, that job's id is returned instead
+    # If an unfinished job of the tenant and type has this key, enqueue returns that job's id.
+    unique_key: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        # By hand, and only what was given: a validator for each field took a third of a bulk enqueue.
+        # Checked by hand, and only if given: attrs' validators took a third of a bulk enqueue.
         check_job_type(self.job_type)
         if self.org_id is not NIL_ORG:
             _set(self, "org_id", org_id_of(self.org_id))
@@ -227,7 +238,7 @@ class NewJob:
 
 
 class JobSettings(TypedDict, total=False):
-    """What can be said of a job besides its type and payload, as keywords of `enqueue` and its kin."""
+    """What `enqueue` and its kin take as keywords, besides a type and a payload."""
 
     org_id: OrgId | UUID | str  # the tenant
     queue: str | None  # None: the handler's

@@ -1,4 +1,7 @@
-"""What names may look like. Patterns keep identifiers, channels, logs and command lines free of surprises."""
+"""What names may look like.
+
+The patterns keep identifiers, channels, logs and command lines free of surprises.
+"""
 
 from __future__ import annotations
 

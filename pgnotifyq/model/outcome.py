@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 ERROR_CHARS_MAX = 4000  # of a stored error: enough for a traceback's end
 RESULT_BYTES_MAX = 1_048_576
-# Of what is told of one exception: errors in a group that are looked at, and shown; causes, notes, frames.
+# Bounds of what is told of one exception: errors in a group that are looked at; errors, causes and
+# notes that are shown; frames that are shown.
 ERRORS_IN_GROUP_MAX = 100_000
 ERRORS_SHOWN_MAX = 8
 FRAMES_SHOWN_MAX = 5
@@ -33,17 +34,21 @@ def _check_seconds(_: object, attribute: attrs.Attribute[float], value: float | 
 
 
 def _to_text(reason: object) -> str:
-    # `Retry(reason=error)` is what people write; left as it is, it would fail in `decide`, outside of the handler.
+    # People write `Retry(reason=error)`. An error as reason would fail in `decide`, outside of the
+    # handler.
     if reason is None:
         return ""
     return text_of(reason) if isinstance(reason, BaseException) else str(reason)
 
 
 class _Wish(Exception):
-    """What a handler returns, or raises, to say how its attempt ends. Values: equal when they say the same."""
+    """What a handler returns, or raises, to say how its attempt ends.
+
+    Wishes are values: two that say the same are equal.
+    """
 
     def __reduce__(self) -> tuple[type[_Wish], tuple[object, ...]]:
-        # An exception is made again from what it was given by position only.
+        # pickle would make the exception again from its positional arguments only.
         return type(self), attrs.astuple(self, recurse=False)  # type: ignore[arg-type]  # subclasses are attrs classes
 
 
@@ -56,7 +61,10 @@ class Snooze(_Wish):
 
 @attrs.frozen(auto_exc=False, slots=False)
 class Retry(_Wish):
-    """Returned or raised by a handler: this attempt failed, try again after `seconds`, or as the policy says."""
+    """Returned or raised by a handler: this attempt failed, try again.
+
+    The next attempt comes after `seconds`; None: when the policy says.
+    """
 
     seconds: float | None = attrs.field(default=None, validator=_check_seconds)
     reason: str = attrs.field(default="", converter=_to_text)
@@ -108,9 +116,11 @@ class Raised:
 
     @classmethod
     def from_exception(cls, error: BaseException) -> Raised:
-        """Describe what a handler raised: its type and message, what it holds and what caused it, then the traceback's last lines.
+        """Describe what a handler raised.
 
-        Never raises, and is bounded: what is looked at is the user's, and may be a hundred thousand errors deep, or 50 MB long.
+        First the error's type and message, then the errors in it and its causes, then the last
+        lines of the traceback. Never raises. The description is bounded: a user's error may be a
+        hundred thousand errors deep, or 50 MB long.
         """
         return cls(error=_described(error), kinds=_kinds_of(error))
 
@@ -124,7 +134,11 @@ Ended = Returned | Raised | Stopped
 
 
 def ended_by(error: BaseException) -> Returned | Raised:
-    """Return how a handler ended that raised: a wish is the same raised as returned, also from a nursery of the handler's own."""
+    """Return how a handler ended that raised.
+
+    A wish that is raised counts as one that is returned, also if the handler's own nursery has
+    wrapped it in a group.
+    """
     cause = error
     while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
@@ -153,16 +167,20 @@ class Settlement:
     delay_seconds: float = 0.0
     error_message: str | None = None
     result_json: str | None = None
-    reason: str | None = None  # of a dead letter: exhausted, discarded, undecodable, unknown_job_type
+    # Of a dead letter: exhausted, discarded, undecodable, unknown_job_type.
+    reason: str | None = None
 
 
 def holds_ctrl_c(error: BaseException, raised_by: CodeType | None = None) -> bool:
-    """Tell whether an exception is a KeyboardInterrupt, or a group with one in it. Without recursion: users' groups may be deep.
+    """Tell whether an exception is a KeyboardInterrupt, or a group with one in it.
+
+    It does not recurse: a user's groups may be deep.
 
     Args:
         error: what was raised.
-        raised_by: the code of the signal handler that makes one of Ctrl-C. One that it has not raised is the program's own, and does not
-            count. None: it cannot be told, and each counts.
+        raised_by: the code of the signal handler that turns Ctrl-C into a KeyboardInterrupt. If
+            other code raised the interrupt, it is the program's own and does not count. None: the
+            signal handler is not known, and every KeyboardInterrupt counts.
     """
     interrupts = (inner for inner in _unfold(error) if isinstance(inner, KeyboardInterrupt))
     return any(raised_by is None or _raiser(inner) is raised_by for inner in interrupts)
@@ -177,11 +195,15 @@ def _raiser(error: BaseException) -> CodeType | None:
     return code
 
 
-_exceptions_of = BaseExceptionGroup.__dict__["exceptions"].__get__  # not `group.exceptions`, which a subclass may answer
+# A subclass may answer `group.exceptions`. This reads what the interpreter keeps.
+_exceptions_of = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
 def _unfold(error: BaseException) -> Iterator[BaseException]:
-    """Go through what is in a group, groups in it included, in order; ERRORS_IN_GROUP_MAX of them at most."""
+    """Go through the errors in a group and in its inner groups, in order.
+
+    It stops after ERRORS_IN_GROUP_MAX of them.
+    """
     waiting = [error]
     for _ in range(ERRORS_IN_GROUP_MAX):
         if not waiting:
@@ -209,13 +231,14 @@ def _described(error: BaseException) -> str:
             lines.append(f"after {_said(cause)}")
         lines.append("Traceback (most recent call last):")
         lines += [line.rstrip("\n") for line in traceback.format_tb(_traceback_of(error), limit=-FRAMES_SHOWN_MAX)]
-    # It reads lines of source through the loaders of users' modules, and whatever else is theirs.
+    # traceback reads lines of source through the loaders of users' modules, which may raise
+    # anything.
     except BaseException as second:  # noqa: BLE001
         lines.append(f"(the rest cannot be told: {name_of(second)})")
     return "\n".join(lines)
 
 
-# What the interpreter keeps, not what a property of the user's answers.
+# These read what the interpreter keeps. A property of the user's class cannot answer in its place.
 _cause_of = BaseException.__dict__["__cause__"].__get__
 _context_of = BaseException.__dict__["__context__"].__get__
 _is_quiet = BaseException.__dict__["__suppress_context__"].__get__
@@ -247,7 +270,7 @@ def decide(
     retry: RetryPolicy,
     random: Callable[[], float],
 ) -> Settlement | None:
-    """Return what to write at the end of an execution; None when nothing may be written.
+    """Return what to write at the end of an execution; None if nothing may be written.
 
     Args:
         ended: how the handler ended.
@@ -257,8 +280,9 @@ def decide(
         retry: the handler's policy.
         random: draws from 0 to 1, for the jitter.
 
-    A handler that was told to stop and returned all the same has done its work: it is completed, unless the lease is lost.
-    Whether a cancel that committed first overrules that is for the database to say.
+    If a handler was told to stop and returned nevertheless, it has done its work. Its job is
+    completed, unless the lease is lost. If a cancel committed before that, the database refuses the
+    completion.
     """
 
     def failed(error: str, outcome: str, reason: str, delay_seconds: float | None = None) -> Settlement:
@@ -288,7 +312,7 @@ def decide(
             case _:
                 assert_never(interrupt.kind)
     if isinstance(ended, Stopped):
-        # Its scope was cancelled by nobody we know: the handler's own affair, and a failure like any other.
+        # The handler cancelled its own scope. That is a failure like any other.
         return failed("the handler cancelled its own scope", "failed", "exhausted")
     if ended.undecodable:
         return Settlement(kind=SettleKind.BURY, outcome="undecodable", error_message=bounded(ended.error), reason="undecodable")
@@ -305,9 +329,13 @@ def encode_result(value: object) -> str | None:
 
 
 def bounded(text: str) -> str:
-    """Return an error that can be stored and shown: without control characters, cut in the middle to a bound."""
+    """Return an error that can be stored and shown.
+
+    Control characters are escaped. A long text is cut in the middle.
+    """
     if len(text) > 2 * ERROR_CHARS_MAX:
-        # Cut first: escaping an error of 50 MB character by character holds the event loop for seconds.
+        # Cut first. To escape an error of 50 MB, character by character, holds the event loop for
+        # seconds.
         text = text[:ERROR_CHARS_MAX] + text[-ERROR_CHARS_MAX:]
     safe = "".join(c if c in "\n\t" or (c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF) else ascii(c)[1:-1] for c in text)
     if len(safe) <= ERROR_CHARS_MAX:
@@ -317,16 +345,17 @@ def bounded(text: str) -> str:
 
 
 def _settle_value(value: object, failed: _Failed) -> Settlement:
-    # Not isinstance: it asks the value for its __class__, and a lazy proxy may raise there.
+    # isinstance would ask the value for its __class__, and a lazy proxy may raise there.
     if issubclass(type(value), _Wish):
         return _settle_wish(cast("Snooze | Retry | Discard", value), failed)
     if type(value) is type and issubclass(value, _Wish):
-        # Taken for a result, it would be one that cannot be stored, and the job completed.
+        # The handler forgot the parentheses. As a result, the class could not be stored, and the
+        # job would be completed.
         return failed(f"the handler returned the class {value.__name__}: return {value.__name__}(...)", "failed", "exhausted")
     try:
         return Settlement(kind=SettleKind.COMPLETE, outcome="completed", result_json=encode_result(value))
-    # A value of the user's may raise anything when it is looked into, and this runs outside of the handler's own scope. The work is done;
-    # doing it again would not make its result any better.
+    # A user's value may raise anything when it is looked into, and this runs outside of the
+    # handler's own scope. The work is done. To do it again would not make its result any better.
     except BaseException as error:  # noqa: BLE001
         said = str(error) if isinstance(error, InvalidPayload) else f"{name_of(error)}: {text_of(error)}"
         message = bounded(f"completed, but its result was not stored: {said}")
@@ -352,7 +381,7 @@ def _settle_wish(wish: Snooze | Retry | Discard, failed: _Failed) -> Settlement:
             assert_never(wish)
 
 
-# The outcome of a handler that returned nothing: one value for all, so that it can be told by identity.
+# The outcome of a handler that returned nothing: one value, so that others can compare by `is`.
 PLAIN_COMPLETION = Settlement(kind=SettleKind.COMPLETE, outcome="completed")
 
 if TYPE_CHECKING:

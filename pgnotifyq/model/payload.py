@@ -1,7 +1,7 @@
-"""Payloads: Python values to JSON text that PostgreSQL can store, and back to the type a handler asks for.
+"""Payloads: Python values to JSON text for PostgreSQL, and back to the type that a handler wants.
 
-JSON only: no pickle. Everything is refused here that PostgreSQL's jsonb would refuse later, and more that it would accept
-and a worker would choke on.
+JSON only: no pickle. What PostgreSQL's jsonb would refuse later is refused here. Some values are
+refused, too, that jsonb would accept and a worker could not digest.
 """
 
 from __future__ import annotations
@@ -35,28 +35,32 @@ Hook = Callable[[Any, Any], Any]
 
 
 class _Unfit(ValueError):
-    """A value is not one of the kind that is wanted. The text does not hold the value, which is the payload's."""
+    """A value is not of the wanted kind. The text leaves the value out: payloads are private."""
 
 
 PAYLOAD_BYTES_MAX = 1_048_576  # larger data belongs elsewhere, the payload holds a reference
-DECODED_DEPTH_MAX = 500  # of what raw SQL stored: the decoder's own bound differs from one Python to the next
+# For payloads that raw SQL stored. The decoder's own bound differs from one Python to the next.
+DECODED_DEPTH_MAX = 500
 PAYLOAD_DEPTH_MAX = 64  # deeper is a mistake or an attack; Python's own decoder recurses
-SMALL_MAX, SMALL_INTEGER_MAX = 64, 2**63  # of what is looked at the short way
-INTEGER_BITS_MAX = 4096  # Python refuses to print integers of more than 4,300 digits, PostgreSQL of 131,072
+SMALL_MAX, SMALL_INTEGER_MAX = 64, 2**63  # bounds of values that `_is_small` looks at
+# Python refuses to print integers of more than 4,300 digits, PostgreSQL of more than 131,072.
+INTEGER_BITS_MAX = 4096
 
 
 @functools.cache
 def _converter() -> Converter:
     """Make cattrs' JSON converter, with more types, and with values that are taken as they are.
 
-    Left alone, cattrs calls the type: bool("false") is True, int(1.9) is 1, str({}) is "{}", list("ab") is ["a", "b"]. A payload that
-    came by raw SQL would run with values that nobody wrote.
+    By default cattrs calls the type: bool("false") is True, int(1.9) is 1, str({}) is "{}",
+    list("ab") is ["a", "b"]. A payload from raw SQL would run with values that nobody wrote.
     """
-    converter = make_converter(structure_fallback_factory=_refuse)  # when the hook is made; some versions only do when it is used
+    # Refuse an unknown type when its hook is made. Some versions of cattrs do it only at the first
+    # use.
+    converter = make_converter(structure_fallback_factory=_refuse)
     for as_text in _AS_TEXT:
         converter.register_unstructure_hook(as_text, str)
         converter.register_structure_hook(as_text, _take_text)
-    # Not by the class alone: a path is a PosixPath or a WindowsPath.
+    # Registering the class is not enough: a path is a PosixPath or a WindowsPath.
     converter.register_unstructure_hook_func(_is_path, str)
     converter.register_structure_hook_func(_is_path, _take_text)
     converter.register_unstructure_hook(Decimal, str)
@@ -71,7 +75,7 @@ def _converter() -> Converter:
         converter.register_structure_hook(kind, take)
     converter.register_structure_hook_func(lambda wanted: wanted is object, lambda value, _: value)
     converter.register_structure_hook_func(lambda wanted: wanted is types.NoneType, _take_none)
-    # The last one registered is asked first.
+    # cattrs asks the hook first that was registered last.
     for is_it, made_of in ((_is_array, list), (_is_record, dict)):
         converter.register_structure_hook_factory(*_guarded(converter, is_it, made_of))
     converter.register_structure_hook_factory(*_unambiguous(converter))
@@ -83,7 +87,7 @@ def _converter() -> Converter:
 
 
 def _take_none(value: Any, _: Any) -> None:
-    if value is not None and value != {}:  # which is what is stored when nothing is enqueued
+    if value is not None and value != {}:  # {} is stored when nothing is enqueued
         raise _Unfit("not nothing")
 
 
@@ -91,15 +95,15 @@ def _refuse(wanted: Any) -> Hook:
     raise cattrs.StructureHandlerNotFoundError("", type_=wanted)
 
 
-# Written as their text, and made from it. `wanted` is the type itself.
+# Values of these types are written as text, and made from it. `wanted` is the type itself.
 _AS_TEXT = (UUID, IPv4Address, IPv6Address, IPv4Network, IPv6Network)
-_passing = threading.local()  # the types whose own hook is being looked for, behind the guard's
+_passing = threading.local()  # the types whose guard now looks for cattrs' own hook
 
 
 def _guarded(
     converter: Converter, is_it: Callable[[Any], bool], made_of: type
 ) -> tuple[Callable[[Any], bool], Callable[[Any], Hook]]:
-    """Return the predicate and the factory of hooks that take a value only from JSON of one kind: `list` or `dict`."""
+    """Return predicate and factory of hooks that take JSON of one kind only: `list` or `dict`."""
 
     def hook_for(wanted: Any, inner: Hook) -> Hook:
         def take(value: Any, _: Any) -> Any:
@@ -113,7 +117,10 @@ def _guarded(
 
 
 def _unambiguous(converter: Converter) -> tuple[Callable[[Any], bool], Callable[[Any], Hook]]:
-    """Return the predicate and the factory that refuse a union of two that are both text in JSON: nothing tells which was meant."""
+    """Return the predicate and the factory that refuse a union of two types that are text in JSON.
+
+    Nothing in a text says which of the two was meant.
+    """
 
     def hook_for(wanted: Any, inner: Hook) -> Hook:
         as_text = [kind for kind in typing.get_args(wanted) if _is_text(kind)]
@@ -127,7 +134,11 @@ def _unambiguous(converter: Converter) -> tuple[Callable[[Any], bool], Callable[
 def _around(
     converter: Converter, is_it: Callable[[Any], bool], hook_for: Callable[[Any, Hook], Hook]
 ) -> tuple[Callable[[Any], bool], Callable[[Any], Hook]]:
-    """Return a predicate and a factory of hooks that stand around the converter's own, which they find by not being asked."""
+    """Return a predicate and a factory of hooks that stand around the converter's own hooks.
+
+    The factory asks the converter for the inner hook. The predicate says no meanwhile, so the
+    converter finds its own.
+    """
 
     def is_ours(wanted: Any) -> bool:
         return wanted not in getattr(_passing, "types", ()) and is_it(wanted)
@@ -159,7 +170,10 @@ def _is_named_tuple(wanted: Any) -> bool:
 
 
 def _named_tuple_hook(converter: Converter, wanted: Any) -> Hook:
-    """Return the hook of a named tuple, an array in JSON. cattrs does not read its annotations where they are texts."""
+    """Return the hook of a named tuple, an array in JSON.
+
+    cattrs does not resolve a named tuple's annotations if they are strings. This hook does.
+    """
     hints = typing.get_type_hints(wanted)
     hooks = [(hints.get(name, Any), converter.get_structure_hook(hints.get(name, Any))) for name in wanted._fields]
     needed = len(hooks) - len(wanted._field_defaults)
@@ -191,7 +205,8 @@ def is_pydantic(wanted: object) -> bool:
 
 
 def _take_pydantic(value: Any, wanted: Any) -> Any:
-    # From JSON and not from Python's values: a strict model takes a date from a text there, and only there.
+    # Pydantic reads JSON here, not Python values. A strict model takes a date from a text in JSON
+    # only.
     text = _to_text(value)
     try:
         return wanted.__pydantic_validator__.validate_json(text, by_alias=True, by_name=True)
@@ -205,7 +220,7 @@ def _dump_pydantic(value: Any) -> Any:
     return type(value).__pydantic_serializer__.to_python(value, mode="json", by_alias=True)
 
 
-# `wanted` is the type itself or an enum that inherits from it, which are made alike.
+# `wanted` is the type itself, or an enum that inherits from it. Both are made by the same call.
 
 
 def _take_bool(value: Any, _: Any) -> bool:
@@ -215,7 +230,7 @@ def _take_bool(value: Any, _: Any) -> bool:
 
 
 def _take_int(value: Any, wanted: Any) -> Any:
-    # Digits in a text are taken: keys of JSON objects are texts, also those of a dict[int, ...].
+    # A text of digits is taken: keys of JSON objects are texts, and a dict[int, ...] has such keys.
     if isinstance(value, bool) or not isinstance(value, (int, str, float)) or (isinstance(value, float) and value != int(value)):
         raise _Unfit("not a whole number")
     return wanted(value)
@@ -254,7 +269,7 @@ def _take_bytes(value: Any, _: Any) -> bytes:
     return binascii.a2b_base64(value, strict_mode=True)
 
 
-# Durations are ISO 8601's, in seconds alone: a float would lose microseconds of a long one.
+# Durations are texts of ISO 8601, in seconds only. A float would lose microseconds of a long one.
 
 
 def _duration_text(value: dt.timedelta) -> str:
@@ -276,10 +291,10 @@ def _take_duration(value: Any, _: Any) -> dt.timedelta:
 
 @attrs.frozen
 class Encoded:
-    """A payload as text, checked: it is encoded once, by the door that it came in by, and carried on like this."""
+    """A payload as checked text. The door that took it encodes it once; all others pass it on."""
 
     text: str  # JSON
-    size_bytes: int  # of the text in UTF-8, which is what PostgreSQL counts too
+    size_bytes: int  # of the text in UTF-8; PostgreSQL counts the same
 
 
 def encoded(value: object) -> Encoded:
@@ -294,10 +309,10 @@ def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int 
     """Return a value as JSON text; None becomes an empty object.
 
     Args:
-        value: dict, list, str, number, bool, attrs class, dataclass, or what cattrs' JSON converter knows. What is encoded already
-            stays as it is.
-        bytes_max: of the text, in UTF-8.
-        depth_max: of nested lists and objects.
+        value: dict, list, str, number, bool, attrs class, dataclass, or what cattrs' JSON converter
+            knows. An `Encoded` stays as it is.
+        bytes_max: the most bytes of the text, in UTF-8.
+        depth_max: the most levels of nested lists and objects.
 
     Raises:
         InvalidPayload: it is not JSON that PostgreSQL can store.
@@ -311,16 +326,23 @@ def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int 
 
 
 def size_of(text: str) -> int:
-    """Return how many bytes a text has in UTF-8. PostgreSQL counts the same, by octet_length, in a database that is UTF-8."""
+    """Return how many bytes a text has in UTF-8.
+
+    In a database with that encoding, PostgreSQL's octet_length counts the same.
+    """
     return len(text) if text.isascii() else len(text.encode())
 
 
 def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPTH_MAX, what: str = "payload") -> str:
-    """Return a value as JSON text; None becomes null. Raises as `encode` does, of a payload or of what else it is called."""
+    """Return a value as JSON text; None becomes null.
+
+    Raises as `encode` does. The messages call the value what `what` says.
+    """
     try:
         if not _is_small(value):
             if not _is_plain(value):
-                # Looked at before it is unstructured too: lists that hold each other ten times over unfold without end.
+                # Check before unstructuring, too. Lists that hold each other ten times over
+                # would unfold without end.
                 _check(value, depth_max, bytes_max, what, is_final=False)
                 value = _converter().unstructure(value)
             _check(value, depth_max, bytes_max, what, is_final=True)
@@ -332,8 +354,9 @@ def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPT
         raise InvalidPayload(f"the {what} is nested too deep: at most {depth_max} levels") from None
     except UnicodeEncodeError:
         raise InvalidPayload(f"the {what} holds a lone surrogate, which is not text: remove it") from None
-    # A value of the user's may raise anything when it is looked into: an attribute never set, an annotation that only type
-    # checkers see. It must not pass for a fault of the worker, whose handlers' results come this way.
+    # A user's value may raise anything when it is looked into: an attribute was never set, or only
+    # type checkers can read an annotation. Handlers' results come this way, too. So the error must
+    # not look like a fault of the worker.
     except Exception as error:
         raise InvalidPayload(f"the {what} is not JSON: {type(error).__name__}: {text_of(error)}") from error
     if size > bytes_max:
@@ -343,12 +366,15 @@ def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPT
 
 
 _REFERENCE = {"payload": "enqueue a reference", "result": "return a reference"}
-# Made once: json.dumps makes an encoder at each call that wants anything of its own.
+# Made once. json.dumps makes a new encoder at each call that has options.
 _to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def _is_small(value: object) -> bool:
-    """Tell at a glance that there is nothing to refuse in a value, as in most payloads: one object of names, and small numbers."""
+    """Tell at a glance that nothing in a value can be refused.
+
+    Most payloads are such: one object with names as keys, short texts and small numbers.
+    """
     if type(value) is not dict or len(value) > SMALL_MAX:
         return False
     for key, item in value.items():
@@ -373,7 +399,10 @@ class Undecodable:
 
 
 def decode(text: str) -> Any:
-    """Return a stored payload's value, or an Undecodable: one bad job must not fail those that were claimed with it."""
+    """Return a stored payload's value, or an Undecodable.
+
+    It does not raise: one bad job must not fail the jobs that were claimed with it.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # integers of more than 4,300 digits, nesting
@@ -384,7 +413,7 @@ def decode(text: str) -> Any:
 
 
 def _is_deeper(value: object, levels: int) -> bool:
-    """Tell, without recursion, whether a decoded value has lists and objects inside each other to more than so many levels."""
+    """Tell whether a decoded value nests lists and objects deeper than `levels`; do not recurse."""
     waiting = [(value, 0)]
     while waiting:
         item, depth = waiting.pop()
@@ -422,7 +451,10 @@ def structure(payload: Any, wanted: Any) -> Any:
 
 
 def _reason(error: BaseException, wanted: type | None) -> str:
-    """Say what is wrong with one value. Pydantic's own words stay, but for the value, which is the payload's."""
+    """Say what is wrong with one value.
+
+    Pydantic's own words stay. The value itself is left out: payloads are private.
+    """
     if is_pydantic_error(error):
         told = error.errors(include_url=False, include_context=False, include_input=False)  # type: ignore[attr-defined]
         return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}" for each in told)
@@ -470,7 +502,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _holds_objects(value: object) -> bool:
-    """Look one level down for what needs unstructuring; deeper objects are found there by the converter."""
+    """Look one level down for values that need unstructuring. The converter finds deeper ones."""
     if type(value) is dict:
         return any(type(item) not in {str, int, float, bool, type(None)} for item in value.values())
     if type(value) is list:
@@ -479,7 +511,10 @@ def _holds_objects(value: object) -> bool:
 
 
 def _check(value: object, depth_max: int, bytes_max: int, what: str, *, is_final: bool) -> None:
-    """Walk a value without recursion and refuse what PostgreSQL cannot store; `is_final` once it is to be plain JSON."""
+    """Walk a value without recursion, and refuse what PostgreSQL cannot store.
+
+    `is_final`: the value must be plain JSON by now.
+    """
     waiting: list[tuple[object, int]] = [(value, 0)]
     seen = 0
     while waiting:
@@ -512,5 +547,5 @@ def _check_scalar(item: object, what: str) -> None:
 
 
 def is_structured(wanted: object) -> bool:
-    """Tell whether a type is one that payloads are structured into: an attrs class or a dataclass."""
+    """Tell whether payloads are structured into a type: an attrs class or a dataclass."""
     return isinstance(wanted, type) and (attrs.has(wanted) or hasattr(wanted, "__dataclass_fields__"))

@@ -1,4 +1,7 @@
-"""The registry: which handler runs which job type. It is the allow-list of what a stored job can make a worker run."""
+"""The registry: which handler runs which job type.
+
+It is the allow-list of what a stored job can make a worker run.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ class JobRegistry:
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self.generation = 0  # grows when a handler comes
-        self.watchers: list[Callable[[], None]] = []  # called when a handler has come, in whatever thread
+        # Each is called when a handler has come, in the thread that brought the handler.
+        self.watchers: list[Callable[[], None]] = []
 
     @property
     def job_types(self) -> frozenset[str]:
@@ -55,10 +59,13 @@ class JobRegistry:
         return HandlerDecorator(self)
 
     def register(self, instance: Any) -> Handler:
-        """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not; return its handler.
+        """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
 
-        It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative and queue. What it needs it was given when it
-        was made, so it can be tested without a database.
+        It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative and
+        queue. Its dependencies were given to it when it was made, so it can be tested without a
+        database.
+
+        Returns: its handler, which `enqueue` takes.
 
         Raises:
             HandlerAlreadyRegistered: the type has a handler.
@@ -151,7 +158,10 @@ class JobRegistry:
 
 @attrs.frozen(kw_only=True)
 class HandlerDecorator:
-    """Makes a handler of a function, and registers it: what `registry.handler` is, with or without settings."""
+    """Makes a handler of a function, and registers it.
+
+    It is what `registry.handler` is, with or without settings.
+    """
 
     registry: JobRegistry = attrs.field(kw_only=False)
     job_type: str | None = None  # None: the function's own name
@@ -163,7 +173,8 @@ class HandlerDecorator:
     cooperative: bool = False
     queue: str | None = None
 
-    # A checker takes the first form that fits. Job comes first: to be given the job says nothing of its payload.
+    # A checker takes the first form that fits. Job comes first: a handler that takes the whole job
+    # says nothing of its payload.
 
     @overload
     def __call__(self, function: Callable[[Job], Coroutine[Any, Any, Returned]], /) -> Async[Any, Returned]: ...
@@ -197,26 +208,40 @@ class HandlerDecorator:
     ) -> HandlerDecorator: ...
 
     def __call__(self, job_type: Any = None, **settings: Any) -> Any:
-        """Register the function, async or not, for a job type (default: its own name, also without parentheses).
+        """Register the decorated function, async or not, for a job type.
 
-        Its first parameter's annotation is the payload's type: an attrs class, a dataclass, a pydantic model, what JSON has, what is
-        written as text there (dates, UUID, Decimal, bytes, enums), collections and optional ones of these; dict, Any or none: as
-        decoded; Job: the whole job. A second parameter is given the job's context. A function that is not async runs in a thread, and
-        an awaitable that it returns is awaited.
+        The job type is the function's own name by default; then the parentheses may be left out.
 
-        Settings: max_attempts; timeout_seconds of one attempt; retry, a RetryPolicy; retry_on, the exceptions that are tried again, and
-        discard_on, those that are not: then the job is a dead letter at once; cooperative; queue.
+        The annotation of the first parameter is the payload's type. It may be:
 
-        Returns: the handler. With a name or settings: what does so to the function that it decorates.
+        - an attrs class, a dataclass or a pydantic model;
+        - a type that JSON has, or one that is written as text there (dates, UUID, Decimal, bytes,
+          enums), and collections and optional ones of these;
+        - dict, Any or nothing: the payload is given as decoded;
+        - Job: the whole job is given.
+
+        A second parameter is given the job's context. A function that is not async runs in a
+        thread. If it returns an awaitable, that is awaited.
+
+        Settings:
+            max_attempts, queue: what `enqueue` uses if its caller says nothing.
+            timeout_seconds: of one attempt.
+            retry: when a failed attempt is tried again.
+            retry_on: the exceptions that are tried again; default: all.
+            discard_on: those that are not. The job is a dead letter at once.
+            cooperative: the handler is told of a cancel, and is not cancelled before its grace is
+                over.
+
+        Returns: the handler. If it is called with a name or settings: a decorator that has them.
 
         Raises:
             HandlerAlreadyRegistered: the type has a handler.
-            ConfigError: a setting is out of range, the function takes other than one or two parameters, or an annotation cannot be
-                read or honoured.
+            ConfigError: a setting is out of range, the function does not take one or two
+                parameters, or an annotation cannot be read or honoured.
         """
         if not callable(job_type):
             return attrs.evolve(self, job_type=job_type, **settings)
-        # A class that is defined in the function around is found among its names.
+        # A handler inside a function may name a class of that function: look among its locals.
         return self._declare(job_type, sys._getframe(1).f_locals)  # noqa: SLF001
 
     def _declare(self, function: Callable[..., Any], around: Mapping[str, Any]) -> Handler:
@@ -268,7 +293,9 @@ def _is_job(wanted: Any) -> bool:
 
 
 def handler_of(job_type: object, registry: JobRegistry | None) -> Handler | None:
-    """Return the handler of a job that is to be enqueued: the one that was given, or the registry's of that name.
+    """Return the handler of a job that is to be enqueued.
+
+    It is the one that was given, or the one that the registry has by that name.
 
     Returns: None if a name was given and no registry.
 
@@ -301,12 +328,14 @@ def handler_of(job_type: object, registry: JobRegistry | None) -> Handler | None
 
 
 async def finished(handler: Handler, value: Any) -> Any:
-    """Return what a handler has made, given what its call returned: what is awaitable is awaited, as behind a plain decorator.
+    """Return a handler's result, given what its call returned.
 
-    Await it where the handler's scope is, in the worker's loop.
+    An awaitable is awaited: behind a plain decorator, an async handler's call returns a coroutine.
+    Call this in the worker's loop, inside the handler's scope.
 
     Raises:
-        TypeError: it is something that runs only when somebody asks for its items, so that nothing was done.
+        TypeError: the call returned a generator or the like. It runs only when its items are asked
+            for, so nothing was done.
     """
     for _ in range(AWAITED_MAX):
         if type(value) in PLAIN_RESULTS or not inspect.isawaitable(value):
@@ -317,8 +346,9 @@ async def finished(handler: Handler, value: Any) -> Any:
     return value
 
 
-AWAITED_MAX = 8  # an awaitable may give an awaitable; one that goes on doing so has no end
-# Results that need no look: asking costs a job a coroutine.
+AWAITED_MAX = 8  # an awaitable may give another awaitable, without end
+# Results of these types are final. `finished` need not be called for them: each call costs a
+# coroutine.
 PLAIN_RESULTS = frozenset({dict, list, str, int, float, bool, type(None)})
 _NOT_RUN = (
     Generator, AsyncGenerator, map, filter,
@@ -327,7 +357,10 @@ _NOT_RUN = (
 
 
 def _inner(function: Any) -> Any:
-    """Return the function inside a functools.partial or an object with `__call__`: it has the name and the annotations."""
+    """Return the function inside a functools.partial or an object with `__call__`.
+
+    That function has the name and the annotations.
+    """
     while isinstance(function, functools.partial):
         function = function.func
     if not hasattr(function, "__qualname__") and callable(function):
@@ -336,10 +369,14 @@ def _inner(function: Any) -> Any:
 
 
 def _is_async(inner: Any) -> bool:
-    """Tell whether a handler is async. What a plain decorator makes of an async one is not: its call gives a coroutine.
+    """Tell whether a handler is async.
+
+    An async function inside a plain decorator does not count: its call returns a coroutine, which
+    `finished` awaits.
 
     Raises:
-        ConfigError: it is a generator. Called, it runs nothing; its jobs would be completed without having been done.
+        ConfigError: the handler is a generator. A call of it runs nothing, so its jobs would be
+            completed without having been done.
     """
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
         raise ConfigError(f"{inner.__qualname__} cannot be a handler: it yields; return the result instead")
@@ -347,10 +384,10 @@ def _is_async(inner: Any) -> bool:
 
 
 def _signature(function: Callable[..., Any]) -> tuple[Any, list[inspect.Parameter]]:
-    """Return the function inside, and the parameters that a worker passes: (payload) or (payload, ctx).
+    """Return the function inside, and its parameters that a worker fills: (payload[, ctx]).
 
-    A decorator's function that takes whatever it is given (`*args`) is looked through, to what it wraps; one that names its
-    parameters is taken at its word.
+    If a decorator's function takes `*args`, the function that it wraps is read instead. If it names
+    its parameters, those count.
     """
     inner = _inner(function)
     try:
@@ -372,17 +409,19 @@ def _signature(function: Callable[..., Any]) -> tuple[Any, list[inspect.Paramete
 
 
 def _asks_for_context(parameter: inspect.Parameter) -> bool:
-    """Tell whether a parameter with a default is the context all the same, by its name or by its annotation."""
+    """Tell whether a parameter with a default is the context, by its name or by its annotation."""
     return parameter.name in {"ctx", "context"} or "JobContext" in str(parameter.annotation)
 
 
 def _annotations(inner: Any, parameters: list[inspect.Parameter], around: Mapping[str, Any] | None) -> list[Any]:
-    """Return what a handler's parameters are annotated with; Any where with nothing, or where the context's cannot be read.
+    """Return the types that a handler's parameters are annotated with.
 
-    `around` are the names of the function that the handler is defined in.
+    Any stands for no annotation, and for one of the context that cannot be read. `around` holds the
+    local names of the function in which the handler is defined.
 
     Raises:
-        ConfigError: the payload's annotation cannot be read, or the second parameter's asks for something else than the context.
+        ConfigError: the payload's annotation cannot be read, or the second parameter's annotation
+            is not the context.
     """
     wanted = []
     for place, parameter in enumerate(parameters):

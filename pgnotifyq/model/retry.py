@@ -37,10 +37,12 @@ class RetryPolicy:
     base_seconds: float = 5.0  # after the first attempt
     factor: float = 2.0
     cap_seconds: float = 300.0  # no delay is longer, jitter included
-    jitter: float = 0.25  # plus or minus this share, so that jobs that failed together do not return together
-    # Which errors of a handler are tried again; an attempt that ends with another is the last. None: all.
+    # Plus or minus this share. So jobs that failed together do not return together.
+    jitter: float = 0.25
+    # Which errors of a handler are tried again. An attempt that ends with another is the last.
+    # None: all are.
     retry_on: tuple[type[Exception], ...] | None = attrs.field(default=None, converter=_as_errors)
-    # Which are not, though they be among those.
+    # Which errors are not, even if they are among those.
     discard_on: tuple[type[Exception], ...] = attrs.field(default=(), converter=_as_errors_or_none)
 
     def __attrs_post_init__(self) -> None:
@@ -54,9 +56,10 @@ class RetryPolicy:
                 raise ConfigError(f"retry {name} {value!r} is out of range: use {low:g} to {high:g}")
 
     def tries_again(self, raised: Iterable[type[BaseException]]) -> bool:
-        """Tell whether an attempt is tried again that ended with errors of these classes; several if a group held them.
+        """Tell whether an attempt is tried again that ended with errors of these classes.
 
-        One that is to be discarded decides; else one that is to be tried again does.
+        There are several if a group held them. If one is to be discarded, it decides; else one that
+        is to be tried again does.
         """
         # As `except` asks: the classes themselves, and not what a class says of itself.
         kinds = {kind for each in raised for kind in type.__dict__["__mro__"].__get__(each)}

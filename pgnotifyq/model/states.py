@@ -1,4 +1,7 @@
-"""The lifecycle of a job, written once: the SQL guard, the tests and the README's diagram are checked against this table."""
+"""The lifecycle of a job, written once.
+
+The SQL guard, the tests and the README's diagram are checked against this table.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,14 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
-# A status, or what is derived from one when a job is looked at: not yet due, due again after a failure, told to stop.
+# A status, or what is derived from one when a job is looked at: it is not due yet (scheduled), it
+# waits after a failure (retrying), or its handler was told to stop (stopping).
 Label = Literal["pending", "running", "completed", "cancelled", "scheduled", "retrying", "stopping"]
 
 DEAD = "dead letter"  # not a status: the row is in dead_letter_jobs
 
-# verb -> the transitions it makes. Cancel of a running job leaves its lease until the handler has stopped.
+# verb -> the transitions that it makes. A running job that is cancelled keeps its lease until its
+# handler has stopped.
 TRANSITIONS: MappingProxyType[str, frozenset[tuple[str, str]]] = MappingProxyType(
     {
         "enqueue": frozenset({("", Status.PENDING)}),

@@ -1,4 +1,7 @@
-"""For checkers of types: what may be declared as a handler, and what it becomes. Nothing here is used at run time."""
+"""For checkers of types: what may be declared as a handler, and what it becomes.
+
+Nothing here is used at run time.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""From a connection string to a connection: which addresses to try, for how long, and what to say when none answers.
+"""From a connection string to a connection: which addresses to try, how long, and what to say.
 
-libpq's own loop over hosts blocks on name resolution and ignores `connect_timeout` when driven step by step, so each
-address is an attempt of its own here, with a deadline of its own.
+libpq has a loop over hosts of its own. It blocks on name resolution, and it ignores
+`connect_timeout` if it is driven step by step. So here each address is an attempt of its own, with
+a deadline of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Closable(Protocol):
 
 
 class Choice(Enum):
-    """Which sessions will do, where the address does not say."""
+    """Which sessions will do, if the address does not say."""
 
     ANY = "any"
     RATHER_WRITABLE = "one that can write, else any"
@@ -49,10 +50,12 @@ UNTELLABLE = (
     "Cannot connect to PostgreSQL. The address is not shown, for it has an @ or a / where a password may have been cut in two:"
     " write them as %40 and %2F inside of a password. Otherwise check that the server is running and that the address is right."
 )
-"""What is said instead of `explain`, which would name a host, a port or a database that are pieces of a password."""
+"""This is said in the place of `explain`, if a host, a port or a database may hold a piece of a
+password."""
 
 CONNECT_SECONDS = 10
-"""Patience for one address when neither the DSN nor PGCONNECT_TIMEOUT says. libpq's own default is to wait for ever."""
+"""Patience for one address if neither the DSN nor PGCONNECT_TIMEOUT says. libpq waits for ever by
+default."""
 
 READ_ONLY = "read-only: a standby, or a role, database or server with default_transaction_read_only on"
 
@@ -62,11 +65,12 @@ KEEPALIVE_DEFAULTS: dict[str, ConnParam] = {
     "keepalives": 1,
     "keepalives_idle": 20,  # seconds of silence before the first probe
     "keepalives_interval": 5,  # seconds between probes
-    "keepalives_count": 4,  # unanswered probes: a silent peer is given up after 40 s, below the default lease
+    # Unanswered probes: a silent peer is given up after 40 s, which is less than the default lease.
+    "keepalives_count": 4,
     "tcp_user_timeout": 40_000,  # milliseconds, for bytes sent but not acknowledged: the same 40 s
 }
-"""Without these a connection whose peer vanished (power cut, dropped NAT entry) waits for two hours. The user's own
-values win."""
+"""Without these, a connection whose peer has vanished (power cut, dropped NAT entry) waits for two
+hours. The user's own values win."""
 
 
 def parameters_from(dsn: str, **parameters: ConnParam) -> ConnDict:
@@ -74,7 +78,8 @@ def parameters_from(dsn: str, **parameters: ConnParam) -> ConnDict:
 
     Args:
         dsn: a libpq connection string or URI.
-        **parameters: win over `dsn`; None means not given. `application_name` is the exception: the DSN's own wins.
+        **parameters: libpq's. They win over `dsn`, but for `application_name`: there the DSN wins.
+            None means not given.
 
     Raises:
         psycopg.ProgrammingError: `dsn` cannot be read.
@@ -91,7 +96,7 @@ def parameters_from(dsn: str, **parameters: ConnParam) -> ConnDict:
 
 
 def normal(dsn: str) -> str:
-    """Return the address as libpq reads it: SQLAlchemy's name a driver behind a plus.
+    """Return the address as libpq reads it. SQLAlchemy's addresses name a driver behind a plus.
 
     >>> normal("postgresql+asyncpg://ann@localhost/things")
     'postgresql://ann@localhost/things'
@@ -100,14 +105,14 @@ def normal(dsn: str) -> str:
 
 
 def says(parameters: ConnDict, name: str) -> bool:
-    """Tell whether the address, or the environment, has a value of its own for one of libpq's parameters."""
+    """Tell whether the address, or the environment, sets one of libpq's parameters."""
     return bool(get_param(parameters, name))
 
 
 def hides_a_password(dsn: str) -> bool:
     """Tell whether a piece of a password may be where libpq reads a host, a port or a database.
 
-    It takes what is before the first @ for user and password, and only if no / comes earlier.
+    libpq takes the text before the first @ for user and password, if no / comes earlier.
     """
     before, is_uri, rest = normal(dsn).strip().partition("://")
     if not is_uri or not before.isalpha() or "@" not in rest:
@@ -116,7 +121,10 @@ def hides_a_password(dsn: str) -> bool:
 
 
 def told_of(error: psycopg.Error, dsn: str) -> str:
-    """Return what to say of an error of psycopg's own connections: libpq quotes pieces of the address."""
+    """Return what to say of an error of psycopg's own connections, without a password.
+
+    libpq quotes pieces of the address.
+    """
     return UNTELLABLE if hides_a_password(dsn) and error.sqlstate is None else _reason(error)
 
 
@@ -129,9 +137,9 @@ async def connect_first(
     """Return the connection of the first address that answers as wanted.
 
     Args:
-        parameters: libpq's, several hosts separated by commas.
+        parameters: libpq's; commas separate several hosts.
         connect: makes psycopg's connecting generator from a connection string for one address.
-        enter: makes a session ready, and tells whether it can write.
+        enter: makes a session ready, and tells whether the session can write.
         choice: which sessions will do.
 
     Cancellation: the half-open connection is dropped.
@@ -141,7 +149,7 @@ async def connect_first(
     """
     seconds = timeout_from_conninfo(parameters)
     failures: list[psycopg.Error] = []
-    spare: Opened | None = None  # the first that answered and cannot write
+    spare: Opened | None = None  # the first connection that answered and cannot write
     try:
         for attempt in await _attempts(parameters, seconds, failures):
             try:
@@ -174,7 +182,7 @@ async def _open(
     connect: Callable[[str], PQGenConn[Opened]],
     enter: Callable[[Opened], Awaitable[bool]] | None,
 ) -> tuple[Opened, bool]:
-    """Open a connection to one address; return it, and whether it can write as far as anybody asked."""
+    """Open a connection to one address. Return it, and whether it can write (or nobody asks)."""
     opened: Opened | None = None
     is_ready = False
     try:
@@ -193,7 +201,7 @@ def explain(parameters: ConnDict, error: psycopg.Error) -> str:
     """Return one line: what could not be reached (never a password), why, and what to do."""
     try:
         names = ", ".join(dict.fromkeys(_name(attempt) for attempt in split_attempts(parameters)))
-    except psycopg.OperationalError:  # as many hosts as ports? that is then the reason
+    except psycopg.OperationalError:  # the numbers of hosts and ports differ: `error` says so
         names = str(get_param(parameters, "host"))
     database, user = get_param(parameters, "dbname"), get_param(parameters, "user")
     what = " ".join(
@@ -206,7 +214,10 @@ def explain(parameters: ConnDict, error: psycopg.Error) -> str:
 
 
 async def _attempts(parameters: ConnDict, seconds: float, failures: list[psycopg.Error]) -> list[ConnDict]:
-    """Return one set of parameters for each address, in the order to try them; add what has none to `failures`."""
+    """Return a set of parameters for each address, in the order to try them.
+
+    If a host's name has no address, add the error to `failures`.
+    """
     prefer_standby = get_param(parameters, "target_session_attrs") == "prefer-standby"
     if prefer_standby:
         parameters = {**parameters, "target_session_attrs": "any"}

@@ -214,10 +214,16 @@ async def run(
 ) -> PGresult:
     """Run one statement and return its rows in binary form.
 
-    It is prepared where the connection prepares and where it is a transaction of its own: in a longer one, a pooler that has lost it
-    would cost the transaction. Outside of one, the server refuses before anything is done, or undoes everything; so the statement
-    is sent again, whole, where it was lost (the connection then prepares none any more), where it was prepared for a table or
-    function that has changed, and where it was undone for the sake of another transaction and the connection `repeats`.
+    The statement is prepared if the connection prepares and if the statement is a transaction of
+    its own. In a longer transaction, a pooler that has lost the prepared statement would cost that
+    transaction.
+
+    If the statement is a transaction of its own and fails, the server has done nothing of it. So it
+    is sent again, whole, in three cases:
+
+    - A pooler has lost the prepared statement. The connection then prepares no more.
+    - It was prepared for a table or function that has changed.
+    - The server has undone it for the sake of another transaction, and the connection `repeats`.
 
     Cancellation: see connection.py.
 

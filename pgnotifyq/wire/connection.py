@@ -3,13 +3,14 @@
 Rules:
 
 - One exchange at a time: `Connection.lock` is held for each, in order of arrival.
-- A cancel that arrives in mid-query asks the server to stop and then reads the same exchange to its end. Did the
-  server finish first, the result is returned and the cancel is delivered at the caller's next checkpoint: nothing that
-  happened is concealed. So `trio.Cancelled` from an autocommitted statement on a connection that is still open means
-  that it did not happen.
-- All this happens under a shield of `INTERRUPT_SECONDS`. A server that stays silent that long costs the connection.
-- A transaction, pipeline or COPY that is left by a cancel is ended on the server under the same bound, or the
-  connection is closed. No connection is ever left inside of one.
+- If a cancel arrives in mid-query, the connection asks the server to stop, and then reads the same
+  exchange to its end. If the server finished first, the caller gets the result, and the cancel at
+  its next checkpoint: nothing that happened is concealed. So if an autocommitted statement raises
+  `trio.Cancelled` and the connection is still open, the statement did not happen.
+- All this happens under a shield of `INTERRUPT_SECONDS`. If the server is silent for that long, the
+  connection is closed.
+- If a cancel leaves a transaction, pipeline or COPY, it is ended on the server under the same
+  bound, or the connection is closed. No connection is ever left inside of one.
 """
 
 from __future__ import annotations
@@ -49,21 +50,25 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 INTERRUPT_SECONDS = 2.0
-"""How long a cancelled exchange, or the way out of a transaction, may still take. A healthy server answers within
-milliseconds even over a continent; and shutdown has to wait for this, so it must stay well below the shortest grace."""
+"""How long a cancelled exchange, or the way out of a transaction, may still take.
+
+A healthy server answers within a fraction of a second, even over a continent. Shutdown has to wait
+for this, so it must stay well below the shortest grace."""
 
 INTERRUPT_AGAIN_SECONDS = 0.25
-"""When to ask the server again to stop: a request may arrive between two statements of one exchange and hit neither."""
+"""When to ask the server again to stop. A request may arrive between two statements of one exchange
+and hit neither."""
 
 ACTIVE = pq.TransactionStatus.ACTIVE
 
 _leaving: ContextVar[bool] = ContextVar("leaving", default=False)
-"""Whether this task is saying last words already: when those are not answered either, there is nothing more to try.
-The task's and not the connection's, because another task may be cancelled on the same connection meanwhile."""
+"""Whether this task already says its last words. If nobody answers them either, nothing is left to
+try. It belongs to the task: another task may be cancelled on the same connection meanwhile."""
 
 logger = logging.getLogger("pgnotifyq.wire")
 
-# What psycopg raises and catches when a `wait` takes too long. 3.3.0 has no such class, and gives no wait a timeout.
+# If a `wait` takes too long, psycopg raises and catches this. 3.3.0 has no such class, and gives no
+# wait a timeout.
 _WaitTimeout: type[psycopg.OperationalError] = getattr(errors, "_WaitTimeout", psycopg.OperationalError)
 
 
@@ -114,16 +119,19 @@ async def connect(
     Its texts are UTF-8, whatever its role, its database, `dsn` and the environment say.
 
     Args:
-        dsn: a libpq connection string or URI. Several hosts and `target_session_attrs` work as in libpq.
+        dsn: a libpq connection string or URI. Several hosts and `target_session_attrs` work as in
+            libpq.
         autocommit: each statement is its own transaction unless `transaction()` says otherwise.
         application_name: what pg_stat_activity shows; the DSN's own wins.
-        prepare_threshold: after how many uses a statement is prepared. None, the default, never does: statements
-            prepared in a session do not survive a pooler in transaction mode.
-        row_factory: psycopg's; tuples when None.
-        context: psycopg's adapters; its defaults when None.
-        used_for: whose statements it is for, which decides what is set in it (wire/sessions.py).
-        must_write: whether a session that is read-only will not do, as on a standby. The address has the last word: with a
-            `target_session_attrs` of its own, what that admits will do. When False, one that can write is preferred.
+        prepare_threshold: after how many uses a statement is prepared. None, the default: never.
+            Prepared statements do not survive a pooler in transaction mode.
+        row_factory: psycopg's; None: tuples.
+        context: psycopg's adapters; None: its defaults.
+        used_for: whose statements the connection is for. It decides what is set in the session
+            (wire/sessions.py).
+        must_write: whether a read-only session, as on a standby, is refused. If False, a session
+            that can write is preferred. If the address has a `target_session_attrs` of its own,
+            that counts instead.
         **parameters: further libpq parameters; they win over the DSN.
 
     Cancellation: the half-open connection is dropped.
@@ -134,7 +142,7 @@ async def connect(
     try:
         wanted = addresses.parameters_from(dsn, application_name=application_name, **{"client_encoding": "utf8", **parameters})
     except psycopg.ProgrammingError:
-        # libpq's message quotes what it could not read, which may be a password.
+        # libpq's message quotes the text that it could not read. That may be a password.
         raise DatabaseUnreachable(
             "The connection string cannot be read. Write it as postgresql://user@host:5432/database,"
             " or as host=... dbname=... user=..."
@@ -150,12 +158,13 @@ async def connect(
         if addresses.hides_a_password(dsn):
             raise DatabaseUnreachable(addresses.UNTELLABLE) from None
         raise DatabaseUnreachable(addresses.explain(wanted, error)) from error
-    except (psycopg.ProgrammingError, ValueError):  # a number that is none, also one of the environment's
+    # A parameter that must be a number is none. It may come from the environment.
+    except (psycopg.ProgrammingError, ValueError):
         raise DatabaseUnreachable("A value of the address, or of a PG... variable of the environment, cannot be read.") from None
     connection._prepare_to_be_used(
         autocommit=autocommit, prepare_threshold=prepare_threshold, row_factory=row_factory, context=context
     )
-    # What we say in one statement can be said again when the server has refused it as a whole.
+    # If the server refuses one of our statements as a whole, the statement may be sent again.
     connection.repeats = used_for in {For.CALLER, For.WORKER}
     return connection
 
@@ -178,10 +187,10 @@ async def open_connection(
 
 
 class Lock:
-    """psycopg's one exchange at a time, in order of arrival.
+    """One exchange at a time, as psycopg wants it, in order of arrival.
 
-    `trio.Lock` lets other tasks run at every acquire. The exchange that follows does so anyway, and twice costs a
-    tenth of a round trip: a free lock is taken at once.
+    `trio.Lock` lets other tasks run at every acquire. The exchange that follows does so anyway, and
+    to do it twice costs a tenth of a round trip. So this lock is taken at once if it is free.
     """
 
     def __init__(self) -> None:
@@ -202,10 +211,10 @@ class Lock:
 
 
 class Connection(psycopg.AsyncConnection[Row]):
-    """`psycopg.AsyncConnection` for trio: everything of psycopg's documentation holds, but for `notifies()`.
+    """`psycopg.AsyncConnection` for trio. psycopg's documentation holds, but for `notifies()`.
 
-    Use `pgnotifyq.wire.notifications.wait_notifications` for that one, and do not use `AsyncQueuedLibpqWriter`, which
-    starts asyncio tasks.
+    In the place of `notifies()`, use `pgnotifyq.wire.notifications.wait_notifications`. Do not use
+    `AsyncQueuedLibpqWriter`: it starts asyncio tasks.
     """
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Any] | None = None) -> None:
@@ -215,11 +224,14 @@ class Connection(psycopg.AsyncConnection[Row]):
             super().__init__(pgconn, row_factory)
         self.lock = Lock()  # type: ignore[assignment]
         self.cursor_factory = Cursor
-        self.statements: dict[bytes, bytes] = {}  # prepared by wire/asking.py, and their names
+        # The statements that wire/asking.py prepared, and their names.
+        self.statements: dict[bytes, bytes] = {}
         self.used_for = For.ANYBODY
-        self.was_set = False  # whether the session's own settings would not do, so that `discard all` brings them back
-        self.repeats = False  # whether a statement that the server has undone whole is said again: see `is_undone`
-        # Whether the server has refused to write, which it may go on doing for as long as the session lives.
+        # Whether this connection has set something in the session. `discard all` undoes that.
+        self.was_set = False
+        # Whether a statement that the server has undone whole is sent again. See `is_undone`.
+        self.repeats = False
+        # Whether the server has refused to write. It may go on doing so while the session lives.
         self.is_read_only = False
 
     @classmethod
@@ -234,7 +246,9 @@ class Connection(psycopg.AsyncConnection[Row]):
         cursor_factory: type[psycopg.AsyncCursor[Row]] | None = None,
         **kwargs: ConnParam,
     ) -> Self:
-        """Open a connection as psycopg does, raising psycopg's errors. The module's `connect` is the friendlier one.
+        """Open a connection as psycopg does, and raise psycopg's errors.
+
+        The module's `connect` has better messages.
 
         Cancellation: the half-open connection is dropped.
 
@@ -259,15 +273,16 @@ class Connection(psycopg.AsyncConnection[Row]):
         row_factory: AsyncRowFactory[Any] | None,
         context: AdaptContext | None,
     ) -> None:
-        """Do what psycopg's `connect` does once there is a connection."""
+        """Do what psycopg's `connect` does after it has connected."""
         self._autocommit = bool(autocommit)
         if row_factory:
             self.row_factory = row_factory
         if context:
             self._adapters = AdaptersMap(context.adapters)
         self.prepare_threshold = prepare_threshold
-        # psycopg counts from zero in every session. A pooler that hands a session from client to client would have one
-        # client's `_pg3_0` run as another's; a name that nobody else has can be missing there, never mistaken.
+        # psycopg counts prepared statements from zero in every session. Behind a pooler that hands
+        # a session from client to client, one client's `_pg3_0` would run as another's. A name that
+        # no other client has may be missing there. It is never mistaken.
         self._prepared._prepared_idx = secrets.randbits(48)
         forks.connections.add(self)
 
@@ -285,17 +300,19 @@ class Connection(psycopg.AsyncConnection[Row]):
             await self.close()
 
     async def close(self) -> None:
-        """Close the connection. Tasks that wait on it are woken with an error."""
+        """Close the connection. Wake the tasks that wait on it with an error."""
         self.close_nowait()
 
     def close_nowait(self) -> None:
-        """Do what `close` does: it never waits."""
+        """Do what `close` does, which never waits."""
         if not self.closed:
             self._closed = True
             self._finish()
 
     async def wait(self, gen: PQGen[Result], interval: float = 0.0, timeout: float | None = None) -> Result:  # noqa: ARG002, ASYNC109
-        """Drive one exchange. The caller holds `lock`. `interval` is for psycopg's sake and has no meaning here.
+        """Drive one exchange. The caller holds `lock`.
+
+        psycopg passes `interval`. It has no meaning here.
 
         Cancellation: see the rules at the head of this file.
         """
@@ -306,7 +323,10 @@ class Connection(psycopg.AsyncConnection[Row]):
         raise _WaitTimeout("wait timeout expired")
 
     async def enter(self) -> bool:
-        """Set what the session needs; return whether it can write, as far as anybody asks. Say it again after `discard all`."""
+        """Set what the session needs. Return whether it can write (True if nobody asks).
+
+        Call it again after `discard all`.
+        """
         if self.used_for is For.ANYBODY:
             return True
         async with self.lock:
@@ -314,23 +334,28 @@ class Connection(psycopg.AsyncConnection[Row]):
             return can_write
 
     def forget_statements(self) -> None:
-        """Forget what was prepared: a table or function has changed, and the server refuses the old plans."""
+        """Forget the prepared statements.
+
+        A table or function has changed, and the server refuses the old plans.
+        """
         self.statements.clear()
         self._prepared.clear()
-        # It would have all deallocated some time later, and what is prepared until then with it. What is left costs little.
+        # It would have all deallocated some time later, and what is prepared until then with it.
+        # What is left costs little.
         self._prepared._to_flush.clear()
 
     async def cancel_safe(self, *, timeout: float = INTERRUPT_SECONDS) -> None:  # noqa: ASYNC109
-        """Ask the server to stop the running statement. That it was asked does not mean that it stops.
+        """Ask the server to stop the running statement. The statement may still finish.
 
         Raises:
-            psycopg.errors.CancellationTimeout: the request could not be delivered within `timeout` seconds.
+            psycopg.errors.CancellationTimeout: the request could not be delivered within `timeout`
+                seconds.
         """
         if not self._should_cancel():
             return
         with trio.move_on_after(timeout):
             if capabilities.has_cancel_safe():
-                # As psycopg's own generator does, which asked for a timeout in 3.3.0 and later no more.
+                # As psycopg's own generator does. It took a timeout in 3.3.0, and none later.
                 request = self.pgconn.cancel_conn()
                 request.start()
                 await waiting.drive_connecting(generators.cancel(request))
@@ -345,8 +370,9 @@ class Connection(psycopg.AsyncConnection[Row]):
     ) -> AsyncIterator[AsyncTransaction]:
         """Run a block in a transaction, or in a savepoint of the one that is open.
 
-        Cancellation: the block is rolled back before `trio.Cancelled` goes on, or the connection is closed. A cancel
-        during the commit itself counts only when it came before the commit.
+        Cancellation: the block is rolled back before `trio.Cancelled` goes on, or the connection is
+        closed. If the cancel comes during the commit, it counts only if the server has not
+        committed.
         """
         block = Transaction(self, savepoint_name, force_rollback)
         if self._pipeline:
@@ -360,8 +386,9 @@ class Connection(psycopg.AsyncConnection[Row]):
     async def pipeline(self) -> AsyncIterator[AsyncPipeline]:
         """Send the statements of a block without waiting for each one's answer.
 
-        Cancellation: statements that were already handed over may have been executed; the connection leaves the
-        pipeline or is closed.
+        Cancellation: statements that were already handed over may have been executed. The
+            connection
+        leaves the pipeline, or it is closed.
         """
         async with self.lock:
             self._check_connection_ok()
@@ -376,7 +403,7 @@ class Connection(psycopg.AsyncConnection[Row]):
 
     @asynccontextmanager
     async def _pipeline_nolock(self) -> AsyncIterator[AsyncPipeline]:
-        """Do the same for a caller who holds the lock: `executemany`."""
+        """Do the same for a caller that holds the lock: `executemany`."""
         pipeline = self._pipeline = Pipeline(self, _no_lock=True)
         try:
             async with pipeline:
@@ -385,12 +412,14 @@ class Connection(psycopg.AsyncConnection[Row]):
             self._pipeline = None
 
     async def leave(self, say: Callable[[], Awaitable[Result]]) -> Result | None:
-        """Say the last words of a cancelled block under a shield, and close the connection when nobody answers.
+        """Say the last words of a cancelled block, under a shield.
+
+        If the server does not answer, close the connection.
 
         Args:
-            say: what ends the block on the server. Run when the connection is still open.
+            say: ends the block on the server. It is called if the connection is still open.
 
-        Returns: what `say` returns, or None when the connection had to be closed.
+        Returns: what `say` returns; None if the connection had to be closed.
         """
         if self.closed:
             return None
@@ -425,13 +454,15 @@ class Connection(psycopg.AsyncConnection[Row]):
             late = await self._interrupt(gen)
             if late is None:
                 raise
-        # The server was faster than the cancel.
+        # The server was faster than the cancel, so the result counts.
         return late[0]
 
     async def _interrupt(self, gen: PQGen[Result]) -> tuple[Result] | None:
-        """Ask the server to stop and read the exchange to its end.
+        """Ask the server to stop, and read the exchange to its end.
 
-        Returns: the result when there is one after all, else None. The connection is in order again, or closed.
+        The connection is then in order again, or closed.
+
+        Returns: the result, if the server finished after all; else None.
         """
         with trio.CancelScope(shield=True, deadline=trio.current_time() + INTERRUPT_SECONDS):
             while True:
@@ -443,12 +474,14 @@ class Connection(psycopg.AsyncConnection[Row]):
                     try:
                         return (await waiting.drive(gen, self.pgconn.socket),)
                     except psycopg.Error:
-                        return None  # QueryCanceled as a rule; or what went wrong by itself, which no longer matters
+                        # QueryCanceled, as a rule. Another error no longer matters.
+                        return None
         self.abandon(f"the server did not answer a cancel within {INTERRUPT_SECONDS} seconds")
         return None
 
     def _finish(self) -> None:
-        with suppress(psycopg.OperationalError):  # libpq has closed the socket by itself: nobody can be waiting on it
+        # If libpq has closed the socket by itself, no task can be waiting on it.
+        with suppress(psycopg.OperationalError):
             waiting.announce_closing(self.pgconn.socket)
         self.pgconn.finish()
 
@@ -548,7 +581,10 @@ class Pipeline(AsyncPipeline):
 
 
 class Cursor(psycopg.AsyncCursor[Row]):
-    """A cursor whose COPY and stream are never left half-read by a cancel, and that does without preparing where it must."""
+    """A cursor that no cancel leaves half-read, in a COPY or a stream.
+
+    If prepared statements do not work, the cursor does without.
+    """
 
     _conn: Connection[Any]
 
@@ -557,11 +593,14 @@ class Cursor(psycopg.AsyncCursor[Row]):
     ) -> Self:
         """Run a statement. See psycopg.
 
-        Three errors are mended where the statement was a transaction of its own, for then nothing of it was done:
+        If the statement was a transaction of its own, nothing of it was done. Then it is run again
+        after these errors:
 
-        - A pooler in transaction mode has lost what was prepared, or mixed it up: the connection prepares none any more.
-        - What was prepared does not fit a table or function that has changed: it is prepared anew.
-        - The server has undone it for the sake of another transaction, and the connection `repeats`.
+        - A pooler in transaction mode has lost a prepared statement, or taken another for it. The
+          connection prepares no more.
+        - A table or function has changed since the statement was prepared. It is prepared anew.
+        - The server has undone it for the sake of another transaction, and the connection
+          `repeats`.
         """
         tries = 0
         while True:
@@ -589,7 +628,8 @@ class Cursor(psycopg.AsyncCursor[Row]):
     ) -> AsyncIterator[AsyncCopy]:
         """Run a COPY. See psycopg.
 
-        Cancellation: rows sent so far are thrown away by the server; the connection is in order again, or closed.
+        Cancellation: the server throws away the rows that were sent. The connection is in order
+        again, or closed.
         """
         async with self._conn.lock:
             await self._conn.wait(self._start_copy_gen(statement, params))
@@ -602,7 +642,7 @@ class Cursor(psycopg.AsyncCursor[Row]):
     ) -> AsyncGenerator[Row, None]:
         """Yield rows while the server still produces them. See psycopg.
 
-        Cancellation: the connection is closed when rows are still to come.
+        Cancellation: if rows are still to come, the connection is closed.
         """
         try:
             rows = cast("AsyncGenerator[Row, None]", super().stream(query, params, binary=binary, size=size))

@@ -1,14 +1,16 @@
 """The connections of this process, and what a fork leaves of them to a child: nothing.
 
-A forked child has its parent's sockets. If it lives longer than the parent, the server goes on seeing the parent's sessions, and so do
-other workers. If it uses a connection, two processes speak in one session; if it closes one, it says goodbye in the parent's name.
+A forked child has its parent's sockets. If the child outlives the parent, the server still sees the
+parent's sessions, and so do other workers. If the child uses a connection, two processes speak in
+one session. If the child closes one, it says goodbye in the parent's name.
 
-So in a child each socket is led to the null device, under the number it had: a number that was closed would be given to what the child
-opens next, and libpq would close that. Nothing is sent, nothing of TLS either, and the parent does not notice. What the
-child says on such a connection fails.
+So in a child each socket is led to the null device, under the same number. It is not closed: the
+next file that the child opens would get the number, and libpq would close that file. The child
+sends nothing, nothing of TLS either, and the parent does not notice. If the child uses such a
+connection, it gets an error.
 
-A child that becomes another program has none of this: libpq's sockets are closed by `exec`. A fork that Python does not know of, an
-extension's, is not seen.
+A child that becomes another program needs none of this: `exec` closes libpq's sockets. If an
+extension forks without Python's knowing, this module does not see it.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.connection import Connection
 
 connections: WeakSet[Connection[Any]] = WeakSet()
-"""Those that were opened and are not closed."""
+"""The connections that were opened and are not closed."""
 
 connecting: set[int] = set()
-"""The sockets of those that are being opened, for a connection or to cancel a query."""
+"""The sockets of connections that are being opened, also of those that cancel a query."""
 
 
 def _leave_to_child() -> None:

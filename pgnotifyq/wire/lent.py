@@ -1,8 +1,10 @@
-"""A session in the hands of somebody else's code: a handler's.
+"""A session in the hands of a handler's code.
 
-What psycopg keeps in a connection object (adapters, factories, handlers, prepared statements, isolation, a backlog of notifications)
-is somebody's own, as the session's state is. So each user is lent an object of their own around the session, and it is closed when
-they give it back: who has kept it, or a cursor of it, reaches nothing any more.
+A connection object of psycopg's has state: adapters, factories, handlers, prepared statements,
+isolation, a backlog of notifications. One user must not leave it to the next, as with the state of
+the session. So each user is lent an object of its own around the session. When the user gives it
+back, the object is closed. If the user has kept it, or a cursor of it, that reaches nothing any
+more.
 """
 
 from __future__ import annotations
@@ -28,19 +30,24 @@ Result = TypeVar("Result")
 class Lent(Connection[Row]):
     """A connection that is lent for a while."""
 
-    # Asked before each exchange; it raises where none may follow.
+    # Called before each exchange. It raises if no exchange may follow.
     guard: Callable[[], None] | None = None
-    # What goes with the next `begin`, in one message with it: a select. Its answer is `answer`, in text form.
+    # A select that goes with the next `begin`, in one message. Its answer comes to `answer`, as
+    # text.
     begins_with: bytes | None = None
     answer: PGresult | None = None
 
     @classmethod
     def of(cls, session: Connection[TupleRow]) -> Lent[TupleRow]:
-        """Return an object as new around the session of `session`, in autocommit mode, preparing nothing."""
+        """Return a new object around the session of `session`. It commits each statement.
+
+        It prepares nothing.
+        """
         lent = Lent[TupleRow](session.pgconn)
         lent._autocommit = True
         lent.prepare_threshold = None
-        lent._prepared._prepared_idx = secrets.randbits(48)  # for those who prepare all the same; see connection.py
+        # For handlers that prepare nevertheless. See connection.py.
+        lent._prepared._prepared_idx = secrets.randbits(48)
         return lent
 
     async def wait(self, gen: PQGen[Result], interval: float = 0.0, timeout: float | None = None) -> Result:  # noqa: ASYNC109
@@ -61,7 +68,10 @@ class Lent(Connection[Row]):
         return self.answer
 
     def give_back(self) -> bool:
-        """Close this object and leave the session open; tell whether the session can be used: nothing is under way in it."""
+        """Close this object, and leave the session open.
+
+        Returns: whether the session can be used, for nothing is under way in it.
+        """
         pgconn: Any = self.pgconn
         is_usable = (
             not self.closed
@@ -77,7 +87,7 @@ class Lent(Connection[Row]):
 
 @functools.cache
 def _finished() -> PGconn:
-    """Return what a closed connection has in the place of a session."""
+    """Return a closed libpq connection. A closed object has it in the place of a session."""
     pgconn = pq.PGconn.connect_start(b"port=0")
     pgconn.finish()
     return pgconn

@@ -1,7 +1,8 @@
-"""The names of psycopg that this package drives it by, and that psycopg's documentation does not promise.
+"""The names that this package uses of psycopg, and that psycopg's documentation does not promise.
 
-A release of psycopg may take one away. Importing this package with such a release fails here, in one line, and not later in
-the middle of somebody's job. The oldest psycopg that has them all is 3.3.0; `.ci/matrix` tests with it.
+A release of psycopg may take one away. With such a release, the import of this package fails here,
+in one line. Else it would fail later, in the middle of somebody's job. The oldest psycopg that has
+all names is 3.3.0; `.ci/matrix` tests with it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def check_psycopg(names: Mapping[str, tuple[str, ...]] = NAMES) -> None:
     """Import psycopg, and find every name.
 
     Raises:
-        UnsupportedPsycopg: psycopg has no libpq, or a name is missing; the message says what to install.
+        UnsupportedPsycopg: psycopg has no libpq, or a name is missing. The message says what to
+            install.
         ModuleNotFoundError: there is no psycopg.
     """
     try:

@@ -1,9 +1,10 @@
 """LISTEN, and waiting for notifications without polling.
 
-psycopg hands each notification to the connection's backlog, whichever exchange happened to read it. Here the backlog
-is the only source: waiting reads the socket, and then takes what lies in the backlog. So none is lost when it arrives
-during another statement or when the waiter is cancelled, and none is seen twice. A notify
-handler of psycopg's would take them away: add none.
+Any exchange may read a notification from the socket. psycopg puts each of them into the
+connection's backlog. Here the backlog is the only source: a waiter reads the socket, and then takes
+what lies in the backlog. So no notification is lost if it arrives during another statement, or if
+the waiter is cancelled. None is seen twice. Add no notify handler of psycopg's: it would take them
+away.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ if TYPE_CHECKING:
 async def listen(connection: Connection[Any], channel: str) -> None:
     """Subscribe the session to `channel`, any name of at most 63 bytes.
 
-    Scan the table after this returned, not before: else what happens between the two is missed.
+    Scan the table after this has returned. A scan before would miss what happens between the two.
     """
     connection.pgconn.notify_handler = partial(_keep, ref(connection))
     await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
 
 
 def _keep(connection_ref: ref[Connection[Any]], note: PGnotify) -> None:
-    """Do what psycopg's own handler does, whatever the bytes: in a database without an encoding anybody can send such as are no text."""
+    """Do what psycopg's own handler does, whatever the bytes.
+
+    In a database without an encoding, any role can send bytes that are no text.
+    """
     connection = connection_ref()
     if connection is None or connection._notifies_backlog is None:
         return
@@ -42,8 +46,9 @@ def _keep(connection_ref: ref[Connection[Any]], note: PGnotify) -> None:
 async def owns_session(connection: Connection[Any]) -> bool:
     """Tell whether the connection has a session of the server to itself, for as long as it lives.
 
-    A pooler tells clients a process number of its own making. In transaction mode LISTEN is then accepted and nothing is
-    ever heard; in session mode it works, which cannot be told from here.
+    A pooler tells its clients a process number that it made up. In transaction mode it accepts
+    LISTEN, and nothing is ever heard. In session mode LISTEN works, but this end cannot see which
+    mode it is.
     """
     cursor = await connection.execute("select pg_backend_pid()")
     row = await cursor.fetchone()
@@ -51,7 +56,7 @@ async def owns_session(connection: Connection[Any]) -> bool:
 
 
 async def unlisten(connection: Connection[Any], channel: str | None = None) -> None:
-    """Unsubscribe the session from `channel`, or from all when None."""
+    """Unsubscribe the session from `channel`; None: from all."""
     name = sql.SQL("*") if channel is None else sql.Identifier(channel)
     await connection.execute(sql.SQL("unlisten {}").format(name))
 
@@ -59,8 +64,9 @@ async def unlisten(connection: Connection[Any], channel: str | None = None) -> N
 async def wait_notifications(connection: Connection[Any]) -> list[psycopg.Notify]:
     """Wait until there are notifications and return them, at least one, in order of arrival.
 
-    The connection is busy meanwhile: statements of other tasks wait. Let one task own a listening connection, and bound
-    this call by a cancel scope when it has something to say itself.
+    The connection is busy meanwhile: statements of other tasks wait. Let one task own a listening
+    connection. If that task wants to send something itself, let it bound this call by a cancel
+    scope.
 
     Cancellation: at any moment, without loss; what arrived is returned by the next call.
 
@@ -75,10 +81,14 @@ async def wait_notifications(connection: Connection[Any]) -> list[psycopg.Notify
 
 
 def take_notifications_nowait(connection: Connection[Any]) -> list[psycopg.Notify]:
-    """Return the notifications that other statements brought along, oldest first, without asking the server."""
+    """Return the notifications that other statements brought along, oldest first.
+
+    The server is not asked.
+    """
     pgconn = connection.pgconn
     if not connection.closed:
-        # libpq may hold notifications which it read behind the last result: no socket will announce those.
+        # libpq may hold notifications that it read behind the last result. The socket does not
+        # announce those.
         while (late := pgconn.notifies()) is not None:
             if pgconn.notify_handler is not None:
                 pgconn.notify_handler(late)

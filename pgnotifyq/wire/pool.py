@@ -3,17 +3,19 @@
 Rules:
 
 - At most `size_max` connections; they are opened when needed, and nothing runs in the background.
-- Whoever waits longest is served first, and waits at most `acquire_seconds`.
-- A connection goes back only when it is idle outside any transaction and the session looks as it did when it was
-  opened. Else what is open is rolled back and the connection is closed: one connect costs milliseconds, a leaked
-  setting costs somebody else's data.
-- Much of a session cannot be seen from here: `set role`, LISTEN, temporary objects, prepared statements, held cursors, session-level
-  advisory locks. A pool that lends to somebody else's code discards all of it at each return. That statement is sent and not waited
-  for; its answer is read when the connection is next handed out, and has come by then. What it does not reach: connections
-  made by dblink, the seed of `random()`, and variables of procedural languages.
-- A connection whose server refused to write is closed, whatever the session says of itself: it may have led to a standby, or to a
-  server that has become one.
-- An idle connection has nothing to read, but that answer. One that has was closed or terminated by the server, and is never handed out.
+- The task that waits longest is served first. It waits at most `acquire_seconds`.
+- A connection goes back only if it is idle outside any transaction, and if its session looks as it
+  did when it was opened. Otherwise the pool rolls back and closes the connection. One connect costs
+  milliseconds; a leaked setting costs somebody else's data.
+- Much of a session cannot be seen from here: `set role`, LISTEN, temporary objects, prepared
+  statements, held cursors, session-level advisory locks. A pool that lends to others' code discards
+  all of it at each return. The pool sends that statement and does not wait. It reads the answer
+  when it next hands out the connection; the answer has come by then. The statement does not reach
+  connections made by dblink, the seed of `random()`, and variables of procedural languages.
+- If a connection's server refused to write, the connection is closed, whatever the session says. It
+  may lead to a standby, or to a server that has become one.
+- An idle connection has nothing to read, but for that answer. If it has more, the server has closed
+  or terminated it, and it is never handed out.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ ACQUIRE_SECONDS = 30.0
 """How long to wait for a free connection before saying that the pool is too small."""
 
 IDLE_SECONDS_MAX = 300.0
-"""Age of rest at which a connection is replaced rather than reused: firewalls forget silent flows after about this
+"""A connection that has rested longer is replaced: firewalls forget silent flows after about this
 long."""
 
 REPORTED_SETTINGS = (
@@ -58,11 +60,12 @@ REPORTED_SETTINGS = (
     b"standard_conforming_strings",
     b"TimeZone",
 )
-"""Settings the server reports by itself, so that comparing them costs no round trip. `search_path` is reported from
-version 18 on."""
+"""Settings that the server reports by itself, so to compare them costs no round trip. `search_path`
+is reported from version 18 on."""
 
-# What `discard all` does, but for the plans of functions: they hold nothing of anybody's, and to make them anew doubled the time of a
-# handler's next transaction. One statement, so it is done whole.
+# What `discard all` does, but for the plans of functions. These hold nothing of anybody's, and to
+# make them anew doubled the time of a handler's next transaction. It is one statement, so it is
+# done whole.
 _DISCARD = (
     b"close all; set session authorization default; reset all; deallocate all; unlisten *;"
     b" select pg_advisory_unlock_all(); discard temp; discard sequences"
@@ -81,7 +84,7 @@ class PoolStats:
     idle: int
     """Connections ready to be handed out."""
     waiting: int
-    """Tasks that wait for one."""
+    """Tasks that wait for a connection."""
 
 
 @asynccontextmanager
@@ -102,11 +105,13 @@ async def open_pool(
         size_max: the most connections open at once.
         acquire_seconds: how long `Pool.connection` waits for a free one.
         application_name: what pg_stat_activity shows.
-        is_for_others: whether somebody else's code is lent connections: the session is discarded at each return.
-        used_for: whose statements they are for (wire/sessions.py); for anybody in particular they must be able to write.
+        is_for_others: whether connections are lent to others' code. Then the session is discarded
+            at each return.
+        used_for: whose statements the connections are for (wire/sessions.py). Unless it is ANYBODY,
+            they must be able to write.
         **parameters: further libpq parameters.
 
-    Cancellation: idle connections are closed; those that are lent are closed when they come back.
+    Cancellation: idle connections are closed. Lent connections are closed when they come back.
     """
     pool = Pool(
         dsn,
@@ -142,18 +147,20 @@ class Pool:
         self._is_for_others = is_for_others
         self._parameters = parameters
         self._permits = trio.Semaphore(size_max, max_value=size_max)
-        self._idle: deque[tuple[Connection[TupleRow], float]] = deque()  # the last one back is the first one out
-        # What each open connection's session reported when it was opened.
+        # The last connection that came back is the first that is lent.
+        self._idle: deque[tuple[Connection[TupleRow], float]] = deque()
+        # What the session of each open connection reported when it was opened.
         self._settings: dict[Connection[TupleRow], tuple[bytes | None, ...]] = {}
-        self._unanswered: set[Connection[TupleRow]] = set()  # idle; what discards its session is on its way
+        # Idle connections whose answer to the discarding statement has not been read.
+        self._unanswered: set[Connection[TupleRow]] = set()
         self._closed = False
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection[TupleRow]]:
         """Lend a connection in autocommit mode for the length of a block.
 
-        Cancellation: while waiting, the place in the queue is given up. In the block, what is open is rolled back,
-        bounded by `INTERRUPT_SECONDS`.
+        Cancellation: a task that waits gives up its place. In the block, an open transaction is
+        rolled back, within `INTERRUPT_SECONDS`.
 
         Raises:
             PoolTimeout: none became free within `acquire_seconds`.
@@ -193,7 +200,10 @@ class Pool:
             self._discard_nowait(connection)
 
     async def _take_permit(self) -> None:
-        """Wait for a permit. One that is free is taken at once: the exchange that follows lets other tasks run."""
+        """Wait for a permit.
+
+        A free one is taken at once: the exchange that follows lets other tasks run.
+        """
         self._check_open()
         await waiting.meet_cancel()
         try:
@@ -228,7 +238,7 @@ class Pool:
         return None
 
     async def _is_discarded(self, connection: Connection[TupleRow]) -> bool:
-        """Read the answer to what discards a session.
+        """Read the answer to the statement that discards a session.
 
         Cancellation: the connection is closed.
         """
@@ -259,7 +269,8 @@ class Pool:
             return
         status = connection.pgconn.transaction_status
         if status in _IN_TRANSACTION and not connection.lock.locked():
-            # Closing rolls back too, but some time later: the caller's locks should be gone when the block is left.
+            # To close rolls back too, but some time later. When the block is left, the caller's
+            # locks should be gone.
             await connection.leave(connection.rollback)
         self._discard_nowait(connection)
 

@@ -1,16 +1,20 @@
 """What a session of ours must be like, whatever its role, its database and its server say.
 
-A role's settings are people's: some keep a web application's statements short, some keep everybody read-only. A queue's statements
-depend on a few of them. Three measures, in this order:
+People give settings to roles. Some keep a web application's statements short, others make everybody
+read-only. A queue's statements depend on a few of these settings. We take three measures, in this
+order:
 
-- Statements do without. Rows are read in binary, so that DateStyle, IntervalStyle, extra_float_digits and bytea_output do not count.
-- `client_encoding` is said when the connection is opened, as the one setting that every pooler passes on for each client.
-- The rest is set once the session is open, by the same round trip that asks whether it can write. It is set only where the session is
-  ours alone. A pooler lends a session to others, who would find our settings in it. There its role has to have them; see `For`.
+- Statements do without a setting. Rows are read in binary, so DateStyle, IntervalStyle,
+  extra_float_digits and bytea_output do not count.
+- `client_encoding` is set as the connection is opened. It is the one setting that every pooler
+  passes on for each client.
+- The rest is set after that, in the round trip that asks whether the session can write. It is set
+  only if the session is ours alone. A pooler lends its sessions to others, and they would find our
+  settings. Behind a pooler, the role must have them; see `For`.
 
-`default_transaction_read_only` is never overruled. Whoever sets it means it: an operator in the middle of a failover, or a provider
-whose disk is full. Such a session is refused like one on a standby, and asked for again, unless the address has its own
-`target_session_attrs`.
+`default_transaction_read_only` is never overruled. A person who sets it means it: an operator in
+the middle of a failover, or a provider whose disk is full. Such a session is refused as one on a
+standby is, and asked for again, unless the address has its own `target_session_attrs`.
 """
 
 from __future__ import annotations
@@ -27,43 +31,48 @@ if TYPE_CHECKING:
 
 
 class For(StrEnum):
-    """Whom a session is for, which decides what is set in it."""
+    """Whom a session is for. It decides what is set in the session."""
 
-    ANYBODY = "anybody"  # who asked for a plain connection: nothing but the encoding
+    ANYBODY = "anybody"  # a plain connection was asked for: nothing is set but the encoding
     HANDLER = "handler"  # users' statements, and our fence around them
     CALLER = "caller"  # a client's or command's own statements
     WORKER = "worker"  # statements that have deadlines of their own, at the client
 
 
-# Each is set where the server has it and says otherwise.
+# Each is set if the server has it and it has another value there.
 _HANDLER = {
-    # With `off`, which is for dumps, a statement that row security binds fails; the fence would.
+    # `off` is for dumps. With it, each statement fails that row security binds, as the fence.
     "row_security": "on",
-    # With `off`, null in an array is a word of four letters.
+    # With `off`, null in an array is read as a word of four letters.
     "array_nulls": "on",
 }
 _CALLER = _HANDLER | {
-    # Transactions of one statement, which lock what they decide by. At a higher level they would fail at each other.
+    # For transactions of one statement, which lock the rows that they decide by. At a higher level
+    # they would make each other fail.
     "default_transaction_isolation": "read committed",
-    # For what is read in text after all. It is asked for in binary.
+    # For a time that is read as text after all. Rows are asked for in binary.
     "DateStyle": "ISO",
 }
 _WORKER = _CALLER | {
-    # A worker's statements are bounded by its deadlines, and its sessions rest for as long as there is no work.
+    # A worker bounds its statements by deadlines of its own. Its sessions rest while there is no
+    # work.
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "transaction_timeout": "0",
-    # Statements of a millisecond, hundreds of times a second: a role that has everything compiled pays for each.
+    # A worker runs statements of a millisecond, hundreds a second. With jit for all, each would be
+    # compiled.
     "jit": "off",
 }
 _WANTED = {For.HANDLER: _HANDLER, For.CALLER: _CALLER, For.WORKER: _WORKER}
 
-# `pg_backend_pid` differs from what the connection was told where a pooler stands between. Nothing is set then.
-# synchronous_commit: an outcome that was acknowledged must be durable; whoever has chosen more than `on` keeps it.
-# search_path: where it names pg_catalog behind other schemas, their functions and operators would stand in for the server's. It is
-# put first, and the rest stays, for the sake of users' triggers.
+# Behind a pooler, `pg_backend_pid` differs from the number that the connection was told. Then
+# nothing is set.
+# synchronous_commit: an outcome that was acknowledged must be durable. A setting stronger than `on`
+# stays.
+# search_path: if other schemas stand before pg_catalog, their functions and operators would replace
+# the server's. So pg_catalog is put first. The rest stays, for the sake of users' triggers.
 _ENTER = b"""
 select pg_catalog.current_setting('transaction_read_only'), pg_catalog.count(pg_catalog.set_config(name, value, false))
 from (
@@ -81,10 +90,12 @@ where $1::pg_catalog.int4 operator(pg_catalog.=) pg_catalog.pg_backend_pid()
 
 
 def enter(pgconn: PGconn, wanted_for: For, encoding: str) -> PQGen[tuple[bool, bool]]:
-    """Set what a session needs, in one round trip; return whether it can write, and whether anything had to be set.
+    """Set what a session needs, in one round trip.
+
+    Returns: whether the session can write, and whether anything had to be set.
 
     Raises:
-        psycopg.Error: the server refuses; the session is in order all the same.
+        psycopg.Error: the server refuses. The session is in order nevertheless.
     """
     settings = _WANTED.get(wanted_for, {})
     is_ours = wanted_for in {For.CALLER, For.WORKER}

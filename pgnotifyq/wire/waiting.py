@@ -1,15 +1,18 @@
-"""How to wait, for psycopg's generators, which say what to wait for.
+"""How to wait. psycopg's generators say what to wait for.
 
-psycopg describes each exchange with the server as a generator that yields "readable", "writable" or "either" and is
-sent what became true. This file is the only place in the package that knows trio's low-level calls.
+psycopg describes each exchange with the server as a generator. The generator yields "readable",
+"writable" or "either", and is sent what became true. This file is the only place in the package
+that knows trio's low-level calls.
 
 Rules:
 
-- A generator that was not started yet may be dropped; one that was started must be driven to its end, or its
-  connection closed. Callers of `drive` therefore meet a cancel before it (`meet_cancel`), and a suspended generator is
-  driven on by calling `drive` again: a generator that is sent nothing yields the same wish once more.
-- One `wait_readable` a round trip is the hot path: no task is started and nothing is allocated for it.
-- A socket asked for writing is nearly always writable, so that is asked of the kernel before it is asked of trio.
+- A generator that was not started may be dropped. If it was started, it must be driven to its end,
+  or its connection must be closed. So callers of `drive` meet a cancel before it (`meet_cancel`). A
+  suspended generator is driven on by another call of `drive`: if a generator is sent nothing, it
+  yields the same wish once more.
+- One `wait_readable` a round trip is the hot path. No task is started and nothing is allocated.
+- A socket is nearly always writable. So the kernel is asked for that first, and trio only if it is
+  not.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 BUSY_SECONDS_MAX = 0.005
-"""How long exchanges that never block may keep the other tasks waiting: a large COPY or pipeline finds its socket
-always ready."""
+"""How long exchanges that never block may keep other tasks waiting. A large COPY or pipeline finds
+its socket always ready."""
 
 _last_pause = 0.0
 
@@ -75,7 +78,9 @@ async def drive(gen: PQGen[Result], fileno: int) -> Result:
 
 
 async def drive_connecting(gen: PQGenConn[Result]) -> Result:
-    """Drive a generator that opens a connection (of its own, or to cancel a query) and return its result.
+    """Drive a generator that opens a connection, and return its result.
+
+    The connection may be the caller's own, or one that cancels a query.
 
     The socket may change from step to step: libpq tries one address after another.
 
@@ -106,7 +111,10 @@ async def drive_connecting(gen: PQGenConn[Result]) -> Result:
 
 
 def announce_closing(fileno: int) -> None:
-    """Wake every task that waits on `fileno`, which is about to be closed: the kernel would forget them."""
+    """Wake every task that waits on `fileno`, which is about to be closed.
+
+    The kernel would forget them.
+    """
     trio.lowlevel.notify_closing(fileno)
 
 
@@ -140,7 +148,8 @@ async def _wait_either(fileno: int) -> Ready:
             partial(wait_one, trio.lowlevel.wait_readable, Ready.R), partial(wait_one, trio.lowlevel.wait_writable, Ready.W)
         )
     except BaseExceptionGroup as group:
-        # A cancel from outside may arrive once for each child; the callers of this file look for one, not for a group.
+        # A cancel from outside may arrive once for each child. The callers of this file expect one
+        # error, not a group.
         _, others = group.split(trio.Cancelled)
         if others is not None:
             raise others.exceptions[0] from group
@@ -149,7 +158,7 @@ async def _wait_either(fileno: int) -> Ready:
 
 
 async def _pause_when_busy(*, cancellable: bool = False) -> None:
-    """Let other tasks run when this thread's exchanges have not waited for anything for a while."""
+    """Let other tasks run if this thread's exchanges have not waited for anything for a while."""
     global _last_pause  # noqa: PLW0603  one event loop a thread is the rule; two would only pause a little more often
     if time.monotonic() - _last_pause >= BUSY_SECONDS_MAX:
         if cancellable:

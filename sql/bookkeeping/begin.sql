@@ -1,7 +1,8 @@
 -- begin: the schema, and the table that notes what was applied, where they are not there yet.
 -- Functions call each other and come in order of path.
 set local check_function_bodies = off;
--- `create schema if not exists` asks for a right on the database even where the schema is there, made by a DBA for us.
+-- `create schema if not exists` asks for a right on the database even if the schema is there,
+-- because a DBA has made it for us.
 do $do$
 begin
     if not exists (select from pg_namespace where nspname = {schema_text}) then

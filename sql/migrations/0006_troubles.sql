@@ -1,21 +1,25 @@
--- Troubles: jobs whose rows could not be written, read, ended, pruned or run. The row is put aside, the rest goes on, and it is looked
--- at again later. Which errors are a row's own is decided in one place: pgnotifyq/ledger/errors.py (`whose`).
+-- Troubles: jobs whose rows could not be written, read, ended, pruned or run. Such a row is put
+-- aside, and the rest goes on. The row is looked at again later. One place decides which errors are
+-- a row's own: pgnotifyq/ledger/errors.py (`whose`).
 
--- One row a job in trouble; empty as a rule. It is gone as soon as the verb succeeds, or the job is.
+-- One row for each job in trouble; empty as a rule. The row goes when the verb succeeds, or when
+-- the job goes.
 create table {schema}.job_troubles (
     org_id uuid not null,
     job_id uuid not null,
-    -- What could not be done: claim, complete, retry, snooze, release, cancel, bury, reclaim, prune.
+    -- What could not be done: claim, complete, retry, snooze, release, cancel, bury, reclaim,
+    -- prune.
     verb text not null,
     sqlstate text not null,
     error_message text not null,
     first_at timestamptz not null,
     last_at timestamptz not null,
     tries integer not null,
-    -- Nobody tries the verb again before this.
+    -- No worker tries the verb again before this time.
     look_at timestamptz not null,
-    -- How the execution was to be settled, in the words of settle(); null where the verb is none of its kinds. The job is still held, and
-    -- a later look ends it as it was meant: work that was done is not done again because its completion could not be written.
+    -- How the execution was to be settled, in the words of settle(). Null: the verb is not one of
+    -- its kinds. The job is still held. A later look ends it as its worker meant: work that was
+    -- done is not done again only because its completion could not be written.
     execution_id uuid,
     worker_id uuid,
     outcome text,
@@ -28,8 +32,8 @@ create table {schema}.job_troubles (
     constraint tries_is_positive check (tries >= 1)
 );
 
--- What our code never writes: three times an infinite lease is an error, of whoever looks at the row. Rows that are there already are not
--- asked.
+-- Our code never writes such a lease. Three times an infinite lease is an error, which would hit
+-- every reader of the row. Rows that are there already are not checked.
 alter table {schema}.worker_heartbeats
     add constraint lease_is_bounded check (lease_seconds > 0 and lease_seconds < 1000000000) not valid;
 

@@ -1,15 +1,17 @@
--- What handlers want is known to the database: a worker publishes its handlers, and takes no job that it has none for. What an
--- enqueue does not say is null, and not a number: the handler says it.
+-- The database knows what handlers want. A worker publishes its handlers, and takes no job that it
+-- has no handler for. If an enqueue does not say a value, the value is null and not a number: the
+-- handler says it.
 --
--- Nothing here rewrites or reads the table of jobs but for two new indexes on what is pending.
+-- Two new indexes on pending jobs are built. Otherwise nothing here rewrites or reads the table of
+-- jobs.
 
--- One row a worker and job type. It goes with its worker, whoever takes that away.
+-- One row for each job type of a worker. The row goes with its worker.
 create table {schema}.handlers (
     worker_id uuid not null,
     job_type {schema}.job_type not null,
-    -- What an enqueue means that names no queue: null, the queue `default`.
+    -- The queue of jobs that were enqueued without one. Null: the queue `default`.
     queue_name {schema}.queue_name,
-    -- What a job means that says no number: null, three.
+    -- The number of attempts of jobs that do not say one. Null: three.
     max_attempts integer,
     published_at timestamptz not null default {schema}.clock(),
 
@@ -19,11 +21,13 @@ create table {schema}.handlers (
 );
 create index handlers_by_type on {schema}.handlers (job_type, published_at);
 
--- What a sleeper can be woken for; null: whatever its queues have, as of a worker whose code is older than this.
+-- The job types that a sleeper can be woken for. Null: all that its queues hold, as for a worker
+-- whose code is older than this.
 alter table {schema}.sleepers add column job_types text[];
 
--- "Not said" is null until the claim, which writes the handler's number, or three. With null the bound is that of all.
--- The rows that are there keep both rules, so they are not read again.
+-- A maximum that was not said is null until the claim, which writes the handler's number, or three.
+-- While it is null, the bound of all jobs counts. The rows that are there obey both rules, so they
+-- are not read again.
 alter table {schema}.jobs
     alter column max_attempts drop default,
     alter column max_attempts drop not null,
@@ -31,19 +35,21 @@ alter table {schema}.jobs
     drop constraint pending_has_an_attempt_left,
     add constraint attempts_within_maximum check (attempts >= 0 and attempts <= coalesce(max_attempts, 1000)) not valid,
     add constraint pending_has_an_attempt_left check (status <> 'pending' or attempts < coalesce(max_attempts, 1000)) not valid,
-    -- Enqueued without a queue when no handler of its type was known: the first one that is published brings its own.
+    -- The job was enqueued without a queue, and no handler of its type was known. The first handler
+    -- that is published takes the job to its queue.
     add column queue_not_said boolean not null default false;
 
--- What a claim reads where jobs that the worker has no handler for stand before those it has (functions/claim.sql).
--- By an expression, for with two columns jobs_claimable and a filter would look as good to a planner that believes the table empty.
+-- A claim reads this index if jobs that the worker has no handler for stand before others
+-- (functions/claim/claim.sql). It is on an expression. If it were on two columns, jobs_claimable
+-- and a filter would look as good to a planner that believes the table empty.
 create index jobs_claimable_by_type on {schema}.jobs ((queue_name || ' ' || job_type), priority desc, scheduled_at, id)
 where is_claimable;
 
--- A key is its job type's: an e-mail and an invoice of one order do not keep each other away.
+-- A key belongs to its job type: an e-mail and an invoice of one order do not keep each other away.
 drop index {schema}.jobs_unique_key;
 create unique index jobs_unique_key on {schema}.jobs (org_id, job_type, unique_key) where holds_unique_key;
 
--- Sleepers are woken for what they have handlers for. Otherwise as before (0005).
+-- Sleepers are woken for jobs that they have handlers for. Otherwise as before (0005).
 create or replace function {schema}.wake_after_insert() returns trigger
 language plpgsql
 as $$
@@ -73,7 +79,7 @@ begin
 end
 $$;
 
--- A tenant enqueues too, and has its triggers look for sleepers.
+-- A tenant enqueues, too, and its inserts look up handlers.
 do $do$
 begin
     if exists (select from pg_roles where rolname = {tenant_role_text}) then

@@ -1,14 +1,18 @@
--- Fences: a handler's own transaction cannot commit unless its execution still holds the job, whoever says `commit`.
+-- Fences: a handler's own transaction commits only if its execution still holds the job, whichever
+-- code says `commit`.
 --
--- A handler has a connection, so it can commit by hand, in the middle of the block that is fenced at its end. So the fence is part of
--- the commit itself: the transaction begins with a row here, and the row's deferred trigger asks when the transaction commits.
+-- A handler has a connection. So it can commit by hand, in the middle of a block that is fenced at
+-- its end. So the fence is part of the commit itself. The transaction begins with a row here. When
+-- it commits, the row's deferred trigger asks whether the execution holds the job.
 --
--- `set constraints ... immediate` does not disarm it. What is asked early locks the job's row, so the answer holds until the
--- transaction ends. Rolled back to a savepoint, the lock is gone, and PostgreSQL asks again.
+-- `set constraints ... immediate` does not disarm the fence. If the trigger asks early, it locks
+-- the job's row, so its answer holds until the transaction ends. If the transaction rolls back to a
+-- savepoint before that, the lock is gone, and PostgreSQL asks again.
 
--- One row a handler's transaction under way; seen by nobody, for it is gone with the commit. Unlogged: a crash ends all transactions.
+-- One row for each transaction of a handler under way. Nobody sees it: it is gone with the commit.
+-- The table is unlogged, for a crash ends all transactions.
 create unlogged table {schema}.fences (
-    -- The transaction's own id, so that it is known again: after `commit and chain` there is another.
+    -- The id of the transaction, to know it again: after `commit and chain` there is another one.
     xact xid8 not null,
     job_id uuid not null,
     execution_id uuid not null,
@@ -16,7 +20,8 @@ create unlogged table {schema}.fences (
     constraint fences_pkey primary key (xact)
 );
 
--- The owner's rights and no tenant: at the commit the session may be confined. Whoever inserted the row may have had none of either.
+-- It runs with the owner's rights and without a tenant. At the commit the session may be confined
+-- to one. The role that inserted the row may have had neither.
 create function {schema}.check_fence() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -28,13 +33,13 @@ declare
     held text;
     tenant text := current_setting('pgnotifyq.org_id', true);
 begin
-    -- Gone: the end of the block has asked already, and locked the job's row.
+    -- If the row is gone, the end of the block has asked already, and has locked the job's row.
     delete from {schema}.fences as f where f.xact = new.xact;
     if not found then
         return null;
     end if;
     if current_query() ~* 'prepare\s+transaction' then
-        -- It would keep the job's row locked for as long as nobody remembers it.
+        -- A prepared transaction would keep the job's row locked until a person remembers it.
         raise exception 'the transaction of job % cannot be prepared: it commits with its execution, or not at all', new.job_id
             using errcode = 'PNQ03', detail = 'prepared';
     end if;

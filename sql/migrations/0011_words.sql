@@ -1,10 +1,11 @@
 -- One word for one parameter, and one type for a claimed job. See sql/README.md, Words.
 --
--- PostgreSQL does not let a function be replaced by one whose parameters have other names, or that returns another type. Those functions
--- are dropped here, and made again by functions/ in the same transaction. Types and order of what is passed and returned stay, so workers
--- of the release before go on: they call by position.
+-- PostgreSQL replaces no function by one whose parameters have other names, or that returns another
+-- type. Such functions are dropped here, and functions/ makes them again in the same transaction.
+-- The types and the order of parameters and results stay. So workers of the release before go on:
+-- they call by position.
 
--- A job as a claim brings it. Its columns, in this order, are what workers read: new ones go to the end.
+-- A job as a claim brings it. Workers read its columns in this order: new columns go to the end.
 create type {schema}.claimed_job as (
     id uuid,
     current_execution_id uuid,

@@ -319,3 +319,29 @@ async def test_sleepers_are_woken_for_what_they_have_handlers_for(connection: Li
     await enqueue(connection, "other", priority=5)
     await claim_one(connection, worker=BOB)  # full: what is due behind is for others, and one of them can run it
     assert [who for who, _ in await ears.heard()] == ["ann"]
+
+
+async def test_sleepers_that_hear_nothing(connection: Link, other: Link, ears: Ears) -> None:
+    """Sleepers whose session is gone leave the list at the next look. All who sleep on their queues look, for they may have missed something."""
+    ghosts = [WorkerId(uuid.uuid4()) for _ in range(50)]
+    await sleep(connection, ANN, queues=("default", "second"))
+    await ask(other, workers.hold_session(SCHEMA, ANN))  # her row is gone: her session alone speaks for her
+    await sleep(connection, BOB, queues=("default",))
+    await sleep(connection, *ghosts, queues=("default", "third"))
+    await ask(connection, workers.watch(SCHEMA, BOB, 1.0))
+    left = await fetch(connection, "select worker_id, queue_name from pgnotifyq.sleepers order by queue_name, worker_id")
+    assert left == sorted([(ANN, "default"), (BOB, "default"), (ANN, "second")], key=lambda row: (row[1], row[0]))
+    assert await ears.heard() == [("ann", "work default"), ("bob", "work default")]
+    await ask(connection, workers.watch(SCHEMA, BOB, 1.0))
+    assert await ears.heard() == []
+
+
+async def test_sleepers_that_hear_nothing_and_somebody_holds(connection: Link, other: Link) -> None:
+    """A look does not wait for a row of a sleeper that somebody holds. A later look takes it off the list."""
+    await sleep(connection, *CATS)
+    async with other.transaction():
+        await other.execute("select from pgnotifyq.sleepers where worker_id = %s for update", (CATS[0],))
+        await ask(connection, workers.watch(SCHEMA, BOB, 1.0))
+        assert await fetch(connection, "select worker_id from pgnotifyq.sleepers") == [(CATS[0],)]
+    await ask(connection, workers.watch(SCHEMA, BOB, 1.0))
+    assert await fetch(connection, "select worker_id from pgnotifyq.sleepers") == []

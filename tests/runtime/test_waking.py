@@ -57,6 +57,24 @@ async def test_insert_that_did_not_see_the_sleeper(place: Workplace) -> None:
         await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
 
 
+@pytest.mark.parametrize("due", ["now()", "now() + interval '1 s'"])
+async def test_wake_up_that_sleepers_swallow_who_hear_nothing(place: Workplace, due: str) -> None:
+    """A wake-up may go to sleepers that are not there, forged or of a restored dump: its job starts after the next look."""
+    workers = [await place.start(quick()) for _ in range(2)]
+    for worker in workers:
+        await place.until_idle(worker)
+    forged = (
+        "insert into pgnotifyq.sleepers (queue_name, worker_id) select 'default', gen_random_uuid() from generate_series(1, 5000)"
+    )
+    await place.connection.execute(forged.encode())
+    enqueue = f"insert into pgnotifyq.jobs (job_type, scheduled_at) values ('noop', {due}) returning id"
+    ((job_id,),) = await ledger.fetch(place.connection, enqueue)
+    await place.until("exists (select from pgnotifyq.jobs where id = %s and status = 'completed')", job_id)
+    await place.until(
+        "not exists (select from pgnotifyq.sleepers where worker_id not in (select worker_id from pgnotifyq.worker_heartbeats))"
+    )
+
+
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 async def test_insert_through_an_old_snapshot(place: Workplace, level: str) -> None:
     """Nor is one whose transaction is older than the sleep, under a level where it cannot see the sleeper."""

@@ -1,9 +1,13 @@
--- enqueue: one job from SQL, in the caller's own transaction. The job exists if and only if that transaction commits.
+-- enqueue: one job from SQL, in the caller's own transaction. The job exists if and only if that
+-- transaction commits.
 --
--- In:     `queue_name` null: the queue that the job type's handler wants, else `default`; when no handler is known yet, the first that
---         is published takes the job to its queue. `max_attempts` null: what the handler says that claims the job, else 3.
--- Out:    the id of the job; with a unique_key, that of the unfinished job of the tenant and type that holds it already.
--- Errors: invalid names, numbers and times are refused with PNQ02 and a hint, as pgnotifyq/model/job.py does; the payload is a JSON value.
+-- In:     `queue_name` null: the queue that the job type's handler wants, else `default`. If no
+--         handler is known yet, the first that is published takes the job to its queue.
+--         `max_attempts` null: what the handler says that claims the job, else 3.
+-- Out:    the id of the job. If an unfinished job of the tenant and type holds the unique_key, the
+--         id of that job.
+-- Errors: invalid names, numbers and times are refused with PNQ02 and a hint, by the rules of
+--         pgnotifyq/model/job.py. The payload is a JSON value.
 create or replace function {schema}.enqueue(
     job_type text,
     payload jsonb default '{{}}',
@@ -54,7 +58,8 @@ begin
     end if;
     own_queue := coalesce(enqueue.queue_name, known_queue, 'default');
 
-    -- Naively: insert, and look up who holds the key that was taken. A holder that ends between the two is found by neither.
+    -- Naively: insert, and if the key is taken, look up the job that holds it. If that job ends
+    -- between the two statements, neither finds it.
     loop
         insert into {schema}.jobs as j (
             org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said)
@@ -74,8 +79,8 @@ begin
 end
 $$;
 
--- compact_bytes: how many bytes a payload has as compact JSON, which is what clients count: without the space that PostgreSQL
--- writes behind each comma and colon.
+-- compact_bytes: how many bytes a payload has as compact JSON. Clients count the same. PostgreSQL
+-- writes a space behind each comma and colon; it is not counted.
 create or replace function {schema}.compact_bytes(payload jsonb) returns integer
 language plpgsql immutable strict
 as $$
@@ -83,7 +88,8 @@ declare
     whole text := payload::text;
     bare text;
 begin
-    -- A space has at least two bytes before it that are none, so beyond this there is nothing to count.
+    -- At least two bytes that are no space stand before each such space. So a longer text is too
+    -- large in any case, and need not be counted.
     if octet_length(whole) > 4000000 then
         return octet_length(whole);
     end if;

@@ -1,11 +1,15 @@
--- enqueue_claimed: enqueue one job that is due, and claim it in the same statement for a worker of the same program that has a free
--- slot and an empty queue. Why, and when it is asked for: pgnotifyq/runtime/handover.py.
+-- enqueue_claimed: enqueue one job that is due, and claim it in the same statement. The claim is
+-- for a worker of the same program that has a free slot and an empty queue. Why, and when it is
+-- called: pgnotifyq/runtime/handover.py.
 --
--- In:     ids of the job and of its execution, made by the caller: whether a lost reply meant a commit can then be found out.
---         The values are checked by the client (model/job.py).
--- Out:    whether it was claimed, and the database's time. When a job of the queue is due already it comes first, and this one is
---         enqueued as any other.
--- Index:  jobs_claimable. Durable: the job is its caller's now, claimed or not.
+-- In:     the ids of the job and of its execution. The caller makes them: if the reply is lost, it
+--         can find out whether the statement committed. The client has checked the values
+--         (model/job.py).
+-- Out:    whether the job was claimed, and the database's time. If another job of the queue is due
+--         already, that one comes first, and this one is enqueued as any other.
+-- Index:  jobs_claimable.
+--
+-- The commit is durable: the job has been promised to its caller, claimed or not.
 create or replace function {schema}.enqueue_claimed(
     job_id uuid, execution_id uuid, worker_id uuid, lease_seconds double precision,
     org_id uuid, queue_name text, job_type text, payload_text text, priority smallint, max_attempts integer)
@@ -20,12 +24,14 @@ declare
     job {schema}.jobs;
 begin
     time_now := {schema}.clock();
-    -- All that the rule reads of a job whose worker has a handler for it, and which nobody can have put aside. What is not set here
-    -- is null, and a condition that is null keeps the job pending.
+    -- may_start reads no more of such a job: its worker has a handler for it, and no worker can
+    -- have put it aside. The other columns are null here. If a condition is null, the job stays
+    -- pending.
     job.scheduled_at := time_now;
     is_claimed := coalesce({schema}.may_start(job, null, false, time_now), false);
     if is_claimed then
-        -- One look at an empty queue; a queue that holds only jobs of the future takes the long one.
+        -- An empty queue takes one look. A queue that holds only jobs of the future takes the long
+        -- one.
         perform from {schema}.jobs as j where j.is_claimable and j.queue_name = enqueue_claimed.queue_name limit 1;
         is_claimed := not found or not {schema}.has_due(enqueue_claimed.queue_name);
     end if;

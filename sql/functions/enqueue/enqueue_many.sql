@@ -1,11 +1,15 @@
--- enqueue_many: a batch of jobs in one statement; arrays of one length, values checked by the client (model/job.py).
+-- enqueue_many: a batch of jobs in one statement.
 --
--- In:     a queue, or a maximum, that is null was not said: see enqueue.
--- Out:    one row a job in the order given: its id, or that of the unfinished job that holds its unique_key already.
--- Locks:  entries of jobs_unique_key, in order of tenant, type and key: of two who enqueue the same keys one waits, and none deadlocks.
+-- In:     arrays of one length. The client has checked the values (model/job.py). A queue or a
+--         maximum that is null was not said: see enqueue.
+-- Out:    one row a job, in the order given: its id. If an unfinished job holds its unique_key, the
+--         id of that job.
+-- Locks:  entries of jobs_unique_key, in order of tenant, type and key. If two callers enqueue the
+--         same keys, one waits for the other, and they do not deadlock.
 -- Index:  jobs_pkey, jobs_unique_key.
 --
--- All jobs of a batch have one time, so that those due now are claimed in order of id, which is the order they were given in.
+-- All jobs of a batch have one time. So those that are due now are claimed in order of id, which is
+-- the order in which they were given.
 create or replace function {schema}.enqueue_many(
     job_ids uuid[], org_ids uuid[], queue_names text[], job_types text[], payloads text[], priorities smallint[],
     times timestamptz[], delays double precision[], maxima integer[], unique_keys text[])
@@ -36,7 +40,8 @@ begin
         return query select n.place, n.id from unnest(job_ids) with ordinality as n(id, place);
         return;
     end if;
-    -- Naively: insert, and look up who holds the keys that were taken. A holder that ends between the two is found by neither.
+    -- Naively: insert, and for keys that are taken, look up the jobs that hold them. If such a job
+    -- ends between the two statements, neither finds it.
     loop
         insert into {schema}.jobs (
             id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said)

@@ -1,4 +1,5 @@
--- label: the word that people read: a job's status, or scheduled, retrying or stopping (sql/README.md, States). By the database's clock.
+-- label: the word that people read for a job's state. It is the status, or scheduled, retrying or
+-- stopping (sql/README.md, States), by the database's clock.
 create or replace function {schema}.label(
     status text, is_held boolean, attempts integer, scheduled_at timestamptz, time_now timestamptz)
 returns text

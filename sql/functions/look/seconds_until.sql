@@ -1,5 +1,7 @@
--- seconds_until: how far a time is away, in seconds, bounded to a thousand years each way: until PostgreSQL 16 infinity has no distance, and an
--- error here would be that of all the rows beside it.
+-- seconds_until: how far a time is away, in seconds, at most a thousand years each way.
+--
+-- Until PostgreSQL 16 infinity has no distance. An error here would fail all the rows of the
+-- statement.
 create or replace function {schema}.seconds_until(at timestamptz, time_now timestamptz) returns double precision
 language sql immutable parallel safe
 as $$

@@ -1,5 +1,8 @@
--- unread_bytes: how many bytes a document has that is too large to be shown beside others, 16 MiB; null of all others, which is all that came
--- through the doors. What is stored in less than 64 KiB has less than that, however well it was compressed, and is not looked into.
+-- unread_bytes: how many bytes a document has, if that is more than 16 MiB; else null. Such a
+-- document is too large to be shown beside others. None comes through the doors.
+--
+-- A document that is stored in at most 64 KiB has less than 16 MiB, however well it was compressed.
+-- So it is not looked into.
 create or replace function {schema}.unread_bytes(document jsonb) returns integer
 language sql immutable
 as $$

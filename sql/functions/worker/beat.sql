@@ -1,9 +1,11 @@
--- beat: a sign of life, from a worker whose session is gone or silent, by another one.
+-- beat: a sign of life. A worker whose session is gone or silent sends it by another session.
 --
--- Out:    whether it counts. False: the row is gone, or others have given the worker up; it has lost what it held and registers.
--- Locks:  the worker's row. Whoever gives the worker up holds it too, so one of the two comes first, and the other learns of it.
+-- Out:    whether the beat counts. False: the row is gone, or others have given the worker up. Then
+--         the worker has lost what it held, and registers anew.
+-- Locks:  the worker's row. A watcher that gives the worker up locks it too. So one of the two
+--         comes first, and the other learns of it.
 --
--- `heartbeat` clears the suspicion too, but says nothing of whether it came too late.
+-- `heartbeat` clears the suspicion, too. But it does not say whether it came too late.
 create or replace function {schema}.beat(worker_id uuid) returns boolean
 language plpgsql volatile
 as $$

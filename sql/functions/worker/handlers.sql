@@ -1,8 +1,12 @@
--- publish_handlers: publish what a worker has handlers for, instead of what it published before.
+-- publish_handlers: publish the handlers of a worker, in the place of those that it published
+-- before.
 --
--- In:     arrays of one length: job types, the queue of each (null: not said), its max_attempts (null: not said).
--- Locks:  the worker's rows; then the pending jobs that wait for their queue, `skip locked`: another worker moves those.
--- Index:  handlers_pkey; jobs_claimable_by_type, the jobs of `default` that are of a type whose handler wants another queue.
+-- In:     arrays of one length: job types, the queue of each (null: not said), its max_attempts
+--         (null: not said).
+-- Locks:  the worker's rows; then the pending jobs that wait for their queue, `skip locked`: if a
+--         row is locked, another worker moves that job.
+-- Index:  handlers_pkey; jobs_claimable_by_type, for jobs in `default` whose handler wants another
+--         queue.
 create or replace function {schema}.publish_handlers(worker_id uuid, job_types text[], queue_names text[], maxima integer[]) returns void
 language plpgsql volatile
 set jit = off
@@ -10,7 +14,8 @@ set enable_seqscan = off
 as $$
 #variable_conflict use_column
 begin
-    -- A worker whose row was taken away meanwhile publishes nothing: it does so when it registers anew.
+    -- If the worker's row was taken away meanwhile, publish nothing. The worker publishes when it
+    -- registers anew.
     perform from {schema}.worker_heartbeats as w where w.worker_id = publish_handlers.worker_id for key share;
     if not found then
         return;
@@ -24,7 +29,7 @@ begin
     on conflict (worker_id, job_type) do update
     set queue_name = excluded.queue_name, max_attempts = excluded.max_attempts, published_at = excluded.published_at;
 
-    -- Jobs that were enqueued without a queue before anybody knew their handler.
+    -- Jobs that were enqueued without a queue before their handler was known.
     with locked as materialized (
         select j.id, h.queue_name
         from {schema}.handlers as h
@@ -40,9 +45,11 @@ begin
 end
 $$;
 
--- queue_of: the queue that the handler of a job type wants: of several, the one published last. Null: no handler is known.
+-- queue_of: the queue that the handler of a job type wants. If workers differ, the handler counts
+-- that was published last. Null: no handler is known.
 --
--- To a role that may not read the table none is known: its job waits in `default` until a worker publishes the type.
+-- A role that may not read the table knows no handler. Its job waits in `default` until a worker
+-- publishes the type.
 create or replace function {schema}.queue_of(job_type text) returns text
 language plpgsql stable
 as $$

@@ -1,11 +1,17 @@
--- hold_session: have the session that calls this speak for a worker's life, for as long as it lasts.
+-- hold_session: have the calling session speak for a worker's life, for as long as the session
+-- lasts.
 --
--- Out:    whether it does. False: the worker's row is gone, or others have given the worker up; it has lost what it held and registers.
--- Locks:  an advisory lock for the session, never waited for; the worker's row, for which whoever gives the worker up is waited for.
+-- Out:    whether it speaks. False: the worker's row is gone, or others have given the worker up.
+--         Then the worker has lost what it held, and registers anew.
+-- Locks:  an advisory lock for the session, never waited for; the worker's row. If a watcher is
+--         giving the worker up, this call waits for it there.
 --
--- The lock is the one named after the worker, if it can be had. Its own former session may still hold it, a ghost: a partition that the
--- server has not noticed. So may anybody who can connect. The ghost is ended, where that is allowed, for nobody needs it any more, and
--- this session takes a lock of which nobody can know the key. The naive one waits in pg_advisory_lock for as long as the ghost lives.
+-- The lock is the one named after the worker, if it can be had. The worker's own former session may
+-- still hold it, as a ghost: the network is cut, and the server has not noticed. Or any role that
+-- can connect may hold it. The ghost is ended, if that is allowed, for the worker does not need it
+-- any more. Then this session takes a lock whose key nobody can know.
+--
+-- Naively: wait in pg_advisory_lock. That lasts as long as the ghost lives.
 create or replace function {schema}.hold_session(worker_id uuid) returns boolean
 language plpgsql volatile
 as $$
@@ -33,8 +39,10 @@ begin
 end
 $$;
 
--- backend_lives: whether a backend is there that is the one registered, and not another that was given its number.
--- The start is shown to members of the backend's role only; to others, number and role have to do.
+-- backend_lives: whether the backend that was registered is still there. The system may have given
+-- its number to another one.
+--
+-- The start is shown only to members of the backend's role. For others, number and role have to do.
 create or replace function {schema}.backend_lives(with_pid integer, started_at timestamptz, of_role bigint) returns boolean
 language sql volatile
 as $$

@@ -1,9 +1,12 @@
 -- is_alive: whether a worker process shows a sign of life: its session, or a beat.
 --
--- A worker whose session speaks for it is alive as long as that session is, or while its last beat is younger than its grace. Of one
--- without a session (behind a pooler in transaction mode) only its beats speak: it is given up after three leases, as watch() does.
--- The lock is looked up and not tried: trying takes it, and whoever looks within a long transaction would keep it. Who holds it counts:
--- anybody who may connect can take a lock (watch.sql, session_lives).
+-- If a session speaks for the worker, the worker is alive as long as that session is, or while its
+-- last beat is younger than its grace. If no session does (behind a pooler in transaction mode),
+-- only its beats count: the worker is given up after three leases, as in watch().
+--
+-- The lock is looked up in pg_locks, and not tried. To try a lock is to take it, and a caller in a
+-- long transaction would keep it. It counts who holds the lock: any role that may connect can take
+-- one (watch.sql, session_lives).
 create or replace function {schema}.is_alive(worker_id uuid) returns boolean
 language plpgsql volatile
 as $$

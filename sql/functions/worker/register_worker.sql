@@ -1,6 +1,11 @@
--- register_worker: publish a worker, or a worker that has come back, and sleep on nothing. Whatever it was thought of is forgotten.
--- A session speaks for it once hold_session() has said so; `has_session` is for workers of an older release, which take the lock named
--- after them first. Their form, without a grace: beside this one, a call that leaves that out would fit both.
+-- register_worker: publish a worker that has come, or has come back. What others thought of it is
+-- forgotten.
+--
+-- A session speaks for the worker after hold_session() has said so. `has_session` is for workers of
+-- an older release: they take the lock named after them first.
+--
+-- Their form of this function has no grace, and is dropped. Otherwise a call without a grace would
+-- fit both.
 drop function if exists {schema}.register_worker(uuid, text, integer, text[], integer, text, boolean, double precision);
 create or replace function {schema}.register_worker(
     worker_id uuid, host text, pid integer, queue_names text[], slots integer, version text,
@@ -18,12 +23,12 @@ as $$
     on conflict (worker_id) do update
     set last_beat_at = excluded.last_beat_at, has_session = excluded.has_session, grace_seconds = excluded.grace_seconds,
         session_lost_at = null, dead_since = null;
-    -- No queue's name begins with a plus. Workers that were alone begin to watch.
+    -- Workers that were alone begin to watch. No queue's name begins with a plus.
     select pg_notify({schema_text} || '_work', '+company');
 $$;
 
--- unregister_worker: a worker has ended; nothing of it stays. Whoever still sleeps looks once, for a wake-up that was on
--- its way to the one who left.
+-- unregister_worker: a worker has ended, and nothing of it stays. Sleepers of its queues look once:
+-- a wake-up may have been on its way to the worker that left.
 create or replace function {schema}.unregister_worker(worker_id uuid) returns void
 language plpgsql volatile
 as $$

@@ -1,14 +1,20 @@
--- wake: tell sleepers of one queue of `jobs` jobs due at `due_at`. See runtime/sleep.py.
+-- wake: tell sleepers of a queue that `jobs` jobs fall due there at `due_at`. The protocol:
+-- pgnotifyq/runtime/sleep.py.
 --
--- Two at the least: one may be on its way out. The rest follow by themselves, for a claim that leaves due work behind
--- wakes others (claim.sql). Whoever has promised to look before that time anyway is left alone; a promise whose time has
--- passed counts for nothing. Under repeatable read the list of sleepers may be as old as the transaction, so there
--- everybody is told.
+-- In:     job_id    the job, if there is one only: a worker may take it by its key
+--                   (runtime/named.py). A transaction names the first job that is due, and no more.
+--                   The wake-ups for all others are alike, so PostgreSQL merges them.
+--         job_type  the type of the jobs: sleepers that have no handler for it are left alone.
+--                   Null: of any type.
 --
--- `job_id` is the one it is about, when there is one, which a worker may take by its key (runtime/named.py). A transaction names the
--- first that is due, and no more: the wake-ups for all others are alike, so that PostgreSQL merges them.
--- `job_type` is what the jobs are; sleepers that have no handler for it are left alone. Null: it may be anything.
--- Its earlier forms: beside this one, a call that leaves the last arguments out would fit both.
+-- At least two sleepers are told: one may be on its way out. The others follow by themselves: if a
+-- claim leaves due work behind, it wakes others (claim.sql). A sleeper that has promised to look
+-- before `due_at` is left alone. A promise whose time has passed does not count.
+--
+-- Under repeatable read the list of sleepers may be as old as the transaction. So there every
+-- worker is told.
+--
+-- The earlier forms are dropped. Otherwise a call without the last arguments would fit both.
 drop function if exists {schema}.wake(text, timestamptz, bigint);
 drop function if exists {schema}.wake(text, timestamptz, bigint, text);
 create or replace function {schema}.wake(
@@ -42,16 +48,17 @@ begin
 end
 $$;
 
--- wake_able: wake sleepers of one queue that have a handler for a job that is due there, if there is such a job.
+-- wake_able: if a job is due in a queue, wake sleepers that have a handler for it.
 --
--- Naively: wake two of the queue's sleepers whenever something is due. Where the head of a queue is full of jobs that they have no
--- handlers for, each claim of a full worker would wake them in vain, and whoever has a handler for what stands behind, never.
+-- Naively: wake two of the queue's sleepers whenever a job is due. But the head of a queue may be
+-- full of jobs that these have no handlers for. Then each claim of a full worker would wake them in
+-- vain. A sleeper with a handler for a job further behind would never be woken.
 create or replace function {schema}.wake_able(queue_name text, but_not uuid default null) returns void
 language plpgsql volatile
 as $$
 #variable_conflict use_column
 declare
-    sleepers_max constant integer := 8;  -- asked at each call; the next call asks others
+    sleepers_max constant integer := 8;  -- at each call; the next call asks others
     sleeper record;
     kind text;
 begin

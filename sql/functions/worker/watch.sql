@@ -1,15 +1,22 @@
--- watch: look whether the other workers are alive, and give up those that are not. The protocol: pgnotifyq/runtime/trust.py.
+-- watch: look whether the other workers are alive, and give up those that are not. The protocol:
+-- pgnotifyq/runtime/trust.py.
 --
--- In:     grace_seconds    of a worker of an older release, which has none in its row
---         session_seconds  how long whoever looks has had its session; null: ask the server. Nobody judges another in the first grace
---                          of its own session: after a restart of the server everybody has lost everybody.
+-- In:     grace_seconds    the grace of a worker of an older release, which has none in its row
+--         session_seconds  how long the watcher has had its session; null: ask the server. In the
+--                          first grace of its own session, a watcher notes and judges nobody. After
+--                          a restart of the server, all workers have lost their sessions.
 -- Out:    the number of other workers; those that are given up; whether any is suspected.
--- Locks:  rows of worker_heartbeats, `skip locked`: a row that somebody holds is of a worker that gives a sign of life, or is judged.
+-- Locks:  rows of worker_heartbeats, `skip locked`. If a row is locked, its worker is giving a sign
+--         of life, or another watcher is judging it. Rows of sleepers, `skip locked`
+--         (forget_sleepers, sleep.sql): a sleeper whose session is gone hears nothing.
 --
--- The first look that finds a worker's session gone notes the time; a beat or a return of the worker clears it; a later look, the
--- worker's grace after, gives it up. That is written into its row, and committed, before anything is taken from it: a sign of life and
--- the judgement meet in the row, so that one of them comes first and the other learns of it.
--- The earlier form, without `session_seconds`: beside this one, a call that leaves that out would fit both.
+-- The first look that finds a worker's session gone notes the time. A beat or a return of the
+-- worker clears it. A look that comes the worker's grace later gives the worker up. That is written
+-- into the worker's row, and committed, before anything is taken from the worker. A sign of life
+-- and the judgement meet in that row: one of them comes first, and the other learns of it.
+--
+-- The earlier form has no `session_seconds`, and is dropped. Otherwise a call without it would fit
+-- both.
 drop function if exists {schema}.watch(uuid, double precision);
 create or replace function {schema}.watch(
     worker_id uuid, grace_seconds double precision, session_seconds double precision default null)
@@ -65,7 +72,8 @@ begin
         where w.worker_id = locked.worker_id;
     end if;
     if cardinality(silent) > 0 then
-        -- `for no key update` reads the row again once it is locked: a sign of life that has committed meanwhile stands.
+        -- `for no key update` reads the row again after it has locked it. So a sign of life that
+        -- has committed meanwhile stands.
         with locked as materialized (
             select w.worker_id
             from {schema}.worker_heartbeats as w
@@ -83,15 +91,18 @@ begin
         dead := dead || coalesce(given_up, '{{}}');
         suspected := suspected or cardinality(silent) > coalesce(cardinality(given_up), 0);
     end if;
+    perform {schema}.forget_sleepers(watch.worker_id);
     return next;
 end
 $$;
 
--- session_lives: whether a worker's session speaks for it: its lock is held, and by the very backend that is in its row.
+-- session_lives: whether a session speaks for a worker: the worker's lock is held, and the backend
+-- in the worker's row is there.
 --
--- The lock alone is not enough: whoever may connect can take it, or stand in line for it. Nor is the backend: a pooler in session mode
--- keeps it, and gives the lock back, when its client goes. A lock that can be had is held by nobody; it is had until the transaction
--- ends, and shared, so that two may look at once.
+-- The lock alone is not enough: any role that may connect can take it, or stand in line for it. The
+-- backend alone is not enough: if a client goes, a pooler in session mode keeps the backend and
+-- gives back the lock. If the lock can be had, nobody holds it. This function has it until its
+-- transaction ends. It takes the lock shared, so that two watchers may look at once.
 create or replace function {schema}.session_lives(worker_id uuid) returns boolean
 language sql volatile
 as $$
@@ -103,10 +114,10 @@ as $$
     where w.worker_id = session_lives.worker_id
 $$;
 
--- has_died: whether a worker that was judged is still dead when its jobs are about to be taken.
+-- has_died: whether a worker that was given up is still dead, now that its jobs are to be taken.
 --
--- Of one without a session only its beats speak; it is given up long after its leases have run out. One of an older release is in
--- nobody's book but by the time its session was lost.
+-- For a worker without a session, only its beats count. It is given up long after its leases have
+-- run out. For a worker of an older release, only the time counts at which its session was lost.
 create or replace function {schema}.has_died(worker_id uuid) returns boolean
 language sql volatile
 as $$
