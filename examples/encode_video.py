@@ -27,8 +27,8 @@ class Video:
     folder: str  # where the result goes
 
 
-@registry.handler("encode", timeout_seconds=3600.0)
-async def encode(video: Video, ctx: pgnotifyq.JobContext) -> dict[str, object]:
+@registry.handler("encode", queue="video", timeout_seconds=3600.0)
+async def encode(video: Video, ctx: pgnotifyq.JobContext) -> dict[str, str]:
     """Encode a video frame by frame; leave nothing half-done behind."""
     unfinished = trio.Path(video.folder) / f"{video.title}.part"
     try:
@@ -52,11 +52,11 @@ async def main() -> None:
         async with pgnotifyq.open_client(dsn) as client, trio.open_nursery() as nursery:
             worker = await nursery.start(functools.partial(pgnotifyq.run_worker, registry, dsn, queues=["video"]))
 
-            short_id = await client.enqueue("encode", Video("short", 200, folder), queue="video")
+            short_id = await client.enqueue(encode, Video("short", 200, folder))
             short = await client.wait(short_id)
-            print("short:", short.status, short.result)
+            print("short:", short.status, short.result["file"])
 
-            long_id = await client.enqueue("encode", Video("long", 1_000_000, folder), queue="video")
+            long_id = await client.enqueue(encode, Video("long", 1_000_000, folder))
             while (await client.get(long_id)).progress is None:
                 await trio.sleep(0.01)
             outcome = await client.cancel(long_id, wait_seconds=10, why="nobody watches it")

@@ -16,7 +16,7 @@ The smallest program, a worker and a client in one:
             await pgnotifyq.migrate(connection)
         async with trio.open_nursery() as nursery, pgnotifyq.open_client(dsn) as client:
             worker = await nursery.start(pgnotifyq.run_worker, registry, dsn)
-            job_id = await client.enqueue("greet", {"name": "Ann"})
+            job_id = await client.enqueue(greet, {"name": "Ann"})
             job = await client.wait(job_id)
             print(job.result)
             worker.drain()
@@ -41,14 +41,15 @@ from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink
 
 # A handler: where it is registered, what it is given, what it may return.
-from pgnotifyq.model.registry import Handler, JobRegistry
+from pgnotifyq.model.handler import Handler
+from pgnotifyq.model.registry import HandlerDecorator, JobRegistry
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.tenants import OrgContext
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
 # Values: a job, what became of it, and what is looked at.
-from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId
+from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, ExecutionId, Job, JobId, JobSettings, NewJob, OrgId, WorkerId
 from pgnotifyq.model.states import Status
 from pgnotifyq.ledger.look import Explanation, QueueRow, TroubleRow, WorkerRow
 
@@ -107,6 +108,7 @@ __all__ = [
     "EventSink",
     # A handler.
     "Handler",
+    "HandlerDecorator",
     "JobRegistry",
     "RetryPolicy",
     "JobContext",
@@ -123,6 +125,7 @@ __all__ = [
     "ExecutionId",
     "Job",
     "JobId",
+    "JobSettings",
     "NewJob",
     "OrgId",
     "WorkerId",

@@ -18,7 +18,7 @@ ada@example.org has an account already: nothing was enqueued
 2 mails to send
 """,
     "encode_video.py": """\
-short: completed {'file': 'short.mp4'}
+short: completed short.mp4
 long: cancelled
 left: ['short.mp4']
 """,

@@ -14,6 +14,8 @@ from pgnotifyq.runtime.context import JobContext
 
 registry = JobRegistry()
 
+QUEUE = "demo"
+
 CHUNK_BYTES = 1 << 16
 
 
@@ -32,7 +34,7 @@ class Tree:
     report: str  # a file where the handler notes when it stopped
 
 
-@registry.handler("digest")
+@registry.handler(queue=QUEUE)
 def digest(payload: File) -> dict[str, object]:
     """Compute the SHA-256 and the line count of one file.
 
@@ -41,7 +43,7 @@ def digest(payload: File) -> dict[str, object]:
     return digest_file(Path(payload.path))
 
 
-@registry.handler("digest_for_ever")
+@registry.handler(queue=QUEUE)
 async def digest_for_ever(payload: Tree, ctx: JobContext) -> None:
     """Digest a folder again and again: the long job that the demo cancels."""
     rounds = 0
@@ -56,8 +58,8 @@ async def digest_for_ever(payload: Tree, ctx: JobContext) -> None:
         Path(payload.report).write_text(str(time.monotonic()), encoding="utf-8")  # noqa: ASYNC240  # a few bytes, while stopping
 
 
-@registry.handler("ping")
-async def ping(payload: dict[str, float]) -> float:  # noqa: ARG001  # handlers take a payload and may be async
+@registry.handler(queue=QUEUE)
+async def ping(payload: None) -> float:  # noqa: ARG001  # handlers take a payload and may be async
     """Say when it started."""
     return time.monotonic()
 

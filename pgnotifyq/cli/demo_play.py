@@ -28,11 +28,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pgnotifyq.cli.demo_handlers import digest_file
+from pgnotifyq.cli.demo_handlers import File, Tree, digest, digest_file, digest_for_ever, ping
 from pgnotifyq.doors.client import open_client
 from pgnotifyq.ledger import demo, look, sessions
 from pgnotifyq.migrating import migrate
-from pgnotifyq.model.job import NewJob
 from pgnotifyq.model.states import Status
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
@@ -123,14 +122,11 @@ async def _perform(console: Console, dsn: str, connection: Connection[TupleRow],
         console.print(f"workers: {', '.join(f'pid {worker.pid}' for worker in workers)}")
 
         report = scratch / "stopped-at"
-        tree = {"folder": str(_standard_library()), "report": str(report)}
-        long_job = await client.enqueue("digest_for_ever", tree, queue="demo", priority=10)
+        long_job = await client.enqueue(digest_for_ever, Tree(str(_standard_library()), str(report)), priority=10)
         await _until("the long job to start", partial(_has_started, connection, long_job))
 
         started = time.monotonic()
-        ids = await client.enqueue_many(
-            [NewJob(job_type=DIGEST, payload={"path": str(path)}, queue_name="demo") for path in paths]
-        )
+        ids = await client.enqueue_many([digest.job(File(str(path))) for path in paths])
         await _watch(console, connection, story, workers, long_job, report)
         story.seconds = time.monotonic() - started
         await _check(connection, story, dict(zip(ids, paths, strict=True)))
@@ -216,8 +212,8 @@ async def _ping(client: Client) -> list[float]:
     taken = []
     for _ in range(PINGS):
         called = time.monotonic()
-        job = await client.wait(await client.enqueue("ping", {}, queue="demo"), timeout_seconds=10)
-        taken.append((float(job.result) - called) * 1000)
+        job = await client.wait(await client.enqueue(ping), timeout_seconds=10)
+        taken.append((job.result - called) * 1000)
     return taken
 
 

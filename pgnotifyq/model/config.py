@@ -31,6 +31,17 @@ def _number(name: str, value: object) -> float:
     return value
 
 
+# Used in `attrs.Factory`. pyright sees no default in a method that `@field.default` decorates.
+
+
+def _third_of_the_lease(config: WorkerConfig) -> float:
+    return _number("lease_seconds", config.lease_seconds) / HEARTBEATS_A_LEASE_MIN
+
+
+def _tenth_of_the_lease(config: WorkerConfig) -> float:
+    return min(_number("lease_seconds", config.lease_seconds) / 10, 5.0)
+
+
 @attrs.frozen(kw_only=True)
 class WorkerConfig:
     """Everything that can be set about a worker. Times are in seconds.
@@ -45,9 +56,11 @@ class WorkerConfig:
     concurrency: int = 10  # jobs that run at once
     # If a worker is cut off, others take its jobs after this. A dead process is noticed sooner.
     lease_seconds: float = LEASE_SECONDS_DEFAULT
-    heartbeat_seconds: float = attrs.field()  # default: a third of the lease; never more
-    # A worker stops trusting a lease this long before its end.
-    margin_seconds: float = attrs.field()
+    # Default: a third of the lease; never more.
+    heartbeat_seconds: float = attrs.field(default=attrs.Factory(_third_of_the_lease, takes_self=True))
+    # A worker stops trusting a lease this long before its end. Default: a tenth of the lease, at
+    # most 5.
+    margin_seconds: float = attrs.field(default=attrs.Factory(_tenth_of_the_lease, takes_self=True))
     shutdown_seconds: float = 30.0  # how long running jobs may go on after the first signal
     grace_seconds: float = 5.0  # for clean-up after an interrupt, before it is called unresponsive
     backstop_seconds: float = 30.0  # longest sleep while notifications are proven to arrive
@@ -67,14 +80,6 @@ class WorkerConfig:
     handler_connections_max: int = HANDLER_CONNECTIONS_DEFAULT
     handler_connection_seconds: float = 30.0  # of that wait; then the job is put back, uncharged
     schema: str = "pgnotifyq"
-
-    @heartbeat_seconds.default
-    def _third_of_the_lease(self) -> float:
-        return _number("lease_seconds", self.lease_seconds) / HEARTBEATS_A_LEASE_MIN
-
-    @margin_seconds.default
-    def _tenth_of_the_lease(self) -> float:
-        return min(_number("lease_seconds", self.lease_seconds) / 10, 5.0)
 
     def __attrs_post_init__(self) -> None:
         if not 1 <= len(self.queues) <= QUEUES_MAX:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, NamedTuple, NewType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NewType, TypedDict
 from uuid import UUID, SafeUUID
 
 import attrs
@@ -13,7 +13,27 @@ from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.names import check_job_type, check_queue_name
 from pgnotifyq.model.states import FINISHED, Status
 
-JobId = NewType("JobId", UUID)
+if not TYPE_CHECKING:
+    from typing import TypeVar
+
+    Result_co = TypeVar("Result_co", covariant=True)
+
+    class _Subscriptable(NewType):
+        def __getitem__(self, _: object) -> NewType:
+            return self
+
+    JobId = _Subscriptable("JobId", UUID)
+else:
+    from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
+
+    Result_co = TypeVar("Result_co", covariant=True, default=Any)
+
+    class JobId(UUID, Generic[Result_co]):
+        """A job's id. By it a checker of types knows what the handler returns. It is a UUID."""
+
+        def __init__(self: JobId[Any], of: UUID, /) -> None: ...
+
+
 ExecutionId = NewType("ExecutionId", UUID)
 WorkerId = NewType("WorkerId", UUID)
 OrgId = NewType("OrgId", UUID)
@@ -53,10 +73,10 @@ class Lease(NamedTuple):
 
 
 @attrs.frozen(kw_only=True)
-class Job:
+class Job(Generic[Result_co]):
     """One row of `jobs`. Times are aware and on the database's clock."""
 
-    id: JobId
+    id: JobId[Result_co]
     org_id: OrgId  # the tenant
     queue_name: str
     job_type: str  # which handler runs it
@@ -74,7 +94,7 @@ class Job:
     started_at: datetime | None  # of the last claim
     completed_at: datetime | None = None  # when it was completed or cancelled
     error_message: str | None = None  # of the last failure, or why it was cancelled
-    result: Any = None  # what the handler returned, decoded JSON
+    result: Result_co = None  # type: ignore[assignment]  # what the handler returned, decoded JSON; None before, and if cancelled
     progress: float | None = None  # 0 to 1, written by the handler
     progress_message: str | None = None
     unique_key: str | None = None  # at most one unfinished job a tenant, type and key
@@ -215,6 +235,18 @@ class NewJob:
     def _check_key(key: object) -> None:
         if not isinstance(key, str) or not 1 <= len(key) <= UNIQUE_KEY_CHARS_MAX or "\x00" in key or not _is_text(key):
             raise InvalidJob(f"unique_key is not valid: use 1 to {UNIQUE_KEY_CHARS_MAX} characters, without NUL")
+
+
+class JobSettings(TypedDict, total=False):
+    """What `enqueue` and its kin take as keywords, besides a type and a payload."""
+
+    org_id: OrgId | UUID | str  # the tenant
+    queue: str | None  # None: the handler's
+    priority: int
+    scheduled_at: datetime | None
+    delay_seconds: float | None
+    max_attempts: int | None  # None: the handler's
+    unique_key: str | None
 
 
 def _is_text(text: str) -> bool:

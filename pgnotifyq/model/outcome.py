@@ -109,6 +109,9 @@ class Raised:
     error: str
     undecodable: bool = False  # the payload does not fit the handler
     unknown_type: bool = False  # there is no handler
+    kinds: frozenset[type[BaseException]] = attrs.field(
+        default=frozenset(), eq=False
+    )  # classes of what it raised; of a group: in it
     waited: bool = False  # for one of the worker's own connections, in vain: no fault of the job's
 
     @classmethod
@@ -119,7 +122,7 @@ class Raised:
         lines of the traceback. Never raises. The description is bounded: a user's error may be a
         hundred thousand errors deep, or 50 MB long.
         """
-        return cls(error=_described(error))
+        return cls(error=_described(error), kinds=_kinds_of(error))
 
 
 @attrs.frozen
@@ -242,6 +245,14 @@ _is_quiet = BaseException.__dict__["__suppress_context__"].__get__
 _traceback_of = BaseException.__dict__["__traceback__"].__get__
 
 
+def _kinds_of(error: BaseException) -> frozenset[type[BaseException]]:
+    """Return the classes of what was raised; of a group: of what is in it. Never raises."""
+    try:
+        return frozenset(map(type, _unfold(error)))
+    except BaseException:  # noqa: BLE001  # an error of the user's may lie about its class, and raise when it is asked
+        return frozenset({type(error)})
+
+
 def _said(error: BaseException) -> str:
     return f"{name_of(error)}: {_cut(text_of(error))}"
 
@@ -305,7 +316,7 @@ def decide(
         return failed("the handler cancelled its own scope", "failed", "exhausted")
     if ended.undecodable:
         return Outcome(kind=SettleKind.BURY, name="undecodable", error_message=bounded(ended.error), reason="undecodable")
-    return failed(ended.error, "failed", "unknown_job_type" if ended.unknown_type else "exhausted")
+    return _settle_error(ended, retry, failed)
 
 
 def encode_result(value: object) -> str | None:
@@ -349,6 +360,12 @@ def _settle_value(value: object, failed: _Failed) -> Outcome:
         said = str(error) if isinstance(error, InvalidPayload) else f"{name_of(error)}: {text_of(error)}"
         message = bounded(f"completed, but its result was not stored: {said}")
         return Outcome(kind=SettleKind.COMPLETE, name="completed", error_message=message)
+
+
+def _settle_error(raised: Raised, retry: RetryPolicy, failed: _Failed) -> Outcome:
+    if raised.kinds and not retry.tries_again(raised.kinds):
+        return Outcome(kind=SettleKind.BURY, name="discarded", error_message=bounded(raised.error), reason="discarded")
+    return failed(raised.error, "failed", "unknown_job_type" if raised.unknown_type else "exhausted")
 
 
 def _settle_wish(wish: Snooze | Retry | Discard, failed: _Failed) -> Outcome:

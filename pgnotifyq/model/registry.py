@@ -15,38 +15,19 @@ from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 
-from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, UnknownJobType, text_of
+from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
+from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what a registry has
 from pgnotifyq.model.job import Job
-from pgnotifyq.model.names import check_job_type, check_queue_name
+from pgnotifyq.model.names import check_job_type
 from pgnotifyq.model.payload import is_pydantic, is_structured, name_of, understood
-from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.retry import Errors, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
-Function = typing.TypeVar("Function", bound="Callable[..., Any]")
+    from pgnotifyq.model.typed import Async, Ctx, Fits
 
-TIMEOUT_SECONDS_MAX = 30 * 86_400.0
-
-
-@attrs.frozen(kw_only=True)
-class Handler:
-    """How to run one job type."""
-
-    job_type: str
-    call: Callable[..., Any]  # takes the payload (or the job), and the context if `takes_context`
-    is_async: bool  # else it runs in a thread
-    takes_job: bool  # a class handler, and a function that asks for a Job, are given the whole job
-    takes_context: bool
-    # The type that payloads are structured into (model/payload.py, `understood`). None: as decoded.
-    payload_type: Any
-    name: str  # module:qualname, for people
-    # `enqueue` uses it if its caller says nothing. None: the default.
-    max_attempts: int | None = None
-    timeout_seconds: float | None = None  # of one attempt; None: no limit
-    retry: RetryPolicy | None = None  # None: the default policy
-    cooperative: bool = False  # told of a cancel, and not cancelled before its grace is over
-    queue: str | None = None  # `enqueue` uses it if its caller says nothing
+Returned = typing.TypeVar("Returned")
 
 
 class JobRegistry:
@@ -68,90 +49,23 @@ class JobRegistry:
         """The handlers, in order of registration."""
         return tuple(self._handlers.values())
 
-    @overload
-    def handler(self, job_type: Function, /) -> Function: ...
-
-    @overload
-    def handler(
-        self,
-        job_type: str | None = None,
-        *,
-        max_attempts: int | None = None,
-        timeout_seconds: float | None = None,
-        retry: RetryPolicy | None = None,
-        cooperative: bool = False,
-        queue: str | None = None,
-    ) -> Callable[[Function], Function]: ...
-
-    def handler(
-        self,
-        job_type: str | Callable[..., Any] | None = None,
-        *,
-        max_attempts: int | None = None,
-        timeout_seconds: float | None = None,
-        retry: RetryPolicy | None = None,
-        cooperative: bool = False,
-        queue: str | None = None,
-    ) -> Any:
+    @property
+    def handler(self) -> HandlerDecorator:
         """Register the decorated function, async or not, for a job type.
 
-        The job type is the function's own name by default; then the parentheses may be left out.
-
-        The annotation of the first parameter is the payload's type. It may be:
-
-        - an attrs class, a dataclass or a pydantic model;
-        - a type that JSON has, or one that is written as text there (dates, UUID, Decimal, bytes,
-          enums), and collections and optional ones of these;
-        - dict, Any or nothing: the payload is given as decoded;
-        - Job: the whole job is given.
-
-        A second parameter is given the job's context. A function that is not async runs in a
-        thread. If it returns an awaitable, that is awaited.
-
-        Raises:
-            HandlerAlreadyRegistered: the type has a handler.
-            ConfigError: a setting is out of range, the function does not take one or two
-                parameters, or an annotation cannot be read or honoured.
+        `@registry.handler`, or `@registry.handler("resize", max_attempts=5, ...)`: HandlerDecorator
+        says what there is. What it gives is a Handler, which is still the function.
         """
+        return HandlerDecorator(self)
 
-        def register(function: Function, around: Mapping[str, Any] | None = None) -> Function:
-            if inspect.isclass(function):
-                raise ConfigError(
-                    f"{function.__qualname__} is a class: register an object of it, registry.register({function.__name__}(...))"
-                )
-            inner, parameters = _signature(function)
-            # A handler inside a function may name a class of that function: look among its locals.
-            wanted = _annotations(inner, parameters, sys._getframe(1).f_locals if around is None else around)  # noqa: SLF001
-            takes_job = wanted[0] is Job
-            name = f"{inner.__module__}:{inner.__qualname__}"
-            self._add(
-                Handler(
-                    job_type=check_job_type(getattr(function, "__name__", None) if job_type is None else job_type),
-                    call=function,
-                    is_async=_is_async(inner),
-                    takes_job=takes_job,
-                    takes_context=len(parameters) > 1,
-                    payload_type=None if takes_job else _payload_type(name, wanted[0]),
-                    name=name,
-                    max_attempts=max_attempts,
-                    timeout_seconds=timeout_seconds,
-                    retry=retry,
-                    cooperative=cooperative,
-                    queue=queue,
-                )
-            )
-            return function
-
-        if callable(job_type):
-            function, job_type = job_type, None
-            return register(function, sys._getframe(1).f_locals)  # noqa: SLF001
-        return register
-
-    def register(self, instance: Any) -> None:
+    def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
 
-        It may also have max_attempts, timeout_seconds, retry, cooperative and queue. Its
-        dependencies were given to it when it was made, so it can be tested without a database.
+        It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative and
+        queue. Its dependencies were given to it when it was made, so it can be tested without a
+        database.
+
+        Returns: its handler, which `enqueue` takes.
 
         Raises:
             HandlerAlreadyRegistered: the type has a handler.
@@ -163,11 +77,11 @@ class JobRegistry:
         name = f"{kind.__module__}:{kind.__qualname__}"
         inner, parameters = _signature(instance.handle)
         wanted = _annotations(inner, parameters, None)[0]
-        if wanted is not Job and _is_of_payloads(wanted):
+        if not _is_job(wanted) and _is_of_payloads(wanted):
             raise ConfigError(
                 f"{name}: handle(job, ctx) is given the whole job, not a {name_of(wanted)}: its payload is job.payload"
             )
-        self._add(
+        return self._add(
             Handler(
                 job_type=check_job_type(getattr(instance, "job_type", None)),
                 call=instance.handle,
@@ -178,7 +92,12 @@ class JobRegistry:
                 name=name,
                 max_attempts=getattr(instance, "max_attempts", None),
                 timeout_seconds=getattr(instance, "timeout_seconds", None),
-                retry=getattr(instance, "retry", None),
+                retry=_policy(
+                    name,
+                    getattr(instance, "retry", None),
+                    getattr(instance, "retry_on", None),
+                    getattr(instance, "discard_on", ()),
+                ),
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
             )
@@ -215,11 +134,12 @@ class JobRegistry:
         known = ", ".join(sorted(self._handlers)) or "none"
         return f"no handler is registered for job type {job_type!r}; registered: {known}"
 
-    def _add(self, handler: Handler) -> None:
+    def _add(self, handler: Handler) -> Handler:
         self._refuse_second(handler)
-        _check_settings(handler)
+        handler.check_settings()
         self._handlers[handler.job_type] = handler
         self._tell()
+        return handler
 
     def _tell(self) -> None:
         self.generation += 1
@@ -236,23 +156,175 @@ class JobRegistry:
             raise HandlerAlreadyRegistered(message)
 
 
-def _check_settings(handler: Handler) -> None:
-    if handler.max_attempts is not None and not (_is_number(handler.max_attempts, int) and 1 <= handler.max_attempts <= 1000):
-        raise ConfigError(f"{handler.name}: max_attempts {handler.max_attempts!r} is out of range: use 1 to 1000")
-    seconds = handler.timeout_seconds
-    if seconds is not None and not (_is_number(seconds, (int, float)) and 0 < seconds <= TIMEOUT_SECONDS_MAX):
-        message = (
-            f"{handler.name}: timeout_seconds {handler.timeout_seconds!r} is out of range: above 0, to {TIMEOUT_SECONDS_MAX:g}"
+@attrs.frozen(kw_only=True)
+class HandlerDecorator:
+    """Makes a handler of a function, and registers it.
+
+    It is what `registry.handler` is, with or without settings.
+    """
+
+    registry: JobRegistry = attrs.field(kw_only=False)
+    job_type: str | None = None  # None: the function's own name
+    max_attempts: int | None = None
+    timeout_seconds: float | None = None
+    retry: RetryPolicy | None = None
+    retry_on: Errors | None = None
+    discard_on: Errors = ()
+    cooperative: bool = False
+    queue: str | None = None
+
+    # A checker takes the first form that fits. Job comes first: a handler that takes the whole job
+    # says nothing of its payload.
+
+    @overload
+    def __call__(self, function: Callable[[Job], Coroutine[Any, Any, Returned]], /) -> Async[Any, Returned]: ...
+    @overload
+    def __call__(self, function: Callable[[Job, Ctx], Coroutine[Any, Any, Returned]], /) -> Async[Any, Returned]: ...
+    @overload
+    def __call__(self, function: Callable[[Job], Returned], /) -> Handler[Any, Returned, Returned]: ...
+    @overload
+    def __call__(self, function: Callable[[Job, Ctx], Returned], /) -> Handler[Any, Returned, Returned]: ...
+    @overload
+    def __call__(self, function: Callable[[Fits], Coroutine[Any, Any, Returned]], /) -> Async[Fits, Returned]: ...
+    @overload
+    def __call__(self, function: Callable[[Fits, Ctx], Coroutine[Any, Any, Returned]], /) -> Async[Fits, Returned]: ...
+    @overload
+    def __call__(self, function: Callable[[Fits], Returned], /) -> Handler[Fits, Returned, Returned]: ...
+    @overload
+    def __call__(self, function: Callable[[Fits, Ctx], Returned], /) -> Handler[Fits, Returned, Returned]: ...
+    @overload
+    def __call__(
+        self,
+        job_type: str | None = None,
+        /,
+        *,
+        max_attempts: int | None = None,
+        timeout_seconds: float | None = None,
+        retry: RetryPolicy | None = None,
+        retry_on: Errors | None = None,
+        discard_on: Errors = (),
+        cooperative: bool = False,
+        queue: str | None = None,
+    ) -> HandlerDecorator: ...
+
+    def __call__(self, job_type: Any = None, **settings: Any) -> Any:
+        """Register the decorated function, async or not, for a job type.
+
+        The job type is the function's own name by default; then the parentheses may be left out.
+
+        The annotation of the first parameter is the payload's type. It may be:
+
+        - an attrs class, a dataclass or a pydantic model;
+        - a type that JSON has, or one that is written as text there (dates, UUID, Decimal, bytes,
+          enums), and collections and optional ones of these;
+        - dict, Any or nothing: the payload is given as decoded;
+        - Job: the whole job is given.
+
+        A second parameter is given the job's context. A function that is not async runs in a
+        thread. If it returns an awaitable, that is awaited.
+
+        Settings:
+            max_attempts, queue: what `enqueue` uses if its caller says nothing.
+            timeout_seconds: of one attempt.
+            retry: when a failed attempt is tried again.
+            retry_on: the exceptions that are tried again; default: all.
+            discard_on: those that are not. The job is a dead letter at once.
+            cooperative: the handler is told of a cancel, and is not cancelled before its grace is
+                over.
+
+        Returns: the handler. If it is called with a name or settings: a decorator that has them.
+
+        Raises:
+            HandlerAlreadyRegistered: the type has a handler.
+            ConfigError: a setting is out of range, the function does not take one or two
+                parameters, or an annotation cannot be read or honoured.
+        """
+        if not callable(job_type):
+            return attrs.evolve(self, job_type=job_type, **settings)
+        # A handler inside a function may name a class of that function: look among its locals.
+        return self._declare(job_type, sys._getframe(1).f_locals)  # noqa: SLF001
+
+    def _declare(self, function: Callable[..., Any], around: Mapping[str, Any]) -> Handler:
+        if inspect.isclass(function):
+            raise ConfigError(
+                f"{function.__qualname__} is a class: register an object of it, registry.register({function.__name__}(...))"
+            )
+        if isinstance(function, Handler):
+            function = function.call
+        inner, parameters = _signature(function)
+        wanted = _annotations(inner, parameters, around)
+        takes_job = _is_job(wanted[0])
+        name = f"{inner.__module__}:{inner.__qualname__}"
+        return self.registry._add(  # noqa: SLF001  # this module's own
+            Handler(
+                job_type=check_job_type(getattr(function, "__name__", None) if self.job_type is None else self.job_type),
+                call=function,
+                is_async=_is_async(inner),
+                takes_job=takes_job,
+                takes_context=len(parameters) > 1,
+                payload_type=None if takes_job else _payload_type(name, wanted[0]),
+                name=name,
+                max_attempts=self.max_attempts,
+                timeout_seconds=self.timeout_seconds,
+                retry=_policy(name, self.retry, self.retry_on, self.discard_on),
+                cooperative=self.cooperative,
+                queue=self.queue,
+            )
         )
-        raise ConfigError(message)
-    if handler.retry is not None and not isinstance(handler.retry, RetryPolicy):
-        raise ConfigError(f"{handler.name}: retry {handler.retry!r} is not a RetryPolicy")
-    if handler.queue is not None:
-        check_queue_name(handler.queue)
 
 
-def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _policy(name: str, retry: RetryPolicy | None, retry_on: Errors | None, discard_on: Errors) -> RetryPolicy | None:
+    """Return a handler's policy, with the errors that it names beside it."""
+    if retry_on is None and discard_on == ():
+        return retry
+    try:
+        policy = RetryPolicy() if retry is None else retry
+        return attrs.evolve(
+            policy,
+            retry_on=policy.retry_on if retry_on is None else retry_on,
+            discard_on=policy.discard_on if discard_on == () else discard_on,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _is_job(wanted: Any) -> bool:
+    return wanted is Job or typing.get_origin(wanted) is Job
+
+
+def handler_of(job_type: object, registry: JobRegistry | None) -> Handler | None:
+    """Return the handler of a job that is to be enqueued.
+
+    It is the one that was given, or the one that the registry has by that name.
+
+    Returns: None if a name was given and no registry.
+
+    Raises:
+        UnknownJobType: the registry has no such handler.
+        InvalidJob: what was given is no handler; or another one handles the type in the registry.
+    """
+    if isinstance(job_type, str):
+        return None if registry is None else registry.get(job_type)
+    if not isinstance(job_type, Handler):
+        if not callable(job_type):
+            check_job_type(job_type)
+        raise InvalidJob(
+            f"{job_type!r} is not a handler: name a job type, or pass what @registry.handler makes of a function, "
+            "or what registry.register gives back"
+        )
+    if registry is not None:
+        known = registry.find(job_type.job_type)
+        if known is None:
+            raise UnknownJobType(
+                f"{job_type.name} is a handler of another registry than the client's: take it in, "
+                f"registry.include(...); {registry.explain_unknown(job_type.job_type)}"
+            )
+        if known is not job_type:
+            raise InvalidJob(
+                f"{job_type.name} is a handler of another registry than the client's, where {known.name} handles "
+                f"{job_type.job_type!r}: pass that one, or give one of them another type"
+            )
+    return job_type
 
 
 async def finished(handler: Handler, value: Any) -> Any:

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import attrs
 
 from pgnotifyq.model.errors import ConfigError
+
+Errors = type[Exception] | tuple[type[Exception], ...]  # what `except` takes
+
+
+def _as_errors(given: Errors | None) -> tuple[type[Exception], ...] | None:
+    if given is None:
+        return None
+    errors = given if isinstance(given, tuple) else (given,)
+    for each in errors:
+        if not (isinstance(each, type) and issubclass(each, Exception)):
+            raise ConfigError(f"{each!r} is no class of exceptions: name classes that a handler raises, as after `except`")
+    return errors
+
+
+def _as_errors_or_none(given: Errors) -> tuple[type[Exception], ...]:
+    return _as_errors(given) or ()
 
 
 @attrs.frozen(kw_only=True)
@@ -22,6 +39,11 @@ class RetryPolicy:
     cap_seconds: float = 300.0  # no delay is longer, jitter included
     # Plus or minus this share. So jobs that failed together do not return together.
     jitter: float = 0.25
+    # Which errors of a handler are tried again. An attempt that ends with another is the last.
+    # None: all are.
+    retry_on: tuple[type[Exception], ...] | None = attrs.field(default=None, converter=_as_errors)
+    # Which errors are not, even if they are among those.
+    discard_on: tuple[type[Exception], ...] = attrs.field(default=(), converter=_as_errors_or_none)
 
     def __attrs_post_init__(self) -> None:
         for name, value, low, high in (
@@ -32,6 +54,18 @@ class RetryPolicy:
         ):
             if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
                 raise ConfigError(f"retry {name} {value!r} is out of range: use {low:g} to {high:g}")
+
+    def tries_again(self, raised: Iterable[type[BaseException]]) -> bool:
+        """Tell whether an attempt is tried again that ended with errors of these classes.
+
+        There are several if a group held them. If one is to be discarded, it decides; else one that
+        is to be tried again does.
+        """
+        # As `except` asks: the classes themselves, and not what a class says of itself.
+        kinds = {kind for each in raised for kind in type.__dict__["__mro__"].__get__(each)}
+        if not kinds.isdisjoint(self.discard_on):
+            return False
+        return self.retry_on is None or not kinds.isdisjoint(self.retry_on)
 
     def delay_seconds(self, attempt: int, random: float) -> float:
         """Return how long to wait after a failed attempt.

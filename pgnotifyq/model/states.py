@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Literal
 
 
 class Status(StrEnum):
@@ -17,6 +18,10 @@ class Status(StrEnum):
     COMPLETED = "completed"
     CANCELLED = "cancelled"
 
+
+# A status, or what is derived from one when a job is looked at: it is not due yet (scheduled), it
+# waits after a failure (retrying), or its handler was told to stop (stopping).
+Label = Literal["pending", "running", "completed", "cancelled", "scheduled", "retrying", "stopping"]
 
 DEAD = "dead letter"  # not a status: the row is in dead_letter_jobs
 

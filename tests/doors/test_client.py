@@ -205,7 +205,7 @@ async def test_enqueue_in_a_transaction_of_ones_own(dsn: str, client: Client, co
 async def test_a_connection_of_another_kind(client: Client) -> None:
     """Refused by name, not by a hang."""
     with pytest.raises(TypeError, match=r"builtins\.str"):
-        await client.enqueue("noop", connection="host=here")  # type: ignore[arg-type]
+        await client.enqueue("noop", connection="host=here")  # type: ignore[call-overload]
 
 
 async def test_enqueue_cancelled_while_it_waits(dsn: str, client: Client, connection: Link) -> None:

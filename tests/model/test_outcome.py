@@ -235,6 +235,49 @@ def test_a_wish_among_other_errors_is_a_failure_like_any() -> None:
         assert "ExceptionGroup" in ended.error
 
 
+CHOOSY = RetryPolicy(retry_on=OSError, discard_on=FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ConnectionResetError("x"), SettleKind.RETRY),
+        (FileNotFoundError("x"), SettleKind.BURY),
+        (ValueError("x"), SettleKind.BURY),
+        (ExceptionGroup("nursery", [ExceptionGroup("nursery", [TimeoutError("x")])]), SettleKind.RETRY),
+        (ExceptionGroup("nursery", [TimeoutError("x"), FileNotFoundError("x")]), SettleKind.BURY),
+        (Retry(reason="asked for"), SettleKind.RETRY),
+    ],
+    ids=repr,
+)
+def test_errors_that_a_handler_says_are_tried_again(error: BaseException, kind: SettleKind) -> None:
+    """Others end in a dead letter at the first attempt, with what was raised; a wish is taken at its word."""
+    settlement = decide(ended_by(error), None, attempt=1, max_attempts=3, retry=CHOOSY, random=lambda: 0.5)
+    assert settlement is not None
+    assert settlement.kind is kind
+    if kind is SettleKind.BURY:
+        assert (settlement.name, settlement.reason) == ("discarded", "discarded")
+        assert type(error).__name__ in (settlement.error_message or "")
+
+
+@given(interrupts)
+def test_an_error_of_a_handler_that_was_stopped(interrupt: Interrupt | None) -> None:
+    """A shutdown or a cancel makes handlers raise what they would not else: their job is not discarded for it."""
+    settlement = decide(ended_by(ValueError("x")), interrupt, attempt=1, max_attempts=3, retry=CHOOSY, random=lambda: 0.5)
+    assert (settlement is not None and settlement.kind is SettleKind.BURY) == (interrupt is None)
+
+
+@pytest.mark.parametrize("policy", [CHOOSY, RetryPolicy(retry_on=())], ids=["choosy", "nothing"])
+@pytest.mark.parametrize(
+    "ended", [Stopped(), Raised(error="no handler", unknown_type=True)], ids=["its own scope", "unknown type"]
+)
+def test_what_no_handler_raised_is_tried_again(ended: Ended, policy: RetryPolicy) -> None:
+    """The handler said nothing of it."""
+    settlement = decide(ended, None, attempt=1, max_attempts=3, retry=policy, random=lambda: 0.5)
+    assert settlement is not None
+    assert settlement.kind is SettleKind.RETRY
+
+
 @pytest.mark.parametrize("wish", [Snooze, Retry, Discard])
 def test_a_wish_without_parentheses_is_a_failure(wish: type) -> None:
     """Its job was completed, the wish being a result that could not be stored."""

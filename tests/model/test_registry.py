@@ -14,6 +14,7 @@ import trio
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidName, UnknownJobType
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.registry import JobRegistry, finished
+from pgnotifyq.model.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,11 @@ class SendEmail:
 
     async def handle(self, job: Any, ctx: Any) -> None:
         """Send it."""
+
+
+def unchecked(value: Any) -> Any:
+    """Return a value as one that type checkers ask nothing of: they refuse what these tests do."""
+    return value
 
 
 def test_a_function_declares_what_it_takes() -> None:
@@ -70,7 +76,7 @@ def test_a_second_handler_of_a_type_is_refused_and_the_first_stays() -> None:
     other.handler("more")(lambda payload: payload)
     with pytest.raises(HandlerAlreadyRegistered):
         registry.include(other)
-    assert registry.get("send_email").call is first
+    assert registry.get("send_email") is first
     assert registry.job_types == {"send_email"}
 
 
@@ -92,9 +98,9 @@ def test_a_bad_job_type_is_refused(name: Any) -> None:
 def test_a_function_that_cannot_be_a_handler_is_refused() -> None:
     """No parameter, or three that are needed; a class instead of an object."""
     with pytest.raises(ConfigError):
-        JobRegistry().handler("x")(lambda: None)
+        unchecked(JobRegistry().handler("x"))(lambda: None)
     with pytest.raises(ConfigError):
-        JobRegistry().handler("x")(lambda a, b, c: None)
+        unchecked(JobRegistry().handler("x"))(lambda a, b, c: None)
     with pytest.raises(ConfigError):
         JobRegistry().register(SendEmail)
 
@@ -136,7 +142,7 @@ def test_a_parameter_that_a_worker_cannot_pass_is_refused() -> None:
     def work(payload: Any, *, ctx: Any) -> None: ...
 
     with pytest.raises(ConfigError, match="must take"):
-        JobRegistry().handler("x")(work)
+        unchecked(JobRegistry().handler("x"))(work)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +165,27 @@ def test_a_setting_out_of_range_is_refused(settings: dict[str, Any]) -> None:
         JobRegistry().handler("x", **settings)(lambda payload: payload)
 
 
+def test_errors_that_are_named_beside_a_policy() -> None:
+    """They become the handler's policy, in either style; a policy's numbers and its own errors stay."""
+    registry = JobRegistry()
+    slow = RetryPolicy(base_seconds=60, discard_on=KeyError)
+
+    @registry.handler(retry_on=(OSError,), retry=slow)
+    async def charge(payload: dict[str, Any]) -> None: ...
+
+    @registry.handler(discard_on=LookupError)
+    async def look(payload: dict[str, Any]) -> None: ...
+
+    class Send(SendEmail):
+        retry_on = OSError
+
+    assert charge.retry == RetryPolicy(base_seconds=60, retry_on=OSError, discard_on=KeyError)
+    assert look.retry == RetryPolicy(discard_on=LookupError)
+    assert registry.register(Send()).retry == RetryPolicy(retry_on=OSError)
+    with pytest.raises(ConfigError, match=r"test_registry:.*'OSError' is no class of exceptions"):
+        registry.handler("x", retry_on=unchecked("OSError"))(charge)
+
+
 def test_a_decorator_without_parentheses_registers_the_function() -> None:
     """Its own name is the type; before, nothing was registered, and the job had no handler."""
     registry = JobRegistry()
@@ -171,14 +198,15 @@ def test_a_decorator_without_parentheses_registers_the_function() -> None:
     async def resize(payload: Local) -> str:
         return payload.path
 
-    assert (registry.get("resize").call, registry.get("resize").payload_type) == (resize, Local)
+    assert registry.get("resize") is resize
+    assert resize.payload_type is Local
 
 
 def test_a_class_is_refused_where_a_function_is_decorated() -> None:
     """It would be made of a payload, and that be all."""
     for register in (JobRegistry().handler, JobRegistry().handler("send_email")):
         with pytest.raises(ConfigError, match=r"registry.register\(SendEmail"):
-            register(SendEmail)
+            unchecked(register)(SendEmail)
 
 
 def test_an_annotation_that_cannot_be_read_is_refused() -> None:
@@ -187,7 +215,7 @@ def test_an_annotation_that_cannot_be_read_is_refused() -> None:
     async def hidden(payload: Fraction, ctx: JobContext) -> None: ...
 
     with pytest.raises(ConfigError, match=r"hidden.*Fraction.*TYPE_CHECKING"):
-        JobRegistry().handler("x")(hidden)
+        unchecked(JobRegistry().handler("x"))(hidden)
 
 
 def test_an_annotation_that_cannot_be_honoured_is_refused_with_the_handlers_name() -> None:
@@ -196,7 +224,7 @@ def test_an_annotation_that_cannot_be_honoured_is_refused_with_the_handlers_name
     async def work(payload: complex) -> None: ...
 
     with pytest.raises(ConfigError, match=r"test_registry:.*work.*complex"):
-        JobRegistry().handler("x")(work)
+        unchecked(JobRegistry().handler("x"))(work)
 
 
 def test_a_function_may_ask_for_the_whole_job() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,4 +40,33 @@ def test_jitter_goes_both_ways(attempt: int, random: float) -> None:
 def test_a_setting_out_of_range_is_refused(settings: dict[str, float]) -> None:
     """The error names the setting and its range."""
     with pytest.raises(ConfigError, match=next(iter(settings))):
-        RetryPolicy(**settings)
+        RetryPolicy(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("errors", [5, "ValueError", (ValueError, "x"), KeyboardInterrupt, [ValueError]], ids=repr)
+@pytest.mark.parametrize("setting", ["retry_on", "discard_on"])
+def test_what_is_no_class_of_exceptions_is_refused(setting: str, errors: Any) -> None:
+    """Also what no `except Exception` would take: such errors are not the handler's."""
+    with pytest.raises(ConfigError, match="no class of exceptions"):
+        RetryPolicy(**{setting: errors})
+
+
+@pytest.mark.parametrize(
+    ("policy", "raised", "again"),
+    [
+        (RetryPolicy(), [ValueError], True),
+        (RetryPolicy(retry_on=OSError), [ConnectionResetError], True),
+        (RetryPolicy(retry_on=(OSError, KeyError)), [ValueError], False),
+        (RetryPolicy(retry_on=()), [ValueError], False),
+        (RetryPolicy(discard_on=LookupError), [KeyError], False),
+        (RetryPolicy(discard_on=(LookupError,)), [ValueError], True),
+        (RetryPolicy(retry_on=OSError, discard_on=FileNotFoundError), [FileNotFoundError], False),
+        (RetryPolicy(retry_on=OSError, discard_on=FileNotFoundError), [TimeoutError], True),
+        (RetryPolicy(retry_on=OSError), [ValueError, TimeoutError], True),
+        (RetryPolicy(discard_on=KeyError), [ValueError, KeyError], False),
+        (RetryPolicy(retry_on=Exception), [SystemExit], False),
+    ],
+)
+def test_which_errors_are_tried_again(policy: RetryPolicy, raised: list[type[BaseException]], again: bool) -> None:
+    """As `except` would take them. Of several in a group, one to be discarded decides, else one to be tried again does."""
+    assert policy.tries_again(raised) is again

@@ -1,0 +1,193 @@
+"""A handler: how to run one job type. It is a value, and still the function that it was made of.
+
+A checker of types sees three things of a handler, as in `Handler[Payload, Result, Returned]`:
+
+- Payload: what `enqueue` takes.
+- Result: what `wait` gives back, if JSON does not change it.
+- Returned: what a call returns. It is a coroutine if the function is async.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Generic, overload
+
+import attrs
+
+from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, PayloadUndecodable
+from pgnotifyq.model.job import QUEUE_DEFAULT, JobSettings, NewJob
+from pgnotifyq.model.names import check_queue_name
+from pgnotifyq.model.payload import encoded, structure
+from pgnotifyq.model.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import ClassVar, Unpack
+
+    from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
+
+    Payload = TypeVar("Payload", default=Any)
+    Result_co = TypeVar("Result_co", covariant=True, default=Any)
+    Returned_co = TypeVar("Returned_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
+
+    Payload = TypeVar("Payload")
+    Result_co = TypeVar("Result_co", covariant=True)
+    Returned_co = TypeVar("Returned_co", covariant=True)
+
+
+# For the overloads of whatever takes a handler.
+P = TypeVar("P")
+R = TypeVar("R")
+V = TypeVar("V")
+# Results that come back as the type that they were: what JSON has.
+Plain = TypeVar("Plain", bound="bool | int | float | str | list[Any] | Mapping[str, object] | None")
+
+TIMEOUT_SECONDS_MAX = 30 * 86_400.0
+
+# What a handler has of its function, for programs that look at functions. By its code and its
+# defaults, `inspect.iscoroutinefunction` takes a handler for a function.
+_OF_A_FUNCTION = (
+    "__module__", "__name__", "__qualname__", "__doc__", "__annotations__", "__type_params__",
+    "__code__", "__defaults__", "__kwdefaults__",
+)  # fmt: skip
+
+
+@attrs.frozen(kw_only=True, eq=False, slots=False)
+class Handler(Generic[Payload, Result_co, Returned_co]):
+    """How to run one job type, as a value that is still the function that was declared.
+
+    It may be called as the function, has its name and signature, and is pickled by its name.
+    `client.enqueue(resize, Resize("a.png", 64))` takes its queue and its attempts.
+    """
+
+    job_type: str
+    call: Callable[..., Any]  # takes the payload (or the job), and the context if `takes_context`
+    is_async: bool  # else it runs in a thread
+    takes_job: bool  # a class handler, and a function that asks for a Job, are given the whole job
+    takes_context: bool
+    # The type that payloads are structured into (model/payload.py, `understood`). None: as decoded.
+    payload_type: Any
+    name: str  # module:qualname, for people
+    # `enqueue` uses it if its caller says nothing. None: the default.
+    max_attempts: int | None = None
+    timeout_seconds: float | None = None  # of one attempt; None: no limit
+    retry: RetryPolicy | None = None  # None: the default policy
+    cooperative: bool = False  # told of a cancel, and not cancelled before its grace is over
+    queue: str | None = None  # `enqueue` uses it if its caller says nothing
+
+    # As of the function, if it has them.
+    __name__: ClassVar[str]
+    __qualname__: ClassVar[str]
+    __wrapped__: ClassVar[Callable[..., Any]]
+
+    def __attrs_post_init__(self) -> None:
+        function = self.call
+        own = self.__dict__
+        for name, value in getattr(function, "__dict__", {}).items():
+            own.setdefault(name, value)
+        for name in _OF_A_FUNCTION:
+            if hasattr(function, name):
+                own[name] = getattr(function, name)
+        own["__wrapped__"] = function
+
+    @overload
+    def __call__(self, payload: Payload, /, *args: Any, **kwargs: Any) -> Returned_co: ...
+
+    @overload
+    def __call__(self, **kwargs: Any) -> Returned_co: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Returned_co:
+        """Call the function, with a payload and, if it takes one, a context."""
+        returned: Returned_co = self.call(*args, **kwargs)
+        return returned
+
+    def __reduce__(self) -> str:
+        """Return the name by which it is found where it is unpickled, as for a function."""
+        name = getattr(self, "__qualname__", None)
+        if not isinstance(name, str):
+            raise TypeError(f"{self.name} has no name of its own, and cannot be pickled: name its job type {self.job_type!r}")
+        return name
+
+    @overload
+    def job(self, payload: Payload, **settings: Unpack[JobSettings]) -> NewJob: ...
+
+    @overload
+    def job(self: Handler[P | None], payload: None = None, **settings: Unpack[JobSettings]) -> NewJob: ...
+
+    def job(self, payload: Any = None, **settings: Unpack[JobSettings]) -> NewJob:
+        """Make a job to enqueue, for `enqueue_many`. It takes the handler's queue and attempts.
+
+        Args:
+            payload: what the function takes.
+            settings: as for `enqueue`: queue, priority, scheduled_at, delay_seconds, max_attempts,
+                unique_key, org_id.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: it could not be enqueued.
+        """
+        return make_job(self.job_type, payload, {**settings}, self)
+
+    def checked(self, payload: object) -> Any:
+        """Return a payload as it is to be enqueued. Refuse what would not fit the function later.
+
+        Raises:
+            InvalidPayload, PayloadTooLarge: it does not fit, or cannot be stored.
+        """
+        if self.payload_type is None or self.takes_job:
+            return payload
+        text = encoded(payload)
+        try:
+            structure(json.loads(text.text), self.payload_type)
+        except PayloadUndecodable as error:
+            raise InvalidPayload(f"{error}; the handler is {self.name}") from error
+        return text
+
+    def check_settings(self) -> None:
+        """Refuse settings that are out of range.
+
+        Raises:
+            ConfigError: one is; the error names it.
+            InvalidName: the queue's name is not one.
+        """
+        if self.max_attempts is not None and not (_is_number(self.max_attempts, int) and 1 <= self.max_attempts <= 1000):
+            raise ConfigError(f"{self.name}: max_attempts {self.max_attempts!r} is out of range: use 1 to 1000")
+        seconds = self.timeout_seconds
+        if seconds is not None and not (_is_number(seconds, (int, float)) and 0 < seconds <= TIMEOUT_SECONDS_MAX):
+            raise ConfigError(f"{self.name}: timeout_seconds {seconds!r} is out of range: above 0, to {TIMEOUT_SECONDS_MAX:g}")
+        if self.retry is not None and not isinstance(self.retry, RetryPolicy):
+            raise ConfigError(f"{self.name}: retry {self.retry!r} is not a RetryPolicy")
+        if self.queue is not None:
+            check_queue_name(self.queue)
+
+
+def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+_SETTINGS = frozenset(JobSettings.__annotations__)
+
+
+def make_job(job_type: str, payload: object, settings: dict[str, Any], handler: Handler[Any] | None) -> NewJob:
+    """Make a job of what `enqueue` takes.
+
+    Args:
+        job_type: which handler runs it.
+        payload: what the handler takes.
+        settings: JobSettings, in a dict that is used up.
+        handler: its queue and attempts are the defaults, and the payload has to fit it. None: it is
+            not known here.
+
+    Raises:
+        InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: it could not be enqueued.
+    """
+    if not settings.keys() <= _SETTINGS:
+        unknown = ", ".join(sorted(map(str, settings.keys() - _SETTINGS)))
+        raise InvalidJob(f"a job has no {unknown}: use {', '.join(sorted(_SETTINGS | {'job_type', 'payload'}))}")
+    queue, max_attempts = settings.pop("queue", None), settings.pop("max_attempts", None)
+    if handler is not None:
+        queue = handler.queue or QUEUE_DEFAULT if queue is None else queue
+        max_attempts = handler.max_attempts if max_attempts is None else max_attempts
+        payload = handler.checked(payload)
+    return NewJob(job_type=job_type, payload=payload, queue_name=queue, max_attempts=max_attempts, **settings)

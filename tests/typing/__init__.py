@@ -1,0 +1,1 @@
+"""What checkers of types say of programs that use the queue."""
