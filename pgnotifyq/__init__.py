@@ -35,7 +35,8 @@ from pgnotifyq._version import __version__
 from pgnotifyq.wire.connection import Connection, connect
 from pgnotifyq.ledger.schema import Step as MigrationStep
 from pgnotifyq.migrating import migrate
-from pgnotifyq.doors.client import CancelOutcome, Client, open_client
+from pgnotifyq.doors.verbs import CancelOutcome
+from pgnotifyq.doors.client import Client, open_client
 from pgnotifyq.runtime.worker import WorkerHandle, run_worker
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink
