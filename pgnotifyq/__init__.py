@@ -29,14 +29,26 @@ program's tests need is in `pgnotifyq.testing`.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from pgnotifyq._version import __version__
 
+import pgnotifyq.wire  # noqa: F401  # first, for it says whether the psycopg that is installed will do
+
+# What runs on trio is imported when it is first used (see `__getattr__`): a program that only
+# enqueues, by `pgnotifyq.sync` or `pgnotifyq.aio`, does without trio.
+
 # A program: the schema, a client, a worker.
-from pgnotifyq.wire.connection import Connection, connect
+if TYPE_CHECKING:
+    from pgnotifyq.wire.connection import Connection, connect
 from pgnotifyq.ledger.schema import Step as MigrationStep
 from pgnotifyq.migrating import migrate
-from pgnotifyq.doors.client import CancelOutcome, Client, open_client
-from pgnotifyq.runtime.worker import WorkerHandle, run_worker
+from pgnotifyq.doors.verbs import CancelOutcome
+
+if TYPE_CHECKING:
+    from pgnotifyq.doors.client import Client, open_client
+    from pgnotifyq.runtime.worker import WorkerHandle, run_worker
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink
 
@@ -44,8 +56,10 @@ from pgnotifyq.model.events import Event, EventName, EventSink
 from pgnotifyq.model.handler import Handler
 from pgnotifyq.model.registry import HandlerDecorator, JobRegistry
 from pgnotifyq.model.retry import RetryPolicy
-from pgnotifyq.runtime.context import JobContext
-from pgnotifyq.runtime.tenants import OrgContext
+
+if TYPE_CHECKING:
+    from pgnotifyq.runtime.context import JobContext
+    from pgnotifyq.runtime.tenants import OrgContext
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
 # Values: a job, what became of it, and what is looked at.
@@ -168,3 +182,31 @@ __all__ = [
     "TransactionLeft",
     "UnsupportedPsycopg",
 ]
+
+_LATE = {
+    "Connection": "wire.connection",
+    "connect": "wire.connection",
+    "Client": "doors.client",
+    "open_client": "doors.client",
+    "WorkerHandle": "runtime.worker",
+    "run_worker": "runtime.worker",
+    "JobContext": "runtime.context",
+    "OrgContext": "runtime.tenants",
+}
+_DOORS = ("aio", "sync")
+
+
+def __getattr__(name: str) -> object:
+    """Import what is imported late, and keep it."""
+    if name in _DOORS:
+        return importlib.import_module(f"pgnotifyq.{name}")
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(f"pgnotifyq.{_LATE[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """Return the names that are there, and those that can be had."""
+    return sorted({*globals(), *__all__, *_DOORS})

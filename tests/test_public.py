@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
 import sys
 import textwrap
 import typing
@@ -115,8 +116,9 @@ def test_exports_are_in_reading_order() -> None:
     imported = [
         alias.asname or alias.name
         for statement in tree.body
-        if isinstance(statement, ast.ImportFrom) and statement.module != "__future__"
-        for alias in statement.names
+        for one in (statement.body if isinstance(statement, ast.If) else [statement])
+        if isinstance(one, ast.ImportFrom) and one.module not in {"__future__", "typing"}
+        for alias in one.names
     ]
     assert imported == pgnotifyq.__all__
     assert len(set(imported)) == len(imported)
@@ -135,3 +137,37 @@ def test_program_in_the_docstring(blank_dsn: str, capsys: pytest.CaptureFixture[
     exec(program, namespace)
     trio.run(namespace["main"], blank_dsn)
     assert capsys.readouterr().out == "Hello, Ann!\n"
+
+
+def program(text: str) -> None:
+    """Run a program in a process of its own."""
+    subprocess.run([sys.executable, "-W", "error", "-c", text], check=True, timeout=60)
+
+
+def test_what_an_import_brings_along() -> None:
+    """`import pgnotifyq` imports neither the command line's libraries nor trio, and the doors of other loops need no trio."""
+    program(
+        "import sys, pgnotifyq\n"
+        "def none_of(*names): assert not set(names) & set(sys.modules), set(names) & set(sys.modules)\n"
+        "none_of('rich', 'cyclopts', 'trio', 'anyio', 'psycopg_pool')\n"
+        "import pgnotifyq.sync, pgnotifyq.aio\n"
+        "pgnotifyq.sync.open_client, pgnotifyq.aio.open_client, pgnotifyq.JobRegistry\n"
+        "none_of('rich', 'cyclopts', 'trio')\n"
+        "pgnotifyq.run_worker\n"
+        "assert 'trio' in sys.modules\n"
+        "none_of('rich', 'cyclopts')\n"
+    )
+
+
+@pytest.mark.parametrize("name", pgnotifyq.__all__)
+def test_each_name_alone(name: str) -> None:
+    """What is imported late is the same as if it were imported at once, and is listed."""
+    assert getattr(pgnotifyq, name) is EXPORTED[name]
+    assert name in dir(pgnotifyq)
+
+
+def test_doors_are_there_without_an_import_of_their_own() -> None:
+    """`import pgnotifyq` is enough for `pgnotifyq.sync.open_client`; a name that does not exist is told as one."""
+    program("import pgnotifyq; pgnotifyq.sync.open_client; pgnotifyq.aio.open_client")
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = pgnotifyq.nonsense

@@ -14,7 +14,8 @@ from pgnotifyq.cli.act import find_database, open_ledger, run_with
 from pgnotifyq.cli.output import as_data, print_json, print_rows, shown, shown_whole
 from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfJob, OfQueue, OfType, Schema, job_id_of, whole
 from pgnotifyq.cli.reach import answered
-from pgnotifyq.doors.client import CancelOutcome, open_client
+from pgnotifyq.doors.client import open_client
+from pgnotifyq.doors.verbs import CancelOutcome
 from pgnotifyq.ledger import enqueue as enqueue_verbs
 from pgnotifyq.ledger import look
 from pgnotifyq.model.errors import InvalidJob, InvalidPayload, JobNotFound

@@ -1,4 +1,4 @@
-"""How a client's tasks wait for the ends of jobs.
+"""How a client's tasks wait for the ends of jobs, on trio and on asyncio.
 
 Waiting is event-driven: a notification tells that a job has ended. All waiting tasks of one client
 share one connection that listens; the client opens it when a task first waits. The client runs no
@@ -29,26 +29,24 @@ What one waiter does, again and again until a look finds the end:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
 import psycopg
-import trio
 
-from pgnotifyq.ledger import end, look
+from pgnotifyq.doors.verbs import end_of, not_ended
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.channels import read_finished
-from pgnotifyq.model.errors import DatabaseUnreachable, JobNotFound, WaitTimeout
+from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.connection import connect
 from pgnotifyq.wire.notifications import listen, owns_session, unlisten, wait_notifications
-from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from pgnotifyq.model.job import DeadLetter, Job, JobId
-    from pgnotifyq.wire.connection import Connection
-    from pgnotifyq.wire.pool import Pool
+    from pgnotifyq.wire.ours import Awaited
 
 # A waiter looks at the table this often even if it hears nothing: a notification may be lost with
 # its connection.
@@ -66,32 +64,38 @@ LISTEN_RETRY_SECONDS = 1.0
 HUSH_DEADLINE_SECONDS = 1.0  # to UNLISTEN, before the connection is closed instead
 
 
+class Pool(Protocol):
+    """Where a door has its connections from."""
+
+    def connection(self) -> AbstractAsyncContextManager[Awaited[Any]]:
+        """Lend one in autocommit mode for the length of a block."""
+
+
 class _Waiter:
     """One task that waits for the end of one job."""
 
     def __init__(self, job_id: JobId) -> None:
         self.job_id = job_id
-        self.rung = trio.Event()  # set: look at the table, then see whether anybody leads
+        self.rung = anyio.Event()  # set: look at the table, then see whether anybody leads
 
 
 class Ends:
     """The ends of jobs, heard on one connection by the waiter that leads."""
 
-    def __init__(self, pool: Pool, listen_dsn: str, schema: str) -> None:
+    def __init__(self, pool: Pool, connect: Callable[[], Awaitable[Awaited[Any]]], schema: str) -> None:
         self._pool = pool  # for looks
-        self._dsn = listen_dsn
+        self._connect = connect  # opens the connection that is to listen
         self._schema = schema
         self._channel = f"{schema}_finished"
         self._waiters: dict[JobId, list[_Waiter]] = {}
         self._is_led = False
         # The connection, and whether it listens. Changed under the lock; only a close needs no
         # lock.
-        self._connection: Connection | None = None
+        self._connection: Awaited[Any] | None = None
         self._listens = False
         self._look_seconds = LOOK_SECONDS  # how long a waiter relies on the listener between looks
-        # On trio's clock. Connecting has just failed, so no waiter connects before this time.
-        self._retry_at = -math.inf
-        self._lock = trio.Lock()
+        self._retry_at = -math.inf  # on the loop's clock: nobody connects before, for it has just failed
+        self._lock = anyio.Lock()
 
     async def wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
         """Wait until a job has ended, handler and all, and return it; or its dead letter.
@@ -105,10 +109,11 @@ class Ends:
                 `OUTAGE_SECONDS_MAX`.
         """
         ended: Job | DeadLetter | None = None
-        with trio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds):
+        with anyio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds):
             ended = await self._wait_beside_others(job_id)
         if ended is None:
-            raise WaitTimeout(f"job {job_id} has not ended within {timeout_seconds:g} s; it goes on")
+            assert timeout_seconds is not None
+            raise not_ended(job_id, timeout_seconds)
         await self._hush()
         return ended
 
@@ -132,30 +137,30 @@ class Ends:
 
     async def _wait(self, waiter: _Waiter) -> Job | DeadLetter:
         """Look until the job has ended. Forgive failures that pass for `OUTAGE_SECONDS_MAX`."""
-        answered_at = trio.current_time()
+        answered_at = anyio.current_time()
         heard = True  # the first look owes nothing to the listener
         while True:
             listener = await self._listen()
-            waiter.rung = trio.Event()
+            waiter.rung = anyio.Event()
             try:
-                with trio.fail_after(LOOK_DEADLINE_SECONDS):
+                with anyio.fail_after(LOOK_DEADLINE_SECONDS):
                     async with self._pool.connection() as connection:
-                        ended = await _look(connection, self._schema, waiter.job_id)
+                        ended = await ask(connection, end_of(self._schema, waiter.job_id))
             except Exception as error:
-                if not (isinstance(error, trio.TooSlowError) or is_passing(error)):
+                if not (isinstance(error, TimeoutError) or is_passing(error)):
                     raise
-                if trio.current_time() - answered_at > OUTAGE_SECONDS_MAX:
-                    if isinstance(error, trio.TooSlowError):
+                if anyio.current_time() - answered_at > OUTAGE_SECONDS_MAX:
+                    if isinstance(error, TimeoutError):
                         raise DatabaseUnreachable(f"the database has not answered for {OUTAGE_SECONDS_MAX:g} s") from error
                     raise
-                await trio.sleep(RETRY_SECONDS)
+                await anyio.sleep(RETRY_SECONDS)
                 continue
             if ended is not None:
                 if not heard and listener is not None and listener is self._connection:
                     self.close_nowait()  # deaf; this wakes the leader, which rings for all
                 return ended
-            answered_at = trio.current_time()
-            with trio.move_on_after(self._look_seconds if listener is not None else LISTEN_RETRY_SECONDS):
+            answered_at = anyio.current_time()
+            with anyio.move_on_after(self._look_seconds if listener is not None else LISTEN_RETRY_SECONDS):
                 await self._hear(waiter)
             heard = waiter.rung.is_set()
 
@@ -183,21 +188,19 @@ class Ends:
                 self._is_led = False
                 self._hand_over(waiter)
 
-    async def _listen(self) -> Connection | None:
+    async def _listen(self) -> Awaited[Any] | None:
         """Return the connection that listens. None: there is none now; waiters rely on looks."""
         async with self._lock:
             if self._connection is not None and not self._connection.closed and self._listens:
                 return self._connection
-            if trio.current_time() < self._retry_at:
+            if anyio.current_time() < self._retry_at:
                 return None  # this task queued for the lock behind a connect that failed
             connection, self._connection = self._connection, None
             self._listens = False
             try:
-                with trio.move_on_after(LISTEN_DEADLINE_SECONDS):
+                with anyio.move_on_after(LISTEN_DEADLINE_SECONDS):
                     if connection is None or connection.closed:
-                        connection = await connect(
-                            self._dsn, application_name="pgnotifyq client listener", used_for=For.WORKER, must_write=True
-                        )
+                        connection = await self._connect()
                         self._look_seconds = LOOK_SECONDS if await owns_session(connection) else LISTEN_RETRY_SECONDS
                     await listen(connection, self._channel)
                     self._connection = connection
@@ -209,7 +212,7 @@ class Ends:
                 if not self._listens and connection is not None:
                     connection.close_nowait()
             if not self._listens:
-                self._retry_at = trio.current_time() + LISTEN_RETRY_SECONDS
+                self._retry_at = anyio.current_time() + LISTEN_RETRY_SECONDS
             return self._connection
 
     async def _hush(self) -> None:
@@ -222,7 +225,7 @@ class Ends:
             connection, self._connection = self._connection, None
             self._listens = False
             try:
-                with trio.move_on_after(HUSH_DEADLINE_SECONDS):
+                with anyio.move_on_after(HUSH_DEADLINE_SECONDS):
                     await unlisten(connection, self._channel)
                     self._connection = connection
             except psycopg.OperationalError:
@@ -258,30 +261,3 @@ class Ends:
     def _ring(waiters: Sequence[_Waiter]) -> None:
         for waiter in waiters:
             waiter.rung.set()
-
-
-async def _look(connection: Connection, schema: str, job_id: JobId) -> Job | DeadLetter | None:
-    """Return a job that has ended, or its dead letter; else have its end announced, return None.
-
-    Raises:
-        JobNotFound: there is no such job.
-    """
-    while True:
-        if await ask(connection, end.await_job(schema, job_id)):
-            return None
-        job = await ask(connection, look.get_job(schema, job_id))
-        if job is not None and job.is_finished:
-            return job
-        if job is None:
-            letter = await ask(connection, look.get_dead(schema, job_id))
-            if letter is not None:
-                return letter
-            if await ask(connection, look.get_job(schema, job_id)) is None:
-                raise no_job(job_id)
-        # Somebody requeued the job between two of these reads. So its end will not be announced
-        # yet.
-
-
-def no_job(job_id: JobId) -> JobNotFound:
-    """Return the error of a job that is not there."""
-    return JobNotFound(f"there is no job {job_id}: it never was, was pruned after its retention, or is a dead letter")

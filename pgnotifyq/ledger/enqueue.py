@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from pgnotifyq.ledger.ask import Aside, Ask, Plan, array
+from pgnotifyq.ledger.ask import Aside, Ask, Plan, array, text
 from pgnotifyq.ledger.columns import rows
 from pgnotifyq.ledger.errors import said_of
 from pgnotifyq.ledger.statements import call, query
@@ -90,16 +90,18 @@ def enqueue_one(schema: str, job: NewJob, payload: str, *, is_alone: bool) -> As
 
     Given is, too, whether the statement will be a transaction of its own.
 
-    Source: sql/queries/insert_jobs.sql, sql/functions/enqueue/enqueue_many.sql
+    Source: sql/queries/insert_job.sql, sql/functions/enqueue/enqueue_many.sql
     """
     # Not enqueue(), the door for SQL: it counts the bytes of a payload anew, and they were counted
     # when it was encoded.
     if job.unique_key is not None or not is_alone:
-        statement, values = _together(schema, [job], [payload])
-        return Ask(statement, values, _one_id, said_of(schema), may_repeat=False)
+        return Ask(*_together(schema, [job], [payload]), _one_id, said_of(schema), may_repeat=False)
     (job_id,) = new_ids(1)
-    values = _arrays([job_id], [job], [payload])
-    return Ask(query("insert_jobs", schema), values, lambda _, __: job_id, said_of(schema), may_repeat=False)
+    values = (
+        job_id.hex, job.org_id.hex, job.queue_name, job.job_type, payload, str(job.priority),
+        None if job.scheduled_at is None else job.scheduled_at.isoformat(), text(job.delay_seconds), text(job.max_attempts),
+    )  # fmt: skip
+    return Ask(query("insert_job", schema), values, lambda _, __: job_id, said_of(schema), may_repeat=False)
 
 
 def _one_id(answer: Answer, encoding: str) -> JobId:

@@ -1,50 +1,24 @@
-"""From a connection string to a connection: which addresses to try, how long, and what to say.
+"""What a connection string says, and what to say if no connection comes of it.
 
-libpq has a loop over hosts of its own. It blocks on name resolution, and it ignores
-`connect_timeout` if it is driven step by step. So here each address is an attempt of its own, with
-a deadline of its own.
+Which address is tried, and for how long, is told in first.py.
 """
 
 from __future__ import annotations
 
-import random
 import re
-import socket
-from enum import Enum
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import psycopg
-import trio
-from psycopg import errors
-from psycopg._conninfo_utils import get_param, get_param_def, is_ip_address, split_attempts
-from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
+from psycopg._conninfo_utils import get_param, get_param_def, split_attempts
+from psycopg.conninfo import conninfo_to_dict
 
-from pgnotifyq.wire import waiting
+from pgnotifyq.model.errors import DatabaseUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Iterator
 
-    from psycopg.abc import ConnDict, ConnParam, PQGenConn
-
-Opened = TypeVar("Opened", bound="Closable")
-
-
-class Closable(Protocol):
-    """What `connect_first` needs of a connection that it does not return."""
-
-    def close_nowait(self) -> None:
-        """Close it; never wait."""
-
-
-class Choice(Enum):
-    """Which sessions will do, if the address does not say."""
-
-    ANY = "any"
-    RATHER_WRITABLE = "one that can write, else any"
-    WRITABLE = "one that can write"
-
-
-ANY, RATHER_WRITABLE, WRITABLE = Choice
+    from psycopg.abc import ConnDict, ConnParam
 
 UNTELLABLE = (
     "Cannot connect to PostgreSQL. The address is not shown, for it has an @ or a / where a password may have been cut in two:"
@@ -95,6 +69,22 @@ def parameters_from(dsn: str, **parameters: ConnParam) -> ConnDict:
     return wanted
 
 
+def readable(dsn: str, application_name: str | None, **parameters: ConnParam) -> ConnDict:
+    """Do what `parameters_from` does, with the encoding of every session of ours.
+
+    Raises:
+        DatabaseUnreachable: `dsn` cannot be read.
+    """
+    try:
+        return parameters_from(dsn, application_name=application_name, **{"client_encoding": "utf8", **parameters})
+    except psycopg.ProgrammingError:
+        # libpq's message quotes what it could not read, which may be a password.
+        raise DatabaseUnreachable(
+            "The connection string cannot be read. Write it as postgresql://user@host:5432/database,"
+            " or as host=... dbname=... user=..."
+        ) from None
+
+
 def normal(dsn: str) -> str:
     """Return the address as libpq reads it. SQLAlchemy's addresses name a driver behind a plus.
 
@@ -125,82 +115,33 @@ def told_of(error: psycopg.Error, dsn: str) -> str:
 
     libpq quotes pieces of the address.
     """
-    return UNTELLABLE if hides_a_password(dsn) and error.sqlstate is None else _reason(error)
+    return UNTELLABLE if hides_a_password(dsn) and error.sqlstate is None else reason_of(error)
 
 
-async def connect_first(
-    parameters: ConnDict,
-    connect: Callable[[str], PQGenConn[Opened]],
-    enter: Callable[[Opened], Awaitable[bool]] | None = None,
-    choice: Choice = ANY,
-) -> Opened:
-    """Return the connection of the first address that answers as wanted.
+@contextmanager
+def explained(dsn: str, wanted: ConnDict) -> Iterator[None]:
+    """Turn what psycopg raises while it connects into an error that says what was not reached.
 
-    Args:
-        parameters: libpq's; commas separate several hosts.
-        connect: makes psycopg's connecting generator from a connection string for one address.
-        enter: makes a session ready, and tells whether the session can write.
-        choice: which sessions will do.
-
-    Cancellation: the half-open connection is dropped.
+    The error never holds a password.
 
     Raises:
-        psycopg.OperationalError: none answered; one line for each address.
+        DatabaseUnreachable: in the place of psycopg's error.
     """
-    seconds = timeout_from_conninfo(parameters)
-    failures: list[psycopg.Error] = []
-    spare: Opened | None = None  # the first connection that answered and cannot write
     try:
-        for attempt in await _attempts(parameters, seconds, failures):
-            try:
-                opened, can_write = await _open(attempt, seconds, connect, enter)
-            except psycopg.Error as error:
-                failures.append(error)
-                continue
-            if can_write or choice is ANY:
-                return opened
-            if choice is RATHER_WRITABLE and spare is None:
-                spare = opened
-                continue
-            opened.close_nowait()
-            failures.append(psycopg.OperationalError(f"{_name(attempt)} is {READ_ONLY}"))
-        if spare is not None:
-            opened, spare = spare, None
-            return opened
-    finally:
-        if spare is not None:
-            spare.close_nowait()
-    if len(failures) == 1 and isinstance(failures[0], psycopg.OperationalError):
-        raise failures[0].with_traceback(None)
-    kind = type(failures[-1]) if isinstance(failures[-1], psycopg.OperationalError) else psycopg.OperationalError
-    raise kind("\n".join(_reason(failure) for failure in failures)) from failures[-1]
-
-
-async def _open(
-    attempt: ConnDict,
-    seconds: float,
-    connect: Callable[[str], PQGenConn[Opened]],
-    enter: Callable[[Opened], Awaitable[bool]] | None,
-) -> tuple[Opened, bool]:
-    """Open a connection to one address. Return it, and whether it can write (or nobody asks)."""
-    opened: Opened | None = None
-    is_ready = False
-    try:
-        with trio.move_on_after(seconds):
-            opened = await waiting.drive_connecting(connect(make_conninfo("", **attempt)))
-            can_write = enter is None or await enter(opened)
-            is_ready = True
-            return opened, can_write
-    finally:
-        if opened is not None and not is_ready:
-            opened.close_nowait()
-    raise errors.ConnectionTimeout(f"{_name(attempt)} did not answer within {seconds} seconds")
+        yield
+    except psycopg.OperationalError as error:
+        if hides_a_password(dsn):
+            raise DatabaseUnreachable(UNTELLABLE) from None
+        raise DatabaseUnreachable(explain(wanted, error)) from error
+    # A parameter that must be a number is none. It may come from the environment.
+    except (psycopg.ProgrammingError, ValueError):
+        raise DatabaseUnreachable("A value of the address, or of a PG... variable of the environment, cannot be read.") from None
 
 
 def explain(parameters: ConnDict, error: psycopg.Error) -> str:
     """Return one line: what could not be reached (never a password), why, and what to do."""
     try:
-        names = ", ".join(dict.fromkeys(_name(attempt) for attempt in split_attempts(parameters)))
+        names = ", ".join(dict.fromkeys(address_of(attempt) for attempt in split_attempts(parameters)))
     except psycopg.OperationalError:  # the numbers of hosts and ports differ: `error` says so
         names = str(get_param(parameters, "host"))
     database, user = get_param(parameters, "dbname"), get_param(parameters, "user")
@@ -209,54 +150,23 @@ def explain(parameters: ConnDict, error: psycopg.Error) -> str:
         + ([f"database {database}"] if database else [])
         + ([f"as {user}"] if user else [])
     )
-    reason = _reason(error)
+    reason = reason_of(error)
     return f"{what}: {reason.rstrip('.')}. {_advice(reason)}"
 
 
-async def _attempts(parameters: ConnDict, seconds: float, failures: list[psycopg.Error]) -> list[ConnDict]:
-    """Return a set of parameters for each address, in the order to try them.
-
-    If a host's name has no address, add the error to `failures`.
-    """
-    prefer_standby = get_param(parameters, "target_session_attrs") == "prefer-standby"
-    if prefer_standby:
-        parameters = {**parameters, "target_session_attrs": "any"}
-    attempts: list[ConnDict] = []
-    for host in split_attempts(parameters):
-        try:
-            with trio.fail_after(seconds):
-                attempts += await _resolve(host)
-        except (OSError, trio.TooSlowError) as error:
-            reason = "no answer from the name service" if isinstance(error, trio.TooSlowError) else error.strerror
-            failures.append(psycopg.OperationalError(f"the name {host.get('host')!r} cannot be resolved: {reason}"))
-    if get_param(parameters, "load_balance_hosts") == "random":
-        random.shuffle(attempts)
-    if prefer_standby:
-        return [{**attempt, "target_session_attrs": "standby"} for attempt in attempts] + attempts
-    return attempts
-
-
-async def _resolve(host: ConnDict) -> list[ConnDict]:
-    name = get_param(host, "host")
-    if not name or name.startswith(("/", "@")) or name[1:2] == ":" or get_param(host, "hostaddr"):
-        return [host]  # a socket's folder, or an address is given
-    if is_ip_address(name):
-        return [{**host, "hostaddr": name}]
-    found = await trio.socket.getaddrinfo(name, _port(host), proto=socket.IPPROTO_TCP, type=socket.SOCK_STREAM)
-    return [{**host, "hostaddr": str(address[0])} for *_, address in found]
-
-
-def _port(attempt: ConnDict) -> str:
+def port_of(attempt: ConnDict) -> str:
+    """Return the port of an address, as a text."""
     definition = get_param_def("port")
     return get_param(attempt, "port") or (definition and definition.compiled) or "5432"
 
 
-def _name(attempt: ConnDict) -> str:
+def address_of(attempt: ConnDict) -> str:
+    """Return an address as people write it."""
     host = get_param(attempt, "host") or get_param(attempt, "hostaddr") or "the local socket"
-    return f"[{host}]:{_port(attempt)}" if ":" in host else f"{host}:{_port(attempt)}"
+    return f"[{host}]:{port_of(attempt)}" if ":" in host else f"{host}:{port_of(attempt)}"
 
 
-def _reason(error: psycopg.Error) -> str:
+def reason_of(error: psycopg.Error) -> str:
     """Return libpq's message in one line, without its guesses (indented lines)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
     return "; ".join(line.removeprefix("connection failed: ").removeprefix("connection is bad: ") for line in lines)

@@ -1,4 +1,7 @@
-"""Ask: a verb of the ledger on a connection, on trio and on a blocking connection of psycopg.
+"""Ask: a verb of the ledger on a connection of psycopg's, awaited or blocking.
+
+`ask` is the same on trio and on asyncio: which loop waits is the connection's affair
+(connection.py, aio.py). `ask_blocking` is its blocking twin. Both share what goes over the wire.
 
 Statements of ours go straight through libpq. psycopg's cursor finds out anew, each time, where a
 statement's placeholders are, how each value is written, whether the statement is worth preparing,
@@ -6,6 +9,8 @@ and how each column is read. Here the verb knows: placeholders are `$1`, values 
 the server reads, results are binary and taken as they come, and a statement is prepared when it is
 first used. It spares a quarter of a millisecond of 0.9 when both sides have slept, and 30 to 70
 microseconds of CPU in a loop (bench/README.md).
+
+Nothing is prepared on a connection that is not ours (ours.py), and nothing is said twice there.
 
 The rest is psycopg's: its generators drive the exchange, its errors are raised, and connection.py's
 rules on cancels hold.
@@ -15,15 +20,14 @@ from __future__ import annotations
 
 import secrets
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar, assert_never
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, assert_never
 
 import psycopg
-import trio
 from psycopg import errors, generators, pq
 from psycopg.rows import tuple_row
 
 from pgnotifyq.ledger.ask import Aside, Ask, Plan, Script
-from pgnotifyq.wire.connection import Cursor
+from pgnotifyq.wire.ours import Ours
 from pgnotifyq.wire.refusals import UNDONE, is_stale_plan, may_repeat
 
 if TYPE_CHECKING:
@@ -33,9 +37,9 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
     from pgnotifyq.ledger.ask import Step, Steps, Verb
-    from pgnotifyq.wire.connection import Connection
 
 T = TypeVar("T")
+_AnyConnection: TypeAlias = "psycopg.AsyncConnection[Any] | psycopg.Connection[Any]"
 
 _IDLE = pq.TransactionStatus.IDLE
 _OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
@@ -44,7 +48,7 @@ _VERBS = (Ask, Plan)
 _NO_PIPELINE = pq.PipelineStatus.OFF
 
 
-async def ask(connection: Connection[Any], verb: Verb[T]) -> T:
+async def ask(connection: psycopg.AsyncConnection[Any], verb: Verb[T]) -> T:
     """Ask a verb of the ledger, and return its answer.
 
     Cancellation: see connection.py. On a connection in autocommit that is still open, the statement
@@ -66,14 +70,14 @@ async def ask(connection: Connection[Any], verb: Verb[T]) -> T:
     return verb.read(result, encoding)
 
 
-async def _follow(connection: Connection[Any], plan: Plan[T]) -> T:
+async def _follow(connection: psycopg.AsyncConnection[Any], plan: Plan[T]) -> T:
     if not plan.is_whole:
         return await _walk(connection, plan.steps())
     async with connection.transaction():
         return await _walk(connection, plan.steps())
 
 
-async def _walk(connection: Connection[Any], steps: Steps[T]) -> T:
+async def _walk(connection: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
     told: Any = None
     failed: Exception | None = None
     while True:
@@ -89,15 +93,16 @@ async def _walk(connection: Connection[Any], steps: Steps[T]) -> T:
             failed = error
 
 
-async def _take(connection: Connection[Any], step: Step) -> Any:
+async def _take(connection: psycopg.AsyncConnection[Any], step: Step) -> Any:
     """Take one step of a plan."""
     if isinstance(step, _VERBS):
         return await ask(connection, step)
     if step is Aside.PAUSE:
-        return await trio.lowlevel.checkpoint()
+        return await pause()
     if isinstance(step, Aside):
         return _tell(connection, step)
-    cursor = Cursor(connection, row_factory=tuple_row)
+    make_cursor = connection.own_cursor if isinstance(connection, Ours) else psycopg.AsyncCursor
+    cursor = make_cursor(connection, row_factory=tuple_row)
     try:
         if isinstance(step, Script):
             await cursor.execute(step.text, prepare=False)
@@ -111,8 +116,15 @@ async def _take(connection: Connection[Any], step: Step) -> Any:
         step.on_error(error)
 
 
+async def pause() -> None:
+    """Let other tasks of this loop run. A cancel is met here."""
+    from anyio.lowlevel import checkpoint  # where the loop is trio's too; whoever never pauses does without it
+
+    await checkpoint()
+
+
 def ask_blocking(connection: psycopg.Connection[Any], verb: Verb[T]) -> T:
-    """Do what `ask` does on a blocking connection of psycopg's; nothing is prepared.
+    """Do what `ask` does on a blocking connection of psycopg's.
 
     The connection may be in its owner's transaction.
     """
@@ -120,14 +132,7 @@ def ask_blocking(connection: psycopg.Connection[Any], verb: Verb[T]) -> T:
         return _follow_blocking(connection, verb)
     encoding = connection.info.encoding
     try:
-        texts = [_encoded(value, encoding) for value in verb.parameters]
-        if connection.pgconn.pipeline_status != _NO_PIPELINE:
-            result = _run_in_pipeline_blocking(connection, verb)
-        else:
-            with connection.lock:
-                connection._check_connection_ok()
-                connection.wait(connection._start_query())
-                result = connection.wait(_run_whole(connection.pgconn, encoding, verb.statement, texts))
+        result = run_blocking(connection, verb.statement, verb.parameters, encoding)
     except Exception as error:
         if verb.on_error is None:
             raise
@@ -172,7 +177,7 @@ def _take_blocking(connection: psycopg.Connection[Any], step: Step) -> Any:
         step.on_error(error)
 
 
-def _tell(connection: Connection[Any] | psycopg.Connection[Any], aside: Aside) -> Any:
+def _tell(connection: _AnyConnection, aside: Aside) -> Any:
     """Return what a plan wants to know of the connection. A pause is nothing here: nobody waits."""
     match aside:
         case Aside.IS_ALONE:
@@ -186,13 +191,13 @@ def _tell(connection: Connection[Any] | psycopg.Connection[Any], aside: Aside) -
     assert_never(aside)
 
 
-def _is_alone(connection: Connection[Any] | psycopg.Connection[Any]) -> bool:
+def _is_alone(connection: _AnyConnection) -> bool:
     """Tell whether the next statement will be a transaction of its own."""
     pgconn = connection.pgconn
     return connection.autocommit and pgconn.transaction_status == _IDLE and pgconn.pipeline_status == _NO_PIPELINE
 
 
-async def _run_in_pipeline(connection: Connection[Any], statement: bytes, values: Sequence[str | None]) -> PGresult:
+async def _run_in_pipeline(connection: psycopg.AsyncConnection[Any], statement: bytes, values: Sequence[str | None]) -> PGresult:
     """Run a statement within a pipeline of the connection's owner, as psycopg's cursors can."""
     cursor = psycopg.AsyncRawCursor(connection, row_factory=tuple_row)
     await cursor.execute(statement, values, prepare=False, binary=True)
@@ -201,16 +206,16 @@ async def _run_in_pipeline(connection: Connection[Any], statement: bytes, values
     return cursor.pgresult
 
 
-def _run_in_pipeline_blocking(connection: psycopg.Connection[Any], verb: Ask[Any]) -> PGresult:
+def _run_in_pipeline_blocking(connection: psycopg.Connection[Any], statement: bytes, values: Sequence[str | None]) -> PGresult:
     cursor = psycopg.RawCursor(connection, row_factory=tuple_row)
-    cursor.execute(verb.statement, verb.parameters, prepare=False, binary=True)
+    cursor.execute(statement, values, prepare=False, binary=True)
     cursor.fetchall()
     assert cursor.pgresult is not None
     return cursor.pgresult
 
 
 async def run(
-    connection: Connection[Any], statement: bytes, values: Sequence[str | None], encoding: str | None = None
+    connection: psycopg.AsyncConnection[Any], statement: bytes, values: Sequence[str | None], encoding: str | None = None
 ) -> PGresult:
     """Run one statement and return its rows in binary form.
 
@@ -242,33 +247,65 @@ async def run(
         while True:
             tries += 1
             try:
-                return await _run_once(connection, encoding, statement, texts)
-            except (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement):
-                if connection.prepare_threshold is None:
-                    raise
-                connection.prepare_threshold = None
-            except errors.FeatureNotSupported as error:
-                if tries > 1 or not is_stale_plan(error) or connection.pgconn.transaction_status != _IDLE:
-                    raise
-                connection.forget_statements()
-            except UNDONE:
-                if not may_repeat(connection, tries):
+                return await connection.wait(_exchange(connection, encoding, statement, texts))
+            except psycopg.Error as error:
+                if not _is_sent_again(connection, error, tries):
                     raise
 
 
-async def _run_once(connection: Connection[Any], encoding: str, statement: bytes, texts: Sequence[bytes | None]) -> PGresult:
+def run_blocking(
+    connection: psycopg.Connection[Any], statement: bytes, values: Sequence[str | None], encoding: str | None = None
+) -> PGresult:
+    """Do what `run` does on a blocking connection."""
+    if encoding is None:
+        encoding = connection.info.encoding
+    texts = [_encoded(value, encoding) for value in values]
+    if connection.pgconn.pipeline_status != _NO_PIPELINE:
+        return _run_in_pipeline_blocking(connection, statement, values)
+    with connection.lock:
+        connection._check_connection_ok()
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return connection.wait(_exchange(connection, encoding, statement, texts))
+            except psycopg.Error as error:
+                if not _is_sent_again(connection, error, tries):
+                    raise
+
+
+def _is_sent_again(connection: _AnyConnection, error: psycopg.Error, tries: int) -> bool:
+    """Tell whether a statement that failed goes again, after `tries` of them.
+
+    The connection forgets what it must forget for that.
+    """
+    if not isinstance(connection, Ours):
+        return False
+    if isinstance(error, (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)):
+        was_prepared = connection.prepare_threshold is not None
+        connection.prepare_threshold = None
+        return was_prepared
+    if isinstance(error, errors.FeatureNotSupported):
+        if tries > 1 or not is_stale_plan(error) or connection.pgconn.transaction_status != _IDLE:
+            return False
+        connection.forget_statements()
+        return True
+    return isinstance(error, UNDONE) and may_repeat(connection, tries)
+
+
+def _exchange(connection: _AnyConnection, encoding: str, statement: bytes, texts: Sequence[bytes | None]) -> PQGen[PGresult]:
     pgconn = connection.pgconn
     is_alone = connection.autocommit and pgconn.transaction_status == _IDLE
-    if is_alone and connection.prepare_threshold is not None:
+    if is_alone and isinstance(connection, Ours) and connection.prepare_threshold is not None:
         name = connection.statements.get(statement)
         if name is None:
             name = b"pgnotifyq_%012x" % secrets.randbits(48)
-            await connection.wait(_prepare(pgconn, encoding, name, statement))
+            yield from _prepare(pgconn, encoding, name, statement)
             connection.statements[statement] = name
-        return await connection.wait(_run_prepared(pgconn, encoding, name, texts))
+        return (yield from _run_prepared(pgconn, encoding, name, texts))
     if not is_alone:
-        await connection.wait(connection._start_query())
-    return await connection.wait(_run_whole(pgconn, encoding, statement, texts))
+        yield from connection._start_query()
+    return (yield from _run_whole(pgconn, encoding, statement, texts))
 
 
 def _encoded(value: str | None, encoding: str) -> bytes | None:

@@ -32,8 +32,9 @@ from psycopg.copy import AsyncCopy
 from psycopg.rows import Row, TupleRow
 from psycopg.transaction import AsyncTransaction
 
-from pgnotifyq.model.errors import DatabaseUnreachable, quietly
-from pgnotifyq.wire import addresses, forks, sessions, waiting
+from pgnotifyq.model.errors import quietly
+from pgnotifyq.wire import addresses, first, forks, waiting
+from pgnotifyq.wire.ours import Awaited, Loop
 from pgnotifyq.wire.refusals import UNDONE, is_stale_plan, may_repeat
 from pgnotifyq.wire.sessions import For
 
@@ -139,28 +140,14 @@ async def connect(
     Raises:
         DatabaseUnreachable: no address could be connected to, or the DSN cannot be read.
     """
-    try:
-        wanted = addresses.parameters_from(dsn, application_name=application_name, **{"client_encoding": "utf8", **parameters})
-    except psycopg.ProgrammingError:
-        # libpq's message quotes the text that it could not read. That may be a password.
-        raise DatabaseUnreachable(
-            "The connection string cannot be read. Write it as postgresql://user@host:5432/database,"
-            " or as host=... dbname=... user=..."
-        ) from None
-    choice = addresses.ANY
+    wanted = addresses.readable(dsn, application_name, **parameters)
+    choice = first.ANY
     if used_for is not For.ANYBODY and not addresses.says(wanted, "target_session_attrs"):
-        choice = addresses.WRITABLE if must_write else addresses.RATHER_WRITABLE
-    try:
-        connection: Connection[Any] = await addresses.connect_first(
+        choice = first.WRITABLE if must_write else first.RATHER_WRITABLE
+    with addresses.explained(dsn, wanted):
+        connection: Connection[Any] = await first.connect_first(
             wanted, Connection._connect_gen, partial(_enter, used_for), choice
         )
-    except psycopg.OperationalError as error:
-        if addresses.hides_a_password(dsn):
-            raise DatabaseUnreachable(addresses.UNTELLABLE) from None
-        raise DatabaseUnreachable(addresses.explain(wanted, error)) from error
-    # A parameter that must be a number is none. It may come from the environment.
-    except (psycopg.ProgrammingError, ValueError):
-        raise DatabaseUnreachable("A value of the address, or of a PG... variable of the environment, cannot be read.") from None
     connection._prepare_to_be_used(
         autocommit=autocommit, prepare_threshold=prepare_threshold, row_factory=row_factory, context=context
     )
@@ -210,12 +197,14 @@ class Lock:
         return self._lock.locked()
 
 
-class Connection(psycopg.AsyncConnection[Row]):
+class Connection(Awaited[Row]):
     """`psycopg.AsyncConnection` for trio. psycopg's documentation holds, but for `notifies()`.
 
     In the place of `notifies()`, use `pgnotifyq.wire.notifications.wait_notifications`. Do not use
     `AsyncQueuedLibpqWriter`: it starts asyncio tasks.
     """
+
+    loop = Loop.TRIO
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Any] | None = None) -> None:
         if row_factory is None:
@@ -224,15 +213,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             super().__init__(pgconn, row_factory)
         self.lock = Lock()  # type: ignore[assignment]
         self.cursor_factory = Cursor
-        # The statements that wire/asking.py prepared, and their names.
-        self.statements: dict[bytes, bytes] = {}
-        self.used_for = For.ANYBODY
-        # Whether this connection has set something in the session. `discard all` undoes that.
-        self.was_set = False
-        # Whether a statement that the server has undone whole is sent again. See `is_undone`.
-        self.repeats = False
-        # Whether the server has refused to write. It may go on doing so while the session lives.
-        self.is_read_only = False
+        self.become_ours()
 
     @classmethod
     async def connect(
@@ -257,7 +238,7 @@ class Connection(psycopg.AsyncConnection[Row]):
             psycopg.ProgrammingError: the connection string cannot be read.
         """
         parameters = addresses.parameters_from(conninfo, **kwargs)
-        connection = await addresses.connect_first(parameters, cls._connect_gen)
+        connection = await first.connect_first(parameters, cls._connect_gen)
         if cursor_factory:
             connection.cursor_factory = cursor_factory
         connection._prepare_to_be_used(
@@ -321,28 +302,6 @@ class Connection(psycopg.AsyncConnection[Row]):
         with trio.move_on_after(timeout):
             return await self._drive(gen)
         raise _WaitTimeout("wait timeout expired")
-
-    async def enter(self) -> bool:
-        """Set what the session needs. Return whether it can write (True if nobody asks).
-
-        Call it again after `discard all`.
-        """
-        if self.used_for is For.ANYBODY:
-            return True
-        async with self.lock:
-            can_write, self.was_set = await self.wait(sessions.enter(self.pgconn, self.used_for, self.info.encoding))
-            return can_write
-
-    def forget_statements(self) -> None:
-        """Forget the prepared statements.
-
-        A table or function has changed, and the server refuses the old plans.
-        """
-        self.statements.clear()
-        self._prepared.clear()
-        # It would have all deallocated some time later, and what is prepared until then with it.
-        # What is left costs little.
-        self._prepared._to_flush.clear()
 
     async def cancel_safe(self, *, timeout: float = INTERRUPT_SECONDS) -> None:  # noqa: ASYNC109
         """Ask the server to stop the running statement. The statement may still finish.
@@ -652,6 +611,9 @@ class Cursor(psycopg.AsyncCursor[Row]):
         finally:
             if not self._conn.closed and self._pgconn.transaction_status == ACTIVE:
                 self._conn.abandon("a stream was cancelled in the middle")
+
+
+Connection.own_cursor = Cursor
 
 
 class Copy(AsyncCopy):

@@ -19,21 +19,35 @@ from psycopg import generators, sql
 from pgnotifyq.ledger.statements import session
 
 if TYPE_CHECKING:
+    from psycopg._connection_base import BaseConnection
     from psycopg.pq import PGnotify
 
-    from pgnotifyq.wire.connection import Connection
 
-
-async def listen(connection: Connection[Any], channel: str) -> None:
+async def listen(connection: psycopg.AsyncConnection[Any], channel: str) -> None:
     """Subscribe the session to `channel`, any name of at most 63 bytes.
 
     Scan the table after this has returned. A scan before would miss what happens between the two.
     """
+    keep_notifications(connection)
+    await connection.execute(listen_to(channel))
+
+
+def listen_to(channel: str) -> sql.Composed:
+    """Return the statement that subscribes to a channel."""
+    return sql.SQL("listen {}").format(sql.Identifier(channel))
+
+
+def unlisten_to(channel: str) -> sql.Composed:
+    """Return the statement that unsubscribes from a channel."""
+    return sql.SQL("unlisten {}").format(sql.Identifier(channel))
+
+
+def keep_notifications(connection: BaseConnection[Any]) -> None:
+    """Have what is heard, in whatever bytes, go to the connection's backlog."""
     connection.pgconn.notify_handler = partial(_keep, ref(connection))
-    await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
 
 
-def _keep(connection_ref: ref[Connection[Any]], note: PGnotify) -> None:
+def _keep(connection_ref: ref[BaseConnection[Any]], note: PGnotify) -> None:
     """Do what psycopg's own handler does, whatever the bytes.
 
     In a database without an encoding, any role can send bytes that are no text.
@@ -45,7 +59,7 @@ def _keep(connection_ref: ref[Connection[Any]], note: PGnotify) -> None:
     connection._notifies_backlog.append(psycopg.Notify(channel, payload, note.be_pid))
 
 
-async def owns_session(connection: Connection[Any]) -> bool:
+async def owns_session(connection: psycopg.AsyncConnection[Any]) -> bool:
     """Tell whether the connection has a session of the server to itself, for as long as it lives.
 
     A pooler tells its clients a process number that it made up. In transaction mode it accepts
@@ -57,13 +71,12 @@ async def owns_session(connection: Connection[Any]) -> bool:
     return row is not None and bool(row[0] == connection.info.backend_pid)
 
 
-async def unlisten(connection: Connection[Any], channel: str | None = None) -> None:
+async def unlisten(connection: psycopg.AsyncConnection[Any], channel: str | None = None) -> None:
     """Unsubscribe the session from `channel`; None: from all."""
-    name = sql.SQL("*") if channel is None else sql.Identifier(channel)
-    await connection.execute(sql.SQL("unlisten {}").format(name))
+    await connection.execute(sql.SQL("unlisten {}").format(sql.SQL("*")) if channel is None else unlisten_to(channel))
 
 
-async def wait_notifications(connection: Connection[Any]) -> list[psycopg.Notify]:
+async def wait_notifications(connection: psycopg.AsyncConnection[Any]) -> list[psycopg.Notify]:
     """Wait until there are notifications and return them, at least one, in order of arrival.
 
     The connection is busy meanwhile: statements of other tasks wait. Let one task own a listening
@@ -82,7 +95,7 @@ async def wait_notifications(connection: Connection[Any]) -> list[psycopg.Notify
     return arrived
 
 
-def take_notifications_nowait(connection: Connection[Any]) -> list[psycopg.Notify]:
+def take_notifications_nowait(connection: BaseConnection[Any]) -> list[psycopg.Notify]:
     """Return the notifications that other statements brought along, oldest first.
 
     The server is not asked.

@@ -12,7 +12,8 @@ import trio
 import trio.testing
 from psycopg.rows import dict_row
 
-from pgnotifyq.doors.client import CancelOutcome, Client, open_client
+from pgnotifyq.doors.client import Client, open_client
+from pgnotifyq.doors.verbs import CancelOutcome
 from pgnotifyq.ledger import enqueue
 from pgnotifyq.model.errors import (
     InvalidJob,

@@ -171,13 +171,13 @@ async def test_a_deaf_listener(dsn: str, client: Client, connection: Link, monke
     assert client._ends._connection is None
 
 
-async def test_a_listener_that_cannot_be_had(dsn: str, client: Client, connection: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_listener_that_cannot_be_had(client: Client, connection: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting goes on without one, by looking."""
 
     async def refuse(*_: object, **__: object) -> Link:
         raise pgnotifyq.DatabaseUnreachable("too many connections")
 
-    monkeypatch.setattr(ends, "connect", refuse)
+    monkeypatch.setattr(client._ends, "_connect", refuse)
     monkeypatch.setattr(ends, "LISTEN_RETRY_SECONDS", 0.1)
     job_id = await client.enqueue("noop")
     with pytest.raises(WaitTimeout):

@@ -129,6 +129,56 @@ MUTANTS = (
         "            if False:",
         ("doors/test_gathering.py::test_reply_that_is_lost",),
     ),
+    # The doors on asyncio and in threads.
+    Mutant(
+        "a cancel on asyncio that comes too late is lost at the door",
+        "pgnotifyq/wire/aio.py",
+        "            self._owed = cancelled",
+        "            del cancelled",
+        ("doors/test_aio.py::test_a_cancel_that_is_too_late",),
+    ),
+    Mutant(
+        "a cancel at the door on asyncio that leaves its statement under way",
+        "pgnotifyq/wire/aio.py",
+        "            late = await self._interrupt(gen)",
+        "            late = None",
+        ("doors/test_aio.py::test_an_enqueue_that_is_left_in_mid_statement",),
+    ),
+    Mutant(
+        "a door on asyncio that keeps a cancel to itself",
+        "pgnotifyq/doors/aio.py",
+        "is_cancelled_again=False",
+        "is_cancelled_again=True",
+        ("doors/test_aio.py::test_one_of_those_that_share_a_statement_is_cancelled",),
+    ),
+    Mutant(
+        "a blocking door that a child takes over from its parent",
+        "pgnotifyq/doors/sync.py",
+        "        opened, self._opened = self._opened, None\n        if opened is not None:\n            opened.ends.forget()",
+        "        opened = None\n        if opened is not None:\n            opened.ends.forget()",
+        ("doors/test_sync.py::test_a_fork", "doors/test_sync.py::test_multiprocessing"),
+    ),
+    Mutant(
+        "a thread at the blocking door that leaves without handing over the lead",
+        "pgnotifyq/doors/blocking_ends.py",
+        "        if self._is_led:\n            return\n",
+        "        if True:\n            return\n",
+        ("doors/test_every_client.py::test_the_leader_leaves",),
+    ),
+    Mutant(
+        "a blocking door that lends what the server has ended",
+        "pgnotifyq/wire/blocking.py",
+        "            if pooling.is_fit(connection):",
+        "            if True:",
+        ("doors/test_every_client.py::test_idle_sessions_that_are_terminated",),
+    ),
+    Mutant(
+        "a door whose verb means another answer",
+        "pgnotifyq/doors/verbs.py",
+        "            return CancelOutcome(word)",
+        "            return CancelOutcome.CANCELLED",
+        ("doors/test_conformance.py::test_every_door_does_the_same",),
+    ),
     # Attempts, leases, reclaim.
     Mutant(
         "attempts counted at the end: not of a worker that is killed",

@@ -1,0 +1,309 @@
+"""The verbs of a door that is awaited. One body serves trio (client.py) and asyncio (aio.py).
+
+How a wait hears of a job's end is told in doors/ends.py. How enqueues share a statement is told in
+doors/gathering.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack, overload
+
+from pgnotifyq.doors.given import ask_given
+from pgnotifyq.doors.verbs import CancelOutcome, ended
+from pgnotifyq.model.errors import JobNotFound, WaitTimeout
+from pgnotifyq.model.job import NIL_ORG, NewJob, job_id_of
+from pgnotifyq.wire.asking import ask, pause
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from pgnotifyq.doors.ends import Ends, Pool
+    from pgnotifyq.doors.gathering import Gatherer
+    from pgnotifyq.doors.given import EnqueueSettings, Given
+    from pgnotifyq.doors.verbs import Verbs
+    from pgnotifyq.ledger.ask import Verb
+    from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.model.handler import Handler, P, Plain, R, V
+    from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
+    from pgnotifyq.model.states import Label, Status
+    from pgnotifyq.wire.ours import Loop
+
+T = TypeVar("T")
+
+
+class AwaitedVerbs:
+    """What a client on trio and a client on asyncio can do."""
+
+    _loop: ClassVar[Loop]
+
+    def __init__(self, verbs: Verbs, pool: Pool, gatherer: Gatherer, ends: Ends) -> None:
+        self._verbs = verbs
+        self._pool = pool
+        self._gatherer = gatherer
+        self._ends = ends
+
+    async def _ask(self, verb: Verb[T], connection: Given | None = None) -> T:
+        """Ask a verb on the caller's connection if there is one, else on one of the pool."""
+        if connection is not None:
+            return await ask_given(connection, verb, self._loop)
+        async with self._pool.connection() as own:
+            return await ask(own, verb)
+
+    # A checker takes the first form that fits. The second is for JSON that is written where it is
+    # enqueued: mypy takes {"a": 1} for a dict[str, int], which is no dict[str, object].
+
+    @overload
+    async def enqueue(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueSettings]) -> JobId[R]: ...
+    @overload
+    async def enqueue(
+        self, job_type: Handler[dict[str, V], R], payload: Mapping[str, V], **settings: Unpack[EnqueueSettings]
+    ) -> JobId[R]: ...
+    @overload
+    async def enqueue(
+        self, job_type: Handler[P | None, R], payload: None = None, **settings: Unpack[EnqueueSettings]
+    ) -> JobId[R]: ...
+    @overload
+    async def enqueue(self, job_type: str, payload: object = None, **settings: Unpack[EnqueueSettings]) -> JobId: ...
+
+    async def enqueue(
+        self,
+        job_type: str | Handler,
+        payload: object = None,
+        *,
+        org_id: OrgId | UUID | str = NIL_ORG,
+        queue: str | None = None,
+        priority: int = 0,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        max_attempts: int | None = None,
+        unique_key: str | None = None,
+        connection: Given | None = None,
+    ) -> JobId:
+        """Enqueue one job and return its id.
+
+        If a worker of this event loop, on the same database, is idle and has a handler for the job,
+        the statement that enqueues the job also starts it (runtime/shortcuts.py). Jobs that several
+        tasks enqueue at once share a statement (doors/gathering.py).
+
+        Args:
+            job_type: which handler runs it: what `@registry.handler` made of the function, or its
+                name.
+            payload: what the handler takes: dict, attrs class, dataclass: JSON in the end, at most 1 MiB.
+            org_id: the tenant.
+            queue: its queue; default: the handler's, as the registry says or a worker has
+                published it, else `default`.
+            priority: higher first, -32768 to 32767.
+            scheduled_at: not before this time, aware; compared with the database's clock.
+            delay_seconds: not before this many seconds from now, on the database's clock.
+            max_attempts: then it is dead-lettered; default: what the handler says that takes it,
+                else 3.
+            unique_key: while an unfinished job of the tenant and type has it, that job's id is
+                returned and none is made.
+            connection: enqueue in this connection's open transaction: the job exists if and only if
+                that commits. One for this event loop (on trio one of pgnotifyq's, on asyncio one of
+                psycopg's), or a blocking psycopg connection, which blocks the loop for one round
+                trip.
+
+        Cancellation: nothing is enqueued, or the task is cancelled at its next checkpoint.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
+            UnknownJobType: the client has a registry, and it has no such handler.
+            TypeError: `connection` is of a kind that this client cannot use.
+        """
+        job = self._verbs.new_job(
+            {
+                "job_type": job_type,
+                "payload": payload,
+                "org_id": org_id,
+                "queue": queue,
+                "priority": priority,
+                "scheduled_at": scheduled_at,
+                "delay_seconds": delay_seconds,
+                "max_attempts": max_attempts,
+                "unique_key": unique_key,
+            }
+        )
+        if connection is None:
+            return await self._gatherer.enqueue(job)
+        return await self._ask(self._verbs.enqueue(job), connection)
+
+    async def enqueue_many(
+        self,
+        jobs: Sequence[NewJob | Mapping[str, Any]],
+        *,
+        connection: Given | None = None,
+    ) -> list[JobId]:
+        """Enqueue jobs, all or none, and return their ids in order.
+
+        One statement up to a hundred jobs, COPY beyond.
+
+        Args:
+            jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes:
+                job_type, payload, queue, ...; only what a mapping leaves out comes from the
+                registry.
+            connection: as for `enqueue`.
+
+        Cancellation: none of them are enqueued, or the task is cancelled at its next checkpoint.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: none is enqueued.
+            UnknownJobType: the client has a registry, and it has no such handler.
+            TypeError: `connection` is of a kind that this client cannot use.
+        """
+        made: list[NewJob] = []
+        for part in self._verbs.new_jobs(jobs):
+            made += part
+            if len(made) < len(jobs):
+                await pause()
+        return await self._ask(self._verbs.enqueue_many(made), connection)
+
+    async def cancel(
+        self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None
+    ) -> CancelOutcome:
+        """Cancel a job: a pending one never starts, a running one's handler is stopped.
+
+        Args:
+            job_id: the job, as a UUID or its text.
+            wait_seconds: wait at most this long until its handler has stopped.
+            why: for the handler and the record.
+
+        Returns: what became of it; `stopping` only when nobody waits.
+
+        Cancellation: the job stays cancelled, or was not told yet.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is no such job.
+        """
+        told = await self._ask(self._verbs.cancel(job_id, why))
+        if told is not CancelOutcome.STOPPING or wait_seconds is None:
+            return told
+        try:
+            await self._ends.wait(job_id_of(job_id), wait_seconds)
+        except WaitTimeout:
+            return CancelOutcome.UNRESPONSIVE
+        except JobNotFound:
+            pass  # it stopped, and was pruned before anybody looked
+        return CancelOutcome.CANCELLED
+
+    # If a handler's result is no JSON, as an attrs object, it comes back as JSON. Then nothing is
+    # said of its type.
+
+    @overload
+    async def wait(self, job_id: JobId[Plain], timeout_seconds: float | None = None) -> Job[Plain]: ...
+    @overload
+    async def wait(self, job_id: UUID | str, timeout_seconds: float | None = None) -> Job: ...
+
+    async def wait(self, job_id: JobId | UUID | str, timeout_seconds: float | None = None) -> Job:
+        """Wait until a job has ended, handler and all, and return it as completed or cancelled.
+
+        Outlives a restart of the server.
+
+        Cancellation: the job goes on.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is no such job.
+            JobDead: it went to the dead letters; the error has the letter.
+            WaitTimeout: it has not ended within `timeout_seconds`; it goes on.
+            DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a
+                minute.
+        """
+        return ended(await self._ends.wait(job_id_of(job_id), timeout_seconds))
+
+    async def get(self, job_id: JobId | UUID | str) -> Job:
+        """Return a job.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is none: it never was, was pruned, or is a dead letter.
+        """
+        return await self._ask(self._verbs.get(job_id))
+
+    async def get_dead(self, job_id: JobId | UUID | str) -> DeadLetter:
+        """Return a dead letter.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is none.
+        """
+        return await self._ask(self._verbs.get_dead(job_id))
+
+    async def history(self, job_id: JobId | UUID | str) -> list[Execution]:
+        """Return the attempts of a job, oldest first, the one under way included.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+        """
+        return await self._ask(self._verbs.history(job_id))
+
+    async def explain(self, job_id: JobId | UUID | str) -> Explanation:
+        """Return why a job is where it is: what it waits for, and who could run it.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is no such job.
+        """
+        return await self._ask(self._verbs.explain(job_id))
+
+    async def jobs(
+        self,
+        *,
+        status: Status | Label | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        limit: int = 50,
+    ) -> list[Job]:
+        """Return jobs, newest first.
+
+        Raises:
+            ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping.
+        """
+        return await self._ask(self._verbs.jobs(status=status, queue=queue, job_type=job_type, org_id=org_id, limit=limit))
+
+    async def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> list[DeadLetter]:
+        """Return dead letters, the latest first."""
+        return await self._ask(self._verbs.dead(queue=queue, job_type=job_type, limit=limit))
+
+    async def requeue(self, job_id: JobId | UUID | str) -> None:
+        """Bring a dead letter back as the job it was, with all its attempts before it.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is no such dead letter.
+            UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
+        """
+        await self._ask(self._verbs.requeue(job_id))
+
+    async def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> int:
+        """Bring back dead letters, the oldest first, and return how many."""
+        return await self._ask(self._verbs.requeue_all(queue=queue, job_type=job_type, limit=limit))
+
+    async def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> int:
+        """Delete a dead letter, or those that died longer ago than given; return how many."""
+        return await self._ask(self._verbs.purge_dead(job_id=job_id, older_than_seconds=older_than_seconds))
+
+    async def set_retention(self, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> None:
+        """Say how long the finished jobs of a queue are kept, whatever its workers are set to.
+
+        Args:
+            queue: the queue; it need not hold jobs, nor have workers.
+            keep_seconds: from a job's end; None: the settings of the queue's workers count.
+            ending: completed or cancelled; None: both.
+
+        Raises:
+            InvalidJob: a value is out of range.
+        """
+        await self._ask(self._verbs.set_retention(queue, keep_seconds, ending=ending))
+
+    async def workers(self) -> list[WorkerRow]:
+        """Return the worker processes, the oldest first."""
+        return await self._ask(self._verbs.workers())
+
+    async def stats(self) -> list[QueueRow]:
+        """Return what each queue holds, by name."""
+        return await self._ask(self._verbs.stats())

@@ -1,0 +1,265 @@
+"""How threads wait for the ends of jobs: what ends.py does, for threads that block.
+
+The rules of waiting and the three steps of a waiter are told at the head of ends.py, and so are the
+figures. Here a waiter is a thread. What the waiters share changes under `_lock`, which nobody holds
+while they wait for a socket. A leader waits for the socket itself, with a deadline; nothing polls.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from pgnotifyq.doors import ends
+from pgnotifyq.doors.verbs import end_of, not_ended
+from pgnotifyq.ledger.errors import is_passing
+from pgnotifyq.model.channels import read_finished
+from pgnotifyq.model.errors import DatabaseUnreachable, PoolTimeout
+from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.blocking import listen, owns_session, unlisten, wait_notifications
+from pgnotifyq.wire.pooling import is_fit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgnotifyq.model.job import DeadLetter, Job, JobId
+    from pgnotifyq.wire.blocking import Connection, Pool
+
+
+class _Waiter:
+    """One thread that waits for the end of one job."""
+
+    def __init__(self, job_id: JobId) -> None:
+        self.job_id = job_id
+        self.rung = threading.Event()  # set: look at the table, then see whether anybody leads
+
+
+class BlockingEnds:
+    """The ends of jobs, heard on one connection by the waiter that leads."""
+
+    def __init__(self, pool: Pool, connect: Callable[[], Connection[Any]], schema: str) -> None:
+        self._pool = pool  # for looks
+        self._connect = connect  # opens the connection that is to listen
+        self._schema = schema
+        self._channel = f"{schema}_finished"
+        self._lock = threading.Lock()
+        self._waiters: dict[JobId, list[_Waiter]] = {}
+        self._is_led = False
+        self._is_closed = False
+        self._connection: Connection[Any] | None = None  # it listens
+        self._spare: Connection[Any] | None = None  # it does not: nobody waits
+        self._look_seconds = ends.LOOK_SECONDS  # how long a waiter relies on the listener between looks
+        self._opening = threading.Lock()  # held by the thread that opens the connection
+        self._retry_at = -math.inf  # on the monotonic clock: nobody connects before, for it has just failed
+
+    def wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
+        """Wait until a job has ended, handler and all, and return it; or its dead letter.
+
+        Raises:
+            JobNotFound: there is no such job.
+            WaitTimeout: the job has not ended within `timeout_seconds`; it goes on.
+            DatabaseUnreachable, psycopg.OperationalError: looks have failed for
+                `OUTAGE_SECONDS_MAX`.
+        """
+        deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+        waiter = _Waiter(job_id)
+        with self._lock:
+            self._waiters.setdefault(job_id, []).append(waiter)
+        try:
+            ended = self._wait(waiter, deadline)
+        finally:
+            self._leave(waiter)
+        if ended is None:
+            assert timeout_seconds is not None
+            raise not_ended(job_id, timeout_seconds)
+        return ended
+
+    def close(self) -> None:
+        """Close the connection. Whoever still waits looks, and learns that the client is closed."""
+        with self._lock:
+            self._is_closed = True
+            connection, self._connection = self._connection, None
+            spare, self._spare = self._spare, None
+            is_led = self._is_led
+            self._ring_all()
+        if spare is not None:
+            spare.close()
+        if connection is not None:
+            connection.hang_up() if is_led else connection.close()
+
+    def forget(self) -> None:
+        """Let go, in a child, of connections that were opened before the fork.
+
+        They lead nowhere (wire/forks.py).
+        """
+        for connection in (self._connection, self._spare):
+            if connection is not None:
+                connection.pgconn.finish()
+
+    def _wait(self, waiter: _Waiter, deadline: float) -> Job | DeadLetter | None:
+        """Look until the job has ended, or for as long as given.
+
+        Forgive failures that pass for `OUTAGE_SECONDS_MAX`.
+        """
+        answered_at = time.monotonic()
+        heard = True  # the first look owes nothing to the listener
+        while True:
+            listener = self._listen(deadline)
+            waiter.rung.clear()
+            try:
+                ended = self._look(waiter.job_id, deadline)
+            except Exception as error:
+                is_late = isinstance(error, PoolTimeout)
+                if not (is_late or is_passing(error)):
+                    raise
+                now = time.monotonic()
+                if now >= deadline:
+                    return None
+                if now - answered_at > ends.OUTAGE_SECONDS_MAX:
+                    raise DatabaseUnreachable(f"the database has not answered for {ends.OUTAGE_SECONDS_MAX:g} s") from error
+                time.sleep(min(ends.RETRY_SECONDS, deadline - now))
+                continue
+            if ended is not None:
+                if not heard and listener is not None:
+                    self._drop(listener)  # deaf; this wakes the leader, which rings for all
+                return ended
+            answered_at = time.monotonic()
+            if answered_at >= deadline:
+                return None
+            patience = self._look_seconds if listener is not None else ends.LISTEN_RETRY_SECONDS
+            self._hear(waiter, min(answered_at + patience, deadline))
+            heard = waiter.rung.is_set()
+
+    def _look(self, job_id: JobId, deadline: float) -> Job | DeadLetter | None:
+        """Return a job that has ended, or its dead letter; else have its end announced."""
+        seconds = min(ends.LOOK_DEADLINE_SECONDS, max(deadline - time.monotonic(), ends.RETRY_SECONDS))
+        with self._pool.connection(seconds) as connection, connection.bounded(seconds):
+            return ask_blocking(connection, end_of(self._schema, job_id))
+
+    def _hear(self, waiter: _Waiter, until: float) -> None:
+        """Return when the leader has rung for this waiter, or when it is time.
+
+        The leader may be this waiter itself.
+        """
+        with self._lock:
+            connection = self._connection
+            leads = connection is not None and not self._is_led and not waiter.rung.is_set()
+            self._is_led = self._is_led or leads
+        if connection is None or not leads:
+            waiter.rung.wait(max(0.0, until - time.monotonic()))
+            return
+        try:
+            while not waiter.rung.is_set() and (left := until - time.monotonic()) > 0:
+                for note in wait_notifications(connection, left):
+                    finished = read_finished(note.payload)
+                    with self._lock:
+                        for other in () if finished is None else self._waiters.get(finished.job_id, ()):
+                            other.rung.set()
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            # What was announced meanwhile is lost: every waiter looks once LISTEN is in place
+            # anew.
+            connection.close()
+            with self._lock:
+                if self._connection is connection:
+                    self._connection = None
+                self._ring_all()
+        finally:
+            with self._lock:
+                self._is_led = False
+                self._hand_over(waiter)
+
+    def _listen(self, deadline: float) -> Connection[Any] | None:
+        """Return the connection that listens. None: there is none now; waiters rely on looks."""
+        if not self._opening.acquire(timeout=min(ends.LISTEN_DEADLINE_SECONDS, max(0.0, deadline - time.monotonic()))):
+            return None
+        try:
+            with self._lock:
+                if self._connection is not None and not self._connection.closed:
+                    return self._connection
+                if self._is_closed or time.monotonic() < self._retry_at:
+                    return None  # or this thread queued behind a connect that failed
+                connection, self._spare = self._spare, None
+            return self._begin_to_listen(connection)
+        finally:
+            self._opening.release()
+
+    def _begin_to_listen(self, spare: Connection[Any] | None) -> Connection[Any] | None:
+        connection = spare if spare is not None and is_fit(spare) else None
+        listens = False
+        try:
+            if connection is None:
+                connection = self._connect()
+                with connection.bounded(ends.LISTEN_DEADLINE_SECONDS):
+                    is_own = owns_session(connection)
+                self._look_seconds = ends.LOOK_SECONDS if is_own else ends.LISTEN_RETRY_SECONDS
+            with connection.bounded(ends.LISTEN_DEADLINE_SECONDS):
+                listen(connection, self._channel)
+            listens = True
+        except Exception as error:
+            self._retry_at = time.monotonic() + ends.LISTEN_RETRY_SECONDS
+            if not is_passing(error):
+                raise
+            return None
+        finally:
+            for one in (spare, connection):
+                if one is not None and not (listens and one is connection):
+                    one.close()
+        with self._lock:
+            if not self._is_closed:
+                self._connection = connection
+                return connection
+        connection.close()
+        return None
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """Take a waiter out. If nobody waits any more, nothing listens any more."""
+        with self._lock:
+            waiters = self._waiters[waiter.job_id]
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiters[waiter.job_id]
+            if self._waiters:
+                self._hand_over(waiter)
+                return
+            connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            with connection.bounded(ends.HUSH_DEADLINE_SECONDS):
+                unlisten(connection, self._channel)
+        except psycopg.Error:
+            connection.close()  # it is gone; then it does not listen either
+            return
+        with self._lock:
+            if self._spare is None and not self._is_closed:
+                self._spare = connection
+                return
+        connection.close()
+
+    def _drop(self, connection: Connection[Any]) -> None:
+        with self._lock:
+            if self._connection is not connection:
+                return
+            self._connection = None
+            is_led = self._is_led
+        connection.hang_up() if is_led else connection.close()
+
+    def _hand_over(self, leaving: _Waiter) -> None:
+        """Ring for one waiter that is asleep, so that it leads. Said under the lock."""
+        if self._is_led:
+            return
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if waiter is not leaving and not waiter.rung.is_set():
+                    waiter.rung.set()
+                    return
+
+    def _ring_all(self) -> None:
+        """Ring for all. Said under the lock."""
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.rung.set()

@@ -1,0 +1,408 @@
+"""The blocking door, for threads, and for processes that fork."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from weakref import WeakSet
+
+import attrs
+
+from pgnotifyq.doors.blocking_ends import BlockingEnds
+from pgnotifyq.doors.given import ask_given_blocking
+from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, CancelOutcome, Verbs, ended, enqueue_alone
+from pgnotifyq.ledger.schema import check_schema
+from pgnotifyq.model.errors import JobNotFound, PgnotifyqError, WaitTimeout
+from pgnotifyq.model.job import NIL_ORG, NewJob, job_id_of
+from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.blocking import Pool, connect
+from pgnotifyq.wire.sessions import For
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from pgnotifyq.doors.given import EnqueueSettings, Given
+    from pgnotifyq.ledger.ask import Verb
+    from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.model.handler import Handler, P, Plain, R, V
+    from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
+    from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.model.states import Label, Status
+    from pgnotifyq.wire.blocking import Connection
+
+T = TypeVar("T")
+
+
+@contextmanager
+def open_client(
+    dsn: str,
+    *,
+    schema: str = "pgnotifyq",
+    connections_max: int = CONNECTIONS_MAX_DEFAULT,
+    registry: JobRegistry | None = None,
+    listen_dsn: str | None = None,
+) -> Iterator[Client]:
+    """Open a client for the length of a block. Any number of threads may use it.
+
+    It may be opened before a fork, as by a server that preloads its application. Each child opens
+    connections of its own when it first uses the client; the parent's go on undisturbed.
+
+    Args:
+        dsn: the database. Of several addresses, the first that can write. If the address says
+            `target_session_attrs`, the first that it admits, as for reading on a standby.
+        schema: where the queue lives.
+        connections_max: how many connections it may use in each process, besides one for waiting.
+        registry: if given, `enqueue` refuses unknown types and payloads that do not fit, and takes
+            the handlers' defaults of queue and max_attempts.
+        listen_dsn: an address where LISTEN works, for waiting, if `dsn` leads to a pooler in
+            transaction mode.
+
+    Raises:
+        DatabaseUnreachable: no server answers.
+        SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run
+            `python -m pgnotifyq migrate`, or upgrade.
+    """
+    client = Client(Verbs(schema, registry), dsn, connections_max=connections_max, listen_dsn=listen_dsn or dsn)
+    try:
+        client._ask(check_schema(schema))  # noqa: SLF001  # this module's own
+        yield client
+    finally:
+        client._close()  # noqa: SLF001  # this module's own
+
+
+@attrs.frozen
+class _Inside:
+    """What a client has in one process."""
+
+    pool: Pool
+    ends: BlockingEnds
+
+
+class Client:
+    """A door to the queue for programs that block: threads, scripts, WSGI.
+
+    Made by `open_client`.
+    """
+
+    def __init__(self, verbs: Verbs, dsn: str, *, connections_max: int, listen_dsn: str) -> None:
+        self._verbs = verbs
+        self._dsn = dsn
+        self._connections_max = connections_max
+        self._listen_dsn = listen_dsn
+        self._lock = threading.Lock()
+        self._opened: _Inside | None = None
+        self._is_closed = False
+        _clients.add(self)
+
+    def _ask(self, verb: Verb[T], connection: Given | None = None) -> T:
+        """Ask a verb on the caller's connection if there is one, else on one of the pool."""
+        if connection is not None:
+            return ask_given_blocking(connection, verb)
+        with self._inside().pool.connection() as own:
+            return ask_blocking(own, verb)
+
+    def _inside(self) -> _Inside:
+        """Return this process's connections. A child that was forked has none yet."""
+        if (opened := self._opened) is not None:
+            return opened
+        with self._lock:
+            if self._is_closed:
+                raise PgnotifyqError("The client is closed. Use it inside of its `with open_client(...)` block.")
+            if self._opened is None:
+                pool = Pool(
+                    self._dsn,
+                    size_max=self._connections_max,
+                    application_name="pgnotifyq client",
+                    used_for=For.CALLER,
+                    prepare_threshold=0,
+                )
+                self._opened = _Inside(pool, BlockingEnds(pool, self._open_listener, self._verbs.schema))
+            return self._opened
+
+    def _open_listener(self) -> Connection[Any]:
+        return connect(
+            self._listen_dsn,
+            application_name="pgnotifyq client listener",
+            used_for=For.WORKER,
+            must_write=True,
+            connect_timeout=LISTENER_CONNECT_SECONDS,
+        )
+
+    def _close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.ends.close()
+            opened.pool.close()
+
+    def _forget(self) -> None:
+        """Let go, in a child that was forked, of what its parent has opened."""
+        self._lock = threading.Lock()  # another thread of the parent's may have held the old one
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.ends.forget()
+            opened.pool.forget()
+
+    # A checker takes the first form that fits. The second is for JSON that is written where it is
+    # enqueued: mypy takes {"a": 1} for a dict[str, int], which is no dict[str, object].
+
+    @overload
+    def enqueue(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueSettings]) -> JobId[R]: ...
+    @overload
+    def enqueue(
+        self, job_type: Handler[dict[str, V], R], payload: Mapping[str, V], **settings: Unpack[EnqueueSettings]
+    ) -> JobId[R]: ...
+    @overload
+    def enqueue(self, job_type: Handler[P | None, R], payload: None = None, **settings: Unpack[EnqueueSettings]) -> JobId[R]: ...
+    @overload
+    def enqueue(self, job_type: str, payload: object = None, **settings: Unpack[EnqueueSettings]) -> JobId: ...
+
+    def enqueue(
+        self,
+        job_type: str | Handler,
+        payload: object = None,
+        *,
+        org_id: OrgId | UUID | str = NIL_ORG,
+        queue: str | None = None,
+        priority: int = 0,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        max_attempts: int | None = None,
+        unique_key: str | None = None,
+        connection: Given | None = None,
+    ) -> JobId:
+        """Enqueue one job and return its id.
+
+        Args:
+            job_type: which handler runs it: what `@registry.handler` made of the function, or its
+                name.
+            payload: what the handler takes: dict, attrs class, dataclass: JSON in the end, at most 1 MiB.
+            org_id: the tenant.
+            queue: its queue; default: the handler's, as the registry says or a worker has
+                published it, else `default`.
+            priority: higher first, -32768 to 32767.
+            scheduled_at: not before this time, aware; compared with the database's clock.
+            delay_seconds: not before this many seconds from now, on the database's clock.
+            max_attempts: then it is dead-lettered; default: what the handler says that takes it,
+                else 3.
+            unique_key: while an unfinished job of the tenant and type has it, that job's id is
+                returned and none is made.
+            connection: enqueue in this connection's open transaction: the job exists if and only if
+                that commits. A blocking psycopg connection.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
+            UnknownJobType: the client has a registry, and it has no such handler.
+            TypeError: `connection` is of a kind that this client cannot use.
+        """
+        job = self._verbs.new_job(
+            {
+                "job_type": job_type,
+                "payload": payload,
+                "org_id": org_id,
+                "queue": queue,
+                "priority": priority,
+                "scheduled_at": scheduled_at,
+                "delay_seconds": delay_seconds,
+                "max_attempts": max_attempts,
+                "unique_key": unique_key,
+            }
+        )
+        if connection is None:
+            return self._ask(enqueue_alone(self._verbs.schema, job))
+        return self._ask(self._verbs.enqueue(job), connection)
+
+    def enqueue_many(
+        self,
+        jobs: Sequence[NewJob | Mapping[str, Any]],
+        *,
+        connection: Given | None = None,
+    ) -> list[JobId]:
+        """Enqueue jobs, all or none, and return their ids in order.
+
+        One statement up to a hundred jobs, COPY beyond.
+
+        Args:
+            jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes:
+                job_type, payload, queue, ...; only what a mapping leaves out comes from the
+                registry.
+            connection: as for `enqueue`.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: none is enqueued.
+            UnknownJobType: the client has a registry, and it has no such handler.
+            TypeError: `connection` is of a kind that this client cannot use.
+        """
+        made = [job for part in self._verbs.new_jobs(jobs) for job in part]
+        return self._ask(self._verbs.enqueue_many(made), connection)
+
+    def cancel(self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None) -> CancelOutcome:
+        """Cancel a job: a pending one never starts, a running one's handler is stopped.
+
+        Args:
+            job_id: the job, as a UUID or its text.
+            wait_seconds: wait at most this long until its handler has stopped.
+            why: for the handler and the record.
+
+        Returns: what became of it; `stopping` only when nobody waits.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is no such job.
+        """
+        told = self._ask(self._verbs.cancel(job_id, why))
+        if told is not CancelOutcome.STOPPING or wait_seconds is None:
+            return told
+        try:
+            self._inside().ends.wait(job_id_of(job_id), wait_seconds)
+        except WaitTimeout:
+            return CancelOutcome.UNRESPONSIVE
+        except JobNotFound:
+            pass  # it stopped, and was pruned before anybody looked
+        return CancelOutcome.CANCELLED
+
+    # If a handler's result is no JSON, as an attrs object, it comes back as JSON. Then nothing is
+    # said of its type.
+
+    @overload
+    def wait(self, job_id: JobId[Plain], timeout_seconds: float | None = None) -> Job[Plain]: ...
+    @overload
+    def wait(self, job_id: UUID | str, timeout_seconds: float | None = None) -> Job: ...
+
+    def wait(self, job_id: JobId | UUID | str, timeout_seconds: float | None = None) -> Job:
+        """Wait until a job has ended, handler and all, and return it as completed or cancelled.
+
+        Outlives a restart of the server.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is no such job.
+            JobDead: it went to the dead letters; the error has the letter.
+            WaitTimeout: it has not ended within `timeout_seconds`; it goes on.
+            DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a
+                minute.
+        """
+        return ended(self._inside().ends.wait(job_id_of(job_id), timeout_seconds))
+
+    def get(self, job_id: JobId | UUID | str) -> Job:
+        """Return a job.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is none: it never was, was pruned, or is a dead letter.
+        """
+        return self._ask(self._verbs.get(job_id))
+
+    def get_dead(self, job_id: JobId | UUID | str) -> DeadLetter:
+        """Return a dead letter.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is none.
+        """
+        return self._ask(self._verbs.get_dead(job_id))
+
+    def history(self, job_id: JobId | UUID | str) -> list[Execution]:
+        """Return the attempts of a job, oldest first, the one under way included.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+        """
+        return self._ask(self._verbs.history(job_id))
+
+    def explain(self, job_id: JobId | UUID | str) -> Explanation:
+        """Return why a job is where it is: what it waits for, and who could run it.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is no such job.
+        """
+        return self._ask(self._verbs.explain(job_id))
+
+    def jobs(
+        self,
+        *,
+        status: Status | Label | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        limit: int = 50,
+    ) -> list[Job]:
+        """Return jobs, newest first.
+
+        Raises:
+            ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping.
+        """
+        return self._ask(self._verbs.jobs(status=status, queue=queue, job_type=job_type, org_id=org_id, limit=limit))
+
+    def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> list[DeadLetter]:
+        """Return dead letters, the latest first."""
+        return self._ask(self._verbs.dead(queue=queue, job_type=job_type, limit=limit))
+
+    def requeue(self, job_id: JobId | UUID | str) -> None:
+        """Bring a dead letter back as the job it was, with all its attempts before it.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is no such dead letter.
+            UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
+        """
+        self._ask(self._verbs.requeue(job_id))
+
+    def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> int:
+        """Bring back dead letters, the oldest first, and return how many."""
+        return self._ask(self._verbs.requeue_all(queue=queue, job_type=job_type, limit=limit))
+
+    def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> int:
+        """Delete a dead letter, or those that died longer ago than given; return how many."""
+        return self._ask(self._verbs.purge_dead(job_id=job_id, older_than_seconds=older_than_seconds))
+
+    def set_retention(self, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> None:
+        """Say how long the finished jobs of a queue are kept, whatever its workers are set to.
+
+        Args:
+            queue: the queue; it need not hold jobs, nor have workers.
+            keep_seconds: from a job's end; None: the settings of the queue's workers count.
+            ending: completed or cancelled; None: both.
+
+        Raises:
+            InvalidJob: a value is out of range.
+        """
+        self._ask(self._verbs.set_retention(queue, keep_seconds, ending=ending))
+
+    def workers(self) -> list[WorkerRow]:
+        """Return the worker processes, the oldest first."""
+        return self._ask(self._verbs.workers())
+
+    def stats(self) -> list[QueueRow]:
+        """Return what each queue holds, by name."""
+        return self._ask(self._verbs.stats())
+
+
+_clients: WeakSet[Client] = WeakSet()
+LISTENER_CONNECT_SECONDS = 3
+
+
+def _forget_all() -> None:
+    for client in list(_clients):
+        client._forget()  # noqa: SLF001  # this module's own
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what a process has left open when it ends, as a forked child does.
+
+    Later, the threads of a pool cannot be ended.
+    """
+    for client in list(_clients):
+        client._close()  # noqa: SLF001  # this module's own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

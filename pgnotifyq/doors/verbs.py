@@ -1,0 +1,256 @@
+"""The verbs of every door, as values: what each asks, and what its answer means to a caller.
+
+This is the one table of verbs. If a public method of `Verbs` returns a verb of the ledger, each
+client has a method of that name: awaited on trio and asyncio (awaited.py), blocking (sync.py).
+`wait` is the only one that a door must do by itself (ends.py, blocking_ends.py).
+tests/doors/test_verbs.py compares the doors with this table, and with each other.
+
+Nothing here waits or knows a connection. Each method checks what it was given before it returns.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from pgnotifyq.ledger import bulk, end, enqueue, look
+from pgnotifyq.ledger.ask import Plan
+from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
+from pgnotifyq.model.handler import make_job
+from pgnotifyq.model.job import DeadLetter, JobId, NewJob, job_id_of, org_id_of
+from pgnotifyq.model.payload import encode
+from pgnotifyq.model.registry import handler_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from uuid import UUID
+
+    from pgnotifyq.ledger.ask import Answer, Ask, Steps
+    from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.model.job import Execution, Job, OrgId
+    from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.model.states import Label, Status
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+CONNECTIONS_MAX_DEFAULT = 4
+
+
+class CancelOutcome(StrEnum):
+    """What became of a cancel."""
+
+    CANCELLED = "cancelled"  # it never started, or its handler has stopped
+    STOPPING = "stopping"  # its handler has been told; nobody waited for it
+    FINISHED = "finished"  # it had ended before
+    UNRESPONSIVE = "unresponsive"  # its handler was told, and did not stop within the time given
+
+
+@attrs.frozen
+class Verbs:
+    """What can be asked of one queue's schema."""
+
+    schema: str
+    registry: JobRegistry | None = None  # refuses what no handler takes, and gives handlers' defaults
+
+    # Jobs to be enqueued
+
+    def new_job(self, given: Mapping[str, Any]) -> NewJob:
+        """Make a job of what `enqueue` takes, and of the handler's defaults.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType: it is refused.
+        """
+        if "job_type" not in given:
+            raise InvalidJob("a job has no job_type: name the handler that is to run it")
+        settings = dict(given)
+        job_type, payload = settings.pop("job_type"), settings.pop("payload", None)
+        handler = handler_of(job_type, self.registry)
+        return make_job(job_type if handler is None else handler.job_type, payload, settings, handler)
+
+    def new_jobs(self, given: Sequence[NewJob | Mapping[str, Any]]) -> Iterator[list[NewJob]]:
+        """Make many, and yield them in parts.
+
+        A door that shares its thread lets others run between two parts.
+
+        Raises: as `new_job` does.
+        """
+        for start in range(0, len(given), enqueue.AT_ONCE_JOBS_MAX):
+            part = given[start : start + enqueue.AT_ONCE_JOBS_MAX]
+            yield [self._checked(job) if isinstance(job, NewJob) else self.new_job(job) for job in part]
+
+    def _checked(self, job: NewJob) -> NewJob:
+        """Refuse here what the handler would refuse later."""
+        if self.registry is None:
+            return job
+        return attrs.evolve(job, payload=self.registry.get(job.job_type).checked(job.payload))
+
+    # The table
+
+    def enqueue(self, job: NewJob) -> Plan[JobId]:
+        """Enqueue a job that `new_job` made."""
+        return enqueue.enqueue(self.schema, job)
+
+    def enqueue_many(self, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
+        """Enqueue jobs that `new_jobs` made, all or none."""
+        return bulk.enqueue_many(self.schema, jobs)
+
+    def cancel(self, job_id: JobId | UUID | str, why: str | None = None) -> Ask[CancelOutcome]:
+        """Ask a job to stop. A door that is to wait for its handler goes on with `stopped`."""
+        wanted = job_id_of(job_id)
+
+        def told(word: str) -> CancelOutcome:
+            if word == "unknown":
+                raise no_job(wanted)
+            return CancelOutcome(word)
+
+        return _then(end.cancel(self.schema, wanted, why), told)
+
+    def get(self, job_id: JobId | UUID | str) -> Ask[Job]:
+        """Look at a job."""
+        wanted = job_id_of(job_id)
+        return _then(look.get_job(self.schema, wanted), lambda job: _found(job, no_job, wanted))
+
+    def get_dead(self, job_id: JobId | UUID | str) -> Ask[DeadLetter]:
+        """Look at a dead letter."""
+        wanted = job_id_of(job_id)
+        return _then(look.get_dead(self.schema, wanted), lambda letter: _found(letter, _no_letter, wanted))
+
+    def history(self, job_id: JobId | UUID | str) -> Ask[list[Execution]]:
+        """Look at the attempts of a job."""
+        return look.history(self.schema, job_id_of(job_id))
+
+    def explain(self, job_id: JobId | UUID | str) -> Ask[Explanation]:
+        """Look at why a job is where it is."""
+        wanted = job_id_of(job_id)
+        return _then(look.explain(self.schema, wanted), lambda found: _found(found, no_job, wanted))
+
+    def jobs(
+        self,
+        *,
+        status: Status | Label | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        limit: int = 50,
+    ) -> Ask[list[Job]]:
+        """Look at jobs."""
+        org = None if org_id is None else org_id_of(org_id)
+        return look.list_jobs(self.schema, status=status, queue=queue, job_type=job_type, org_id=org, limit=limit)
+
+    def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> Ask[list[DeadLetter]]:
+        """Look at dead letters."""
+        return look.list_dead(self.schema, queue=queue, job_type=job_type, limit=limit)
+
+    def requeue(self, job_id: JobId | UUID | str) -> Ask[None]:
+        """Bring a dead letter back."""
+        wanted = job_id_of(job_id)
+
+        def told(was_there: bool) -> None:
+            if not was_there:
+                raise _no_letter(wanted)
+
+        return _then(end.requeue(self.schema, wanted), told)
+
+    def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> Ask[int]:
+        """Bring dead letters back."""
+        return end.requeue_all(self.schema, queue=queue, job_type=job_type, limit=limit)
+
+    def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> Ask[int]:
+        """Delete dead letters."""
+        letter = None if job_id is None else job_id_of(job_id)
+        return end.purge_dead(self.schema, job_id=letter, older_than_seconds=older_than_seconds)
+
+    def set_retention(self, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> Ask[None]:
+        """Say how long finished jobs are kept."""
+        return end.set_retention(self.schema, queue, keep_seconds, ending=ending)
+
+    def workers(self) -> Ask[list[WorkerRow]]:
+        """Look at the workers."""
+        return look.list_workers(self.schema)
+
+    def stats(self) -> Ask[list[QueueRow]]:
+        """Look at the queues."""
+        return look.stats(self.schema)
+
+
+def enqueue_alone(schema: str, job: NewJob) -> Ask[JobId]:
+    """Enqueue a job on a connection in autocommit, as a transaction of its own.
+
+    It spares what `enqueue` asks first.
+    """
+    return enqueue.enqueue_one(schema, job, encode(job.payload), is_alone=True)
+
+
+def end_of(schema: str, job_id: JobId) -> Plan[Job | DeadLetter | None]:
+    """Look for a job that has ended, or its dead letter; else have its end announced, find None.
+
+    Raises:
+        JobNotFound: there is no such job.
+    """
+    return Plan(lambda: _steps_to_end(schema, job_id))
+
+
+def _steps_to_end(schema: str, job_id: JobId) -> Steps[Job | DeadLetter | None]:
+    while True:
+        if (yield end.await_job(schema, job_id)):
+            return None
+        job: Job | None = yield look.get_job(schema, job_id)
+        if job is not None and job.is_finished:
+            return job
+        if job is None:
+            letter: DeadLetter | None = yield look.get_dead(schema, job_id)
+            if letter is not None:
+                return letter
+            if (yield look.get_job(schema, job_id)) is None:
+                raise no_job(job_id)
+        # Somebody requeued the job between two of these reads. So its end will not be announced
+        # yet.
+
+
+# What the answers mean
+
+
+def ended(job: Job | DeadLetter) -> Job:
+    """Return the job that somebody waited for.
+
+    Raises:
+        JobDead: it went to the dead letters.
+    """
+    if isinstance(job, DeadLetter):
+        message = f"job {job.id} is a dead letter ({job.reason}) after {job.attempts} attempts: {job.error_message}"
+        raise JobDead(message, job)
+    return job
+
+
+def no_job(job_id: JobId) -> JobNotFound:
+    """Return the error of a job that is not there."""
+    return JobNotFound(f"there is no job {job_id}: it never was, was pruned after its retention, or is a dead letter")
+
+
+def not_ended(job_id: JobId, timeout_seconds: float) -> WaitTimeout:
+    """Return the error of a job that has not ended in the time given."""
+    return WaitTimeout(f"job {job_id} has not ended within {timeout_seconds:g} s; it goes on")
+
+
+def _no_letter(job_id: JobId) -> JobNotFound:
+    return JobNotFound(f"there is no dead letter {job_id}: list them with `python -m pgnotifyq dead`")
+
+
+def _found(found: T | None, not_found: Callable[[JobId], JobNotFound], job_id: JobId) -> T:
+    if found is None:
+        raise not_found(job_id)
+    return found
+
+
+def _then(verb: Ask[T], mean: Callable[[T], S]) -> Ask[S]:
+    """Return a verb whose answer is what `mean` makes of the answer of another."""
+    read = verb.read
+
+    def read_on(answer: Answer, encoding: str) -> S:
+        return mean(read(answer, encoding))
+
+    whole: Ask[Any] = verb
+    return attrs.evolve(whole, read=read_on)

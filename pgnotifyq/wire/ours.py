@@ -1,0 +1,84 @@
+"""What a connection of ours keeps besides what psycopg's keeps.
+
+That is: what was prepared, whom the connection is for, and what its server has refused.
+
+The trio connection (connection.py), the asyncio one (aio.py) and the blocking one (blocking.py) are
+`Ours`. A connection of the caller's is not: nothing is prepared there, and nothing is said twice.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import psycopg
+from psycopg.rows import Row
+
+from pgnotifyq.wire import sessions
+from pgnotifyq.wire.sessions import For
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
+
+
+class Loop(StrEnum):
+    """Who waits for a connection."""
+
+    TRIO = "trio"
+    ASYNCIO = "asyncio"
+    NONE = "none"  # the thread itself: the connection is blocking
+
+
+class Ours:
+    """A mixin of psycopg's connections."""
+
+    loop: ClassVar[str]  # of `Loop`
+    own_cursor: Any  # the class of cursors for scripts and COPY, whatever the owner has set as `cursor_factory`
+    prepare_threshold: int | None
+    pgconn: PGconn
+    _prepared: Any  # psycopg's
+
+    def become_ours(self) -> None:
+        """Begin to keep it, as `__init__` does."""
+        # The statements that asking.py prepared, and their names.
+        self.statements: dict[bytes, bytes] = {}
+        self.used_for = For.ANYBODY
+        # Whether this connection has set something in the session. `discard all` undoes that.
+        self.was_set = False
+        # Whether a statement that the server has undone whole is sent again. See `may_repeat`.
+        self.repeats = False
+        # Whether the server has refused to write. It may go on doing so while the session lives.
+        self.is_read_only = False
+
+    def forget_statements(self) -> None:
+        """Forget the prepared statements.
+
+        A table or function has changed, and the server refuses the old plans.
+        """
+        self.statements.clear()
+        self._prepared.clear()
+        # It would have all deallocated some time later, and what is prepared until then with it.
+        # What is left costs little.
+        self._prepared._to_flush.clear()
+
+
+class Awaited(Ours, psycopg.AsyncConnection[Row]):
+    """What the trio connection and the asyncio one share.
+
+    A verb is asked, and a listener listens, on either.
+    """
+
+    def close_nowait(self) -> None:
+        """Close the connection; never wait. Tasks that wait on it are woken with an error."""
+        raise NotImplementedError
+
+    async def enter(self) -> bool:
+        """Set what the session needs. Return whether it can write (True if nobody asks).
+
+        Call it again after `discard all`.
+        """
+        if self.used_for is For.ANYBODY:
+            return True
+        async with self.lock:
+            can_write, self.was_set = await self.wait(sessions.enter(self.pgconn, self.used_for, self.info.encoding))
+            return can_write
