@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 from pgnotifyq.ledger.schema import Step as MigrationStep
 from pgnotifyq.migrating import migrate
 from pgnotifyq.doors.verbs import CancelOutcome
+from pgnotifyq.doors.callers import CallersConnection, ClosableConnection, ProxiedConnection
 
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client
@@ -98,6 +99,7 @@ from pgnotifyq.model.errors import (
     PayloadUndecodable,
     LeaseLost,
     JobCancelled,
+    TransactionAborted,
     TransactionRefused,
     TransactionLeft,
     UnsupportedPsycopg,
@@ -111,6 +113,9 @@ __all__ = [
     "MigrationStep",
     "migrate",
     "CancelOutcome",
+    "CallersConnection",
+    "ClosableConnection",
+    "ProxiedConnection",
     "Client",
     "open_client",
     "WorkerHandle",
@@ -178,6 +183,7 @@ __all__ = [
     "PayloadUndecodable",
     "LeaseLost",
     "JobCancelled",
+    "TransactionAborted",
     "TransactionRefused",
     "TransactionLeft",
     "UnsupportedPsycopg",

@@ -1,4 +1,6 @@
-"""The verbs of a door that is awaited. One body serves trio (client.py) and asyncio (aio.py).
+"""The verbs of a door that is awaited, on trio (client.py) and on asyncio (aio.py).
+
+One body for both.
 
 How a wait hears of a job's end is told in doors/ends.py. How enqueues share a statement is told in
 doors/gathering.py.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack, overload
 
-from pgnotifyq.doors.given import ask_given
+from pgnotifyq.doors.callers import ask_on
 from pgnotifyq.doors.verbs import CancelOutcome, ended
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG, NewJob, job_id_of
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from pgnotifyq.doors.callers import CallersConnection
     from pgnotifyq.doors.ends import Ends, Pool
     from pgnotifyq.doors.gathering import Gatherer
-    from pgnotifyq.doors.given import EnqueueSettings, Given
-    from pgnotifyq.doors.verbs import Verbs
+    from pgnotifyq.doors.verbs import EnqueueSettings, Verbs
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
@@ -44,10 +46,10 @@ class AwaitedVerbs:
         self._gatherer = gatherer
         self._ends = ends
 
-    async def _ask(self, verb: Verb[T], connection: Given | None = None) -> T:
+    async def _ask(self, verb: Verb[T], connection: CallersConnection | None = None) -> T:
         """Ask a verb on the caller's connection if there is one, else on one of the pool."""
         if connection is not None:
-            return await ask_given(connection, verb, self._loop)
+            return await ask_on(connection, verb)
         async with self._pool.connection() as own:
             return await ask(own, verb)
 
@@ -79,18 +81,19 @@ class AwaitedVerbs:
         delay_seconds: float | None = None,
         max_attempts: int | None = None,
         unique_key: str | None = None,
-        connection: Given | None = None,
+        connection: CallersConnection | None = None,
     ) -> JobId:
         """Enqueue one job and return its id.
 
         If a worker of this event loop, on the same database, is idle and has a handler for the job,
-        the statement that enqueues the job also starts it (runtime/shortcuts.py). Jobs that several
+        the statement that enqueues the job also starts it (runtime/handover.py). Jobs that several
         tasks enqueue at once share a statement (doors/gathering.py).
 
         Args:
             job_type: which handler runs it: what `@registry.handler` made of the function, or its
                 name.
-            payload: what the handler takes: dict, attrs class, dataclass: JSON in the end, at most 1 MiB.
+            payload: what the handler takes: dict, attrs class, dataclass. JSON in the end, at most
+                1 MiB.
             org_id: the tenant.
             queue: its queue; default: the handler's, as the registry says or a worker has
                 published it, else `default`.
@@ -102,9 +105,9 @@ class AwaitedVerbs:
             unique_key: while an unfinished job of the tenant and type has it, that job's id is
                 returned and none is made.
             connection: enqueue in this connection's open transaction: the job exists if and only if
-                that commits. One for this event loop (on trio one of pgnotifyq's, on asyncio one of
-                psycopg's), or a blocking psycopg connection, which blocks the loop for one round
-                trip.
+                that commits. One for this event loop (pgnotifyq's on trio; psycopg's, asyncpg's or
+                SQLAlchemy's on asyncio), or a blocking one (psycopg's, SQLAlchemy's, Django's),
+                which blocks the loop for one round trip: docs/transactions.md.
 
         Cancellation: nothing is enqueued, or the task is cancelled at its next checkpoint.
 
@@ -134,7 +137,7 @@ class AwaitedVerbs:
         self,
         jobs: Sequence[NewJob | Mapping[str, Any]],
         *,
-        connection: Given | None = None,
+        connection: CallersConnection | None = None,
     ) -> list[JobId]:
         """Enqueue jobs, all or none, and return their ids in order.
 
@@ -142,8 +145,7 @@ class AwaitedVerbs:
 
         Args:
             jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes:
-                job_type, payload, queue, ...; only what a mapping leaves out comes from the
-                registry.
+                job_type, payload, queue, ... What a mapping leaves out comes from the registry.
             connection: as for `enqueue`.
 
         Cancellation: none of them are enqueued, or the task is cancelled at its next checkpoint.

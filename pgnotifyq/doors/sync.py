@@ -12,7 +12,7 @@ from weakref import WeakSet
 import attrs
 
 from pgnotifyq.doors.blocking_ends import BlockingEnds
-from pgnotifyq.doors.given import ask_given_blocking
+from pgnotifyq.doors.callers import ask_on_blocking
 from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, CancelOutcome, Verbs, ended, enqueue_alone
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.model.errors import JobNotFound, PgnotifyqError, WaitTimeout
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from pgnotifyq.doors.given import EnqueueSettings, Given
+    from pgnotifyq.doors.callers import CallersConnection
+    from pgnotifyq.doors.verbs import EnqueueSettings
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
@@ -99,10 +100,10 @@ class Client:
         self._is_closed = False
         _clients.add(self)
 
-    def _ask(self, verb: Verb[T], connection: Given | None = None) -> T:
+    def _ask(self, verb: Verb[T], connection: CallersConnection | None = None) -> T:
         """Ask a verb on the caller's connection if there is one, else on one of the pool."""
         if connection is not None:
-            return ask_given_blocking(connection, verb)
+            return ask_on_blocking(connection, verb)
         with self._inside().pool.connection() as own:
             return ask_blocking(own, verb)
 
@@ -175,14 +176,15 @@ class Client:
         delay_seconds: float | None = None,
         max_attempts: int | None = None,
         unique_key: str | None = None,
-        connection: Given | None = None,
+        connection: CallersConnection | None = None,
     ) -> JobId:
         """Enqueue one job and return its id.
 
         Args:
             job_type: which handler runs it: what `@registry.handler` made of the function, or its
                 name.
-            payload: what the handler takes: dict, attrs class, dataclass: JSON in the end, at most 1 MiB.
+            payload: what the handler takes: dict, attrs class, dataclass. JSON in the end, at most
+                1 MiB.
             org_id: the tenant.
             queue: its queue; default: the handler's, as the registry says or a worker has
                 published it, else `default`.
@@ -194,7 +196,7 @@ class Client:
             unique_key: while an unfinished job of the tenant and type has it, that job's id is
                 returned and none is made.
             connection: enqueue in this connection's open transaction: the job exists if and only if
-                that commits. A blocking psycopg connection.
+                that commits. psycopg's, SQLAlchemy's (a session) or Django's: docs/transactions.md.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
@@ -222,7 +224,7 @@ class Client:
         self,
         jobs: Sequence[NewJob | Mapping[str, Any]],
         *,
-        connection: Given | None = None,
+        connection: CallersConnection | None = None,
     ) -> list[JobId]:
         """Enqueue jobs, all or none, and return their ids in order.
 
@@ -230,8 +232,7 @@ class Client:
 
         Args:
             jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes:
-                job_type, payload, queue, ...; only what a mapping leaves out comes from the
-                registry.
+                job_type, payload, queue, ... What a mapping leaves out comes from the registry.
             connection: as for `enqueue`.
 
         Raises:

@@ -19,7 +19,7 @@ from pgnotifyq.ledger import bulk, end, enqueue, look
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
 from pgnotifyq.model.handler import make_job
-from pgnotifyq.model.job import DeadLetter, JobId, NewJob, job_id_of, org_id_of
+from pgnotifyq.model.job import DeadLetter, JobId, JobSettings, NewJob, job_id_of, org_id_of
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.registry import handler_of
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
+    from pgnotifyq.doors.callers import CallersConnection
     from pgnotifyq.ledger.ask import Answer, Ask, Steps
     from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
     from pgnotifyq.model.job import Execution, Job, OrgId
@@ -37,6 +38,12 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 CONNECTIONS_MAX_DEFAULT = 4
+
+
+class EnqueueSettings(JobSettings, total=False):
+    """What `enqueue` takes besides a job's type and payload."""
+
+    connection: CallersConnection | None
 
 
 class CancelOutcome(StrEnum):

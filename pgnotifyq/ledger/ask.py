@@ -90,6 +90,7 @@ class Aside(Enum):
 
     IS_ALONE = "whether the next statement will be a transaction of its own"
     COMMITS = "whether the connection is in autocommit, and so not about to be in a transaction"
+    COPIES = "whether a COPY may be among the next statements"
     SERVER_VERSION = "the server's version as a number, 150_004 for 15.4"
     PAUSE = "that other tasks may run, where there are any; some milliseconds lie between two pauses"
 

@@ -47,7 +47,7 @@ def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
             ids: list[JobId] = yield (insert if is_plain else enqueue_together)(schema, jobs, payloads)
             return ids
 
-        if is_plain:
+        if is_plain and (yield Aside.COPIES):
             now, may_copy, queues = yield _look_before_copy(schema, jobs)
             if may_copy:
                 # One statement, so all or none. It may begin before all payloads are checked:
@@ -72,11 +72,12 @@ def _in_parts(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> S
     A statement has ONE_STATEMENT_JOBS_MAX jobs at most.
     """
     ids: dict[int, JobId] = {}
-    now, may_copy, queues = yield _look_before_copy(schema, jobs)
-    if may_copy:
-        plain = [place for place, job in enumerate(jobs) if job.unique_key is None]
-        made = yield from _copy(schema, [jobs[p] for p in plain], [payloads[p] for p in plain], now, queues)
-        ids.update(zip(plain, made, strict=True))
+    if (yield Aside.COPIES):
+        now, may_copy, queues = yield _look_before_copy(schema, jobs)
+        if may_copy:
+            plain = [place for place, job in enumerate(jobs) if job.unique_key is None]
+            made = yield from _copy(schema, [jobs[p] for p in plain], [payloads[p] for p in plain], now, queues)
+            ids.update(zip(plain, made, strict=True))
     for places in _batches([place for place in _in_key_order(jobs) if place not in ids]):
         made = yield enqueue_together(schema, [jobs[p] for p in places], [payloads[p] for p in places])
         ids.update(zip(places, made, strict=True))

@@ -277,3 +277,4 @@ _ARRAYS = {1000: _BOOLEAN, 1003: 19, 1005: _SMALLINT, 1007: _INTEGER, 1009: 25, 
 _ON_PAPER |= {oid: _array_of(_ON_PAPER[element]) for oid, element in _ARRAYS.items()}
 _BINARY |= dict.fromkeys(_ARRAYS, _array)
 _READERS = (_ON_PAPER, _BINARY)
+TYPES = tuple(_ON_PAPER)  # what is read; of any other, its text

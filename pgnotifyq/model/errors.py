@@ -33,6 +33,7 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── PayloadUndecodable
     ├── LeaseLost
     ├── JobCancelled
+    ├── TransactionAborted
     ├── TransactionRefused
     ├── TransactionLeft
     └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
@@ -176,6 +177,13 @@ class LeaseLost(PgnotifyqError):
 
 class JobCancelled(PgnotifyqError):
     """The job was cancelled before its transaction committed."""
+
+
+class TransactionAborted(PgnotifyqError):
+    """The caller's own transaction was aborted by an error before; nothing was asked.
+
+    Roll it back, or to a savepoint, first.
+    """
 
 
 class TransactionRefused(PgnotifyqError):

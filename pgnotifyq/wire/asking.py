@@ -184,6 +184,8 @@ def _tell(connection: _AnyConnection, aside: Aside) -> Any:
             return _is_alone(connection)
         case Aside.COMMITS:
             return connection.autocommit
+        case Aside.COPIES:
+            return connection.pgconn.pipeline_status == _NO_PIPELINE
         case Aside.SERVER_VERSION:
             return connection.info.server_version
         case Aside.PAUSE:

@@ -23,6 +23,7 @@ CODES: dict[int, list[type[PgnotifyqError]]] = {
         errors.PayloadUndecodable,
         errors.LeaseLost,
         errors.JobCancelled,
+        errors.TransactionAborted,
         errors.TransactionRefused,
         errors.TransactionLeft,
         errors.UnsupportedPsycopg,

@@ -7,6 +7,7 @@ and a connection of the caller's serves enqueues alone.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import pgnotifyq.aio
 import pgnotifyq.sync
 from pgnotifyq.model.errors import InvalidJob, InvalidName, InvalidPayload, JobNotFound, PayloadTooLarge
 from pgnotifyq.wire.connection import connect
+from tests.doors.callers_support import KINDS, theirs
 
 Do = Callable[..., Any]
 
@@ -171,16 +173,43 @@ def _close(portal: BlockingPortal, connection: Any) -> None:
     portal.call(connection.close)
 
 
+@contextmanager
+def open_on_callers(kind: str, dsn: str) -> Iterator[Door]:
+    """Enqueue on a connection of a kind that some library has, by the client for it, and commit."""
+    is_awaited = "async" in kind
+    with start_blocking_portal("asyncio" if is_awaited else "trio") as portal, contextlib.ExitStack() as stack:
+        mine = stack.enter_context(portal.wrap_async_context_manager(theirs(kind, dsn)))
+        opened = pgnotifyq.aio.open_client(dsn) if is_awaited else None
+        client: Any = stack.enter_context(
+            pgnotifyq.sync.open_client(dsn) if opened is None else portal.wrap_async_context_manager(opened)
+        )
+
+        async def do(verb: str, arguments: Any, named: Any) -> Any:
+            if not verb.startswith("enqueue"):
+                return await _answer(getattr(client, verb)(*arguments, **named))
+            async with mine.transaction():
+                return await _answer(getattr(client, verb)(*arguments, connection=mine.connection, **named))
+
+        yield Door(lambda verb, *arguments, **named: portal.call(do, verb, arguments, named))
+
+
+async def _answer(told: Any) -> Any:
+    return await told if inspect.isawaitable(told) else told
+
+
 CLIENTS: dict[str, Callable[..., Any]] = {
     "trio": partial(open_awaited, "trio"),
     "asyncio": partial(open_awaited, "asyncio"),
     "sync": open_sync,
 }
+# What is a line already, and what is of one task alone, while each call here comes in a task of its own.
+OTHERWISE = {"trio", "psycopg", "psycopg async", *(kind for kind in KINDS if "run_sync" in kind or "async scoped" in kind)}
 # Each kind of connection that `connection=` takes (doors/callers.py) has its line here.
 CALLERS: dict[str, Callable[..., Any]] = {
     "trio, in one of ours": partial(open_on_awaited, "trio"),
     "asyncio, in psycopg's": partial(open_on_awaited, "asyncio"),
     **{f"{name}, in a blocking psycopg's": partial(open_on_blocking, client) for name, client in CLIENTS.items()},
+    **{f"on {kind}": partial(open_on_callers, kind) for kind in KINDS if kind not in OTHERWISE},
 }
 DOORS = {**CLIENTS, "psql": open_psql, **CALLERS}
 

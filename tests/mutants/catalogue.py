@@ -536,4 +536,32 @@ MUTANTS = (
         "",
         ("runtime/test_watchdog.py::test_handler_that_holds_the_loop",),
     ),
+    Mutant(
+        "SQLAlchemy does not know of the transaction of an enqueue",
+        "pgnotifyq/doors/callers.py",
+        "        connection.begin()\n",
+        "        pass\n",
+        ("doors/test_callers.py::test_committed",),
+    ),
+    Mutant(
+        "an enqueue is before SQLAlchemy's transaction on asyncpg",
+        "pgnotifyq/doors/callers.py",
+        '        connection.exec_driver_sql("select 1")\n',
+        "        pass\n",
+        ("doors/test_callers.py::test_rolled_back",),
+    ),
+    Mutant(
+        "a character that the database lacks aborts the caller",
+        "pgnotifyq/doors/callers.py",
+        'if server_encoding in {"UTF8", "SQL_ASCII", None}:',
+        "if True:",
+        ("doors/test_callers_kinds.py::test_refused_by_the_database",),
+    ),
+    Mutant(
+        "a batch on a driver of the caller's is not undone as a whole",
+        "pgnotifyq/doors/callers.py",
+        "    if not verb.is_whole:\n",
+        "    if True:\n",
+        ("doors/test_callers.py::test_without_a_transaction",),
+    ),
 )
