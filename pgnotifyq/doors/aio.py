@@ -13,7 +13,6 @@ from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, Verbs
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.wire.aio import connect, open_pool
 from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.ours import Loop
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
@@ -75,5 +74,3 @@ class Client(AwaitedVerbs):
     checkpoint, a task on asyncio is always cancelled at once. If the server was faster than the
     cancel, what was asked for has been done: give a `unique_key` where an enqueue may be repeated.
     """
-
-    _loop = Loop.ASYNCIO

@@ -8,7 +8,7 @@ doors/gathering.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from pgnotifyq.doors.callers import ask_on
 from pgnotifyq.doors.verbs import CancelOutcome, ended
@@ -30,15 +30,12 @@ if TYPE_CHECKING:
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
-    from pgnotifyq.wire.ours import Loop
 
 T = TypeVar("T")
 
 
 class AwaitedVerbs:
     """What a client on trio and a client on asyncio can do."""
-
-    _loop: ClassVar[Loop]
 
     def __init__(self, verbs: Verbs, pool: Pool, gatherer: Gatherer, ends: Ends) -> None:
         self._verbs = verbs

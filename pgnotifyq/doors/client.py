@@ -15,7 +15,6 @@ from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, Verbs
 from pgnotifyq.migrating import check_schema
 from pgnotifyq.runtime.shortcuts import enqueue_and_hand_over, find_taker
 from pgnotifyq.wire.connection import connect
-from pgnotifyq.wire.ours import Loop
 from pgnotifyq.wire.pool import open_pool
 from pgnotifyq.wire.sessions import For
 
@@ -71,8 +70,6 @@ async def open_client(
 
 class Client(AwaitedVerbs):
     """A door to the queue for programs that run on trio. Made by `open_client`."""
-
-    _loop = Loop.TRIO
 
 
 class HandOver:

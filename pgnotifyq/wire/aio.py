@@ -30,7 +30,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from pgnotifyq.wire import addresses, forks, pooling
 from pgnotifyq.wire.names import check_psycopg
-from pgnotifyq.wire.ours import Awaited, Loop
+from pgnotifyq.wire.ours import Awaited
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
@@ -121,7 +121,6 @@ async def _open(wanted: ConnDict, used_for: For) -> Connection[TupleRow]:
 class Connection(Awaited[Row]):
     """`psycopg.AsyncConnection`, ours, on asyncio."""
 
-    loop = Loop.ASYNCIO
     own_cursor = psycopg.AsyncCursor
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Any] = tuple_row) -> None:

@@ -24,7 +24,7 @@ from pgnotifyq.ledger.statements import session
 from pgnotifyq.wire import addresses, forks, pooling, sessions
 from pgnotifyq.wire.names import check_psycopg
 from pgnotifyq.wire.notifications import keep_notifications, listen_to, take_notifications_nowait, unlisten_to
-from pgnotifyq.wire.ours import Loop, Ours
+from pgnotifyq.wire.ours import Ours
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def _open(wanted: ConnDict, used_for: For) -> Connection[TupleRow]:
 class Connection(Ours, psycopg.Connection[Row]):
     """`psycopg.Connection`, ours. A statement may have a deadline: see `bounded`."""
 
-    loop = Loop.NONE
     own_cursor = psycopg.Cursor
 
     def __init__(self, pgconn: PGconn, row_factory: RowFactory[Any] = tuple_row) -> None:

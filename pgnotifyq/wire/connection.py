@@ -34,7 +34,7 @@ from psycopg.transaction import AsyncTransaction
 
 from pgnotifyq.model.errors import quietly
 from pgnotifyq.wire import addresses, first, forks, waiting
-from pgnotifyq.wire.ours import Awaited, Loop
+from pgnotifyq.wire.ours import Awaited
 from pgnotifyq.wire.refusals import UNDONE, is_stale_plan, may_repeat
 from pgnotifyq.wire.sessions import For
 
@@ -203,8 +203,6 @@ class Connection(Awaited[Row]):
     In the place of `notifies()`, use `pgnotifyq.wire.notifications.wait_notifications`. Do not use
     `AsyncQueuedLibpqWriter`: it starts asyncio tasks.
     """
-
-    loop = Loop.TRIO
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Any] | None = None) -> None:
         if row_factory is None:

@@ -8,8 +8,7 @@ The trio connection (connection.py), the asyncio one (aio.py) and the blocking o
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.rows import Row
@@ -21,18 +20,9 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
 
-class Loop(StrEnum):
-    """Who waits for a connection."""
-
-    TRIO = "trio"
-    ASYNCIO = "asyncio"
-    NONE = "none"  # the thread itself: the connection is blocking
-
-
 class Ours:
     """A mixin of psycopg's connections."""
 
-    loop: ClassVar[str]  # of `Loop`
     own_cursor: Any  # the class of cursors for scripts and COPY, whatever the owner has set as `cursor_factory`
     prepare_threshold: int | None
     pgconn: PGconn

@@ -7,7 +7,6 @@ and a connection of the caller's serves enqueues alone.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +14,13 @@ from functools import partial
 from typing import Any
 
 import psycopg
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 
 import pgnotifyq
 import pgnotifyq.aio
 import pgnotifyq.sync
 from pgnotifyq.model.errors import InvalidJob, InvalidName, InvalidPayload, JobNotFound, PayloadTooLarge
-from pgnotifyq.wire.connection import connect
-from tests.doors.callers_support import KINDS, theirs
+from tests.doors.callers_support import KINDS
 
 Do = Callable[..., Any]
 
@@ -133,68 +131,30 @@ def open_psql(dsn: str) -> Iterator[Psql]:
         yield Psql(connection)
 
 
-# The caller's own connection, one a kind and a door that takes it
+# The caller's own connection, of each kind that `connection=` takes
 
 
 @contextmanager
-def open_on_blocking(client: Callable[[str], Any], dsn: str) -> Iterator[Door]:
-    """Enqueue on a psycopg connection, by some client, and commit."""
-    with client(dsn) as door, psycopg.connect(dsn) as theirs:
-
-        def do(verb: str, *arguments: Any, **named: Any) -> Any:
-            if not verb.startswith("enqueue"):
-                return door.do(verb, *arguments, **named)
-            with theirs.transaction():
-                return door.do(verb, *arguments, connection=theirs, **named)
-
-        yield Door(do)
-
-
-@contextmanager
-def open_on_awaited(backend: str, dsn: str) -> Iterator[Door]:
-    """Enqueue on a connection for the client's event loop: one of pgnotifyq's on trio, one of psycopg's on asyncio."""
+def open_on(kind: str, client_name: str, dsn: str) -> Iterator[Door]:
+    """Enqueue in transactions of a caller's connection, through some client, and commit them."""
+    backend = "asyncio" if "async" in kind else "trio"
     open_client: Any = {"trio": pgnotifyq.open_client, "asyncio": pgnotifyq.aio.open_client}[backend]
-    connect_theirs: Any = {"trio": connect, "asyncio": psycopg.AsyncConnection.connect}[backend]
 
     async def do(client: Any, theirs: Any, verb: str, arguments: Any, named: Any) -> Any:
         if not verb.startswith("enqueue"):
-            return await getattr(client, verb)(*arguments, **named)
+            answer = getattr(client, verb)(*arguments, **named)
+            return await answer if hasattr(answer, "__await__") else answer
         async with theirs.transaction():
-            return await getattr(client, verb)(*arguments, connection=theirs, **named)
+            answer = getattr(client, verb)(*arguments, connection=theirs.connection, **named)
+            return await answer if hasattr(answer, "__await__") else answer
 
     with start_blocking_portal(backend) as portal, contextlib.ExitStack() as stack:
-        client = stack.enter_context(portal.wrap_async_context_manager(open_client(dsn)))
-        theirs = portal.call(partial(connect_theirs, dsn, autocommit=True))
-        stack.callback(partial(_close, portal, theirs))
+        if client_name == "sync":
+            client = stack.enter_context(pgnotifyq.sync.open_client(dsn))
+        else:
+            client = stack.enter_context(portal.wrap_async_context_manager(open_client(dsn)))
+        theirs = stack.enter_context(portal.wrap_async_context_manager(KINDS[kind](dsn, autocommit=False)))
         yield Door(lambda verb, *arguments, **named: portal.call(do, client, theirs, verb, arguments, named))
-
-
-def _close(portal: BlockingPortal, connection: Any) -> None:
-    portal.call(connection.close)
-
-
-@contextmanager
-def open_on_callers(kind: str, dsn: str) -> Iterator[Door]:
-    """Enqueue on a connection of a kind that some library has, by the client for it, and commit."""
-    is_awaited = "async" in kind
-    with start_blocking_portal("asyncio" if is_awaited else "trio") as portal, contextlib.ExitStack() as stack:
-        mine = stack.enter_context(portal.wrap_async_context_manager(theirs(kind, dsn)))
-        opened = pgnotifyq.aio.open_client(dsn) if is_awaited else None
-        client: Any = stack.enter_context(
-            pgnotifyq.sync.open_client(dsn) if opened is None else portal.wrap_async_context_manager(opened)
-        )
-
-        async def do(verb: str, arguments: Any, named: Any) -> Any:
-            if not verb.startswith("enqueue"):
-                return await _answer(getattr(client, verb)(*arguments, **named))
-            async with mine.transaction():
-                return await _answer(getattr(client, verb)(*arguments, connection=mine.connection, **named))
-
-        yield Door(lambda verb, *arguments, **named: portal.call(do, verb, arguments, named))
-
-
-async def _answer(told: Any) -> Any:
-    return await told if inspect.isawaitable(told) else told
 
 
 CLIENTS: dict[str, Callable[..., Any]] = {
@@ -202,14 +162,13 @@ CLIENTS: dict[str, Callable[..., Any]] = {
     "asyncio": partial(open_awaited, "asyncio"),
     "sync": open_sync,
 }
-# What is a line already, and what is of one task alone, while each call here comes in a task of its own.
-OTHERWISE = {"trio", "psycopg", "psycopg async", *(kind for kind in KINDS if "run_sync" in kind or "async scoped" in kind)}
-# Each kind of connection that `connection=` takes (doors/callers.py) has its line here.
+# Scoped sessions are a task's, and each call here is a task of its own; `run_sync` has no client in it.
+_AWAITED = [kind for kind in KINDS if "async" in kind and "scoped" not in kind and "run_sync" not in kind]
+_BLOCKING = [kind for kind in KINDS if "async" not in kind and kind != "trio"]
 CALLERS: dict[str, Callable[..., Any]] = {
-    "trio, in one of ours": partial(open_on_awaited, "trio"),
-    "asyncio, in psycopg's": partial(open_on_awaited, "asyncio"),
-    **{f"{name}, in a blocking psycopg's": partial(open_on_blocking, client) for name, client in CLIENTS.items()},
-    **{f"on {kind}": partial(open_on_callers, kind) for kind in KINDS if kind not in OTHERWISE},
+    "trio, by trio": partial(open_on, "trio", "trio"),
+    **{f"{kind}, by asyncio": partial(open_on, kind, "asyncio") for kind in _AWAITED},
+    **{f"{kind}, by {client}": partial(open_on, kind, client) for kind in _BLOCKING for client in ("trio", "sync")},
 }
 DOORS = {**CLIENTS, "psql": open_psql, **CALLERS}
 
