@@ -44,15 +44,20 @@ def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Leas
 
     Source: sql/functions/end/complete.sql, give_back.sql, stop.sql, bury.sql
     """
-    by_way: dict[_Way, list[tuple[Lease, Outcome]]] = {}
-    for pair in settlements:
-        settlement = pair[1]
-        way = _complete_plainly if settlement is PLAIN_COMPLETION else _WAYS[settlement.kind]
-        by_way.setdefault(way, []).append(pair)
-    asks = []
-    for way, pairs in by_way.items():
-        pairs.sort(key=_pair_order)
-        asks.append(way(schema, (worker_id.hex, *lease_arrays([lease for lease, _ in pairs])), [each for _, each in pairs]))
+    # Most executions end plainly, and are told apart by identity alone.
+    plain = [lease for lease, settlement in settlements if settlement is PLAIN_COMPLETION]
+    asks: list[Ask[list[Surprise]]] = []
+    if plain:
+        plain.sort(key=job_order)
+        asks.append(Ask(call("complete", "uuid uuid[] uuid[]", schema), (worker_id.hex, *lease_arrays(plain)), read_surprises))
+    if len(plain) < len(settlements):
+        by_way: dict[_Way, list[tuple[Lease, Outcome]]] = {}
+        for pair in settlements:
+            if pair[1] is not PLAIN_COMPLETION:
+                by_way.setdefault(_WAYS[pair[1].kind], []).append(pair)
+        for way, pairs in by_way.items():
+            pairs.sort(key=_pair_order)
+            asks.append(way(schema, (worker_id.hex, *lease_arrays([lease for lease, _ in pairs])), [each for _, each in pairs]))
     if len(asks) == 1:
         return asks[0]
 
@@ -70,10 +75,6 @@ def _pair_order(pair: tuple[Lease, Outcome]) -> int:
 
 
 # Each takes a schema, the worker's id and the leases as parameters, and how the executions end.
-
-
-def _complete_plainly(schema: str, who: Sequence[str], endings: Sequence[Outcome]) -> Ask[list[Surprise]]:  # noqa: ARG001
-    return Ask(call("complete", "uuid uuid[] uuid[]", schema), who, read_surprises)
 
 
 def _complete(schema: str, who: Sequence[str], endings: Sequence[Outcome]) -> Ask[list[Surprise]]:
