@@ -564,4 +564,32 @@ MUTANTS = (
         "    if True:\n",
         ("doors/test_callers.py::test_without_a_transaction",),
     ),
+    Mutant(
+        "django: a job runs what is no task",
+        "pgnotifyq/django/registry.py",
+        "if not isinstance(found, Task) or found.module_path != path:",
+        "if found is None:",
+        ("django/test_backend.py::test_job_whose_path_leads_to_no_task",),
+    ),
+    Mutant(
+        "django: retry_on says nothing",
+        "pgnotifyq/django/running.py",
+        "elif is_final or not (retry_on is None or isinstance(error, retry_on)):",
+        "elif is_final:",
+        ("django/test_backend.py::test_failures_that_are_final",),
+    ),
+    Mutant(
+        "django: an attempt that was given back is counted",
+        "pgnotifyq/django/results.py",
+        "if each.outcome not in _UNCHARGED and each.attempt <= job.attempts}",
+        "if each.attempt}",
+        ("django/test_worker.py::test_shutdown_gives_an_async_task_back",),
+    ),
+    Mutant(
+        "django: a schema that holds jobs is dropped",
+        "pgnotifyq/django/schema.py",
+        "if any(held.values()):",
+        "if not held:",
+        ("django/test_project.py::test_migration_backwards",),
+    ),
 )

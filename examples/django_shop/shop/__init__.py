@@ -1,0 +1,1 @@
+"""A shop: orders, and the receipts that are written for them in the background."""

@@ -1,0 +1,33 @@
+"""Django's own tasks on pgnotifyq: a backend, `manage.py pgnotifyq`, checks, migrations, an admin.
+
+A project's settings:
+
+    INSTALLED_APPS = [..., "pgnotifyq.django"]
+    TASKS = {"default": {"BACKEND": "pgnotifyq.django.PgnotifyqBackend"}}
+
+The names below come from Django 6's `django.tasks`, or from its back-port `django-tasks` on Django
+5.2. They are imported when they are asked for: what Django loads with its settings imports this
+module before anything is set up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgnotifyq.django.backend import PgnotifyqBackend
+    from pgnotifyq.django.declaring import PgnotifyqTask, PgnotifyqTaskContext, task
+
+__all__ = ["PgnotifyqBackend", "PgnotifyqTask", "PgnotifyqTaskContext", "task"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "PgnotifyqBackend":
+        from pgnotifyq.django.backend import PgnotifyqBackend
+
+        return PgnotifyqBackend
+    if name in __all__:
+        from pgnotifyq.django import declaring
+
+        return getattr(declaring, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

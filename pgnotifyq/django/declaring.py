@@ -1,0 +1,158 @@
+"""A task with this queue's own settings: how it is declared, and what context it is given.
+
+Django's own `@task` passes settings on since 6.1. The `task` of this file does so on every version,
+and a checker knows what it takes. Where a backend of Django's own is in the place of this one, as
+tests may have it, settings of ours are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, overload
+
+from pgnotifyq.django.framework import (
+    DEFAULT_TASK_BACKEND_ALIAS,
+    DEFAULT_TASK_QUEUE_NAME,
+    InvalidTask,
+    Task,
+    TaskContext,
+    task_backends,
+)
+from pgnotifyq.model.errors import InvalidJob
+from pgnotifyq.model.handler import TIMEOUT_SECONDS_MAX
+from pgnotifyq.model.job import MAX_ATTEMPTS_MAX, org_id_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from uuid import UUID
+
+    from pgnotifyq.runtime.context import JobContext
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PgnotifyqTask(Task):
+    """A task whose backend is this queue.
+
+    Made by `@task(max_attempts=5)`, changed by `resize.using(max_attempts=5)`.
+    """
+
+    max_attempts: int | None = None  # then it has failed; None: what the backend's OPTIONS say, else 3
+    # Exceptions after which it is tried again; any other fails it at once. None: it is tried again
+    # after every one.
+    retry_on: tuple[type[BaseException], ...] | None = None
+    timeout_seconds: float | None = None  # of one attempt; None: no limit
+    org_id: UUID | str | None = None  # the tenant; None: the one of those who have one
+
+    def using(  # noqa: D102  # Django says it, and the fields above do
+        self,
+        *,
+        priority: int | None = None,
+        queue_name: str | None = None,
+        run_after: datetime | None = None,
+        backend: str | None = None,
+        max_attempts: int | None = None,
+        retry_on: tuple[type[BaseException], ...] | None = None,
+        timeout_seconds: float | None = None,
+        org_id: UUID | str | None = None,
+    ) -> PgnotifyqTask:
+        given: dict[str, Any] = {
+            "priority": priority,
+            "queue_name": queue_name,
+            "run_after": run_after,
+            "backend": backend,
+            "max_attempts": max_attempts,
+            "retry_on": retry_on,
+            "timeout_seconds": timeout_seconds,
+            "org_id": org_id,
+        }
+        return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+@overload
+def task(function: Callable[..., Any], /) -> PgnotifyqTask: ...
+
+
+@overload
+def task(
+    *,
+    priority: int = 0,
+    queue_name: str = DEFAULT_TASK_QUEUE_NAME,
+    backend: str = DEFAULT_TASK_BACKEND_ALIAS,
+    takes_context: bool = False,
+    max_attempts: int | None = None,
+    retry_on: tuple[type[BaseException], ...] | None = None,
+    timeout_seconds: float | None = None,
+    org_id: UUID | str | None = None,
+) -> Callable[[Callable[..., Any]], PgnotifyqTask]: ...
+
+
+def task(function: Callable[..., Any] | None = None, *, backend: str = DEFAULT_TASK_BACKEND_ALIAS, **settings: Any) -> Any:
+    """Make a task of the decorated function, as Django's `@task` does, with settings of this queue.
+
+    The fields of PgnotifyqTask say what they mean.
+
+    Raises:
+        InvalidTask: a setting is out of range.
+        TypeError: there is no such setting.
+    """
+    unknown = settings.keys() - {field.name for field in dataclasses.fields(PgnotifyqTask)} | settings.keys() & {
+        "func",
+        "run_after",
+    }
+    if unknown:
+        raise TypeError(f"@task takes no {', '.join(sorted(unknown))}")
+
+    def declare(function: Callable[..., Any]) -> Any:
+        kind = task_backends[backend].task_class
+        known = {field.name for field in dataclasses.fields(kind)}
+        kept = {name: value for name, value in settings.items() if name in known}
+        return kind(**{**_DEFAULTS, **kept}, func=function, backend=backend, run_after=None)
+
+    return declare if function is None else declare(function)
+
+
+# In Django 6.0 the fields have none.
+_DEFAULTS = {"priority": 0, "queue_name": DEFAULT_TASK_QUEUE_NAME, "takes_context": False}
+
+
+def check_settings(task: Any) -> None:
+    """Refuse settings of a PgnotifyqTask that are out of range; a plain Task has none.
+
+    Raises:
+        InvalidTask: which, and what is allowed.
+    """
+    if not isinstance(task, PgnotifyqTask):
+        return
+    attempts, seconds = task.max_attempts, task.timeout_seconds
+    if attempts is not None and not (_is_number(attempts, int) and 1 <= attempts <= MAX_ATTEMPTS_MAX):
+        raise InvalidTask(f"max_attempts {attempts!r} is out of range: use 1 to {MAX_ATTEMPTS_MAX}")
+    if seconds is not None and not (_is_number(seconds, (int, float)) and 0 < seconds <= TIMEOUT_SECONDS_MAX):
+        raise InvalidTask(f"timeout_seconds {seconds!r} is out of range: above 0, to {TIMEOUT_SECONDS_MAX:g}")
+    if task.retry_on is not None and not (isinstance(task.retry_on, tuple) and all(map(_is_exception, task.retry_on))):
+        raise InvalidTask(f"retry_on {task.retry_on!r} is not a tuple of exception classes")
+    if task.org_id is not None:
+        try:
+            org_id_of(task.org_id)
+        except InvalidJob as error:
+            raise InvalidTask(str(error)) from error
+
+
+def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def path_of(kind: Any) -> str:
+    """Return where a class or function can be imported from."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PgnotifyqTaskContext(TaskContext):
+    """Django's context of a running task, and this queue's own."""
+
+    job: JobContext  # is_cancelled(), progress(...), log, cancel_reason

@@ -1,0 +1,128 @@
+"""`manage.py pgnotifyq`: the queue's own commands, on the database that TASKS names."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from django.core.management.base import BaseCommand
+from django.utils import autoreload
+
+from pgnotifyq.django.backend import backend_of
+from pgnotifyq.django.connections import address_of
+from pgnotifyq.django.registry import registry
+from pgnotifyq.django.waiting import Waiting, import_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pgnotifyq.django.backend import PgnotifyqBackend
+
+APP = "pgnotifyq.django.registry:registry"
+EXIT_RELOAD = 3  # Django's autoreload starts a process anew that has ended with it
+OF_OTHERS = frozenset({"db", "demo"})  # commands that ask no database of DATABASES
+HELP = """\
+The queue's commands, on the database that TASKS names: worker, migrate, enqueue, jobs, show, explain, cancel, dead, requeue, workers,
+stats, doctor. `manage.py pgnotifyq COMMAND --help` says what each takes. Two options are Django's: --backend ALIAS (of TASKS; default:
+the first of pgnotifyq.django.PgnotifyqBackend) and, of worker, --reload (start anew when the code changes).
+"""
+
+
+class Command(BaseCommand):
+    """Hands on to `python -m pgnotifyq`, with the project's address, schema and tasks."""
+
+    help = HELP
+    requires_system_checks: Sequence[str] = ()  # worker asks for them itself
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Take everything: the commands read their own options."""
+        parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="A command, and what it takes.")
+
+    def handle(self, *_: Any, arguments: list[str], **__: Any) -> None:
+        """Run one command; the process ends with its exit code."""
+        given, rest = _own_options().parse_known_args(arguments)
+        if not rest:
+            self.print_help("manage.py", "pgnotifyq")
+            return
+        code = self._run(rest[0], rest[1:], given)
+        if code:
+            sys.exit(code)
+
+    def _run(self, command: str, rest: list[str], given: argparse.Namespace) -> int:
+        from pgnotifyq.cli.app import run
+
+        if command in OF_OTHERS or command.startswith("-") or {"--help", "-h"} & set(rest):
+            return run([command, *rest])
+        backend = backend_of(given.backend)
+        arguments = [command, *rest]
+        if not _says(rest, "--dsn"):
+            arguments += ["--dsn", address_of(backend.database)]
+        if not _says(rest, "--schema"):
+            arguments += ["--schema", backend.schema]
+        if command != "worker":
+            return run(arguments)
+        if not _says(rest, "--queue"):
+            for name in backend.queue_names or ["default"]:
+                arguments += ["--queue", name]
+        if not _says(rest, "--app"):
+            arguments += ["--app", APP]
+
+        if given.reload and os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
+            return int(autoreload.restart_with_reloader())  # this command again, for as long as it ends with EXIT_RELOAD
+        self.check()  # imports the URLs, too, and so the views and their tasks
+        import_tasks()
+        return _work(backend, lambda: _reloading(lambda: run(arguments)) if given.reload else run(arguments))
+
+
+def _own_options() -> argparse.ArgumentParser:
+    """Return what reads options that are not the command's: ours, and Django's of all commands."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--backend")
+    parser.add_argument("--reload", action="store_true")
+    for name in ("--settings", "--pythonpath"):
+        parser.add_argument(name)
+    for name in ("--traceback", "--no-color", "--force-color", "--skip-checks"):
+        parser.add_argument(name, action="store_true")
+    return parser
+
+
+def _says(arguments: list[str], option: str) -> bool:
+    return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
+
+
+def _work(backend: PgnotifyqBackend, run: Callable[[], int]) -> int:
+    """Run a worker, and beside it what imports tasks that wait."""
+    registry.alias = backend.alias
+    waiting, ended = Waiting(backend), threading.Event()
+    waiting.look()
+    threading.Thread(target=waiting.look_until, args=(ended,), name="pgnotifyq-waiting", daemon=True).start()
+    try:
+        return run()
+    finally:
+        ended.set()
+
+
+def _reloading(run: Callable[[], int]) -> int:
+    """Run a worker that drains when a file has changed. Its exit code says that it starts anew.
+
+    Django's own loop runs the program in a second thread. A worker wants the first one, for its
+    signals; so the looking at files goes into the second. What is imported by now is what it sees
+    change.
+    """
+    has_changed = threading.Event()
+
+    def drain(**_: Any) -> bool:
+        if not has_changed.is_set():
+            has_changed.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return True  # Django's loop need not end the process
+
+    autoreload.file_changed.connect(drain, weak=False)
+    reloader = autoreload.get_reloader()
+    threading.Thread(target=reloader.run, args=(threading.current_thread(),), name="pgnotifyq-reload", daemon=True).start()
+    code = run()
+    return EXIT_RELOAD if has_changed.is_set() else code

@@ -1,0 +1,1 @@
+"""Migrations of Django that migrate the queue: one a version of its schema."""
