@@ -107,7 +107,10 @@ async def test_outcome_written_late(place: Workplace) -> None:
 
 
 async def test_handler_is_told_before_anybody_else_may_start(place: Workplace) -> None:
-    """A worker's trust in a lease ends before the lease does: the handler has stopped while the job is still its own."""
+    """A worker's trust in a lease ends before the lease does: the handler has stopped while the job is still its own.
+
+    A grace of an hour, so that the lease alone is what stops it; test_promises.py has the grace, and the defaults.
+    """
     registry, told = JobRegistry(), trio.Event()
 
     @registry.handler("work")
@@ -118,7 +121,9 @@ async def test_handler_is_told_before_anybody_else_may_start(place: Workplace) -
             told.set()
 
     cable: Proxy = await place.nursery.start(run_proxy, place.dsn)
-    worker = await place.start(registry, dsn=cable.dsn, lease_seconds=4.0, heartbeat_seconds=1.0, margin_seconds=2.0)
+    worker = await place.start(
+        registry, dsn=cable.dsn, lease_seconds=4.0, heartbeat_seconds=1.0, margin_seconds=2.0, session_grace_seconds=3600.0
+    )
     job_id = await place.enqueue("work")
     await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
     cable.freeze()
