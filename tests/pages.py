@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -108,35 +108,33 @@ def walk(page: Path, folder: Path, dsn: str, *, environment: dict[str, str] | No
                 told = f"promised:\n{text}\nprinted:\n{printed}\n{_said(folder)}"
                 assert re.fullmatch(pattern, printed.strip(), re.DOTALL), told
             elif block.kind == "serve":
-                stack.enter_context(Serving(text, folder, environment, port))
+                stack.enter_context(serving(text, folder, environment, port))
 
 
-class Serving:
-    """A command that goes on in the background, and is asked to end as by Ctrl-C."""
+@contextmanager
+def serving(
+    command: str, folder: Path, environment: dict[str, str], port: str, *, log_folder: Path | None = None
+) -> Iterator[None]:
+    """Run a command in the background for the length of a block; at its end, ask it to end as by Ctrl-C.
 
-    def __init__(
-        self, command: str, folder: Path, environment: dict[str, str], port: str, *, log_folder: Path | None = None
-    ) -> None:
-        self._command, self._folder, self._environment, self._port = command.strip(), folder, environment, port
-        self._log_folder = log_folder or folder
-
-    def __enter__(self) -> None:
-        self._log = (self._log_folder / f"said-{time.monotonic_ns()}").open("wb")
-        self._process = subprocess.Popen(
-            ["sh", "-ec", f"exec {self._command}"], cwd=self._folder, env=self._environment, stdout=self._log, stderr=self._log
-        )
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while self._port in self._command and not _answers(int(self._port)):
-            assert self._process.poll() is None and time.monotonic() < deadline, _said(self._log_folder)
-            time.sleep(0.05)
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGINT)
+    If the command names the port, the block begins when the port answers.
+    """
+    logs = log_folder or folder
+    with (logs / f"said-{time.monotonic_ns()}").open("wb") as log:
+        process = subprocess.Popen(["sh", "-ec", f"exec {command.strip()}"], cwd=folder, env=environment, stdout=log, stderr=log)
         try:
-            self._process.wait(PATIENCE_SECONDS)
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while port in command and not _answers(int(port)):
+                assert process.poll() is None and time.monotonic() < deadline, _said(logs)
+                time.sleep(0.05)
+            yield
         finally:
-            self._process.kill()
-            self._log.close()
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(PATIENCE_SECONDS)
+            finally:
+                process.kill()
+                process.wait()
 
 
 def _answers(port: int) -> bool:

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from pgnotifyq.embedded import _free_port
-from tests.pages import Serving, as_url
+from tests.pages import as_url, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,8 +68,7 @@ def shop(dsn: str, tmp_path: Path) -> Iterator[Callable[[str], httpx.Client]]:
 
         def start(command: str) -> httpx.Client:
             command = command.replace("uvicorn app:app", f"uvicorn app:app --port {port}")
-            serving = Serving(command, EXAMPLES / "fastapi_shop", environment, port, log_folder=tmp_path)
-            stack.enter_context(serving)
+            stack.enter_context(serving(command, EXAMPLES / "fastapi_shop", environment, port, log_folder=tmp_path))
             return stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30))
 
         yield start
