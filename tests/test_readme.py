@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import pytest
+from sqlalchemy import orm
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.pool import NullPool
 
+import pgnotifyq.aio
 from pgnotifyq.cli.app import app
 from pgnotifyq.model.states import as_mermaid
+from tests.pages import as_url
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -22,12 +31,52 @@ def example(name: str) -> str:
     return found[1]
 
 
-def test_the_program_runs_as_it_is_printed(dsn: str) -> None:
-    """Copied into a file and run with an address, it prints what it promises."""
+def test_the_program_runs_as_it_is_printed(dsn: str, tmp_path: Path) -> None:
+    """Copied into files and run with an address, it prints what it promises."""
+    (tmp_path / "jobs.py").write_text(example("jobs"))
     environment = {**os.environ, "PGNOTIFYQ_DSN": dsn}
-    ran = subprocess.run([sys.executable, "-c", example("program")], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", example("program")]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == "completed {'thumbnail': 'a.png@64'}"
+
+
+def test_the_worker_runs_what_was_enqueued_with_its_rows(dsn: str, tmp_path: Path) -> None:
+    """A picture and its job are there, or neither; and the worker that is printed runs it."""
+    (tmp_path / "jobs.py").write_text(example("jobs"))
+
+    class Base(orm.DeclarativeBase):
+        pass
+
+    class Picture(Base):
+        __tablename__ = "pictures"
+        path: orm.Mapped[str] = orm.mapped_column(primary_key=True)
+
+    names: dict[str, Any] = {"pgnotifyq": pgnotifyq, "AsyncSession": AsyncSession, "Picture": Picture}
+    exec(example("jobs"), names)
+    exec(example("enqueue"), names)
+
+    async def main() -> None:
+        engine = create_async_engine(as_url(dsn).replace("postgresql://", "postgresql+asyncpg://", 1), poolclass=NullPool)
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        async with pgnotifyq.aio.open_client(dsn) as queue:
+            await names["add_picture"](queue, AsyncSession(engine), "a.png")
+            with pytest.raises(IntegrityError):
+                await names["add_picture"](queue, AsyncSession(engine), "a.png")
+            [job] = await queue.jobs()
+            assert (await queue.wait(job.id, timeout_seconds=60)).result == {"thumbnail": "a.png@64"}
+            assert len(await queue.jobs()) == 1
+
+    export, migrate, work = example("worker").strip().splitlines()
+    assert export.startswith("export PGNOTIFYQ_DSN=")
+    environment = {**os.environ, "PGNOTIFYQ_DSN": dsn}
+    subprocess.run([sys.executable, *migrate.split()[1:]], env=environment, check=True, cwd=tmp_path)
+    with subprocess.Popen([sys.executable, *work.split()[1:]], env=environment, cwd=tmp_path) as worker:
+        try:
+            asyncio.run(main())
+        finally:
+            worker.terminate()
 
 
 def test_the_sql_runs_as_it_is_printed(dsn: str) -> None:
