@@ -592,4 +592,40 @@ MUTANTS = (
         "if not held:",
         ("django/test_project.py::test_migration_backwards",),
     ),
+    # Transactions on connections of the handler's own.
+    Mutant(
+        "a completion on a handler's own connection that was not written is taken for one",
+        "pgnotifyq/ledger/fences.py",
+        'return "unwritten" if surprises else held',
+        "return held",
+        ("runtime/test_orm_refusals.py::test_confined_to_another_tenant",),
+    ),
+    Mutant(
+        "a completion in ctx.transaction() that was not written is taken for one",
+        RUNTIME + "transactions.py",
+        "if await ask(connection, settled):",
+        "if await ask(connection, settled) is None:",
+        ("runtime/test_orm_refusals.py::test_row_that_a_trigger_keeps",),
+    ),
+    Mutant(
+        "a session of SQLAlchemy's goes on after a commit by hand",
+        RUNTIME + "fenced.py",
+        '    event.listen(connection, "before_cursor_execute", check)\n',
+        '    check = lambda *_: None\n    event.listen(connection, "before_cursor_execute", check)\n',
+        ("runtime/test_orm_transactions.py::test_ended_by_hand",),
+    ),
+    Mutant(
+        "an engine in autocommit is taken for one with transactions",
+        RUNTIME + "fenced.py",
+        "    _check_began(driver)\n",
+        "",
+        ("runtime/test_orm_refusals.py::test_not_ours_to_commit",),
+    ),
+    Mutant(
+        "a handler's block in Django is within another one",
+        RUNTIME + "fenced.py",
+        "durable=fence.commits",
+        "durable=False",
+        ("runtime/test_orm_refusals.py::test_not_ours_to_commit",),
+    ),
 )
