@@ -6,13 +6,20 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.db import transaction
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.pool import NullPool
 
-from pgnotifyq import EventName, JobCancelled, JobRegistry, LeaseLost, TransactionLeft, TransactionRefused
+import pgnotifyq.sync
+from pgnotifyq import EventName, JobCancelled, JobContext, JobRegistry, LeaseLost, TransactionLeft, TransactionRefused
+from tests.doors.callers_support import django_at, url
 from tests.ledger.support import fetch
 from tests.runtime.own_ways import GUARDED, WAYS, Gate
 
 if TYPE_CHECKING:
-    from pgnotifyq import JobContext
+    from collections.abc import Callable
+
     from tests.runtime.support import Workplace
 
 each_way = pytest.mark.parametrize("way", WAYS)
@@ -230,3 +237,72 @@ async def test_savepoint(place: Workplace, way: str) -> None:
     gate.open()
     await worker.log.wait(EventName.LEASE_LOST, job_id=job_id)
     assert (len(raised), await marks(place)) == (1, ["kept"])
+
+
+async def test_error_after_djangos_commit(place: Workplace) -> None:
+    """A hook that Django calls after the commit may fail: the job is completed, and stays so. So it is under another alias."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    def work(payload: dict[str, Any], ctx: JobContext) -> None:
+        with django_at(place.dsn, "other"), ctx.django("other", complete=True) as mine:
+            with mine.cursor() as cursor:
+                cursor.execute("insert into marks values ('once')")
+            transaction.on_commit(lambda: 1 / 0, using="other")
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work")
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    assert ((await place.job(job_id))["status"], await marks(place)) == ("completed", ["once"])
+    assert await place.history(job_id) == [(1, "completed")]
+
+
+async def test_what_makes_a_session(place: Workplace) -> None:
+    """A function, a class with its engine, and a registry of sessions will do; a flush that is due is the block's."""
+    registry = JobRegistry()
+    engine = create_engine(url(place.dsn, "psycopg"), poolclass=NullPool)
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Mark(Base):
+        __tablename__ = "marks"
+        what: Mapped[str] = mapped_column(primary_key=True)
+
+    @registry.handler()
+    def work(payload: dict[str, Any], ctx: JobContext) -> None:
+        factories: dict[str, Callable[[], Session]] = {
+            "function": lambda: Session(engine),
+            "maker": sessionmaker(engine),
+            "scoped": scoped_session(sessionmaker(engine)),
+        }
+        for name, factory in factories.items():
+            with ctx.session(factory, complete=name == "scoped") as session:
+                session.add(Mark(what=name))
+
+    worker = await place.start(registry)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("work", max_attempts=1))
+    assert await marks(place) == ["function", "maker", "scoped"]
+
+
+async def test_job_enqueued_in_the_block(place: Workplace) -> None:
+    """It commits with the block, and is undone with it."""
+    registry = JobRegistry()
+    engine = create_engine(url(place.dsn, "psycopg"), poolclass=NullPool)
+
+    @registry.handler()
+    def work(payload: dict[str, Any], ctx: JobContext) -> None:
+        with pgnotifyq.sync.open_client(place.dsn) as client, ctx.session(sessionmaker(engine), complete=True) as session:
+            client.enqueue("child", connection=session)
+            if payload["fails"]:
+                raise ValueError("undone")
+
+    @registry.handler()
+    async def child(payload: dict[str, Any]) -> None:
+        pass
+
+    worker = await place.start(registry)
+    await worker.log.wait(EventName.JOB_DEAD, job_id=await place.enqueue("work", payload='{"fails": true}', max_attempts=1))
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("work", payload='{"fails": false}', max_attempts=1))
+    await worker.log.wait(EventName.JOB_COMPLETED, job_type="child")
+    assert len(await fetch(place.connection, "select from pgnotifyq.jobs where job_type = 'child'")) == 1
