@@ -487,12 +487,7 @@ def in_psycopgs_words(error: Exception) -> Exception:
         if isinstance(cause, psycopg.Error):
             return cause
         if (state := _state_of(cause)) is not None:
-            diag = getattr(cause, "diag", None)  # psycopg2's; asyncpg's errors have the texts themselves
-            message, detail, hint = (
-                [getattr(cause, name, None) for name in ("message", "detail", "hint")]
-                if diag is None
-                else (diag.message_primary, diag.message_detail, diag.message_hint)
-            )
+            message, detail, hint = (_text_in(cause, name) for name in ("message", "detail", "hint"))
             fields: dict[int, bytes | None] = {
                 pq.DiagnosticField.SQLSTATE: state.encode(),
                 pq.DiagnosticField.MESSAGE_PRIMARY: str(message or cause).encode(),
@@ -503,6 +498,23 @@ def in_psycopgs_words(error: Exception) -> Exception:
             said.__cause__ = error
             return said
     return error
+
+
+def _text_in(error: BaseException, name: str) -> str | None:
+    """Return one of the texts of an error: psycopg2's are in `diag`, asyncpg's its own.
+
+    What SQLAlchemy puts around asyncpg's, in its version 2.0, has not all of them.
+    """
+    for cause in _causes(error):
+        diag = getattr(cause, "diag", None)
+        found = (
+            getattr(cause, name, None)
+            if diag is None
+            else getattr(diag, "message_primary" if name == "message" else f"message_{name}")
+        )
+        if found is not None:
+            return str(found)
+    return None
 
 
 def _class_of(state: str) -> type[psycopg.Error]:
