@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 from pgnotifyq.ledger.schema import Step as MigrationStep
 from pgnotifyq.migrating import migrate
 from pgnotifyq.doors.verbs import CancelOutcome
-from pgnotifyq.doors.callers import CallersConnection, ClosableConnection, ProxiedConnection
+from pgnotifyq.wire.callers import CallersConnection, ClosableConnection, ProxiedConnection
 
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client
@@ -60,6 +60,7 @@ from pgnotifyq.model.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from pgnotifyq.runtime.context import JobContext
+    from pgnotifyq.runtime.fenced import FencedBlock
     from pgnotifyq.runtime.tenants import OrgContext
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
@@ -131,6 +132,7 @@ __all__ = [
     "JobRegistry",
     "RetryPolicy",
     "JobContext",
+    "FencedBlock",
     "OrgContext",
     "Discard",
     "Interrupt",
@@ -197,6 +199,7 @@ _LATE = {
     "WorkerHandle": "runtime.worker",
     "run_worker": "runtime.worker",
     "JobContext": "runtime.context",
+    "FencedBlock": "runtime.fenced",
     "OrgContext": "runtime.tenants",
 }
 _DOORS = ("aio", "sync")

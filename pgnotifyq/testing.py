@@ -8,14 +8,16 @@ from __future__ import annotations
 import functools
 import json
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Unpack
 
 import attrs
 import trio
 
+from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
+from pgnotifyq.ledger.fences import fence_nothing
 from pgnotifyq.ledger.look import is_idle
 from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerSettings, config_of
@@ -33,12 +35,14 @@ from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from psycopg import IsolationLevel
 
+    from pgnotifyq.ledger.ask import Steps, Verb
     from pgnotifyq.model.events import Event
     from pgnotifyq.model.registry import Handler, JobRegistry
+    from pgnotifyq.runtime.fenced import Fence
     from pgnotifyq.wire.connection import Connection
 
 IDLE_SECONDS_MAX = 30.0  # how long work_until_idle works before it fails
@@ -88,7 +92,8 @@ async def run_job(
         max_attempts: default: the handler's, else 3.
         connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
             its own (a savepoint in an open one); without the worker's fence and confinement, for
-            there is no execution in the database.
+            there is no execution in the database. `ctx.session()`, `ctx.django()` and
+            `ctx.connection()` go where your libraries lead, without the fence, too.
 
     Cancellation: the handler is cancelled.
 
@@ -202,11 +207,45 @@ class _Reach:
         if outcome is not None:
             self.completed_with = outcome
 
+    def fence(self, running: Running, outcome: Outcome | None) -> Fence:
+        """Return what fences nothing: there is no execution in the database."""
+        return _NoFence(self, running, outcome)
+
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:  # noqa: ARG002  # there is one
         """Keep what the handler reports."""
         self.reported.append((fraction, message))
         await trio.lowlevel.checkpoint()
         return True
+
+
+@attrs.frozen(eq=False)
+class _NoFence:
+    """The fence of an execution that is in no database."""
+
+    reach: _Reach
+    running: Running
+    outcome: Outcome | None
+    commits: bool = False  # the test may roll back
+
+    def first(self) -> Verb[str]:
+        """Begin."""
+        return fence_nothing()
+
+    def last(self, begun_in: str) -> Verb[str]:  # noqa: ARG002  # nothing was begun
+        """Ask nothing."""
+        return Plan(lambda: _answer("held"))
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Keep the outcome of a block that was left without an error."""
+        yield
+        if self.outcome is not None:
+            self.reach.completed_with = self.outcome
+
+
+def _answer(word: str) -> Steps[str]:
+    yield from ()
+    return word
 
 
 def _job(handler: Handler, payload: Any, org_id: OrgId, attempt: int, max_attempts: int | None) -> Job:

@@ -9,6 +9,9 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import NullPool
 
 import pgnotifyq
 from pgnotifyq.doors.client import open_client
@@ -22,7 +25,9 @@ from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.testing import NoDatabaseInTest, run_job, work_until_idle
 from pgnotifyq.wire.connection import Connection
+from tests.doors.callers_support import url
 from tests.ledger.support import value
+from tests.runtime.own_ways import WAYS
 
 Link = Connection[Any]
 ORG = OrgId(uuid.UUID(int=4))
@@ -234,3 +239,43 @@ async def test_what_a_worker_makes_of_it(connection: Link) -> None:
     assert await value(connection, "select to_regclass('written')") is None
     ran = await run_job(registry, "in_vain")
     assert (ran.outcome, ran.kind) == ("snoozed", SettleKind.SNOOZE)
+
+
+@pytest.mark.parametrize("way", ["sqlalchemy psycopg", "sqlalchemy async asyncpg", "django", "psycopg", "asyncpg"])
+async def test_own_connections(dsn: str, connection: Link, way: str) -> None:
+    """`ctx.session()` and its like are not fenced: the library's transaction is the test's database's, and may be rolled back."""
+    registry = JobRegistry()
+    await connection.execute("drop table if exists marks; create table marks (what text)")
+
+    async def body(ctx: JobContext, opened: Any) -> None:
+        async with opened(complete=True, result={"wrote": 1}) as hand:
+            await hand.mark("written")
+            if ctx.attempt == 2:
+                await hand.execute("commit")
+                await hand.execute("select 1")
+
+    WAYS[way].register(registry, dsn, body)
+    ran = await run_job(registry, "work")
+    assert (ran.outcome, ran.result) == ("completed", {"wrote": 1})
+    ran = await run_job(registry, "work", attempt=2)
+    assert isinstance(ran.exception, pgnotifyq.TransactionLeft)
+    assert await value(connection, "select count(*) from marks") == 2
+
+
+async def test_own_session_in_a_test_that_rolls_back(dsn: str, connection: Link) -> None:
+    """A session that joins the test's own transaction is taken, and is undone with it."""
+    registry = JobRegistry()
+    await connection.execute("drop table if exists marks; create table marks (what text)")
+    engine = create_engine(url(dsn, "psycopg"), poolclass=NullPool)
+
+    with engine.connect() as mine, mine.begin() as outer:
+
+        @registry.handler()
+        def work(payload: dict[str, Any], ctx: JobContext) -> None:
+            sessions = sessionmaker(mine, join_transaction_mode="create_savepoint")
+            with ctx.session(sessions, complete=True) as session:
+                session.execute(text("insert into marks values ('undone')"))
+
+        assert (await run_job(registry, "work")).outcome == "completed"
+        outer.rollback()
+    assert await value(connection, "select count(*) from marks") == 0

@@ -8,7 +8,7 @@ from django.db import connections
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from pgnotifyq.doors.callers import ask_on_blocking
+from pgnotifyq.wire.callers import ask_on_blocking
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Verb

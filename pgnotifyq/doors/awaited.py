@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from pgnotifyq.doors.callers import ask_on
 from pgnotifyq.doors.verbs import CancelOutcome, ended
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG, NewJob, job_id_of
 from pgnotifyq.wire.asking import ask, pause
+from pgnotifyq.wire.callers import ask_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
-    from pgnotifyq.doors.callers import CallersConnection
     from pgnotifyq.doors.ends import Ends, Pool
     from pgnotifyq.doors.gathering import Gatherer
     from pgnotifyq.doors.verbs import EnqueueSettings, Verbs
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
+    from pgnotifyq.wire.callers import CallersConnection
 
 T = TypeVar("T")
 

@@ -12,13 +12,13 @@ from weakref import WeakSet
 import attrs
 
 from pgnotifyq.doors.blocking_ends import BlockingEnds
-from pgnotifyq.doors.callers import ask_on_blocking
 from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, CancelOutcome, Verbs, ended, enqueue_alone
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.model.errors import JobNotFound, PgnotifyqError, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG, NewJob, job_id_of
 from pgnotifyq.wire.asking import ask_blocking
 from pgnotifyq.wire.blocking import Pool, connect
+from pgnotifyq.wire.callers import ask_on_blocking
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from pgnotifyq.doors.callers import CallersConnection
     from pgnotifyq.doors.verbs import EnqueueSettings
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.wire.blocking import Connection
+    from pgnotifyq.wire.callers import CallersConnection
 
 T = TypeVar("T")
 

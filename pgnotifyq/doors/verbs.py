@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from pgnotifyq.doors.callers import CallersConnection
     from pgnotifyq.ledger.ask import Answer, Ask, Steps
     from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
     from pgnotifyq.model.job import Execution, Job, OrgId
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
+    from pgnotifyq.wire.callers import CallersConnection
 
 T = TypeVar("T")
 S = TypeVar("S")

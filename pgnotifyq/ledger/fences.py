@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pgnotifyq.ledger.ask import Ask, nothing
-from pgnotifyq.ledger.columns import rows
+import attrs
+from psycopg import errors
+
+from pgnotifyq.ledger import end
+from pgnotifyq.ledger.ask import Ask, Plan, nothing
+from pgnotifyq.ledger.columns import rows, word
+from pgnotifyq.ledger.errors import SCHEMA_DEFAULT, raise_translated
 from pgnotifyq.ledger.statements import call, query, with_values
+from pgnotifyq.model.errors import MissingRights
 
 if TYPE_CHECKING:
-    from pgnotifyq.ledger.ask import Answer
-    from pgnotifyq.model.job import Lease, OrgId
+    from collections.abc import Callable
+    from typing import Any
+
+    from pgnotifyq.ledger.ask import Answer, Steps
+    from pgnotifyq.ledger.lease import Surprise
+    from pgnotifyq.model.job import Lease, OrgId, WorkerId
+    from pgnotifyq.model.outcome import Outcome
 
 # The commit of a fenced transaction was refused; why is in the detail: cancelled, lost, prepared.
 REFUSED = "PNQ03"
@@ -50,6 +61,77 @@ def meet_fence(schema: str, lease: Lease, *, begun_in: str) -> Ask[str]:
 def _told(answer: Answer, encoding: str) -> str:
     ((_, _, told),) = rows(answer, encoding)
     return str(told)
+
+
+def fence_own(schema: str, lease: Lease) -> Ask[str]:
+    """Bind a transaction on a connection of the handler's own to an execution.
+
+    It is to be the transaction's first statement.
+
+    Returns: the transaction's id, for `meet_own_fence`.
+
+    Source: sql/queries/begin_fence.sql, sql/functions/lease/fence.sql
+    """
+    whose = (lease.job_id.hex, lease.execution_id.hex)
+    return Ask(query("begin_fence", schema), whose, word, on_error=_lacks(schema, FENCE_RIGHTS), may_repeat=False)
+
+
+def fence_nothing() -> Ask[str]:
+    """Begin a transaction as `fence_own` does where there is no execution: in a program's test.
+
+    Source: sql/queries/transaction_id.sql
+    """
+    return Ask(query("transaction_id", SCHEMA_DEFAULT), (), word, may_repeat=False)
+
+
+def meet_own_fence(schema: str, lease: Lease, *, begun_in: str, worker_id: WorkerId, outcome: Outcome | None = None) -> Plan[str]:
+    """Do what `meet_fence` does on a connection of the handler's own; write an outcome behind it.
+
+    What the handler has confined the transaction by stays: it is the handler's role that writes.
+
+    Args:
+        schema: ours.
+        lease: the execution.
+        begun_in: what `fence_own` returned.
+        worker_id: who ends the execution.
+        outcome: how it ends in this very transaction; None: it does not.
+
+    Returns: as `meet_fence`; `unwritten` where the execution holds the job, and the outcome could
+        not be written: the job is another tenant's, or a trigger keeps its row.
+
+    Source: sql/functions/lease/fence.sql, sql/functions/end/complete.sql
+    """
+
+    def steps() -> Steps[str]:
+        values = (lease.job_id.hex, lease.execution_id.hex, begun_in)
+        met = Ask(call("meet_fence", "uuid uuid text", schema), values, word, on_error=_lacks(schema, FENCE_RIGHTS))
+        held: str = yield met
+        if held == "held" and outcome is not None:
+            settled = end.settle(schema, worker_id=worker_id, settlements=[(lease, outcome)])
+            assert isinstance(settled, Ask)  # of one execution
+            surprises: list[Surprise] = yield attrs.evolve(settled, on_error=_lacks(schema, COMPLETE_RIGHTS))
+            return "unwritten" if surprises else held
+        return held
+
+    return Plan(steps, may_repeat=False)
+
+
+# What the role of a handler's own connection needs, for people; {schema} is to be filled in.
+FENCE_RIGHTS = "it needs usage on the schema {schema}"
+COMPLETE_RIGHTS = (
+    "for complete=True it needs usage on the schema {schema}, select and update on {schema}.jobs, and insert on"
+    " {schema}.job_executions"
+)
+
+
+def _lacks(schema: str, rights: str) -> Callable[[Exception], Any]:
+    def say(error: Exception) -> Any:
+        if isinstance(error, errors.InsufficientPrivilege):
+            message = f"the role of the connection lacks a right: {error.diag.message_primary}; {rights.format(schema=schema)}"
+            raise MissingRights(message) from error
+        raise_translated(error, schema)
+
+    return say
 
 
 def note_afterthought(schema: str, lease: Lease, message: str) -> Ask[None]:

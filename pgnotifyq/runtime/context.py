@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
 import trio
@@ -13,21 +13,25 @@ import trio.lowlevel
 from pgnotifyq.ledger import lease
 from pgnotifyq.model.errors import LeaseLost
 from pgnotifyq.model.outcome import Outcome, SettleKind, encode_result
+from pgnotifyq.runtime.fenced import WorkerFence, connection_block, django_block, session_block
 from pgnotifyq.runtime.logs import JobLog
 from pgnotifyq.runtime.tenants import OrgContext
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Generator
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from psycopg import IsolationLevel
 
     from pgnotifyq.model.job import ExecutionId, Job, OrgId
     from pgnotifyq.model.outcome import Interrupt
+    from pgnotifyq.runtime.fenced import Fence, FencedBlock
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.running import Running
     from pgnotifyq.runtime.transactions import Databases
     from pgnotifyq.wire.connection import Connection
+
+S = TypeVar("S")
 
 _log = logging.getLogger("pgnotifyq.job")
 
@@ -57,6 +61,9 @@ class Reach(Protocol):
     ) -> AbstractAsyncContextManager[Connection]:
         """Open a fenced transaction. See transactions.py."""
 
+    def fence(self, running: Running, outcome: Outcome | None) -> Fence:
+        """Return what fences a transaction on a connection of the handler's own. See fenced.py."""
+
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
         """Publish how far an execution has come; False: it no longer owns the job."""
 
@@ -81,9 +88,19 @@ class WorkerReach:
         """Open a fenced transaction on one of the connections that handlers share."""
         return self.databases.open_transaction(running, org_id=org_id, isolation=isolation, outcome=outcome)
 
+    def fence(self, running: Running, outcome: Outcome | None) -> Fence:
+        """Return the fence of an execution of this worker's."""
+        return WorkerFence(running=running, schema=self.schema, worker_id=self.databases.worker_id, outcome=outcome)
+
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
         """Publish how far an execution has come."""
         return await self.quick.ask(lease.report_progress(self.schema, running.lease, fraction=fraction, message=message))
+
+
+def _completion(complete: bool, result: object) -> Outcome | None:
+    if not complete:
+        return None
+    return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(result))
 
 
 class JobContext:
@@ -175,11 +192,69 @@ class JobContext:
                 complete it.
             ConnectionsTaken: no connection became free in time.
         """
-        outcome = None
-        if complete:
-            outcome = Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(result))
+        outcome = _completion(complete, result)
         async with self._reach.open_transaction(self._running, isolation=isolation, outcome=outcome) as connection:
             yield connection
+
+    def session(self, factory: Callable[[], S], *, complete: bool = False, result: object = None) -> FencedBlock[S]:
+        """Open a session of SQLAlchemy's, in a transaction like that of `transaction()`.
+
+        `with ctx.session(Session) as session` in a handler that is a plain function, and
+        `async with ctx.session(AsyncSession) as session` where asyncio runs. The block flushes,
+        commits and closes.
+
+        Args:
+            factory: makes the session: a `sessionmaker`, an `async_sessionmaker`, or any function
+                without arguments.
+            complete: as of `transaction`.
+            result: as of `transaction`.
+
+        Cancellation: rolls back.
+
+        Raises:
+            TypeError: the session cannot be waited for here; the message says what to use.
+            LeaseLost, JobCancelled, TransactionLeft: as `transaction` raises them.
+            TransactionRefused: as `transaction` raises it; or the session is in a transaction
+                already, or its engine is in AUTOCOMMIT.
+            MissingRights: the role of the session's connection may not do this.
+        """
+        return session_block(self._reach.fence(self._running, _completion(complete, result)), factory)
+
+    def django(self, alias: str = "default", *, complete: bool = False, result: object = None) -> AbstractContextManager[Any]:
+        """Open a transaction of Django's, like that of `transaction()`, for its models.
+
+        It is `transaction.atomic(alias, durable=True)`, in a handler that is a plain function.
+
+        Args:
+            alias: of the database, in Django's settings.
+            complete: as of `transaction`.
+            result: as of `transaction`.
+
+        Returns: what gives `connections[alias]`.
+
+        Raises: as `session`.
+        """
+        return django_block(self._reach.fence(self._running, _completion(complete, result)), alias)
+
+    def connection(self, connection_or_pool: Any, *, complete: bool = False, result: object = None) -> FencedBlock[Any]:
+        """Open a transaction like that of `transaction()` on a connection of your own.
+
+        `with` for psycopg's Connection, in a handler that is a plain function; `async with` for
+        psycopg's AsyncConnection and asyncpg's, where asyncio runs.
+
+        Args:
+            connection_or_pool: of psycopg's or asyncpg's. It is in no transaction. A pool lends one
+                for the block.
+            complete: as of `transaction`.
+            result: as of `transaction`.
+
+        Returns: what gives the connection.
+
+        Cancellation: rolls back.
+
+        Raises: as `session`.
+        """
+        return connection_block(self._reach.fence(self._running, _completion(complete, result)), connection_or_pool)
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come: a fraction from 0 to 1, and a line for people.

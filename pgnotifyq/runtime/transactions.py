@@ -16,6 +16,9 @@ Rules:
   wait for its locks for ever, and use up the pool.
 - Every transaction is given a session that was discarded, in a connection object of its own
   (wire/lent.py).
+
+What holds of each block of a handler's, `noted`, `told`, `refusal`, holds in fenced.py, too: there
+the connection is the handler's own.
 """
 
 from __future__ import annotations
@@ -29,8 +32,17 @@ import psycopg
 from psycopg import pq
 
 from pgnotifyq.ledger import end, fences
-from pgnotifyq.model.errors import ConnectionsTaken, JobCancelled, LeaseLost, PoolTimeout, TransactionLeft, TransactionRefused
+from pgnotifyq.model.errors import (
+    ConnectionsTaken,
+    JobCancelled,
+    LeaseLost,
+    PgnotifyqError,
+    PoolTimeout,
+    TransactionLeft,
+    TransactionRefused,
+)
 from pgnotifyq.wire.asking import ask
+from pgnotifyq.wire.callers import in_psycopgs_words
 from pgnotifyq.wire.lent import Lent
 from pgnotifyq.wire.pool import open_pool
 from pgnotifyq.wire.sessions import For
@@ -82,7 +94,7 @@ class Databases:
             ConnectionsTaken: no connection became free in time.
         """
         schema, lease = self.schema, running.lease
-        with _noted(running, completes=outcome is not None), _told(running):
+        with noted(running, completes=outcome is not None), told(running):
             async with self._lend() as connection:
                 if isolation is not None:
                     await connection.set_isolation_level(isolation)
@@ -93,9 +105,11 @@ class Databases:
                         yield connection
                     held = await ask(connection, fences.meet_fence(schema, lease, begun_in=begun_in))
                     if held != "held":
-                        raise _refusal(running, held)
+                        raise refusal(running, held)
                     if outcome is not None:
-                        await ask(connection, end.settle(schema, worker_id=self.worker_id, settlements=[(lease, outcome)]))
+                        settled = end.settle(schema, worker_id=self.worker_id, settlements=[(lease, outcome)])
+                        if await ask(connection, settled):
+                            raise refusal(running, "unwritten")
                 if outcome is not None:
                     running.is_settled = True
 
@@ -148,7 +162,7 @@ _block: ContextVar[_Block | None] = ContextVar("pgnotifyq_block", default=None)
 
 
 @contextmanager
-def _noted(running: Running, *, completes: bool) -> Iterator[None]:
+def noted(running: Running, *, completes: bool) -> Iterator[None]:
     """Note that a transaction of this execution is open; refuse a second one where it cannot be."""
     around = _block.get()
     if around is not None and around.is_open and around.running is running:
@@ -180,7 +194,7 @@ def _guarded(connection: Lent[TupleRow], running: Running) -> Iterator[None]:
 
     def check() -> None:
         if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
-            raise _refusal(running, "left")
+            raise refusal(running, "left")
 
     connection.guard = check
     try:
@@ -191,17 +205,20 @@ def _guarded(connection: Lent[TupleRow], running: Running) -> Iterator[None]:
 
 
 @contextmanager
-def _told(running: Running) -> Iterator[None]:
+def told(running: Running) -> Iterator[None]:
     """Say by an error of ours that a commit was refused by its fence."""
     try:
         yield
-    except psycopg.Error as error:
-        if error.sqlstate != fences.REFUSED:
+    except PgnotifyqError:
+        raise
+    except Exception as error:
+        said = in_psycopgs_words(error)  # whichever library tells it
+        if not isinstance(said, psycopg.Error) or said.sqlstate != fences.REFUSED:
             raise
-        raise _refusal(running, error.diag.message_detail or "lost") from error
+        raise refusal(running, said.diag.message_detail or "lost") from error
 
 
-def _refusal(running: Running, held: str) -> Exception:
+def refusal(running: Running, held: str) -> Exception:
     """Return what is raised when a transaction may not commit."""
     job_id, execution_id = running.lease
     match held:
@@ -209,6 +226,11 @@ def _refusal(running: Running, held: str) -> Exception:
             return JobCancelled(f"job {job_id} was cancelled; the transaction was rolled back")
         case "prepared":
             return TransactionLeft(f"the transaction of job {job_id} cannot be prepared; it was rolled back")
+        case "unwritten":
+            return TransactionRefused(
+                f"job {job_id} cannot be completed here, so the transaction was rolled back: it is not of the tenant that the"
+                " connection is confined to (pgnotifyq.org_id), or a trigger on the jobs keeps its row as it is"
+            )
         case "left":
             return TransactionLeft(
                 f"the transaction of job {job_id} was committed or rolled back by hand, within its block: nothing that comes after"

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from pgnotifyq.doors.callers import ask_on, ask_on_blocking
+from pgnotifyq.wire.callers import ask_on, ask_on_blocking
 from pgnotifyq.wire.connection import connect
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import pytest
 import trio
 
 import pgnotifyq
-from pgnotifyq.doors.callers import sqlstate_of
 from pgnotifyq.ledger import bulk, enqueue
 from pgnotifyq.model.errors import InvalidName, InvalidPayload, PayloadTooLarge, TransactionAborted
 from pgnotifyq.model.events import EventName
 from pgnotifyq.model.job import NewJob
 from pgnotifyq.model.registry import JobRegistry
+from pgnotifyq.wire.callers import sqlstate_of
 from tests.doors.callers_support import KINDS, Theirs, Undo, drive, theirs
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import psycopg
+import psycopg_pool
 import pytest
 import sqlalchemy
 import trio
@@ -22,6 +23,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import pgnotifyq
+from pgnotifyq.testing import work_until_idle
 from tests.doors.callers_support import django_at, parts_of, url
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def program(name: str) -> Callable[..., Any]:
 def test_every_block_is_run() -> None:
     """None of the page's blocks is left out of this file, and none is without a name."""
     assert len(BLOCKS) == PAGE.count("```") / 2
-    assert set(BLOCKS) == {*GIVEN, "savepoint", "aborted", "sql"}
+    assert set(BLOCKS) == {*GIVEN, *IN_HANDLERS, "savepoint", "aborted", "sql"}
 
 
 @contextmanager
@@ -133,6 +135,33 @@ def test_block(name: str, shop_dsn: str) -> None:
         else:
             asyncio.run(main())
     assert found(shop_dsn) == ([7], ["send_receipt"])
+
+
+IN_HANDLERS = ["handler sqlalchemy", "handler django", "handler psycopg", "handler sqlalchemy async", "handler asyncpg"]
+
+
+@pytest.mark.parametrize("name", IN_HANDLERS)
+def test_block_in_a_handler(name: str, shop_dsn: str) -> None:
+    """An order and its job's completion are there together, or neither is."""
+    registry = pgnotifyq.JobRegistry()
+    with ExitStack() as stack:
+        pool = stack.enter_context(psycopg_pool.ConnectionPool(shop_dsn, min_size=1, open=False))
+        stack.enter_context(django_at(shop_dsn, "default"))
+        address = url(shop_dsn, "asyncpg")
+        given = {
+            "registry": registry, "Session": orm.sessionmaker(stack.enter_context(engine_of(shop_dsn))), "pool": pool,
+            "AsyncSession": async_sessionmaker(create_async_engine(address, poolclass=NullPool)), "asyncio": asyncio,
+            "asyncpg": asyncpg, "dsn": address.set(drivername="postgresql").render_as_string(hide_password=False),
+        }  # fmt: skip
+        exec(BLOCKS[name], {**NAMES, **given})
+        with importlib.import_module("pgnotifyq.sync").open_client(shop_dsn) as client:
+            for _ in range(2):
+                client.enqueue("place_order", {"id": 7}, max_attempts=1)
+                trio.run(work_until_idle, registry, shop_dsn)
+    with psycopg.connect(shop_dsn) as session:
+        orders = session.execute("select id from orders").fetchall()
+        outcomes = session.execute("select outcome from pgnotifyq.executions order by id").fetchall()
+    assert (orders, [outcome for (outcome,) in outcomes]) == ([(7,)], ["completed", "failed"])
 
 
 def test_savepoint(shop_dsn: str) -> None:

@@ -35,7 +35,6 @@ import psycopg
 from psycopg import errors, pq
 
 from pgnotifyq.ledger.ask import Aside, Ask, Copy, Plan, Script, array
-from pgnotifyq.ledger.columns import TYPES
 from pgnotifyq.model.errors import TransactionAborted
 from pgnotifyq.wire.asking import ask, ask_blocking
 
@@ -232,6 +231,27 @@ def kind_of_driver(driver: object, name: str) -> Kind:
     if kind not in {Kind.PSYCOPG, Kind.PSYCOPG_ASYNC, Kind.PSYCOPG2, Kind.ASYNCPG}:
         raise TypeError(f"the connection is driven by {name}: use psycopg, psycopg2 or asyncpg")
     return kind
+
+
+def driver_of(connection: Any) -> Any:
+    """Return the driver's connection in one of SQLAlchemy's or Django's, which is open."""
+    match kind_of(connection):
+        case Kind.SQLALCHEMY_CONNECTION:
+            return connection.connection.driver_connection
+        case Kind.DJANGO:
+            return connection.connection
+    return connection
+
+
+def is_in_transaction(driver: Any) -> bool:
+    """Tell whether a driver's connection has a transaction open, aborted ones included."""
+    match kind_of(driver):
+        case Kind.ASYNCPG:
+            is_open: bool = driver.is_in_transaction()
+            return is_open
+        case Kind.PSYCOPG2:
+            return bool(driver.get_transaction_status() != pq.TransactionStatus.IDLE)
+    return bool(driver.pgconn.transaction_status != pq.TransactionStatus.IDLE)
 
 
 def _django_driver(connection: Any) -> Any:
@@ -467,21 +487,34 @@ def in_psycopgs_words(error: Exception) -> Exception:
         if isinstance(cause, psycopg.Error):
             return cause
         if (state := _state_of(cause)) is not None:
-            diag = getattr(cause, "diag", None)  # psycopg2's; asyncpg's errors have the texts themselves
-            message, hint = (
-                (getattr(cause, "message", None), getattr(cause, "hint", None))
-                if diag is None
-                else (diag.message_primary, diag.message_hint)
-            )
+            message, detail, hint = (_text_in(cause, name) for name in ("message", "detail", "hint"))
             fields: dict[int, bytes | None] = {
                 pq.DiagnosticField.SQLSTATE: state.encode(),
                 pq.DiagnosticField.MESSAGE_PRIMARY: str(message or cause).encode(),
+                pq.DiagnosticField.MESSAGE_DETAIL: None if detail is None else str(detail).encode(),
                 pq.DiagnosticField.MESSAGE_HINT: None if hint is None else str(hint).encode(),
             }
             said = _class_of(state)(str(cause), info=fields)
             said.__cause__ = error
             return said
     return error
+
+
+def _text_in(error: BaseException, name: str) -> str | None:
+    """Return one of the texts of an error: psycopg2's are in `diag`, asyncpg's its own.
+
+    What SQLAlchemy puts around asyncpg's, in its version 2.0, has not all of them.
+    """
+    for cause in _causes(error):
+        diag = getattr(cause, "diag", None)
+        found = (
+            getattr(cause, name, None)
+            if diag is None
+            else getattr(diag, "message_primary" if name == "message" else f"message_{name}")
+        )
+        if found is not None:
+            return str(found)
+    return None
 
 
 def _class_of(state: str) -> type[psycopg.Error]:
@@ -673,7 +706,10 @@ class _Psycopg2:
 
         text = _placed(statement.replace(b"%", b"%%"), lambda number: f"%(_{number})s")
         with self.connection.cursor(cursor_factory=extensions.cursor) as cursor:
-            extensions.register_type(extensions.new_type(TYPES, "pgnotifyq", _as_it_comes), cursor)  # for this cursor alone
+            # For this cursor alone: what has a form of its own in Python comes as the server writes
+            # it. The rest comes so anyway.
+            known = (*extensions.string_types, *self.connection.string_types)
+            extensions.register_type(extensions.new_type(known, "pgnotifyq", _as_it_comes), cursor)
             cursor.execute(text, {f"_{place}": value for place, value in enumerate(parameters, 1)})
             if cursor.description is None:
                 return _Written([], []), "utf-8"

@@ -1,0 +1,389 @@
+"""Fenced transactions through a library of the handler's: an ORM, or a driver's connection.
+
+`ctx.transaction()` gives a connection of the worker's. Whoever has models in SQLAlchemy or Django
+cannot use them there. Here the library begins its transaction and commits it, in its own block, and
+the fence goes through the library's connection: the first statement binds the transaction to the
+execution, the last one asks whether that still holds the job, and writes the completion.
+
+Rules:
+
+- The commit asks by itself (migration 0010). So it does not matter who says `commit`, or how.
+- The fence has to be first. A connection that is in a transaction already is refused, and so is
+  one that commits each statement by itself.
+- After a commit by hand nothing is fenced, so the next statement is refused. Only asyncpg has no
+  place to refuse it: there the end of the block tells it, and what came after is written.
+- The worker's loop is trio's. What waits by blocking belongs into a thread, and what asyncio drives
+  into a loop of asyncio's. Elsewhere each is refused before anything is sent.
+- A library that is not installed is not imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import attrs
+import trio.lowlevel
+
+from pgnotifyq.ledger import fences
+from pgnotifyq.model.errors import TransactionRefused
+from pgnotifyq.runtime.transactions import noted, refusal, told
+from pgnotifyq.wire.callers import Kind, ask_on, ask_on_blocking, driver_of, is_in_transaction, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from types import TracebackType
+
+    from pgnotifyq.ledger.ask import Verb
+    from pgnotifyq.model.job import WorkerId
+    from pgnotifyq.model.outcome import Outcome
+    from pgnotifyq.runtime.running import Running
+
+T = TypeVar("T")
+
+
+class Fence(Protocol):
+    """What a transaction says first and last, and what holds around it."""
+
+    @property
+    def running(self) -> Running:
+        """The execution."""
+
+    @property
+    def commits(self) -> bool:
+        """Whether the block's end is to be a commit. In a program's test it need not be one."""
+
+    def first(self) -> Verb[str]:
+        """Bind the transaction to the execution; return the transaction's id."""
+
+    def last(self, begun_in: str) -> Verb[str]:
+        """Tell whether the transaction may commit, `held`; if so, write the outcome."""
+
+    def around(self) -> AbstractContextManager[None]:
+        """Return what goes around the whole; it is left without an error once that is committed."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class WorkerFence:
+    """The fence of an execution that a worker runs."""
+
+    running: Running
+    schema: str
+    worker_id: WorkerId
+    outcome: Outcome | None
+    commits: bool = True
+
+    def first(self) -> Verb[str]:
+        """Bind the transaction to the execution; return the transaction's id."""
+        return fences.fence_own(self.schema, self.running.lease)
+
+    def last(self, begun_in: str) -> Verb[str]:
+        """Tell whether the transaction may commit, `held`; if so, write the outcome."""
+        return fences.meet_own_fence(
+            self.schema, self.running.lease, begun_in=begun_in, worker_id=self.worker_id, outcome=self.outcome
+        )
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Refuse a block within a block; tell a refused commit; note that the job is settled."""
+        completes = self.outcome is not None
+        with noted(self.running, completes=completes), told(self.running):
+            yield
+            if completes:
+                self.running.is_settled = True
+
+
+class FencedBlock(Generic[T]):
+    """The block of a fenced transaction, for `with` or for `async with`.
+
+    Which of the two it is depends on how what it gives is waited for. The other one is refused.
+    """
+
+    def __init__(
+        self,
+        blocking: Callable[[], AbstractContextManager[T]],
+        awaited: Callable[[], AbstractAsyncContextManager[T]],
+    ) -> None:
+        self._blocking = blocking
+        self._awaited = awaited
+        self._entered: Any = None
+
+    def __enter__(self) -> T:
+        self._entered = block = self._blocking()
+        return block.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._entered.__exit__(kind, error, traceback)
+
+    async def __aenter__(self) -> T:
+        self._entered = block = self._awaited()
+        return await block.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._entered.__aexit__(kind, error, traceback)
+
+
+# SQLAlchemy
+
+
+def session_block(fence: Fence, factory: Callable[[], T]) -> FencedBlock[T]:
+    """Return the block of a session of SQLAlchemy's that `factory` makes."""
+    return FencedBlock(lambda: _session(fence, factory), lambda: _session_awaited(fence, factory))
+
+
+@contextmanager
+def _session(fence: Fence, factory: Callable[[], Any]) -> Iterator[Any]:
+    with fence.around():
+        made = factory()
+        _check_waits(_kind_of_session(made), blocking=True)
+        with made as session:
+            _check_session_is_free(fence, session)
+            with session.begin():
+                begun_in = ask_on_blocking(session, fence.first())
+                with _watched(fence, session, session.connection()) as watch:
+                    yield session
+                    watch()
+                    session.flush()
+                _check_held(fence, ask_on_blocking(session, fence.last(begun_in)))
+
+
+@asynccontextmanager
+async def _session_awaited(fence: Fence, factory: Callable[[], Any]) -> AsyncIterator[Any]:
+    with fence.around():
+        made = factory()
+        _check_waits(_kind_of_session(made), blocking=False)
+        async with made as session:
+            _check_session_is_free(fence, session.sync_session)
+            async with session.begin():
+                begun_in = await ask_on(session, fence.first())
+                with _watched(fence, session.sync_session, (await session.connection()).sync_connection) as watch:
+                    yield session
+                    watch()
+                    await session.flush()
+                _check_held(fence, await ask_on(session, fence.last(begun_in)))
+
+
+def _kind_of_session(made: object) -> Kind:
+    kind = kind_of(made)
+    if kind not in {Kind.SQLALCHEMY_SESSION, Kind.SQLALCHEMY_ASYNC_SESSION}:
+        raise TypeError(
+            f"ctx.session() takes what makes a session of SQLAlchemy's, and this made {kind.value}: see ctx.connection()"
+        )
+    return kind
+
+
+def _check_session_is_free(fence: Fence, session: Any) -> None:
+    in_transaction = getattr(session.bind, "in_transaction", None)  # of a connection; engines have none
+    if fence.commits and (session.in_transaction() or (in_transaction is not None and in_transaction())):
+        raise TransactionRefused(_NOT_FIRST.format("the session"))
+
+
+@contextmanager
+def _watched(fence: Fence, session: Any, connection: Any) -> Iterator[Callable[[], None]]:
+    """Let nothing be sent through a session once the transaction that was begun is over.
+
+    Yields what checks it.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.exc import InvalidRequestError
+
+    begun, driver = session.get_transaction(), driver_of(connection)
+    _check_began(driver)
+
+    def check(*_: object) -> None:
+        if session.get_transaction() is not begun or not is_in_transaction(driver):
+            raise refusal(fence.running, "left")
+
+    event.listen(connection, "before_cursor_execute", check)
+    try:
+        yield check
+    except InvalidRequestError as error:
+        if session.get_transaction() is begun:
+            raise
+        raise refusal(fence.running, "left") from error  # SQLAlchemy has refused a statement after a commit by hand
+    finally:
+        event.remove(connection, "before_cursor_execute", check)
+
+
+# Django
+
+
+@contextmanager
+def django_block(fence: Fence, alias: str) -> Iterator[Any]:
+    """Open a transaction of Django's, on its connection of a name."""
+    from django.db import connections, transaction
+
+    with fence.around():
+        connection = connections[alias]
+        _check_waits(kind_of(connection), blocking=True)
+        # As Django does around each request: drop what has died, or is older than CONN_MAX_AGE.
+        connection.close_if_unusable_or_obsolete()
+        try:
+            if fence.commits and not connection.in_atomic_block and not connection.get_autocommit():
+                raise TransactionRefused(
+                    f"Django's connection {alias!r} has its autocommit off, so `atomic` does not commit: turn it on"
+                )
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(transaction.atomic(using=alias, durable=fence.commits))
+                except RuntimeError as error:
+                    raise TransactionRefused(_NOT_FIRST.format(f"Django's connection {alias!r}")) from error
+                begun_in = ask_on_blocking(connection, fence.first())
+                driver = driver_of(connection)
+
+                def check(execute: Any, *arguments: Any) -> Any:
+                    _check_not_left(fence, driver)
+                    return execute(*arguments)
+
+                with connection.execute_wrapper(check):
+                    yield connection
+                _check_not_left(fence, driver)
+                _check_held(fence, ask_on_blocking(connection, fence.last(begun_in)))
+        finally:
+            connection.close_if_unusable_or_obsolete()
+
+
+# A driver's connection
+
+
+def connection_block(fence: Fence, given: Any) -> FencedBlock[Any]:
+    """Return the block of a driver's connection, or of one that its pool lends."""
+    return FencedBlock(lambda: _connection(fence, given), lambda: _connection_awaited(fence, given))
+
+
+@contextmanager
+def _connection(fence: Fence, given: Any) -> Iterator[Any]:
+    _check_waits(_kind_of_driver(given), blocking=True)
+    with fence.around(), given.connection() if _is_pool(given) else nullcontext(given) as connection:
+        _check_connection_is_free(fence, connection)
+        with connection.transaction():
+            begun_in = ask_on_blocking(connection, fence.first())
+            with _guarded(fence, connection):
+                yield connection
+            _check_held(fence, ask_on_blocking(connection, fence.last(begun_in)))
+
+
+@asynccontextmanager
+async def _connection_awaited(fence: Fence, given: Any) -> AsyncIterator[Any]:
+    kind = _kind_of_driver(given)
+    _check_waits(kind, blocking=False)
+    lend = nullcontext(given) if not _is_pool(given) else given.acquire() if kind is Kind.ASYNCPG else given.connection()
+    with fence.around():
+        async with lend as connection:
+            _check_connection_is_free(fence, connection)
+            async with connection.transaction():
+                begun_in = await ask_on(connection, fence.first())
+                with _guarded(fence, connection):
+                    yield connection
+                _check_held(fence, await ask_on(connection, fence.last(begun_in)))
+
+
+# Where a library shows its pools, and what they lend.
+_POOLS = {
+    ("psycopg_pool", "ConnectionPool"): Kind.PSYCOPG,
+    ("psycopg_pool", "AsyncConnectionPool"): Kind.PSYCOPG_ASYNC,
+    ("asyncpg.pool", "Pool"): Kind.ASYNCPG,
+}
+_DRIVERS = frozenset({Kind.TRIO, Kind.PSYCOPG, Kind.PSYCOPG_ASYNC, Kind.ASYNCPG})
+
+
+def _is_pool(given: object) -> bool:
+    return _kind_of_pool(given) is not None
+
+
+def _kind_of_pool(given: object) -> Kind | None:
+    for (module, name), kind in _POOLS.items():
+        shown = getattr(sys.modules.get(module), name, None)
+        if shown is not None and isinstance(given, shown):
+            return kind
+    return None
+
+
+def _kind_of_driver(given: object) -> Kind:
+    if (kind := _kind_of_pool(given)) is not None:
+        return kind
+    try:
+        kind = kind_of(given)
+    except TypeError:
+        name = f"{type(given).__module__}.{type(given).__qualname__}"
+    else:
+        if kind in _DRIVERS:
+            return kind
+        name = kind.value
+    raise TypeError(
+        f"ctx.connection() takes a connection or a pool of psycopg's or asyncpg's, and this is a {name}: there are ctx.session(factory)"
+        " for SQLAlchemy and ctx.django() for Django"
+    )
+
+
+def _check_connection_is_free(fence: Fence, connection: Any) -> None:
+    if fence.commits and is_in_transaction(connection):
+        raise TransactionRefused(_NOT_FIRST.format("the connection"))
+
+
+@contextmanager
+def _guarded(fence: Fence, connection: Any) -> Iterator[None]:
+    """Let nothing be sent once the transaction that was begun is over.
+
+    All that psycopg sends goes through its connection's `wait`. asyncpg has no such place.
+    """
+    wait = getattr(connection, "wait", None)
+
+    def checked(*arguments: Any, **settings: Any) -> Any:
+        _check_not_left(fence, connection)
+        return wait(*arguments, **settings)  # type: ignore[misc]  # there is one
+
+    if wait is not None:
+        connection.wait = checked  # of this object; its class has the method
+    try:
+        yield
+        _check_not_left(fence, connection)
+    finally:
+        if wait is not None:
+            del connection.wait
+
+
+# For all
+
+
+_NOT_FIRST = "{} is in a transaction already, and a job's transaction begins with its fence: commit or roll back first, or give one that is free"
+
+
+def _check_waits(kind: Kind, *, blocking: bool) -> None:
+    """Refuse what cannot be waited for here.
+
+    Raises:
+        TypeError: the message says what to use.
+    """
+    on_trio = trio.lowlevel.in_trio_run()
+    if kind.is_blocking is not blocking:
+        how = "is not awaited: use `with`" if kind.is_blocking else "is awaited: use `async with`"
+        raise TypeError(f"{kind.value} {how}")
+    if kind is Kind.TRIO:
+        if not on_trio:
+            raise TypeError(f"{kind.value} is driven by trio, and this is not: use it in a handler that is an async function")
+    elif on_trio:
+        why = "would hold up the worker" if blocking else "is driven by asyncio, and an async handler by trio"
+        raise TypeError(
+            f"{kind.value} {why}: use ctx.transaction(), or write the handler as a plain function, which runs in a thread"
+            + ("" if blocking else ", with the blocking sort of it, or with asyncio.run()")
+        )
+
+
+def _check_began(driver: Any) -> None:
+    if not is_in_transaction(driver):
+        raise TransactionRefused("the connection commits each statement by itself (AUTOCOMMIT): give one that has transactions")
+
+
+def _check_not_left(fence: Fence, driver: Any) -> None:
+    if not is_in_transaction(driver):
+        raise refusal(fence.running, "left")
+
+
+def _check_held(fence: Fence, held: str) -> None:
+    if held != "held":
+        raise refusal(fence.running, held)
