@@ -433,14 +433,14 @@ MUTANTS = (
     Mutant(
         "an annotation that is not understood is taken",
         "pgnotifyq/model/payload.py",
-        "        _converter().get_structure_hook(wanted)\n",
+        "        (converter or _converter()).get_structure_hook(wanted)\n",
         "        pass\n",
         ("model/test_payload.py::test_an_annotation_that_cannot_be_honoured_is_refused",),
     ),
     Mutant(
         "a text is a list of its letters",
         "pgnotifyq/model/payload.py",
-        "if not isinstance(value, made_of):",
+        "if not isinstance(value, kind):",
         "if value is None:",
         ("model/test_payload.py::test_a_value_of_another_kind_is_refused_rather_than_converted",),
     ),
