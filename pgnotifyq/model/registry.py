@@ -75,7 +75,7 @@ class JobRegistry:
         `@registry.handler`, or `@registry.handler("resize", max_attempts=5, ...)`: HandlerDecorator
         says what there is. What it gives is a Handler, which is still the function.
         """
-        return HandlerDecorator(self)
+        return HandlerDecorator(registry=self)
 
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
@@ -183,7 +183,7 @@ class HandlerDecorator:
     It is what `registry.handler` is, with or without settings.
     """
 
-    registry: JobRegistry = attrs.field(kw_only=False)
+    registry: JobRegistry
     job_type: str | None = None  # None: the function's own name
     max_attempts: int | None = None
     timeout_seconds: float | None = None
