@@ -88,6 +88,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     __name__: ClassVar[str]
     __qualname__: ClassVar[str]
     __wrapped__: ClassVar[Callable[..., Any]]
+    _takes_plain: ClassVar[bool]  # of each handler, whether a dict is given as decoded
 
     def __attrs_post_init__(self) -> None:
         function = self.call
@@ -98,6 +99,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
             if hasattr(function, name):
                 own[name] = getattr(function, name)
         own["__wrapped__"] = function
+        own["_takes_plain"] = self.version == 1 and (self.payload_type is None or self.payload_type is dict)
 
     @overload
     def __call__(self, payload: Payload, /, *args: Any, **kwargs: Any) -> Returned_co: ...
@@ -178,6 +180,8 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
             PayloadTooNew: it is of a later version than the handler's.
             PayloadUndecodable: it does not fit, and why.
         """
+        if self._takes_plain and type(payload) is dict and VERSION_KEY not in payload:
+            return payload  # as most are, at no cost
         if (self.version != 1 or (type(payload) is dict and VERSION_KEY in payload)) and not self.takes_job:
             payload = upgraded(payload, self.version, self.upgrade)
         return structure(payload, self.payload_type, self.converter)
