@@ -56,6 +56,7 @@ from pgnotifyq.model.events import Event, EventName, EventSink
 # A handler: where it is registered, what it is given, what it may return.
 from pgnotifyq.model.handler import Handler
 from pgnotifyq.model.registry import HandlerDecorator, JobRegistry
+from pgnotifyq.model.payload import make_converter
 from pgnotifyq.model.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ __all__ = [
     "Handler",
     "HandlerDecorator",
     "JobRegistry",
+    "make_converter",
     "RetryPolicy",
     "JobContext",
     "FencedBlock",

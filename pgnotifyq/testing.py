@@ -24,7 +24,6 @@ from pgnotifyq.model.config import WorkerSettings, config_of
 from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.outcome import Ended, Outcome, Raised, SettleKind, Stopped
-from pgnotifyq.model.payload import encode
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.executor import Executor, as_ended
@@ -102,7 +101,7 @@ async def run_job(
         InvalidPayload, PayloadTooLarge: it could not be enqueued.
     """
     handler = registry.get(job_type)
-    job = _job(handler, json.loads(encode(payload)), OrgId(org_id), attempt, max_attempts)
+    job = _job(handler, json.loads(handler.written(payload).text), OrgId(org_id), attempt, max_attempts)
     running = Running(job=ClaimedJob.from_job(job), renewed_at=trio.current_time())
     reach = _Reach(connection)
     executor = Executor(registry=registry, reach=reach, deadlines=Deadlines(Running.stop), random=lambda: MIDDLE)

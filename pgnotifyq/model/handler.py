@@ -9,6 +9,7 @@ A checker of types sees three things of a handler, as in `Handler[Payload, Resul
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import TYPE_CHECKING, Any, Generic, overload
 
@@ -17,13 +18,14 @@ import attrs
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, PayloadUndecodable
 from pgnotifyq.model.job import QUEUE_DEFAULT, JobSettings, NewJob
 from pgnotifyq.model.names import check_queue_name
-from pgnotifyq.model.payload import encoded, structure
+from pgnotifyq.model.payload import VERSION_KEY, Encoded, encoded, mark, may_be_none, structure, upgraded
 from pgnotifyq.model.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import ClassVar, Unpack
 
+    from cattrs import Converter
     from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
 
     Payload = TypeVar("Payload", default=Any)
@@ -45,6 +47,7 @@ V = TypeVar("V")
 Plain = TypeVar("Plain", bound="bool | int | float | str | list[Any] | Mapping[str, object] | None")
 
 TIMEOUT_SECONDS_MAX = 30 * 86_400.0
+VERSION_MAX = 1_000_000
 
 # What a handler has of its function, for programs that look at functions. By its code and its
 # defaults, `inspect.iscoroutinefunction` takes a handler for a function.
@@ -76,11 +79,16 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     retry: RetryPolicy | None = None  # None: the default policy
     cooperative: bool = False  # told of a cancel, and not cancelled before its grace is over
     queue: str | None = None  # `enqueue` uses it if its caller says nothing
+    converter: Converter | None = None  # of its payloads; None: pgnotifyq's own, which drops unknown keys
+    version: int = 1  # of its payloads
+    # Makes a payload of this version of an older one; it is given both, payload and old version.
+    upgrade: Callable[[Any, int], Any] | None = None
 
     # As of the function, if it has them.
     __name__: ClassVar[str]
     __qualname__: ClassVar[str]
     __wrapped__: ClassVar[Callable[..., Any]]
+    _takes_plain: ClassVar[bool]  # of each handler, whether a dict is given as decoded
 
     def __attrs_post_init__(self) -> None:
         function = self.call
@@ -91,6 +99,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
             if hasattr(function, name):
                 own[name] = getattr(function, name)
         own["__wrapped__"] = function
+        own["_takes_plain"] = self.version == 1 and (self.payload_type is None or self.payload_type is dict)
 
     @overload
     def __call__(self, payload: Payload, /, *args: Any, **kwargs: Any) -> Returned_co: ...
@@ -135,14 +144,47 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
         Raises:
             InvalidPayload, PayloadTooLarge: it does not fit, or cannot be stored.
         """
-        if self.payload_type is None or self.takes_job:
-            return payload
-        text = encoded(payload)
+        if self.version == 1 and self.converter is None:
+            if self.payload_type is None:
+                return payload
+            if self.payload_type is dict and type(payload) is dict and VERSION_KEY not in payload:
+                return encoded(payload)  # what has been written fits
+        text = self.written(payload)
         try:
-            structure(json.loads(text.text), self.payload_type)
+            self.read(json.loads(text.text))
         except PayloadUndecodable as error:
             raise InvalidPayload(f"{error}; the handler is {self.name}") from error
         return text
+
+    def written(self, payload: object) -> Any:
+        """Return a payload as text: by the handler's converter, of its version unless it says one.
+
+        Returns: an `Encoded` of model/payload.py.
+
+        Raises:
+            InvalidPayload, PayloadTooLarge: it cannot be stored.
+        """
+        if payload is None and may_be_none(self.payload_type):
+            text = Encoded("null", 4)  # an empty object might be taken for a class whose fields have defaults
+        else:
+            text = encoded(payload, self.converter, self.payload_type)
+        return text if self.version == 1 else mark(text, self.version)
+
+    def read(self, payload: Any) -> Any:
+        """Return a stored payload as what the function takes: upgraded, and of its type.
+
+        Args:
+            payload: as `decode` of model/payload.py gave it.
+
+        Raises:
+            PayloadTooNew: it is of a later version than the handler's.
+            PayloadUndecodable: it does not fit, and why.
+        """
+        if self._takes_plain and type(payload) is dict and VERSION_KEY not in payload:
+            return payload  # as most are, at no cost
+        if (self.version != 1 or (type(payload) is dict and VERSION_KEY in payload)) and not self.takes_job:
+            payload = upgraded(payload, self.version, self.upgrade)
+        return structure(payload, self.payload_type, self.converter)
 
     def check_settings(self) -> None:
         """Refuse settings that are out of range.
@@ -160,6 +202,17 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
             raise ConfigError(f"{self.name}: retry {self.retry!r} is not a RetryPolicy")
         if self.queue is not None:
             check_queue_name(self.queue)
+        if not (_is_number(self.version, int) and 1 <= self.version <= VERSION_MAX):
+            raise ConfigError(f"{self.name}: version {self.version!r} is out of range: use 1 to {VERSION_MAX}")
+        if (self.version > 1) != (self.upgrade is not None):
+            raise ConfigError(
+                f"{self.name}: version {self.version} with upgrade {self.upgrade!r}: above version 1 say "
+                "upgrade=a function of (payload, version) that gives the payload as of this version; at version 1 say none"
+            )
+        if self.upgrade is not None and (not callable(self.upgrade) or inspect.iscoroutinefunction(self.upgrade)):
+            raise ConfigError(f"{self.name}: upgrade {self.upgrade!r} is not a plain function of (payload, version)")
+        if self.upgrade is not None and self.takes_job:
+            raise ConfigError(f"{self.name}: it is given the whole job as it is stored: upgrade job.payload in the handler")
 
 
 def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:

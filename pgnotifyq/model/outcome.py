@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType
 
+    from cattrs import Converter
+
     from pgnotifyq.model.retry import RetryPolicy
 
 ERROR_CHARS_MAX = 4000  # of a stored error: enough for a traceback's end
@@ -269,6 +271,7 @@ def decide(
     max_attempts: int,
     retry: RetryPolicy,
     random: Callable[[], float],
+    converter: Converter | None = None,
 ) -> Outcome | None:
     """Return what to write at the end of an execution; None if nothing may be written.
 
@@ -279,6 +282,7 @@ def decide(
         max_attempts: how many there may be.
         retry: the handler's policy.
         random: draws from 0 to 1, for the jitter.
+        converter: the handler's own, which writes its result.
 
     If a handler was told to stop and returned nevertheless, it has done its work. Its job is
     completed, unless the lease is lost. If a cancel committed before that, the database refuses the
@@ -297,7 +301,7 @@ def decide(
     if isinstance(ended, Returned) and ended.value is None:
         return PLAIN_COMPLETION
     if isinstance(ended, Returned):
-        return _settle_value(ended.value, failed)
+        return _settle_value(ended.value, failed, converter)
     if interrupt is not None:
         match interrupt.kind:
             case InterruptKind.CANCELLED:
@@ -319,13 +323,13 @@ def decide(
     return _settle_error(ended, retry, failed)
 
 
-def encode_result(value: object) -> str | None:
+def encode_result(value: object, converter: Converter | None = None) -> str | None:
     """Return what a handler returned as JSON text; None for None.
 
     Raises:
         InvalidPayload: it is not JSON that PostgreSQL can store.
     """
-    return None if value is None else encode_value(value, bytes_max=RESULT_BYTES_MAX, what="result")
+    return None if value is None else encode_value(value, bytes_max=RESULT_BYTES_MAX, what="result", converter=converter)
 
 
 def bounded(text: str) -> str:
@@ -344,7 +348,7 @@ def bounded(text: str) -> str:
     return f"{safe[:half]}\n[...]\n{safe[-half:]}"
 
 
-def _settle_value(value: object, failed: _Failed) -> Outcome:
+def _settle_value(value: object, failed: _Failed, converter: Converter | None) -> Outcome:
     # isinstance would ask the value for its __class__, and a lazy proxy may raise there.
     if issubclass(type(value), _Wish):
         return _settle_wish(cast("Snooze | Retry | Discard", value), failed)
@@ -353,7 +357,7 @@ def _settle_value(value: object, failed: _Failed) -> Outcome:
         # job would be completed.
         return failed(f"the handler returned the class {value.__name__}: return {value.__name__}(...)", "failed", "exhausted")
     try:
-        return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(value))
+        return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(value, converter))
     # A user's value may raise anything when it is looked into, and this runs outside of the
     # handler's own scope. The work is done. To do it again would not make its result any better.
     except BaseException as error:  # noqa: BLE001

@@ -2,6 +2,13 @@
 
 JSON only: no pickle. What PostgreSQL's jsonb would refuse later is refused here. Some values are
 refused, too, that jsonb would accept and a worker could not digest.
+
+cattrs makes the types. `make_converter` adds to it what JSON lacks, and takes values as they are.
+docs/payloads.md is the page for users.
+
+A payload may say its version, by a key beside its own: `{"$version": 2, "path": "a.png"}`. Without
+the key its version is 1, so whoever enqueues by SQL need not know of versions. A payload that is no
+object stands in one: `{"$version": 2, "$payload": [1, 2]}`.
 """
 
 from __future__ import annotations
@@ -12,19 +19,24 @@ import functools
 import inspect
 import json
 import math
+import operator
+import sys
 import threading
 import types
 import typing
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 import attrs
 import cattrs
-from cattrs.preconf.json import make_converter
+from cattrs.gen import mapping_structure_factory
+from cattrs.preconf import json as cattrs_json
 
 from pgnotifyq.model.errors import ConfigError, InvalidPayload, PayloadTooLarge, PayloadUndecodable, text_of
 
@@ -45,18 +57,28 @@ PAYLOAD_DEPTH_MAX = 64  # deeper is a mistake or an attack; Python's own decoder
 SMALL_MAX, SMALL_INTEGER_MAX = 64, 2**63  # bounds of values that `_is_small` looks at
 # Python refuses to print integers of more than 4,300 digits, PostgreSQL of more than 131,072.
 INTEGER_BITS_MAX = 4096
+VERSION_KEY, PAYLOAD_KEY = "$version", "$payload"  # reserved, at the top of a stored payload
 
 
 @functools.cache
 def _converter() -> Converter:
-    """Make cattrs' JSON converter, with more types, and with values that are taken as they are.
+    """Return the converter of those who have none of their own."""
+    return make_converter()
 
-    By default cattrs calls the type: bool("false") is True, int(1.9) is 1, str({}) is "{}",
-    list("ab") is ["a", "b"]. A payload from raw SQL would run with values that nobody wrote.
+
+def make_converter(**settings: Any) -> Converter:
+    """Make pgnotifyq's converter, to add hooks to: `JobRegistry(converter=...)` takes it.
+
+    It is cattrs' JSON converter with more types, and it takes values as they are. By default cattrs
+    calls the type: bool("false") is True, int(1.9) is 1, str({}) is "{}", list("ab") is ["a", "b"].
+    A payload from raw SQL would run with values that nobody wrote.
+
+    Args:
+        settings: of `cattrs.Converter`: `use_alias=True`, `omit_if_default=True`, ...
     """
     # Refuse an unknown type when its hook is made. Some versions of cattrs do it only at the first
     # use.
-    converter = make_converter(structure_fallback_factory=_refuse)
+    converter = cattrs_json.make_converter(**{"structure_fallback_factory": _refuse} | settings)
     for as_text in _AS_TEXT:
         converter.register_unstructure_hook(as_text, str)
         converter.register_structure_hook(as_text, _take_text)
@@ -75,13 +97,16 @@ def _converter() -> Converter:
         converter.register_structure_hook(kind, take)
     converter.register_structure_hook_func(lambda wanted: wanted is object, lambda value, _: value)
     converter.register_structure_hook_func(lambda wanted: wanted is types.NoneType, _take_none)
-    # cattrs asks the hook first that was registered last.
-    for is_it, made_of in ((_is_array, list), (_is_record, dict)):
-        converter.register_structure_hook_factory(*_guarded(converter, is_it, made_of))
-    converter.register_structure_hook_factory(*_unambiguous(converter))
-    converter.register_structure_hook_factory(_is_named_tuple, lambda wanted: _named_tuple_hook(converter, wanted))
-    converter.register_unstructure_hook_func(_is_named_tuple, lambda value: [converter.unstructure(item) for item in value])
-    converter.register_structure_hook_func(is_pydantic, _take_pydantic)
+    # cattrs asks the hook first that was registered last. A factory of two parameters is given the
+    # converter that asks, which may be a copy of this one.
+    for is_it, json_kind, name in ((_is_array, list, "an array"), (_is_record, dict, "an object")):
+        converter.register_structure_hook_factory(*_around(is_it, functools.partial(_taking, json_kind, name)))
+    converter.register_structure_hook_factory(_is_mapping, _mapping_hook)
+    converter.register_structure_hook_factory(*_around(_is_union, _union_hook))
+    converter.register_structure_hook_factory(_is_named_tuple, _named_tuple_hook)
+    converter.register_unstructure_hook_factory(_is_named_tuple, _named_tuple_dump)
+    converter.register_structure_hook_factory(_is_constrained, _constrained_hook)
+    converter.register_structure_hook_factory(is_pydantic, _pydantic_hook)
     converter.register_unstructure_hook_func(is_pydantic, _dump_pydantic)
     return converter
 
@@ -100,58 +125,122 @@ _AS_TEXT = (UUID, IPv4Address, IPv6Address, IPv4Network, IPv6Network)
 _passing = threading.local()  # the types whose guard now looks for cattrs' own hook
 
 
-def _guarded(
-    converter: Converter, is_it: Callable[[Any], bool], made_of: type
-) -> tuple[Callable[[Any], bool], Callable[[Any], Hook]]:
-    """Return predicate and factory of hooks that take JSON of one kind only: `list` or `dict`."""
-
-    def hook_for(wanted: Any, inner: Hook) -> Hook:
-        def take(value: Any, _: Any) -> Any:
-            if not isinstance(value, made_of):
-                raise _Unfit("not an array" if made_of is list else "not an object")
-            return inner(value, wanted)
-
-        return take
-
-    return _around(converter, is_it, hook_for)
-
-
-def _unambiguous(converter: Converter) -> tuple[Callable[[Any], bool], Callable[[Any], Hook]]:
-    """Return the predicate and the factory that refuse a union of two types that are text in JSON.
-
-    Nothing in a text says which of the two was meant.
-    """
-
-    def hook_for(wanted: Any, inner: Hook) -> Hook:
-        as_text = [kind for kind in typing.get_args(wanted) if _is_text(kind)]
-        if len(as_text) > 1:
-            raise TypeError(f"{' and '.join(map(name_of, as_text))} are both text in JSON")
-        return inner
-
-    return _around(converter, _is_union, hook_for)
-
-
 def _around(
-    converter: Converter, is_it: Callable[[Any], bool], hook_for: Callable[[Any, Hook], Hook]
-) -> tuple[Callable[[Any], bool], Callable[[Any], Hook]]:
+    is_it: Callable[[Any], bool], hook_for: Callable[[Any, Converter, Callable[[], Hook]], Hook]
+) -> tuple[Callable[[Any], bool], Callable[[Any, Converter], Hook]]:
     """Return a predicate and a factory of hooks that stand around the converter's own hooks.
 
-    The factory asks the converter for the inner hook. The predicate says no meanwhile, so the
-    converter finds its own.
+    `hook_for` is given a function that asks the converter for the inner hook. The predicate says no
+    meanwhile, so the converter finds its own.
     """
 
     def is_ours(wanted: Any) -> bool:
-        return wanted not in getattr(_passing, "types", ()) and is_it(wanted)
+        return (is_it, wanted) not in getattr(_passing, "types", ()) and is_it(wanted)
 
-    def make(wanted: Any) -> Hook:
-        _passing.types = (*getattr(_passing, "types", ()), wanted)
-        try:
-            inner = converter.get_structure_hook(wanted, cache_result=False)
-        finally:
-            _passing.types = _passing.types[:-1]
-        return hook_for(wanted, inner)
+    def make(wanted: Any, converter: Converter) -> Hook:
+        def inner() -> Hook:
+            _passing.types = (*getattr(_passing, "types", ()), (is_it, wanted))
+            try:
+                return converter.get_structure_hook(wanted, cache_result=False)
+            finally:
+                _passing.types = _passing.types[:-1]
+
+        return hook_for(wanted, converter, inner)
 
     return is_ours, make
+
+
+def _taking(kind: type, name: str, wanted: Any, _: Converter, inner_hook: Callable[[], Hook]) -> Hook:
+    """Return a hook that takes JSON of one kind only: `list` or `dict`."""
+    inner = inner_hook()
+    typed = typing.get_origin(wanted) or wanted
+    keys = typed.__required_keys__ | typed.__optional_keys__ if typing.is_typeddict(typed) else None
+
+    def take(value: Any, _: Any) -> Any:
+        if not isinstance(value, kind):
+            raise _Unfit(f"not {name}")
+        taken = inner(value, wanted)
+        if keys is not None and taken.keys() - keys:  # cattrs leaves unknown keys in a TypedDict
+            return {key: item for key, item in taken.items() if key in keys}
+        return taken
+
+    return take
+
+
+def _union_hook(wanted: Any, converter: Converter, inner_hook: Callable[[], Hook]) -> Hook:
+    """Return the hook of a union: by the kind of JSON first, then as cattrs or pydantic tells.
+
+    cattrs tells attrs classes and dataclasses by a field that only one of them has, or by a field
+    of Literals. pydantic tells models.
+
+    Raises:
+        TypeError: two types of the union are the same in JSON. Nothing says which one was meant.
+    """
+    members: dict[str | None, list[Any]] = {}  # by kind
+    for member in typing.get_args(wanted):
+        members.setdefault(_json_kind(member), []).append(member)
+    for kind in ("text", "number"):
+        alike = [each for each in members.get(kind, ()) if typing.get_origin(bare(each)) is not Literal]
+        if len(alike) > 1 and not set(alike) <= {int, float}:
+            raise TypeError(f"{' and '.join(map(name_of, alike))} are both {_AS_SAID[kind]} in JSON")
+    some = [kind for kind in members if kind != "null"]
+    mixed = [each for each in members.get(None, ()) if isinstance(bare(each), type) and issubclass(bare(each), Enum)]
+    if mixed and len(some) > 1:
+        raise TypeError(f"{name_of(mixed[0])} is of several kinds in JSON")
+    if len(members) == 1 and all(map(is_pydantic, members.get("object", [None]))):
+        return _adapter_hook(wanted, wanted, converter)
+    if len(members) == 1 or (None in members and len(some) > 1):
+        return inner_hook()
+    parts = {kind: functools.reduce(operator.or_, alike[1:], alike[0]) for kind, alike in members.items()}
+    hooks = {kind: (part, converter.get_structure_hook(part)) for kind, part in parts.items()}
+    rest = hooks.get(None)  # of one type, which may be of any kind
+
+    def take(value: Any, _: Any) -> Any:
+        found = hooks.get(_KINDS.get(type(value)), rest)
+        if found is None:
+            raise _Unfit(f"not {' or '.join(_AS_SAID[kind] for kind in hooks if kind is not None)}")
+        part, hook = found
+        return hook(value, part)
+
+    return take
+
+
+_KINDS = {str: "text", bool: "boolean", int: "number", float: "number", list: "array", dict: "object", types.NoneType: "null"}
+_AS_SAID = {
+    "text": "text", "boolean": "a boolean", "number": "a number", "array": "an array", "object": "an object", "null": "null",
+}  # fmt: skip
+
+
+def _json_kind(wanted: Any) -> str | None:
+    """Return the kind of JSON that a type is written as; None: one of several, or not known."""
+    plain = bare(wanted)
+    kind = typing.get_origin(plain) or plain
+    values = typing.get_args(plain) if kind is Literal else ()
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        values = tuple(each.value for each in kind)
+    if values:
+        kinds = {_KINDS.get(type(each.value if isinstance(each, Enum) else each)) for each in values}
+        return kinds.pop() if len(kinds) == 1 else None
+    if _is_text(kind):
+        return "text"
+    if is_pydantic(kind):
+        return None if getattr(kind, "__pydantic_root_model__", False) else "object"
+    if _is_array(plain) or _is_named_tuple(kind):
+        return "array"
+    if _is_record(plain) or _is_mapping(plain):
+        return "object"
+    return {bool: "boolean", int: "number", float: "number", types.NoneType: "null"}.get(kind)
+
+
+def bare(wanted: Any) -> Any:
+    """Return a type without its NewType and its Annotated."""
+    while True:
+        if typing.get_origin(wanted) is typing.Annotated:
+            wanted = wanted.__origin__
+        elif isinstance(wanted, typing.NewType):
+            wanted = wanted.__supertype__
+        else:
+            return wanted
 
 
 def _is_array(wanted: Any) -> bool:
@@ -162,19 +251,34 @@ def _is_array(wanted: Any) -> bool:
 
 
 def _is_record(wanted: Any) -> bool:
-    return is_structured(typing.get_origin(wanted) or wanted)
+    kind = typing.get_origin(wanted) or wanted
+    return is_structured(kind) or typing.is_typeddict(kind) or (isinstance(kind, type) and issubclass(kind, defaultdict))
+
+
+def _is_mapping(wanted: Any) -> bool:
+    kind = typing.get_origin(wanted) or wanted
+    return isinstance(kind, type) and issubclass(kind, Mapping) and not _is_record(kind)
+
+
+def _mapping_hook(wanted: Any, converter: Converter) -> Hook:
+    # This is what cattrs does. But cattrs would note its hook for the type, past the one made here.
+    kind = typing.get_origin(wanted) or wanted
+    made_of = dict if inspect.isabstract(kind) else kind
+    values = int if issubclass(kind, Counter) else attrs.NOTHING
+    inner = mapping_structure_factory(wanted, converter, made_of, val_type=values)
+    return _taking(dict, "an object", wanted, converter, lambda: inner)
 
 
 def _is_named_tuple(wanted: Any) -> bool:
     return isinstance(wanted, type) and issubclass(wanted, tuple) and hasattr(wanted, "_field_defaults")
 
 
-def _named_tuple_hook(converter: Converter, wanted: Any) -> Hook:
+def _named_tuple_hook(wanted: Any, converter: Converter) -> Hook:
     """Return the hook of a named tuple, an array in JSON.
 
     cattrs does not resolve a named tuple's annotations if they are strings. This hook does.
     """
-    hints = typing.get_type_hints(wanted)
+    hints = typing.get_type_hints(wanted, include_extras=True)
     hooks = [(hints.get(name, Any), converter.get_structure_hook(hints.get(name, Any))) for name in wanted._fields]
     needed = len(hooks) - len(wanted._field_defaults)
 
@@ -184,6 +288,10 @@ def _named_tuple_hook(converter: Converter, wanted: Any) -> Hook:
         return wanted(*(hook(item, kind) for item, (kind, hook) in zip(value, hooks, strict=False)))
 
     return take
+
+
+def _named_tuple_dump(_: Any, converter: Converter) -> Callable[[Any], Any]:
+    return lambda value: [converter.unstructure(item) for item in value]
 
 
 def _is_union(wanted: Any) -> bool:
@@ -204,14 +312,64 @@ def is_pydantic(wanted: object) -> bool:
     return isinstance(wanted, type) and inspect.getattr_static(wanted, "__pydantic_validator__", None) is not None
 
 
-def _take_pydantic(value: Any, wanted: Any) -> Any:
-    # Pydantic reads JSON here, not Python values. A strict model takes a date from a text in JSON
-    # only.
-    text = _to_text(value)
-    try:
-        return wanted.__pydantic_validator__.validate_json(text, by_alias=True, by_name=True)
-    except TypeError:  # before 2.11
-        return wanted.__pydantic_validator__.validate_json(text)
+def _pydantic_hook(wanted: Any, converter: Converter) -> Hook:
+    """Return the hook of a model. Whatever the model says itself of unknown keys holds."""
+    if not getattr(wanted, "__pydantic_complete__", True):
+        wanted.model_rebuild()  # or it raises, and names what is not defined
+    settings = _pydantic_settings([wanted], converter)
+
+    def take(value: Any, _: Any) -> Any:
+        # Pydantic reads JSON here, not Python values. A strict model takes a date from a text in
+        # JSON only.
+        return wanted.__pydantic_validator__.validate_json(_to_text(value), **settings)
+
+    return take
+
+
+def _pydantic_settings(models: Iterable[Any], converter: Converter) -> dict[str, Any]:
+    """Return how models are to validate."""
+    version = _pydantic_version()
+    said: dict[str, Any] = {"by_alias": True, "by_name": True} if version >= (2, 11) else {}
+    configs = [getattr(each, "model_config", None) or getattr(each, "__pydantic_config__", None) or {} for each in models]
+    if converter.forbid_extra_keys and not any("extra" in config for config in configs):
+        if version < (2, 12):
+            raise TypeError("pydantic before 2.12 refuses unknown keys only of models that say extra='forbid'")
+        said["extra"] = "forbid"
+    return said
+
+
+def _pydantic_version() -> tuple[int, ...]:
+    """Return the version of pydantic. The program has imported it: there is a model."""
+    return tuple(int(part) for part in sys.modules["pydantic"].VERSION.split(".")[:2])
+
+
+def _is_constrained(wanted: Any) -> bool:
+    """Tell whether a type has something beside it that pydantic honours, and cattrs does not."""
+    return typing.get_origin(wanted) is typing.Annotated and any(
+        (type(each).__module__ or "").startswith(("pydantic", "annotated_types")) for each in wanted.__metadata__
+    )
+
+
+def _constrained_hook(wanted: Any, converter: Converter) -> Hook:
+    base = bare(wanted)
+    if _is_union(base) and all(each is types.NoneType or is_pydantic(each) for each in typing.get_args(base)):
+        return _adapter_hook(wanted, base, converter)
+    inner, adapter = converter.get_structure_hook(base), _adapter(wanted)
+    return lambda value, _: adapter.validate_python(inner(value, base))
+
+
+def _adapter_hook(wanted: Any, union: Any, converter: Converter) -> Hook:
+    """Return the hook of a union of models, which pydantic tells by its own rules."""
+    adapter = _adapter(wanted)
+    settings = _pydantic_settings(filter(is_pydantic, typing.get_args(union)), converter)
+    return lambda value, _: adapter.validate_json(_to_text(value), **settings)
+
+
+def _adapter(wanted: Any) -> Any:
+    pydantic = sys.modules.get("pydantic")  # not imported for those who do not use it
+    if pydantic is None:
+        raise TypeError(f"only pydantic checks what stands beside the type in {name_of(wanted)}: import pydantic")
+    return pydantic.TypeAdapter(wanted)
 
 
 def _dump_pydantic(value: Any) -> Any:
@@ -258,9 +416,12 @@ def _take_decimal(value: Any, _: Any) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, (int, str, float)):
         raise _Unfit("not a number")
     try:
-        return Decimal(str(value))
+        number = Decimal(str(value))
     except ArithmeticError:
         raise _Unfit("not a number") from None
+    if not number.is_finite():
+        raise _Unfit("not a finite number")
+    return number
 
 
 def _take_bytes(value: Any, _: Any) -> bytes:
@@ -297,15 +458,22 @@ class Encoded:
     size_bytes: int  # of the text in UTF-8; PostgreSQL counts the same
 
 
-def encoded(value: object) -> Encoded:
-    """Return a payload as text with its size. Raises as `encode` does."""
+def encoded(value: object, converter: Converter | None = None, wanted: Any = None) -> Encoded:
+    """Return a payload as text with its size. Takes and raises what `encode` does."""
     if type(value) is Encoded:
         return value
-    text = encode(value)
+    text = encode(value, converter=converter, wanted=wanted)
     return Encoded(text, size_of(text))
 
 
-def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int = PAYLOAD_DEPTH_MAX) -> str:
+def encode(
+    value: object,
+    *,
+    bytes_max: int = PAYLOAD_BYTES_MAX,
+    depth_max: int = PAYLOAD_DEPTH_MAX,
+    converter: Converter | None = None,
+    wanted: Any = None,
+) -> str:
     """Return a value as JSON text; None becomes an empty object.
 
     Args:
@@ -313,6 +481,8 @@ def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int 
             knows. An `Encoded` stays as it is.
         bytes_max: the most bytes of the text, in UTF-8.
         depth_max: the most levels of nested lists and objects.
+        converter: the handler's own, if it has one.
+        wanted: the type that the handler asks for; its own converter writes the value as that.
 
     Raises:
         InvalidPayload: it is not JSON that PostgreSQL can store.
@@ -322,7 +492,69 @@ def encode(value: object, *, bytes_max: int = PAYLOAD_BYTES_MAX, depth_max: int 
         return "{}"
     if type(value) is Encoded:
         return value.text
-    return encode_value(value, bytes_max=bytes_max, depth_max=depth_max)
+    return encode_value(value, bytes_max=bytes_max, depth_max=depth_max, converter=converter, wanted=wanted)
+
+
+def _by(converter: Converter, value: object, wanted: Any) -> object:
+    """Return what a converter of the program's own makes of a value.
+
+    The annotation counts: a tagged union has its tag only if the value is written as the union. A
+    value that is JSON already cannot be written as a class.
+    """
+    if wanted is not None and wanted is not dict:
+        try:
+            return converter.unstructure(value, unstructure_as=wanted)
+        except Exception:  # hooks of the program may raise anything
+            if _is_json(value):
+                return value
+            raise
+    return converter.unstructure(value)
+
+
+def _is_json(value: object) -> bool:
+    """Tell whether a value is plain JSON. It was checked: it has no circle."""
+    if type(value) is dict:
+        return all(map(_is_json, value.values()))
+    return all(map(_is_json, value)) if type(value) is list else type(value) in _KINDS
+
+
+def mark(payload: Encoded, version: int) -> Encoded:
+    """Return a payload with its version. One that says its version already stays as it is.
+
+    Raises:
+        PayloadTooLarge: by its mark it has become too large.
+    """
+    text = payload.text
+    if VERSION_KEY in text and isinstance(whole := json.loads(text), dict) and VERSION_KEY in whole:
+        return payload
+    if not text.startswith("{"):
+        text = f'{{"{VERSION_KEY}":{version},"{PAYLOAD_KEY}":{text}}}'
+    else:
+        text = f'{{"{VERSION_KEY}":{version}{"" if text == "{}" else ","}{text[1:]}'
+    made = Encoded(text, payload.size_bytes + len(text) - len(payload.text))  # what was added is ASCII
+    if made.size_bytes > PAYLOAD_BYTES_MAX:
+        raise PayloadTooLarge(f"the payload has {made.size_bytes} bytes, at most {PAYLOAD_BYTES_MAX} are allowed")
+    return made
+
+
+def may_be_none(wanted: Any) -> bool:
+    """Tell whether an annotation is a union with None."""
+    return _is_union(bare(wanted)) and types.NoneType in typing.get_args(bare(wanted))
+
+
+def unmark(payload: Any) -> tuple[Any, int]:
+    """Return a decoded payload without its mark, and its version.
+
+    Raises:
+        PayloadUndecodable: it says a version that is none.
+    """
+    if type(payload) is not dict or VERSION_KEY not in payload:
+        return payload, 1
+    version = payload[VERSION_KEY]
+    if type(version) is not int or version < 1:
+        raise PayloadUndecodable(f"the payload's {VERSION_KEY} is not a whole number from 1 on")
+    rest = {key: value for key, value in payload.items() if key != VERSION_KEY}
+    return (rest[PAYLOAD_KEY] if rest.keys() == {PAYLOAD_KEY} else rest), version
 
 
 def size_of(text: str) -> int:
@@ -333,18 +565,26 @@ def size_of(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def encode_value(value: object, *, bytes_max: int, depth_max: int = PAYLOAD_DEPTH_MAX, what: str = "payload") -> str:
+def encode_value(
+    value: object,
+    *,
+    bytes_max: int,
+    depth_max: int = PAYLOAD_DEPTH_MAX,
+    what: str = "payload",
+    converter: Converter | None = None,
+    wanted: Any = None,
+) -> str:
     """Return a value as JSON text; None becomes null.
 
     Raises as `encode` does. The messages call the value what `what` says.
     """
     try:
-        if not _is_small(value):
-            if not _is_plain(value):
+        if not _is_small(value) or (converter is not None and wanted is not None):
+            if converter is not None or not _is_plain(value):
                 # Check before unstructuring, too. Lists that hold each other ten times over
                 # would unfold without end.
                 _check(value, depth_max, bytes_max, what, is_final=False)
-                value = _converter().unstructure(value)
+                value = _converter().unstructure(value) if converter is None else _by(converter, value, wanted)
             _check(value, depth_max, bytes_max, what, is_final=True)
         text = _to_text(value)
         size = size_of(text)
@@ -424,8 +664,38 @@ def _is_deeper(value: object, levels: int) -> bool:
     return False
 
 
-def structure(payload: Any, wanted: Any) -> Any:
+class PayloadTooNew(PayloadUndecodable):
+    """A payload is of a later version than the handler knows. Another worker may know it."""
+
+
+def upgraded(payload: Any, version: int, upgrade: Callable[[Any, int], Any] | None) -> Any:
+    """Return a decoded payload without its mark, as of a version.
+
+    Raises:
+        PayloadTooNew: it is of a later version.
+        PayloadUndecodable: it cannot be upgraded, and why.
+    """
+    if isinstance(payload, Undecodable):
+        return payload
+    plain, said = unmark(payload)
+    if said > version:
+        raise PayloadTooNew(f"the payload is of version {said}, the handler takes up to {version}: a newer worker is to run it")
+    if said == version or upgrade is None:
+        return plain
+    try:
+        return upgrade(plain, said)
+    except Exception as error:  # the program's own
+        why = f"{type(error).__name__}: {text_of(error)}"
+        raise PayloadUndecodable(f"the payload cannot be upgraded from version {said} to {version}: {why}") from error
+
+
+def structure(payload: Any, wanted: Any, converter: Converter | None = None) -> Any:
     """Return a decoded payload as the type a handler asks for; plain JSON when it asks for none.
+
+    Args:
+        payload: as `decode` gave it.
+        wanted: as `understood` gave it.
+        converter: the handler's own; None: pgnotifyq's.
 
     Raises:
         PayloadUndecodable: it does not fit, and why.
@@ -439,9 +709,9 @@ def structure(payload: Any, wanted: Any) -> Any:
             raise PayloadUndecodable(f"the payload is {type(payload).__name__}, the handler asks for an object")
         return payload
     try:
-        return _converter().structure(payload, wanted)
+        return (converter or _converter()).structure(payload, wanted)
     except Exception as error:  # hooks of the user's types may raise anything
-        if payload == {} and _is_union(wanted) and types.NoneType in typing.get_args(wanted):
+        if payload == {} and may_be_none(wanted):
             return None  # nothing was enqueued
         try:
             reasons = "; ".join(cattrs.transform_error(error, path="payload", format_exception=_reason))
@@ -460,7 +730,13 @@ def _reason(error: BaseException, wanted: type | None) -> str:
         return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}" for each in told)
     if isinstance(error, _Unfit):
         return str(error)
-    return cattrs.v.format_exception(error, wanted)
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    said = cattrs.v.format_exception(error, bare(wanted))
+    if not said.startswith("unknown error"):
+        return said
+    # cattrs gives the text of an error that it does not know. The value may be in it.
+    return "not one of the literals" if " not in literal " in said else type(error).__name__
 
 
 def is_pydantic_error(error: BaseException) -> bool:
@@ -468,7 +744,18 @@ def is_pydantic_error(error: BaseException) -> bool:
     return type(error).__module__.startswith("pydantic") and callable(getattr(error, "errors", None))
 
 
-def understood(wanted: Any) -> Any:
+@functools.cache
+def converter_that(unknown_keys: str, own: Converter | None) -> Converter | None:
+    """Return the converter that refuses or drops unknown keys; None: pgnotifyq's own, which drops.
+
+    A program's own converter is copied, with the hooks that it has by now.
+    """
+    if own is None and unknown_keys == "drop":
+        return None
+    return (own or _converter()).copy(forbid_extra_keys=unknown_keys == "refuse")
+
+
+def understood(wanted: Any, converter: Converter | None = None) -> Any:
     """Return what payloads are structured into for an annotation; None: they are given as decoded.
 
     Raises:
@@ -479,14 +766,14 @@ def understood(wanted: Any) -> Any:
     if wanted is dict or (typing.get_origin(wanted) is dict and typing.get_args(wanted) in {(str, Any), (str, object)}):
         return dict
     try:
-        _converter().get_structure_hook(wanted)
+        (converter or _converter()).get_structure_hook(wanted)
     except Exception as error:  # reading a type's own annotations runs the program's source
-        why = f"{type(error).__name__}: {text_of(error)}"
+        why = f"{type(error).__name__}: {text_of(error).partition(chr(10))[0]}"
         if isinstance(error, cattrs.StructureHandlerNotFoundError):
             why = f"nothing says how JSON becomes {name_of(error.type_)}"
         raise ConfigError(
             f"payloads cannot be made into {name_of(wanted)}: {why}; use an attrs class, a dataclass, a pydantic model, "
-            "a type that JSON has, or dict"
+            "a type that JSON has, or dict, or give the registry a converter that has a hook for it"
         ) from error
     return wanted
 

@@ -14,26 +14,45 @@ from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING, Any, overload
 
 import attrs
+import cattrs
 
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
 from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what a registry has
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.names import check_job_type
-from pgnotifyq.model.payload import is_pydantic, is_structured, name_of, understood
+from pgnotifyq.model.payload import bare, converter_that, is_pydantic, is_structured, name_of, understood
 from pgnotifyq.model.retry import Errors, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
+    from cattrs import Converter
+
     from pgnotifyq.model.typed import Async, Ctx, Fits
 
 Returned = typing.TypeVar("Returned")
+UnknownKeys = typing.Literal["drop", "refuse"]
 
 
 class JobRegistry:
-    """Handlers by job type."""
+    """Handlers by job type.
 
-    def __init__(self) -> None:
+    Args:
+        converter: a cattrs Converter that writes and reads the payloads and results of these
+            handlers, instead of pgnotifyq's own. Register its hooks before the handlers.
+            `make_converter` gives a copy of pgnotifyq's own, to add hooks to.
+        unknown_keys: what is done with keys that a payload's type does not have: `drop`, so that
+            old code runs what new code enqueued, or `refuse`. None: as the converter does;
+            pgnotifyq's own drops them. A handler may say it for itself.
+
+    Raises:
+        ConfigError: it is no converter, or neither of the two words.
+    """
+
+    def __init__(self, *, converter: Converter | None = None, unknown_keys: UnknownKeys | None = None) -> None:
+        _check_converting(converter, unknown_keys)
+        self.converter = converter
+        self.unknown_keys = unknown_keys
         self._handlers: dict[str, Handler] = {}
         self.generation = 0  # grows when a handler comes
         # Each is called when a handler has come, in the thread that brought the handler.
@@ -56,7 +75,7 @@ class JobRegistry:
         `@registry.handler`, or `@registry.handler("resize", max_attempts=5, ...)`: HandlerDecorator
         says what there is. What it gives is a Handler, which is still the function.
         """
-        return HandlerDecorator(self)
+        return HandlerDecorator(registry=self)
 
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
@@ -100,6 +119,7 @@ class JobRegistry:
                 ),
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
+                converter=self.converter,
             )
         )
 
@@ -163,7 +183,7 @@ class HandlerDecorator:
     It is what `registry.handler` is, with or without settings.
     """
 
-    registry: JobRegistry = attrs.field(kw_only=False)
+    registry: JobRegistry
     job_type: str | None = None  # None: the function's own name
     max_attempts: int | None = None
     timeout_seconds: float | None = None
@@ -172,6 +192,9 @@ class HandlerDecorator:
     discard_on: Errors = ()
     cooperative: bool = False
     queue: str | None = None
+    unknown_keys: UnknownKeys | None = None
+    version: int = 1
+    upgrade: Callable[[Any, int], Any] | None = None
 
     # A checker takes the first form that fits. Job comes first: a handler that takes the whole job
     # says nothing of its payload.
@@ -205,6 +228,9 @@ class HandlerDecorator:
         discard_on: Errors = (),
         cooperative: bool = False,
         queue: str | None = None,
+        unknown_keys: UnknownKeys | None = None,
+        version: int = 1,
+        upgrade: Callable[[Any, int], Any] | None = None,
     ) -> HandlerDecorator: ...
 
     def __call__(self, job_type: Any = None, **settings: Any) -> Any:
@@ -214,9 +240,11 @@ class HandlerDecorator:
 
         The annotation of the first parameter is the payload's type. It may be:
 
-        - an attrs class, a dataclass or a pydantic model;
+        - an attrs class, a dataclass, a TypedDict, a named tuple or a pydantic model;
         - a type that JSON has, or one that is written as text there (dates, UUID, Decimal, bytes,
-          enums), and collections and optional ones of these;
+          enums);
+        - collections, optional ones, and unions of these that JSON can tell apart;
+        - what the registry's converter has a hook for;
         - dict, Any or nothing: the payload is given as decoded;
         - Job: the whole job is given.
 
@@ -231,6 +259,11 @@ class HandlerDecorator:
             discard_on: those that are not. The job is a dead letter at once.
             cooperative: the handler is told of a cancel, and is not cancelled before its grace is
                 over.
+            unknown_keys: as for JobRegistry, for this handler.
+            version: of its payloads. What is enqueued with the handler says it, by the key
+                `$version`; a payload that says none is of version 1.
+            upgrade: a function of (payload, version), both as they are stored. It gives the payload
+                as of this version, as JSON. Needed above version 1.
 
         Returns: the handler. If it is called with a name or settings: a decorator that has them.
 
@@ -255,6 +288,7 @@ class HandlerDecorator:
         wanted = _annotations(inner, parameters, around)
         takes_job = _is_job(wanted[0])
         name = f"{inner.__module__}:{inner.__qualname__}"
+        converter = self._converter(name)
         return self.registry._add(  # noqa: SLF001  # this module's own
             Handler(
                 job_type=check_job_type(getattr(function, "__name__", None) if self.job_type is None else self.job_type),
@@ -262,15 +296,33 @@ class HandlerDecorator:
                 is_async=_is_async(inner),
                 takes_job=takes_job,
                 takes_context=len(parameters) > 1,
-                payload_type=None if takes_job else _payload_type(name, wanted[0]),
+                payload_type=None if takes_job else _payload_type(name, wanted[0], converter),
                 name=name,
                 max_attempts=self.max_attempts,
                 timeout_seconds=self.timeout_seconds,
                 retry=_policy(name, self.retry, self.retry_on, self.discard_on),
                 cooperative=self.cooperative,
                 queue=self.queue,
+                converter=converter,
+                version=self.version,
+                upgrade=self.upgrade,
             )
         )
+
+    def _converter(self, name: str) -> Converter | None:
+        unknown_keys = self.registry.unknown_keys if self.unknown_keys is None else self.unknown_keys
+        try:
+            _check_converting(None, unknown_keys)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+        return self.registry.converter if unknown_keys is None else converter_that(unknown_keys, self.registry.converter)
+
+
+def _check_converting(converter: object, unknown_keys: object) -> None:
+    if converter is not None and not isinstance(converter, cattrs.Converter):
+        raise ConfigError(f"converter {converter!r} is not a cattrs Converter: pgnotifyq.make_converter() makes one")
+    if unknown_keys not in (None, "drop", "refuse"):  # it may be unhashable
+        raise ConfigError(f"unknown_keys {unknown_keys!r} is neither: use 'drop' or 'refuse'")
 
 
 def _policy(name: str, retry: RetryPolicy | None, retry_on: Errors | None, discard_on: Errors) -> RetryPolicy | None:
@@ -289,6 +341,7 @@ def _policy(name: str, retry: RetryPolicy | None, retry_on: Errors | None, disca
 
 
 def _is_job(wanted: Any) -> bool:
+    wanted = bare(wanted)
     return wanted is Job or typing.get_origin(wanted) is Job
 
 
@@ -444,6 +497,7 @@ def _annotations(inner: Any, parameters: list[inspect.Parameter], around: Mappin
 
 def _is_of_payloads(wanted: Any) -> bool:
     """Tell whether a type is plainly a payload's: neither a job nor a context."""
+    wanted = bare(wanted)
     kind = typing.get_origin(wanted) or wanted
     return is_structured(kind) or is_pydantic(kind) or typing.is_typeddict(kind) or kind in _SIMPLE
 
@@ -455,11 +509,11 @@ def _read(inner: Any, annotation: Any, around: Mapping[str, Any] | None) -> Any:
     """Return an annotation as the type that it names."""
     globals_ = getattr(inspect.unwrap(inner), "__globals__", {})
     holder = type("_", (), {"__annotations__": {"it": annotation}})
-    return typing.get_type_hints(holder, globals_, {**(around or {})})["it"]
+    return typing.get_type_hints(holder, globals_, {**(around or {})}, include_extras=True)["it"]
 
 
-def _payload_type(name: str, wanted: Any) -> Any:
+def _payload_type(name: str, wanted: Any, converter: Converter | None) -> Any:
     try:
-        return understood(wanted)
+        return understood(wanted, converter)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error

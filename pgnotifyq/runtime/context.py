@@ -97,10 +97,11 @@ class WorkerReach:
         return await self.quick.ask(lease.report_progress(self.schema, running.lease, fraction=fraction, message=message))
 
 
-def _completion(complete: bool, result: object) -> Outcome | None:
+def _completion(running: Running, complete: bool, result: object) -> Outcome | None:
     if not complete:
         return None
-    return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(result))
+    text = encode_result(result, None if running.handler is None else running.handler.converter)
+    return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=text)
 
 
 class JobContext:
@@ -192,7 +193,7 @@ class JobContext:
                 complete it.
             ConnectionsTaken: no connection became free in time.
         """
-        outcome = _completion(complete, result)
+        outcome = _completion(self._running, complete, result)
         async with self._reach.open_transaction(self._running, isolation=isolation, outcome=outcome) as connection:
             yield connection
 
@@ -218,7 +219,7 @@ class JobContext:
                 already, or its engine is in AUTOCOMMIT.
             MissingRights: the role of the session's connection may not do this.
         """
-        return session_block(self._reach.fence(self._running, _completion(complete, result)), factory)
+        return session_block(self._reach.fence(self._running, _completion(self._running, complete, result)), factory)
 
     def django(self, alias: str = "default", *, complete: bool = False, result: object = None) -> AbstractContextManager[Any]:
         """Open a transaction of Django's, like that of `transaction()`, for its models.
@@ -234,7 +235,7 @@ class JobContext:
 
         Raises: as `session`.
         """
-        return django_block(self._reach.fence(self._running, _completion(complete, result)), alias)
+        return django_block(self._reach.fence(self._running, _completion(self._running, complete, result)), alias)
 
     def connection(self, connection_or_pool: Any, *, complete: bool = False, result: object = None) -> FencedBlock[Any]:
         """Open a transaction like that of `transaction()` on a connection of your own.
@@ -254,7 +255,9 @@ class JobContext:
 
         Raises: as `session`.
         """
-        return connection_block(self._reach.fence(self._running, _completion(complete, result)), connection_or_pool)
+        return connection_block(
+            self._reach.fence(self._running, _completion(self._running, complete, result)), connection_or_pool
+        )
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come: a fraction from 0 to 1, and a line for people.

@@ -28,7 +28,7 @@ from pgnotifyq.model.outcome import (
     ended_by,
     holds_ctrl_c,
 )
-from pgnotifyq.model.payload import structure
+from pgnotifyq.model.payload import PayloadTooNew
 from pgnotifyq.model.registry import PLAIN_RESULTS, finished
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.runtime.context import JobContext
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 # Until a job is tried again that waited for a connection in vain: it has waited for long enough.
 WAITED_SECONDS = 1.0
+# The same of a job whose payload is of a later version: until a newer worker may have come.
+TOO_NEW_SECONDS = 10.0
 _DEFAULT_RETRY = RetryPolicy()
 _NOTHING = Returned(None)
 
@@ -74,7 +76,9 @@ class Executor:
         if handler is None:
             return Raised(error=self.registry.explain_unknown(job.job_type), unknown_type=True)
         try:
-            payload = structure(job.whole.payload if handler.takes_job else job.payload, handler.payload_type)
+            payload = handler.read(job.whole.payload if handler.takes_job else job.payload)
+        except PayloadTooNew as error:
+            return Raised(error=str(error), undecodable=True, waited=True)
         except PayloadUndecodable as error:
             return Raised(error=str(error), undecodable=True)
         if handler.takes_job:
@@ -117,7 +121,8 @@ class Executor:
             return PLAIN_COMPLETION  # as `decide` would say, for by far the most jobs
         if isinstance(ended, Raised) and ended.waited and running.interrupt is None:
             message = bounded(ended.error)
-            return Outcome(kind=SettleKind.SNOOZE, name="snoozed", delay_seconds=WAITED_SECONDS, error_message=message)
+            seconds = TOO_NEW_SECONDS if ended.undecodable else WAITED_SECONDS
+            return Outcome(kind=SettleKind.SNOOZE, name="snoozed", delay_seconds=seconds, error_message=message)
         handler = running.handler
         return decide(
             ended,
@@ -126,6 +131,7 @@ class Executor:
             max_attempts=running.job.max_attempts,
             retry=(handler.retry if handler is not None else None) or _DEFAULT_RETRY,
             random=self.random,
+            converter=None if handler is None else handler.converter,
         )
 
 

@@ -59,6 +59,10 @@ registry.handler("x", retry=3)  # refused: a policy
 registry.handler("x", retry_on=[ValueError])  # refused: one class, or a tuple
 registry.handler("x", discard_on="LookupError")  # refused: a class
 registry.handler(5)  # refused: a job type is a text
+registry.handler("x", unknown_keys="ignore")  # refused: one of two words
+registry.handler("x", version="2", upgrade=tasks.upgrade)  # refused: a number
+registry.handler("x", version=2, upgrade=len)  # refused: of a payload and its version
+pgnotifyq.JobRegistry(converter="json")  # refused: a converter of cattrs
 
 
 async def enqueue(client: pgnotifyq.Client) -> None:
@@ -78,6 +82,9 @@ async def enqueue(client: pgnotifyq.Client) -> None:
     await client.enqueue(tasks.several, Resize("a.png", 64))  # refused: no list
     await client.enqueue(tasks.point, (1, "2"))  # refused: no Point
     await client.enqueue(tasks.nothing, 1)  # refused: something
+    await client.enqueue(tasks.box, tasks.Box("2030-01-01"))  # refused: a Box of another type
+    await client.enqueue(tasks.either, [Crop("a.png")])  # refused: none of a union
+    await client.enqueue(tasks.bounded, "5")  # refused: no int
     await client.enqueue(tasks.called, Point(1, 2))  # refused: of an object that is called
     await client.enqueue(tasks.grey, Mail("ann"))  # refused: of a declaration in two steps
     await client.enqueue(tasks.resize, Resize("a.png", 64), prioritty=5)  # refused: a misspelt setting

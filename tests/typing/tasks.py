@@ -9,7 +9,7 @@ import enum
 import functools
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Annotated, Any, Generic, NamedTuple, TypedDict, TypeVar
 from uuid import UUID
 
 import attrs
@@ -150,6 +150,36 @@ def point(payload: Point) -> int:
 @registry.handler
 def one(payload: UUID) -> str:
     return payload.hex
+
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Box(Generic[T]):
+    inside: T
+
+
+def upgrade(payload: Any, version: int) -> Any:
+    return payload if version > 1 else {"inside": payload["outside"]}
+
+
+@registry.handler("box", version=2, upgrade=upgrade, unknown_keys="refuse")
+async def box(payload: Box[dt.date]) -> bytes:
+    return payload.inside.isoformat().encode()
+
+
+@registry.handler
+async def either(payload: Resize | list[Resize] | UUID) -> None:
+    print(payload)
+
+
+@registry.handler
+async def bounded(payload: Annotated[int, pydantic.Field(gt=0)]) -> None:
+    print(payload)
+
+
+strict = pgnotifyq.JobRegistry(unknown_keys="refuse", converter=pgnotifyq.make_converter())
 
 
 class Sender:

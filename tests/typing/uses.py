@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import uuid
 from collections.abc import Coroutine
@@ -14,7 +15,7 @@ import trio
 
 import pgnotifyq
 from tests.typing import tasks
-from tests.typing.tasks import Colour, Crop, Hit, Mail, Order, Point, Resize
+from tests.typing.tasks import Box, Colour, Crop, Hit, Mail, Order, Point, Resize
 
 
 async def enqueue(client: pgnotifyq.Client) -> None:
@@ -41,6 +42,10 @@ async def enqueue(client: pgnotifyq.Client) -> None:
     await client.enqueue(tasks.colour, Colour.RED)
     await client.enqueue(tasks.point, Point(1, 2))
     await client.enqueue(tasks.one, uuid.UUID(int=1))
+    await client.enqueue(tasks.box, Box(dt.date(2030, 1, 1)))
+    await client.enqueue(tasks.either, [Resize("a.png", 64)])
+    await client.enqueue(tasks.either, uuid.UUID(int=1))
+    await client.enqueue(tasks.bounded, 5)
     await client.enqueue(tasks.called, Mail("ann"))
     await client.enqueue(tasks.partial, Mail("ann"))
     await client.enqueue(tasks.store, {"any": "payload"})
