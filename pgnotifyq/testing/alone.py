@@ -1,65 +1,52 @@
-"""For the tests of programs that use the queue.
-
-Run one handler without a database, or a worker until nothing is due.
-"""
+"""One handler, run alone: without a database, or with a connection of the test's."""
 
 from __future__ import annotations
 
 import functools
 import json
 import uuid
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
 
-from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
-from pgnotifyq.ledger.fences import fence_nothing
-from pgnotifyq.ledger.look import is_idle
-from pgnotifyq.migrating import check_schema
-from pgnotifyq.model.config import WorkerSettings, config_of
-from pgnotifyq.model.errors import PayloadUndecodable, PgnotifyqError
+from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.errors import JobCancelled, LeaseLost, PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
-from pgnotifyq.model.outcome import Ended, Outcome, Raised, SettleKind, Stopped
+from pgnotifyq.model.outcome import Ended, Interrupt, InterruptKind, Outcome, Raised, SettleKind, Stopped
 from pgnotifyq.model.payload import encode
+from pgnotifyq.model.registry import handler_of
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.executor import Executor, as_ended
 from pgnotifyq.runtime.running import Running
-from pgnotifyq.runtime.worker import run_worker
-from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.connection import open_connection
-from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from psycopg import IsolationLevel
 
-    from pgnotifyq.ledger.ask import Steps, Verb
-    from pgnotifyq.model.events import Event
     from pgnotifyq.model.registry import Handler, JobRegistry
-    from pgnotifyq.runtime.fenced import Fence
     from pgnotifyq.wire.connection import Connection
 
-IDLE_SECONDS_MAX = 30.0  # how long work_until_idle works before it fails
 MIDDLE = 0.5  # of the jitter
-LOOK_SECONDS = 0.5  # how often it looks without being told: jobs that other workers hold end without an event here
+GRACE_SECONDS = WorkerConfig().grace_seconds  # a worker's own, if nobody sets it
+BY = "run_job"  # who cancels, as a handler is told
 
 
 class NoDatabaseInTest(PgnotifyqError):
-    """A handler under `run_job` asked for a transaction, and the test gave no connection."""
+    """A handler in a test asked for a transaction, and the test gave no connection that has one."""
 
 
 @attrs.frozen(kw_only=True)
 class Ran:
     """How a handler under `run_job` ended, and what a worker would have written."""
 
-    outcome: str  # completed, failed, timed_out, snoozed, discarded, undecodable
-    kind: SettleKind  # complete, retry, snooze, bury
+    outcome: str  # completed, failed, timed_out, cancelled, lease_lost, snoozed, discarded, undecodable
+    kind: SettleKind | None  # complete, retry, snooze, cancel, bury; None: the lease was lost, and nothing is written
     result: Any = None  # what the job's result would be, decoded JSON
     error_message: str | None = None
     delay_seconds: float | None = None  # of a retry or snooze; the policy's without its jitter
@@ -70,13 +57,15 @@ class Ran:
 
 async def run_job(
     registry: JobRegistry,
-    job_type: str,
+    job_type: str | Handler[Any, Any, Any],
     payload: object = None,
     *,
     org_id: OrgId | uuid.UUID = NIL_ORG,
     attempt: int = 1,
     max_attempts: int | None = None,
     connection: Connection[Any] | None = None,
+    cancel_after: float | None = None,
+    lose_lease_after: float | None = None,
 ) -> Ran:
     """Run a handler as a worker would, without a database, and return how it ended.
 
@@ -85,93 +74,120 @@ async def run_job(
 
     Args:
         registry: has the handler.
-        job_type: which one.
+        job_type: which one: its name, or the handler itself.
         payload: what would be enqueued.
         org_id: the tenant.
         attempt: which attempt this is; at `max_attempts` a failure ends in a dead letter.
         max_attempts: default: the handler's, else 3.
         connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
             its own (a savepoint in an open one); without the worker's fence and confinement, for
-            there is no execution in the database. `ctx.session()`, `ctx.django()` and
-            `ctx.connection()` go where your libraries lead, without the fence, too.
+            there is no execution in the database.
+        cancel_after: seconds after which somebody cancels the job. 0: at the handler's first
+            checkpoint. A cooperative handler has the worker's grace of 5 seconds after that.
+        lose_lease_after: seconds after which the execution loses its lease. What the handler does
+            in a transaction after that is rolled back, as it is in a worker.
 
     Cancellation: the handler is cancelled.
 
     Raises:
         UnknownJobType: the registry has no such handler.
+        InvalidJob: another handler than this one has its name in the registry.
         InvalidPayload, PayloadTooLarge: it could not be enqueued.
+        NoDatabaseInTest: the handler opens a transaction, and there is no `connection`.
     """
-    handler = registry.get(job_type)
+    handler = handler_of(job_type, registry)
+    assert handler is not None  # there is a registry
     job = _job(handler, json.loads(encode(payload)), OrgId(org_id), attempt, max_attempts)
     running = Running(job=ClaimedJob.from_job(job), renewed_at=trio.current_time())
-    reach = _Reach(connection)
+    reach = Reach(connection)
     executor = Executor(registry=registry, reach=reach, deadlines=Deadlines(Running.stop), random=lambda: MIDDLE)
+    outcome: Outcome | None = None
+    exception: BaseException | None = None
+    mistake: NoDatabaseInTest | None = None
+    async with trio.open_nursery() as nursery:
+        if cancel_after is not None:
+            nursery.start_soon(_stop_after, running, cancel_after, Interrupt(kind=InterruptKind.CANCELLED, by=BY))
+        if lose_lease_after is not None:
+            lost = Interrupt(kind=InterruptKind.LEASE_LOST, why="lost by run_job")
+            nursery.start_soon(_stop_after, running, lose_lease_after, lost)
+        try:
+            outcome, exception = await execute(executor, running)
+        except NoDatabaseInTest as error:
+            mistake = error  # not raised here, where trio would put it into a group
+        nursery.cancel_scope.cancel()
+    if mistake is not None:
+        raise mistake
+    if reach.completed_with is not None:
+        outcome = reach.completed_with
+    return _told(outcome, exception, reach)
+
+
+def run_job_blocking(
+    registry: JobRegistry,
+    job_type: str | Handler[Any, Any, Any],
+    payload: object = None,
+    *,
+    org_id: OrgId | uuid.UUID = NIL_ORG,
+    attempt: int = 1,
+    max_attempts: int | None = None,
+    cancel_after: float | None = None,
+    lose_lease_after: float | None = None,
+) -> Ran:
+    """Do what `run_job` does, for a test that is no async function, or one on asyncio.
+
+    The event loop of the test, if there is one, stands still meanwhile.
+
+    Args, Raises: as for `run_job`.
+    """
+    run = functools.partial(
+        run_job,
+        registry,
+        job_type,
+        payload,
+        org_id=org_id,
+        attempt=attempt,
+        max_attempts=max_attempts,
+        cancel_after=cancel_after,
+        lose_lease_after=lose_lease_after,
+    )
+    return trio.run(run)
+
+
+async def execute(executor: Executor, running: Running) -> tuple[Outcome | None, BaseException | None]:
+    """Run one execution's handler to its end.
+
+    Returns: its outcome (None: the lease was lost), and what the handler raised.
+
+    Raises:
+        NoDatabaseInTest: the test's mistake, not the handler's.
+    """
     ended: Ended = Stopped()
     exception: BaseException | None = None
     try:
         with trio.CancelScope() as scope:
             ended = await executor.run(running, scope)
     except NoDatabaseInTest:
-        raise  # the test's mistake, not the handler's
+        raise
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a handler raises is its outcome
         ended, exception = as_ended(error), error
     if isinstance(ended, Raised) and ended.undecodable:
         exception = PayloadUndecodable(ended.error)
-    outcome = executor.outcome_of(running, ended)
-    assert outcome is not None  # only a lost lease writes nothing, and there is none to lose
-    return _told(reach.completed_with or outcome, exception, reach)
+    return executor.outcome_of(running, ended), exception
 
 
-async def work_until_idle(
-    registry: JobRegistry,
-    dsn: str,
-    *,
-    timeout_seconds: float = IDLE_SECONDS_MAX,
-    **settings: Unpack[WorkerSettings],
-) -> list[Event]:
-    """Run a real worker until no job of its queues is due or held, and return its events.
-
-    Jobs that handlers enqueue are worked on too. Those that fall due later are not waited for: a
-    retry's delay, a snooze.
-
-    Args:
-        registry: the handlers.
-        dsn: the database of the test.
-        timeout_seconds: how long it may take.
-        settings: as for `run_worker`: queues, schema, concurrency, shutdown_seconds, ...
-
-    Cancellation: running handlers are cancelled and their jobs released.
+def refuse_what_was_lost(running: Running) -> None:
+    """Refuse a transaction whose execution was told to stop meanwhile.
 
     Raises:
-        ConfigError: a setting is out of its bounds or not known.
-        trio.TooSlowError: jobs were still due or held after `timeout_seconds`.
-        SchemaMissing, SchemaOutOfDate, SchemaTooNew: migrate the test's database first.
+        LeaseLost, JobCancelled: as a worker's fence does.
     """
-    config = config_of(None, {"shutdown_seconds": 0, **settings})
-    events: list[Event] = []
-    told = trio.Event()
-
-    def hear(event: Event) -> None:
-        events.append(event)
-        told.set()
-
-    async with open_connection(dsn, application_name="pgnotifyq testing", used_for=For.CALLER) as connection:
-        await check_schema(connection, config.schema)
-        with trio.fail_after(timeout_seconds):
-            async with trio.open_nursery() as nursery:
-                work = functools.partial(run_worker, registry, dsn, config=config, on_event=hear)
-                handle = await nursery.start(work)
-                while True:
-                    told = trio.Event()
-                    if await ask(connection, is_idle(config.schema, config.queues)):
-                        break
-                    with trio.move_on_after(LOOK_SECONDS):
-                        await told.wait()
-                handle.drain()
-    return events
+    if running.is_lost:
+        raise LeaseLost(f"execution {running.lease.execution_id} no longer owns job {running.job.id}; it was rolled back")
+    if running.interrupt is not None and running.interrupt.kind is InterruptKind.CANCELLED:
+        raise JobCancelled(f"job {running.job.id} was cancelled; the transaction was rolled back")
 
 
-class _Reach:
+class Reach:
     """What a handler can reach where there is no worker.
 
     It is the test's connection, and a list of what the handler reports.
@@ -196,56 +212,37 @@ class _Reach:
 
         Raises:
             NoDatabaseInTest: the test gave none.
+            LeaseLost, JobCancelled: the execution was told to stop meanwhile; rolled back.
         """
         if self._connection is None:
             raise NoDatabaseInTest(
                 f"the handler of {running.job.job_type!r} opens a transaction, and run_job has no database: "
-                "pass run_job(..., connection=...), or test it with work_until_idle"
+                "pass run_job(..., connection=...), or test it with drain"
             )
         async with self._connection.transaction():
             yield self._connection
+            refuse_what_was_lost(running)
         if outcome is not None:
             self.completed_with = outcome
 
-    def fence(self, running: Running, outcome: Outcome | None) -> Fence:
-        """Return what fences nothing: there is no execution in the database."""
-        return _NoFence(self, running, outcome)
-
-    async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:  # noqa: ARG002  # there is one
-        """Keep what the handler reports."""
-        self.reported.append((fraction, message))
+    async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
+        """Keep what the handler reports; False: the execution no longer owns the job."""
         await trio.lowlevel.checkpoint()
+        if running.is_lost:
+            return False
+        self.reported.append((fraction, message))
         return True
 
 
-@attrs.frozen(eq=False)
-class _NoFence:
-    """The fence of an execution that is in no database."""
-
-    reach: _Reach
-    running: Running
-    outcome: Outcome | None
-    commits: bool = False  # the test may roll back
-
-    def first(self) -> Verb[str]:
-        """Begin."""
-        return fence_nothing()
-
-    def last(self, begun_in: str) -> Verb[str]:  # noqa: ARG002  # nothing was begun
-        """Ask nothing."""
-        return Plan(lambda: _answer("held"))
-
-    @contextmanager
-    def around(self) -> Iterator[None]:
-        """Keep the outcome of a block that was left without an error."""
-        yield
-        if self.outcome is not None:
-            self.reach.completed_with = self.outcome
-
-
-def _answer(word: str) -> Steps[str]:
-    yield from ()
-    return word
+async def _stop_after(running: Running, seconds: float, why: Interrupt) -> None:
+    if seconds > 0:
+        await trio.sleep(seconds)
+    else:
+        while running.scope is None:  # it has not started
+            await trio.lowlevel.checkpoint()
+    if running.stop(why) and running.is_cooperative and why.kind is InterruptKind.CANCELLED:
+        await trio.sleep(GRACE_SECONDS)
+        running.cancel_scope()
 
 
 def _job(handler: Handler, payload: Any, org_id: OrgId, attempt: int, max_attempts: int | None) -> Job:
@@ -269,7 +266,10 @@ def _job(handler: Handler, payload: Any, org_id: OrgId, attempt: int, max_attemp
     )
 
 
-def _told(outcome: Outcome, exception: BaseException | None, reach: _Reach) -> Ran:
+def _told(outcome: Outcome | None, exception: BaseException | None, reach: Reach) -> Ran:
+    progress = tuple(reach.reported)
+    if outcome is None:
+        return Ran(outcome=InterruptKind.LEASE_LOST.value, kind=None, exception=exception, progress=progress)
     delays = outcome.kind in {SettleKind.RETRY, SettleKind.SNOOZE}
     return Ran(
         outcome=outcome.name,
@@ -279,5 +279,5 @@ def _told(outcome: Outcome, exception: BaseException | None, reach: _Reach) -> R
         delay_seconds=outcome.delay_seconds if delays else None,
         reason=outcome.reason,
         exception=exception,
-        progress=tuple(reach.reported),
+        progress=progress,
     )
