@@ -119,6 +119,9 @@ async def run_job(
         raise mistake
     if reach.completed_with is not None:
         outcome = reach.completed_with
+    elif outcome is not None and running.interrupt is not None and running.interrupt.kind is InterruptKind.CANCELLED:
+        # The cancel has committed first, and wins: the database makes nothing else of it.
+        outcome = Outcome(kind=SettleKind.CANCEL, name="cancelled", error_message=outcome.error_message)
     return _told(outcome, exception, reach)
 
 

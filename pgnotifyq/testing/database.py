@@ -80,6 +80,7 @@ class Databases:
         self._work.put("")
         spare = self._spares.get()
         if isinstance(spare, BaseException):
+            self._spares.put(spare)  # for the next one: there will be no more
             raise spare
         return self._dsn_of(spare)
 
@@ -104,28 +105,19 @@ class Databases:
                     return
 
     def _keep_house(self) -> None:
-        """Make and drop databases until there is no more to do."""
-        while True:
-            try:
-                with self._connect() as server:
-                    while (name := self._work.get()) is not None:
-                        if name:
-                            with suppress(psycopg.errors.ObjectInUse):  # somebody else's superuser is in it
-                                self._drop(server, name)
-                        else:
-                            self._make_spare(server)
-                    return
-            except psycopg.Error as error:
-                self._spares.put(error)
-
-    def _make_spare(self, server: psycopg.Connection[Any]) -> None:
-        name = self._name()
+        """Make and drop databases until there is no more to do, or until one cannot be made."""
         try:
-            self._create(server, name, self._template)
+            with self._connect() as server:
+                while (name := self._work.get()) is not None:
+                    if name:
+                        with suppress(psycopg.Error):  # what is left is dropped at the end
+                            self._drop(server, name)
+                    else:
+                        spare = self._name()
+                        self._create(server, spare, self._template)
+                        self._spares.put(spare)
         except psycopg.Error as error:
             self._spares.put(error)
-        else:
-            self._spares.put(name)
 
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self._server_dsn, autocommit=True, application_name="pgnotifyq testing")
