@@ -311,7 +311,8 @@ async def test_a_cancel_while_it_runs(autojump_clock: object, seconds: float) ->
             cleaned.append(trio.current_time() - began)
 
     ran = await run_job(registry, waits, cancel_after=seconds)
-    assert (ran.outcome, ran.kind, cleaned) == ("cancelled", SettleKind.CANCEL, [pytest.approx(seconds)])
+    assert (ran.outcome, ran.kind) == ("cancelled", SettleKind.CANCEL)
+    assert cleaned == [pytest.approx(seconds)]
 
 
 @pytest.mark.parametrize("is_deaf", [False, True])
@@ -338,13 +339,14 @@ async def test_a_lease_that_is_lost(connection: Link) -> None:
     @registry.handler
     async def writes(payload: dict[str, Any], ctx: JobContext) -> None:
         with trio.CancelScope(shield=True):
-            with pytest.raises(pgnotifyq.LeaseLost):
+            try:
                 async with ctx.transaction(complete=True) as mine:
                     await mine.execute("create temporary table written as select 1")
                     await ctx.cancelled()
+            except pgnotifyq.LeaseLost as error:
+                seen.append(type(error))
             with pytest.raises(pgnotifyq.LeaseLost):
                 await ctx.progress(0.5)
-            seen.append(pgnotifyq.LeaseLost)
         await trio.sleep(1)
 
     ran = await run_job(registry, writes, connection=connection, lose_lease_after=0)

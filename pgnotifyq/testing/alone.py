@@ -25,7 +25,7 @@ from pgnotifyq.runtime.executor import Executor, as_ended
 from pgnotifyq.runtime.running import Running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from psycopg import IsolationLevel
 
@@ -100,16 +100,24 @@ async def run_job(
     job = _job(handler, json.loads(encode(payload)), OrgId(org_id), attempt, max_attempts)
     running = Running(job=ClaimedJob.from_job(job), renewed_at=trio.current_time())
     reach = Reach(connection)
-    executor = Executor(registry=registry, reach=reach, deadlines=Deadlines(Running.stop), random=lambda: MIDDLE)
+    stops = []
+    if cancel_after is not None:
+        stops.append((cancel_after, Interrupt(kind=InterruptKind.CANCELLED, by=BY)))
+    if lose_lease_after is not None:
+        stops.append((lose_lease_after, Interrupt(kind=InterruptKind.LEASE_LOST, why=f"lost by {BY}")))
+
+    def begin() -> None:
+        for seconds, why in stops:
+            nursery.start_soon(_stop_after, running, seconds, why)
+            if seconds <= 0:
+                running.stop(why)
+
+    deadlines = Deadlines(Running.stop)
+    executor = _Interrupting(registry=registry, reach=reach, deadlines=deadlines, random=lambda: MIDDLE, begin=begin)
     outcome: Outcome | None = None
     exception: BaseException | None = None
     mistake: NoDatabaseInTest | None = None
     async with trio.open_nursery() as nursery:
-        if cancel_after is not None:
-            nursery.start_soon(_stop_after, running, cancel_after, Interrupt(kind=InterruptKind.CANCELLED, by=BY))
-        if lose_lease_after is not None:
-            lost = Interrupt(kind=InterruptKind.LEASE_LOST, why="lost by run_job")
-            nursery.start_soon(_stop_after, running, lose_lease_after, lost)
         try:
             outcome, exception = await execute(executor, running)
         except NoDatabaseInTest as error:
@@ -178,6 +186,17 @@ async def execute(executor: Executor, running: Running) -> tuple[Outcome | None,
     return executor.outcome_of(running, ended), exception
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class _Interrupting(Executor):
+    """Says when the handler begins, before the handler can do anything."""
+
+    begin: Callable[[], None]
+
+    async def _call(self, handler: Handler, *arguments: Any) -> object:
+        self.begin()
+        return await super()._call(handler, *arguments)
+
+
 def refuse_what_was_lost(running: Running) -> None:
     """Refuse a transaction whose execution was told to stop meanwhile.
 
@@ -240,10 +259,8 @@ class Reach:
 async def _stop_after(running: Running, seconds: float, why: Interrupt) -> None:
     if seconds > 0:
         await trio.sleep(seconds)
-    else:
-        while running.scope is None:  # it has not started
-            await trio.lowlevel.checkpoint()
-    if running.stop(why) and running.is_cooperative and why.kind is InterruptKind.CANCELLED:
+        running.stop(why)
+    if running.is_cooperative and why.kind is InterruptKind.CANCELLED:
         await trio.sleep(GRACE_SECONDS)
         running.cancel_scope()
 
