@@ -46,7 +46,10 @@ class Wishes:
     def note_value(self, job_id: JobId, value: object) -> Any:
         """Note what a handler has returned, and return it."""
         if isinstance(value, _WISHES):
-            self.wished.add(job_id)
+            if value.__cause__ is None:
+                self.wished.add(job_id)
+            else:  # what a failure was made into: a task of Django's
+                self.raised[job_id] = value.__cause__
         return value
 
 

@@ -216,7 +216,7 @@ async def _run(crew: _Crew, job: ClaimedJob, tell: Asking) -> _RanWithin:
         outcome, exception = await execute(executor, running)
     return _RanWithin(
         outcome=reach.completed_with or outcome,
-        exception=exception,
+        exception=wishes.raised.get(job.id, exception),
         lease=running.lease,
         is_settled=running.is_settled,
         wished=job.id in wishes.wished,
@@ -287,14 +287,16 @@ class _InTheTestsThread(Executor):
     """Calls handlers that are no async functions where the test is, and its connection."""
 
     async def _call(self, handler: Handler, *arguments: Any) -> object:
+        arguments = tuple(_BlockingContext.of(each) if isinstance(each, JobContext) else each for each in arguments)
         if handler.is_async:
             return await super()._call(handler, *arguments)
-        arguments = tuple(_BlockingContext.of(each) if isinstance(each, JobContext) else each for each in arguments)
         return await finished(handler, handler.call(*arguments))
 
 
 class _BlockingContext(JobContext):
-    """The context of a handler in the test's thread, where trio runs, and nobody can await."""
+    """The context of a handler in the test's thread, where trio runs, and blocking code too."""
+
+    calls_here = True
 
     @classmethod
     def of(cls, context: JobContext) -> JobContext:
