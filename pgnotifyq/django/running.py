@@ -151,7 +151,7 @@ def _in_thread(attempt: _Attempt) -> Any:
 
 
 def _here(attempt: _Attempt) -> Any:
-    """Do the same in a thread whose connections are somebody's: a test's, in its open transaction."""
+    """Do the same where the connections are a test's, in its open transaction."""
     result = _result_at_start(attempt)
     task_started.send_robust(type(attempt.backend), task_result=result)
     return _call(attempt, result)

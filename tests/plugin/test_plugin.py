@@ -178,6 +178,18 @@ def test_django(suite_with_server: pytest.Pytester) -> None:
                     cursor.execute("insert into nowhere values (1)")
 
 
+        @registry.handler
+        def spoil(payload: dict) -> None:
+            with transaction.atomic(), transaction.atomic(savepoint=False):
+                raise ValueError("spoilt")
+
+
+        @registry.handler
+        def spoil_all(payload: dict) -> None:
+            with transaction.atomic(savepoint=False):
+                raise ValueError("spoilt")
+
+
         class WriteTest(TestCase):
             def setUp(self):
                 parts = connection.settings_dict
@@ -199,6 +211,12 @@ def test_django(suite_with_server: pytest.Pytester) -> None:
                 self.assertTrue(self.is_there())
                 self.assertEqual(self.client_of_jobs.jobs(), [])
 
+            def test_spoil(self):
+                for job_type in ("spoil", "spoil_all", "write"):
+                    self.client_of_jobs.enqueue(job_type, {}, connection=connection)
+                outcomes = drain(registry, connection=connection, raises=False).outcomes
+                self.assertEqual(outcomes, {"retried": 2, "completed": 1})
+
             def test_write_again(self):
                 self.assertFalse(self.is_there())
                 self.client_of_jobs.enqueue(write, {"broken": True}, connection=connection)
@@ -208,7 +226,7 @@ def test_django(suite_with_server: pytest.Pytester) -> None:
                 assert_enqueued(write, scheduled=True, connection=connection)
         """
     )
-    run(suite_with_server).assert_outcomes(passed=2)
+    run(suite_with_server).assert_outcomes(passed=3)
 
 
 def test_what_a_failure_shows(suite_with_server: pytest.Pytester) -> None:
