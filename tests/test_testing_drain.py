@@ -12,14 +12,17 @@ import anyio
 import psycopg
 import pytest
 import trio
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import NullPool
 
 import pgnotifyq
-from pgnotifyq.wire.callers import kind_of
 from pgnotifyq.ledger import enqueue as ledger
 from pgnotifyq.model.job import NewJob
 from pgnotifyq.sync import open_client
 from pgnotifyq.testing import JobFailed, NoDatabaseInTest, assert_enqueued, at, drain, refute_enqueued
-from tests.doors.callers_support import KINDS, Theirs, Undo, drive, theirs
+from pgnotifyq.wire.callers import kind_of
+from tests.doors.callers_support import KINDS, Theirs, Undo, drive, theirs, url
 from tests.ledger.support import value
 
 if TYPE_CHECKING:
@@ -324,6 +327,24 @@ def test_in_a_plain_test(dsn: str) -> None:
         plain.execute("do $$ begin raise notice 'heard'; end $$")
         assert len(notices) == 1  # the connection is as it was
         plain.rollback()
+        assert client.jobs() == []
+
+
+def test_a_session_of_the_handlers(dsn: str) -> None:
+    """`ctx.session()` that joins the test's transaction is taken, completes the job, and is undone with it."""
+    registry = make_registry()
+    engine = create_engine(url(dsn, "psycopg"), poolclass=NullPool)
+    with engine.connect() as mine, mine.begin() as outer, open_client(dsn) as client:
+
+        @registry.handler
+        def work(payload: dict[str, Any], ctx: pgnotifyq.JobContext) -> None:
+            with ctx.session(sessionmaker(mine, join_transaction_mode="create_savepoint"), complete=True, result=7) as session:
+                session.execute(text("create table written as select 1 as n"))
+
+        client.enqueue("work", connection=mine)
+        assert drain(registry, connection=mine).outcomes == {"completed": 1}
+        assert mine.execute(text("select result, n from pgnotifyq.jobs, written")).fetchall() == [(7, 1)]
+        outer.rollback()
         assert client.jobs() == []
 
 

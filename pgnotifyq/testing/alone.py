@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import trio
 
+from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
+from pgnotifyq.ledger.fences import fence_nothing
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import JobCancelled, LeaseLost, PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
@@ -25,11 +27,13 @@ from pgnotifyq.runtime.executor import Executor, as_ended
 from pgnotifyq.runtime.running import Running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from psycopg import IsolationLevel
 
+    from pgnotifyq.ledger.ask import Steps, Verb
     from pgnotifyq.model.registry import Handler, JobRegistry
+    from pgnotifyq.runtime.fenced import Fence
     from pgnotifyq.wire.connection import Connection
 
 MIDDLE = 0.5  # of the jitter
@@ -81,7 +85,8 @@ async def run_job(
         max_attempts: default: the handler's, else 3.
         connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
             its own (a savepoint in an open one); without the worker's fence and confinement, for
-            there is no execution in the database.
+            there is no execution in the database. `ctx.session()`, `ctx.django()` and
+            `ctx.connection()` go where your libraries lead, without the fence, too.
         cancel_after: seconds after which somebody cancels the job. 0: at the handler's first
             checkpoint. A cooperative handler has the worker's grace of 5 seconds after that.
         lose_lease_after: seconds after which the execution loses its lease. What the handler does
@@ -247,6 +252,10 @@ class Reach:
         if outcome is not None:
             self.completed_with = outcome
 
+    def fence(self, running: Running, outcome: Outcome | None) -> Fence:
+        """Return what fences nothing: there is no execution in the database."""
+        return NoFence(self, running, outcome)
+
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
         """Keep what the handler reports; False: the execution no longer owns the job."""
         await trio.lowlevel.checkpoint()
@@ -254,6 +263,44 @@ class Reach:
             return False
         self.reported.append((fraction, message))
         return True
+
+
+class Completed(Protocol):
+    """What keeps the outcome that a handler's own transaction has given its job."""
+
+    completed_with: Outcome | None
+
+
+@attrs.frozen(eq=False)
+class NoFence:
+    """The fence of an execution that no worker runs. What was lost is refused all the same."""
+
+    reach: Completed
+    running: Running
+    outcome: Outcome | None
+    commits: bool = False  # the test may roll back
+    calls_here: bool = False
+
+    def first(self) -> Verb[str]:
+        """Begin."""
+        return fence_nothing()
+
+    def last(self, begun_in: str) -> Verb[str]:  # noqa: ARG002  # nothing was begun
+        """Ask nothing."""
+        refuse_what_was_lost(self.running)
+        return Plan(lambda: _answer("held"))
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Keep the outcome of a block that was left without an error."""
+        yield
+        if self.outcome is not None:
+            self.reach.completed_with = self.outcome
+
+
+def _answer(word: str) -> Steps[str]:
+    yield from ()
+    return word
 
 
 async def _stop_after(running: Running, seconds: float, why: Interrupt) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 
-from pgnotifyq.wire.callers import ask_on, ask_on_blocking, kind_of
 from pgnotifyq.ledger.testing import set_clock, stop_clock
 from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.callers import ask_on, ask_on_blocking, kind_of
 
 if TYPE_CHECKING:
     from pgnotifyq.wire.callers import CallersConnection

@@ -21,13 +21,13 @@ from pgnotifyq.wire.asking import ask_blocking
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from pgnotifyq.wire.callers import CallersConnection
     from pgnotifyq.model.config import WorkerSettings
     from pgnotifyq.model.handler import Handler
     from pgnotifyq.model.job import OrgId
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.testing.draining import Drained
     from pgnotifyq.testing.enqueued import Jobs
+    from pgnotifyq.wire.callers import CallersConnection
 
 SPARES_MAX = 2  # databases made ahead, while tests run
 FAREWELL_SECONDS = 30.0  # for what is left to be dropped on a server that goes on

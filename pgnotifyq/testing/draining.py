@@ -11,7 +11,6 @@ import anyio.to_thread
 import attrs
 import trio
 
-from pgnotifyq.wire.callers import kind_of
 from pgnotifyq.ledger.look import is_idle
 from pgnotifyq.ledger.testing import due_queues
 from pgnotifyq.migrating import check_schema
@@ -23,15 +22,16 @@ from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.testing.noting import Wishes, noting
 from pgnotifyq.testing.within import Ending, drain_within
 from pgnotifyq.wire.asking import ask
+from pgnotifyq.wire.callers import kind_of
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Sequence
 
-    from pgnotifyq.wire.callers import CallersConnection
     from pgnotifyq.model.events import Event
     from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.wire.callers import CallersConnection
 
 IDLE_SECONDS_MAX = 30.0  # how long a worker works before the test fails
 LOOK_SECONDS = 0.5  # how often it looks without being told: jobs that other workers hold end without an event here

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pgnotifyq.wire.callers import ask_on, ask_on_blocking, kind_of
 from pgnotifyq.ledger.look import list_jobs
 from pgnotifyq.ledger.testing import clock
 from pgnotifyq.model.errors import InvalidPayload
@@ -19,6 +18,7 @@ from pgnotifyq.model.handler import Handler
 from pgnotifyq.model.job import Job, OrgId
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.states import Status
+from pgnotifyq.wire.callers import ask_on, ask_on_blocking, kind_of
 
 if TYPE_CHECKING:
     import uuid

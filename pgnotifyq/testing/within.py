@@ -29,7 +29,6 @@ import attrs
 import psycopg
 import trio
 
-from pgnotifyq.wire.callers import Kind, ask_on, ask_on_blocking, kind_of
 from pgnotifyq.ledger import end, lease
 from pgnotifyq.ledger.claim import claim, wanted
 from pgnotifyq.ledger.look import get_job
@@ -44,8 +43,9 @@ from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.executor import Executor
 from pgnotifyq.runtime.running import Running
-from pgnotifyq.testing.alone import MIDDLE, NoDatabaseInTest, execute
+from pgnotifyq.testing.alone import MIDDLE, NoDatabaseInTest, NoFence, execute
 from pgnotifyq.testing.noting import Wishes, noting
+from pgnotifyq.wire.callers import Kind, ask_on, ask_on_blocking, kind_of
 from pgnotifyq.wire.connection import Connection
 from pgnotifyq.wire.lent import Lent
 
@@ -54,13 +54,14 @@ if TYPE_CHECKING:
 
     from psycopg import IsolationLevel
 
-    from pgnotifyq.wire.callers import CallersConnection
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.claim import Claim
     from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.model.job import OrgId
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.runtime.fenced import Fence
+    from pgnotifyq.wire.callers import CallersConnection
 
     Asking = Callable[[Verb[Any]], Coroutine[Any, Any, Any]]
 
@@ -269,6 +270,10 @@ class _Reach:
             self._is_open = False
         if outcome is not None:
             self.completed_with, running.is_settled = outcome, True
+
+    def fence(self, running: Running, outcome: Outcome | None) -> Fence:
+        """Return what fences nothing: drain settles the job when its handler has ended."""
+        return NoFence(self, running, outcome, calls_here=self._crew.kind.is_blocking)
 
     async def _check(self, running: Running) -> None:
         job = await self._tell(get_job(self._crew.schema, running.job.id))

@@ -190,6 +190,12 @@ def test_django(suite_with_server: pytest.Pytester) -> None:
                 raise ValueError("spoilt")
 
 
+        @registry.handler
+        def own(payload: dict, ctx: pgnotifyq.JobContext) -> None:
+            with ctx.django(complete=True, result="own") as mine, mine.cursor() as cursor:
+                cursor.execute("create table written as select 1 as n")
+
+
         class WriteTest(TestCase):
             def setUp(self):
                 parts = connection.settings_dict
@@ -217,6 +223,14 @@ def test_django(suite_with_server: pytest.Pytester) -> None:
                 outcomes = drain(registry, connection=connection, raises=False).outcomes
                 self.assertEqual(outcomes, {"retried": 2, "completed": 1})
 
+            def test_own(self):
+                self.client_of_jobs.enqueue(own, {}, connection=connection)
+                self.assertEqual(drain(registry, connection=connection).outcomes, {"completed": 1})
+                self.assertTrue(self.is_there())
+                with connection.cursor() as cursor:
+                    cursor.execute("select result from pgnotifyq.jobs")
+                    self.assertIn("own", cursor.fetchone()[0])
+
             def test_write_again(self):
                 self.assertFalse(self.is_there())
                 self.client_of_jobs.enqueue(write, {"broken": True}, connection=connection)
@@ -226,7 +240,7 @@ def test_django(suite_with_server: pytest.Pytester) -> None:
                 assert_enqueued(write, scheduled=True, connection=connection)
         """
     )
-    run(suite_with_server).assert_outcomes(passed=3)
+    run(suite_with_server).assert_outcomes(passed=4)
 
 
 def test_what_a_failure_shows(suite_with_server: pytest.Pytester) -> None:
