@@ -8,7 +8,7 @@ import sys
 
 SCRIPTS = (
     "compare", "drain", "scale", "pickup", "cancel", "enqueue", "producers", "backlog", "history", "snapshot", "idle", "herd",
-    "heartbeats", "soak", "profile", "against",
+    "heartbeats", "soak", "profile", "against", "testing",
 )  # fmt: skip
 
 

@@ -635,19 +635,20 @@ class TemporaryServer:
 
 @contextmanager
 def open_temporary_server(
-    *, version: int = POSTGRES_VERSION, settings: Mapping[str, str] | None = None
+    *, version: int = POSTGRES_VERSION, settings: Mapping[str, str] | None = None, within: Path | None = None
 ) -> Iterator[TemporaryServer]:
     """Run a server in a temporary folder for the length of a block.
 
     Args:
         version: 16 or 18, which the extra carries; or one that Debian's packages have installed.
         settings: for postgresql.conf; the others have PostgreSQL's defaults.
+        within: where the folder is made; None: where the system makes temporary ones.
 
     Raises:
         NoDatabase: the extra `embedded` is not installed, or there is no such version.
         DatabaseUnreachable: the server does not start.
     """
-    folder = Path(tempfile.mkdtemp(prefix="pgnotifyq-"))
+    folder = Path(tempfile.mkdtemp(prefix="pgnotifyq-", dir=within))
     try:
         binaries = _carried_binaries(version) if version in CARRIED_VERSIONS else _installed_binaries(version)
     except BaseException:

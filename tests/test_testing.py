@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
 from typing import Any
@@ -23,7 +24,7 @@ from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.context import JobContext
-from pgnotifyq.testing import NoDatabaseInTest, run_job, work_until_idle
+from pgnotifyq.testing import NoDatabaseInTest, run_job, run_job_blocking, work_until_idle
 from pgnotifyq.wire.connection import Connection
 from tests.doors.callers_support import url
 from tests.ledger.support import value
@@ -279,3 +280,86 @@ async def test_own_session_in_a_test_that_rolls_back(dsn: str, connection: Link)
         assert (await run_job(registry, "work")).outcome == "completed"
         outer.rollback()
     assert await value(connection, "select count(*) from marks") == 0
+
+
+async def test_a_handler_value(registry: JobRegistry) -> None:
+    """In the place of its name; one of another registry is refused."""
+    ran = await run_job(registry, registry.get("resize"), Resize("a", 3))
+    assert ran.result == {"width": 3, "attempt": 1, "org": str(pgnotifyq.NIL_ORG)}
+    other = JobRegistry()
+
+    @other.handler("resize")
+    async def resize(payload: Resize) -> None: ...
+
+    with pytest.raises(pgnotifyq.InvalidJob, match="another registry"):
+        await run_job(registry, resize, Resize("a", 3))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+async def test_a_cancel_while_it_runs(autojump_clock: object, seconds: float) -> None:
+    """The handler is cancelled at a checkpoint, at once or after a while, and cleans up; the job ends cancelled."""
+    registry = JobRegistry()
+    cleaned: list[float] = []
+
+    @registry.handler
+    async def waits(payload: dict[str, Any], ctx: JobContext) -> None:
+        began = trio.current_time()
+        try:
+            await trio.sleep(1000)
+        finally:
+            assert ctx.cancel_reason is not None and ctx.cancel_reason.by == "run_job"
+            cleaned.append(trio.current_time() - began)
+
+    ran = await run_job(registry, waits, cancel_after=seconds)
+    assert (ran.outcome, ran.kind) == ("cancelled", SettleKind.CANCEL)
+    assert cleaned == [pytest.approx(seconds)]
+
+
+@pytest.mark.parametrize("is_deaf", [False, True])
+async def test_a_cancel_of_a_cooperative_handler(autojump_clock: object, is_deaf: bool) -> None:
+    """It is told, and stops by itself; one that does not is cancelled when the worker's grace of 5 s is over."""
+    registry = JobRegistry()
+
+    @registry.handler(cooperative=True)
+    async def steps(payload: dict[str, Any], ctx: JobContext) -> None:
+        while is_deaf or not ctx.is_cancelled():
+            await trio.sleep(1)
+
+    began = trio.current_time()
+    ran = await run_job(registry, steps, cancel_after=10)
+    assert ran.outcome == "cancelled"
+    assert trio.current_time() - began == pytest.approx(15 if is_deaf else 10, abs=1.1)
+
+
+async def test_a_lease_that_is_lost(connection: Link) -> None:
+    """Nothing is written: what the handler does in a transaction is rolled back, its progress refused."""
+    registry = JobRegistry()
+    seen: list[type[BaseException]] = []
+
+    @registry.handler
+    async def writes(payload: dict[str, Any], ctx: JobContext) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                async with ctx.transaction(complete=True) as mine:
+                    await mine.execute("create temporary table written as select 1")
+                    await ctx.cancelled()
+            except pgnotifyq.LeaseLost as error:
+                seen.append(type(error))
+            with pytest.raises(pgnotifyq.LeaseLost):
+                await ctx.progress(0.5)
+        await trio.sleep(1)
+
+    ran = await run_job(registry, writes, connection=connection, lose_lease_after=0)
+    assert (ran.outcome, ran.kind, ran.result, seen) == ("lease_lost", None, None, [pgnotifyq.LeaseLost])
+    assert await value(connection, "select to_regclass('written')") is None
+
+
+def test_one_handler_in_a_plain_test(registry: JobRegistry) -> None:
+    """Without an event loop, and within asyncio's."""
+
+    async def within() -> None:
+        await asyncio.sleep(0)
+        assert run_job_blocking(registry, "whole", {"a": 1}).outcome == "completed"
+
+    assert run_job_blocking(registry, "thread").result is True
+    asyncio.run(within())

@@ -115,8 +115,11 @@ async def run_task(alias: str, task: Any, job: Job, ctx: JobContext) -> Any:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_when_cancelled, attempt)
             try:
-                # A limiter of its own: the worker's slots are the limit.
-                ended = await trio.to_thread.run_sync(_in_thread, attempt, limiter=trio.CapacityLimiter(1))
+                if ctx.calls_here:
+                    ended = _here(attempt)
+                else:
+                    # A limiter of its own: the worker's slots are the limit.
+                    ended = await trio.to_thread.run_sync(_in_thread, attempt, limiter=trio.CapacityLimiter(1))
             except trio.Cancelled:
                 raise
             except BaseException as error:  # noqa: BLE001  # raised below: a nursery would make a group of it
@@ -142,11 +145,16 @@ def _in_thread(attempt: _Attempt) -> Any:
     """Run the task; return its result, or the wish that its failure makes."""
     _refresh_connections()
     try:
-        result = _result_at_start(attempt)
-        task_started.send_robust(type(attempt.backend), task_result=result)
-        return _call(attempt, result)
+        return _here(attempt)
     finally:
         _refresh_connections()
+
+
+def _here(attempt: _Attempt) -> Any:
+    """Do the same where the connections are a test's, in its open transaction."""
+    result = _result_at_start(attempt)
+    task_started.send_robust(type(attempt.backend), task_result=result)
+    return _call(attempt, result)
 
 
 def _refresh_connections() -> None:
@@ -229,6 +237,8 @@ def _fail(attempt: _Attempt, error: BaseException, result: Any, *, is_final: boo
         wish = Discard(describe(error))
     else:
         wish = Retry(reason=describe(error))
+    if wish is not error:
+        wish.__cause__ = error  # a test's drain raises it
     if isinstance(wish, Discard) or attempt.job.attempts >= (attempt.job.max_attempts or 1):
         _finish(attempt, result, TaskResultStatus.FAILED, wish)
     return wish

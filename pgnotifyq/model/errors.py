@@ -38,8 +38,8 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── TransactionLeft
     └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
 
-`testing.NoDatabaseInTest` is one more, for tests. If PostgreSQL refuses a statement, psycopg's
-error comes through as it is.
+`testing.NoDatabaseInTest` and `testing.JobFailed` are two more, for tests. If PostgreSQL refuses a
+statement, psycopg's error comes through as it is.
 """
 
 from __future__ import annotations

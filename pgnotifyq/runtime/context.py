@@ -107,6 +107,10 @@ def _completion(running: Running, complete: bool, result: object) -> Outcome | N
 class JobContext:
     """The job under way, its tenant, its cancellation, and its own fenced transaction."""
 
+    # Whether blocking code is called in this very thread, for a test whose connection is there
+    # (testing/within.py). A worker calls it in threads of its own.
+    calls_here = False
+
     def __init__(self, running: Running, reach: Reach) -> None:
         self._running = running
         self._reach = reach

@@ -55,6 +55,10 @@ class Fence(Protocol):
     def commits(self) -> bool:
         """Whether the block's end is to be a commit. In a program's test it need not be one."""
 
+    @property
+    def calls_here(self) -> bool:
+        """Whether blocking code is called where trio runs: in the thread of a program's test."""
+
     def first(self) -> Verb[str]:
         """Bind the transaction to the execution; return the transaction's id."""
 
@@ -74,6 +78,7 @@ class WorkerFence:
     worker_id: WorkerId
     outcome: Outcome | None
     commits: bool = True
+    calls_here: bool = False
 
     def first(self) -> Verb[str]:
         """Bind the transaction to the execution; return the transaction's id."""
@@ -139,7 +144,7 @@ def session_block(fence: Fence, factory: Callable[[], T]) -> FencedBlock[T]:
 def _session(fence: Fence, factory: Callable[[], Any]) -> Iterator[Any]:
     with fence.around():
         made = factory()
-        _check_waits(_kind_of_session(made), blocking=True)
+        _check_waits(fence, _kind_of_session(made), blocking=True)
         with made as session:
             _check_session_is_free(fence, session)
             with session.begin():
@@ -155,7 +160,7 @@ def _session(fence: Fence, factory: Callable[[], Any]) -> Iterator[Any]:
 async def _session_awaited(fence: Fence, factory: Callable[[], Any]) -> AsyncIterator[Any]:
     with fence.around():
         made = factory()
-        _check_waits(_kind_of_session(made), blocking=False)
+        _check_waits(fence, _kind_of_session(made), blocking=False)
         async with made as session:
             _check_session_is_free(fence, session.sync_session)
             async with session.begin():
@@ -219,9 +224,11 @@ def django_block(fence: Fence, alias: str) -> Iterator[Any]:
 
     with fence.around():
         connection = connections[alias]
-        _check_waits(kind_of(connection), blocking=True)
-        # As Django does around each request: drop what has died, or is older than CONN_MAX_AGE.
-        connection.close_if_unusable_or_obsolete()
+        _check_waits(fence, kind_of(connection), blocking=True)
+        # As Django does around each request: drop what has died, or is older than CONN_MAX_AGE. In
+        # an open transaction, a test's, it would drop the connection.
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
         try:
             if fence.commits and not connection.in_atomic_block and not connection.get_autocommit():
                 raise TransactionRefused(
@@ -244,7 +251,8 @@ def django_block(fence: Fence, alias: str) -> Iterator[Any]:
                 _check_not_left(fence, driver)
                 _check_held(fence, ask_on_blocking(connection, fence.last(begun_in)))
         finally:
-            connection.close_if_unusable_or_obsolete()
+            if not connection.in_atomic_block:
+                connection.close_if_unusable_or_obsolete()
 
 
 # A driver's connection
@@ -257,7 +265,7 @@ def connection_block(fence: Fence, given: Any) -> FencedBlock[Any]:
 
 @contextmanager
 def _connection(fence: Fence, given: Any) -> Iterator[Any]:
-    _check_waits(_kind_of_driver(given), blocking=True)
+    _check_waits(fence, _kind_of_driver(given), blocking=True)
     with fence.around(), given.connection() if _is_pool(given) else nullcontext(given) as connection:
         _check_connection_is_free(fence, connection)
         with connection.transaction():
@@ -270,7 +278,7 @@ def _connection(fence: Fence, given: Any) -> Iterator[Any]:
 @asynccontextmanager
 async def _connection_awaited(fence: Fence, given: Any) -> AsyncIterator[Any]:
     kind = _kind_of_driver(given)
-    _check_waits(kind, blocking=False)
+    _check_waits(fence, kind, blocking=False)
     lend = nullcontext(given) if not _is_pool(given) else given.acquire() if kind is Kind.ASYNCPG else given.connection()
     with fence.around():
         async with lend as connection:
@@ -353,7 +361,7 @@ def _guarded(fence: Fence, connection: Any) -> Iterator[None]:
 _NOT_FIRST = "{} is in a transaction already, and a job's transaction begins with its fence: commit or roll back first, or give one that is free"
 
 
-def _check_waits(kind: Kind, *, blocking: bool) -> None:
+def _check_waits(fence: Fence, kind: Kind, *, blocking: bool) -> None:
     """Refuse what cannot be waited for here.
 
     Raises:
@@ -366,7 +374,7 @@ def _check_waits(kind: Kind, *, blocking: bool) -> None:
     if kind is Kind.TRIO:
         if not on_trio:
             raise TypeError(f"{kind.value} is driven by trio, and this is not: use it in a handler that is an async function")
-    elif on_trio:
+    elif on_trio and not (blocking and fence.calls_here):
         why = "would hold up the worker" if blocking else "is driven by asyncio, and an async handler by trio"
         raise TypeError(
             f"{kind.value} {why}: use ctx.transaction(), or write the handler as a plain function, which runs in a thread"

@@ -84,6 +84,11 @@ class Lent(Connection[Row]):
             self.pgconn = _finished()
         return is_usable
 
+    def let_go(self) -> None:
+        """Close this object, and leave the session as it is, with what is open in it."""
+        self._closed = True
+        self.pgconn = _finished()
+
 
 @functools.cache
 def _finished() -> PGconn:

@@ -7,7 +7,7 @@ import pytest
 from pgnotifyq.cli.app import EXIT_DATABASE, EXIT_FAILED, EXIT_USAGE, exit_code_of
 from pgnotifyq.model import errors
 from pgnotifyq.model.errors import PgnotifyqError
-from pgnotifyq.testing import NoDatabaseInTest
+from pgnotifyq.testing import JobFailed, NoDatabaseInTest
 
 CODES: dict[int, list[type[PgnotifyqError]]] = {
     EXIT_FAILED: [
@@ -28,6 +28,7 @@ CODES: dict[int, list[type[PgnotifyqError]]] = {
         errors.TransactionLeft,
         errors.UnsupportedPsycopg,
         NoDatabaseInTest,
+        JobFailed,
     ],
     EXIT_USAGE: [
         errors.Refused,

@@ -34,6 +34,8 @@ STAYS = {
     ("ledger/schema.py", "commit;"): "the same",
     ("wire/notifications.py", "listen {}"): "a channel is a name, which no parameter can be",
     ("wire/notifications.py", "unlisten {}"): "the same",
+    ("testing/database.py", "create database {} template {} strategy file_copy"): "the same, and no schema's",
+    ("testing/database.py", "drop database if exists {} with (force)"): "the same",
     ("wire/callers.py", "select 1"): "what has SQLAlchemy begin its transaction; a word of any schema's",
     ("wire/callers.py", "savepoint pgnotifyq_verb"): "the caller's transaction, framed as psycopg frames our own",
     ("wire/callers.py", "release savepoint pgnotifyq_verb"): "the same",

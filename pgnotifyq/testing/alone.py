@@ -1,0 +1,349 @@
+"""One handler, run alone: without a database, or with a connection of the test's."""
+
+from __future__ import annotations
+
+import functools
+import json
+import uuid
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+import trio
+
+from pgnotifyq.ledger.ask import Plan
+from pgnotifyq.ledger.claimed import ClaimedJob
+from pgnotifyq.ledger.fences import fence_nothing
+from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.errors import JobCancelled, LeaseLost, PayloadUndecodable, PgnotifyqError
+from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
+from pgnotifyq.model.outcome import Ended, Interrupt, InterruptKind, Outcome, Raised, SettleKind, Stopped
+from pgnotifyq.model.registry import handler_of
+from pgnotifyq.model.states import Status
+from pgnotifyq.runtime.deadlines import Deadlines
+from pgnotifyq.runtime.executor import Executor, as_ended
+from pgnotifyq.runtime.running import Running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from psycopg import IsolationLevel
+
+    from pgnotifyq.ledger.ask import Steps, Verb
+    from pgnotifyq.model.registry import Handler, JobRegistry
+    from pgnotifyq.runtime.fenced import Fence
+    from pgnotifyq.wire.connection import Connection
+
+MIDDLE = 0.5  # of the jitter
+GRACE_SECONDS = WorkerConfig().grace_seconds  # a worker's own, if nobody sets it
+BY = "run_job"  # who cancels, as a handler is told
+
+
+class NoDatabaseInTest(PgnotifyqError):
+    """A handler in a test asked for a transaction, and the test gave no connection that has one."""
+
+
+@attrs.frozen(kw_only=True)
+class Ran:
+    """How a handler under `run_job` ended, and what a worker would have written."""
+
+    outcome: str  # completed, failed, timed_out, cancelled, lease_lost, snoozed, discarded, undecodable
+    kind: SettleKind | None  # complete, retry, snooze, cancel, bury; None: the lease was lost, and nothing is written
+    result: Any = None  # what the job's result would be, decoded JSON
+    error_message: str | None = None
+    delay_seconds: float | None = None  # of a retry or snooze; the policy's without its jitter
+    reason: str | None = None  # of a dead letter: exhausted, discarded, undecodable
+    exception: BaseException | None = None  # what the handler raised
+    progress: tuple[tuple[float | None, str | None], ...] = ()  # what it reported, oldest first
+
+
+async def run_job(
+    registry: JobRegistry,
+    job_type: str | Handler[Any, Any, Any],
+    payload: object = None,
+    *,
+    org_id: OrgId | uuid.UUID = NIL_ORG,
+    attempt: int = 1,
+    max_attempts: int | None = None,
+    connection: Connection[Any] | None = None,
+    cancel_after: float | None = None,
+    lose_lease_after: float | None = None,
+) -> Ran:
+    """Run a handler as a worker would, without a database, and return how it ended.
+
+    The payload goes to JSON and back, into the handler's type; what the handler returns or raises
+    is decided on like a worker decides, and nothing is written.
+
+    Args:
+        registry: has the handler.
+        job_type: which one: its name, or the handler itself.
+        payload: what would be enqueued.
+        org_id: the tenant.
+        attempt: which attempt this is; at `max_attempts` a failure ends in a dead letter.
+        max_attempts: default: the handler's, else 3.
+        connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
+            its own (a savepoint in an open one); without the worker's fence and confinement, for
+            there is no execution in the database. `ctx.session()`, `ctx.django()` and
+            `ctx.connection()` go where your libraries lead, without the fence, too.
+        cancel_after: seconds after which somebody cancels the job. 0: at the handler's first
+            checkpoint. A cooperative handler has the worker's grace of 5 seconds after that.
+        lose_lease_after: seconds after which the execution loses its lease. What the handler does
+            in a transaction after that is rolled back, as it is in a worker.
+
+    Cancellation: the handler is cancelled.
+
+    Raises:
+        UnknownJobType: the registry has no such handler.
+        InvalidJob: another handler than this one has its name in the registry.
+        InvalidPayload, PayloadTooLarge: it could not be enqueued.
+        NoDatabaseInTest: the handler opens a transaction, and there is no `connection`.
+    """
+    handler = handler_of(job_type, registry)
+    assert handler is not None  # there is a registry
+    job = _job(handler, json.loads(handler.written(payload).text), OrgId(org_id), attempt, max_attempts)
+    running = Running(job=ClaimedJob.from_job(job), renewed_at=trio.current_time())
+    reach = Reach(connection)
+    stops = []
+    if cancel_after is not None:
+        stops.append((cancel_after, Interrupt(kind=InterruptKind.CANCELLED, by=BY)))
+    if lose_lease_after is not None:
+        stops.append((lose_lease_after, Interrupt(kind=InterruptKind.LEASE_LOST, why=f"lost by {BY}")))
+
+    def begin() -> None:
+        for seconds, why in stops:
+            nursery.start_soon(_stop_after, running, seconds, why)
+            if seconds <= 0:
+                running.stop(why)
+
+    deadlines = Deadlines(Running.stop)
+    executor = _Interrupting(registry=registry, reach=reach, deadlines=deadlines, random=lambda: MIDDLE, begin=begin)
+    outcome: Outcome | None = None
+    exception: BaseException | None = None
+    mistake: NoDatabaseInTest | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            outcome, exception = await execute(executor, running)
+        except NoDatabaseInTest as error:
+            mistake = error  # not raised here, where trio would put it into a group
+        nursery.cancel_scope.cancel()
+    if mistake is not None:
+        raise mistake
+    if reach.completed_with is not None:
+        outcome = reach.completed_with
+    elif outcome is not None and running.interrupt is not None and running.interrupt.kind is InterruptKind.CANCELLED:
+        # The cancel has committed first, and wins: the database makes nothing else of it.
+        outcome = Outcome(kind=SettleKind.CANCEL, name="cancelled", error_message=outcome.error_message)
+    return _told(outcome, exception, reach)
+
+
+def run_job_blocking(
+    registry: JobRegistry,
+    job_type: str | Handler[Any, Any, Any],
+    payload: object = None,
+    *,
+    org_id: OrgId | uuid.UUID = NIL_ORG,
+    attempt: int = 1,
+    max_attempts: int | None = None,
+    cancel_after: float | None = None,
+    lose_lease_after: float | None = None,
+) -> Ran:
+    """Do what `run_job` does, for a test that is no async function, or one on asyncio.
+
+    The event loop of the test, if there is one, stands still meanwhile.
+
+    Args, Raises: as for `run_job`.
+    """
+    run = functools.partial(
+        run_job,
+        registry,
+        job_type,
+        payload,
+        org_id=org_id,
+        attempt=attempt,
+        max_attempts=max_attempts,
+        cancel_after=cancel_after,
+        lose_lease_after=lose_lease_after,
+    )
+    return trio.run(run)
+
+
+async def execute(executor: Executor, running: Running) -> tuple[Outcome | None, BaseException | None]:
+    """Run one execution's handler to its end.
+
+    Returns: its outcome (None: the lease was lost), and what the handler raised.
+
+    Raises:
+        NoDatabaseInTest: the test's mistake, not the handler's.
+    """
+    ended: Ended = Stopped()
+    exception: BaseException | None = None
+    try:
+        with trio.CancelScope() as scope:
+            ended = await executor.run(running, scope)
+    except NoDatabaseInTest:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a handler raises is its outcome
+        ended, exception = as_ended(error), error
+    if isinstance(ended, Raised) and ended.undecodable:
+        exception = PayloadUndecodable(ended.error)
+    return executor.outcome_of(running, ended), exception
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class _Interrupting(Executor):
+    """Says when the handler begins, before the handler can do anything."""
+
+    begin: Callable[[], None]
+
+    async def _call(self, handler: Handler, *arguments: Any) -> object:
+        self.begin()
+        return await super()._call(handler, *arguments)
+
+
+def refuse_what_was_lost(running: Running) -> None:
+    """Refuse a transaction whose execution was told to stop meanwhile.
+
+    Raises:
+        LeaseLost, JobCancelled: as a worker's fence does.
+    """
+    if running.is_lost:
+        raise LeaseLost(f"execution {running.lease.execution_id} no longer owns job {running.job.id}; it was rolled back")
+    if running.interrupt is not None and running.interrupt.kind is InterruptKind.CANCELLED:
+        raise JobCancelled(f"job {running.job.id} was cancelled; the transaction was rolled back")
+
+
+class Reach:
+    """What a handler can reach where there is no worker.
+
+    It is the test's connection, and a list of what the handler reports.
+    """
+
+    def __init__(self, connection: Connection[Any] | None) -> None:
+        self.token = trio.lowlevel.current_trio_token()
+        self.reported: list[tuple[float | None, str | None]] = []
+        self.completed_with: Outcome | None = None
+        self._connection = connection
+
+    @asynccontextmanager
+    async def open_transaction(
+        self,
+        running: Running,
+        *,
+        org_id: OrgId | None = None,  # noqa: ARG002  # nothing confines the test's connection
+        isolation: IsolationLevel | None = None,  # noqa: ARG002  # the test's connection has its own
+        outcome: Outcome | None = None,
+    ) -> AsyncIterator[Connection]:
+        """Open a transaction on the test's connection.
+
+        Raises:
+            NoDatabaseInTest: the test gave none.
+            LeaseLost, JobCancelled: the execution was told to stop meanwhile; rolled back.
+        """
+        if self._connection is None:
+            raise NoDatabaseInTest(
+                f"the handler of {running.job.job_type!r} opens a transaction, and run_job has no database: "
+                "pass run_job(..., connection=...), or test it with drain"
+            )
+        async with self._connection.transaction():
+            yield self._connection
+            refuse_what_was_lost(running)
+        if outcome is not None:
+            self.completed_with = outcome
+
+    def fence(self, running: Running, outcome: Outcome | None) -> Fence:
+        """Return what fences nothing: there is no execution in the database."""
+        return NoFence(self, running, outcome)
+
+    async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
+        """Keep what the handler reports; False: the execution no longer owns the job."""
+        await trio.lowlevel.checkpoint()
+        if running.is_lost:
+            return False
+        self.reported.append((fraction, message))
+        return True
+
+
+class Completed(Protocol):
+    """What keeps the outcome that a handler's own transaction has given its job."""
+
+    completed_with: Outcome | None
+
+
+@attrs.frozen(eq=False)
+class NoFence:
+    """The fence of an execution that no worker runs. What was lost is refused all the same."""
+
+    reach: Completed
+    running: Running
+    outcome: Outcome | None
+    commits: bool = False  # the test may roll back
+    calls_here: bool = False
+
+    def first(self) -> Verb[str]:
+        """Begin."""
+        return fence_nothing()
+
+    def last(self, begun_in: str) -> Verb[str]:  # noqa: ARG002  # nothing was begun
+        """Ask nothing."""
+        refuse_what_was_lost(self.running)
+        return Plan(lambda: _answer("held"))
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Keep the outcome of a block that was left without an error."""
+        yield
+        if self.outcome is not None:
+            self.reach.completed_with = self.outcome
+
+
+def _answer(word: str) -> Steps[str]:
+    yield from ()
+    return word
+
+
+async def _stop_after(running: Running, seconds: float, why: Interrupt) -> None:
+    if seconds > 0:
+        await trio.sleep(seconds)
+        running.stop(why)
+    if running.is_cooperative and why.kind is InterruptKind.CANCELLED:
+        await trio.sleep(GRACE_SECONDS)
+        running.cancel_scope()
+
+
+def _job(handler: Handler, payload: Any, org_id: OrgId, attempt: int, max_attempts: int | None) -> Job:
+    now = datetime.now(UTC)
+    return Job(
+        id=JobId(uuid.uuid4()),
+        org_id=org_id,
+        queue_name=handler.queue or "default",
+        job_type=handler.job_type,
+        payload=payload,
+        priority=0,
+        status=Status.RUNNING,
+        scheduled_at=now,
+        attempts=attempt,
+        max_attempts=max_attempts or max(handler.max_attempts or MAX_ATTEMPTS_DEFAULT, attempt),
+        locked_by=WorkerId(uuid.uuid4()),
+        current_execution_id=ExecutionId(uuid.uuid4()),
+        lease_expires_at=now + timedelta(hours=1),
+        started_at=now,
+        created_at=now,
+    )
+
+
+def _told(outcome: Outcome | None, exception: BaseException | None, reach: Reach) -> Ran:
+    progress = tuple(reach.reported)
+    if outcome is None:
+        return Ran(outcome=InterruptKind.LEASE_LOST.value, kind=None, exception=exception, progress=progress)
+    delays = outcome.kind in {SettleKind.RETRY, SettleKind.SNOOZE}
+    return Ran(
+        outcome=outcome.name,
+        kind=outcome.kind,
+        result=None if outcome.result_json is None else json.loads(outcome.result_json),
+        error_message=outcome.error_message,
+        delay_seconds=outcome.delay_seconds if delays else None,
+        reason=outcome.reason,
+        exception=exception,
+        progress=progress,
+    )

@@ -1,0 +1,87 @@
+"""What handlers raise and wish for, noted job by job: a worker's events have no exceptions."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from pgnotifyq.model.outcome import Discard, Retry, Snooze
+from pgnotifyq.model.registry import JobRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator
+
+    from pgnotifyq.model.handler import Handler
+    from pgnotifyq.model.job import JobId
+    from pgnotifyq.runtime.context import JobContext
+
+_WISHES = (Snooze, Retry, Discard)
+
+
+@attrs.frozen(eq=False)
+class Wishes:
+    """What the handlers of a drain have raised and wished for."""
+
+    raised: dict[JobId, BaseException] = attrs.field(factory=dict)
+    wished: set[JobId] = attrs.field(factory=set)
+
+    @contextmanager
+    def noted(self, job_id: JobId) -> Iterator[None]:
+        """Note what is raised in a block."""
+        self.raised.pop(job_id, None)
+        self.wished.discard(job_id)
+        try:
+            yield
+        except _WISHES:
+            self.wished.add(job_id)
+            raise
+        except (Exception, SystemExit) as error:
+            self.raised[job_id] = error
+            raise
+
+    def note_value(self, job_id: JobId, value: object) -> Any:
+        """Note what a handler has returned, and return it."""
+        if isinstance(value, _WISHES):
+            if value.__cause__ is None:
+                self.wished.add(job_id)
+            else:  # what a failure was made into: a task of Django's
+                self.raised[job_id] = value.__cause__
+        return value
+
+
+def noting(registry: JobRegistry, wishes: Wishes) -> JobRegistry:
+    """Return a registry of the same handlers, whose endings are noted."""
+    copy = JobRegistry()
+    for handler in registry.handlers:
+        copy._add(_noting(handler, wishes))  # noqa: SLF001  # a registry of the same handlers
+    return copy
+
+
+def _noting(handler: Handler, wishes: Wishes) -> Handler:
+    call = handler.call
+
+    # They are given the context in any case: it knows the job.
+
+    @functools.wraps(call)
+    async def awaited(payload: object, ctx: JobContext) -> object:
+        with wishes.noted(ctx.job.id):
+            value = await (call(payload, ctx) if handler.takes_context else call(payload))
+            return wishes.note_value(ctx.job.id, value)
+
+    @functools.wraps(call)
+    def called(payload: object, ctx: JobContext) -> object:
+        with wishes.noted(ctx.job.id):
+            value = call(payload, ctx) if handler.takes_context else call(payload)
+        if inspect.isawaitable(value):
+            return finish(value, ctx.job.id)
+        return wishes.note_value(ctx.job.id, value)
+
+    async def finish(value: Awaitable[object], job_id: JobId) -> object:
+        with wishes.noted(job_id):
+            return wishes.note_value(job_id, await value)
+
+    return attrs.evolve(handler, call=awaited if handler.is_async else called, takes_context=True)

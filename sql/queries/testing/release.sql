@@ -1,0 +1,2 @@
+-- release: end that part, and keep what it has written.
+release savepoint pgnotifyq_job
