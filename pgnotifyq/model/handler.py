@@ -10,6 +10,7 @@ A checker of types sees three things of a handler, as in `Handler[Payload, Resul
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Generic, overload
 
 import attrs
@@ -44,6 +45,15 @@ V = TypeVar("V")
 # Results that come back as the type that they were: what JSON has.
 Plain = TypeVar("Plain", bound="bool | int | float | str | list[Any] | Mapping[str, object] | None")
 
+
+class RunsIn(StrEnum):
+    """Where a handler runs. docs/handlers.md says what that means for its cancellation."""
+
+    TRIO = "trio"  # in the worker's own loop
+    ASYNCIO = "asyncio"  # in a loop of asyncio's, in a thread of the worker
+    THREAD = "thread"  # a plain function, in a thread of its own
+
+
 TIMEOUT_SECONDS_MAX = 30 * 86_400.0
 
 # What a handler has of its function, for programs that look at functions. By its code and its
@@ -64,7 +74,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
 
     job_type: str
     call: Callable[..., Any]  # takes the payload (or the job), and the context if `takes_context`
-    is_async: bool  # else it runs in a thread
+    is_async: bool  # else a call of it blocks, or returns an awaitable
     takes_job: bool  # a class handler, and a function that asks for a Job, are given the whole job
     takes_context: bool
     # The type that payloads are structured into (model/payload.py, `understood`). None: as decoded.
@@ -76,6 +86,11 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     retry: RetryPolicy | None = None  # None: the default policy
     cooperative: bool = False  # told of a cancel, and not cancelled before its grace is over
     queue: str | None = None  # `enqueue` uses it if its caller says nothing
+    runs_in: RunsIn = attrs.field()
+
+    @runs_in.default
+    def _runs_in(self) -> RunsIn:
+        return RunsIn.TRIO if self.is_async else RunsIn.THREAD
 
     # As of the function, if it has them.
     __name__: ClassVar[str]

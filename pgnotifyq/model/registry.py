@@ -11,19 +11,20 @@ import inspect
 import sys
 import typing
 from collections.abc import AsyncGenerator, Generator
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
 from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what a registry has
+from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.names import check_job_type
 from pgnotifyq.model.payload import is_pydantic, is_structured, name_of, understood
 from pgnotifyq.model.retry import Errors, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from pgnotifyq.model.typed import Async, Ctx, Fits
 
@@ -31,9 +32,19 @@ Returned = typing.TypeVar("Returned")
 
 
 class JobRegistry:
-    """Handlers by job type."""
+    """Handlers by job type.
 
-    def __init__(self) -> None:
+    Args:
+        runs_in: where its async functions run that say nothing: trio or asyncio.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+
+    def __init__(self, *, runs_in: Literal["trio", "asyncio"] = "trio") -> None:
+        if runs_in not in _ASYNC:
+            raise ConfigError(f"runs_in {runs_in!r} of a registry is for its async functions: use {_listed(_ASYNC)}")
+        self.runs_in = RunsIn(runs_in)
         self._handlers: dict[str, Handler] = {}
         self.generation = 0  # grows when a handler comes
         # Each is called when a handler has come, in the thread that brought the handler.
@@ -61,9 +72,9 @@ class JobRegistry:
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
 
-        It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative and
-        queue. Its dependencies were given to it when it was made, so it can be tested without a
-        database.
+        It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative,
+        queue and runs_in. Its dependencies were given to it when it was made, so it can be tested
+        without a database.
 
         Returns: its handler, which `enqueue` takes.
 
@@ -100,6 +111,7 @@ class JobRegistry:
                 ),
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
+                runs_in=_runs_in(name, inner, getattr(instance, "runs_in", None), self.runs_in),
             )
         )
 
@@ -172,6 +184,7 @@ class HandlerDecorator:
     discard_on: Errors = ()
     cooperative: bool = False
     queue: str | None = None
+    runs_in: Literal["trio", "asyncio", "thread"] | None = None
 
     # A checker takes the first form that fits. Job comes first: a handler that takes the whole job
     # says nothing of its payload.
@@ -205,6 +218,7 @@ class HandlerDecorator:
         discard_on: Errors = (),
         cooperative: bool = False,
         queue: str | None = None,
+        runs_in: Literal["trio", "asyncio", "thread"] | None = None,
     ) -> HandlerDecorator: ...
 
     def __call__(self, job_type: Any = None, **settings: Any) -> Any:
@@ -221,7 +235,7 @@ class HandlerDecorator:
         - Job: the whole job is given.
 
         A second parameter is given the job's context. A function that is not async runs in a
-        thread. If it returns an awaitable, that is awaited.
+        thread. If it returns an awaitable, that is awaited on trio.
 
         Settings:
             max_attempts, queue: what `enqueue` uses if its caller says nothing.
@@ -231,13 +245,15 @@ class HandlerDecorator:
             discard_on: those that are not. The job is a dead letter at once.
             cooperative: the handler is told of a cancel, and is not cancelled before its grace is
                 over.
+            runs_in: trio, asyncio or thread. By default async functions run where the registry
+                says, on trio if it says nothing, and the others in a thread.
 
         Returns: the handler. If it is called with a name or settings: a decorator that has them.
 
         Raises:
             HandlerAlreadyRegistered: the type has a handler.
             ConfigError: a setting is out of range, the function does not take one or two
-                parameters, or an annotation cannot be read or honoured.
+                parameters or cannot run there, or an annotation cannot be read or honoured.
         """
         if not callable(job_type):
             return attrs.evolve(self, job_type=job_type, **settings)
@@ -269,8 +285,39 @@ class HandlerDecorator:
                 retry=_policy(name, self.retry, self.retry_on, self.discard_on),
                 cooperative=self.cooperative,
                 queue=self.queue,
+                runs_in=_runs_in(name, inner, self.runs_in, self.registry.runs_in),
             )
         )
+
+
+_ASYNC = (RunsIn.TRIO, RunsIn.ASYNCIO)
+
+
+def _listed(kinds: Iterable[RunsIn]) -> str:
+    return " or ".join(kinds)
+
+
+def _runs_in(name: str, inner: Any, wanted: str | None, default: RunsIn) -> RunsIn:
+    """Return where a handler runs.
+
+    Raises:
+        ConfigError: there is no such place, or the function cannot run there.
+    """
+    is_async = inspect.iscoroutinefunction(inner)
+    # A plain decorator that says what it wraps: a call of it returns a coroutine.
+    wraps_async = inspect.iscoroutinefunction(inspect.unwrap(inner))
+    if wanted is None:
+        return default if is_async or (wraps_async and default is RunsIn.ASYNCIO) else RunsIn.THREAD
+    if wanted not in RunsIn.__members__.values():
+        raise ConfigError(f"{name}: runs_in {wanted!r} is not a place for a handler: use {_listed(RunsIn)}")
+    kind = RunsIn(wanted)
+    if kind in _ASYNC and not (is_async or wraps_async):
+        raise ConfigError(f"{name} cannot run in {kind}, where it would hold the loop: write `async def`, or leave runs_in out")
+    if kind is RunsIn.THREAD and is_async:
+        raise ConfigError(
+            f"{name} is an async function, and cannot run in a thread: use runs_in={_listed(_ASYNC)}, or write `def`"
+        )
+    return kind
 
 
 def _policy(name: str, retry: RetryPolicy | None, retry_on: Errors | None, discard_on: Errors) -> RetryPolicy | None:
