@@ -7,7 +7,7 @@ import signal
 import sys
 
 SCRIPTS = (
-    "compare", "drain", "scale", "pickup", "cancel", "enqueue", "producers", "backlog", "history", "snapshot", "idle", "herd",
+    "compare", "drain", "scale", "pickup", "cancel", "kinds", "enqueue", "producers", "backlog", "history", "snapshot", "idle", "herd",
     "heartbeats", "soak", "profile", "against",
 )  # fmt: skip
 

@@ -128,8 +128,8 @@ __all__ = [
     "EventSink",
     # A handler.
     "Handler",
-    "HandlerDecorator",
     "RunsIn",
+    "HandlerDecorator",
     "JobRegistry",
     "RetryPolicy",
     "JobContext",
