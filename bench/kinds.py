@@ -49,18 +49,21 @@ def work(dsn: str, report_file: str, concurrency: str) -> None:
             time.sleep(LOOK_SECONDS)
         stops.write(f"{payload['n']} {time.monotonic()}\n")
 
-    go, loops = asyncio.Event(), []
+    go = asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
 
     @made.handler("crowd", runs_in="asyncio")
     async def crowd(_: dict[str, Any]) -> None:
-        if not loops:
-            loops.append(asyncio.get_running_loop())
+        loops.append(asyncio.get_running_loop())
+        if len(loops) == int(concurrency):
+            stops.write(f"crowd {time.monotonic()}\n")
         await go.wait()
 
     def let_go() -> None:
-        sys.stdin.read()  # until it is closed
-        if loops:
-            loops[0].call_soon_threadsafe(go.set)
+        sys.stdin.read()  # until it is closed; all wait by then, or the worker is about to end
+        if not loops:
+            return
+        loops[0].call_soon_threadsafe(go.set)
 
     threading.Thread(target=let_go, daemon=True).start()
 
@@ -84,7 +87,7 @@ def main() -> None:
                 worker.wait()
         worker = subprocess.Popen([sys.executable, "-c", code, dsn, stops.name, str(crowd)], stdin=subprocess.PIPE)
         try:
-            figures["crowd"] = _crowd(dsn, crowd, worker)
+            figures["crowd"] = _crowd(dsn, crowd, worker, stops)
         finally:
             worker.terminate()
             worker.wait()
@@ -112,12 +115,13 @@ def _cancel(dsn: str, kind: str, samples: int, stops: Any) -> dict[str, float]:
     return latencies([(float(stopped[str(n)]) - when) * 1000 for n, when in enumerate(called)])
 
 
-def _crowd(dsn: str, count: int, worker: subprocess.Popen[bytes]) -> dict[str, float]:
+def _crowd(dsn: str, count: int, worker: subprocess.Popen[bytes], stops: Any) -> dict[str, float]:
     began = time.monotonic()
     with psycopg.connect(dsn, autocommit=True) as session:
         session.execute("select count(pgnotifyq.enqueue('crowd', '{}')) from generate_series(1, %s)", (count,))
-        _until(session, "select count(*) = %s from pgnotifyq.jobs where job_type = 'crowd' and status = 'running'", count)
-        wait_seconds = time.monotonic() - began
+        while not (told := stops.readline()):
+            time.sleep(0.01)
+        wait_seconds = float(told.split()[1]) - began
         rss = psutil.Process(worker.pid).memory_info().rss / 2**20
         began = time.monotonic()
         assert worker.stdin is not None
