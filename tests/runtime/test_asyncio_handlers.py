@@ -119,7 +119,9 @@ async def test_stopped_as_by_a_cancel_of_its_task(place: Workplace, kind: str) -
     assert [reason.kind for reason in reasons] == [kind]
 
 
-async def test_handler_that_swallows_its_cancel(place: Workplace) -> None:
+# The default grace, of 5 s, and a short one.
+@pytest.mark.parametrize("settings", [{}, {"grace_seconds": 0.1}], ids=["default", "short"])
+async def test_handler_that_swallows_its_cancel(place: Workplace, settings: dict[str, float]) -> None:
     """It runs on, is told to be unresponsive after its grace, and its job is shown as stopping until it has ended."""
     registry, go_on, swallowed = JobRegistry(), threading.Event(), trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -132,7 +134,7 @@ async def test_handler_that_swallows_its_cancel(place: Workplace) -> None:
             token.run_sync_soon(swallowed.set)
         await asyncio.to_thread(go_on.wait)
 
-    worker = await place.start(registry, grace_seconds=0.1)  # what is awaited is its end
+    worker = await place.start(registry, **settings)
     job_id = await place.enqueue("work")
     await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
     await place.cancel(job_id)
@@ -339,8 +341,11 @@ async def test_two_thousand_wait_at_once(place: Workplace) -> None:
     assert worker.log.find(EventName.JOB_LEFT_OPEN) == []
 
 
-@pytest.mark.parametrize("where", ["itself", "its task"])
-async def test_handler_that_holds_the_loop(place: Workplace, where: str) -> None:
+# The default, of a second, and less, so that the other case need not last as long.
+@pytest.mark.parametrize(
+    ("where", "settings"), [("itself", {}), ("its task", {"loop_blocked_seconds": 0.05})], ids=["itself", "its task"]
+)
+async def test_handler_that_holds_the_loop(place: Workplace, where: str, settings: dict[str, float]) -> None:
     """It is named, with its kind and its stack, while it holds asyncio's loop; trio's handlers and heartbeats go on."""
     registry, let_go = JobRegistry(), threading.Event()
 
@@ -358,8 +363,7 @@ async def test_handler_that_holds_the_loop(place: Workplace, where: str) -> None
     async def beside(payload: Payload) -> None:
         await trio.lowlevel.checkpoint()
 
-    # Nothing else is tuned; at the default the test would take longer, and see the same.
-    worker = await place.start(registry, loop_blocked_seconds=0.05)
+    worker = await place.start(registry, **settings)
     job_id = await place.enqueue("work")
     told = await worker.log.wait(EventName.LOOP_BLOCKED)
     assert (told["job_id"], told["job_type"], told["runs_in"]) == (str(job_id), "work", "asyncio")
