@@ -7,13 +7,15 @@ The other way is trio-asyncio: a loop of asyncio's within trio's, in one thread.
 three times in turn, in microseconds, on two cores that were busy with other work, with Python 3.11
 and trio-asyncio 0.16:
 
-|                                        | thread   | trio-asyncio |
-|----------------------------------------|----------|--------------|
-| a no-op, one after the other           | 154..217 | 141..180     |
-| a no-op, 50 slots at once, each        | 66..79   | 112..134     |
-| trio's cancel to CancelledError, p50   | 91..110  | 87..90       |
-| the same, p99                          | 349..1831| 146..168     |
-| 100 bytes there and back on a socket   | 139..181 | 377..583     |
+|                                        | thread     | trio-asyncio |
+|----------------------------------------|------------|--------------|
+| a no-op, one after the other           | 69..80     | 73..95       |
+| a no-op, 50 slots at once, each        | 19..26     | 60..80       |
+| trio's cancel to CancelledError, p50   | 103..114   | 84..96       |
+| the same, p99                          | 2795..3874 | 147..851     |
+| 100 bytes there and back on a socket   | 51..69     | 177..291     |
+
+The p99 of a cancel is a wait for the interpreter's lock, which a thread keeps for up to 5 ms.
 
 The thread was chosen:
 
@@ -38,6 +40,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
@@ -79,7 +82,6 @@ class Errand:
     arguments: tuple[Any, ...]
     context: Context
     slot: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
-    token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
     main: asyncio.Task[Any] | None = None  # the handler's
     tasks: set[asyncio.Task[Any]] = attrs.field(factory=set)  # those that it started, while they run
     was_left: bool = False  # tasks of its own ran on when it had ended
@@ -106,11 +108,6 @@ class Errand:
         """Take note of a task that the handler started, or one of its tasks."""
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard, context=Context())
-
-    def wake(self) -> None:
-        """Go on in the slot: the handler has ended."""
-        with suppress(trio.RunFinishedError):
-            self.token.run_sync_soon(trio.lowlevel.reschedule, self.slot)
 
     def result(self) -> object:
         """Return what the handler returned, or raise what it raised. Call it in trio's thread."""
@@ -226,6 +223,12 @@ class LoopThread(threading.Thread):
         # Of our own, for asyncio waits for its own without a limit.
         self._executor = ThreadPoolExecutor(thread_name_prefix="pgnotifyq asyncio")
         self.errands: set[Errand] = set()
+        # For the other thread, which is woken once for all that gathered. To wake it for each took
+        # a system call, and the interpreter's lock.
+        self._calls: deque[Callable[[], object]] = deque()
+        self._ended: deque[trio.lowlevel.Task] = deque()
+        self._is_called = self._is_told = False
+        self._token = trio.lowlevel.current_trio_token()
         self._lock = threading.Lock()  # of the two below
         self._is_closing = False
         self._is_dead = False
@@ -236,7 +239,9 @@ class LoopThread(threading.Thread):
             if self._is_dead:
                 return False
             self.errands.add(errand)
-        self.call(errand.begin, self.loop, self._end)
+        loop = self.loop
+        assert loop is not None
+        self.call(lambda: errand.begin(loop, self._end))
         return True
 
     def open(self) -> None:
@@ -250,14 +255,16 @@ class LoopThread(threading.Thread):
         if self._death is not None:
             raise LoopDied(f"no event loop of asyncio's can be made: {text_of(self._death)}") from self._death
 
-    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+    def call(self, function: Callable[[], object]) -> None:
         """Have the loop call a function soon.
 
         A dead one does not: its handlers know already.
         """
-        assert self.loop is not None
-        with suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(function, *arguments, context=Context())
+        self._calls.append(function)
+        if not self._is_called and self.loop is not None:
+            self._is_called = True
+            with suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._call_all, context=Context())
 
     def close(self) -> None:
         """Have the loop end."""
@@ -303,7 +310,7 @@ class LoopThread(threading.Thread):
         for errand in list(self.errands):
             errand.death = LoopDied(_DIED.format(why))
             errand.death.__cause__ = self._death
-            errand.wake()
+            self._wake(errand)
         self._executor.shutdown(wait=False, cancel_futures=True)
         with suppress(Exception):
             loop.close()
@@ -311,7 +318,25 @@ class LoopThread(threading.Thread):
     def _end(self, errand: Errand) -> None:
         self.errands.discard(errand)
         errand.context.run(_errand.set, None)  # nothing is left for the collector of garbage
-        errand.wake()
+        self._wake(errand)
+
+    def _wake(self, errand: Errand) -> None:
+        """Go on in its slot."""
+        self._ended.append(errand.slot)
+        if not self._is_told:
+            self._is_told = True
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._wake_all)
+
+    def _call_all(self) -> None:
+        self._is_called = False  # first: what comes from now on calls again
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
+
+    def _wake_all(self) -> None:
+        self._is_told = False  # the same, in trio's thread
+        for _ in range(len(self._ended)):
+            trio.lowlevel.reschedule(self._ended.popleft())
 
     async def _clear(self, loop: asyncio.AbstractEventLoop) -> None:
         left = asyncio.all_tasks() - {asyncio.current_task()}
