@@ -121,7 +121,7 @@ async def test_stopped_as_by_a_cancel_of_its_task(place: Workplace, kind: str) -
 
 # The default grace, of 5 s, and a short one.
 @pytest.mark.parametrize("settings", [{}, {"grace_seconds": 0.1}], ids=["default", "short"])
-async def test_handler_that_swallows_its_cancel(place: Workplace, settings: dict[str, float]) -> None:
+async def test_handler_that_swallows_its_cancel(place: Workplace, settings: dict[str, Any]) -> None:
     """It runs on, is told to be unresponsive after its grace, and its job is shown as stopping until it has ended."""
     registry, go_on, swallowed = JobRegistry(), threading.Event(), trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -345,7 +345,7 @@ async def test_two_thousand_wait_at_once(place: Workplace) -> None:
 @pytest.mark.parametrize(
     ("where", "settings"), [("itself", {}), ("its task", {"loop_blocked_seconds": 0.05})], ids=["itself", "its task"]
 )
-async def test_handler_that_holds_the_loop(place: Workplace, where: str, settings: dict[str, float]) -> None:
+async def test_handler_that_holds_the_loop(place: Workplace, where: str, settings: dict[str, Any]) -> None:
     """It is named, with its kind and its stack, while it holds asyncio's loop; trio's handlers and heartbeats go on."""
     registry, let_go = JobRegistry(), threading.Event()
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 import trio
 from psycopg.types.json import Jsonb
 
-from pgnotifyq import EventName, JobRegistry
+from pgnotifyq import EventName, JobContext, JobRegistry
+from tests.doors.callers_support import url
+from tests.pages import DOCS, named
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 
-PAGE = (Path(__file__).parents[2] / "docs" / "handlers.md").read_text(encoding="utf-8")
-BLOCKS = dict(re.findall(r"<!-- test: ([\w ]+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+BLOCKS = named(DOCS / "handlers.md")
 
 
 def program(name: str) -> tuple[JobRegistry, dict[str, Any]]:
@@ -33,8 +34,7 @@ async def completed(place: Workplace, worker: Worker, job_type: str, payload: An
 
 
 def test_every_block_has_a_test() -> None:
-    """None of the page's blocks is without a name, and each is run below."""
-    assert len(BLOCKS) == PAGE.count("```") / 2
+    """Each is run below."""
     here = Path(__file__).read_text(encoding="utf-8")
     assert {name for name in BLOCKS if f'program("{name}")' not in here} == set()
 
@@ -62,6 +62,39 @@ async def test_tasks(place: Workplace) -> None:
     await worker.ended.wait()
     assert task.cancelled()
     assert worker.log.find(EventName.JOB_LEFT_OPEN) == []
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+async def test_session(place: Workplace, monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
+    """What the handler's session writes commits with the job's completion, and not at all if the job was cancelled."""
+    monkeypatch.setenv("DATABASE_URL", url(place.dsn, driver).render_as_string(hide_password=False))
+    registry, names = program("session")
+    await place.connection.execute("create table charges (order_id integer primary key)")
+
+    @registry.handler("cancelled")
+    async def cancelled(payload: Any, ctx: JobContext) -> None:
+        async with ctx.session(names["Session"], complete=True) as session:
+            await session.execute(sqlalchemy.text("insert into charges values (2)"))
+            await ctx.progress(0.5)
+            await asyncio.Event().wait()
+
+    @registry.handler("over", runs_in="asyncio")
+    async def over(payload: Any) -> None:
+        await names["engine"].dispose()
+
+    worker = await place.start(registry)
+    try:
+        job_id = await place.enqueue("charge", payload=Jsonb({"id": 1}))
+        await place.until("(select status = 'completed' and result = '\"charged\"' from pgnotifyq.jobs where id = %s)", job_id)
+        job_id = await place.enqueue("cancelled")
+        await place.until("(select progress = 0.5 from pgnotifyq.jobs where id = %s)", job_id)
+        await place.cancel(job_id)
+        await worker.log.wait(EventName.JOB_CANCELLED, job_id=job_id)
+        rows = await (await place.connection.execute("select order_id from charges")).fetchall()
+        assert rows == [(1,)]
+        await completed(place, worker, "over")
+    finally:
+        await place.connection.execute("drop table charges")
 
 
 class Website:
