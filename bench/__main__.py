@@ -7,8 +7,8 @@ import signal
 import sys
 
 SCRIPTS = (
-    "compare", "drain", "scale", "pickup", "cancel", "enqueue", "producers", "backlog", "history", "snapshot", "idle", "herd",
-    "heartbeats", "soak", "profile", "against", "testing",
+    "compare", "drain", "scale", "pickup", "cancel", "kinds", "enqueue", "producers", "backlog", "history", "snapshot", "idle", "herd",
+    "heartbeats", "soak", "profile", "against", "doors", "testing",
 )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink
 
 # A handler: where it is registered, what it is given, what it may return.
-from pgnotifyq.model.handler import Handler
+from pgnotifyq.model.handler import Handler, RunsIn
 from pgnotifyq.model.registry import HandlerDecorator, JobRegistry
 from pgnotifyq.model.payload import make_converter
 from pgnotifyq.model.retry import RetryPolicy
@@ -129,6 +129,7 @@ __all__ = [
     "EventSink",
     # A handler.
     "Handler",
+    "RunsIn",
     "HandlerDecorator",
     "JobRegistry",
     "make_converter",

@@ -139,7 +139,7 @@ class JobUnresponsive(TypedDict):
 
 
 class JobLeftOpen(OfExecution):
-    """A handler has ended, and left a scope or a nursery open."""
+    """A handler has ended, and left a scope, a nursery or a task open."""
 
     left: str  # what
 
@@ -211,6 +211,7 @@ class LoopBlocked(TypedDict):
     job_id: NotRequired[JobId]  # of a job's
     job_type: NotRequired[str]
     handler: NotRequired[str | None]  # module:qualname
+    runs_in: NotRequired[str]  # asyncio, where that is the loop that it holds
     task: NotRequired[str]  # the name of another
 
 

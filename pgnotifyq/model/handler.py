@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Generic, overload
 
 import attrs
@@ -46,6 +47,15 @@ V = TypeVar("V")
 # Results that come back as the type that they were: what JSON has.
 Plain = TypeVar("Plain", bound="bool | int | float | str | list[Any] | Mapping[str, object] | None")
 
+
+class RunsIn(StrEnum):
+    """Where a handler runs. docs/handlers.md says what that means for its cancellation."""
+
+    TRIO = "trio"  # in the worker's own loop
+    ASYNCIO = "asyncio"  # in a loop of asyncio's, in a thread of the worker
+    THREAD = "thread"  # a plain function, in a thread of its own
+
+
 TIMEOUT_SECONDS_MAX = 30 * 86_400.0
 VERSION_MAX = 1_000_000
 
@@ -67,7 +77,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
 
     job_type: str
     call: Callable[..., Any]  # takes the payload (or the job), and the context if `takes_context`
-    is_async: bool  # else it runs in a thread
+    is_async: bool  # else a call of it blocks, or returns an awaitable
     takes_job: bool  # a class handler, and a function that asks for a Job, are given the whole job
     takes_context: bool
     # The type that payloads are structured into (model/payload.py, `understood`). None: as decoded.
@@ -83,6 +93,11 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     version: int = 1  # of its payloads
     # Makes a payload of this version of an older one; it is given both, payload and old version.
     upgrade: Callable[[Any, int], Any] | None = None
+    runs_in: RunsIn = attrs.field()
+
+    @runs_in.default
+    def _runs_in(self) -> RunsIn:
+        return RunsIn.TRIO if self.is_async else RunsIn.THREAD
 
     # As of the function, if it has them.
     __name__: ClassVar[str]

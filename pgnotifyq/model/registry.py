@@ -11,20 +11,21 @@ import inspect
 import sys
 import typing
 from collections.abc import AsyncGenerator, Generator
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 import cattrs
 
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
 from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what a registry has
+from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.names import check_job_type
 from pgnotifyq.model.payload import bare, converter_that, is_pydantic, is_structured, name_of, understood
 from pgnotifyq.model.retry import Errors, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from cattrs import Converter
 
@@ -44,15 +45,25 @@ class JobRegistry:
         unknown_keys: what is done with keys that a payload's type does not have: `drop`, so that
             old code runs what new code enqueued, or `refuse`. None: as the converter does;
             pgnotifyq's own drops them. A handler may say it for itself.
+        runs_in: where its async functions run that say nothing: trio or asyncio.
 
     Raises:
-        ConfigError: it is no converter, or neither of the two words.
+        ConfigError: `converter` is no converter, or another setting is none of its words.
     """
 
-    def __init__(self, *, converter: Converter | None = None, unknown_keys: UnknownKeys | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        converter: Converter | None = None,
+        unknown_keys: UnknownKeys | None = None,
+        runs_in: Literal["trio", "asyncio"] = "trio",
+    ) -> None:
         _check_converting(converter, unknown_keys)
+        if runs_in not in _ASYNC:
+            raise ConfigError(f"runs_in {runs_in!r} of a registry is for its async functions: use {_listed(_ASYNC)}")
         self.converter = converter
         self.unknown_keys = unknown_keys
+        self.runs_in = RunsIn(runs_in)
         self._handlers: dict[str, Handler] = {}
         self.generation = 0  # grows when a handler comes
         # Each is called when a handler has come, in the thread that brought the handler.
@@ -80,9 +91,9 @@ class JobRegistry:
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
 
-        It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative and
-        queue. Its dependencies were given to it when it was made, so it can be tested without a
-        database.
+        It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative,
+        queue and runs_in. Its dependencies were given to it when it was made, so it can be tested
+        without a database.
 
         Returns: its handler, which `enqueue` takes.
 
@@ -120,6 +131,7 @@ class JobRegistry:
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
                 converter=self.converter,
+                runs_in=_runs_in(name, inner, getattr(instance, "runs_in", None), self.runs_in),
             )
         )
 
@@ -195,6 +207,7 @@ class HandlerDecorator:
     unknown_keys: UnknownKeys | None = None
     version: int = 1
     upgrade: Callable[[Any, int], Any] | None = None
+    runs_in: Literal["trio", "asyncio", "thread"] | None = None
 
     # A checker takes the first form that fits. Job comes first: a handler that takes the whole job
     # says nothing of its payload.
@@ -231,6 +244,7 @@ class HandlerDecorator:
         unknown_keys: UnknownKeys | None = None,
         version: int = 1,
         upgrade: Callable[[Any, int], Any] | None = None,
+        runs_in: Literal["trio", "asyncio", "thread"] | None = None,
     ) -> HandlerDecorator: ...
 
     def __call__(self, job_type: Any = None, **settings: Any) -> Any:
@@ -249,7 +263,7 @@ class HandlerDecorator:
         - Job: the whole job is given.
 
         A second parameter is given the job's context. A function that is not async runs in a
-        thread. If it returns an awaitable, that is awaited.
+        thread. If it returns an awaitable, that is awaited on trio.
 
         Settings:
             max_attempts, queue: what `enqueue` uses if its caller says nothing.
@@ -264,13 +278,15 @@ class HandlerDecorator:
                 `$version`; a payload that says none is of version 1.
             upgrade: a function of (payload, version), both as they are stored. It gives the payload
                 as of this version, as JSON. Needed above version 1.
+            runs_in: trio, asyncio or thread. By default async functions run where the registry
+                says, on trio if it says nothing, and the others in a thread.
 
         Returns: the handler. If it is called with a name or settings: a decorator that has them.
 
         Raises:
             HandlerAlreadyRegistered: the type has a handler.
             ConfigError: a setting is out of range, the function does not take one or two
-                parameters, or an annotation cannot be read or honoured.
+                parameters or cannot run there, or an annotation cannot be read or honoured.
         """
         if not callable(job_type):
             return attrs.evolve(self, job_type=job_type, **settings)
@@ -306,6 +322,7 @@ class HandlerDecorator:
                 converter=converter,
                 version=self.version,
                 upgrade=self.upgrade,
+                runs_in=_runs_in(name, inner, self.runs_in, self.registry.runs_in),
             )
         )
 
@@ -323,6 +340,36 @@ def _check_converting(converter: object, unknown_keys: object) -> None:
         raise ConfigError(f"converter {converter!r} is not a cattrs Converter: pgnotifyq.make_converter() makes one")
     if unknown_keys not in (None, "drop", "refuse"):  # it may be unhashable
         raise ConfigError(f"unknown_keys {unknown_keys!r} is neither: use 'drop' or 'refuse'")
+
+
+_ASYNC = (RunsIn.TRIO, RunsIn.ASYNCIO)
+
+
+def _listed(kinds: Iterable[RunsIn]) -> str:
+    return " or ".join(kinds)
+
+
+def _runs_in(name: str, inner: Any, wanted: str | None, default: RunsIn) -> RunsIn:
+    """Return where a handler runs.
+
+    Raises:
+        ConfigError: there is no such place, or the function cannot run there.
+    """
+    is_async = inspect.iscoroutinefunction(inner)
+    # A plain decorator that says what it wraps: a call of it returns a coroutine.
+    wraps_async = inspect.iscoroutinefunction(inspect.unwrap(inner))
+    if wanted is None:
+        return default if is_async or (wraps_async and default is RunsIn.ASYNCIO) else RunsIn.THREAD
+    if wanted not in RunsIn.__members__.values():
+        raise ConfigError(f"{name}: runs_in {wanted!r} is not a place for a handler: use {_listed(RunsIn)}")
+    kind = RunsIn(wanted)
+    if kind in _ASYNC and not (is_async or wraps_async):
+        raise ConfigError(f"{name} cannot run in {kind}, where it would hold the loop: write `async def`, or leave runs_in out")
+    if kind is RunsIn.THREAD and is_async:
+        raise ConfigError(
+            f"{name} is an async function, and cannot run in a thread: use runs_in={_listed(_ASYNC)}, or write `def`"
+        )
+    return kind
 
 
 def _policy(name: str, retry: RetryPolicy | None, retry_on: Errors | None, discard_on: Errors) -> RetryPolicy | None:

@@ -15,6 +15,8 @@ import attrs
 import trio
 
 from pgnotifyq.model.errors import ConnectionsTaken, PayloadUndecodable
+from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.outcome import (
     PLAIN_COMPLETION,
     Ended,
@@ -31,12 +33,16 @@ from pgnotifyq.model.outcome import (
 from pgnotifyq.model.payload import PayloadTooNew
 from pgnotifyq.model.registry import PLAIN_RESULTS, finished
 from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.runtime.asyncio_context import AsyncioContext
+from pgnotifyq.runtime.asyncio_loop import errand_of, open_loop
 from pgnotifyq.runtime.context import JobContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.registry import Handler, JobRegistry
+    from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
     from pgnotifyq.runtime.context import Reach
     from pgnotifyq.runtime.deadlines import Deadlines
     from pgnotifyq.runtime.running import Running
@@ -47,6 +53,9 @@ WAITED_SECONDS = 1.0
 TOO_NEW_SECONDS = 10.0
 _DEFAULT_RETRY = RetryPolicy()
 _NOTHING = Returned(None)
+_LEFT_A_TASK = (
+    "{} returned and left a task running, which was cancelled: await it before the handler returns, in an asyncio.TaskGroup say"
+)
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -57,6 +66,8 @@ class Executor:
     reach: Reach  # what a handler can reach of its worker
     deadlines: Deadlines
     threads: trio.CapacityLimiter | None = None  # for handlers that are no async functions; None: trio's own
+    loop: AsyncioLoop | None = None  # for handlers on asyncio; None: one for each job
+    emit: EventSink | None = None  # where it is told what handlers on asyncio leave behind
     random: Callable[[], float]  # draws from 0 to 1, for the jitter of a retry
 
     async def run(self, running: Running, scope: trio.CancelScope) -> Ended:
@@ -91,7 +102,9 @@ class Executor:
             scope.deadline = running.started_at + handler.timeout_seconds
             self.deadlines.note(scope.deadline)
         try:
-            if not handler.takes_context:
+            if handler.runs_in is RunsIn.ASYNCIO:
+                value = await self._run_on_asyncio(running, handler, payload)
+            elif not handler.takes_context:
                 value = await self._call(handler, payload)
             else:
                 value = await self._call(handler, payload, JobContext(running, self.reach))
@@ -105,7 +118,7 @@ class Executor:
         return value if type(value) is Raised else Returned(value)
 
     async def _call(self, handler: Handler, *arguments: Any) -> object:
-        if handler.is_async:
+        if handler.runs_in is RunsIn.TRIO:
             value = await handler.call(*arguments)
         else:
             # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel
@@ -113,6 +126,23 @@ class Executor:
             # trio refuses threads that return coroutines.
             (value,) = await trio.to_thread.run_sync(_call_in_thread, handler, arguments, limiter=self.threads)
         return value if type(value) in PLAIN_RESULTS else await finished(handler, value)
+
+    async def _run_on_asyncio(self, running: Running, handler: Handler, payload: Any) -> object:
+        if self.loop is None:
+            async with open_loop() as loop:
+                return await attrs.evolve(self, loop=loop)._run_on_asyncio(running, handler, payload)  # noqa: SLF001
+        arguments = (payload, AsyncioContext(running, self.reach)) if handler.takes_context else (payload,)
+        errand = errand_of(running, handler, *arguments)
+        try:
+            value = await self.loop.run(errand)
+        except (KeyboardInterrupt, BaseExceptionGroup) as error:
+            if not holds_ctrl_c(error):
+                raise
+            return Raised.from_exception(error)  # the handler's own, as in a thread
+        finally:
+            if errand.was_left and self.emit is not None:
+                self.emit(Event(name=EventName.JOB_LEFT_OPEN, fields={**running.names(), "left": "a task"}))
+        return Raised(error=_LEFT_A_TASK.format(handler.name)) if errand.was_left else value
 
     def outcome_of(self, running: Running, ended: Ended) -> Outcome | None:
         """Return the outcome of an execution whose handler has ended; None: its lease was lost."""

@@ -378,7 +378,7 @@ def _check_waits(fence: Fence, kind: Kind, *, blocking: bool) -> None:
         why = "would hold up the worker" if blocking else "is driven by asyncio, and an async handler by trio"
         raise TypeError(
             f"{kind.value} {why}: use ctx.transaction(), or write the handler as a plain function, which runs in a thread"
-            + ("" if blocking else ", with the blocking sort of it, or with asyncio.run()")
+            + ("" if blocking else ', with the blocking sort of it, or run the handler on asyncio, runs_in="asyncio"')
         )
 
 

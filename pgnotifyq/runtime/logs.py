@@ -22,6 +22,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ EXTRAS_MAX = 50  # fields that a record may bring along
 # Of a task: what its job is called by, or None. One a worker of this process.
 NamesOf = Callable[["trio.lowlevel.Task"], "Mapping[str, Any] | None"]
 _naming: list[NamesOf] = []
+# Of what runs beside trio: what its job is called by.
+job_names: ContextVar[Callable[[], Mapping[str, Any]] | None] = ContextVar("pgnotifyq_job_names", default=None)
 
 
 def is_routine_logged() -> bool:
@@ -210,6 +213,8 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 def _job_under_way() -> dict[str, Any]:
     """Return what the job is called by whose task is logging, if it is one's."""
+    if (names_here := job_names.get()) is not None:
+        return dict(names_here())
     if not _naming or not trio.lowlevel.in_trio_task():
         return {}
     task = trio.lowlevel.current_task()

@@ -86,6 +86,12 @@ class Running:
         job = self.job
         return {"job_id": job.id, "job_type": job.job_type, "queue": job.queue_name, "attempt": job.attempts}
 
+    def names_in_logs(self) -> dict[str, object]:
+        """Return what records of the handler's log call this execution by."""
+        job = self.job
+        return {"job_id": job.id, "job_type": job.job_type, "execution_id": self.lease.execution_id,
+                "attempt": job.attempts, "org_id": job.whole.org_id}  # fmt: skip
+
     def why_stop(self) -> Interrupt | None:
         """Return why the handler shall stop, a deadline that has passed included.
 

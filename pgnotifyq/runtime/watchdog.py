@@ -14,6 +14,9 @@ Rules:
   events are logged anyhow, it is said once.
 - A process that was frozen finds an old note when it thaws. The thread was frozen too, and sees it
   by being late: that time does not count. A freeze that is no longer than a look remains unseen.
+- asyncio's loop, where handlers of that kind run, is in a thread of its own. There a task of trio's
+  looks, while there are such handlers: it has the loop call it, and a loop that does not, and that
+  is at the same task's step at each look, is held by that task.
 - It only tells. A lease that runs out meanwhile is lost as any other: the fence keeps what was
   written from counting.
 """
@@ -32,14 +35,16 @@ import trio.lowlevel
 from pgnotifyq.model.errors import quietly
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import bounded
-from pgnotifyq.runtime import executor
+from pgnotifyq.runtime import asyncio_loop, executor
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.logs import log_blocked
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator
     from types import FrameType
 
+    from pgnotifyq.runtime.asyncio_loop import AsyncioLoop, Errand
     from pgnotifyq.runtime.executions import Executions
     from pgnotifyq.runtime.identity import Identity
     from pgnotifyq.runtime.running import Running
@@ -52,6 +57,8 @@ FROZEN_SHARE = 0.05
 # Of a stack, kept at each end: where it stands, and how the handler came there. Recursion has a
 # thousand frames between.
 FRAMES_KEPT = 10
+# Files that call handlers: what is further out in a stack is not the handler's.
+_OURS = (executor.__file__, asyncio_loop.__file__)
 
 
 async def watch_for_ever(me: Identity, executions: Executions) -> None:
@@ -68,6 +75,45 @@ async def watch_for_ever(me: Identity, executions: Executions) -> None:
     finally:
         watchdog.is_over.set()
         trio.lowlevel.remove_instrument(watchdog.note)
+
+
+async def watch_asyncio_for_ever(me: Identity, loop: AsyncioLoop) -> None:
+    """Watch asyncio's loop until cancelled, and tell who holds it, while it is held."""
+    seconds = me.config.loop_blocked_seconds
+    look_seconds = seconds * LOOK_SHARE
+    while True:
+        await loop.busy.wait()
+        thread = loop.thread
+        answered, holder, held, patience = threading.Event(), None, 0.0, seconds
+        while thread is not None and thread.errands and thread is loop.thread:
+            thread.call(answered.set)
+            began_at = trio.current_time()
+            await trio.sleep(look_seconds)
+            found = thread.current()
+            task = None if found is None else found[0]
+            if answered.is_set() or task is None or task is not holder:
+                # What it does now was not there at the last look, or not all the time since.
+                if answered.is_set():
+                    answered = threading.Event()
+                holder, held, patience = task, 0.0, seconds
+                continue
+            held += min(trio.current_time() - began_at, 2 * look_seconds)  # the process may have been frozen
+            if held >= patience and found is not None and thread.ident is not None:
+                patience = 2 * held
+                _tell_of_asyncio(me, thread.ident, found, held)
+
+
+def _tell_of_asyncio(me: Identity, thread_id: int, found: tuple[asyncio.Task[Any], Errand | None], seconds: float) -> None:
+    task, errand = found
+    calls = _calls(sys._current_frames().get(thread_id), task.get_coro())  # noqa: SLF001  # documented, for this very use
+    names: dict[str, Any] = {"task": task.get_name()}
+    if errand is not None:
+        running = errand.running
+        names = {"job_id": running.job.id, "job_type": running.job.job_type, "handler": errand.handler.name, "runs_in": "asyncio"}
+    fields = {**names, "seconds": round(seconds, 3), "stack": _worded(calls)}
+    quietly(log_blocked, fields)
+    if not me.emit.is_logged:
+        me.emit(Event(name=EventName.LOOP_BLOCKED, fields=fields))
 
 
 class _Note(trio.abc.Instrument):
@@ -135,7 +181,7 @@ class _Watchdog:
         # Looked at quickly and worded afterwards: reading source lines takes long enough for the
         # step to end.
         frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001  # documented, for this very use
-        calls = _calls(frame, task)
+        calls = _calls(frame, task.coro)
         names = self._names(task)
         if self.note.since != since or self.note.task is not task:
             return  # it went on meanwhile, and these are the calls of another
@@ -161,8 +207,7 @@ def names_of(executions: Executions, task: trio.lowlevel.Task) -> dict[str, Any]
     running = _find(executions, task)
     if running is None:
         return None
-    return {"job_id": running.job.id, "job_type": running.job.job_type, "execution_id": running.lease.execution_id,
-            "attempt": running.job.attempts, "org_id": running.job.whole.org_id}  # fmt: skip
+    return running.names_in_logs()
 
 
 def _find(executions: Executions, task: trio.lowlevel.Task) -> Running | None:
@@ -182,12 +227,12 @@ def _lineage(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
         parent = None if parent.parent_nursery is None else parent.parent_nursery.parent_task
 
 
-def _calls(frame: FrameType | None, task: trio.lowlevel.Task) -> list[tuple[FrameType, int]]:
+def _calls(frame: FrameType | None, coroutine: object) -> list[tuple[FrameType, int]]:
     """Return where a task's step stands, the innermost call first, down to the handler."""
-    first = getattr(task.coro, "cr_frame", None)
+    first = getattr(coroutine, "cr_frame", None)
     calls = []
     for call in traceback.walk_stack(frame):
-        if call[0].f_code.co_filename == executor.__file__:
+        if call[0].f_code.co_filename in _OURS:
             break
         calls.append(call)
         if call[0] is first:

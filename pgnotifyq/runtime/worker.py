@@ -26,6 +26,7 @@ from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
+from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.cancels import check_cancels, count_grace_for_ever, interrupt
 from pgnotifyq.runtime.claimer import claim_for_ever
@@ -58,7 +59,7 @@ from pgnotifyq.runtime.trust import (
     speak_by,
 )
 from pgnotifyq.runtime.wakeups import Wakeups
-from pgnotifyq.runtime.watchdog import names_of, watch_for_ever
+from pgnotifyq.runtime.watchdog import names_of, watch_asyncio_for_ever, watch_for_ever
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.postmaster import find_postmaster
 
@@ -169,6 +170,7 @@ async def run_worker(
             return made
 
         staff = _Staff(me, databases, link)
+        stack.push_async_callback(staff.loop.aclose)
         try:
             await staff.quick.attempt(lambda connection: _begin(staff, connection, dsn))
         except trio.TooSlowError as error:
@@ -215,11 +217,14 @@ class _Staff:
         self.deadlines = Deadlines(partial(interrupt, me, self.executions))
         self.settler = Settler(me, self.executions, self.durable)
         self.taker = Taker(me=me, executions=self.executions, wakeups=self.wakeups, settler=self.settler, quick=self.quick)
+        self.loop = AsyncioLoop()
         self.executor = Executor(
             registry=me.registry,
             reach=WorkerReach(me.schema, databases, self.quick),
             deadlines=self.deadlines,
             threads=trio.CapacityLimiter(me.config.concurrency),
+            loop=self.loop,
+            emit=me.emit,
             random=me.random.random,
         )
 
@@ -272,6 +277,7 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
         services.start_soon(prune_for_ever, me, durable)
         services.start_soon(listen_for_ever, me, listen_dsn, quick, wakeups, staff.calls())
         services.start_soon(watch_for_ever, me, executions)
+        services.start_soon(watch_asyncio_for_ever, me, staff.loop)
         async with trio.open_nursery() as jobs:
             for _ in range(executions.count):
                 jobs.start_soon(run_slot, executions, staff.executor, settler, me.emit)

@@ -359,3 +359,40 @@ async def test_a_result_is_left_as_it_is(value: object) -> None:
     registry = JobRegistry()
     registry.handler("x")(deed)
     assert await finished(registry.get("x"), value) is value
+
+
+def test_where_a_handler_runs() -> None:
+    """A function that is not async runs in a thread, the others where they say, or where their registry does: on trio by default."""
+    registry, of_asyncio = JobRegistry(), JobRegistry(runs_in="asyncio")
+
+    async def awaits(payload: dict[str, Any]) -> None: ...
+    def blocks(payload: dict[str, Any]) -> None: ...
+
+    assert registry.handler("a")(awaits).runs_in == "trio"
+    assert registry.handler("b", runs_in="asyncio")(awaits).runs_in == "asyncio"
+    assert registry.handler("c")(blocks).runs_in == "thread"
+    assert registry.handler("d", runs_in="thread")(blocks).runs_in == "thread"
+    assert of_asyncio.handler("e")(awaits).runs_in == "asyncio"
+    assert of_asyncio.handler("f", runs_in="trio")(awaits).runs_in == "trio"
+    assert of_asyncio.handler("g")(blocks).runs_in == "thread"
+    registry.include(of_asyncio)
+    assert registry.get("e").runs_in == "asyncio", "what its own registry said holds"
+
+
+def test_place_where_a_handler_cannot_run() -> None:
+    """It is refused when it is registered, and the error says why."""
+    registry = JobRegistry()
+
+    async def awaits(payload: dict[str, Any]) -> None: ...
+    def blocks(payload: dict[str, Any]) -> None: ...
+
+    for place in ("asyncio", "trio"):
+        with pytest.raises(ConfigError, match=f"blocks cannot run in {place}, where it would hold the loop"):
+            registry.handler("work", runs_in=place)(blocks)
+    with pytest.raises(ConfigError, match="is an async function, and cannot run in a thread"):
+        registry.handler("work", runs_in="thread")(awaits)
+    with pytest.raises(ConfigError, match="'gevent' is not a place for a handler"):
+        registry.handler("work", runs_in="gevent")(awaits)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="'thread' of a registry"):
+        JobRegistry(runs_in="thread")  # type: ignore[arg-type]
+    assert registry.handlers == ()

@@ -1,0 +1,70 @@
+"""What a handler on asyncio is given besides its payload: the same context, to be awaited there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from pgnotifyq.model.errors import TransactionRefused
+from pgnotifyq.runtime.asyncio_loop import in_trio
+from pgnotifyq.runtime.context import JobContext
+from pgnotifyq.runtime.tenants import OrgContext
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from typing import NoReturn
+
+    from pgnotifyq.model.outcome import Interrupt
+
+_REFUSED = (
+    "{} gives a connection that trio drives, and this handler runs on asyncio: use `async with ctx.session(...)` for SQLAlchemy, "
+    "`async with ctx.connection(...)` for psycopg's and asyncpg's connections, or run the handler on trio"
+)
+
+
+class AsyncioContext(JobContext):
+    """The job under way, for a handler on asyncio."""
+
+    @property
+    def org(self) -> OrgContext:
+        """The job's tenant: its id. Its transactions are refused."""
+        if self._org is None:
+            self._org = OrgContext(self._running, _refuse_of_org)
+        return self._org
+
+    async def cancelled(self) -> Interrupt:
+        """Wait until this execution shall stop, and return why."""
+        if _is_in_thread():
+            return await super().cancelled()
+        return await in_trio(self._reach.token, super().cancelled)
+
+    def transaction(self, **_: Any) -> Any:
+        """Refuse: the connection that it gives is driven by trio.
+
+        Raises:
+            TransactionRefused: it names what to use instead.
+        """
+        _refuse("ctx.transaction()")
+
+    def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
+        """Publish how far this execution has come, as `JobContext.progress` does. Await it."""
+        if _is_in_thread():
+            return super().progress(fraction, message)
+        return in_trio(self._reach.token, self._report, fraction, message)
+
+
+def _is_in_thread() -> bool:
+    """Tell whether this is no task of asyncio's: a thread that the handler has started, say."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _refuse(what: str) -> NoReturn:
+    raise TransactionRefused(_REFUSED.format(what))
+
+
+def _refuse_of_org(*_: Any, **__: Any) -> Any:
+    _refuse("ctx.org.transaction()")
