@@ -206,7 +206,7 @@ def test_results_of_types_of_the_programs_own() -> None:
     assert settled(pgnotifyq.Snooze(5)).delay_seconds == 5
 
 
-@pytest.mark.parametrize("wrong", ["json", cattrs.Converter, json, cattrs.BaseConverter()], ids=str)
+@pytest.mark.parametrize("wrong", ["json", cattrs.Converter, json, cattrs.BaseConverter()], ids=lambda given: getattr(given, "__name__", type(given).__name__))
 def test_a_converter_that_is_none(wrong: Any) -> None:
     """It is refused, with what makes one."""
     with pytest.raises(ConfigError, match="make_converter"):
@@ -340,7 +340,7 @@ async def wait_first(payload: Any, version: int) -> Any:
         ({"version": 2, "upgrade": "upgrade"}, "plain function"),
         ({"version": 2, "upgrade": wait_first}, "plain function"),
     ],
-    ids=str,
+    ids=["no upgrade", "nothing to upgrade", "0", "a text", "a truth", "an upgrade by name", "an async upgrade"],
 )
 def test_a_version_that_cannot_be_honoured(settings: dict[str, Any], why: str) -> None:
     """It is refused when the handler is registered."""
