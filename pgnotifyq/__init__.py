@@ -66,7 +66,8 @@ if TYPE_CHECKING:
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
 # Values: a job, what became of it, and what is looked at.
-from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, ExecutionId, Job, JobId, JobSettings, NewJob, OrgId, WorkerId
+from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
+from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
 from pgnotifyq.ledger.look import Explanation, QueueRow, TroubleRow, WorkerRow
 
@@ -149,10 +150,10 @@ __all__ = [
     "ExecutionId",
     "Job",
     "JobId",
-    "JobSettings",
-    "NewJob",
     "OrgId",
     "WorkerId",
+    "JobSettings",
+    "NewJob",
     "Status",
     "Explanation",
     "QueueRow",

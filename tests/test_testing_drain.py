@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 
 import pgnotifyq
 from pgnotifyq.ledger import enqueue as ledger
-from pgnotifyq.model.job import NewJob
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.sync import open_client
 from pgnotifyq.testing import JobFailed, NoDatabaseInTest, assert_enqueued, at, drain, refute_enqueued
 from pgnotifyq.wire.callers import kind_of

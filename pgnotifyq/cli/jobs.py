@@ -19,7 +19,8 @@ from pgnotifyq.doors.verbs import CancelOutcome
 from pgnotifyq.ledger import enqueue as enqueue_verbs
 from pgnotifyq.ledger import look
 from pgnotifyq.model.errors import InvalidJob, InvalidPayload, JobNotFound
-from pgnotifyq.model.job import Job, NewJob
+from pgnotifyq.model.job import Job
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.states import Status
 from pgnotifyq.wire.asking import ask
 

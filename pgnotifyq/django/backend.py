@@ -36,8 +36,9 @@ from pgnotifyq.ledger.enqueue import enqueue
 from pgnotifyq.ledger.errors import SCHEMA_DEFAULT, said_of
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.model.errors import InvalidJob, InvalidName, JobNotFound, UnknownJobType
-from pgnotifyq.model.job import NIL_ORG, QUEUE_DEFAULT, JobId, NewJob, job_id_of, org_id_of
+from pgnotifyq.model.job import NIL_ORG, JobId
 from pgnotifyq.model.names import check_queue_name
+from pgnotifyq.model.new_job import QUEUE_DEFAULT, NewJob, job_id_of, org_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

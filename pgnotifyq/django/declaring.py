@@ -20,7 +20,7 @@ from pgnotifyq.django.framework import (
 )
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.handler import TIMEOUT_SECONDS_MAX
-from pgnotifyq.model.job import MAX_ATTEMPTS_MAX, org_id_of
+from pgnotifyq.model.new_job import MAX_ATTEMPTS_MAX, org_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

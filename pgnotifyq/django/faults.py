@@ -9,8 +9,8 @@ from django.db import connections
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from pgnotifyq.model.errors import InvalidName
-from pgnotifyq.model.job import MAX_ATTEMPTS_MAX
 from pgnotifyq.model.names import check_queue_name, check_schema_name
+from pgnotifyq.model.new_job import MAX_ATTEMPTS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

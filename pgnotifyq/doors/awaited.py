@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from pgnotifyq.doors.verbs import CancelOutcome, ended
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
-from pgnotifyq.model.job import NIL_ORG, NewJob, job_id_of
+from pgnotifyq.model.job import NIL_ORG
+from pgnotifyq.model.new_job import NewJob, job_id_of
 from pgnotifyq.wire.asking import ask, pause
 from pgnotifyq.wire.callers import ask_on
 

@@ -21,7 +21,8 @@ from pgnotifyq.wire.sessions import For
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from pgnotifyq.model.job import JobId, NewJob
+    from pgnotifyq.model.job import JobId
+    from pgnotifyq.model.new_job import NewJob
     from pgnotifyq.model.registry import JobRegistry
 
 

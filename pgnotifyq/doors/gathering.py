@@ -68,7 +68,8 @@ if TYPE_CHECKING:
     import trio
 
     from pgnotifyq.doors.ends import Pool
-    from pgnotifyq.model.job import JobId, NewJob
+    from pgnotifyq.model.job import JobId
+    from pgnotifyq.model.new_job import NewJob
 
 # While one statement waits for the disk, the server takes in the next.
 IN_FLIGHT_MAX = 2

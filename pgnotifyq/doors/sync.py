@@ -15,7 +15,8 @@ from pgnotifyq.doors.blocking_ends import BlockingEnds
 from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, CancelOutcome, Verbs, ended, enqueue_alone
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.model.errors import JobNotFound, PgnotifyqError, WaitTimeout
-from pgnotifyq.model.job import NIL_ORG, NewJob, job_id_of
+from pgnotifyq.model.job import NIL_ORG
+from pgnotifyq.model.new_job import NewJob, job_id_of
 from pgnotifyq.wire.asking import ask_blocking
 from pgnotifyq.wire.blocking import Pool, connect
 from pgnotifyq.wire.callers import ask_on_blocking

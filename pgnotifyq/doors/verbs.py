@@ -19,7 +19,8 @@ from pgnotifyq.ledger import bulk, end, enqueue, look
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
 from pgnotifyq.model.handler import make_job
-from pgnotifyq.model.job import DeadLetter, JobId, JobSettings, NewJob, job_id_of, org_id_of
+from pgnotifyq.model.job import DeadLetter, JobId
+from pgnotifyq.model.new_job import JobSettings, NewJob, job_id_of, org_id_of
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.registry import handler_of
 

@@ -13,7 +13,8 @@ from pgnotifyq.ledger.columns import rows
 from pgnotifyq.ledger.enqueue import AT_ONCE_JOBS_MAX, ONE_STATEMENT_JOBS_MAX, enqueue_together, insert, new_ids
 from pgnotifyq.ledger.errors import said_of
 from pgnotifyq.ledger.statements import query
-from pgnotifyq.model.job import JobId, NewJob
+from pgnotifyq.model.job import JobId
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.payload import encode
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pgnotifyq.ledger.columns import TEXT, integer_from, row_at, time_from, uuid_from
-from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, ExecutionId, Job, JobId, NewJob, OrgId, WorkerId
+from pgnotifyq.model.job import ExecutionId, Job, JobId, OrgId, WorkerId
+from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT, NewJob
 from pgnotifyq.model.payload import Undecodable, decode
 from pgnotifyq.model.states import Status
 

@@ -11,7 +11,8 @@ from pgnotifyq.ledger.ask import Aside, Ask, Plan, array, text
 from pgnotifyq.ledger.columns import rows
 from pgnotifyq.ledger.errors import said_of
 from pgnotifyq.ledger.statements import call, query
-from pgnotifyq.model.job import ExecutionId, JobId, NewJob, WorkerId, uuid_of
+from pgnotifyq.model.job import ExecutionId, JobId, WorkerId, uuid_of
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.payload import encode
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Generic, overload
 import attrs
 
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, PayloadUndecodable
-from pgnotifyq.model.job import QUEUE_DEFAULT, JobSettings, NewJob
 from pgnotifyq.model.names import check_queue_name
+from pgnotifyq.model.new_job import QUEUE_DEFAULT, JobSettings, NewJob
 from pgnotifyq.model.payload import VERSION_KEY, Encoded, encoded, mark, may_be_none, structure, upgraded
 from pgnotifyq.model.retry import RetryPolicy
 

@@ -46,7 +46,8 @@ from trio.lowlevel import RunVar
 
 from pgnotifyq.ledger import claim, end, enqueue
 from pgnotifyq.ledger.claimed import ClaimedJob
-from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, QUEUE_DEFAULT, ExecutionId, JobId, Lease
+from pgnotifyq.model.job import ExecutionId, JobId, Lease
+from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT, QUEUE_DEFAULT
 from pgnotifyq.runtime.running import Running
 from pgnotifyq.runtime.settler import RELEASED
 from pgnotifyq.wire.asking import ask
@@ -54,7 +55,7 @@ from pgnotifyq.wire.asking import ask
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pgnotifyq.model.job import NewJob
+    from pgnotifyq.model.new_job import NewJob
     from pgnotifyq.runtime.executions import Executions
     from pgnotifyq.runtime.identity import Identity
     from pgnotifyq.runtime.link import Link

@@ -17,7 +17,8 @@ from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.fences import fence_nothing
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import JobCancelled, LeaseLost, PayloadUndecodable, PgnotifyqError
-from pgnotifyq.model.job import MAX_ATTEMPTS_DEFAULT, NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
+from pgnotifyq.model.job import NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
+from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT
 from pgnotifyq.model.outcome import Ended, Interrupt, InterruptKind, Outcome, Raised, SettleKind, Stopped
 from pgnotifyq.model.registry import handler_of
 from pgnotifyq.model.states import Status

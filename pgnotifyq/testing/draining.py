@@ -17,7 +17,7 @@ from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
 from pgnotifyq.model.errors import ConfigError, PgnotifyqError
 from pgnotifyq.model.events import EventName
-from pgnotifyq.model.job import QUEUE_DEFAULT
+from pgnotifyq.model.new_job import QUEUE_DEFAULT
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.testing.noting import Wishes, noting
 from pgnotifyq.testing.within import Ending, drain_within

@@ -1,4 +1,4 @@
--- insert_job: one job without a unique key; the client has checked the values (model/job.py).
+-- insert_job: one job without a unique key; the client has checked the values (model/new_job.py).
 --
 -- insert_jobs does the same for a batch. For one job it takes twice as long: it unpacks nine
 -- arrays. A queue that is null was not said: the handler's is taken, if one is known

@@ -1,5 +1,5 @@
 -- insert_jobs: a batch of jobs without unique keys; arrays of one length, values checked by the
--- client (model/job.py).
+-- client (model/new_job.py).
 --
 -- Not a function, for there is nothing to decide and nothing to plan: enqueue and enqueue_many take
 -- 20 to 30 microseconds longer. All jobs of a batch have one time, so that those due now are

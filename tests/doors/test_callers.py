@@ -16,7 +16,7 @@ import pgnotifyq
 from pgnotifyq.ledger import bulk, enqueue
 from pgnotifyq.model.errors import InvalidName, InvalidPayload, PayloadTooLarge, TransactionAborted
 from pgnotifyq.model.events import EventName
-from pgnotifyq.model.job import NewJob
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.wire.callers import sqlstate_of
 from tests.doors.callers_support import KINDS, Theirs, Undo, drive, theirs

@@ -30,7 +30,7 @@ from sqlalchemy.pool import NullPool
 from pgnotifyq.ledger import bulk, enqueue, look
 from pgnotifyq.migrating import migrate
 from pgnotifyq.model.errors import InvalidPayload, PgnotifyqError, SchemaMissing, TransactionAborted
-from pgnotifyq.model.job import NewJob
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.wire.callers import Kind, ask_on, ask_on_blocking, in_psycopgs_words, kind_of, sqlstate_of
 from pgnotifyq.wire.connection import open_connection
 from tests.doors.callers_support import KINDS, Theirs, Undo, django_at, drive, parts_of, theirs, url

@@ -24,7 +24,8 @@ from pgnotifyq.model.errors import (
     SchemaMissing,
     UnknownJobType,
 )
-from pgnotifyq.model.job import Job, JobId, NewJob
+from pgnotifyq.model.job import Job, JobId
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.model.states import Status
 from pgnotifyq.wire.connection import Connection, connect, open_connection

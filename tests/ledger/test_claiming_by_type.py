@@ -8,7 +8,7 @@ import pytest
 
 from pgnotifyq.ledger import bulk, claim, workers
 from pgnotifyq.ledger import enqueue as enqueue_verbs
-from pgnotifyq.model.job import NewJob
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
 from tests.ledger.support import ANN, BOB, ENDINGS, SCHEMA, claim_one, enqueue, existing, fetch, pass_time, settle, value

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pgnotifyq.ledger import enqueue, lease
 from pgnotifyq.ledger.ask import Aside, Ask, array
 from pgnotifyq.ledger.columns import records, rows
-from pgnotifyq.model.job import NewJob
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.payload import Undecodable
 from tests.ledger.support import ANN, SCHEMA
 

@@ -21,7 +21,8 @@ from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
 from pgnotifyq.model.errors import PgnotifyqError
-from pgnotifyq.model.job import ExecutionId, JobId, Lease, NewJob, WorkerId
+from pgnotifyq.model.job import ExecutionId, JobId, Lease, WorkerId
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.payload import encode
 from pgnotifyq.wire import asking
 from pgnotifyq.wire.asking import ask, ask_blocking
@@ -133,6 +134,9 @@ def story() -> Story:
     yield look.list_jobs(SCHEMA, limit=3)
     yield look.history(SCHEMA, held[0].job_id)
     yield fences.meet_fence(SCHEMA, held[1], begun_in="1")
+    yield fences.fence_nothing()
+    yield fences.fence_own(SCHEMA, NOBODY)
+    yield fences.meet_own_fence(SCHEMA, NOBODY, begun_in="1", worker_id=BOB, outcome=ENDINGS["complete"])
 
     yield end.settle(SCHEMA, worker_id=ANN, settlements=[])
     endings = [ENDINGS["complete plainly"], ENDINGS["bury"], ENDINGS["retry"], ENDINGS["bury"]]

@@ -21,7 +21,8 @@ from pgnotifyq.ledger.ask import Ask
 from pgnotifyq.ledger.columns import rows
 from pgnotifyq.migrating import migrate
 from pgnotifyq.model.errors import ConfigError, InvalidPayload, SchemaMissing, UniqueKeyHeld
-from pgnotifyq.model.job import JobId, NewJob, OrgId
+from pgnotifyq.model.job import JobId, OrgId
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.states import Status
 from pgnotifyq.wire.asking import ask, ask_blocking
 from pgnotifyq.wire.connection import Connection, connect, open_connection

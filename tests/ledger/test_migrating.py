@@ -14,7 +14,7 @@ from pgnotifyq.ledger.schema import as_script, code_version, steps
 from pgnotifyq.ledger.statements import compose, files
 from pgnotifyq.migrating import check_schema, migrate
 from pgnotifyq.model.errors import ConfigError, MissingRights, SchemaOutOfDate, SchemaTooNew
-from pgnotifyq.model.job import NewJob
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
 from tests.ledger.support import SCHEMA, fetch, value

@@ -40,7 +40,8 @@ from pgnotifyq.ledger.enqueue import new_ids
 from pgnotifyq.ledger.errors import ILLEGAL_TRANSITION, INVALID_JOB, translated
 from pgnotifyq.ledger.statements import call
 from pgnotifyq.model.errors import InvalidJob
-from pgnotifyq.model.job import ExecutionId, JobId, Lease, NewJob, OrgId, WorkerId
+from pgnotifyq.model.job import ExecutionId, JobId, Lease, OrgId, WorkerId
+from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, Outcome, SettleKind
 from pgnotifyq.model.payload import decode, encode
 from pgnotifyq.model.states import FINISHED, LEGAL_STATUS_CHANGES, Status

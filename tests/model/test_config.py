@@ -12,7 +12,7 @@ import pytest
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidName
 from pgnotifyq.model.events import Event, EventName, as_json, as_line
-from pgnotifyq.model.job import NewJob
+from pgnotifyq.model.new_job import NewJob
 
 
 def test_the_defaults_leave_three_beats_a_lease() -> None:

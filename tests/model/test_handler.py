@@ -16,7 +16,8 @@ import pytest
 
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, UnknownJobType
 from pgnotifyq.model.handler import Handler
-from pgnotifyq.model.job import Job, JobId, JobSettings, NewJob
+from pgnotifyq.model.job import Job, JobId
+from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.payload import Encoded
 from pgnotifyq.model.registry import JobRegistry, handler_of
 

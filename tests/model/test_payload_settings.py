@@ -206,7 +206,11 @@ def test_results_of_types_of_the_programs_own() -> None:
     assert settled(pgnotifyq.Snooze(5)).delay_seconds == 5
 
 
-@pytest.mark.parametrize("wrong", ["json", cattrs.Converter, json, cattrs.BaseConverter()], ids=lambda given: getattr(given, "__name__", type(given).__name__))
+@pytest.mark.parametrize(
+    "wrong",
+    ["json", cattrs.Converter, json, cattrs.BaseConverter()],
+    ids=lambda given: getattr(given, "__name__", type(given).__name__),
+)
 def test_a_converter_that_is_none(wrong: Any) -> None:
     """It is refused, with what makes one."""
     with pytest.raises(ConfigError, match="make_converter"):

@@ -7,7 +7,7 @@
 -- Out:    the id of the job. If an unfinished job of the tenant and type holds the unique_key, the
 --         id of that job.
 -- Errors: invalid names, numbers and times are refused with PNQ02 and a hint, by the rules of
---         pgnotifyq/model/job.py. The payload is a JSON value.
+--         pgnotifyq/model/new_job.py. The payload is a JSON value.
 create or replace function {schema}.enqueue(
     job_type text,
     payload jsonb default '{{}}',

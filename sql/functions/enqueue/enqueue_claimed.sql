@@ -4,7 +4,7 @@
 --
 -- In:     the ids of the job and of its execution. The caller makes them: if the reply is lost, it
 --         can find out whether the statement committed. The client has checked the values
---         (model/job.py).
+--         (model/new_job.py).
 -- Out:    whether the job was claimed, and the database's time. If another job of the queue is due
 --         already, that one comes first, and this one is enqueued as any other.
 -- Index:  jobs_claimable.

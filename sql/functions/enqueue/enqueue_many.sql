@@ -1,6 +1,6 @@
 -- enqueue_many: a batch of jobs in one statement.
 --
--- In:     arrays of one length. The client has checked the values (model/job.py). A queue or a
+-- In:     arrays of one length. The client has checked the values (model/new_job.py). A queue or a
 --         maximum that is null was not said: see enqueue.
 -- Out:    one row a job, in the order given: its id. If an unfinished job holds its unique_key, the
 --         id of that job.

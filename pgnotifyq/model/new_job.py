@@ -1,0 +1,138 @@
+"""A job that is still to be enqueued: what it says, and within which bounds."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, TypedDict
+from uuid import UUID
+
+import attrs
+
+from pgnotifyq.model.errors import InvalidJob
+from pgnotifyq.model.job import NIL_ORG, JobId, OrgId
+from pgnotifyq.model.names import check_job_type, check_queue_name
+
+PRIORITY_MIN, PRIORITY_MAX = -32768, 32767  # PostgreSQL's smallint
+PRIORITY_DEFAULT = 0
+MAX_ATTEMPTS_DEFAULT = 3
+QUEUE_DEFAULT = "default"  # of a job that names none, and whose handler names none
+MAX_ATTEMPTS_MAX = 1000  # bounds the history of a job
+# In any time zone, such a time is a datetime of Python's, whose years are 1 to 9999.
+SCHEDULED_YEAR_MIN, SCHEDULED_YEAR_MAX = 2, 9998
+UNIQUE_KEY_CHARS_MAX = 512  # an index entry holds 2,700 bytes
+DELAY_SECONDS_MAX = 10 * 366 * 86_400.0  # ten years; more is a mistake in the unit
+
+_set = object.__setattr__
+
+
+def _check_integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidJob(f"{name} {value!r} is out of range: use a whole number from {low} to {high}")
+
+
+def job_id_of(value: object) -> JobId:
+    """Return the id of a job, given as a UUID or its text.
+
+    Raises:
+        InvalidJob: it is neither.
+    """
+    return JobId(_to_uuid("job_id", value))
+
+
+def org_id_of(value: object) -> OrgId:
+    """Return a tenant's id, given as a UUID or its text.
+
+    Raises:
+        InvalidJob: it is neither.
+    """
+    return OrgId(_to_uuid("org_id", value))
+
+
+def _to_uuid(name: str, value: object) -> UUID:
+    given = value
+    if isinstance(value, str):
+        with suppress(ValueError):  # refused below
+            value = UUID(value)
+    if not isinstance(value, UUID):
+        raise InvalidJob(f"{name} {given!r:.80} is not a UUID: pass a uuid.UUID, or its text")
+    return value
+
+
+@attrs.frozen(kw_only=True)
+class NewJob:
+    """A job to enqueue. Checked when it is made.
+
+    Raises:
+        InvalidName: the job type or queue name does not fit its pattern.
+        InvalidJob: a number, time or key is out of range.
+    """
+
+    job_type: str
+    payload: Any = None  # dict, list, attrs class, dataclass: anything that is JSON in the end
+    org_id: OrgId = NIL_ORG  # or its text
+    # None: the queue that the handler wants, if a handler is known; else `default`.
+    queue_name: str | None = None
+    priority: int = PRIORITY_DEFAULT
+    scheduled_at: datetime | None = None  # aware; None: now, on the database's clock
+    delay_seconds: float | None = None  # from now, on the database's clock; instead of scheduled_at
+    max_attempts: int | None = None  # None: what the handler says that claims it, else 3
+    # If an unfinished job of the tenant and type has this key, enqueue returns that job's id.
+    unique_key: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        # Checked by hand, and only if given: attrs' validators took a third of a bulk enqueue.
+        check_job_type(self.job_type)
+        if self.org_id is not NIL_ORG:
+            _set(self, "org_id", org_id_of(self.org_id))
+        if self.queue_name is not None:
+            check_queue_name(self.queue_name)
+        if self.priority is not PRIORITY_DEFAULT:
+            _check_integer("priority", self.priority, PRIORITY_MIN, PRIORITY_MAX)
+        if self.max_attempts is not None:
+            _check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS_MAX)
+        if self.scheduled_at is not None:
+            self._check_time(self.scheduled_at)
+        if self.delay_seconds is not None:
+            self._check_delay(self.delay_seconds)
+        if self.unique_key is not None:
+            self._check_key(self.unique_key)
+
+    def _check_time(self, time: object) -> None:
+        if not isinstance(time, datetime) or time.utcoffset() is None:
+            raise InvalidJob(f"scheduled_at {time!r} has no time zone: pass an aware datetime")
+        if not SCHEDULED_YEAR_MIN <= time.year <= SCHEDULED_YEAR_MAX:
+            message = f"scheduled_at {time} is out of range: use a year from {SCHEDULED_YEAR_MIN} to {SCHEDULED_YEAR_MAX}"
+            raise InvalidJob(message)
+        if self.delay_seconds is not None:
+            raise InvalidJob("both scheduled_at and delay_seconds are given: pass one")
+
+    @staticmethod
+    def _check_delay(delay: object) -> None:
+        if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay <= DELAY_SECONDS_MAX:
+            raise InvalidJob(f"delay_seconds {delay!r} is out of range: use 0 to {DELAY_SECONDS_MAX:.0f}")
+
+    @staticmethod
+    def _check_key(key: object) -> None:
+        if not isinstance(key, str) or not 1 <= len(key) <= UNIQUE_KEY_CHARS_MAX or "\x00" in key or not _is_text(key):
+            raise InvalidJob(f"unique_key is not valid: use 1 to {UNIQUE_KEY_CHARS_MAX} characters, without NUL")
+
+
+class JobSettings(TypedDict, total=False):
+    """What `enqueue` and its kin take as keywords, besides a type and a payload."""
+
+    org_id: OrgId | UUID | str  # the tenant
+    queue: str | None  # None: the handler's
+    priority: int
+    scheduled_at: datetime | None
+    delay_seconds: float | None
+    max_attempts: int | None  # None: the handler's
+    unique_key: str | None
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
