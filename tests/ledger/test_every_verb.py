@@ -258,8 +258,10 @@ def _next(each: Story, answer: Any) -> Verb[Any] | None:
 
 
 def _plain(verb: Verb[Any], answer: Any, plainly: Plainly) -> Any:
-    # What falling asleep returns is a transaction's id, which grows from run to run.
-    return type(answer) if name_of(verb).startswith("fall_asleep") else plainly.put(answer)
+    # What falling asleep returns, and what a fence begins with, is a transaction's id. It grows.
+    if name_of(verb).startswith("fall_asleep") or (isinstance(answer, str) and answer.isdecimal()):
+        return type(answer)
+    return plainly.put(answer)
 
 
 def empty(dsn: str) -> None:
