@@ -135,7 +135,7 @@ def story() -> Story:
     yield look.history(SCHEMA, held[0].job_id)
     yield fences.meet_fence(SCHEMA, held[1], begun_in="1")
     yield fences.fence_nothing()
-    yield fences.fence_own(SCHEMA, NOBODY)
+    yield fences.fence_own(SCHEMA, held[1])
     yield fences.meet_own_fence(SCHEMA, NOBODY, begun_in="1", worker_id=BOB, outcome=ENDINGS["complete"])
 
     yield end.settle(SCHEMA, worker_id=ANN, settlements=[])
