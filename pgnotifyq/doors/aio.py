@@ -13,6 +13,7 @@ from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, Verbs
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.wire.aio import connect, open_pool
 from pgnotifyq.wire.asking import ask
+from pgnotifyq.wire.loops import need_asyncio
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ async def open_client(
         DatabaseUnreachable: no server answers.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run
             `python -m pgnotifyq migrate`, or upgrade.
+        PgnotifyqError: asyncio does not run here. Verbs raise it on another loop than the client's.
     """
+    need_asyncio("pgnotifyq.aio.open_client", "on trio use pgnotifyq.open_client, in blocking code pgnotifyq.sync.open_client")
     pool_of = open_pool(
         dsn, size_max=connections_max, application_name="pgnotifyq client", used_for=For.CALLER, prepare_threshold=0
     )

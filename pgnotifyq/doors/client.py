@@ -15,6 +15,7 @@ from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, Verbs
 from pgnotifyq.migrating import check_schema
 from pgnotifyq.runtime.shortcuts import enqueue_and_hand_over, find_taker
 from pgnotifyq.wire.connection import connect
+from pgnotifyq.wire.loops import need_trio
 from pgnotifyq.wire.pool import open_pool
 from pgnotifyq.wire.sessions import For
 
@@ -51,7 +52,9 @@ async def open_client(
         DatabaseUnreachable: no server answers.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run
             `python -m pgnotifyq migrate`, or upgrade.
+        PgnotifyqError: trio does not run here.
     """
+    need_trio("pgnotifyq.open_client", "on asyncio use pgnotifyq.aio.open_client, in blocking code pgnotifyq.sync.open_client")
     pool_of = open_pool(
         dsn, size_max=connections_max, application_name="pgnotifyq client", used_for=For.CALLER, prepare_threshold=0
     )
