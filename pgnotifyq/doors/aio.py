@@ -33,8 +33,9 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Open a client for the length of a block.
 
-    It belongs to the event loop that opens it, and to its process. A child that was forked opens
-    its own.
+    It belongs to the event loop that opens it, and to its process; elsewhere its verbs are refused.
+    A child that was forked opens its own. Where asyncio does not run, the error names the right
+    door.
 
     Args:
         dsn: the database. Of several addresses, the first that can write. If the address says
@@ -50,7 +51,6 @@ async def open_client(
         DatabaseUnreachable: no server answers.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run
             `python -m pgnotifyq migrate`, or upgrade.
-        PgnotifyqError: asyncio does not run here. Verbs raise it on another loop than the client's.
     """
     need_asyncio("pgnotifyq.aio.open_client", "on trio use pgnotifyq.open_client, in blocking code pgnotifyq.sync.open_client")
     pool_of = open_pool(

@@ -38,6 +38,8 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Open a client for the length of a block.
 
+    Where trio does not run it is refused, and the error names the right door.
+
     Args:
         dsn: the database. Of several addresses, the first that can write. If the address says
             `target_session_attrs`, the first that it admits, as for reading on a standby.
@@ -52,7 +54,6 @@ async def open_client(
         DatabaseUnreachable: no server answers.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run
             `python -m pgnotifyq migrate`, or upgrade.
-        PgnotifyqError: trio does not run here.
     """
     need_trio("pgnotifyq.open_client", "on asyncio use pgnotifyq.aio.open_client, in blocking code pgnotifyq.sync.open_client")
     pool_of = open_pool(
