@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool
 import pgnotifyq
 import pgnotifyq.aio
 import pgnotifyq.sync
-from pgnotifyq.testing import run_job
+from pgnotifyq.testing import Database, run_job
 from tests.pages import DOCS, as_url, blocks, named
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def test_typed_status_cancel_and_worker_beside_a_server(dsn: str) -> None:
     asyncio.run(main())
 
 
-def test_sqlalchemy_and_enqueued(dsn: str) -> None:
+def test_sqlalchemy_and_enqueued(pgnotifyq_db: Database) -> None:
     """On asyncpg: an order and its job, or neither; and the assertion finds it, and fails without it."""
-    names = shop()
+    names, dsn = shop(), pgnotifyq_db.dsn
     for name in ("sqlalchemy", "enqueued"):
         exec(OURS[name], names)
 
@@ -114,12 +114,12 @@ def test_sqlalchemy_and_enqueued(dsn: str) -> None:
         async with engine.begin() as connection:
             await connection.run_sync(Base.metadata.create_all)
         async with pgnotifyq.aio.open_client(dsn) as queue:
-            with pytest.raises(ValueError, match="not enough values"):
-                await names["test_order_is_receipted"](queue)
+            with pytest.raises(AssertionError, match="not enqueued"):
+                names["test_order_is_receipted"](pgnotifyq_db)
             await names["place_order"](queue, async_sessionmaker(engine), 7)
             with pytest.raises(Exception, match="duplicate key"):
                 await names["place_order"](queue, async_sessionmaker(engine), 7)
-            await names["test_order_is_receipted"](queue)
+            names["test_order_is_receipted"](pgnotifyq_db)
         await engine.dispose()
 
     asyncio.run(main())

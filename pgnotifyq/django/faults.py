@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.core.checks import Error
+from django.apps import apps
+from django.core.checks import Error, Warning  # noqa: A004  # as Django calls it
 from django.db import connections
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
@@ -48,6 +49,12 @@ def check_settings_of(backend: Any) -> Iterator[Any]:
             check_queue_name(name)
         except InvalidName as error:
             yield Error(f"{where}: QUEUES: {error}.", id="pgnotifyq.E006")
+    if not apps.is_installed("pgnotifyq.django"):
+        yield Warning(
+            f"{where}: pgnotifyq.django is not in INSTALLED_APPS, so there are no migrations of the queue and no worker command.",
+            hint="INSTALLED_APPS += ['pgnotifyq.django']",
+            id="pgnotifyq.W003",
+        )
     attempts = backend.max_attempts
     is_number = isinstance(attempts, int) and not isinstance(attempts, bool)
     if attempts is not None and not (is_number and 1 <= attempts <= MAX_ATTEMPTS_MAX):

@@ -13,6 +13,7 @@ from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, Verbs
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.wire.aio import connect, open_pool
 from pgnotifyq.wire.asking import ask
+from pgnotifyq.wire.loops import need_asyncio
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Open a client for the length of a block.
 
-    It belongs to the event loop that opens it, and to its process. A child that was forked opens
-    its own.
+    It belongs to the event loop that opens it, and to its process; elsewhere its verbs are refused.
+    A child that was forked opens its own. Where asyncio does not run, the error names the right
+    door.
 
     Args:
         dsn: the database. Of several addresses, the first that can write. If the address says
@@ -50,6 +52,7 @@ async def open_client(
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run
             `python -m pgnotifyq migrate`, or upgrade.
     """
+    need_asyncio("pgnotifyq.aio.open_client", "on trio use pgnotifyq.open_client, in blocking code pgnotifyq.sync.open_client")
     pool_of = open_pool(
         dsn, size_max=connections_max, application_name="pgnotifyq client", used_for=For.CALLER, prepare_threshold=0
     )

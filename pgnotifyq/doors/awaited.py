@@ -18,7 +18,7 @@ from pgnotifyq.wire.asking import ask, pause
 from pgnotifyq.wire.callers import ask_on
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -133,7 +133,7 @@ class AwaitedVerbs:
 
     async def enqueue_many(
         self,
-        jobs: Sequence[NewJob | Mapping[str, Any]],
+        jobs: Iterable[NewJob | Mapping[str, Any]],
         *,
         connection: CallersConnection | None = None,
     ) -> list[JobId]:
@@ -154,9 +154,10 @@ class AwaitedVerbs:
             TypeError: `connection` is of a kind that this client cannot use.
         """
         made: list[NewJob] = []
-        for part in self._verbs.new_jobs(jobs):
+        given = list(jobs)
+        for part in self._verbs.new_jobs(given):
             made += part
-            if len(made) < len(jobs):
+            if len(made) < len(given):
                 await pause()
         return await self._ask(self._verbs.enqueue_many(made), connection)
 

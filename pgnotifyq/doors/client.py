@@ -15,6 +15,7 @@ from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, Verbs
 from pgnotifyq.migrating import check_schema
 from pgnotifyq.runtime.shortcuts import enqueue_and_hand_over, find_taker
 from pgnotifyq.wire.connection import connect
+from pgnotifyq.wire.loops import need_trio
 from pgnotifyq.wire.pool import open_pool
 from pgnotifyq.wire.sessions import For
 
@@ -37,6 +38,8 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Open a client for the length of a block.
 
+    Where trio does not run it is refused, and the error names the right door.
+
     Args:
         dsn: the database. Of several addresses, the first that can write. If the address says
             `target_session_attrs`, the first that it admits, as for reading on a standby.
@@ -52,6 +55,7 @@ async def open_client(
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld: run
             `python -m pgnotifyq migrate`, or upgrade.
     """
+    need_trio("pgnotifyq.open_client", "on asyncio use pgnotifyq.aio.open_client, in blocking code pgnotifyq.sync.open_client")
     pool_of = open_pool(
         dsn, size_max=connections_max, application_name="pgnotifyq client", used_for=For.CALLER, prepare_threshold=0
     )

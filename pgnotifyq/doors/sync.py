@@ -23,7 +23,7 @@ from pgnotifyq.wire.callers import ask_on_blocking
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -223,7 +223,7 @@ class Client:
 
     def enqueue_many(
         self,
-        jobs: Sequence[NewJob | Mapping[str, Any]],
+        jobs: Iterable[NewJob | Mapping[str, Any]],
         *,
         connection: CallersConnection | None = None,
     ) -> list[JobId]:
@@ -241,7 +241,7 @@ class Client:
             UnknownJobType: the client has a registry, and it has no such handler.
             TypeError: `connection` is of a kind that this client cannot use.
         """
-        made = [job for part in self._verbs.new_jobs(jobs) for job in part]
+        made = [job for part in self._verbs.new_jobs(list(jobs)) for job in part]
         return self._ask(self._verbs.enqueue_many(made), connection)
 
     def cancel(self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None) -> CancelOutcome:

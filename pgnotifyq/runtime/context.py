@@ -11,7 +11,7 @@ import trio
 import trio.lowlevel
 
 from pgnotifyq.ledger import lease
-from pgnotifyq.model.errors import LeaseLost
+from pgnotifyq.model.errors import LeaseLost, TransactionRefused
 from pgnotifyq.model.outcome import Outcome, SettleKind, encode_result
 from pgnotifyq.runtime.fenced import WorkerFence, connection_block, django_block, session_block
 from pgnotifyq.runtime.logs import JobLog
@@ -20,6 +20,8 @@ from pgnotifyq.runtime.tenants import OrgContext
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from types import TracebackType
+    from typing import NoReturn
 
     from psycopg import IsolationLevel
 
@@ -95,6 +97,30 @@ class WorkerReach:
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
         """Publish how far an execution has come."""
         return await self.quick.ask(lease.report_progress(self.schema, running.lease, fraction=fraction, message=message))
+
+
+class _OnTrio:
+    """A block for `async with`. To who writes `with`, it says what there is instead."""
+
+    def __init__(self, block: AbstractAsyncContextManager[Connection]) -> None:
+        self._block = block
+
+    async def __aenter__(self) -> Connection:
+        return await self._block.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._block.__aexit__(kind, error, traceback)
+
+    def __enter__(self) -> NoReturn:
+        raise TransactionRefused(
+            "ctx.transaction() gives a connection that trio drives: use `async with` in an async handler; a handler that is a plain "
+            "function has ctx.session(...) for SQLAlchemy, ctx.django(), and ctx.connection(...) for psycopg's connections"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Be there, for Python asks for it before it enters."""
 
 
 def _completion(running: Running, complete: bool, result: object) -> Outcome | None:
@@ -174,10 +200,9 @@ class JobContext:
         """
         return self._running.why_stop()
 
-    @asynccontextmanager
-    async def transaction(
+    def transaction(
         self, *, complete: bool = False, result: object = None, isolation: IsolationLevel | None = None
-    ) -> AsyncIterator[Connection]:
+    ) -> AbstractAsyncContextManager[Connection]:
         """Open a transaction that commits only while this execution still owns the job.
 
         Args:
@@ -194,9 +219,13 @@ class JobContext:
             JobCancelled: a cancel came first; rolled back.
             TransactionLeft: it was committed or rolled back by hand, within the block.
             TransactionRefused: another transaction of this job is open around it, or about to
-                complete it.
+                complete it. Or it is entered by `with`.
             ConnectionsTaken: no connection became free in time.
         """
+        return _OnTrio(self._transaction(complete, result, isolation))
+
+    @asynccontextmanager
+    async def _transaction(self, complete: bool, result: object, isolation: IsolationLevel | None) -> AsyncIterator[Connection]:
         outcome = _completion(self._running, complete, result)
         async with self._reach.open_transaction(self._running, isolation=isolation, outcome=outcome) as connection:
             yield connection

@@ -143,7 +143,7 @@ def session_block(fence: Fence, factory: Callable[[], T]) -> FencedBlock[T]:
 @contextmanager
 def _session(fence: Fence, factory: Callable[[], Any]) -> Iterator[Any]:
     with fence.around():
-        made = factory()
+        made = _make(factory)
         _check_waits(fence, _kind_of_session(made), blocking=True)
         with made as session:
             _check_session_is_free(fence, session)
@@ -159,7 +159,7 @@ def _session(fence: Fence, factory: Callable[[], Any]) -> Iterator[Any]:
 @asynccontextmanager
 async def _session_awaited(fence: Fence, factory: Callable[[], Any]) -> AsyncIterator[Any]:
     with fence.around():
-        made = factory()
+        made = _make(factory)
         _check_waits(fence, _kind_of_session(made), blocking=False)
         async with made as session:
             _check_session_is_free(fence, session.sync_session)
@@ -170,6 +170,18 @@ async def _session_awaited(fence: Fence, factory: Callable[[], Any]) -> AsyncIte
                     watch()
                     await session.flush()
                 _check_held(fence, await ask_on(session, fence.last(begun_in)))
+
+
+def _name_of(given: object) -> str:
+    return f"{type(given).__module__}.{type(given).__qualname__}"
+
+
+def _make(factory: Any) -> Any:
+    if not callable(factory):
+        raise TypeError(
+            f"ctx.session() takes what makes a session of SQLAlchemy's, as sessionmaker(engine) does, and this is a {_name_of(factory)}"
+        )
+    return factory()
 
 
 def _kind_of_session(made: object) -> Kind:
@@ -317,7 +329,7 @@ def _kind_of_driver(given: object) -> Kind:
     try:
         kind = kind_of(given)
     except TypeError:
-        name = f"{type(given).__module__}.{type(given).__qualname__}"
+        name = _name_of(given)
     else:
         if kind in _DRIVERS:
             return kind

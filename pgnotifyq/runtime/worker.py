@@ -61,6 +61,7 @@ from pgnotifyq.runtime.trust import (
 from pgnotifyq.runtime.wakeups import Wakeups
 from pgnotifyq.runtime.watchdog import names_of, watch_asyncio_for_ever, watch_for_ever
 from pgnotifyq.wire.asking import ask
+from pgnotifyq.wire.loops import need_trio
 from pgnotifyq.wire.postmaster import find_postmaster
 
 if TYPE_CHECKING:
@@ -143,9 +144,11 @@ async def run_worker(
 
     Raises:
         ConfigError: a setting is out of its bounds or not known, or given beside `config`.
+        PgnotifyqError: trio does not run here.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable,
             MissingRights: at start.
     """
+    need_trio("run_worker", "call it by trio.run; docs/worker.md has a worker beside an asyncio server")
     config = config_of(config, settings)
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
     emit = Telling(on_event)

@@ -198,7 +198,9 @@ def _expected(
     unique_key: str | None,
     scheduled: bool | datetime | str | None,
 ) -> Expected:
-    name: Any = job_type if isinstance(job_type, str) else getattr(job_type, "job_type", None)
+    # A task of Django's has its path, which is its job type.
+    named = getattr(job_type, "job_type", None) or getattr(job_type, "module_path", None)
+    name: Any = job_type if isinstance(job_type, str) else named
     if not isinstance(name, str):
         raise TypeError(f"{job_type!r} is not a handler: name a job type, or pass what @registry.handler makes of a function")
     if isinstance(job_type, Handler):

@@ -28,7 +28,9 @@ from psycopg.rows import Row, TupleRow, tuple_row
 from psycopg.waiting import Ready, Wait
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
+from pgnotifyq.model.errors import PgnotifyqError
 from pgnotifyq.wire import addresses, forks, pooling
+from pgnotifyq.wire.loops import need_asyncio
 from pgnotifyq.wire.names import check_psycopg
 from pgnotifyq.wire.ours import Awaited
 from pgnotifyq.wire.sessions import For
@@ -285,6 +287,7 @@ class Pool:
 
     def __init__(self, pool: _Pool) -> None:
         self._pool = pool
+        self._loop = asyncio.get_running_loop()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection[TupleRow]]:
@@ -295,7 +298,11 @@ class Pool:
         Raises:
             PoolTimeout: none became free within `ACQUIRE_SECONDS`.
             DatabaseUnreachable: a new one was needed and could not be opened.
+            PgnotifyqError: another loop runs here, perhaps in a child that was forked. psycopg_pool
+                would wait for ever.
         """
+        if need_asyncio("this client", "it belongs to the loop that opened it") is not self._loop:
+            raise PgnotifyqError("this client belongs to another event loop: open one in each loop and each process")
         connection = await self._take()
         try:
             yield connection
@@ -350,6 +357,8 @@ async def open_pool(
         open=False,
         timeout=pooling.ACQUIRE_SECONDS,
         max_idle=pooling.IDLE_SECONDS_MAX,
+        name=application_name,  # for psycopg_pool's log
+        reconnect_timeout=0.0,  # its log says this number; the pool tries once (pooling.Once)
     )
     await pool.open()
     try:

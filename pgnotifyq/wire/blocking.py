@@ -262,6 +262,8 @@ class Pool:
             open=True,
             timeout=pooling.ACQUIRE_SECONDS,
             max_idle=pooling.IDLE_SECONDS_MAX,
+            name=application_name,  # for psycopg_pool's log
+            reconnect_timeout=0.0,  # its log says this number; the pool tries once (pooling.Once)
         )
 
     @contextmanager

@@ -34,6 +34,7 @@ from psycopg.transaction import AsyncTransaction
 
 from pgnotifyq.model.errors import quietly
 from pgnotifyq.wire import addresses, first, forks, waiting
+from pgnotifyq.wire.loops import need_trio
 from pgnotifyq.wire.ours import Awaited
 from pgnotifyq.wire.refusals import UNDONE, is_stale_plan, may_repeat
 from pgnotifyq.wire.sessions import For
@@ -139,7 +140,9 @@ async def connect(
 
     Raises:
         DatabaseUnreachable: no address could be connected to, or the DSN cannot be read.
+        PgnotifyqError: trio does not run here.
     """
+    need_trio("pgnotifyq.connect", "elsewhere use psycopg's own connections")
     wanted = addresses.readable(dsn, application_name, **parameters)
     choice = first.ANY
     if used_for is not For.ANYBODY and not addresses.says(wanted, "target_session_attrs"):

@@ -26,6 +26,7 @@ def test_a_test_case(project: Project) -> None:
                 tasks.make_group.enqueue("theirs")
                 result = tasks.count_groups.enqueue()
                 assert_enqueued("shop.tasks.make_group", args=["theirs"], connection=connection)
+                assert_enqueued(tasks.make_group, args=["theirs"], count=1, connection=connection)
                 self.assertEqual(drain(registry, connection=connection).outcomes, {"completed": 2})
                 self.assertTrue(Group.objects.filter(name="theirs").exists())
                 result.refresh()

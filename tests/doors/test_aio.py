@@ -16,7 +16,7 @@ import trio
 import pgnotifyq
 import pgnotifyq.aio
 from pgnotifyq.doors import gathering
-from pgnotifyq.model.errors import WaitTimeout
+from pgnotifyq.model.errors import PgnotifyqError, WaitTimeout
 from pgnotifyq.wire import aio as wire
 from tests.doors.support import AWAITED, LISTENER
 from tests.doors.test_every_client import until
@@ -275,6 +275,44 @@ def test_a_connection_of_the_other_loop(dsn: str) -> None:
         theirs.pgconn.finish()
 
     trio.run(other)
+
+
+def test_a_client_in_another_loop(dsn: str) -> None:
+    """Refused, and not left waiting: in a loop of another thread, as after a fork, and on trio."""
+
+    async def main(client: Client) -> None:
+        async def enqueue() -> None:
+            with pytest.raises(PgnotifyqError, match=r"the loop that opened it|another event loop"):
+                await client.enqueue("noop")
+            with pytest.raises(PgnotifyqError, match=r"the loop that opened it|another event loop"):
+                await client.jobs()
+
+        await asyncio.to_thread(asyncio.run, enqueue())
+        await asyncio.to_thread(trio.run, enqueue)
+        await client.enqueue("noop")
+
+    on_asyncio(dsn, main)
+
+
+def test_a_door_of_the_other_loop(dsn: str) -> None:
+    """Refused by an error that names the right door."""
+
+    async def open_trio() -> None:
+        with pytest.raises(PgnotifyqError, match=r"use pgnotifyq\.aio\.open_client"):
+            async with pgnotifyq.open_client(dsn):
+                pass
+        with pytest.raises(PgnotifyqError, match="run_worker needs trio"):
+            await pgnotifyq.run_worker(pgnotifyq.JobRegistry(), dsn)
+        with pytest.raises(PgnotifyqError, match="connect needs trio"):
+            await pgnotifyq.connect(dsn)
+
+    async def open_asyncio() -> None:
+        with pytest.raises(PgnotifyqError, match=r"use pgnotifyq\.open_client"):
+            async with pgnotifyq.aio.open_client(dsn):
+                pass
+
+    asyncio.run(open_trio())
+    trio.run(open_asyncio)
 
 
 def test_the_loop_goes_on(dsn: str) -> None:

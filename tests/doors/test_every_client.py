@@ -206,7 +206,7 @@ def _kwdefaults() -> dict[str, Any]:
     return open_pool.__wrapped__.__kwdefaults__  # type: ignore[attr-defined,no-any-return]
 
 
-def test_nobody_answers(open_door: Any, dsn: str) -> None:
+def test_nobody_answers(open_door: Any, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     """Told at once, by one error that says what to do; never with a password."""
     for address in ("host=/nowhere port=1", "postgresql://ann:sec%40ret@127.0.0.1:1/x", "nonsense nonsense"):
         with pytest.raises(DatabaseUnreachable) as caught, open_door(address):
@@ -214,12 +214,21 @@ def test_nobody_answers(open_door: Any, dsn: str) -> None:
         assert "sec" not in str(caught.value)
     with pytest.raises(DatabaseUnreachable, match="does not exist"), open_door(make_conninfo(dsn, dbname="nowhere")):
         pass
+    assert "300" not in caplog.text  # seconds that psycopg_pool would try, and ours does not
 
 
 def test_a_database_without_the_schema(open_door: Any, blank_dsn: str) -> None:
     """Refused when it is opened, and told what to do."""
     with pytest.raises(SchemaMissing, match="migrate"), open_door(blank_dsn):
         pass
+
+
+def test_jobs_of_a_generator(dsn: str, door: Door) -> None:
+    """Many jobs may come one by one; their ids are in order."""
+    names = [f"noop{number}" for number in range(250)]
+    ids = door.do("enqueue_many", ({"job_type": name} for name in names))
+    assert [door.do("get", job_id).job_type for job_id in (ids[0], ids[-1])] == [names[0], names[-1]]
+    assert len(ids) == len(names)
 
 
 def test_a_client_that_is_closed(open_door: Any, dsn: str) -> None:

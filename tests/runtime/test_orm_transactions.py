@@ -285,6 +285,29 @@ async def test_what_makes_a_session(place: Workplace) -> None:
     assert await marks(place) == ["function", "maker", "scoped"]
 
 
+async def test_what_cannot_be_opened_there(place: Workplace) -> None:
+    """An engine in the place of a factory, and trio's transaction in a thread: each error says what to use."""
+    registry = JobRegistry()
+    engine = create_engine(url(place.dsn, "psycopg"), poolclass=NullPool)
+    told: list[str] = []
+
+    @registry.handler()
+    def work(payload: dict[str, Any], ctx: JobContext) -> None:
+        no_factory: Any = engine
+        with pytest.raises(TypeError) as refused, ctx.session(no_factory):
+            pass
+        told.append(str(refused.value))
+        trios: Any = ctx.transaction()
+        with pytest.raises(TransactionRefused) as refused_by_trio, trios:
+            pass
+        told.append(str(refused_by_trio.value))
+
+    worker = await place.start(registry)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("work", max_attempts=1))
+    assert "as sessionmaker(engine) does, and this is a sqlalchemy.engine.base.Engine" in told[0]
+    assert "ctx.session(...) for SQLAlchemy" in told[1]
+
+
 async def test_job_enqueued_in_the_block(place: Workplace) -> None:
     """It commits with the block, and is undone with it."""
     registry = JobRegistry()
