@@ -45,6 +45,7 @@ HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, Tru
 CLAIM: dict[str, Any] = {"worker_id": ANN, "queues": ["default", "other"], "lease_seconds": 60.0}
 MOVING = {"snapshot_xmin", "dead_rows", "dead_row_share"}  # what a server counts for itself
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+TELL_TRANSACTIONS = {fences.fence_nothing().statement, fences.fence_own(SCHEMA, NOBODY).statement}
 
 
 def verbs() -> set[str]:
@@ -259,8 +260,8 @@ def _next(each: Story, answer: Any) -> Verb[Any] | None:
 
 def _plain(verb: Verb[Any], answer: Any, plainly: Plainly) -> Any:
     # What falling asleep returns, and what a fence begins with, is a transaction's id. It grows.
-    if name_of(verb).startswith("fall_asleep") or (isinstance(answer, str) and answer.isdecimal()):
-        return type(answer)
+    if name_of(verb).startswith("fall_asleep") or (isinstance(verb, Ask) and verb.statement in TELL_TRANSACTIONS):
+        return type(answer), int(answer) > 0
     return plainly.put(answer)
 
 
