@@ -79,7 +79,7 @@ class BlockingEnds:
         return ended
 
     def close(self) -> None:
-        """Close the connection. Whoever still waits looks, and learns that the client is closed."""
+        """Close the connection. Threads that wait look, and learn that the client is closed."""
         with self._lock:
             self._is_closed = True
             connection, self._connection = self._connection, None

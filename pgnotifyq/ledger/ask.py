@@ -1,9 +1,10 @@
 """A verb is a value: what is asked, apart from how somebody waits for the answer.
 
-Each verb of this floor returns an `Ask`, or a `Plan` where it takes several statements. Whoever
-has a connection asks it: wire/asking.py does, on trio and on a blocking psycopg connection. A door
-for another kind of connection is one more function like those two, and nothing of this floor knows
-of it: there is no event loop here, no connection and no driver.
+Each verb of this floor returns an `Ask`, or a `Plan` if it takes several statements. A function
+that has a connection asks it: wire/asking.py has two, for psycopg's awaited connections and for its
+blocking ones, and wire/callers.py has those for other drivers. A door for another kind of
+connection is one more function like those two, and nothing of this floor knows of it: there is no
+event loop here, no connection and no driver.
 
 The rules of an asker:
 

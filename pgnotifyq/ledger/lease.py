@@ -25,7 +25,7 @@ class Surprise:
     # lost, cancelled, dead, completed; of a heartbeat also unrenewed; of what was settled apart
     # also bare, busy, refused
     became: str
-    why: str | None = None  # the message left by whoever cancelled; or what the database said
+    why: str | None = None  # what the cancel said; or what the database said
     sqlstate: str | None = None  # of what the database said
 
 

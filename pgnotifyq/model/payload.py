@@ -7,8 +7,8 @@ cattrs makes the types. `make_converter` adds to it what JSON lacks, and takes v
 docs/payloads.md is the page for users.
 
 A payload may say its version, by a key beside its own: `{"$version": 2, "path": "a.png"}`. Without
-the key its version is 1, so whoever enqueues by SQL need not know of versions. A payload that is no
-object stands in one: `{"$version": 2, "$payload": [1, 2]}`.
+the key its version is 1, so a program that enqueues by SQL need not know of versions. A payload
+that is no object stands in one: `{"$version": 2, "$payload": [1, 2]}`.
 """
 
 from __future__ import annotations

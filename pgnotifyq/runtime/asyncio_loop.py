@@ -355,7 +355,7 @@ def _make_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, A
     task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **settings)
     context = settings.get("context")
     errand = _errand.get() if context is None else context.get(_errand)
-    # An async generator that nobody closed is closed by whoever collects the garbage.
+    # An async generator that nobody closed is closed by the garbage collector.
     if errand is not None and inspect.iscoroutine(coroutine):
         errand.note(task)
     return task

@@ -1,7 +1,7 @@
 """Fenced transactions through a library of the handler's: an ORM, or a driver's connection.
 
-`ctx.transaction()` gives a connection of the worker's. Whoever has models in SQLAlchemy or Django
-cannot use them there. Here the library begins its transaction and commits it, in its own block, and
+`ctx.transaction()` gives a connection of the worker's. A program's models in SQLAlchemy or Django
+cannot be used there. Here the library begins its transaction and commits it, in its own block, and
 the fence goes through the library's connection: the first statement binds the transaction to the
 execution, the last one asks whether that still holds the job, and writes the completion.
 

@@ -25,12 +25,12 @@ inserter may lie beyond it. The claim function reads xmin in a statement *before
 for jobs, which can only make it smaller: safe.
 
 Jobs of the future. A sleeper says when it will look again by itself (`expects_at`), and an insert
-that falls due later tells it nothing: a promise, and whoever relied on it may not have committed
-when the promise is kept. So it stands until its time even if the job it was made for is gone, and
-when a claim finds one of its own passed (it reports no xmin then) the barrier is taken anew: 2 and
-3 above, for whoever relied on the promise looked before its time, and so has an id below the new T.
-The naive sleeper, which replaces what it expects at each claim and sleeps on, loses such a job
-until the backstop.
+that falls due later tells it nothing: a promise. An inserter that relied on it may not have
+committed when the promise is kept. So it stands until its time even if the job it was made for is
+gone, and when a claim finds one of its own passed (it reports no xmin then) the barrier is taken
+anew: 2 and 3 above: an inserter that relied on the promise looked before its time, so its id is
+below the new T. The naive sleeper, which replaces what it expects at each claim and sleeps on,
+loses such a job until the backstop.
 
 "Dry" means that no due job was left, not that none could be taken: a claim skips rows that somebody
 else has locked, another worker's claim or a mere update, and says so (`is_contended`). Then the

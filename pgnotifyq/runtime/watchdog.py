@@ -7,8 +7,8 @@ Rules:
 
 - The loop notes the task whose step begins, and when it has nothing to do: two of trio's hooks. The
   thread looks at that note twice in `loop_blocked_seconds`, and wakes nobody.
-- What is counted is one step of one task, so whoever is named did not let go for as long as is
-  said. A loop that is slow because many take a little each is not called held.
+- What is counted is one step of one task, so the task that is named did not let go for as long as
+  is said. A loop that is slow because many take a little each is not called held.
 - It is said at once, in the log, by the thread: a loop that is held for ever never comes back. As
   an event it is told when the loop is back, for events are told in the worker's own task. Where
   events are logged anyhow, it is said once.

@@ -118,7 +118,7 @@ async def _take(connection: psycopg.AsyncConnection[Any], step: Step) -> Any:
 
 async def pause() -> None:
     """Let other tasks of this loop run. A cancel is met here."""
-    from anyio.lowlevel import checkpoint  # where the loop is trio's too; whoever never pauses does without it
+    from anyio.lowlevel import checkpoint  # the loop may be trio's; a verb that never pauses does without it
 
     await checkpoint()
 

@@ -482,7 +482,7 @@ def _judged(step: Step, error: Exception) -> tuple[Any, Exception | None]:
 
 
 def in_psycopgs_words(error: Exception) -> Exception:
-    """Return psycopg's error for what PostgreSQL said, whoever tells it; others as they are."""
+    """Return psycopg's error for what PostgreSQL said by any driver; others as they are."""
     for cause in _causes(error):
         if isinstance(cause, psycopg.Error):
             return cause
