@@ -148,7 +148,7 @@ async def run_worker(
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable,
             MissingRights: at start.
     """
-    need_trio("run_worker", "call it by trio.run; docs/worker.md has a worker beside an asyncio server")
+    need_trio("run_worker", "start it by trio.run; docs/worker.md has a worker beside an asyncio server")
     config = config_of(config, settings)
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
     emit = Telling(on_event)
