@@ -117,7 +117,10 @@ def meet_own_fence(schema: str, lease: Lease, *, begun_in: str, worker_id: Worke
 
 
 # What the role of a handler's own connection needs, for people; {schema} is to be filled in.
-FENCE_RIGHTS = "it needs usage on the schema {schema}"
+FENCE_RIGHTS = (
+    "it needs usage on the schema {schema}, and the right to its functions fence and meet_fence, which `migrate` gives to all"
+    " who have that usage"
+)
 COMPLETE_RIGHTS = (
     "for complete=True it needs usage on the schema {schema}, select and update on {schema}.jobs, and insert on"
     " {schema}.job_executions"

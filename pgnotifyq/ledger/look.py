@@ -313,8 +313,8 @@ def tenant_role(schema: str) -> Ask[str | None]:
     """
 
     def read(answer: Answer, encoding: str) -> str | None:
-        found = [may_be_set and has_rights for may_be_set, has_rights, _ in rows(answer, encoding)]
-        return f"{schema}_tenant" if any(found) else None
+        found = [name for name, may_be_set, has_rights, _ in rows(answer, encoding) if may_be_set and has_rights]
+        return found[0] if found else None
 
     return Ask(query("tenant_role", schema), (), read)
 

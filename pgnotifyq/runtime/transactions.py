@@ -145,7 +145,7 @@ async def open_databases(dsn: str, config: WorkerConfig, worker_id: WorkerId) ->
             schema=config.schema,
             worker_id=worker_id,
             connections_max=config.handler_connections_max,
-            tenant_role=f"{config.schema}_tenant",
+            tenant_role=None,
         )
 
 

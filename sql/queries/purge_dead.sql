@@ -4,8 +4,8 @@ with gone as (
     where ($1::uuid is not null and d.id = $1)
        or ($2::float8 is not null
            and d.died_at < {schema}.clock() - make_interval(secs => $2))
-    returning d.id
+    returning d.id, d.org_id
 ), history as (
-    delete from {schema}.job_executions as e using gone where e.job_id = gone.id
+    delete from {schema}.job_executions as e using gone where e.job_id = gone.id and e.org_id = gone.org_id
 )
 select count(*) from gone

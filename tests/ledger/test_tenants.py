@@ -11,19 +11,23 @@ import psycopg
 import pytest
 
 from pgnotifyq.wire.connection import Connection
-from tests.ledger.support import ENDINGS, claim_one, enqueue, fetch, settle, value
+from tests.ledger.support import ENDINGS, claim_one, enqueue, fetch, settle, tenant_role, value
 
 Link = Connection[Any]
 OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
 TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles")
+DEFINERS = (
+    "check_fence", "fence", "key_holder", "meet_fence", "tenant_key", "tenant_login", "unsealed", "wake_after_insert",
+    "wake_after_reschedule",
+)  # fmt: skip
 
 
 @asynccontextmanager
-async def as_tenant(connection: Link, org_id: uuid.UUID | None, *, role: str = "pgnotifyq_tenant") -> AsyncIterator[Link]:
+async def as_tenant(connection: Link, org_id: uuid.UUID | None, *, role: str | None = None) -> AsyncIterator[Link]:
     """Do what a handler's tenant transaction does; rolled back at the end."""
     async with connection.transaction(force_rollback=True):
         await connection.execute("select set_config('pgnotifyq.org_id', %s, true)", (str(org_id or ""),))
-        await connection.execute(f"set local role {role}".encode())
+        await connection.execute(f"set local role {role or await tenant_role(connection)}".encode())
         yield connection
 
 
@@ -61,11 +65,11 @@ async def test_views_run_as_who_asks(connection: Link) -> None:
 
 
 async def test_functions_run_as_who_calls(connection: Link) -> None:
-    """No function lends its owner's rights but those of the fence, which only bind whoever calls them; their search path is pinned."""
+    """No function lends its owner's rights but those that are named here; their search path is pinned."""
     assert await fetch(
         connection,
         "select proname, proconfig[1] from pg_proc where pronamespace = 'pgnotifyq'::regnamespace and prosecdef order by proname",
-    ) == [(name, "search_path=pg_catalog, pg_temp") for name in ("check_fence", "fence", "meet_fence")]  # fmt: skip
+    ) == [(name, "search_path=pg_catalog, pg_temp") for name in DEFINERS]  # fmt: skip
 
 
 @pytest.mark.parametrize("relation", [*TABLES, "executions"])
@@ -141,7 +145,7 @@ async def test_setting_alone(shared: Link) -> None:
     async with shared.transaction(force_rollback=True):
         await shared.execute("create role pgnotifyq_test_owner")
         await shared.execute("grant usage on schema pgnotifyq to pgnotifyq_test_owner")
-        for table in TABLES:
+        for table in (*TABLES, "worker_heartbeats"):
             await shared.execute(f"alter table pgnotifyq.{table} owner to pgnotifyq_test_owner".encode())
         async with as_tenant(shared, None, role="pgnotifyq_test_owner"):
             assert await value(shared, everything) == [OURS, THEIRS]

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, JobCancelled, JobContext, JobRegistry, RetryPolicy
-from tests.ledger.support import fetch
+from tests.ledger.support import fetch, tenant_role
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]
@@ -21,15 +21,15 @@ OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
 async def place(place: Workplace) -> Workplace:
     """Give a queue beside the tables of a user: one plain, one whose rows belong to tenants."""
     await place.connection.execute(
-        """
+        f"""
         drop table if exists marks, notes;
         create table marks (what text);
         create table notes (org_id uuid not null default pgnotifyq.current_org(), what text);
         alter table notes enable row level security;
         create policy one_tenant on notes
             using (org_id = pgnotifyq.current_org()) with check (org_id = pgnotifyq.current_org());
-        grant select, insert, update, delete on notes to pgnotifyq_tenant;
-        """
+        grant select, insert, update, delete on notes to {await tenant_role(place.connection)};
+        """.encode()
     )
     await place.connection.execute("insert into notes values (%s, 'ours'), (%s, 'theirs')", (OURS, THEIRS))
     return place

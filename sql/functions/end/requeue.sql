@@ -16,9 +16,9 @@ begin
         delete from {schema}.dead_letter_jobs as d where d.id = requeue.job_id returning d.*
     )
     insert into {schema}.jobs (
-        id, org_id, queue_name, job_type, payload, priority, max_attempts, unique_key, created_at, error_message)
+        id, org_id, queue_name, job_type, payload, priority, max_attempts, unique_key, created_at, error_message, enqueued_by)
     select l.id, l.org_id, l.queue_name, l.job_type, l.payload, l.priority, l.max_attempts, l.unique_key, l.created_at,
-        l.error_message
+        l.error_message, l.enqueued_by
     from letter as l;
     return found;
 end
