@@ -53,6 +53,13 @@ def worker(
     handler_connections: Annotated[
         int, Parameter(converter=whole, help="Database sessions that handlers share for their own transactions, at most.")
     ] = 10,
+    tenant_dsn: Annotated[
+        str | None,
+        Parameter(
+            env_var="PGNOTIFYQ_TENANT_DSN",
+            help="The address of a login for transactions of a tenant's. Default: what `migrate --tenant-login` made.",
+        ),
+    ] = None,
     listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
     log_format: Annotated[
         str, Parameter(help="line or json; of events (standard output) and of logs (standard error).")
@@ -89,6 +96,7 @@ def worker(
         shutdown_seconds=shutdown_seconds,
         grace_seconds=grace_seconds,
         handler_connections_max=handler_connections,
+        tenant_dsn=tenant_dsn,
         schema=schema,
         **settings,
     )

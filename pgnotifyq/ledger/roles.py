@@ -9,11 +9,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
+import psycopg
 from psycopg import errors
 
 from pgnotifyq.ledger.ask import Ask, nothing
 from pgnotifyq.ledger.columns import rows, word
-from pgnotifyq.ledger.errors import raise_translated, said_of
+from pgnotifyq.ledger.errors import INVALID_JOB, raise_translated, said_of
 from pgnotifyq.ledger.statements import call
 from pgnotifyq.model.errors import ConfigError, MissingRights
 
@@ -73,7 +74,7 @@ def grant(schema: str, kind: RoleKind, role_name: str) -> Ask[None]:
     """
 
     def say(error: Exception) -> NoReturn:
-        if isinstance(error, errors.UndefinedObject):
+        if isinstance(error, psycopg.Error) and error.sqlstate == INVALID_JOB:
             raise ConfigError(f"{error.diag.message_primary}: {error.diag.message_hint}") from error
         raise_translated(error, schema)
 

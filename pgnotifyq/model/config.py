@@ -79,6 +79,10 @@ class WorkerConfig:
     # handler asks. If all are taken, the handler waits.
     handler_connections_max: int = HANDLER_CONNECTIONS_DEFAULT
     handler_connection_seconds: float = 30.0  # of that wait; then the job is put back, uncharged
+    # The address of a login that is a tenant's (`migrate --grant-tenant`), for
+    # ctx.org.transaction(). None: the login that `migrate --tenant-login` made, if there is one;
+    # else these transactions share the sessions above, and are confined against mistakes only.
+    tenant_dsn: str | None = attrs.field(default=None, repr=False)
     schema: str = "pgnotifyq"
 
     def __attrs_post_init__(self) -> None:
@@ -89,6 +93,8 @@ class WorkerConfig:
         if len(set(self.queues)) != len(self.queues):
             raise ConfigError(f"queues {', '.join(self.queues)}: a queue is named twice")
         check_schema_name(self.schema)
+        if self.tenant_dsn is not None and not isinstance(self.tenant_dsn, str):
+            raise ConfigError(f"tenant_dsn is a {type(self.tenant_dsn).__name__}, not an address")
         for name in ("concurrency", "handler_connections_max"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
@@ -143,6 +149,7 @@ class WorkerSettings(TypedDict, total=False):
     retention_seconds: float
     handler_connections_max: int
     handler_connection_seconds: float
+    tenant_dsn: str | None
     schema: str
 
 

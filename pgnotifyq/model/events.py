@@ -88,6 +88,7 @@ class WorkerStarted(TypedDict):
     queues: str  # in order of preference, with commas in between
     concurrency: Annotated[int, "jobs"]
     handlers: str  # job types, sorted, with commas in between
+    tenants: str  # how transactions of a tenant's are confined, and by what
 
 
 class WorkerStopping(TypedDict):

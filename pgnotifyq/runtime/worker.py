@@ -47,7 +47,7 @@ from pgnotifyq.runtime.settler import RELEASED, Settler
 from pgnotifyq.runtime.shortcuts import Taker, answer, open_door
 from pgnotifyq.runtime.slots import run_slot
 from pgnotifyq.runtime.telling import Telling
-from pgnotifyq.runtime.tenants import find_tenant_role
+from pgnotifyq.runtime.tenants import confine
 from pgnotifyq.runtime.transactions import open_databases
 from pgnotifyq.runtime.trust import (
     Trust,
@@ -206,6 +206,7 @@ class _Staff:
     def __init__(self, me: Identity, databases: Databases, link: Callable[[str], Link]) -> None:
         self.me = me
         self.databases = databases
+        self.tenants = ""  # how they are confined, for people; known once the worker has begun
         # Claims, heartbeats, sleep, watch: short statements whose commits do not wait for the disk.
         self.quick = link("claimer")
         # Outcomes, reclaim, prune: durable.
@@ -257,8 +258,8 @@ async def _begin(staff: _Staff, connection: Connection, dsn: str) -> None:
     """Check what the worker stands on, and publish it."""
     me = staff.me
     await check_schema(connection, me.schema)
-    staff.databases.tenant_role = await find_tenant_role(connection, me.schema)
     with translated(me.schema):
+        staff.tenants = await confine(staff.databases, connection, dsn, me.config.tenant_dsn)
         staff.trust.postmaster = await find_postmaster(connection, dsn)
         await register(me, staff.trust, staff.executions, connection)
 
@@ -289,6 +290,7 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
                 "queues": ",".join(me.queues),
                 "concurrency": executions.count,
                 "handlers": ",".join(sorted(me.registry.job_types)),
+                "tenants": staff.tenants,
             }
             me.emit(Event(name=EventName.WORKER_STARTED, fields=fields))
             task_status.started(handle)

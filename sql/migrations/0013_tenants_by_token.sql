@@ -52,7 +52,7 @@ alter table {schema}.jobs alter column enqueued_by set default current_user;
 alter table {schema}.dead_letter_jobs add column enqueued_by text;
 
 -- new_tenant_key: make a key. Keys that are older are still good.
-create function {schema}.new_tenant_key() returns void
+create or replace function {schema}.new_tenant_key() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -68,7 +68,6 @@ begin
     insert into {schema}.tenant_keys (key, inner_pad, outer_pad) values (key, inner_pad, outer_pad);
 end
 $$;
-revoke all on function {schema}.new_tenant_key() from public;
 select {schema}.new_tenant_key();
 
 -- unsealed: the tenant of a token; null: the token is not of this transaction, or not of ours.
@@ -78,7 +77,7 @@ select {schema}.new_tenant_key();
 --
 -- The two digests are hashed once more before they are compared. So the time that the comparison
 -- takes says nothing of the digest that is wanted.
-create function {schema}.unsealed(token text) returns uuid
+create or replace function {schema}.unsealed(token text) returns uuid
 language sql stable parallel restricted security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -96,10 +95,10 @@ $$;
 revoke all on function {schema}.unsealed(text) from public;
 
 -- is_sealed: whether a role is a tenant's, so that only a token says which tenant it is.
-create function {schema}.is_sealed(connected_role name) returns boolean
+create or replace function {schema}.is_sealed(connected_role text) returns boolean
 language sql stable parallel safe
-return has_function_privilege(connected_role, '{schema}.unsealed(text)'::regprocedure, 'execute')
-    and not has_table_privilege(connected_role, '{schema}.worker_heartbeats'::regclass, 'select');
+return has_function_privilege(connected_role::name, '{schema}.unsealed(text)'::regprocedure, 'execute')
+    and not has_table_privilege(connected_role::name, '{schema}.worker_heartbeats'::regclass, 'select');
 
 -- current_org: the tenant of this transaction, or null. Policies ask it once a statement:
 -- `(select current_org())`.
@@ -126,20 +125,20 @@ return coalesce(current_setting('pgnotifyq.org_id', true), '') <> ''
     or {schema}.is_sealed(current_user) or {schema}.is_sealed(session_user);
 
 -- own_only: whether the role is a producer, which sees only the jobs that it enqueued.
-create function {schema}.own_only() returns boolean
+create or replace function {schema}.own_only() returns boolean
 language sql stable parallel safe
 return has_column_privilege('{schema}.jobs'::regclass, 'id', 'insert')
     and not has_table_privilege('{schema}.worker_heartbeats'::regclass, 'select');
 
 -- is_restricted: whether the role may write no more than enqueue and cancel would.
-create function {schema}.is_restricted() returns boolean
+create or replace function {schema}.is_restricted() returns boolean
 language sql stable parallel safe
 return {schema}.own_only() or {schema}.is_sealed(current_user);
 
 -- is_as_enqueued: whether a row is one that enqueue would make (functions/enqueue/enqueue.sql).
 --
 -- A client chooses ids, in version 7 order: so the time in them is about now.
-create function {schema}.is_as_enqueued(job {schema}.jobs) returns boolean
+create or replace function {schema}.is_as_enqueued(job {schema}.jobs) returns boolean
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -162,7 +161,7 @@ end
 $$;
 
 -- is_own: whether a producer has enqueued a job, alive or dead.
-create function {schema}.is_own(job_id uuid) returns boolean
+create or replace function {schema}.is_own(job_id uuid) returns boolean
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$

@@ -23,7 +23,7 @@ from pg_rewrite as r join ours as o on o.oid = r.ev_class
 union all
 select 'policy', o.name, p.polname::text, '', case when p.polpermissive then 'permissive' else 'restrictive' end
 from pg_policy as p join ours as o on o.oid = p.polrelid
-where p.polname <> 'one_tenant'
+where p.polname not in ('one_tenant', 'own_jobs', 'as_enqueued', 'as_cancelled')
 union all
 select 'row_security_off', o.name, '', '', ''
 from ours as o

@@ -157,7 +157,7 @@ as $$
 begin
     if not exists (select from pg_roles as p where p.rolname = grant_role.role_name) then
         raise exception 'role % does not exist', quote_ident(grant_role.role_name)
-            using errcode = 'undefined_object', hint = 'Make it first: create role ... login.';
+            using errcode = 'PNQ02', hint = 'Make it first: create role ... login.';
     end if;
     insert into {schema}.roles (kind, role_name) values (grant_role.kind, grant_role.role_name) on conflict do nothing;
 end

@@ -47,4 +47,3 @@ begin
     return own;
 end
 $$;
-revoke all on function {schema}.make_tenant_login() from public;
