@@ -78,19 +78,19 @@ select {schema}.new_tenant_key();
 -- The two digests are hashed once more before they are compared. So the time that the comparison
 -- takes says nothing of the digest that is wanted.
 create or replace function {schema}.unsealed(token text) returns uuid
-language sql stable parallel restricted security definer
+language plpgsql stable parallel restricted security definer
 set search_path = pg_catalog, pg_temp
 as $$
-    select left(token, 36)::uuid
-    from (
-        select convert_to(left(token, 36), 'UTF8') || int4send(pg_backend_pid()) || timestamptz_send(now())
-            || xid8send(pg_current_xact_id_if_assigned()) as said
-        offset 0
-    ) as t
-    where exists (
-        select from {schema}.tenant_keys as k
-        where sha256(convert_to(substr(token, 37), 'UTF8'))
-            = sha256(convert_to(encode(sha256(k.outer_pad || sha256(k.inner_pad || t.said)), 'hex'), 'UTF8')))
+declare
+    said constant bytea := convert_to(left(token, 36), 'UTF8') || int4send(pg_backend_pid()) || timestamptz_send(now())
+        || xid8send(pg_current_xact_id_if_assigned());
+begin
+    perform from {schema}.tenant_keys as k
+    where sha256(convert_to(substr(token, 37), 'UTF8'))
+        = sha256(convert_to(encode(sha256(k.outer_pad || sha256(k.inner_pad || said)), 'hex'), 'UTF8'));
+    -- Not before: what is no uuid is no error, and has no rows.
+    return case when found then left(token, 36)::uuid end;
+end
 $$;
 revoke all on function {schema}.unsealed(text) from public;
 

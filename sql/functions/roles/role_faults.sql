@@ -96,6 +96,13 @@ as $$
             select from pg_shdepend as d
             where d.refclassid = 'pg_authid'::regclass and d.refobjid = k.oid and d.deptype = 'o'
               and d.dbid = (select b.oid from pg_database as b where b.datname = current_database()))
+        union all
+        -- Each role may say settings of its own, so a handler may say the login's. They are in the
+        -- way of the next sessions of all tenants.
+        select k.kind, k.role_name, 'excess', 'settings of its own: ' || array_to_string(s.setconfig, ', '),
+            format('alter role %I reset all', k.role_name)
+        from known as k join pg_db_role_setting as s on s.setrole = k.oid
+        where k.kind = 'tenant' and s.setconfig <> array['track_activities=off']
     )
     select f.kind, f.role_name, f.fault, f.what, f.remedy from faults as f order by f.kind, f.role_name, f.fault desc, f.what
 $$;
