@@ -36,7 +36,7 @@ async def _measure(dsn: str, count: int) -> dict[str, float]:
         return (time.perf_counter() - began) * 1000
 
     @registry.handler(timeout_seconds=3600.0)
-    async def work(payload: object, ctx: pgnotifyq.JobContext) -> None:
+    async def work(_: object, ctx: pgnotifyq.JobContext) -> None:
         for turn in range(count + WARM_UP):
             for name, opened in (("plain", ctx.transaction()), ("tenant", ctx.org.transaction())):
                 milliseconds = await once(opened)

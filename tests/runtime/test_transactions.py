@@ -218,6 +218,26 @@ async def test_connection_after_a_tenant(place: Workplace) -> None:
     assert seen == [[(True, None)]] * 2
 
 
+async def test_cursor_that_is_filled_in_the_commit(place: Workplace) -> None:
+    """A cursor `with hold` is filled when its transaction commits, and holds the tenant's rows alone, though only a role confines."""
+    registry, held = JobRegistry(), list[Any]()
+
+    @registry.handler()
+    async def work(payload: Payload, ctx: JobContext) -> None:
+        async with ctx.org.transaction() as connection:
+            await connection.execute("declare c cursor with hold for select distinct org_id from pgnotifyq.jobs")
+            cursor = await connection.execute("commit; fetch all from c")
+            assert cursor.nextset()
+            held.extend(await cursor.fetchall())
+
+    await place.enqueue("elsewhere", org_id=THEIRS, scheduled_at="2100-01-01")
+    worker = await place.start(registry)
+    assert worker.log.find(EventName.WORKER_STARTED)[0]["tenants"].startswith("confined against mistakes, not against SQL")
+    told = await worker.log.wait(EventName.JOB_DEAD, job_id=await place.enqueue("work", org_id=OURS, max_attempts=1))
+    assert "TransactionLeft" in told["why"]
+    assert held == [(OURS,)]
+
+
 async def test_progress(place: Workplace) -> None:
     """Progress can be seen while the job runs."""
     registry, let_go = JobRegistry(), trio.Event()

@@ -45,20 +45,22 @@ begin
             return next format('role %s: may not take on %s: %s', each.member, each.tenant, sqlerrm);
         end;
     end loop;
-    -- Who may use the schema may fence a transaction of their own.
+    -- Grants that were given by hand: who may use the schema may fence a transaction of their own.
     for each in
         select distinct p.rolname as name
         from pg_namespace as n, aclexplode(n.nspacl) as a join pg_roles as p on p.oid = a.grantee
         where n.nspname = {schema_text} and a.privilege_type = 'USAGE' and not p.rolsuper
+            and not exists (select from {schema}.roles as r where r.role_name = p.rolname)
             and not has_function_privilege(p.oid, '{schema}.fence(uuid, uuid)', 'execute')
     loop
         execute format('grant execute on function {schema}.fence(uuid, uuid), {schema}.meet_fence(uuid, uuid, text) to %I', each.name);
     end loop;
-    -- Who enqueues by grants that were given by hand is told which job has a key.
+    -- And who enqueues is told which job has a key.
     for each in
         select distinct p.rolname as name
         from pg_class as c, aclexplode(c.relacl) as a join pg_roles as p on p.oid = a.grantee
         where c.oid = '{schema}.jobs'::regclass and a.privilege_type = 'INSERT' and not p.rolsuper
+            and not exists (select from {schema}.roles as r where r.role_name = p.rolname)
             and not has_function_privilege(p.oid, '{schema}.key_holder(uuid, text, text)', 'execute')
     loop
         execute format('grant execute on function {schema}.key_holder(uuid, text, text) to %I', each.name);
