@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LISTEN_SECONDS = 3.0  # for a notification to ourselves
 SNAPSHOT_SECONDS_MAX = 60.0  # an older transaction holds dead rows for longer than a queue likes
 QUEUE_USAGE_MAX = 0.1  # of the 8 GiB that notifications may pile up to
+QUEUE_USAGE_FULL = 0.9  # from here on, nobody of ours notifies (sql/functions/worker/notify.sql)
 WAITING_SECONDS_MAX = 60.0
 DEAD_SHARE_MAX, DEAD_ROWS_MIN = 0.5, 10_000
 UNSERVED_SHOWN_MAX = 10
@@ -186,7 +187,8 @@ def _judge_tables(facts: Facts, strangers: list[Facts], schema: str) -> list[Fin
             facts["notification_queue_usage"] < QUEUE_USAGE_MAX,
             f"notification queue {facts['notification_queue_usage']:.1%} full",
             f"notification queue {facts['notification_queue_usage']:.1%} full",
-            "a session that listens sits in a transaction: find it in pg_stat_activity and end it; when it is full nobody can enqueue",
+            "a session that listens sits in a transaction: find it in pg_stat_activity and end it; from 90% on workers poll",
+            "fail" if facts["notification_queue_usage"] >= QUEUE_USAGE_FULL else "warn",
         ),
         _either(
             (facts["dead_row_share"] or 0) < DEAD_SHARE_MAX or (facts["dead_rows"] or 0) < DEAD_ROWS_MIN,

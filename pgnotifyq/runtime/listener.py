@@ -203,7 +203,7 @@ class _Ears:
             trio.TooSlowError: it could not be sent.
         """
         nonce = channels.write(Nonce(uuid.uuid4().hex))
-        notify = workers.notify(self.me.schema, self.channel, nonce)
+        notify = workers.prove(self.me.schema, self.channel, nonce)
         with trio.fail_after(PROOF_DEADLINE_SECONDS):
             await (ask(self.connection, notify) if by is None else by.ask(notify))
         with trio.move_on_after(PROOF_DEADLINE_SECONDS):

@@ -290,3 +290,19 @@ begin
     return null;
 end
 $$;
+
+-- note_cancel: as before (0002), by notify(), which a full queue of notifications does not stop.
+create or replace function {schema}.note_cancel() returns trigger
+language plpgsql
+as $$
+begin
+    new.completed_at := coalesce(new.completed_at, {schema}.clock());
+    if new.current_execution_id is not null then
+        perform {schema}.notify(
+            {schema}.worker_channel(new.locked_by), 'cancel ' || new.id || ' ' || new.current_execution_id);
+    elsif new.awaited then
+        perform {schema}.notify({schema_text} || '_finished', new.id::text);
+    end if;
+    return new;
+end
+$$;

@@ -53,6 +53,6 @@ begin
     if buried < cardinality(ids) then
         perform {schema}.refuse_unwritten();
     end if;
-    perform pg_notify({schema_text} || '_finished', d.id::text) from unnest(awaited_ids) as d(id);
+    perform {schema}.notify({schema_text} || '_finished', d.id::text) from unnest(awaited_ids) as d(id);
 end
 $$;

@@ -174,7 +174,7 @@ begin
                     end if;
                 end if;
                 if lost.awaited and became = 'cancelled' then
-                    perform pg_notify({schema_text} || '_finished', lost.id::text);
+                    perform {schema}.notify({schema_text} || '_finished', lost.id::text);
                 end if;
             end if;
             if not is_written then

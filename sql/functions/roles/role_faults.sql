@@ -17,6 +17,12 @@ as $$
             select role_faults.kind, role_faults.role_name where role_faults.role_name is not null
         ) as r
         left join pg_roles as p on p.rolname = r.role_name
+    ), meant as materialized (
+        select k.kind, k.role_name from known as k
+        union all
+        -- Before PostgreSQL 16, who may take on the role of tenants has its rights, too.
+        select 'tenant', k.role_name from known as k
+        where k.kind = 'worker' and current_setting('server_version_num')::integer < 160000
     ), wanted as materialized (
         select * from {schema}.wanted_rights()
     ), relations as materialized (
@@ -52,7 +58,7 @@ as $$
         from known as k, relations as r, privileges as p
         where k.oid is not null and not k.rolsuper and r.relowner <> k.oid and has_table_privilege(k.oid, r.oid, p.name)
             and not exists (
-                select from wanted as w join known as o on o.kind = w.kind and o.role_name = k.role_name
+                select from wanted as w join meant as o on o.kind = w.kind and o.role_name = k.role_name
                 where w.object = r.name and w.privilege = p.name and w.column_names is null)
         union all
         select k.kind, k.role_name, 'excess', format('%s (%s) on %s', p.name, a.attname, r.name),
@@ -62,7 +68,7 @@ as $$
         where k.oid is not null and not k.rolsuper and r.relowner <> k.oid and not has_table_privilege(k.oid, r.oid, p.name)
             and has_column_privilege(k.oid, r.oid, a.attnum, p.name)
             and not exists (
-                select from wanted as w join known as o on o.kind = w.kind and o.role_name = k.role_name
+                select from wanted as w join meant as o on o.kind = w.kind and o.role_name = k.role_name
                 where w.object = r.name and w.privilege = p.name and (w.column_names is null or a.attname = any (w.column_names)))
         union all
         select k.kind, k.role_name, 'excess', format('execute on %s', p.oid::regprocedure),
@@ -71,7 +77,7 @@ as $$
         where k.oid is not null and not k.rolsuper and p.proowner <> k.oid and p.prosecdef
             and p.pronamespace = to_regnamespace({schema_text}) and has_function_privilege(k.oid, p.oid, 'execute')
             and not exists (
-                select from wanted as w join known as o on o.kind = w.kind and o.role_name = k.role_name
+                select from wanted as w join meant as o on o.kind = w.kind and o.role_name = k.role_name
                 where w.class = 'function' and to_regprocedure('{schema}.' || w.object) = p.oid)
         union all
         select k.kind, k.role_name, 'excess', e.what, e.remedy
