@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
 # Values: a job, what became of it, and what is looked at.
+from pgnotifyq.model.headers import Headers
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
@@ -144,6 +145,7 @@ __all__ = [
     "Retry",
     "Snooze",
     # Values.
+    "Headers",
     "NIL_ORG",
     "DeadLetter",
     "Execution",

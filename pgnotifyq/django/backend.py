@@ -36,6 +36,7 @@ from pgnotifyq.ledger.enqueue import enqueue
 from pgnotifyq.ledger.errors import SCHEMA_DEFAULT, said_of
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.model.errors import InvalidJob, InvalidName, JobNotFound, UnknownJobType
+from pgnotifyq.model.headers import carried
 from pgnotifyq.model.job import NIL_ORG, JobId
 from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import QUEUE_DEFAULT, NewJob, job_id_of, org_id_of
@@ -129,6 +130,7 @@ class PgnotifyqBackend(BaseTaskBackend):
             priority=int(task.priority),
             scheduled_at=_aware(task.run_after),
             max_attempts=self._attempts_of(task),
+            headers=carried.get() if (headers := getattr(task, "headers", None)) is None else headers,
         )
         job_id, enqueued_at = self.ask(_enqueue(self.schema, job))
         result = TaskResult(

@@ -79,6 +79,7 @@ class AwaitedVerbs:
         delay_seconds: float | None = None,
         max_attempts: int | None = None,
         unique_key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
         connection: CallersConnection | None = None,
     ) -> JobId:
         """Enqueue one job and return its id.
@@ -102,6 +103,9 @@ class AwaitedVerbs:
                 else 3.
             unique_key: while an unfinished job of the tenant and type has it, that job's id is
                 returned and none is made.
+            headers: what goes with the job and is not its payload, as a trace's context: a JSON
+                object of at most 8 KiB. The handler reads them as `ctx.job.headers`. None: those of
+                the job whose handler calls this, if there is one; {}: none.
             connection: enqueue in this connection's open transaction: the job exists if and only if
                 that commits. One for this event loop (pgnotifyq's on trio; psycopg's, asyncpg's or
                 SQLAlchemy's on asyncio), or a blocking one (psycopg's, SQLAlchemy's, Django's),
@@ -125,6 +129,7 @@ class AwaitedVerbs:
                 "delay_seconds": delay_seconds,
                 "max_attempts": max_attempts,
                 "unique_key": unique_key,
+                "headers": headers,
             }
         )
         if connection is None:

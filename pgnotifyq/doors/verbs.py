@@ -19,6 +19,7 @@ from pgnotifyq.ledger import bulk, end, enqueue, look
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
 from pgnotifyq.model.handler import make_job
+from pgnotifyq.model.headers import carried
 from pgnotifyq.model.job import DeadLetter, JobId
 from pgnotifyq.model.new_job import JobSettings, NewJob, job_id_of, org_id_of
 from pgnotifyq.model.payload import encode
@@ -76,6 +77,8 @@ class Verbs:
         settings = dict(given)
         job_type, payload = settings.pop("job_type"), settings.pop("payload", None)
         handler = handler_of(job_type, self.registry)
+        if settings.get("headers") is None and (headers := carried.get()) is not None:
+            settings["headers"] = headers
         return make_job(job_type if handler is None else handler.job_type, payload, settings, handler)
 
     def new_jobs(self, given: Sequence[NewJob | Mapping[str, Any]]) -> Iterator[list[NewJob]]:
@@ -91,6 +94,8 @@ class Verbs:
 
     def _checked(self, job: NewJob) -> NewJob:
         """Refuse here what the handler would refuse later."""
+        if job.headers is None and (headers := carried.get()) is not None:
+            job = attrs.evolve(job, headers=headers)
         if self.registry is None:
             return job
         return attrs.evolve(job, payload=self.registry.get(job.job_type).checked(job.payload))

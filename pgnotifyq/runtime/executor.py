@@ -17,6 +17,7 @@ import trio
 from pgnotifyq.model.errors import ConnectionsTaken, PayloadUndecodable
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.handler import RunsIn
+from pgnotifyq.model.headers import NO_HEADERS, carried
 from pgnotifyq.model.outcome import (
     PLAIN_COMPLETION,
     Ended,
@@ -39,8 +40,10 @@ from pgnotifyq.runtime.context import JobContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Token
 
     from pgnotifyq.model.events import EventSink
+    from pgnotifyq.model.headers import Headers
     from pgnotifyq.model.registry import Handler, JobRegistry
     from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
     from pgnotifyq.runtime.context import Reach
@@ -95,12 +98,7 @@ class Executor:
         if handler.takes_job:
             payload = job.whole
 
-        running.handler = handler
-        running.started_at = trio.current_time()
-        running.scope = scope
-        if handler.timeout_seconds is not None:
-            scope.deadline = running.started_at + handler.timeout_seconds
-            self.deadlines.note(scope.deadline)
+        token = self._begin(running, handler, scope)
         try:
             if handler.runs_in is RunsIn.ASYNCIO:
                 value = await self._run_on_asyncio(running, handler, payload)
@@ -109,13 +107,28 @@ class Executor:
             else:
                 value = await self._call(handler, payload, JobContext(running, self.reach))
         finally:
-            if handler.timeout_seconds is not None:
-                self.deadlines.tell(running)
-                scope.deadline = math.inf
-            running.scope = None
+            self._end(running, handler, scope, token)
         if value is None:
             return _NOTHING
         return value if type(value) is Raised else Returned(value)
+
+    def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> Token[Headers | None] | None:
+        running.handler = handler
+        running.started_at = trio.current_time()
+        running.scope = scope
+        if handler.timeout_seconds is not None:
+            scope.deadline = running.started_at + handler.timeout_seconds
+            self.deadlines.note(scope.deadline)
+        headers = running.job.headers
+        return None if headers is NO_HEADERS else carried.set(headers)
+
+    def _end(self, running: Running, handler: Handler, scope: trio.CancelScope, token: Token[Headers | None] | None) -> None:
+        if handler.timeout_seconds is not None:
+            self.deadlines.tell(running)
+            scope.deadline = math.inf
+        running.scope = None
+        if token is not None:
+            carried.reset(token)
 
     async def _call(self, handler: Handler, *arguments: Any) -> object:
         if handler.runs_in is RunsIn.TRIO:

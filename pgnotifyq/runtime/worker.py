@@ -223,7 +223,7 @@ class _Staff:
         self.loop = AsyncioLoop()
         self.executor = Executor(
             registry=me.registry,
-            reach=WorkerReach(me.schema, databases, self.quick),
+            reach=WorkerReach(me.schema, me.registry, databases, self.quick),
             deadlines=self.deadlines,
             threads=trio.CapacityLimiter(me.config.concurrency),
             loop=self.loop,

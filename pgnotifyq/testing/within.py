@@ -229,6 +229,7 @@ class _Reach:
 
     def __init__(self, crew: _Crew, session: Connection[Any] | None, tell: Asking) -> None:
         self.token = trio.lowlevel.current_trio_token()
+        self.schema, self.registry = crew.schema, crew.registry
         self.completed_with: Outcome | None = None
         self._crew = crew
         self._session = session
