@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 from pgnotifyq.ledger.schema import Step as MigrationStep
 from pgnotifyq.migrating import migrate
 from pgnotifyq.doors.verbs import CancelOutcome
-from pgnotifyq.wire.callers import CallersConnection, ClosableConnection, ProxiedConnection
+from pgnotifyq.wire.kinds import CallersConnection, ClosableConnection, ProxiedConnection
 
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client

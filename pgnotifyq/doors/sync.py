@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.wire.blocking import Connection
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
 

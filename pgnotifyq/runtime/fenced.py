@@ -30,8 +30,9 @@ from pgnotifyq.ledger import fences
 from pgnotifyq.model.errors import TransactionRefused
 from pgnotifyq.runtime.asyncio_loop import LoopThread
 from pgnotifyq.runtime.transactions import noted, refusal, told
-from pgnotifyq.wire.callers import Kind, ask_on, ask_on_blocking, driver_of, is_in_transaction, kind_of
+from pgnotifyq.wire.callers import ask_on, ask_on_blocking, driver_of, is_in_transaction
 from pgnotifyq.wire.guards import guarded
+from pgnotifyq.wire.kinds import Kind, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
