@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 from pgnotifyq.ledger.schema import Step as MigrationStep
 from pgnotifyq.migrating import migrate
 from pgnotifyq.doors.verbs import CancelOutcome
-from pgnotifyq.wire.callers import CallersConnection, ClosableConnection, ProxiedConnection
+from pgnotifyq.wire.kinds import CallersConnection, ClosableConnection, ProxiedConnection
 
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client
@@ -95,6 +95,9 @@ from pgnotifyq.model.errors import (
     SchemaMissing,
     SchemaOutOfDate,
     SchemaTooNew,
+    ClientError,
+    ClientClosed,
+    WrongLoop,
     JobNotFound,
     JobDead,
     WaitTimeout,
@@ -183,6 +186,9 @@ __all__ = [
     "SchemaMissing",
     "SchemaOutOfDate",
     "SchemaTooNew",
+    "ClientError",
+    "ClientClosed",
+    "WrongLoop",
     "JobNotFound",
     "JobDead",
     "WaitTimeout",

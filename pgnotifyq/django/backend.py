@@ -15,7 +15,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
 
 from pgnotifyq.django.connections import ask_on_database
-from pgnotifyq.django.declaring import PgnotifyqTask, check_settings
+from pgnotifyq.django.declaring import PgnotifyqTask, check_call, check_settings
 from pgnotifyq.django.faults import check_settings_of
 from pgnotifyq.django.framework import (
     BaseTaskBackend,
@@ -110,7 +110,7 @@ class PgnotifyqBackend(BaseTaskBackend):
 
         Raises:
             InvalidTask: a setting is out of range, or the task is not what its path leads to.
-            TypeError: an argument is not JSON.
+            TypeError: an argument is not JSON, or the task cannot be called with these.
             InvalidPayload, PayloadTooLarge: the arguments cannot be stored.
             SchemaMissing: run `manage.py migrate`.
         """
@@ -119,6 +119,7 @@ class PgnotifyqBackend(BaseTaskBackend):
             find_task(task.module_path)
         except UnknownJobType as error:
             raise InvalidTask(str(error)) from error
+        check_call(task, args, kwargs)
         call = _through_json({"args": normalize_json(args), "kwargs": normalize_json(kwargs)})
         options = options_of(task)
         org_id = getattr(task, "org_id", None)

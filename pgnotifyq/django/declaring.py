@@ -8,6 +8,8 @@ tests may have it, settings of ours are left out.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from typing import TYPE_CHECKING, Any, overload
 
 from pgnotifyq.django.framework import (
@@ -23,7 +25,7 @@ from pgnotifyq.model.handler import TIMEOUT_SECONDS_MAX
 from pgnotifyq.model.new_job import MAX_ATTEMPTS_MAX, headers_of, org_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -147,6 +149,26 @@ def check_settings(task: Any) -> None:
             org_id_of(task.org_id)
         except InvalidJob as error:
             raise InvalidTask(str(error)) from error
+
+
+def check_call(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments with which a task's function cannot be called.
+
+    What a decorator has made of the function counts, not what it has wrapped.
+
+    Raises:
+        TypeError: as the call would say it.
+    """
+    context = (None,) if task.takes_context else ()
+    try:
+        _signature_of(task.func).bind(*context, *args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{task.module_path}: {error}") from None
+
+
+@functools.lru_cache(maxsize=1024)  # it takes four times as long as the rest of the check
+def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function, follow_wrapped=False)
 
 
 def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:

@@ -14,7 +14,7 @@ import attrs
 from pgnotifyq.doors.blocking_ends import BlockingEnds
 from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, CancelOutcome, Verbs, ended, enqueue_alone
 from pgnotifyq.ledger.schema import check_schema
-from pgnotifyq.model.errors import JobNotFound, PgnotifyqError, WaitTimeout
+from pgnotifyq.model.errors import ClientClosed, JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
 from pgnotifyq.model.new_job import NewJob, job_id_of
 from pgnotifyq.wire.asking import ask_blocking
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.wire.blocking import Connection
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Client:
             return opened
         with self._lock:
             if self._is_closed:
-                raise PgnotifyqError("The client is closed. Use it inside of its `with open_client(...)` block.")
+                raise ClientClosed
             if self._opened is None:
                 pool = Pool(
                     self._dsn,

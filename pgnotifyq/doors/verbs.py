@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import Execution, Job, OrgId
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
 S = TypeVar("S")
