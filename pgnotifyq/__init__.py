@@ -50,6 +50,7 @@ from pgnotifyq.wire.callers import CallersConnection, ClosableConnection, Proxie
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client
     from pgnotifyq.runtime.worker import WorkerHandle, run_worker
+    from pgnotifyq.runtime.metrics import Metrics
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink
 
@@ -124,6 +125,7 @@ __all__ = [
     "open_client",
     "WorkerHandle",
     "run_worker",
+    "Metrics",
     "WorkerConfig",
     "WorkerSettings",
     "Event",
@@ -204,6 +206,7 @@ _LATE = {
     "open_client": "doors.client",
     "WorkerHandle": "runtime.worker",
     "run_worker": "runtime.worker",
+    "Metrics": "runtime.metrics",
     "JobContext": "runtime.context",
     "FencedBlock": "runtime.fenced",
     "OrgContext": "runtime.tenants",

@@ -35,6 +35,7 @@ class Running:
     started_at: float | None = None  # when the handler started
     handler: Handler | None = None  # once it starts
     interrupt: Interrupt | None = None
+    interrupted_at: float | None = None  # when the worker told it to stop
     _interrupted: trio.Event | None = attrs.field(default=None, init=False)
     # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to
     # write.

@@ -207,6 +207,8 @@ class Settler:
             else []
         )
         self._executions.let_go(ended)
+        if self._me.meter is not None:
+            self._me.meter.note_ended([*ended, *late], became)
         is_quiet = not became and not self._me.tells_routine
         for running in [*ended, *late]:
             outcome = running.outcome_known
