@@ -67,6 +67,13 @@ class Telling:
         """Whether events go to the log."""
         return self._sink is log_event
 
+    def unless_logged(self, event: Event) -> None:
+        """Tell an event that the log has already. Where events go to the log it is only counted."""
+        if not self.is_logged:
+            self(event)
+        elif self.count is not None:
+            self.count(event)
+
     @trio.lowlevel.enable_ki_protection
     def __call__(self, event: Event) -> None:
         """Tell one event."""
