@@ -312,6 +312,7 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
                 links=(quick, durable),
                 pool=staff.databases.pool,
             )
+            pulse.publish()
             services.start_soon(pulse.beat_for_ever)
         async with trio.open_nursery() as jobs:
             for _ in range(executions.count):
