@@ -211,12 +211,13 @@ _LATE = {
     "FencedBlock": "runtime.fenced",
     "OrgContext": "runtime.tenants",
 }
-_DOORS = ("aio", "sync")
+
+_MODULES = ("aio", "sync", "otel")
 
 
 def __getattr__(name: str) -> object:
     """Import what is imported late, and keep it."""
-    if name in _DOORS:
+    if name in _MODULES:
         return importlib.import_module(f"pgnotifyq.{name}")
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -227,4 +228,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """Return the names that are there, and those that can be had."""
-    return sorted({*globals(), *__all__, *_DOORS})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -9,6 +9,7 @@ is made of what it does, is the same.
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -34,6 +35,7 @@ from pgnotifyq.model.outcome import (
 from pgnotifyq.model.payload import PayloadTooNew
 from pgnotifyq.model.registry import PLAIN_RESULTS, finished
 from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime.asyncio_context import AsyncioContext
 from pgnotifyq.runtime.asyncio_loop import errand_of, open_loop
 from pgnotifyq.runtime.context import JobContext
@@ -124,6 +126,9 @@ class Executor:
         if self.meter is not None:
             self.meter.note_started(running)
         headers = running.job.headers
+        if (tracing := in_place()) is not None:
+            job = running.job
+            running.trace = tracing.begin(job.id, job.job_type, job.queue_name, job.attempts, headers)
         return None if headers is NO_HEADERS else carried.set(headers)
 
     def _end(self, running: Running, handler: Handler, scope: trio.CancelScope, token: Token[Headers | None] | None) -> None:
@@ -131,6 +136,8 @@ class Executor:
             self.deadlines.tell(running)
             scope.deadline = math.inf
         running.scope = None
+        if running.trace is not None:
+            running.trace.leave(sys.exception(), None if running.interrupt is None else running.interrupt.kind)
         if token is not None:
             carried.reset(token)
 
