@@ -50,6 +50,7 @@ from pgnotifyq.wire.kinds import CallersConnection, ClosableConnection, ProxiedC
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client
     from pgnotifyq.runtime.worker import WorkerHandle, run_worker
+    from pgnotifyq.runtime.metrics import Metrics
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink
 
@@ -127,6 +128,7 @@ __all__ = [
     "open_client",
     "WorkerHandle",
     "run_worker",
+    "Metrics",
     "WorkerConfig",
     "WorkerSettings",
     "Event",
@@ -210,16 +212,18 @@ _LATE = {
     "open_client": "doors.client",
     "WorkerHandle": "runtime.worker",
     "run_worker": "runtime.worker",
+    "Metrics": "runtime.metrics",
     "JobContext": "runtime.context",
     "FencedBlock": "runtime.fenced",
     "OrgContext": "runtime.tenants",
 }
-_DOORS = ("aio", "sync")
+
+_MODULES = ("aio", "sync", "otel")
 
 
 def __getattr__(name: str) -> object:
     """Import what is imported late, and keep it."""
-    if name in _DOORS:
+    if name in _MODULES:
         return importlib.import_module(f"pgnotifyq.{name}")
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -230,4 +234,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """Return the names that are there, and those that can be had."""
-    return sorted({*globals(), *__all__, *_DOORS})
+    return sorted({*globals(), *__all__, *_MODULES})

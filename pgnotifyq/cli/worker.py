@@ -54,6 +54,9 @@ def worker(
         int, Parameter(converter=whole, help="Database sessions that handlers share for their own transactions, at most.")
     ] = 10,
     listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
+    http: Annotated[
+        str | None, Parameter(help="HOST:PORT where /live, /ready and /metrics are answered.", show_default=False)
+    ] = None,
     log_format: Annotated[
         str, Parameter(help="line or json; of events (standard output) and of logs (standard error).")
     ] = "line",
@@ -90,6 +93,7 @@ def worker(
         grace_seconds=grace_seconds,
         handler_connections_max=handler_connections,
         schema=schema,
+        http=http,
         **settings,
     )
     return _run(app, dsn, listen_dsn, config, log_format=log_format, log_level=log_level, quiet=quiet)

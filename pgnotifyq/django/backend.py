@@ -40,6 +40,7 @@ from pgnotifyq.model.headers import carried
 from pgnotifyq.model.job import NIL_ORG, JobId
 from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import QUEUE_DEFAULT, NewJob, job_id_of, org_id_of
+from pgnotifyq.model.tracing import traced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -133,7 +134,7 @@ class PgnotifyqBackend(BaseTaskBackend):
             max_attempts=self._attempts_of(task),
             headers=carried.get() if (headers := getattr(task, "headers", None)) is None else headers,
         )
-        job_id, enqueued_at = self.ask(_enqueue(self.schema, job))
+        job_id, enqueued_at = self.ask(_enqueue(self.schema, traced(job)))
         result = TaskResult(
             task=as_enqueued(task, backend=self.alias),
             id=str(job_id),

@@ -24,6 +24,7 @@ from pgnotifyq.model.job import DeadLetter, JobId
 from pgnotifyq.model.new_job import JobSettings, NewJob, job_id_of, org_id_of
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.registry import handler_of
+from pgnotifyq.model.tracing import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,7 +80,7 @@ class Verbs:
         handler = handler_of(job_type, self.registry)
         if settings.get("headers") is None and (headers := carried.get()) is not None:
             settings["headers"] = headers
-        return make_job(job_type if handler is None else handler.job_type, payload, settings, handler)
+        return traced(make_job(job_type if handler is None else handler.job_type, payload, settings, handler))
 
     def new_jobs(self, given: Sequence[NewJob | Mapping[str, Any]]) -> Iterator[list[NewJob]]:
         """Make many, and yield them in parts.
@@ -96,9 +97,9 @@ class Verbs:
         """Refuse here what the handler would refuse later."""
         if job.headers is None and (headers := carried.get()) is not None:
             job = attrs.evolve(job, headers=headers)
-        if self.registry is None:
-            return job
-        return attrs.evolve(job, payload=self.registry.get(job.job_type).checked(job.payload))
+        if self.registry is not None:
+            job = attrs.evolve(job, payload=self.registry.get(job.job_type).checked(job.payload))
+        return traced(job)
 
     # The table
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from pgnotifyq.ledger.columns import TEXT, integer_from, row_at, time_from, uuid_from
+from pgnotifyq.ledger.columns import TEXT, integer_from, microseconds_from, row_at, time_from, uuid_from
 from pgnotifyq.model.headers import NO_HEADERS, Headers, headers_in
 from pgnotifyq.model.job import ExecutionId, Job, JobId, OrgId, WorkerId
-from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT, NewJob, headers_of
+from pgnotifyq.model.new_job import DELAY_SECONDS_MAX, MAX_ATTEMPTS_DEFAULT, NewJob, headers_of
 from pgnotifyq.model.payload import Undecodable, decode
 from pgnotifyq.model.states import Status
 
@@ -165,6 +165,22 @@ class ClaimedJob:
             headers=NO_HEADERS if new.headers is None else headers_of(new.headers),
         )
         return cls.from_job(whole)
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long the job was due before it was claimed, on the database's clock.
+
+        Ten years at the most: raw SQL stores whatever time there is.
+        """
+        if self._whole is not None:
+            whole = self._whole
+            assert whole.started_at is not None
+            waited = (whole.started_at - max(whole.scheduled_at, whole.created_at)).total_seconds()
+        else:
+            # Of `_lazy`, without the datetimes.
+            scheduled_at, created_at, started_at = map(microseconds_from, (self._lazy[4], self._lazy[6], self._lazy[7]))
+            waited = (started_at - max(scheduled_at, created_at)) / 1e6
+        return min(max(waited, 0.0), DELAY_SECONDS_MAX)
 
     @property
     def payload(self) -> Any:

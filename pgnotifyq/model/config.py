@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import attrs
 
 from pgnotifyq.model.errors import ConfigError
+from pgnotifyq.model.http_address import HttpAddress
 from pgnotifyq.model.names import check_queue_name, check_schema_name
 
 LEASE_SECONDS_DEFAULT = 60.0
@@ -80,6 +81,8 @@ class WorkerConfig:
     handler_connections_max: int = HANDLER_CONNECTIONS_DEFAULT
     handler_connection_seconds: float = 30.0  # of that wait; then the job is put back, uncharged
     schema: str = "pgnotifyq"
+    # Where probes and metrics are answered, as "127.0.0.1:9100" (docs/metrics.md). None: nowhere.
+    http: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if not 1 <= len(self.queues) <= QUEUES_MAX:
@@ -89,6 +92,8 @@ class WorkerConfig:
         if len(set(self.queues)) != len(self.queues):
             raise ConfigError(f"queues {', '.join(self.queues)}: a queue is named twice")
         check_schema_name(self.schema)
+        if self.http is not None:
+            HttpAddress.read(self.http)
         for name in ("concurrency", "handler_connections_max"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
@@ -144,6 +149,7 @@ class WorkerSettings(TypedDict, total=False):
     handler_connections_max: int
     handler_connection_seconds: float
     schema: str
+    http: str | None
 
 
 def config_of(config: WorkerConfig | None, settings: Mapping[str, Any]) -> WorkerConfig:

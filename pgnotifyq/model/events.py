@@ -88,6 +88,7 @@ class WorkerStarted(TypedDict):
     queues: str  # in order of preference, with commas in between
     concurrency: Annotated[int, "jobs"]
     handlers: str  # job types, sorted, with commas in between
+    http: NotRequired[str]  # where probes and metrics are answered
 
 
 class WorkerStopping(TypedDict):

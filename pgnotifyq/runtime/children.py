@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgnotifyq.model.handler import make_job
 from pgnotifyq.model.registry import handler_of
+from pgnotifyq.model.tracing import traced
 
 if TYPE_CHECKING:
     from pgnotifyq.ledger.claimed import ClaimedJob
@@ -33,7 +34,7 @@ def child_of(
     if given.get("headers") is None:
         given["headers"] = parent.headers
     if isinstance(job_type, str):
-        return make_job(job_type, payload, given, registry.find(job_type))
+        return traced(make_job(job_type, payload, given, registry.find(job_type)))
     handler = handler_of(job_type, None)
     assert handler is not None  # one was given
-    return make_job(handler.job_type, payload, given, handler)
+    return traced(make_job(handler.job_type, payload, given, handler))

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pgnotifyq.model.job import ExecutionId, JobId
+    from pgnotifyq.runtime.meter import Meter
     from pgnotifyq.runtime.running import Running
 
 # After this many handlers that never waited, other tasks get their turn: listener, heartbeat,
@@ -67,13 +68,14 @@ ENOUGH_MAX = 250
 class Executions:
     """The executions of one worker: permits, leases, and the way of a job to a slot."""
 
-    def __init__(self, count: int, tell: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, count: int, tell: Callable[[Event], None] | None = None, meter: Meter | None = None) -> None:
         """Begin with `count` permits, all free. `tell` is told of each job that is taken up."""
         self.count = count
         self.free = count
         # The first signal came: what is still claimed is given back, and nothing new is started.
         self.is_draining = False
         self._tell = tell
+        self._meter = meter
         self._held: dict[JobId, Running] = {}
         # Set when the first lease appears: heartbeat and trust wait for it.
         self.taken_up = trio.Event()
@@ -128,6 +130,8 @@ class Executions:
             self._line.extend(claimed)
             self._wake()
         self._free(reserved - len(claimed))
+        if self._meter is not None:
+            self._meter.note_claimed(claimed)
         if self._tell is not None:
             for running in claimed:
                 self._tell(Event(name=EventName.JOB_CLAIMED, fields=running.names()))

@@ -9,6 +9,7 @@ is made of what it does, is the same.
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -34,6 +35,7 @@ from pgnotifyq.model.outcome import (
 from pgnotifyq.model.payload import PayloadTooNew
 from pgnotifyq.model.registry import PLAIN_RESULTS, finished
 from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime.asyncio_context import AsyncioContext
 from pgnotifyq.runtime.asyncio_loop import errand_of, open_loop
 from pgnotifyq.runtime.context import JobContext
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
     from pgnotifyq.runtime.context import Reach
     from pgnotifyq.runtime.deadlines import Deadlines
+    from pgnotifyq.runtime.meter import Meter
     from pgnotifyq.runtime.running import Running
 
 # Until a job is tried again that waited for a connection in vain: it has waited for long enough.
@@ -71,6 +74,7 @@ class Executor:
     threads: trio.CapacityLimiter | None = None  # for handlers that are no async functions; None: trio's own
     loop: AsyncioLoop | None = None  # for handlers on asyncio; None: one for each job
     emit: EventSink | None = None  # where it is told what handlers on asyncio leave behind
+    meter: Meter | None = None
     random: Callable[[], float]  # draws from 0 to 1, for the jitter of a retry
 
     async def run(self, running: Running, scope: trio.CancelScope) -> Ended:
@@ -119,7 +123,12 @@ class Executor:
         if handler.timeout_seconds is not None:
             scope.deadline = running.started_at + handler.timeout_seconds
             self.deadlines.note(scope.deadline)
+        if self.meter is not None:
+            self.meter.note_started(running)
         headers = running.job.headers
+        if (tracing := in_place()) is not None:
+            job = running.job
+            running.trace = tracing.begin(job.id, job.job_type, job.queue_name, job.attempts, headers)
         return None if headers is NO_HEADERS else carried.set(headers)
 
     def _end(self, running: Running, handler: Handler, scope: trio.CancelScope, token: Token[Headers | None] | None) -> None:
@@ -127,6 +136,8 @@ class Executor:
             self.deadlines.tell(running)
             scope.deadline = math.inf
         running.scope = None
+        if running.trace is not None:
+            running.trace.leave(sys.exception(), None if running.interrupt is None else running.interrupt.kind)
         if token is not None:
             carried.reset(token)
 
@@ -160,6 +171,8 @@ class Executor:
     def outcome_of(self, running: Running, ended: Ended) -> Outcome | None:
         """Return the outcome of an execution whose handler has ended; None: its lease was lost."""
         running.has_ended = True
+        if self.meter is not None:
+            self.meter.note_stopped(running)
         if ended is _NOTHING and running.interrupt is None:
             return PLAIN_COMPLETION  # as `decide` would say, for by far the most jobs
         if isinstance(ended, Raised) and ended.waited and running.interrupt is None:

@@ -151,7 +151,7 @@ async def _listen(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: 
         me.emit(Event(name=EventName.LISTENER_CONNECTED, fields={}))
         wakeups.bell.ring()
         await calls.catch_up()
-        heard_at = trio.current_time()
+        heard_at = push.answered_at = trio.current_time()
         while True:
             heard: list[Notify] = []
             if not push.is_asked:
@@ -166,7 +166,7 @@ async def _listen(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: 
                 await ears.prove()
             else:
                 continue
-            heard_at = trio.current_time()
+            heard_at = push.answered_at = trio.current_time()
     finally:
         push.waiting = None
         with trio.CancelScope(shield=True):

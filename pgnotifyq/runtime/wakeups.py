@@ -32,6 +32,7 @@ class Push:
     is_proven: bool = False  # notifications arrive: sleep; otherwise poll
     has_session: bool = False  # the session speaks for the worker's life
     generation: int = 0  # grows with every connection; what was published before may be gone
+    answered_at: float = -math.inf  # when the session last answered, or heard, on trio's clock
     is_asked: bool = False  # whether the session is there; see trust.py
     waiting: trio.CancelScope | None = None  # around the wait for notifications
 
