@@ -88,6 +88,7 @@ class WorkerStarted(TypedDict):
     queues: str  # in order of preference, with commas in between
     concurrency: Annotated[int, "jobs"]
     handlers: str  # job types, sorted, with commas in between
+    queue_concurrency: NotRequired[str]  # of queues that have their own: name:jobs, with commas in between
 
 
 class WorkerStopping(TypedDict):
