@@ -12,12 +12,16 @@ queue.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @attrs.define(eq=False)
@@ -54,6 +58,10 @@ class Wakeups:
     bell: Bell = attrs.field(factory=Bell)  # rung when there may be work
     sleep: Sleep = attrs.field(factory=Sleep)
     expects_at: float = math.inf  # when the next job known of falls due
+    # If queues have permits of their own: those that wake-ups named since the claimer last looked,
+    # and those that the worker is published for.
+    heard_of: set[str] = attrs.field(factory=set)
+    published: Sequence[str] = ()
     is_lulled: bool = True  # the claimer's last wait was a long one
     # The last look found less than it asked for, and nothing due was left behind: what is enqueued
     # now is first.

@@ -234,8 +234,15 @@ class _Staff:
         # Signs of life, when the listener's session gives none (trust.py).
         self.beats = link("beat")
         self.trust = Trust(grace_seconds=me.config.session_grace_seconds)
-        self.executions = Executions(me.config.concurrency, me.emit if me.tells_routine else None, me.meter)
         self.wakeups = Wakeups()
+        self.executions = Executions(
+            me.config.concurrency,
+            me.emit if me.tells_routine else None,
+            meter=me.meter,
+            queues=me.queues,
+            permits=me.config.queue_concurrency,
+            opened=self.wakeups.bell,
+        )
         # Rung when other workers should be looked at at once.
         self.company = Bell()
         self.deadlines = Deadlines(partial(interrupt, me, self.executions))
@@ -322,7 +329,11 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
                 "queues": ",".join(me.queues),
                 "concurrency": executions.count,
                 "handlers": ",".join(sorted(me.registry.job_types)),
-            } | ({} if handle.http is None else {"http": handle.http})
+            }
+            if me.config.queue_concurrency:
+                fields["queue_concurrency"] = ",".join(f"{name}:{most}" for name, most in me.config.queue_concurrency.items())
+            if handle.http is not None:
+                fields["http"] = handle.http
             me.emit(Event(name=EventName.WORKER_STARTED, fields=fields))
             task_status.started(handle)
             await _claim_until(staff, handle)
