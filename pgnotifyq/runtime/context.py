@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.running import Running
     from pgnotifyq.runtime.transactions import Databases
-    from pgnotifyq.wire.callers import CallersConnection
     from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 S = TypeVar("S")
 
