@@ -45,11 +45,12 @@ if TYPE_CHECKING:
 from pgnotifyq.ledger.schema import Step as MigrationStep
 from pgnotifyq.migrating import migrate
 from pgnotifyq.doors.verbs import CancelOutcome
-from pgnotifyq.wire.callers import CallersConnection, ClosableConnection, ProxiedConnection
+from pgnotifyq.wire.kinds import CallersConnection, ClosableConnection, ProxiedConnection
 
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client
     from pgnotifyq.runtime.worker import WorkerHandle, run_worker
+    from pgnotifyq.runtime.metrics import Metrics
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink
 
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
 # Values: a job, what became of it, and what is looked at.
+from pgnotifyq.model.headers import Headers
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
@@ -94,6 +96,9 @@ from pgnotifyq.model.errors import (
     SchemaMissing,
     SchemaOutOfDate,
     SchemaTooNew,
+    ClientError,
+    ClientClosed,
+    WrongLoop,
     JobNotFound,
     JobDead,
     WaitTimeout,
@@ -123,6 +128,7 @@ __all__ = [
     "open_client",
     "WorkerHandle",
     "run_worker",
+    "Metrics",
     "WorkerConfig",
     "WorkerSettings",
     "Event",
@@ -144,6 +150,7 @@ __all__ = [
     "Retry",
     "Snooze",
     # Values.
+    "Headers",
     "NIL_ORG",
     "DeadLetter",
     "Execution",
@@ -181,6 +188,9 @@ __all__ = [
     "SchemaMissing",
     "SchemaOutOfDate",
     "SchemaTooNew",
+    "ClientError",
+    "ClientClosed",
+    "WrongLoop",
     "JobNotFound",
     "JobDead",
     "WaitTimeout",
@@ -202,16 +212,18 @@ _LATE = {
     "open_client": "doors.client",
     "WorkerHandle": "runtime.worker",
     "run_worker": "runtime.worker",
+    "Metrics": "runtime.metrics",
     "JobContext": "runtime.context",
     "FencedBlock": "runtime.fenced",
     "OrgContext": "runtime.tenants",
 }
-_DOORS = ("aio", "sync")
+
+_MODULES = ("aio", "sync", "otel")
 
 
 def __getattr__(name: str) -> object:
     """Import what is imported late, and keep it."""
-    if name in _DOORS:
+    if name in _MODULES:
         return importlib.import_module(f"pgnotifyq.{name}")
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -222,4 +234,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """Return the names that are there, and those that can be had."""
-    return sorted({*globals(), *__all__, *_DOORS})
+    return sorted({*globals(), *__all__, *_MODULES})

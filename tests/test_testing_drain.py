@@ -21,7 +21,7 @@ from pgnotifyq.ledger import enqueue as ledger
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.sync import open_client
 from pgnotifyq.testing import JobFailed, NoDatabaseInTest, assert_enqueued, at, drain, refute_enqueued
-from pgnotifyq.wire.callers import kind_of
+from pgnotifyq.wire.kinds import kind_of
 from tests.doors.callers_support import KINDS, Theirs, Undo, drive, theirs, url
 from tests.ledger.support import value
 

@@ -50,6 +50,12 @@ def enqueue(
     ] = None,
     org: Annotated[str | None, Parameter(help="The tenant, a uuid.")] = None,
     unique_key: Annotated[str | None, Parameter(help="At most one unfinished job a tenant, type and key.")] = None,
+    header: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--header", consume_multiple=False, negative=(), help="NAME=VALUE, for what goes with the job; may be repeated."
+        ),
+    ] = None,
     as_json: AsJson = False,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
@@ -63,6 +69,7 @@ def enqueue(
         "delay_seconds": delay_seconds,
         "max_attempts": max_attempts,
         "unique_key": unique_key,
+        "headers": dict(map(_header_of, header or ())) or None,
     }
     if at is not None:
         fields["scheduled_at"] = _time_of(at)
@@ -88,6 +95,13 @@ def _payload_of(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidPayload(f"the payload is not JSON ({error}): quote it for the shell, as in '{{\"a\": 1}}'") from None
+
+
+def _header_of(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise InvalidJob(f"--header {text!r} is no header: use NAME=VALUE, as --header request_id=42")
+    return name, value
 
 
 def _time_of(text: str) -> datetime:

@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 WIDTH_MAX = 60  # of a cell in a terminal
 WIDTH_MIN = 8  # to which texts are cut in a narrow one
@@ -59,8 +60,10 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, default=_plain, indent=2, ensure_ascii=True))
 
 
-def _plain(value: object) -> str:
+def _plain(value: object) -> str | dict[Any, Any]:
     """Return a value that JSON has no form for. Times are as in events: ISO 8601, in UTC."""
+    if isinstance(value, Mapping):
+        return dict(value)
     return _time(value) if isinstance(value, datetime) else str(value)
 
 

@@ -21,7 +21,7 @@ from pgnotifyq.cli.parameters import Dsn, Schema, whole
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.cli.streams import LAST_LINES_SECONDS, open_unfailing
 from pgnotifyq.ledger import look
-from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.config import WorkerConfig, queue_of
 from pgnotifyq.model.errors import AppNotFound, ConfigError, quietly, text_of
 from pgnotifyq.model.events import Event, EventName, as_json, as_line
 from pgnotifyq.model.registry import JobRegistry
@@ -30,6 +30,8 @@ from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from pgnotifyq.cli.ending import Ear
     from pgnotifyq.embedded import Database
     from pgnotifyq.model.events import EventSink
@@ -43,9 +45,21 @@ def worker(
     *,
     app: Annotated[str | None, Parameter(name="--app", help="Where the registry is: package.module:registry.")] = None,
     queue: Annotated[
-        list[str] | None, Parameter(name="--queue", negative="", help="A queue to work on; repeat it in order of preference.")
+        list[str] | None,
+        Parameter(
+            name="--queue",
+            negative="",
+            help="A queue to work on; repeat it in order of preference. NAME:10 runs at most ten of its jobs at once.",
+        ),
     ] = None,
-    concurrency: Annotated[int, Parameter(converter=whole, help="Jobs that run at once.")] = 10,
+    concurrency: Annotated[
+        int | None,
+        Parameter(
+            converter=whole,
+            show_default=False,
+            help="Jobs that run at once; default: 10, or what the queues say, and 10 more for those that say nothing.",
+        ),
+    ] = None,
     lease_seconds: Annotated[float, Parameter(help="How long a silent worker keeps its jobs.")] = 60.0,
     heartbeat_seconds: Annotated[float | None, Parameter(help="At most, and by default, a third of the lease.")] = None,
     shutdown_seconds: Annotated[float, Parameter(help="How long running jobs may go on after the first signal.")] = 30.0,
@@ -61,6 +75,9 @@ def worker(
         ),
     ] = None,
     listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
+    http: Annotated[
+        str | None, Parameter(help="HOST:PORT where /live, /ready and /metrics are answered.", show_default=False)
+    ] = None,
     log_format: Annotated[
         str, Parameter(help="line or json; of events (standard output) and of logs (standard error).")
     ] = "line",
@@ -88,19 +105,30 @@ def worker(
     """
     if log_format not in {"line", "json"}:
         raise ConfigError(f"--log-format {log_format!r}: use line or json")
-    settings: dict[str, Any] = {} if heartbeat_seconds is None else {"heartbeat_seconds": heartbeat_seconds}
+    given = {"heartbeat_seconds": heartbeat_seconds, "concurrency": concurrency}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     config = WorkerConfig(
-        queues=tuple(queue or ["default"]),
-        concurrency=concurrency,
+        queues=_queues(queue or ["default"]),
         lease_seconds=lease_seconds,
         shutdown_seconds=shutdown_seconds,
         grace_seconds=grace_seconds,
         handler_connections_max=handler_connections,
         tenant_dsn=tenant_dsn,
         schema=schema,
+        http=http,
         **settings,
     )
     return _run(app, dsn, listen_dsn, config, log_format=log_format, log_level=log_level, quiet=quiet)
+
+
+def _queues(texts: Sequence[str]) -> Mapping[str, int | None]:
+    queues: dict[str, int | None] = {}
+    for text in texts:
+        name, count = queue_of(text)
+        if name in queues:
+            raise ConfigError(f"--queue {text}: the queue {name} is named twice")
+        queues[name] = count
+    return queues
 
 
 def _run(

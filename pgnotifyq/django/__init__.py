@@ -2,8 +2,8 @@
 
 A project's settings:
 
-    INSTALLED_APPS = [..., "pgnotifyq.django"]
     TASKS = {"default": {"BACKEND": "pgnotifyq.django.PgnotifyqBackend"}}
+    INSTALLED_APPS = [..., "pgnotifyq.django"]  # for the admin and `manage.py pgnotifyq`
 
 The names below come from Django 6's `django.tasks`, or from its back-port `django-tasks` on Django
 5.2. They are imported when they are asked for: what Django loads with its settings imports this
@@ -23,8 +23,10 @@ __all__ = ["PgnotifyqBackend", "PgnotifyqTask", "PgnotifyqTaskContext", "task"]
 
 def __getattr__(name: str) -> object:
     if name == "PgnotifyqBackend":
+        from pgnotifyq.django.alone import listen
         from pgnotifyq.django.backend import PgnotifyqBackend
 
+        listen()
         return PgnotifyqBackend
     if name in __all__:
         from pgnotifyq.django import declaring

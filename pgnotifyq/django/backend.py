@@ -15,7 +15,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
 
 from pgnotifyq.django.connections import ask_on_database
-from pgnotifyq.django.declaring import PgnotifyqTask, check_settings
+from pgnotifyq.django.declaring import PgnotifyqTask, check_call, check_settings
 from pgnotifyq.django.faults import check_settings_of
 from pgnotifyq.django.framework import (
     BaseTaskBackend,
@@ -36,9 +36,11 @@ from pgnotifyq.ledger.enqueue import enqueue
 from pgnotifyq.ledger.errors import SCHEMA_DEFAULT, said_of
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.model.errors import InvalidJob, InvalidName, JobNotFound, UnknownJobType
+from pgnotifyq.model.headers import carried
 from pgnotifyq.model.job import NIL_ORG, JobId
 from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import QUEUE_DEFAULT, NewJob, job_id_of, org_id_of
+from pgnotifyq.model.tracing import traced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -109,7 +111,7 @@ class PgnotifyqBackend(BaseTaskBackend):
 
         Raises:
             InvalidTask: a setting is out of range, or the task is not what its path leads to.
-            TypeError: an argument is not JSON.
+            TypeError: an argument is not JSON, or the task cannot be called with these.
             InvalidPayload, PayloadTooLarge: the arguments cannot be stored.
             SchemaMissing: run `manage.py migrate`.
         """
@@ -118,6 +120,7 @@ class PgnotifyqBackend(BaseTaskBackend):
             find_task(task.module_path)
         except UnknownJobType as error:
             raise InvalidTask(str(error)) from error
+        check_call(task, args, kwargs)
         call = _through_json({"args": normalize_json(args), "kwargs": normalize_json(kwargs)})
         options = options_of(task)
         org_id = getattr(task, "org_id", None)
@@ -129,8 +132,9 @@ class PgnotifyqBackend(BaseTaskBackend):
             priority=int(task.priority),
             scheduled_at=_aware(task.run_after),
             max_attempts=self._attempts_of(task),
+            headers=carried.get() if (headers := getattr(task, "headers", None)) is None else headers,
         )
-        job_id, enqueued_at = self.ask(_enqueue(self.schema, job))
+        job_id, enqueued_at = self.ask(_enqueue(self.schema, traced(job)))
         result = TaskResult(
             task=as_enqueued(task, backend=self.alias),
             id=str(job_id),

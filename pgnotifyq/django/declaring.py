@@ -8,6 +8,8 @@ tests may have it, settings of ours are left out.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from typing import TYPE_CHECKING, Any, overload
 
 from pgnotifyq.django.framework import (
@@ -20,10 +22,10 @@ from pgnotifyq.django.framework import (
 )
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.handler import TIMEOUT_SECONDS_MAX
-from pgnotifyq.model.new_job import MAX_ATTEMPTS_MAX, org_id_of
+from pgnotifyq.model.new_job import MAX_ATTEMPTS_MAX, headers_of, org_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -43,6 +45,9 @@ class PgnotifyqTask(Task):
     retry_on: tuple[type[BaseException], ...] | None = None
     timeout_seconds: float | None = None  # of one attempt; None: no limit
     org_id: UUID | str | None = None  # the tenant; None: the one of those who have one
+    # What goes with it and is not an argument: a JSON object. None: those of the task that enqueues
+    # it.
+    headers: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     def using(  # noqa: D102  # Django says it, and the fields above do
         self,
@@ -55,6 +60,7 @@ class PgnotifyqTask(Task):
         retry_on: tuple[type[BaseException], ...] | None = None,
         timeout_seconds: float | None = None,
         org_id: UUID | str | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> PgnotifyqTask:
         given: dict[str, Any] = {
             "priority": priority,
@@ -65,6 +71,7 @@ class PgnotifyqTask(Task):
             "retry_on": retry_on,
             "timeout_seconds": timeout_seconds,
             "org_id": org_id,
+            "headers": headers,
         }
         return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
 
@@ -84,6 +91,7 @@ def task(
     retry_on: tuple[type[BaseException], ...] | None = None,
     timeout_seconds: float | None = None,
     org_id: UUID | str | None = None,
+    headers: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], PgnotifyqTask]: ...
 
 
@@ -131,11 +139,36 @@ def check_settings(task: Any) -> None:
         raise InvalidTask(f"timeout_seconds {seconds!r} is out of range: above 0, to {TIMEOUT_SECONDS_MAX:g}")
     if task.retry_on is not None and not (isinstance(task.retry_on, tuple) and all(map(_is_exception, task.retry_on))):
         raise InvalidTask(f"retry_on {task.retry_on!r} is not a tuple of exception classes")
+    if task.headers is not None:
+        try:
+            headers_of(task.headers)
+        except InvalidJob as error:
+            raise InvalidTask(str(error)) from error
     if task.org_id is not None:
         try:
             org_id_of(task.org_id)
         except InvalidJob as error:
             raise InvalidTask(str(error)) from error
+
+
+def check_call(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments with which a task's function cannot be called.
+
+    What a decorator has made of the function counts, not what it has wrapped.
+
+    Raises:
+        TypeError: as the call would say it.
+    """
+    context = (None,) if task.takes_context else ()
+    try:
+        _signature_of(task.func).bind(*context, *args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{task.module_path}: {error}") from None
+
+
+@functools.lru_cache(maxsize=1024)  # it takes four times as long as the rest of the check
+def _signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function, follow_wrapped=False)
 
 
 def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:

@@ -51,8 +51,10 @@ def check_settings_of(backend: Any) -> Iterator[Any]:
             yield Error(f"{where}: QUEUES: {error}.", id="pgnotifyq.E006")
     if not apps.is_installed("pgnotifyq.django"):
         yield Warning(
-            f"{where}: pgnotifyq.django is not in INSTALLED_APPS, so there are no migrations of the queue and no worker command.",
-            hint="INSTALLED_APPS += ['pgnotifyq.django']",
+            f"{where}: pgnotifyq.django is not in INSTALLED_APPS. The admin has no list of jobs, `manage.py` has no command pgnotifyq, and "
+            "`check --database` does not look at the queue's schema. Everything else works.",
+            hint="INSTALLED_APPS += ['pgnotifyq.django']; or do without: `python -m pgnotifyq.django worker`, and this in "
+            "SILENCED_SYSTEM_CHECKS.",
             id="pgnotifyq.W003",
         )
     attempts = backend.max_attempts

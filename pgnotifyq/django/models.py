@@ -50,6 +50,7 @@ class QueuedJob(models.Model):
     progress_message = models.TextField(null=True)  # noqa: DJ001  # null is what the table has
     unique_key = models.TextField(null=True)  # noqa: DJ001  # null is what the table has
     created_at = models.DateTimeField("enqueued at")
+    headers = models.JSONField(null=True)
 
     class Meta:  # noqa: D106  # Django's word for settings
         managed = False
@@ -79,6 +80,7 @@ class DeadJob(models.Model):
     error_message = models.TextField("error", null=True)  # noqa: DJ001  # null is what the table has
     history = models.JSONField()
     died_at = models.DateTimeField()
+    headers = models.JSONField(null=True)
 
     class Meta:  # noqa: D106  # Django's word for settings
         managed = False

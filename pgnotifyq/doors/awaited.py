@@ -14,8 +14,9 @@ from pgnotifyq.doors.verbs import CancelOutcome, ended
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
 from pgnotifyq.model.new_job import NewJob, job_id_of
-from pgnotifyq.wire.asking import ask, pause
+from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.callers import ask_on
+from pgnotifyq.wire.plans import pause
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
 
@@ -79,6 +80,7 @@ class AwaitedVerbs:
         delay_seconds: float | None = None,
         max_attempts: int | None = None,
         unique_key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
         connection: CallersConnection | None = None,
     ) -> JobId:
         """Enqueue one job and return its id.
@@ -102,6 +104,9 @@ class AwaitedVerbs:
                 else 3.
             unique_key: while an unfinished job of the tenant and type has it, that job's id is
                 returned and none is made.
+            headers: what goes with the job and is not its payload, as a trace's context: a JSON
+                object of at most 8 KiB. The handler reads them as `ctx.job.headers`. None: those of
+                the job whose handler calls this, if there is one; {}: none.
             connection: enqueue in this connection's open transaction: the job exists if and only if
                 that commits. One for this event loop (pgnotifyq's on trio; psycopg's, asyncpg's or
                 SQLAlchemy's on asyncio), or a blocking one (psycopg's, SQLAlchemy's, Django's),
@@ -125,6 +130,7 @@ class AwaitedVerbs:
                 "delay_seconds": delay_seconds,
                 "max_attempts": max_attempts,
                 "unique_key": unique_key,
+                "headers": headers,
             }
         )
         if connection is None:

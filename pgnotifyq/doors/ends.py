@@ -70,6 +70,9 @@ class Pool(Protocol):
     def connection(self) -> AbstractAsyncContextManager[Awaited[Any]]:
         """Lend one in autocommit mode for the length of a block."""
 
+    def check(self) -> None:
+        """Refuse to go on if the pool is closed, or another loop's."""
+
 
 class _Waiter:
     """One task that waits for the end of one job."""
@@ -108,6 +111,7 @@ class Ends:
             DatabaseUnreachable, psycopg.OperationalError: looks have failed for
                 `OUTAGE_SECONDS_MAX`.
         """
+        self._pool.check()  # before this task waits with those of another loop
         ended: Job | DeadLetter | None = None
         with anyio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds):
             ended = await self._wait_beside_others(job_id)

@@ -148,6 +148,7 @@ class Gatherer:
 
         Cancellation, errors: as for `client.enqueue`.
         """
+        self._pool.check()  # before this task gathers with those of another loop
         payload = encode(job.payload)
         if job.unique_key is not None or (self._shortcut is not None and self._shortcut.find(job) is not None):
             return await self._enqueue_alone(job, payload)

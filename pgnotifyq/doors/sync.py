@@ -14,7 +14,7 @@ import attrs
 from pgnotifyq.doors.blocking_ends import BlockingEnds
 from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, CancelOutcome, Verbs, ended, enqueue_alone
 from pgnotifyq.ledger.schema import check_schema
-from pgnotifyq.model.errors import JobNotFound, PgnotifyqError, WaitTimeout
+from pgnotifyq.model.errors import ClientClosed, JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
 from pgnotifyq.model.new_job import NewJob, job_id_of
 from pgnotifyq.wire.asking import ask_blocking
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.wire.blocking import Connection
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Client:
             return opened
         with self._lock:
             if self._is_closed:
-                raise PgnotifyqError("The client is closed. Use it inside of its `with open_client(...)` block.")
+                raise ClientClosed
             if self._opened is None:
                 pool = Pool(
                     self._dsn,
@@ -177,6 +177,7 @@ class Client:
         delay_seconds: float | None = None,
         max_attempts: int | None = None,
         unique_key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
         connection: CallersConnection | None = None,
     ) -> JobId:
         """Enqueue one job and return its id.
@@ -196,6 +197,9 @@ class Client:
                 else 3.
             unique_key: while an unfinished job of the tenant and type has it, that job's id is
                 returned and none is made.
+            headers: what goes with the job and is not its payload, as a trace's context: a JSON
+                object of at most 8 KiB. The handler reads them as `ctx.job.headers`. None: those of
+                the job whose handler calls this, if there is one; {}: none.
             connection: enqueue in this connection's open transaction: the job exists if and only if
                 that commits. psycopg's, SQLAlchemy's (a session) or Django's: docs/transactions.md.
 
@@ -215,6 +219,7 @@ class Client:
                 "delay_seconds": delay_seconds,
                 "max_attempts": max_attempts,
                 "unique_key": unique_key,
+                "headers": headers,
             }
         )
         if connection is None:

@@ -19,10 +19,12 @@ from pgnotifyq.ledger import bulk, end, enqueue, look
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
 from pgnotifyq.model.handler import make_job
+from pgnotifyq.model.headers import carried
 from pgnotifyq.model.job import DeadLetter, JobId
 from pgnotifyq.model.new_job import JobSettings, NewJob, job_id_of, org_id_of
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.registry import handler_of
+from pgnotifyq.model.tracing import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import Execution, Job, OrgId
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -76,7 +78,9 @@ class Verbs:
         settings = dict(given)
         job_type, payload = settings.pop("job_type"), settings.pop("payload", None)
         handler = handler_of(job_type, self.registry)
-        return make_job(job_type if handler is None else handler.job_type, payload, settings, handler)
+        if settings.get("headers") is None and (headers := carried.get()) is not None:
+            settings["headers"] = headers
+        return traced(make_job(job_type if handler is None else handler.job_type, payload, settings, handler))
 
     def new_jobs(self, given: Sequence[NewJob | Mapping[str, Any]]) -> Iterator[list[NewJob]]:
         """Make many, and yield them in parts.
@@ -91,9 +95,11 @@ class Verbs:
 
     def _checked(self, job: NewJob) -> NewJob:
         """Refuse here what the handler would refuse later."""
-        if self.registry is None:
-            return job
-        return attrs.evolve(job, payload=self.registry.get(job.job_type).checked(job.payload))
+        if job.headers is None and (headers := carried.get()) is not None:
+            job = attrs.evolve(job, headers=headers)
+        if self.registry is not None:
+            job = attrs.evolve(job, payload=self.registry.get(job.job_type).checked(job.payload))
+        return traced(job)
 
     # The table
 

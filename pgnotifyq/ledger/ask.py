@@ -2,7 +2,7 @@
 
 Each verb of this floor returns an `Ask`, or a `Plan` if it takes several statements. A function
 that has a connection asks it: wire/asking.py has two, for psycopg's awaited connections and for its
-blocking ones, and wire/callers.py has those for other drivers. A door for another kind of
+blocking ones, and wire/callers.py has those for what a caller has. A door for another kind of
 connection is one more function like those two, and nothing of this floor knows of it: there is no
 event loop here, no connection and no driver.
 

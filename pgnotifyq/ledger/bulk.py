@@ -131,17 +131,24 @@ def _copy(
     `queues` are those of job types whose handler is known; of others that name none the first
     handler says it.
 
-    Source: sql/queries/copy_jobs.sql
+    Source: sql/queries/copy_jobs.sql, sql/queries/copy_jobs_with_headers.sql
     """
     if not jobs:
         return []
     ids = list(new_ids(len(jobs)))
-    yield Copy(query("copy_jobs", schema), _pieces(ids, jobs, payloads, now, queues), said_of(schema))
+    has_headers = any(job.headers for job in jobs)
+    statement = query("copy_jobs_with_headers" if has_headers else "copy_jobs", schema)
+    yield Copy(statement, _pieces(ids, jobs, payloads, now, queues, has_headers), said_of(schema))
     return ids
 
 
 def _pieces(
-    ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Iterable[str], now: datetime, queues: Mapping[str, str]
+    ids: Sequence[JobId],
+    jobs: Sequence[NewJob],
+    payloads: Iterable[str],
+    now: datetime,
+    queues: Mapping[str, str],
+    has_headers: bool,
 ) -> Iterator[str]:
     """Yield the lines of a COPY, AT_ONCE_JOBS_MAX at a time.
 
@@ -161,9 +168,15 @@ def _pieces(
         lines.append(
             f"{job_id.int:032x}\t{job.org_id.int:032x}\t{queue or 'default'}\t{job.job_type}\t{escaped}\t{job.priority}\t"
             f"{now_text if due is None else due.isoformat()}\t{maximum}\t{now_text}\t"
-            f"{'f' if queue else 't'}\n"
+            f"{'f' if queue else 't'}{_headers(job) if has_headers else ''}\n"
         )
         if len(lines) >= AT_ONCE_JOBS_MAX:
             yield "".join(lines)
             lines.clear()
     yield "".join(lines)
+
+
+def _headers(job: NewJob) -> str:
+    """Return the last column of a line."""
+    text = job.headers_text
+    return "\t\\N" if text is None else "\t" + text.replace("\\", "\\\\")

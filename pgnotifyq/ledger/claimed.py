@@ -1,8 +1,8 @@
 """A job as a claim brings it: decoded as far as running it takes, and the rest when somebody asks.
 
-A claim brings hundreds of rows of sixteen columns. A handler that looks at its payload alone needs
-six of them. To decode all of them cost a third of what a worker spends on a no-op job, most of it
-for four times and for the building of a `Job`.
+A claim brings hundreds of rows of seventeen columns. A handler that looks at its payload alone
+needs six of them. To decode all of them cost a third of what a worker spends on a no-op job, most
+of it for four times and for the building of a `Job`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from pgnotifyq.ledger.columns import TEXT, integer_from, row_at, time_from, uuid_from
+from pgnotifyq.ledger.columns import TEXT, integer_from, microseconds_from, row_at, time_from, uuid_from
+from pgnotifyq.model.headers import NO_HEADERS, Headers, headers_in
 from pgnotifyq.model.job import ExecutionId, Job, JobId, OrgId, WorkerId
-from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT, NewJob
+from pgnotifyq.model.new_job import DELAY_SECONDS_MAX, MAX_ATTEMPTS_DEFAULT, NewJob, headers_of
 from pgnotifyq.model.payload import Undecodable, decode
 from pgnotifyq.model.states import Status
 
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     ID, EXECUTION_ID, ORG_ID, QUEUE_NAME, JOB_TYPE, PAYLOAD, PRIORITY, SCHEDULED_AT, ATTEMPTS, MAX_ATTEMPTS, UNIQUE_KEY,
     CREATED_AT, STARTED_AT, LEASE_EXPIRES_AT, NEXT_DUE_SECONDS, SNAPSHOT_XMIN,
 ) = range(16)  # fmt: skip
+# The headers come last of all, whatever else a claim gives.
 
 
 class ClaimedJob:
     """What a worker needs of a job it holds. `whole` is the rest."""
 
     __slots__ = (
+        "_headers",
         "_lazy",
         "_whole",
         "attempts",
@@ -50,6 +53,7 @@ class ClaimedJob:
     problem: str  # why not
     attempts: int
     max_attempts: int
+    _headers: bytes | None  # JSON; None: there are none, or `_whole` has them
     _lazy: tuple[Any, ...]  # the worker, the encoding, and the bytes of the columns that `whole` decodes
     _whole: Job | None
 
@@ -70,6 +74,7 @@ class ClaimedJob:
             job.payload_text, job.problem = _text(value(row, PAYLOAD), encoding)
         job.attempts = integer_from(value(row, ATTEMPTS))
         job.max_attempts = integer_from(value(row, MAX_ATTEMPTS))
+        job._headers = value(row, answer.nfields - 1)
         # One by one: a loop takes twice the time.
         job._lazy = (
             worker_id,
@@ -107,6 +112,7 @@ class ClaimedJob:
             started_at=value[STARTED_AT],
             unique_key=value[UNIQUE_KEY],
             created_at=value[CREATED_AT],
+            headers=_headers(value[-1]),
         )
         return cls.from_job(whole)
 
@@ -121,6 +127,7 @@ class ClaimedJob:
         job.job_type = whole.job_type
         job.attempts = whole.attempts
         job.max_attempts = whole.max_attempts or MAX_ATTEMPTS_DEFAULT
+        job._headers = None
         job._whole = whole
         return job
 
@@ -155,8 +162,25 @@ class ClaimedJob:
             lease_expires_at=time_now + timedelta(seconds=lease_seconds),
             started_at=time_now,
             created_at=time_now,
+            headers=NO_HEADERS if new.headers is None else headers_of(new.headers),
         )
         return cls.from_job(whole)
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long the job was due before it was claimed, on the database's clock.
+
+        Ten years at the most: raw SQL stores whatever time there is.
+        """
+        if self._whole is not None:
+            whole = self._whole
+            assert whole.started_at is not None
+            waited = (whole.started_at - max(whole.scheduled_at, whole.created_at)).total_seconds()
+        else:
+            # Of `_lazy`, without the datetimes.
+            scheduled_at, created_at, started_at = map(microseconds_from, (self._lazy[4], self._lazy[6], self._lazy[7]))
+            waited = (started_at - max(scheduled_at, created_at)) / 1e6
+        return min(max(waited, 0.0), DELAY_SECONDS_MAX)
 
     @property
     def payload(self) -> Any:
@@ -165,6 +189,14 @@ class ClaimedJob:
 
     def _decoded(self) -> Any:
         return Undecodable(self.problem) if self.payload_text is None else decode(self.payload_text)
+
+    @property
+    def headers(self) -> Headers:
+        """What goes with the job and is not its payload, decoded anew at each call."""
+        if self._whole is not None:
+            return self._whole.headers
+        raw = self._headers
+        return NO_HEADERS if raw is None else _headers(raw.decode(self._lazy[1], "replace"))
 
     @property
     def whole(self) -> Job:
@@ -188,6 +220,7 @@ class ClaimedJob:
                 started_at=time_from(started_at),
                 unique_key=None if unique_key is None else unique_key.decode(encoding, "replace"),
                 created_at=time_from(created_at),
+                headers=self.headers,
             )
         return self._whole
 
@@ -203,3 +236,8 @@ def _text(raw: bytes | None, encoding: str) -> tuple[str | None, str]:
         return raw.decode(encoding), ""
     except UnicodeDecodeError as error:
         return None, f"the payload cannot be decoded: its bytes are not {encoding} ({error.reason} at {error.start})"
+
+
+def _headers(text: str | None) -> Headers:
+    """Return stored headers. What Python cannot decode, and only raw SQL stores, is none."""
+    return NO_HEADERS if text is None else headers_in(decode(text))

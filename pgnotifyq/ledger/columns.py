@@ -133,12 +133,17 @@ def float_from(raw: bytes) -> float:
     return float(_FLOAT.unpack(raw)[0])
 
 
+def microseconds_from(raw: bytes) -> int:
+    """Return PostgreSQL's time as it counts: microseconds since its epoch."""
+    return int.from_bytes(raw, "big", signed=True)
+
+
 def time_from(raw: bytes) -> datetime:
     """Return PostgreSQL's time.
 
     One that Python cannot say, and only raw SQL stores, becomes the last or the first it can.
     """
-    microseconds = int.from_bytes(raw, "big", signed=True)
+    microseconds = microseconds_from(raw)
     try:
         return _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:

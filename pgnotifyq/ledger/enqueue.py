@@ -40,9 +40,18 @@ def enqueue_together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str
     return Ask(*_together(schema, jobs, payloads), _in_order, said_of(schema), may_repeat=False)
 
 
-def _together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[bytes, tuple[str, ...]]:
-    values = (*_arrays(list(new_ids(len(jobs))), jobs, payloads), array([job.unique_key or "" for job in jobs]))
+def _together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[bytes, tuple[str | None, ...]]:
+    values = (
+        *_arrays(list(new_ids(len(jobs))), jobs, payloads),
+        array([job.unique_key or "" for job in jobs]),
+        _headers(jobs),
+    )
     return query("enqueue_many", schema), values
+
+
+def _headers(jobs: Sequence[NewJob]) -> str | None:
+    """Return the array of headers; None: no job has any. It spares the server a value a job."""
+    return None if not any(job.headers for job in jobs) else array([job.headers_text or "" for job in jobs])
 
 
 def _in_order(answer: Answer, encoding: str) -> list[JobId]:
@@ -50,7 +59,7 @@ def _in_order(answer: Answer, encoding: str) -> list[JobId]:
 
 
 def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[str, ...]:
-    """Return what a batch consists of, but for the unique keys: an array a column.
+    """Return what a batch consists of, but for unique keys and headers: an array a column.
 
     An empty text is null (insert_jobs.sql).
     """
@@ -101,6 +110,7 @@ def enqueue_one(schema: str, job: NewJob, payload: str, *, is_alone: bool) -> As
     values = (
         job_id.hex, job.org_id.hex, job.queue_name, job.job_type, payload, str(job.priority),
         None if job.scheduled_at is None else job.scheduled_at.isoformat(), text(job.delay_seconds), text(job.max_attempts),
+        job.headers_text,
     )  # fmt: skip
     return Ask(query("insert_job", schema), values, lambda _, __: job_id, said_of(schema), may_repeat=False)
 
@@ -121,7 +131,8 @@ def insert(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Ask[
     """
     ids = list(new_ids(len(jobs)))
     statement = query("insert_jobs", schema)
-    return Ask(statement, _arrays(ids, jobs, payloads), lambda _, __: ids, said_of(schema), may_repeat=False)
+    values = (*_arrays(ids, jobs, payloads), _headers(jobs))
+    return Ask(statement, values, lambda _, __: ids, said_of(schema), may_repeat=False)
 
 
 def enqueue_claimed(
@@ -151,10 +162,10 @@ def enqueue_claimed(
         ((is_claimed, time_now),) = rows(answer, encoding)
         return is_claimed, time_now
 
-    types = "uuid uuid uuid float8 uuid text text text smallint integer"
+    types = "uuid uuid uuid float8 uuid text text text smallint integer text"
     values = (
         job_id.hex, execution_id.hex, worker_id.hex, str(lease_seconds),
-        job.org_id.hex, queue_name, job.job_type, payload, str(job.priority), str(max_attempts),
+        job.org_id.hex, queue_name, job.job_type, payload, str(job.priority), str(max_attempts), job.headers_text,
     )  # fmt: skip
     return Ask(call("enqueue_claimed", types, schema), values, read, said_of(schema), may_repeat=False)
 

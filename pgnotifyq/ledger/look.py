@@ -16,6 +16,7 @@ from pgnotifyq.ledger.columns import number, records, rows, time_from_text, trut
 from pgnotifyq.ledger.errors import said_of
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.model.errors import ConfigError
+from pgnotifyq.model.headers import headers_in
 from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.payload import Undecodable
 from pgnotifyq.model.states import Status
@@ -262,6 +263,7 @@ def checked_limit(limit: int) -> int:
 def _job(values: dict[str, Any]) -> Job:
     values["payload"] = _payload(values)
     values["status"] = Status(values["status"])
+    values["headers"] = headers_in(values["headers"])
     return Job(**values)
 
 
@@ -270,6 +272,7 @@ def _dead_letter(values: dict[str, Any]) -> DeadLetter:
     history = values["history"]
     entries = history if isinstance(history, list) else [history]
     values["history"] = tuple(_attempt(values["id"], entry, values["died_at"]) for entry in entries)
+    values["headers"] = headers_in(values["headers"])
     return DeadLetter(**values)
 
 

@@ -36,6 +36,7 @@ OLDEST_CODE = 9
 
 SERVER_VERSION_MIN = 150_000  # 15: security_invoker views, and `merge`-era planner behaviour that the plans are tested on
 
+_ROLE_VERSION = 3  # the migration that wants the role of tenants
 _FUNCTIONS_VERSION = 0  # the row that remembers the digest of sql/functions
 
 
@@ -46,7 +47,7 @@ class Step:
     version: int  # of the migration; 0 for the functions, which come last
     name: str
     text: bytes  # composed for the schema
-    digest: str  # of the text
+    digest: str  # of the file
 
 
 def code_version() -> int:
@@ -59,7 +60,9 @@ def steps(schema: str) -> list[Step]:
     made = []
     for name, text in files("migrations"):
         composed = compose(text, schema)
-        made.append(Step(version=int(name.split("_")[0]), name=name, text=composed, digest=_digest(composed)))
+        version = int(name.split("_")[0])
+        whole = bookkeeping("make_role", schema) + composed if version == _ROLE_VERSION else composed
+        made.append(Step(version=version, name=name, text=whole, digest=_digest(composed)))
     functions = b"\n".join(compose(text, schema) for _, text in files("functions"))
     made.append(Step(version=_FUNCTIONS_VERSION, name="functions", text=functions, digest=_digest(functions)))
     return made

@@ -10,25 +10,70 @@ from typing import Any, TypedDict
 import attrs
 
 from pgnotifyq.model.errors import ConfigError
+from pgnotifyq.model.http_address import HttpAddress
 from pgnotifyq.model.names import check_queue_name, check_schema_name
 
 LEASE_SECONDS_DEFAULT = 60.0
 HEARTBEATS_A_LEASE_MIN = 3  # two beats may be lost before the lease is
+CONCURRENCY_DEFAULT = 10
 CONCURRENCY_MAX = 10_000  # one process; beyond it heartbeats alone fill a statement
 HANDLER_CONNECTIONS_DEFAULT = 10  # PostgreSQL has 100 for everybody, unless it was told otherwise
 QUEUES_MAX = 100  # each costs two index probes a dry claim
 
 
-def _as_tuple(queues: Iterable[str]) -> tuple[str, ...]:
+class _Queues(tuple[str, ...]):  # noqa: SLOT001  # a tuple of any length has no slots
+    """Queues' names, and what each of them may run at once, where that was given."""
+
+    permits: Mapping[str, int]
+
+
+def _as_queues(queues: Iterable[str] | Mapping[str, int | None]) -> tuple[str, ...]:
+    if isinstance(queues, _Queues):
+        return queues
     if isinstance(queues, str) or not isinstance(queues, Iterable):
-        raise ConfigError(f"queues {queues!r} is not a list: pass a list of names")
-    return tuple(queues)
+        raise ConfigError(f"queues {queues!r} is not a list: pass a list of names, or a dict of names and concurrencies")
+    made = _Queues(queues)
+    given = queues.items() if isinstance(queues, Mapping) else ()
+    made.permits = {name: count for name, count in given if count is not None}
+    return made
+
+
+def queue_of(text: str) -> tuple[str, int | None]:
+    """Return a queue's name and concurrency, as the command line has them: `images`, `images:10`.
+
+    Names of queues may have colons. Digits behind the last colon are a concurrency, so a queue that
+    is called `tenant:7` has to be given one: `tenant:7:50`.
+
+    Raises:
+        ConfigError: the concurrency is out of its bounds.
+    """
+    name, colon, digits = text.rpartition(":")
+    if not colon or not (digits.isascii() and digits.isdigit()):
+        return text, None
+    if len(digits) > len(str(CONCURRENCY_MAX)) or not 1 <= int(digits) <= CONCURRENCY_MAX:
+        raise ConfigError(
+            f"queue {text[:80]!r}: {digits[:20]} jobs at once are out of range: use 1 to {CONCURRENCY_MAX}; "
+            f"for a queue that is called so, write its concurrency behind it, as in {text[:80]}:10"
+        )
+    return name, int(digits)
 
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ConfigError(f"{name} {value!r} is not a number: use seconds")
     return value
+
+
+def _permits(config: WorkerConfig) -> Mapping[str, int]:
+    return getattr(config.queues, "permits", {})
+
+
+def _permits_of_all(config: WorkerConfig) -> int:
+    permits = _permits(config)
+    if not all(isinstance(count, int) for count in permits.values()):
+        return CONCURRENCY_DEFAULT  # it is refused
+    rest = 0 if permits and len(permits) == len(config.queues) else CONCURRENCY_DEFAULT
+    return min(sum(permits.values()) + rest, CONCURRENCY_MAX)
 
 
 # Used in `attrs.Factory`. pyright sees no default in a method that `@field.default` decorates.
@@ -51,9 +96,14 @@ class WorkerConfig:
         InvalidName: a queue's or the schema's name.
     """
 
-    # In order of preference.
-    queues: tuple[str, ...] = attrs.field(default=("default",), converter=_as_tuple)
-    concurrency: int = 10  # jobs that run at once
+    # In order of preference. A dict says how many jobs of a queue may run at once, beside
+    # `concurrency`: {"images": 10, "default": None}.
+    queues: tuple[str, ...] = attrs.field(default=("default",), converter=_as_queues)
+    # Jobs that run at once. Default: 10; if queues have a concurrency of their own, their sum, and
+    # 10 more for the others, if there are any.
+    concurrency: int = attrs.field(default=attrs.Factory(_permits_of_all, takes_self=True))
+    # How many jobs of a queue run at once, for queues where `queues` says it.
+    queue_concurrency: Mapping[str, int] = attrs.field(init=False, default=attrs.Factory(_permits, takes_self=True))
     # If a worker is cut off, others take its jobs after this. A dead process is noticed sooner.
     lease_seconds: float = LEASE_SECONDS_DEFAULT
     # Default: a third of the lease; never more.
@@ -84,6 +134,8 @@ class WorkerConfig:
     # else these transactions share the sessions above, and are confined against mistakes only.
     tenant_dsn: str | None = attrs.field(default=None, repr=False)
     schema: str = "pgnotifyq"
+    # Where probes and metrics are answered, as "127.0.0.1:9100" (docs/metrics.md). None: nowhere.
+    http: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if not 1 <= len(self.queues) <= QUEUES_MAX:
@@ -92,9 +144,16 @@ class WorkerConfig:
             check_queue_name(name)
         if len(set(self.queues)) != len(self.queues):
             raise ConfigError(f"queues {', '.join(self.queues)}: a queue is named twice")
+        for name, count in self.queue_concurrency.items():
+            if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= CONCURRENCY_MAX:
+                raise ConfigError(
+                    f"queue {name}: a concurrency of {count!r}: use a whole number, 1 to {CONCURRENCY_MAX}, or None"
+                )
         check_schema_name(self.schema)
         if self.tenant_dsn is not None and not isinstance(self.tenant_dsn, str):
             raise ConfigError(f"tenant_dsn is a {type(self.tenant_dsn).__name__}, not an address")
+        if self.http is not None:
+            HttpAddress.read(self.http)
         for name in ("concurrency", "handler_connections_max"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
@@ -135,7 +194,7 @@ class WorkerConfig:
 class WorkerSettings(TypedDict, total=False):
     """The fields of WorkerConfig as keywords, for `run_worker`. A test keeps them the same."""
 
-    queues: Sequence[str]
+    queues: Sequence[str] | Mapping[str, int | None]
     concurrency: int
     lease_seconds: float
     heartbeat_seconds: float
@@ -151,6 +210,7 @@ class WorkerSettings(TypedDict, total=False):
     handler_connection_seconds: float
     tenant_dsn: str | None
     schema: str
+    http: str | None
 
 
 def config_of(config: WorkerConfig | None, settings: Mapping[str, Any]) -> WorkerConfig:
@@ -159,7 +219,7 @@ def config_of(config: WorkerConfig | None, settings: Mapping[str, Any]) -> Worke
     Raises:
         ConfigError: both are given, or a keyword is no setting. The message names them.
     """
-    known = attrs.fields_dict(WorkerConfig)
+    known = [field.name for field in attrs.fields(WorkerConfig) if field.init]
     for name in settings:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)

@@ -25,6 +25,9 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     │   ├── SchemaMissing
     │   ├── SchemaOutOfDate
     │   └── SchemaTooNew
+    ├── ClientError                   the client cannot be used here, or not any more
+    │   ├── ClientClosed
+    │   └── WrongLoop
     ├── JobNotFound                   from here on: situations of one job
     ├── JobDead
     ├── WaitTimeout
@@ -141,6 +144,21 @@ class SchemaOutOfDate(SchemaError):
 
 class SchemaTooNew(SchemaError):
     """The schema is newer than this code: upgrade the code."""
+
+
+class ClientError(PgnotifyqError):
+    """The client, or another part of this package, cannot be used here, or not any more."""
+
+
+class ClientClosed(ClientError):
+    """The block of `open_client` has been left, and the client is used all the same."""
+
+    def __init__(self, message: str = "The client is closed. Use it inside of its `with open_client(...)` block.") -> None:
+        super().__init__(message)
+
+
+class WrongLoop(ClientError):
+    """What was called or opened is for another event loop: on trio, on asyncio, or the own one."""
 
 
 class JobNotFound(PgnotifyqError):

@@ -146,7 +146,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
         Args:
             payload: what the function takes.
             settings: as for `enqueue`: queue, priority, scheduled_at, delay_seconds, max_attempts,
-                unique_key, org_id.
+                unique_key, org_id, headers.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: it could not be enqueued.

@@ -8,6 +8,7 @@ from uuid import UUID, SafeUUID
 
 import attrs
 
+from pgnotifyq.model.headers import NO_HEADERS, Headers
 from pgnotifyq.model.states import FINISHED, Status
 
 if not TYPE_CHECKING:
@@ -87,6 +88,8 @@ class Job(Generic[Result_co]):
     created_at: datetime
     # When it was read: its status, or scheduled, retrying, stopping. None: a claim read it.
     label: str | None = None
+    # What goes with it and is not its payload, to be read: a JSON object. Empty: there are none.
+    headers: Headers = NO_HEADERS
 
     @property
     def is_finished(self) -> bool:
@@ -129,3 +132,4 @@ class DeadLetter:
     error_message: str | None
     history: tuple[Execution, ...]  # oldest first
     died_at: datetime
+    headers: Headers = NO_HEADERS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypedDict
@@ -9,9 +11,11 @@ from uuid import UUID
 
 import attrs
 
-from pgnotifyq.model.errors import InvalidJob
+from pgnotifyq.model.errors import InvalidJob, InvalidPayload, PayloadTooLarge
+from pgnotifyq.model.headers import NO_HEADERS, Headers
 from pgnotifyq.model.job import NIL_ORG, JobId, OrgId
 from pgnotifyq.model.names import check_job_type, check_queue_name
+from pgnotifyq.model.payload import encode_value
 
 PRIORITY_MIN, PRIORITY_MAX = -32768, 32767  # PostgreSQL's smallint
 PRIORITY_DEFAULT = 0
@@ -21,6 +25,8 @@ MAX_ATTEMPTS_MAX = 1000  # bounds the history of a job
 # In any time zone, such a time is a datetime of Python's, whose years are 1 to 9999.
 SCHEDULED_YEAR_MIN, SCHEDULED_YEAR_MAX = 2, 9998
 UNIQUE_KEY_CHARS_MAX = 512  # an index entry holds 2,700 bytes
+HEADERS_BYTES_MAX = 8192  # as compact JSON; web servers admit as much in a request
+HEADERS_DEPTH_MAX = 16
 DELAY_SECONDS_MAX = 10 * 366 * 86_400.0  # ten years; more is a mistake in the unit
 
 _set = object.__setattr__
@@ -79,6 +85,9 @@ class NewJob:
     max_attempts: int | None = None  # None: what the handler says that claims it, else 3
     # If an unfinished job of the tenant and type has this key, enqueue returns that job's id.
     unique_key: str | None = None
+    # What goes with the job and is not its payload: a JSON object. None: not said, so those of the
+    # job whose handler enqueues it, if there is one; {}: none.
+    headers: Mapping[str, Any] | None = None
 
     def __attrs_post_init__(self) -> None:
         # Checked by hand, and only if given: attrs' validators took a third of a bulk enqueue.
@@ -97,6 +106,13 @@ class NewJob:
             self._check_delay(self.delay_seconds)
         if self.unique_key is not None:
             self._check_key(self.unique_key)
+        if self.headers is not None:
+            _set(self, "headers", headers_of(self.headers))
+
+    @property
+    def headers_text(self) -> str | None:
+        """The headers as JSON; None: there are none."""
+        return None if self.headers is None else headers_of(self.headers).text
 
     def _check_time(self, time: object) -> None:
         if not isinstance(time, datetime) or time.utcoffset() is None:
@@ -128,6 +144,7 @@ class JobSettings(TypedDict, total=False):
     delay_seconds: float | None
     max_attempts: int | None  # None: the handler's
     unique_key: str | None
+    headers: Mapping[str, Any] | None  # None: those of the job whose handler enqueues it
 
 
 def _is_text(text: str) -> bool:
@@ -136,3 +153,22 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def headers_of(given: object) -> Headers:
+    """Return headers as they are enqueued: checked, and a copy.
+
+    Raises:
+        InvalidJob: they are no JSON object, or too long.
+    """
+    if type(given) is Headers and (given.text is not None or not given):
+        return given
+    if not isinstance(given, Mapping):
+        raise InvalidJob(f"headers {given!r:.80} are no mapping: pass a dict, as headers={{'request_id': '...'}}")
+    if not given:
+        return NO_HEADERS
+    try:
+        text = encode_value(dict(given), bytes_max=HEADERS_BYTES_MAX, depth_max=HEADERS_DEPTH_MAX, what="headers")
+    except (InvalidPayload, PayloadTooLarge) as error:
+        raise InvalidJob(f"the headers cannot be stored: {error}") from error
+    return Headers(json.loads(text), text)

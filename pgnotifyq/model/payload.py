@@ -605,7 +605,7 @@ def encode_value(
     return text
 
 
-_REFERENCE = {"payload": "enqueue a reference", "result": "return a reference"}
+_REFERENCE = {"payload": "enqueue a reference", "result": "return a reference", "headers": "put it into the payload"}
 # Made once. json.dumps makes a new encoder at each call that has options.
 _to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
     from typing import NoReturn
 
+    from pgnotifyq.model.job import JobId
+    from pgnotifyq.model.new_job import NewJob
     from pgnotifyq.model.outcome import Interrupt
 
 _REFUSED = (
@@ -45,6 +47,9 @@ class AsyncioContext(JobContext):
             TransactionRefused: it names what to use instead.
         """
         _refuse("ctx.transaction()")
+
+    async def _enqueue(self, job: NewJob) -> JobId:
+        return await in_trio(self._reach.token, super()._enqueue, job)
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come, as `JobContext.progress` does. Await it."""

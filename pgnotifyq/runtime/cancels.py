@@ -60,6 +60,8 @@ def interrupt(me: Identity, executions: Executions, running: Running, reason: In
     """Stop one execution, with a reason, and tell."""
     if not executions.stop(running, reason):
         return
+    if running.interrupted_at is None:
+        running.interrupted_at = trio.current_time()
     fields: dict[str, object] = {
         "job_id": running.job.id,
         "job_type": running.job.job_type,

@@ -4,6 +4,10 @@ At capacity no query is made. The permits are taken as the claim is sent, at eac
 waited for the link, or for the next try, a hand-over or a named job may have taken them, or an
 outcome freed more. A claim is shielded, under the link's deadline: one that was cancelled half-way
 might have been committed, and its jobs would wait for their leases to run out.
+
+A queue that is at its own concurrency is not asked for, and a wake-up for it is handed on to
+another worker. If a queue has less room than the worker, a look is several claims, one after the
+other: none asks for more jobs than each of its queues has room for.
 """
 
 from __future__ import annotations
@@ -23,10 +27,11 @@ from pgnotifyq.runtime.sleep import Stage
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pgnotifyq.ledger.ask import Plan
     from pgnotifyq.ledger.claimed import ClaimedJob
-    from pgnotifyq.runtime.claim_size import Asked
-    from pgnotifyq.runtime.executions import Executions
+    from pgnotifyq.runtime.executions import Executions, Reserved
     from pgnotifyq.runtime.identity import Identity
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.wakeups import Wakeups
@@ -50,8 +55,11 @@ async def claim_for_ever(me: Identity, quick: Link, executions: Executions, wake
     sleep = wakeups.sleep
     resuming = Resuming()
     rung = False
+    looked_at = executions.open_queues()
     while True:
         await _wait_for_a_slot(claimer, rung=rung)
+        if executions.has_rooms:
+            await _leave_closed_queues(claimer)
         if wakeups.is_listener_new():
             sleep.woken_up()  # what was published may be gone, too
         if me.served.is_news:
@@ -60,7 +68,10 @@ async def claim_for_ever(me: Identity, quick: Link, executions: Executions, wake
             await quick.run(me.served.publish)
             sleep.woken_up()
 
-        after = resuming.after(trio.current_time()) if sleep.stage is Stage.AWAKE else None
+        # A queue that was closed has not been looked at: the next look starts from the start.
+        before, looked_at = looked_at, executions.open_queues()
+        goes_on = sleep.stage is Stage.AWAKE and before == looked_at
+        after = resuming.after(trio.current_time()) if goes_on else None
         claimed = await _claim(claimer, is_asleep=sleep.stage is not Stage.AWAKE, after=after)
         if claimed is None:
             continue  # the last slot was taken meanwhile; wait for another, with the wake-up still to be heeded
@@ -99,36 +110,86 @@ async def _claim(claimer: _Claimer, *, is_asleep: bool, after: ClaimedJob | None
         sent_at = trio.current_time()
         # A sleeper looks now and then, to be sure that there is nothing. A hand-over that comes
         # meanwhile finds a slot.
-        reserved = executions.reserve(max(executions.free - 1, 1) if is_asleep else None)
+        reserved = executions.reserve(is_sparing=is_asleep)
         if not reserved:
             return None
-        claimed: list[Running] = []
+        claims: list[tuple[claim.Claim, Sequence[str]]] = []
         try:
-            with claimer.claim_size.of(reserved) as asked:
-                found = await _ask(claimer, connection, asked, is_asleep=is_asleep, after=after)
-            claimed = [Running(job=job, renewed_at=sent_at) for job in found.jobs]
+            with claimer.claim_size.of(reserved.count) as asked:
+                wanted = asked.rows
+                for queues, most in _portions(reserved, asked.rows):
+                    goes_on = after if after is not None and after.queue_name in queues else None
+                    found = await _ask(
+                        claimer, connection, queues, min(most, wanted), asked.bytes_max, is_asleep=is_asleep, after=goes_on
+                    )
+                    claims.append((found, queues))
+                    wanted -= len(found.jobs)
+                    if not wanted:
+                        break
         finally:
+            # What came before a claim that failed is taken up, too.
+            claimed = [Running(job=job, renewed_at=sent_at) for found, _ in claims for job in found.jobs]
             executions.take_up(claimed, reserved)
-        return found, sent_at
+        return _as_one(claimer, claims, is_full=not wanted), sent_at
 
     return await claimer.quick.run(once, shield=True)
 
 
+def _portions(reserved: Reserved, wanted: int) -> list[tuple[Sequence[str], int]]:
+    """Return what each claim of a look asks for: queues, in order of preference, and how many jobs.
+
+    A queue with room for less than all that are wanted is asked for alone.
+    """
+    portions: list[tuple[list[str], int]] = []
+    for queue in reserved.queues:
+        room = min(reserved.rooms.get(queue, wanted), wanted)
+        if portions and room == portions[-1][1] == wanted:
+            portions[-1][0].append(queue)
+        else:
+            portions.append(([queue], room))
+    return list(portions)
+
+
+def _as_one(claimer: _Claimer, claims: list[tuple[claim.Claim, Sequence[str]]], *, is_full: bool) -> claim.Claim:
+    """Return what the claims of one look have found together.
+
+    A queue that has given all it had room for is not dry. But it is closed then, as a rule, and has
+    no say in when to look again: the bell is rung when it opens.
+    """
+    if len(claims) == 1 and claims[0][0].ran_dry:
+        return claims[0][0]
+    left = [queue for found, queues in claims if not found.ran_dry for queue in queues]
+    is_left_open = claimer.executions.leave_out(left) if left else False
+    dry = [found for found, _ in claims if found.ran_dry]
+    dues = [found.next_due_seconds for found in dry if found.next_due_seconds is not None]
+    marks = [found.snapshot_xmin for found in dry]
+    ran_dry = bool(dry) and not is_full and not is_left_open
+    return claim.Claim(
+        jobs=[job for found, _ in claims for job in found.jobs],
+        ran_dry=ran_dry,
+        next_due_seconds=min(dues, default=None) if ran_dry else None,
+        is_contended=ran_dry and any(found.is_contended for found in dry),
+        snapshot_xmin=min((mark for mark in marks if mark is not None), default=None) if ran_dry and None not in marks else None,
+        put_aside=[aside for found, _ in claims for aside in found.put_aside],
+    )
+
+
 async def _ask(
-    claimer: _Claimer, connection: Connection, asked: Asked, *, is_asleep: bool, after: ClaimedJob | None
-) -> claim.Claim:
-    """Claim as many jobs as this try asks for; a single one that failed, apart."""
+    claimer: _Claimer, connection: Connection, queues: Sequence[str], jobs_max: int, bytes_max: int, *,
+    is_asleep: bool, after: ClaimedJob | None,
+) -> claim.Claim:  # fmt: skip
+    """Claim jobs of these queues, as many at the most; a single one that failed, apart."""
     me = claimer.me
     schema = me.schema
     same: dict[str, Any] = {
         "worker_id": me.worker_id,
-        "queues": me.queues,
+        "queues": queues,
         "lease_seconds": me.lease_seconds,
         "only": me.served.wanted,
     }
     if claimer.claim_size.is_stuck:
         return await ask(connection, claim.claim_apart(schema, jobs_max=1, **same))
-    verb = claim.claim_surely(schema, jobs_max=asked.rows, bytes_max=asked.bytes_max, is_asleep=is_asleep, after=after, **same)
+    verb = claim.claim_surely(schema, jobs_max=jobs_max, bytes_max=bytes_max, is_asleep=is_asleep, after=after, **same)
     return await ask(connection, verb)
 
 
@@ -139,7 +200,7 @@ async def _wait_for_a_slot(claimer: _Claimer, *, rung: bool) -> None:
     """
     executions, wakeups = claimer.executions, claimer.wakeups
     while not executions.wants_more:
-        if rung and not executions.free:
+        if rung and executions.is_full:
             await _wake_up(claimer, hand_on=True)
             rung = False
             continue  # a slot may have become free
@@ -148,8 +209,25 @@ async def _wait_for_a_slot(claimer: _Claimer, *, rung: bool) -> None:
         rung = await wakeups.bell.wait(wakeups.expects_at - trio.current_time() if is_listed else math.inf) or is_listed
 
 
+async def _leave_closed_queues(claimer: _Claimer) -> None:
+    """Be no sleeper of a queue that is closed, and hand its wake-ups on to other workers.
+
+    What is published is what the next look asks for. If the two differ, the worker begins anew: it
+    is taken off the list, looks, and publishes the queues that are open then.
+    """
+    wakeups, queues = claimer.wakeups, claimer.executions.open_queues()
+    heard, wakeups.heard_of = wakeups.heard_of, set()
+    is_listed = wakeups.sleep.stage is not Stage.AWAKE
+    lost = [queue for queue in claimer.me.queues
+            if queue not in queues and (queue in heard or (is_listed and queue in wakeups.published))]  # fmt: skip
+    if lost or (is_listed and list(wakeups.published) != list(queues)):
+        await claimer.quick.ask(workers.wake_up(claimer.me.schema, claimer.me.worker_id, lost))
+        wakeups.sleep.woken_up()
+
+
 async def _wake_up(claimer: _Claimer, *, hand_on: bool = False) -> None:
     queues = claimer.me.queues if hand_on else ()
+    claimer.wakeups.heard_of.clear()
     await claimer.quick.ask(workers.wake_up(claimer.me.schema, claimer.me.worker_id, queues))
     claimer.wakeups.sleep.woken_up()
 
@@ -163,8 +241,11 @@ async def _publish(claimer: _Claimer) -> float:
     if not claimer.wakeups.push.is_proven:
         return me.config.poll_seconds
 
+    # A later look may find other queues open: see _leave_closed_queues.
+    queues = claimer.wakeups.published = list(claimer.executions.open_queues())
+
     def publication() -> Plan[int]:
-        return workers.fall_asleep(me.schema, me.worker_id, me.queues, me.served.wanted.types)
+        return workers.fall_asleep(me.schema, me.worker_id, queues, me.served.wanted.types)
 
     claimer.wakeups.sleep.published(await claimer.quick.ask(publication))
     return 0.0

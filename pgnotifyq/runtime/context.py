@@ -10,28 +10,35 @@ import attrs
 import trio
 import trio.lowlevel
 
-from pgnotifyq.ledger import lease
+from pgnotifyq.ledger import enqueue, lease
 from pgnotifyq.model.errors import LeaseLost, TransactionRefused
 from pgnotifyq.model.outcome import Outcome, SettleKind, encode_result
+from pgnotifyq.runtime.children import child_of
 from pgnotifyq.runtime.fenced import WorkerFence, connection_block, django_block, session_block
 from pgnotifyq.runtime.logs import JobLog
 from pgnotifyq.runtime.tenants import OrgContext
+from pgnotifyq.wire.asking import ask
+from pgnotifyq.wire.callers import ask_on, ask_on_blocking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
-    from typing import NoReturn
+    from typing import NoReturn, Unpack
 
     from psycopg import IsolationLevel
 
-    from pgnotifyq.model.job import ExecutionId, Job, OrgId
+    from pgnotifyq.model.handler import Handler
+    from pgnotifyq.model.job import ExecutionId, Job, JobId, OrgId
+    from pgnotifyq.model.new_job import JobSettings, NewJob
     from pgnotifyq.model.outcome import Interrupt
+    from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.runtime.fenced import Fence, FencedBlock
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.running import Running
     from pgnotifyq.runtime.transactions import Databases
     from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 S = TypeVar("S")
 
@@ -52,6 +59,14 @@ class Reach(Protocol):
     @property
     def token(self) -> trio.lowlevel.TrioToken:
         """The way from a handler's thread into the loop."""
+
+    @property
+    def schema(self) -> str:
+        """Where the queue lives."""
+
+    @property
+    def registry(self) -> JobRegistry:
+        """The handlers."""
 
     def open_transaction(
         self,
@@ -75,6 +90,7 @@ class WorkerReach:
     """What a handler can reach of a worker that has a database."""
 
     schema: str
+    registry: JobRegistry
     databases: Databases
     quick: Link
     token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
@@ -291,6 +307,58 @@ class JobContext:
         return connection_block(
             self._reach.fence(self._running, _completion(self._running, complete, result)), connection_or_pool
         )
+
+    async def enqueue(
+        self,
+        job_type: str | Handler[Any, Any, Any],
+        payload: object = None,
+        *,
+        connection: CallersConnection | None = None,
+        **settings: Unpack[JobSettings],
+    ) -> JobId:
+        """Enqueue a child of this job: of the same tenant, with the same headers.
+
+        Args:
+            job_type: which handler runs it: a handler, or its name.
+            payload: what the handler takes.
+            connection: enqueue in the transaction that is open on it: what `transaction()` gives,
+                or your own, as for `client.enqueue`. None: in a transaction of its own, which
+                commits only while this execution still owns the job.
+            settings: as for `client.enqueue`: queue, priority, delay_seconds, unique_key, headers,
+                org_id, ...
+
+        Cancellation: nothing is enqueued, or the task is cancelled at its next checkpoint.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
+            LeaseLost, JobCancelled: the execution no longer owns the job; nothing is enqueued.
+            TransactionRefused: a transaction of this job is open: pass its connection.
+        """
+        job = self._child(job_type, payload, settings)
+        if connection is None:
+            return await self._enqueue(job)
+        return await ask_on(connection, enqueue.enqueue(self._reach.schema, job))
+
+    def enqueue_blocking(
+        self,
+        job_type: str | Handler[Any, Any, Any],
+        payload: object = None,
+        *,
+        connection: CallersConnection | None = None,
+        **settings: Unpack[JobSettings],
+    ) -> JobId:
+        """Do what `enqueue` does, in a handler that is a plain function."""
+        job = self._child(job_type, payload, settings)
+        if connection is not None:
+            return ask_on_blocking(connection, enqueue.enqueue(self._reach.schema, job))
+        return trio.from_thread.run(self._enqueue, job, trio_token=self._reach.token)
+
+    def _child(self, job_type: str | Handler[Any, Any, Any], payload: object, settings: JobSettings) -> NewJob:
+        return child_of(self._running.job, self._reach.registry, job_type, payload, settings)
+
+    async def _enqueue(self, job: NewJob) -> JobId:
+        async with self._transaction(complete=False, result=None, isolation=None) as connection:
+            return await ask(connection, enqueue.enqueue(self._reach.schema, job))
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come: a fraction from 0 to 1, and a line for people.

@@ -12,6 +12,12 @@ What changes permits and leases together is one method here:
 | a job came that must not start | `hold` | its permit stays taken | one |
 | an outcome is durable, a lease is lost | `let_go` | free again, once | given up |
 
+A queue may have permits of its own, beside the worker's. A claim reserves both: the worker's, and
+as many of each such queue's as could be taken. What it did not bring is free again. So no queue
+runs more than it may, however its jobs come: by a look, by name, or by hand-over. A queue without a
+free permit is closed: it is not asked for, and the others are. If a claim has left a queue out, the
+claimer's bell is rung as soon as the queue opens.
+
 A task that asks what is free, and then waits (for a link, for a reply), asks in vain: a hand-over
 may have taken the last permit meanwhile. So no task asks. `reserve` takes what there is, in one
 step, and says how many.
@@ -41,6 +47,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 import trio.lowlevel
 
@@ -49,9 +56,10 @@ from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.bell import Bell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from pgnotifyq.model.job import ExecutionId, JobId
+    from pgnotifyq.runtime.meter import Meter
     from pgnotifyq.runtime.running import Running
 
 # After this many handlers that never waited, other tasks get their turn: listener, heartbeat,
@@ -64,16 +72,52 @@ WAKING_MAX = 2
 ENOUGH_MAX = 250
 
 
+@attrs.frozen
+class Reserved:
+    """Permits that a claim has taken, before it is sent."""
+
+    count: int  # of the worker's
+    queues: Sequence[str] = ()  # that may be asked for, in the order of preference
+    rooms: Mapping[str, int] = attrs.field(factory=dict)  # of queues that have permits of their own
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+
 class Executions:
     """The executions of one worker: permits, leases, and the way of a job to a slot."""
 
-    def __init__(self, count: int, tell: Callable[[Event], None] | None = None) -> None:
-        """Begin with `count` permits, all free. `tell` is told of each job that is taken up."""
+    def __init__(
+        self,
+        count: int,
+        tell: Callable[[Event], None] | None = None,
+        *,
+        meter: Meter | None = None,
+        queues: Sequence[str] = (),
+        permits: Mapping[str, int] | None = None,
+        opened: Bell | None = None,
+    ) -> None:
+        """Begin with all permits free.
+
+        Args:
+            count: the worker's permits.
+            tell: is told of each job that is taken up.
+            meter: counts the jobs that are taken up.
+            queues: the worker's queues.
+            permits: of queues that have permits of their own.
+            opened: is rung when a queue opens that a claim has left out.
+        """
         self.count = count
         self.free = count
+        self.queues = tuple(queues)
+        self._rooms = dict(permits or {})  # permits that are free, of each such queue
+        self._opened = opened
+        # Closed queues that a claim has left out, or not seen to the end.
+        self._left_out: set[str] = set()
         # The first signal came: what is still claimed is given back, and nothing new is started.
         self.is_draining = False
         self._tell = tell
+        self._meter = meter
         self._held: dict[JobId, Running] = {}
         # Set when the first lease appears: heartbeat and trust wait for it.
         self.taken_up = trio.Event()
@@ -104,21 +148,69 @@ class Executions:
     @property
     def wants_more(self) -> bool:
         """Whether it is time to claim: a permit is free, and the line is empty or many are free."""
-        return self.free > 0 and (not self._line or self.free >= self._enough)
+        return self.free > 0 and (not self._line or self.free >= self._enough) and not self.is_full
 
-    def reserve(self, wanted: int | None = None) -> int:
+    @property
+    def is_full(self) -> bool:
+        """Whether no job could be taken: no permit is free, or every queue is closed."""
+        return self.free == 0 or (bool(self._rooms) and not self.open_queues())
+
+    @property
+    def has_rooms(self) -> bool:
+        """Whether some queue has permits of its own."""
+        return bool(self._rooms)
+
+    def open_queues(self) -> Sequence[str]:
+        """Return the queues that are not closed, in order of preference."""
+        if not self._rooms:
+            return self.queues
+        return [queue for queue in self.queues if self._rooms.get(queue, 1) > 0]
+
+    def reserve(self, wanted: int | None = None, *, is_sparing: bool = False) -> Reserved:
         """Take permits for a claim about to be sent: all that are free, `wanted` at the most.
 
-        Each of them is then spent by `take_up` or `hold`, or comes back by `take_up`.
+        Each of them is then spent by `take_up` or `hold`, or comes back by `take_up`. With
+        `is_sparing`, one permit stays free if there are more, of the worker's and of each queue's.
 
-        Returns: how many.
+        Returns: how many; none if every queue is closed.
         """
-        reserved = self.free if wanted is None else min(wanted, self.free)
-        self.free -= reserved
-        return reserved
+        queues = self.open_queues()
+        self._left_out.update(queue for queue in self._rooms if queue not in queues)
+        if self.free == 0 or not queues:
+            return Reserved(0)
+        count = self.free if wanted is None else min(wanted, self.free)
+        if is_sparing:
+            count = min(count, max(self.free - 1, 1))
+        self.free -= count
+        rooms = {}
+        for queue, room in self._rooms.items():
+            if room > 0:
+                rooms[queue] = min(max(room - 1, 1) if is_sparing else room, count)
+                self._rooms[queue] = room - rooms[queue]
+        return Reserved(count, queues, rooms)
 
-    def take_up(self, claimed: Sequence[Running], reserved: int) -> None:
-        """Take up what a claim brought, for which so many permits were reserved.
+    def leave_out(self, queues: Collection[str]) -> bool:
+        """Note queues in which a claim has left jobs for want of permits.
+
+        Returns: whether one of them is open by now. Else the bell is rung when one opens.
+        """
+        closed = {queue for queue in queues if self._rooms.get(queue, 1) <= 0}
+        self._left_out |= closed
+        return len(closed) < len(set(queues))
+
+    def reserve_one(self, queue: str) -> Reserved:
+        """Take a permit for one job of a queue; none if there is none, or the queue is closed."""
+        room = self._rooms.get(queue)
+        if self.free == 0 or (room is not None and room <= 0):
+            return Reserved(0)
+        self.free -= 1
+        if room is None:
+            return Reserved(1, [queue])
+        self._rooms[queue] = room - 1
+        return Reserved(1, [queue], {queue: 1})
+
+    def take_up(self, claimed: Sequence[Running], reserved: Reserved) -> None:
+        """Take up what a claim brought, for which these permits were reserved.
 
         Its jobs are held and stand in the line. The permits that no job came for are free again:
         all of them if the claim failed.
@@ -127,15 +219,19 @@ class Executions:
             self._hold(claimed)
             self._line.extend(claimed)
             self._wake()
-        self._free(reserved - len(claimed))
+        self._change_rooms(reserved.rooms, claimed)
+        self._free(reserved.count - len(claimed))
+        if self._meter is not None:
+            self._meter.note_claimed(claimed)
         if self._tell is not None:
             for running in claimed:
                 self._tell(Event(name=EventName.JOB_CLAIMED, fields=running.names()))
 
-    def hold(self, running: Running) -> None:
+    def hold(self, running: Running, reserved: Reserved) -> None:
         """Hold an execution that shall not start; a permit was reserved for it."""
         running.has_ended = True
         self._hold([running])
+        self._change_rooms(reserved.rooms, [running])
 
     def let_go(self, gone: Sequence[Running]) -> None:
         """Let go of executions whose outcome is durable or whose lease is lost.
@@ -143,11 +239,14 @@ class Executions:
         Their permits are free, once.
         """
         count = 0
+        rooms: dict[str, int] = {}
         for running in gone:
             if running.is_gone:
                 continue
             running.is_gone = True
             count += 1
+            if self._rooms:
+                rooms[running.job.queue_name] = rooms.get(running.job.queue_name, 0) + 1
             if self._held.get(running.job.id) is running:
                 del self._held[running.job.id]
             if running.is_given_up:
@@ -158,6 +257,7 @@ class Executions:
             self.emptied.set()
             if self.taken_up.is_set():
                 self.taken_up = trio.Event()
+        self._change_rooms(rooms)
         self._free(count)
 
     def ring_when_wanted(self, bell: Bell) -> None:
@@ -176,6 +276,21 @@ class Executions:
         self.taken_up.set()
         if self.emptied.is_set():
             self.emptied = trio.Event()
+
+    def _change_rooms(self, freed: Mapping[str, int], taken: Iterable[Running] = ()) -> None:
+        """Give queues permits back, and take one for each of these."""
+        if not self._rooms:
+            return
+        changes = dict(freed)
+        for running in taken:
+            changes[running.job.queue_name] = changes.get(running.job.queue_name, 0) - 1
+        for queue, change in changes.items():
+            if queue in self._rooms:
+                self._rooms[queue] += change
+                if self._rooms[queue] > 0 and queue in self._left_out:
+                    self._left_out.remove(queue)
+                    if self._opened is not None:
+                        self._opened.ring()
 
     def _free(self, count: int) -> None:
         assert 0 <= count <= self.taken, f"{count} permits of {self.taken} taken cannot be free again"

@@ -9,6 +9,7 @@ is made of what it does, is the same.
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,6 +18,7 @@ import trio
 from pgnotifyq.model.errors import ConnectionsTaken, PayloadUndecodable
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.handler import RunsIn
+from pgnotifyq.model.headers import NO_HEADERS, carried
 from pgnotifyq.model.outcome import (
     PLAIN_COMPLETION,
     Ended,
@@ -33,18 +35,22 @@ from pgnotifyq.model.outcome import (
 from pgnotifyq.model.payload import PayloadTooNew
 from pgnotifyq.model.registry import PLAIN_RESULTS, finished
 from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime.asyncio_context import AsyncioContext
 from pgnotifyq.runtime.asyncio_loop import errand_of, open_loop
 from pgnotifyq.runtime.context import JobContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Token
 
     from pgnotifyq.model.events import EventSink
+    from pgnotifyq.model.headers import Headers
     from pgnotifyq.model.registry import Handler, JobRegistry
     from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
     from pgnotifyq.runtime.context import Reach
     from pgnotifyq.runtime.deadlines import Deadlines
+    from pgnotifyq.runtime.meter import Meter
     from pgnotifyq.runtime.running import Running
 
 # Until a job is tried again that waited for a connection in vain: it has waited for long enough.
@@ -68,6 +74,7 @@ class Executor:
     threads: trio.CapacityLimiter | None = None  # for handlers that are no async functions; None: trio's own
     loop: AsyncioLoop | None = None  # for handlers on asyncio; None: one for each job
     emit: EventSink | None = None  # where it is told what handlers on asyncio leave behind
+    meter: Meter | None = None
     random: Callable[[], float]  # draws from 0 to 1, for the jitter of a retry
 
     async def run(self, running: Running, scope: trio.CancelScope) -> Ended:
@@ -95,12 +102,7 @@ class Executor:
         if handler.takes_job:
             payload = job.whole
 
-        running.handler = handler
-        running.started_at = trio.current_time()
-        running.scope = scope
-        if handler.timeout_seconds is not None:
-            scope.deadline = running.started_at + handler.timeout_seconds
-            self.deadlines.note(scope.deadline)
+        token = self._begin(running, handler, scope)
         try:
             if handler.runs_in is RunsIn.ASYNCIO:
                 value = await self._run_on_asyncio(running, handler, payload)
@@ -109,13 +111,35 @@ class Executor:
             else:
                 value = await self._call(handler, payload, JobContext(running, self.reach))
         finally:
-            if handler.timeout_seconds is not None:
-                self.deadlines.tell(running)
-                scope.deadline = math.inf
-            running.scope = None
+            self._end(running, handler, scope, token)
         if value is None:
             return _NOTHING
         return value if type(value) is Raised else Returned(value)
+
+    def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> Token[Headers | None] | None:
+        running.handler = handler
+        running.started_at = trio.current_time()
+        running.scope = scope
+        if handler.timeout_seconds is not None:
+            scope.deadline = running.started_at + handler.timeout_seconds
+            self.deadlines.note(scope.deadline)
+        if self.meter is not None:
+            self.meter.note_started(running)
+        headers = running.job.headers
+        if (tracing := in_place()) is not None:
+            job = running.job
+            running.trace = tracing.begin(job.id, job.job_type, job.queue_name, job.attempts, headers)
+        return None if headers is NO_HEADERS else carried.set(headers)
+
+    def _end(self, running: Running, handler: Handler, scope: trio.CancelScope, token: Token[Headers | None] | None) -> None:
+        if handler.timeout_seconds is not None:
+            self.deadlines.tell(running)
+            scope.deadline = math.inf
+        running.scope = None
+        if running.trace is not None:
+            running.trace.leave(sys.exception(), None if running.interrupt is None else running.interrupt.kind)
+        if token is not None:
+            carried.reset(token)
 
     async def _call(self, handler: Handler, *arguments: Any) -> object:
         if handler.runs_in is RunsIn.TRIO:
@@ -147,6 +171,8 @@ class Executor:
     def outcome_of(self, running: Running, ended: Ended) -> Outcome | None:
         """Return the outcome of an execution whose handler has ended; None: its lease was lost."""
         running.has_ended = True
+        if self.meter is not None:
+            self.meter.note_stopped(running)
         if ended is _NOTHING and running.interrupt is None:
             return PLAIN_COMPLETION  # as `decide` would say, for by far the most jobs
         if isinstance(ended, Raised) and ended.waited and running.interrupt is None:

@@ -10,8 +10,7 @@ Rules:
 - The commit asks by itself (migration 0010). So it does not matter who says `commit`, or how.
 - The fence has to be first. A connection that is in a transaction already is refused, and so is
   one that commits each statement by itself.
-- After a commit by hand nothing is fenced, so the next statement is refused. Only asyncpg has no
-  place to refuse it: there the end of the block tells it, and what came after is written.
+- After a commit by hand nothing is fenced, so the next statement is refused.
 - The worker's loop is trio's. What waits by blocking belongs into a thread, and what asyncio drives
   into a loop of asyncio's. Elsewhere each is refused before anything is sent.
 - A library that is not installed is not imported.
@@ -20,6 +19,7 @@ Rules:
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -28,8 +28,11 @@ import trio.lowlevel
 
 from pgnotifyq.ledger import fences
 from pgnotifyq.model.errors import TransactionRefused
+from pgnotifyq.runtime.asyncio_loop import LoopThread
 from pgnotifyq.runtime.transactions import noted, refusal, told
-from pgnotifyq.wire.callers import Kind, ask_on, ask_on_blocking, driver_of, is_in_transaction, kind_of
+from pgnotifyq.wire.callers import ask_on, ask_on_blocking, driver_of, is_in_transaction
+from pgnotifyq.wire.guards import guarded
+from pgnotifyq.wire.kinds import Kind, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -347,24 +350,14 @@ def _check_connection_is_free(fence: Fence, connection: Any) -> None:
 
 @contextmanager
 def _guarded(fence: Fence, connection: Any) -> Iterator[None]:
-    """Let nothing be sent once the transaction that was begun is over.
+    """Let nothing be sent once the transaction that was begun is over."""
 
-    All that psycopg sends goes through its connection's `wait`. asyncpg has no such place.
-    """
-    wait = getattr(connection, "wait", None)
-
-    def checked(*arguments: Any, **settings: Any) -> Any:
+    def check() -> None:
         _check_not_left(fence, connection)
-        return wait(*arguments, **settings)  # type: ignore[misc]  # there is one
 
-    if wait is not None:
-        connection.wait = checked  # of this object; its class has the method
-    try:
+    with guarded(connection, check):
         yield
-        _check_not_left(fence, connection)
-    finally:
-        if wait is not None:
-            del connection.wait
+        check()
 
 
 # For all
@@ -391,6 +384,11 @@ def _check_waits(fence: Fence, kind: Kind, *, blocking: bool) -> None:
         raise TypeError(
             f"{kind.value} {why}: use ctx.transaction(), or write the handler as a plain function, which runs in a thread"
             + ("" if blocking else ', with the blocking sort of it, or run the handler on asyncio, runs_in="asyncio"')
+        )
+    elif blocking and not fence.calls_here and isinstance(threading.current_thread(), LoopThread):
+        raise TypeError(
+            f"{kind.value} would hold up the loop that all handlers on asyncio share: use `async with` and the async sort of it, or write"
+            " the handler as a plain function, which runs in a thread"
         )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.config import WorkerConfig
     from pgnotifyq.model.job import WorkerId
     from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.runtime.meter import Meter
     from pgnotifyq.runtime.served import Served
     from pgnotifyq.runtime.telling import Telling
 
@@ -29,6 +30,7 @@ class Identity:
     # Whether anybody listens to the events that every job makes. Two a job cost a tenth of the
     # throughput.
     tells_routine: bool
+    meter: Meter | None = None  # what counts, if anybody reads it
     random: random.Random  # for jitter
     # Of `config`, for what is asked at each job.
     schema: str = attrs.field(init=False)

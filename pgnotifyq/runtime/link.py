@@ -22,6 +22,7 @@ their names are random (wire/connection.py).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -62,6 +63,12 @@ class Link:
         self._is_down = False
         self._prepares = True
         self._failures = 0  # in a row, in this session
+        self.answered_at = -math.inf  # when an operation last succeeded, on trio's clock
+
+    @property
+    def is_down(self) -> bool:
+        """Whether an operation has failed, and none has succeeded after it."""
+        return self._is_down
 
     async def ask(self, verb: Verb[T] | Callable[[], Verb[T]], *, shield: bool = False) -> T:
         """Ask a verb, or what a function makes at each try, until it is answered. See `run`."""
@@ -109,6 +116,7 @@ class Link:
                             self._connection = await self._connect()
                         result = await operation(self._connection)
                     self._failures = 0
+                    self.answered_at = trio.current_time()
                     break
                 except trio.TooSlowError:
                     await self._drop()

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
     from psycopg import Notify
 
-    from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.identity import Identity
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.wakeups import Wakeups
@@ -81,8 +80,8 @@ class Calls:
     """The session is gone, and others may have seen it."""
     cancels: Callable[[Sequence[Cancel], Connection], Awaitable[None]]
     """These executions were cancelled, it is said."""
-    wake_up: Callable[[JobId | None, Connection], Awaitable[None]]
-    """There is work, it is said: this job, if it is named."""
+    wake_up: Callable[[Work | None, Connection], Awaitable[None]]
+    """There is work, it is said: of this queue, and this job, if it is named."""
     company: Callable[[], None]
     """A worker has come, it is said."""
 
@@ -151,7 +150,7 @@ async def _listen(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: 
         me.emit(Event(name=EventName.LISTENER_CONNECTED, fields={}))
         wakeups.bell.ring()
         await calls.catch_up()
-        heard_at = trio.current_time()
+        heard_at = push.answered_at = trio.current_time()
         while True:
             heard: list[Notify] = []
             if not push.is_asked:
@@ -166,7 +165,7 @@ async def _listen(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: 
                 await ears.prove()
             else:
                 continue
-            heard_at = trio.current_time()
+            heard_at = push.answered_at = trio.current_time()
     finally:
         push.waiting = None
         with trio.CancelScope(shield=True):
@@ -223,15 +222,16 @@ class _Ears:
         They are hints, and never trusted.
         """
         cancels = []
-        wake_ups = []
+        wake_ups: list[Work | None] = []
         for note in heard:
             match channels.read(note.payload):
                 case Cancel() as cancel:
                     cancels.append(cancel)
                 case Company():
                     self.calls.company()
-                case Work(queue=queue, job_id=job_id) if queue in self.me.queues:
-                    wake_ups.append(job_id)
+                case Work(queue=queue) as work if queue in self.me.queues:
+                    wake_ups.append(work)
+                    self.wakeups.heard_of.add(queue)
                 case None:
                     wake_ups.append(None)  # what a newer release may have to say is worth a look
         if len(wake_ups) > 1:

@@ -31,6 +31,7 @@ import trio.lowlevel
 from pgnotifyq.model.errors import ConfigError
 from pgnotifyq.model.events import ROUTINE, EventName, bounded_value, shown_value
 from pgnotifyq.model.outcome import bounded
+from pgnotifyq.model.tracing import ids_in_logs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -204,7 +205,7 @@ _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return what a record has besides its text: an event's fields, a job's, the call's."""
-    fields = {**_job_under_way(), **getattr(record, "pgnotifyq", {})}
+    fields = {**_job_under_way(), **ids_in_logs(), **getattr(record, "pgnotifyq", {})}
     for name, value in vars(record).items():
         if name not in _OF_EVERY_RECORD and len(fields) < EXTRAS_MAX:
             fields[name] = value

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import Handler
+    from pgnotifyq.model.tracing import Trace
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -35,6 +36,8 @@ class Running:
     started_at: float | None = None  # when the handler started
     handler: Handler | None = None  # once it starts
     interrupt: Interrupt | None = None
+    interrupted_at: float | None = None  # when the worker told it to stop
+    trace: Trace | None = None  # of this execution, once it starts, if the program wants any
     _interrupted: trio.Event | None = attrs.field(default=None, init=False)
     # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to
     # write.

@@ -26,13 +26,15 @@ from pgnotifyq.ledger.errors import Whose, whose
 from pgnotifyq.model.errors import DatabaseUnreachable, text_of
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, Outcome, SettleKind
+from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.cancels import lose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pgnotifyq.ledger.ask import Plan
+    from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.executions import Executions
     from pgnotifyq.runtime.identity import Identity
     from pgnotifyq.runtime.link import Link
@@ -207,6 +209,10 @@ class Settler:
             else []
         )
         self._executions.let_go(ended)
+        if self._me.meter is not None:
+            self._me.meter.note_ended([*ended, *late], became)
+        if in_place() is not None:
+            _trace([*ended, *late], became)
         is_quiet = not became and not self._me.tells_routine
         for running in [*ended, *late]:
             outcome = running.outcome_known
@@ -231,6 +237,15 @@ class Settler:
         if running.started_at is not None:
             fields["seconds"] = round(trio.current_time() - running.started_at, 6)
         self._me.emit(Event(name=_EVENTS[outcome.kind] if surprise is None else _BECAME[surprise.became], fields=fields))
+
+
+def _trace(batch: Sequence[Running], became: Mapping[JobId, lease.Surprise]) -> None:
+    """Tell the traces of what is durable. What a handler's own transaction has settled, it has."""
+    for running in batch:
+        if running.trace is not None and not running.is_settled:
+            surprise = became.get(running.job.id)
+            told = None if surprise is None or surprise.became == "bare" else surprise.became
+            running.trace.settled(running.outcome_known.kind, became=told, batch=len(batch))
 
 
 def _is(surprise: lease.Surprise | None, became: str) -> bool:

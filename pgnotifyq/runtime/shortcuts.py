@@ -55,8 +55,9 @@ from pgnotifyq.wire.asking import ask
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pgnotifyq.model.channels import Work
     from pgnotifyq.model.new_job import NewJob
-    from pgnotifyq.runtime.executions import Executions
+    from pgnotifyq.runtime.executions import Executions, Reserved
     from pgnotifyq.runtime.identity import Identity
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.settler import Settler
@@ -81,29 +82,30 @@ class Taker:
         """Whether a job that is new now could start at once, if a permit is free."""
         return self.wakeups.is_idle and not self.executions.is_draining and not self.executions.is_backed_up
 
-    def take_up(self, job: ClaimedJob, sent_at: float) -> None:
+    def take_up(self, job: ClaimedJob, sent_at: float, reserved: Reserved) -> None:
         """Take up a job, for which a permit was reserved and whose claim was sent at `sent_at`."""
-        self.executions.take_up([Running(job=job, renewed_at=sent_at)], 1)
+        self.executions.take_up([Running(job=job, renewed_at=sent_at)], reserved)
 
-    def release(self, job: ClaimedJob, sent_at: float) -> None:
+    def release(self, job: ClaimedJob, sent_at: float, reserved: Reserved) -> None:
         """Have the settler release an execution that shall not start, or may not exist.
 
         A permit was reserved for it, and is free when that is known.
         """
         running = Running(job=job, renewed_at=sent_at)
-        self.executions.hold(running)
+        self.executions.hold(running, reserved)
         self.settler.add(running, RELEASED)
 
 
 # By name.
 
 
-async def answer(taker: Taker, named: JobId | None, connection: Connection) -> None:
+async def answer(taker: Taker, told: Work | None, connection: Connection) -> None:
     """Answer a wake-up: if the worker is idle take the named job, else ring for the claimer.
 
     Args:
         taker: the worker.
-        named: the job, if the wake-up named one; anybody can send one.
+        told: the queue, and the job, if the wake-up named one; anybody can send one. None: there
+            may be work in any queue.
         connection: by which it was heard.
 
     Raises:
@@ -111,7 +113,11 @@ async def answer(taker: Taker, named: JobId | None, connection: Connection) -> N
             anew, and rings for the claimer.
     """
     is_first = taker.wakeups.is_first_after_lull()
-    if named is None or not is_first or not taker.is_ready or not taker.executions.reserve(1):
+    if told is None or told.job_id is None or not is_first or not taker.is_ready:
+        taker.wakeups.bell.ring()
+        return
+    reserved = taker.executions.reserve_one(told.queue)
+    if not reserved:
         taker.wakeups.bell.ring()
         return
     me = taker.me
@@ -123,24 +129,24 @@ async def answer(taker: Taker, named: JobId | None, connection: Connection) -> N
                 claim.claim_named(
                     me.schema,
                     worker_id=me.worker_id,
-                    queues=me.queues,
-                    job_id=named.hex,
+                    queues=reserved.queues,
+                    job_id=told.job_id.hex,
                     lease_seconds=me.lease_seconds,
                     only=me.served.wanted,
                 ),
             )
     except BaseException:
-        taker.executions.take_up((), 1)
+        taker.executions.take_up((), reserved)
         raise
     if found.job is None:
-        taker.executions.take_up((), 1)
+        taker.executions.take_up((), reserved)
         if found.is_still_there:
             taker.wakeups.bell.ring()
     elif taker.executions.is_closed:
         # The worker drained meanwhile, and none of its tasks starts anything.
-        taker.release(found.job, sent_at)
+        taker.release(found.job, sent_at, reserved)
     else:
-        taker.take_up(found.job, sent_at)
+        taker.take_up(found.job, sent_at, reserved)
 
 
 # By hand-over.
@@ -201,7 +207,8 @@ async def enqueue_and_hand_over(connection: Connection, taker: Taker, job: NewJo
     queue_name, max_attempts = _said(taker, job)
     job_id, other_id = enqueue.new_ids(2)
     execution_id = ExecutionId(other_id)
-    if not taker.executions.reserve(1):
+    reserved = taker.executions.reserve_one(queue_name)
+    if not reserved:
         # Taken since `find_taker` looked.
         return await ask(connection, enqueue.enqueue_one(me.schema, job, payload, is_alone=True))
 
@@ -220,20 +227,20 @@ async def enqueue_and_hand_over(connection: Connection, taker: Taker, job: NewJo
         is_claimed, time_now = await ask(connection, verb)
     except BaseException:
         if connection.closed:
-            taker.release(claimed("{}", UNKNOWN_TIME), sent_at)
+            taker.release(claimed("{}", UNKNOWN_TIME), sent_at, reserved)
         else:
-            taker.executions.take_up((), 1)
+            taker.executions.take_up((), reserved)
         raise
     if not is_claimed:
-        taker.executions.take_up((), 1)
+        taker.executions.take_up((), reserved)
         taker.wakeups.bell.ring()
     elif taker.executions.is_closed:
         # The worker drained meanwhile, and its settler may be gone.
         lease = Lease(job_id, execution_id)
         await ask(connection, end.settle(me.schema, worker_id=me.worker_id, settlements=[(lease, RELEASED)]))
-        taker.executions.take_up((), 1)
+        taker.executions.take_up((), reserved)
     else:
-        taker.take_up(claimed(payload, time_now), sent_at)
+        taker.take_up(claimed(payload, time_now), sent_at, reserved)
     return job_id
 
 

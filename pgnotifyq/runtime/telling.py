@@ -41,7 +41,7 @@ TOLD_AGAIN_FACTOR = 10
 class Telling:
     """A sink that never raises."""
 
-    __slots__ = ("_sink", "_tell_at", "lost")
+    __slots__ = ("_sink", "_tell_at", "count", "lost")
 
     def __init__(self, sink: EventSink | None = None) -> None:
         """Guard a sink; the default is logging.
@@ -58,6 +58,7 @@ class Telling:
                 "on_event is an async function, and nobody awaits it: give a plain one, that puts events into a memory channel, say"
             )
         self._sink: Callable[[Event], object] = sink
+        self.count: EventSink | None = None  # this package's own, which sees each event first
         self._tell_at = 1
         self.lost = 0  # events that the sink did not take
 
@@ -66,9 +67,18 @@ class Telling:
         """Whether events go to the log."""
         return self._sink is log_event
 
+    def unless_logged(self, event: Event) -> None:
+        """Tell an event that the log has already. Where events go to the log it is only counted."""
+        if not self.is_logged:
+            self(event)
+        elif self.count is not None:
+            self.count(event)
+
     @trio.lowlevel.enable_ki_protection
     def __call__(self, event: Event) -> None:
         """Tell one event."""
+        if self.count is not None:
+            self.count(event)
         try:
             returned = self._sink(event)
             if returned is not None and inspect.isawaitable(returned):

@@ -43,10 +43,10 @@ from pgnotifyq.model.errors import (
     TransactionRefused,
 )
 from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.callers import in_psycopgs_words
 from pgnotifyq.wire.lent import Lent
 from pgnotifyq.wire.pool import open_pool
 from pgnotifyq.wire.sessions import For
+from pgnotifyq.wire.words import in_psycopgs_words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

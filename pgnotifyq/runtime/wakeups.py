@@ -12,12 +12,16 @@ queue.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.sleep import LULL_SECONDS, Sleep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @attrs.define(eq=False)
@@ -32,6 +36,7 @@ class Push:
     is_proven: bool = False  # notifications arrive: sleep; otherwise poll
     has_session: bool = False  # the session speaks for the worker's life
     generation: int = 0  # grows with every connection; what was published before may be gone
+    answered_at: float = -math.inf  # when the session last answered, or heard, on trio's clock
     is_asked: bool = False  # whether the session is there; see trust.py
     waiting: trio.CancelScope | None = None  # around the wait for notifications
 
@@ -53,6 +58,10 @@ class Wakeups:
     bell: Bell = attrs.field(factory=Bell)  # rung when there may be work
     sleep: Sleep = attrs.field(factory=Sleep)
     expects_at: float = math.inf  # when the next job known of falls due
+    # If queues have permits of their own: those that wake-ups named since the claimer last looked,
+    # and those that the worker is published for.
+    heard_of: set[str] = attrs.field(factory=set)
+    published: Sequence[str] = ()
     is_lulled: bool = True  # the claimer's last wait was a long one
     # The last look found less than it asked for, and nothing due was left behind: what is enqueued
     # now is first.

@@ -70,8 +70,7 @@ async def watch_for_ever(me: Identity, executions: Executions) -> None:
         while True:
             await watchdog.is_back.wait()
             fields, since = watchdog.found
-            if not me.emit.is_logged:
-                me.emit(Event(name=EventName.LOOP_BLOCKED, fields={**fields, "seconds": round(monotonic() - since, 3)}))
+            me.emit.unless_logged(Event(name=EventName.LOOP_BLOCKED, fields={**fields, "seconds": round(monotonic() - since, 3)}))
     finally:
         watchdog.is_over.set()
         trio.lowlevel.remove_instrument(watchdog.note)
@@ -112,8 +111,7 @@ def _tell_of_asyncio(me: Identity, thread_id: int, found: tuple[asyncio.Task[Any
         names = {"job_id": running.job.id, "job_type": running.job.job_type, "handler": errand.handler.name, "runs_in": "asyncio"}
     fields = {**names, "seconds": round(seconds, 3), "stack": _worded(calls)}
     quietly(log_blocked, fields)
-    if not me.emit.is_logged:
-        me.emit(Event(name=EventName.LOOP_BLOCKED, fields=fields))
+    me.emit.unless_logged(Event(name=EventName.LOOP_BLOCKED, fields=fields))
 
 
 class _Note(trio.abc.Instrument):

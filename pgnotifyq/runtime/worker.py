@@ -24,6 +24,7 @@ from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
 from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.http_address import HttpAddress
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
@@ -36,11 +37,14 @@ from pgnotifyq.runtime.executions import Executions
 from pgnotifyq.runtime.executor import Executor
 from pgnotifyq.runtime.forks import ending_copies
 from pgnotifyq.runtime.heartbeat import beat_for_ever, renew
+from pgnotifyq.runtime.http import open_http
 from pgnotifyq.runtime.identity import Identity
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import Calls, listen_for_ever
 from pgnotifyq.runtime.logs import is_routine_logged, naming
+from pgnotifyq.runtime.metrics import Metrics, close_meter, open_meter
 from pgnotifyq.runtime.pruner import prune_for_ever
+from pgnotifyq.runtime.pulse import Pulse
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
 from pgnotifyq.runtime.served import Served, ring_for_new_handlers
 from pgnotifyq.runtime.settler import RELEASED, Settler
@@ -90,6 +94,8 @@ class WorkerHandle:
     _second: trio.Event = attrs.field(factory=trio.Event)
     # Jobs that had to be interrupted when the worker was shut down.
     interrupted: int = 0
+    # Where probes and metrics are answered, as "127.0.0.1:9100"; None: nowhere.
+    http: str | None = None
 
     def drain(self) -> None:
         """Stop claiming and let running jobs finish, under the deadline.
@@ -119,6 +125,7 @@ async def run_worker(
     listen_dsn: str | None = None,
     on_event: EventSink | None = None,
     routine_events: bool = True,
+    metrics: Metrics | None = None,
     task_status: trio.TaskStatus[WorkerHandle] = trio.TASK_STATUS_IGNORED,
     **settings: Unpack[WorkerSettings],
 ) -> WorkerHandle:
@@ -133,9 +140,11 @@ async def run_worker(
             and the worker goes on. Default: logging.
         routine_events: whether `on_event` is told of each job that is claimed, and completed as
             planned.
+        metrics: what counts, for a program that serves its own `/metrics`. With `http` there is one
+            without this.
         task_status: trio's, for `nursery.start`.
         settings: the fields of WorkerConfig: queues (in order of preference), concurrency,
-            lease_seconds, shutdown_seconds, schema, ...
+            lease_seconds, shutdown_seconds, schema, http, ...
 
     Returns: the handle, when drained. `nursery.start` gives it as soon as the worker is ready to
     claim.
@@ -152,6 +161,12 @@ async def run_worker(
     config = config_of(config, settings)
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
     emit = Telling(on_event)
+    if metrics is None and config.http is not None:
+        metrics = Metrics()
+    meter = None
+    if metrics is not None:
+        meter = open_meter(metrics, handle.worker_id, registry, config.queues)
+        emit.count = meter.note_event
     me = Identity(
         worker_id=handle.worker_id,
         registry=registry,
@@ -159,12 +174,18 @@ async def run_worker(
         config=config,
         emit=emit,
         tells_routine=routine_events if on_event is not None else is_routine_logged(),
+        meter=meter,
         random=random.Random(handle.worker_id.int),  # noqa: S311  # jitter
     )
     deadline_seconds = min(LINK_DEADLINE_SECONDS, config.lease_seconds * LINK_DEADLINE_SHARE)
 
     async with AsyncExitStack() as stack:
         stack.enter_context(ending_copies())
+        if metrics is not None and meter is not None:
+            stack.callback(close_meter, metrics, meter)
+            if config.http is not None:
+                address = HttpAddress.read(config.http)
+                handle.http = await stack.enter_async_context(open_http(address, meter, metrics, config))
         databases = await stack.enter_async_context(open_databases(dsn, config, handle.worker_id))
 
         def link(name: str) -> Link:
@@ -214,8 +235,15 @@ class _Staff:
         # Signs of life, when the listener's session gives none (trust.py).
         self.beats = link("beat")
         self.trust = Trust(grace_seconds=me.config.session_grace_seconds)
-        self.executions = Executions(me.config.concurrency, me.emit if me.tells_routine else None)
         self.wakeups = Wakeups()
+        self.executions = Executions(
+            me.config.concurrency,
+            me.emit if me.tells_routine else None,
+            meter=me.meter,
+            queues=me.queues,
+            permits=me.config.queue_concurrency,
+            opened=self.wakeups.bell,
+        )
         # Rung when other workers should be looked at at once.
         self.company = Bell()
         self.deadlines = Deadlines(partial(interrupt, me, self.executions))
@@ -224,11 +252,12 @@ class _Staff:
         self.loop = AsyncioLoop()
         self.executor = Executor(
             registry=me.registry,
-            reach=WorkerReach(me.schema, databases, self.quick),
+            reach=WorkerReach(me.schema, me.registry, databases, self.quick),
             deadlines=self.deadlines,
             threads=trio.CapacityLimiter(me.config.concurrency),
             loop=self.loop,
             emit=me.emit,
+            meter=me.meter,
             random=me.random.random,
         )
 
@@ -282,6 +311,17 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
         services.start_soon(listen_for_ever, me, listen_dsn, quick, wakeups, staff.calls())
         services.start_soon(watch_for_ever, me, executions)
         services.start_soon(watch_asyncio_for_ever, me, staff.loop)
+        if me.meter is not None:
+            pulse = Pulse(
+                meter=me.meter,
+                executions=executions,
+                settler=settler,
+                push=push,
+                links=(quick, durable),
+                pool=staff.databases.pool,
+            )
+            pulse.publish()
+            services.start_soon(pulse.beat_for_ever)
         async with trio.open_nursery() as jobs:
             for _ in range(executions.count):
                 jobs.start_soon(run_slot, executions, staff.executor, settler, me.emit)
@@ -292,6 +332,10 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
                 "handlers": ",".join(sorted(me.registry.job_types)),
                 "tenants": staff.tenants,
             }
+            if me.config.queue_concurrency:
+                fields["queue_concurrency"] = ",".join(f"{name}:{most}" for name, most in me.config.queue_concurrency.items())
+            if handle.http is not None:
+                fields["http"] = handle.http
             me.emit(Event(name=EventName.WORKER_STARTED, fields=fields))
             task_status.started(handle)
             await _claim_until(staff, handle)

@@ -14,11 +14,12 @@ import trio
 
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
+from pgnotifyq.ledger.errors import SCHEMA_DEFAULT
 from pgnotifyq.ledger.fences import fence_nothing
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import JobCancelled, LeaseLost, PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
-from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT
+from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT, headers_of
 from pgnotifyq.model.outcome import Ended, Interrupt, InterruptKind, Outcome, Raised, SettleKind, Stopped
 from pgnotifyq.model.registry import handler_of
 from pgnotifyq.model.states import Status
@@ -27,7 +28,7 @@ from pgnotifyq.runtime.executor import Executor, as_ended
 from pgnotifyq.runtime.running import Running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from psycopg import IsolationLevel
 
@@ -67,6 +68,7 @@ async def run_job(
     org_id: OrgId | uuid.UUID = NIL_ORG,
     attempt: int = 1,
     max_attempts: int | None = None,
+    headers: Mapping[str, Any] | None = None,
     connection: Connection[Any] | None = None,
     cancel_after: float | None = None,
     lose_lease_after: float | None = None,
@@ -83,6 +85,7 @@ async def run_job(
         org_id: the tenant.
         attempt: which attempt this is; at `max_attempts` a failure ends in a dead letter.
         max_attempts: default: the handler's, else 3.
+        headers: of the job.
         connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
             its own (a savepoint in an open one); without the worker's fence and confinement, for
             there is no execution in the database. `ctx.session()`, `ctx.django()` and
@@ -103,8 +106,10 @@ async def run_job(
     handler = handler_of(job_type, registry)
     assert handler is not None  # there is a registry
     job = _job(handler, json.loads(handler.written(payload).text), OrgId(org_id), attempt, max_attempts)
+    if headers is not None:
+        job = attrs.evolve(job, headers=headers_of(headers))
     running = Running(job=ClaimedJob.from_job(job), renewed_at=trio.current_time())
-    reach = Reach(connection)
+    reach = Reach(connection, registry)
     stops = []
     if cancel_after is not None:
         stops.append((cancel_after, Interrupt(kind=InterruptKind.CANCELLED, by=BY)))
@@ -146,6 +151,7 @@ def run_job_blocking(
     org_id: OrgId | uuid.UUID = NIL_ORG,
     attempt: int = 1,
     max_attempts: int | None = None,
+    headers: Mapping[str, Any] | None = None,
     cancel_after: float | None = None,
     lose_lease_after: float | None = None,
 ) -> Ran:
@@ -163,6 +169,7 @@ def run_job_blocking(
         org_id=org_id,
         attempt=attempt,
         max_attempts=max_attempts,
+        headers=headers,
         cancel_after=cancel_after,
         lose_lease_after=lose_lease_after,
     )
@@ -220,7 +227,10 @@ class Reach:
     It is the test's connection, and a list of what the handler reports.
     """
 
-    def __init__(self, connection: Connection[Any] | None) -> None:
+    schema = SCHEMA_DEFAULT
+
+    def __init__(self, connection: Connection[Any] | None, registry: JobRegistry) -> None:
+        self.registry = registry
         self.token = trio.lowlevel.current_trio_token()
         self.reported: list[tuple[float | None, str | None]] = []
         self.completed_with: Outcome | None = None

@@ -10,10 +10,11 @@ import psycopg
 
 from pgnotifyq.ledger.testing import set_clock, stop_clock
 from pgnotifyq.wire.asking import ask_blocking
-from pgnotifyq.wire.callers import ask_on, ask_on_blocking, kind_of
+from pgnotifyq.wire.callers import ask_on, ask_on_blocking
+from pgnotifyq.wire.kinds import kind_of
 
 if TYPE_CHECKING:
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 _stopped: dict[tuple[str, str], datetime] = {}  # databases and schemas whose clock stands, for blocks within blocks
 

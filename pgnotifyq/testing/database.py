@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.testing.draining import Drained
     from pgnotifyq.testing.enqueued import Jobs
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 SPARES_MAX = 2  # databases made ahead, while tests run
 FAREWELL_SECONDS = 30.0  # for what is left to be dropped on a server that goes on

@@ -22,8 +22,8 @@ from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.testing.noting import Wishes, noting
 from pgnotifyq.testing.within import Ending, drain_within
 from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.callers import kind_of
 from pgnotifyq.wire.connection import open_connection
+from pgnotifyq.wire.kinds import kind_of
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pgnotifyq.model.events import Event
     from pgnotifyq.model.registry import JobRegistry
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 IDLE_SECONDS_MAX = 30.0  # how long a worker works before the test fails
 LOOK_SECONDS = 0.5  # how often it looks without being told: jobs that other workers hold end without an event here

@@ -18,13 +18,14 @@ from pgnotifyq.model.handler import Handler
 from pgnotifyq.model.job import Job, OrgId
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.states import Status
-from pgnotifyq.wire.callers import ask_on, ask_on_blocking, kind_of
+from pgnotifyq.wire.callers import ask_on, ask_on_blocking
+from pgnotifyq.wire.kinds import kind_of
 
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Callable, Coroutine, Generator, Iterator
 
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
 LOOKED_AT_MAX = 5000  # jobs that an assertion reads, the newest
 SHOWN_MAX = 10  # of them that a message shows

@@ -45,8 +45,9 @@ from pgnotifyq.runtime.executor import Executor
 from pgnotifyq.runtime.running import Running
 from pgnotifyq.testing.alone import MIDDLE, NoDatabaseInTest, NoFence, execute
 from pgnotifyq.testing.noting import Wishes, noting
-from pgnotifyq.wire.callers import Kind, ask_on, ask_on_blocking, kind_of
+from pgnotifyq.wire.callers import ask_on, ask_on_blocking
 from pgnotifyq.wire.connection import Connection
+from pgnotifyq.wire.kinds import Kind, kind_of
 from pgnotifyq.wire.lent import Lent
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.runtime.fenced import Fence
-    from pgnotifyq.wire.callers import CallersConnection
+    from pgnotifyq.wire.kinds import CallersConnection
 
     Asking = Callable[[Verb[Any]], Coroutine[Any, Any, Any]]
 
@@ -229,6 +230,7 @@ class _Reach:
 
     def __init__(self, crew: _Crew, session: Connection[Any] | None, tell: Asking) -> None:
         self.token = trio.lowlevel.current_trio_token()
+        self.schema, self.registry = crew.schema, crew.registry
         self.completed_with: Outcome | None = None
         self._crew = crew
         self._session = session

@@ -28,9 +28,9 @@ from psycopg.rows import Row, TupleRow, tuple_row
 from psycopg.waiting import Ready, Wait
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from pgnotifyq.model.errors import PgnotifyqError
+from pgnotifyq.model.errors import ClientClosed
 from pgnotifyq.wire import addresses, forks, pooling
-from pgnotifyq.wire.loops import need_asyncio
+from pgnotifyq.wire.loops import another_loop, need_asyncio
 from pgnotifyq.wire.names import check_psycopg
 from pgnotifyq.wire.ours import Awaited
 from pgnotifyq.wire.sessions import For
@@ -298,11 +298,11 @@ class Pool:
         Raises:
             PoolTimeout: none became free within `ACQUIRE_SECONDS`.
             DatabaseUnreachable: a new one was needed and could not be opened.
-            PgnotifyqError: another loop runs here, perhaps in a child that was forked. psycopg_pool
+            WrongLoop: another loop runs here, perhaps in a child that was forked. psycopg_pool
                 would wait for ever.
+            ClientClosed: the block of the client has been left.
         """
-        if need_asyncio("this client", "it belongs to the loop that opened it") is not self._loop:
-            raise PgnotifyqError("this client belongs to another event loop: open one in each loop and each process")
+        self.check()
         connection = await self._take()
         try:
             yield connection
@@ -312,6 +312,18 @@ class Pool:
             raise
         await self._give_back(connection)
         connection.meet_cancel()
+
+    def check(self) -> None:
+        """Refuse to go on where the pool cannot be used.
+
+        Raises:
+            ClientClosed: it is closed.
+            WrongLoop: this is not the loop that opened it.
+        """
+        if need_asyncio("this client", "it belongs to the loop that opened it") is not self._loop:
+            raise another_loop()
+        if self._pool.closed:
+            raise ClientClosed
 
     async def _take(self) -> Connection[TupleRow]:
         while True:

@@ -19,7 +19,6 @@ rules on cancels hold.
 from __future__ import annotations
 
 import secrets
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, assert_never
 
 import psycopg
@@ -28,15 +27,17 @@ from psycopg.rows import tuple_row
 
 from pgnotifyq.ledger.ask import Aside, Ask, Plan, Script
 from pgnotifyq.wire.ours import Ours
+from pgnotifyq.wire.plans import follow, follow_blocking
 from pgnotifyq.wire.refusals import UNDONE, is_stale_plan, may_repeat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn, PGresult
 
-    from pgnotifyq.ledger.ask import Step, Steps, Verb
+    from pgnotifyq.ledger.ask import Copy, Verb
 
 T = TypeVar("T")
 _AnyConnection: TypeAlias = "psycopg.AsyncConnection[Any] | psycopg.Connection[Any]"
@@ -44,7 +45,6 @@ _AnyConnection: TypeAlias = "psycopg.AsyncConnection[Any] | psycopg.Connection[A
 _IDLE = pq.TransactionStatus.IDLE
 _OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 _BINARY = pq.Format.BINARY
-_VERBS = (Ask, Plan)
 _NO_PIPELINE = pq.PipelineStatus.OFF
 
 
@@ -59,7 +59,7 @@ async def ask(connection: psycopg.AsyncConnection[Any], verb: Verb[T]) -> T:
         PgnotifyqError: what the verb makes of it.
     """
     if type(verb) is not Ask:
-        return await _follow(connection, verb)  # type: ignore[arg-type]  # the other kind of verb
+        return await follow(Psycopg(connection), verb)
     encoding = connection.info.encoding
     try:
         result = await run(connection, verb.statement, verb.parameters, encoding)
@@ -70,66 +70,13 @@ async def ask(connection: psycopg.AsyncConnection[Any], verb: Verb[T]) -> T:
     return verb.read(result, encoding)
 
 
-async def _follow(connection: psycopg.AsyncConnection[Any], plan: Plan[T]) -> T:
-    if not plan.is_whole:
-        return await _walk(connection, plan.steps())
-    async with connection.transaction():
-        return await _walk(connection, plan.steps())
-
-
-async def _walk(connection: psycopg.AsyncConnection[Any], steps: Steps[T]) -> T:
-    told: Any = None
-    failed: Exception | None = None
-    while True:
-        try:
-            step = steps.send(told) if failed is None else steps.throw(failed)
-        except StopIteration as end:
-            answer: T = end.value
-            return answer
-        told = failed = None
-        try:
-            told = await _take(connection, step)
-        except Exception as error:  # noqa: BLE001  # the plan's to judge
-            failed = error
-
-
-async def _take(connection: psycopg.AsyncConnection[Any], step: Step) -> Any:
-    """Take one step of a plan."""
-    if isinstance(step, _VERBS):
-        return await ask(connection, step)
-    if step is Aside.PAUSE:
-        return await pause()
-    if isinstance(step, Aside):
-        return _tell(connection, step)
-    make_cursor = connection.own_cursor if isinstance(connection, Ours) else psycopg.AsyncCursor
-    cursor = make_cursor(connection, row_factory=tuple_row)
-    try:
-        if isinstance(step, Script):
-            await cursor.execute(step.text, prepare=False)
-            return None
-        async with cursor.copy(step.statement) as copy:
-            for piece in step.pieces:
-                await copy.write(piece)
-    except Exception as error:
-        if step.on_error is None:
-            raise
-        step.on_error(error)
-
-
-async def pause() -> None:
-    """Let other tasks of this loop run. A cancel is met here."""
-    from anyio.lowlevel import checkpoint  # the loop may be trio's; a verb that never pauses does without it
-
-    await checkpoint()
-
-
 def ask_blocking(connection: psycopg.Connection[Any], verb: Verb[T]) -> T:
     """Do what `ask` does on a blocking connection of psycopg's.
 
     The connection may be in its owner's transaction.
     """
     if isinstance(verb, Plan):
-        return _follow_blocking(connection, verb)
+        return follow_blocking(PsycopgBlocking(connection), verb)
     encoding = connection.info.encoding
     try:
         result = run_blocking(connection, verb.statement, verb.parameters, encoding)
@@ -140,63 +87,95 @@ def ask_blocking(connection: psycopg.Connection[Any], verb: Verb[T]) -> T:
     return verb.read(result, encoding)
 
 
-def _follow_blocking(connection: psycopg.Connection[Any], plan: Plan[T]) -> T:
-    with connection.transaction() if plan.is_whole else nullcontext():
-        steps = plan.steps()
-        told: Any = None
-        failed: Exception | None = None
-        while True:
-            try:
-                step = steps.send(told) if failed is None else steps.throw(failed)
-            except StopIteration as end:
-                answer: T = end.value
-                return answer
-            told = failed = None
-            try:
-                told = _take_blocking(connection, step)
-            except Exception as error:  # noqa: BLE001  # the plan's to judge
-                failed = error
+# A plan's steps
 
 
-def _take_blocking(connection: psycopg.Connection[Any], step: Step) -> Any:
-    if isinstance(step, _VERBS):
-        return ask_blocking(connection, step)
-    if isinstance(step, Aside):
-        return _tell(connection, step)
-    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-    try:
-        if isinstance(step, Script):
-            cursor.execute(step.text, prepare=False)
-            return None
-        with cursor.copy(step.statement) as copy:
-            for piece in step.pieces:
-                copy.write(piece)
-    except Exception as error:
-        if step.on_error is None:
-            raise
-        step.on_error(error)
+class _Link:
+    """What both can tell."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    @property
+    def server_encoding(self) -> str | None:
+        encoding: str | None = self.connection.info.parameter_status("server_encoding")
+        return encoding
+
+    def tell(self, aside: Aside) -> Any:
+        pgconn = self.connection.pgconn
+        match aside:
+            case Aside.IS_ALONE:
+                in_pipeline = pgconn.pipeline_status != _NO_PIPELINE
+                return self.connection.autocommit and pgconn.transaction_status == _IDLE and not in_pipeline
+            case Aside.COMMITS:
+                return self.connection.autocommit
+            case Aside.COPIES:
+                return pgconn.pipeline_status == _NO_PIPELINE
+            case Aside.SERVER_VERSION:
+                return self.connection.info.server_version
+            case Aside.PAUSE:
+                return None
+        assert_never(aside)
 
 
-def _tell(connection: _AnyConnection, aside: Aside) -> Any:
-    """Return what a plan wants to know of the connection. A pause is nothing here: nobody waits."""
-    match aside:
-        case Aside.IS_ALONE:
-            return _is_alone(connection)
-        case Aside.COMMITS:
-            return connection.autocommit
-        case Aside.COPIES:
-            return connection.pgconn.pipeline_status == _NO_PIPELINE
-        case Aside.SERVER_VERSION:
-            return connection.info.server_version
-        case Aside.PAUSE:
-            return None
-    assert_never(aside)
+class Psycopg(_Link):
+    """psycopg's AsyncConnection, ours among them, as a plan is followed on it."""
+
+    async def ask(self, verb: Ask[T]) -> T:
+        """Ask one statement."""
+        return await ask(self.connection, verb)
+
+    def transaction(self) -> AbstractAsyncContextManager[object]:
+        """Open psycopg's block."""
+        block: AbstractAsyncContextManager[object] = self.connection.transaction()
+        return block
+
+    async def say(self, step: Script | Copy) -> None:
+        """Send what has no answer."""
+        make_cursor = self.connection.own_cursor if isinstance(self.connection, Ours) else psycopg.AsyncCursor
+        cursor = make_cursor(self.connection, row_factory=tuple_row)
+        try:
+            if isinstance(step, Script):
+                await cursor.execute(step.text, prepare=False)
+                return
+            async with cursor.copy(step.statement) as copy:
+                for piece in step.pieces:
+                    await copy.write(piece)
+        except Exception as error:
+            if step.on_error is None:
+                raise
+            step.on_error(error)
 
 
-def _is_alone(connection: _AnyConnection) -> bool:
-    """Tell whether the next statement will be a transaction of its own."""
-    pgconn = connection.pgconn
-    return connection.autocommit and pgconn.transaction_status == _IDLE and pgconn.pipeline_status == _NO_PIPELINE
+class PsycopgBlocking(_Link):
+    """psycopg's Connection, ours among them, as a plan is followed on it."""
+
+    def ask(self, verb: Ask[T]) -> T:
+        """Ask one statement."""
+        return ask_blocking(self.connection, verb)
+
+    def transaction(self) -> AbstractContextManager[object]:
+        """Open psycopg's block."""
+        block: AbstractContextManager[object] = self.connection.transaction()
+        return block
+
+    def say(self, step: Script | Copy) -> None:
+        """Send what has no answer."""
+        cursor = psycopg.Cursor(self.connection, row_factory=tuple_row)
+        try:
+            if isinstance(step, Script):
+                cursor.execute(step.text, prepare=False)
+                return
+            with cursor.copy(step.statement) as copy:
+                for piece in step.pieces:
+                    copy.write(piece)
+        except Exception as error:
+            if step.on_error is None:
+                raise
+            step.on_error(error)
+
+
+# One statement
 
 
 async def _run_in_pipeline(connection: psycopg.AsyncConnection[Any], statement: bytes, values: Sequence[str | None]) -> PGresult:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pgnotifyq.model.errors import PgnotifyqError
+from pgnotifyq.model.errors import WrongLoop
 
 
 def need_trio(what: str, instead: str) -> None:
@@ -18,14 +18,14 @@ def need_trio(what: str, instead: str) -> None:
         instead: what to do, as the end of a sentence.
 
     Raises:
-        PgnotifyqError: trio does not run in this thread.
+        WrongLoop: trio does not run in this thread.
     """
     import trio  # a program on asyncio does without
 
     try:
         trio.current_time()
     except RuntimeError:
-        raise PgnotifyqError(f"{what} needs trio, and trio does not run here: {instead}") from None
+        raise WrongLoop(f"{what} needs trio, and trio does not run here: {instead}") from None
 
 
 def need_asyncio(what: str, instead: str) -> asyncio.AbstractEventLoop:
@@ -36,9 +36,14 @@ def need_asyncio(what: str, instead: str) -> asyncio.AbstractEventLoop:
         instead: what to do, as the end of a sentence.
 
     Raises:
-        PgnotifyqError: asyncio does not run in this thread.
+        WrongLoop: asyncio does not run in this thread.
     """
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
-        raise PgnotifyqError(f"{what} needs asyncio, and asyncio does not run here: {instead}") from None
+        raise WrongLoop(f"{what} needs asyncio, and asyncio does not run here: {instead}") from None
+
+
+def another_loop() -> WrongLoop:
+    """Return what to raise if a client is used on another loop than the one that opened it."""
+    return WrongLoop("this client belongs to another event loop: open one in each loop and each process")

@@ -31,10 +31,11 @@ from psycopg import pq
 from psycopg.rows import tuple_row
 
 from pgnotifyq.ledger.statements import session
-from pgnotifyq.model.errors import PgnotifyqError, PoolTimeout
+from pgnotifyq.model.errors import ClientClosed, PoolTimeout
 from pgnotifyq.wire import asking, waiting
 from pgnotifyq.wire.connection import INTERRUPT_SECONDS, Connection, connect
 from pgnotifyq.wire.lent import Lent
+from pgnotifyq.wire.loops import another_loop, need_trio
 from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class Pool:
         # Idle connections whose answer to the discarding statement has not been read.
         self._unanswered: set[Connection[TupleRow]] = set()
         self._closed = False
+        self._loop = trio.lowlevel.current_trio_token()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection[TupleRow]]:
@@ -199,7 +201,7 @@ class Pool:
 
         A free one is taken at once: the exchange that follows lets other tasks run.
         """
-        self._check_open()
+        self.check()
         await waiting.meet_cancel()
         try:
             self._permits.acquire_nowait()
@@ -211,7 +213,7 @@ class Pool:
             await self._permits.acquire()
             if self._closed:
                 self._permits.release()
-            self._check_open()
+            self.check()
             return
         stats = self.stats()
         raise PoolTimeout(
@@ -300,9 +302,22 @@ class Pool:
         self._unanswered.discard(connection)
         connection.close_nowait()
 
-    def _check_open(self) -> None:
+    def check(self) -> None:
+        """Refuse to go on where the pool cannot be used.
+
+        Raises:
+            ClientClosed: it is closed.
+            WrongLoop: this is not the loop that opened it.
+        """
+        try:
+            is_here = trio.lowlevel.current_trio_token() is self._loop
+        except RuntimeError:
+            need_trio("this client", "it belongs to the loop that opened it")
+            raise
+        if not is_here:
+            raise another_loop()
         if self._closed:
-            raise PgnotifyqError("The connection pool is closed. Use it inside its `async with open_pool(...)` block.")
+            raise ClientClosed
 
 
 def _reported(connection: Connection[TupleRow]) -> tuple[bytes | None, ...]:

@@ -68,7 +68,7 @@ def is_clean(connection: Any) -> bool:
 def told(error: psycopg.Error, size_max: int) -> errors.PgnotifyqError:
     """Return what psycopg_pool's error is here."""
     if isinstance(error, PoolClosed):
-        return errors.PgnotifyqError("The connection pool is closed. Use the client inside of its `with` block.")
+        return errors.ClientClosed()
     assert isinstance(error, PoolTimeout)
     return errors.PoolTimeout(
         f"No database connection became free within {ACQUIRE_SECONDS:g} seconds: all {size_max} are in use."

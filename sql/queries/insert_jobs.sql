@@ -6,13 +6,14 @@
 -- claimed in order of id, which is the order they were given in. An empty text stands for null: a
 -- session with `array_nulls = off`, which may be the caller's, takes null in an array for a word. A
 -- queue that is null was not said: the handler's is taken, when one is known
--- (functions/worker/handlers.sql).
-insert into {schema}.jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, queue_not_said)
+-- (functions/worker/handlers.sql). The array of headers is null if no job has any.
+insert into {schema}.jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, queue_not_said, headers)
 select n.id, n.org_id, coalesce(n.queue_name, k.queue_name, 'default'), n.job_type, n.payload::jsonb, n.priority,
     coalesce(n.scheduled_at, c.now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts,
-    n.queue_name is null and k.queue_name is null
+    n.queue_name is null and k.queue_name is null, n.headers::jsonb
 from (select {schema}.clock() as now offset 0) as c,
     unnest($1::uuid[], $2::uuid[], array_replace($3::text[], '', null), $4::text[], $5::text[], $6::smallint[],
         array_replace($7::text[], '', null)::timestamptz[], array_replace($8::text[], '', null)::float8[],
-        array_replace($9::text[], '', null)::integer[]) as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts),
+        array_replace($9::text[], '', null)::integer[], array_replace($10::text[], '', null))
+        as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, headers),
     lateral (select case when n.queue_name is null then {schema}.queue_of(n.job_type) end as queue_name offset 0) as k

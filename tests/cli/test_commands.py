@@ -91,6 +91,15 @@ def test_a_payload_from_standard_input(run: Callable[..., Any]) -> None:
     assert run("jobs", "--json").data[0]["payload"] == {"a": [1, 2]}
 
 
+def test_headers(run: Callable[..., Any], dsn: str) -> None:
+    """Each --header is one; they are shown, of a dead letter too."""
+    job_id = run("enqueue", "x", "--header", "a=1", "--header", "b=c=d").out.strip()
+    assert run("show", job_id, "--json").data["headers"] == {"a": "1", "b": "c=d"}
+    assert "c=d" in run("show", job_id).out
+    bury(dsn, job_id)
+    assert run("dead", "--json").data[0]["headers"] == {"a": "1", "b": "c=d"}
+
+
 def test_a_dead_letter_is_shown_requeued_and_purged(run: Callable[..., Any], dsn: str) -> None:
     """List, show with its history, requeue, and purge for good."""
     job_id = run("enqueue", "x").out.strip()
@@ -238,6 +247,7 @@ def test_code_older_than_the_schema_refuses(run: Callable[..., Any], dsn: str) -
         (["enqueue", "x", '{"a": NaN}'], 2, "nan, which is not JSON"),
         (["enqueue", "x", '{"a": "\\u0000"}'], 2, "NUL"),
         (["enqueue", "x", "[" * 5000], 2, "JSON"),
+        (["enqueue", "x", "--header", "=b"], 2, "NAME=VALUE"),
         (["enqueue", "x", "--queue", "a b"], 2, "queue name 'a b' is not valid"),
         (["enqueue", "x", "--at", "tomorrow"], 2, "not a time"),
         (["enqueue", "x", "--at", "2030-01-01T00:00:00"], 2, "no time zone"),

@@ -24,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.conftest import _database, _name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 django = pytest.importorskip("django", reason="Django is not installed: python -m pip install 'pgnotifyq[django]'")
 
@@ -96,9 +96,9 @@ class Project:
         )
 
     @contextmanager
-    def worker(self, *arguments: str) -> Iterator[Worker]:
+    def worker(self, *arguments: str, by: Sequence[str] = ("manage.py", "pgnotifyq")) -> Iterator[Worker]:
         """Have a worker process while the block lasts; it drains at the end."""
-        command = [sys.executable, "manage.py", "pgnotifyq", "worker", "--log-format", "json", *arguments]
+        command = [sys.executable, *by, "worker", "--log-format", "json", *arguments]
         with subprocess.Popen(
             command, cwd=self.folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
         ) as process:

@@ -83,6 +83,10 @@ def test_refused_task_leaves_the_transaction_usable(project: Project, database: 
             for refuse in (
                 lambda: tasks.echo.enqueue(datetime.datetime.now()),
                 lambda: tasks.echo.enqueue(float("nan")),
+                lambda: tasks.add.enqueue(1),
+                lambda: tasks.add.enqueue(1, 2, 3),
+                lambda: tasks.add.enqueue(1, second=2, third=3),
+                lambda: tasks.fail.enqueue("one too many, for it takes its context"),
                 lambda: tasks.echo.enqueue("NUL \\x00"),
                 lambda: tasks.echo.enqueue("x" * 2_000_000),
                 lambda: tasks.echo.using(queue_name="unknown"),
@@ -98,8 +102,31 @@ def test_refused_task_leaves_the_transaction_usable(project: Project, database: 
                     said.append(type(error).__name__.removesuffix("Error"))
             tasks.echo.enqueue("kept")
         tell(said)
-    """) == ["Type", "Type", "InvalidPayload", "PayloadTooLarge", *["InvalidTask"] * 6]
+    """) == [*["Type"] * 6, "InvalidPayload", "PayloadTooLarge", *["InvalidTask"] * 6]
     assert len(jobs(database)) == 1
+
+
+def test_arguments_that_a_decorator_adds(project: Project, database: psycopg.Connection[Any]) -> None:
+    """What counts is what the decorated function takes: another decorator may have given it an argument."""
+    project.append(
+        "shop/tasks.py",
+        """
+        import functools
+
+        def with_rate(function):
+            @functools.wraps(function)
+            def call(*args, **kwargs):
+                return function(2, *args, **kwargs)
+            return call
+
+        @task
+        @with_rate
+        def convert(rate, amount):
+            return rate * amount
+        """,
+    )
+    project.run("tasks.convert.enqueue(21)")
+    assert [payload["args"] for *_, payload in jobs(database)] == [[21]]
 
 
 def test_enqueue_in_a_transaction_that_was_aborted(project: Project, database: psycopg.Connection[Any]) -> None:

@@ -49,11 +49,12 @@ def test_every_block(blank_project: Project) -> None:
             commands += text.strip().splitlines()
     assert commands.pop(0).startswith("python -m pip install")
     project.manage("makemigrations", "shop")
-    worker = commands.index("python manage.py pgnotifyq worker")
-    for command in commands[:worker]:
-        project.manage(*shlex.split(command)[2:])
+    workers = ["python -m pgnotifyq.django worker", "python manage.py pgnotifyq worker"]
+    assert [command for command in commands if command.endswith("worker")] == workers
+    assert commands.index(workers[0]) == 1
+    run(project, commands[0])
 
-    with project.worker() as running:
+    with project.worker(by=shlex.split(workers[0])[1:-1]) as running:
         told = project.run("""
             from django.test import Client
             from django.conf import settings
@@ -73,13 +74,19 @@ def test_every_block(blank_project: Project) -> None:
         assert cancelled[1] in {"stopping", "cancelled"}
         running.wait_for("job.cancelled", job_id=told[1])
 
-    for command in commands[worker + 1 :]:
-        project.manage(*shlex.split(command)[2:])
+    for command in commands:
+        if command not in workers:
+            run(project, command)
     assert len(json.loads(project.manage("pgnotifyq", "jobs", "--json"))) == 2
     told = project.run(
         "from shop.tasks import fetch_rates, urgent; tell([fetch_rates.max_attempts, urgent.max_attempts, urgent.retry_on])"
     )
     assert told == [5, 1, ["<class 'OSError'>"]]
+
+
+def run(project: Project, command: str) -> None:
+    ended = project.python(*shlex.split(command)[1:])
+    assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
 
 
 def test_page_names_both_frameworks() -> None:

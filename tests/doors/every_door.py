@@ -92,6 +92,7 @@ class Psql:
     ) -> Any:
         fields |= {"job_type": job_type} | ({} if queue is None else {"queue_name": queue})
         fields |= {} if payload is None else {"payload": json.dumps(payload)}
+        fields |= {} if "headers" not in fields else {"headers": json.dumps(fields["headers"])}
         said = [f"{name} => %({name})s" for name in fields]
         if delay_seconds is not None:
             said.append("scheduled_at => now() + make_interval(secs => %(delay_seconds)s)")

@@ -18,7 +18,7 @@ from pgnotifyq.model.errors import InvalidName, InvalidPayload, PayloadTooLarge,
 from pgnotifyq.model.events import EventName
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.registry import JobRegistry
-from pgnotifyq.wire.callers import sqlstate_of
+from pgnotifyq.wire.words import sqlstate_of
 from tests.doors.callers_support import KINDS, Theirs, Undo, drive, theirs
 
 if TYPE_CHECKING:

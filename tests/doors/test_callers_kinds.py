@@ -31,8 +31,10 @@ from pgnotifyq.ledger import bulk, enqueue, look
 from pgnotifyq.migrating import migrate
 from pgnotifyq.model.errors import InvalidPayload, PgnotifyqError, SchemaMissing, TransactionAborted
 from pgnotifyq.model.new_job import NewJob
-from pgnotifyq.wire.callers import Kind, ask_on, ask_on_blocking, in_psycopgs_words, kind_of, sqlstate_of
+from pgnotifyq.wire.callers import ask_on, ask_on_blocking
 from pgnotifyq.wire.connection import open_connection
+from pgnotifyq.wire.kinds import Kind, kind_of
+from pgnotifyq.wire.words import in_psycopgs_words, sqlstate_of
 from tests.doors.callers_support import KINDS, Theirs, Undo, django_at, drive, parts_of, theirs, url
 from tests.doors.test_callers import MANY, SCHEMA, every_kind, ids_in, one
 from tests.ledger.test_every_verb import Plainly, _next, _plain, empty, name_of, story, tell_on_trio
@@ -147,7 +149,7 @@ def test_blocking_one_in_a_loop(run: Any, dsn: str) -> None:
 def test_nothing_is_imported_to_recognise() -> None:
     """What is not installed is not asked for."""
     program = (
-        "import sys, pgnotifyq.wire.callers as c\n"
+        "import sys, pgnotifyq.wire.callers, pgnotifyq.wire.kinds as c\n"
         "try: c.kind_of(object())\n"
         "except TypeError: print(sorted({'asyncpg', 'sqlalchemy', 'django', 'psycopg2'} & set(sys.modules)))"
     )

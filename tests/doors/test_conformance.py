@@ -133,6 +133,16 @@ def many_at_once(case: Case) -> None:
     case.do("enqueue_many", [{"job_type": "copied", "unique_key": str(n % 90)} for n in range(102)])
 
 
+def headers(case: Case) -> None:
+    case.do("get", case.do("enqueue", "noop", headers={"trace": "é", "list": [1, None, HOSTILE]}))
+    case.do("get", case.do("enqueue", "noop", headers={}))
+    case.do("get", case.do("enqueue", "noop", headers={"a": 1}, unique_key="k"))
+    case.do("enqueue_many", [{"job_type": "noop", "headers": {"n": n}} if n else {"job_type": "noop"} for n in range(3)])
+    case.do("enqueue_many", [{"job_type": "copied", "headers": HOSTILE} if n % 2 else {"job_type": "copied"} for n in range(101)])
+    case.do("enqueue", "noop", headers={"long": "x" * 8192})
+    case.do("enqueue", "noop", headers=[1])
+
+
 REFUSALS: list[dict[str, Any]] = [
     {"job_type": "no spaces"},
     {"job_type": ""},
@@ -234,7 +244,7 @@ def what_is_no_id(case: Case) -> None:
 
 
 ENQUEUES: list[Callable[[Case], None]] = [
-    enqueue_with_everything, enqueue_with_nothing, a_key_that_is_held, many_at_once, refusals,
+    enqueue_with_everything, enqueue_with_nothing, a_key_that_is_held, many_at_once, headers, refusals,
 ]  # fmt: skip
 EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention]
 CLIENTS_ONLY: list[Callable[[Case], None]] = [a_key_that_keeps_a_letter, looks_at_nothing, what_is_no_id]

@@ -75,7 +75,7 @@ SCALARS: dict[str, list[str]] = {
     "jsonb": DOCUMENTS,
     "interval": ["1 s", "-1 s", "infinity", "no interval"],
     "bytea": ["", "\\x00", "\\xzz"],
-    "pgnotifyq.jobs": ["(" + "," * 28 + ")", "()", "("],
+    "pgnotifyq.jobs": ["(" + "," * 29 + ")", "()", "("],
     "pgnotifyq.ended_attempt": [
         f"({JOBS[1]},{OURS},{OURS},1,2020-01-01,failed,no luck)",
         f"({JOBS[1]},{OURS},,,,,)",

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.ledger import enqueue
@@ -82,6 +83,26 @@ async def test_right_that_is_missing(admin: Link, blank_dsn: str, has_schema: bo
             await migrate(app)
 
 
+async def test_role_that_another_database_makes(admin: Link, blank_dsn: str) -> None:
+    """Roles belong to the server: two databases that are migrated at once both end well, with one role for both."""
+    schema = "pgnotifyq_of_two"
+    await admin.execute(f"drop role if exists {schema}_tenant".encode())
+    try:
+        async with open_connection(blank_dsn) as other, open_connection(blank_dsn) as ours, trio.open_nursery() as nursery:
+            await other.execute(b"begin")  # as the other migration, which has come that far
+            await other.execute(f"create role {schema}_tenant nologin".encode())
+            nursery.start_soon(migrate, ours, schema)
+            waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
+            with trio.fail_after(30):
+                while not await value(admin, waits, ours.info.backend_pid):
+                    await trio.sleep(0.01)
+            await other.execute(b"commit")
+        async with open_connection(blank_dsn) as ours:
+            assert await check_schema(ours, schema) == code_version()
+    finally:
+        await admin.execute(f"drop schema if exists {schema} cascade; drop role if exists {schema}_tenant".encode())
+
+
 @pytest.mark.parametrize(
     "table",
     ["jobs (id integer)", "schema_migrations (version bigint primary key, dirty boolean)", "schema_migrations (version text)"],
@@ -114,9 +135,11 @@ TABLES = ("jobs", "job_executions", "dead_letter_jobs")
 
 
 async def rows_of_all(connection: Link) -> list[Any]:
-    """Return every row, with its version."""
+    """Return every row, with its version; without a column that a later migration adds."""
     return [
-        await fetch(connection, f"select t.xmin::text, to_jsonb(t) - 'enqueued_by' from pgnotifyq.{table} as t order by t.id")
+        await fetch(
+            connection, f"select t.xmin::text, to_jsonb(t) - 'enqueued_by' - 'headers' from pgnotifyq.{table} as t order by t.id"
+        )
         for table in TABLES
     ]
 

@@ -812,7 +812,7 @@ def test_whatever_everybody_does(dsn: str) -> None:
     )
     with psycopg.connect(dsn, autocommit=True) as connection, psycopg.connect(dsn, autocommit=True) as sessions:
         install(connection)
-        run_state_machine_as_test(lambda: Everybody(connection, sessions), settings=profile)  # type: ignore[arg-type]
+        run_state_machine_as_test(lambda: Everybody(connection, sessions), settings=profile)  # type: ignore[arg-type,no-untyped-call,unused-ignore]
     if EXAMPLES:
         print(*(f"{count:8} {situation}" for situation, count in sorted(seen.items())), sep="\n")
     wanted = (*SITUATIONS, *RARE) if profile.max_examples >= RARE_EXAMPLES_MIN else SITUATIONS

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
+from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of, queue_of
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidName
 from pgnotifyq.model.events import Event, EventName, as_json, as_line
 from pgnotifyq.model.new_job import NewJob
@@ -97,7 +97,7 @@ def test_an_event_in_json_is_json_and_keeps_its_name() -> None:
 
 def test_the_keywords_are_the_fields() -> None:
     """Those that `run_worker` is typed with."""
-    assert set(WorkerSettings.__annotations__) == set(attrs.fields_dict(WorkerConfig))
+    assert set(WorkerSettings.__annotations__) == {field.name for field in attrs.fields(WorkerConfig) if field.init}
 
 
 def test_settings_given_twice_are_refused() -> None:
@@ -121,3 +121,45 @@ def test_a_config_of_another_kind_is_refused() -> None:
     """Where it is given, not where it is used."""
     with pytest.raises(ConfigError, match="dict"):
         config_of({"concurrency": 3}, {})  # type: ignore[arg-type]
+
+
+def test_queues_with_a_concurrency_of_their_own() -> None:
+    """A dict says it; what changes another setting keeps it; the total is their sum, and ten for the others."""
+    config = WorkerConfig(queues={"images": 3, "mail": None})
+    assert (config.queues, config.queue_concurrency, config.concurrency) == (("images", "mail"), {"images": 3}, 13)
+    assert attrs.evolve(config, shutdown_seconds=3.0).queue_concurrency == {"images": 3}
+    assert WorkerConfig(queues={"images": 3, "mail": 4}).concurrency == 7
+    assert WorkerConfig(queues={"images": 3}, concurrency=2).concurrency == 2
+    assert config != WorkerConfig(queues=("images", "mail"), concurrency=13)
+    assert config_of(None, {"queues": {"images": 3, "mail": None}}) == config
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "3", 10_001])
+def test_queues_with_an_odd_concurrency(count: object) -> None:
+    """It is refused, by the queue's name."""
+    with pytest.raises(ConfigError, match="queue images"):
+        WorkerConfig(queues={"images": count})
+
+
+@pytest.mark.parametrize(
+    ("text", "queue"),
+    [
+        ("images", ("images", None)),
+        ("images:10", ("images", 10)),
+        ("tenant:7:50", ("tenant:7", 50)),
+        ("tenant:x", ("tenant:x", None)),
+        ("images:", ("images:", None)),
+        ("images:\u0663", ("images:\u0663", None)),
+    ],
+)
+def test_queue_of_the_command_line(text: str, queue: tuple[str, int | None]) -> None:
+    """Digits behind the last colon are a concurrency; everything else is the name, good or not."""
+    assert queue_of(text) == queue
+
+
+@pytest.mark.parametrize("text", ["images:0", "images:10001", "images:" + "9" * 5_000])
+def test_queue_of_the_command_line_with_an_odd_concurrency(text: str) -> None:
+    """It is refused, and the message is short."""
+    with pytest.raises(ConfigError, match="use 1 to 10000") as refused:
+        queue_of(text)
+    assert len(str(refused.value)) < 400

@@ -623,15 +623,15 @@ MUTANTS = (
     Mutant(
         "a character that the database lacks aborts the caller",
         "pgnotifyq/wire/callers.py",
-        'if server_encoding in {"UTF8", "SQL_ASCII", None}:',
-        "if True:",
+        "return verb if link.server_encoding in _LACK_NOTHING else in_savepoint(verb)",
+        "return verb",
         ("doors/test_callers_kinds.py::test_refused_by_the_database",),
     ),
     Mutant(
         "a batch on a driver of the caller's is not undone as a whole",
-        "pgnotifyq/wire/callers.py",
-        "    if not verb.is_whole:\n",
-        "    if True:\n",
+        "pgnotifyq/wire/plans.py",
+        "    if not verb.is_whole:\n        return await _walk(",
+        "    if True:\n        return await _walk(",
         ("doors/test_callers.py::test_without_a_transaction",),
     ),
     Mutant(

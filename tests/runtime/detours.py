@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 
 from pgnotifyq.ledger.ask import Plan
-from pgnotifyq.wire import asking
+from pgnotifyq.wire import plans
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,7 +23,7 @@ Go: TypeAlias = "Callable[[], Awaitable[Any]]"
 Way: TypeAlias = "Callable[..., Awaitable[Any]]"
 """Given `Go` and the verb's keywords; returns the answer that the asker gets."""
 
-_take = asking._take
+_take = plans._take
 
 
 @attrs.frozen(eq=False)
@@ -35,10 +35,10 @@ class _Detour:
     keywords: dict[str, Any]
 
 
-async def _take_or_detour(connection: Any, step: Any) -> Any:
+async def _take_or_detour(link: Any, step: Any) -> Any:
     if not isinstance(step, _Detour):
-        return await _take(connection, step)
-    return await step.way(partial(asking.ask, connection, step.verb), **step.keywords)
+        return await _take(link, step)
+    return await step.way(partial(plans.follow, link, step.verb), **step.keywords)
 
 
 def detour(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, way: Way) -> None:
@@ -54,5 +54,5 @@ def detour(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, way: 
         return Plan(steps)
 
     make.true = true  # type: ignore[attr-defined]
-    monkeypatch.setattr(asking, "_take", _take_or_detour)
+    monkeypatch.setattr(plans, "_take", _take_or_detour)
     monkeypatch.setattr(module, name, make)

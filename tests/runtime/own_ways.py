@@ -218,5 +218,3 @@ WAYS: dict[str, Way] = {
     "asyncpg pool": Way(_asyncpg_pool, _connection, with_execute, "asyncio"),
     "trio": Way(_trio, _connection, with_execute, "trio"),
 }
-# Where what comes after a commit by hand is refused.
-GUARDED = [name for name in WAYS if name not in {"asyncpg", "asyncpg pool"}]

@@ -10,12 +10,17 @@ import threading
 from contextvars import Context, ContextVar
 from typing import Any
 
+import psycopg
 import pytest
 import trio
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import NullPool
 
 from pgnotifyq import EventName, Interrupt, InterruptKind, Job, JobContext, JobRegistry, Snooze
 from pgnotifyq.runtime.logs import JsonFormatter
 from pgnotifyq.testing import run_job
+from tests.doors.callers_support import django_at, url
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 
 Payload = dict[str, Any]
@@ -316,6 +321,31 @@ async def test_transaction_is_refused(place: Workplace) -> None:
     worker = await place.start(registry)
     assert "ctx.session" in await dead(place, worker)
     assert "ctx.org.transaction() gives a connection that trio drives" in await dead(place, worker, "org")
+
+
+async def test_what_blocks_is_refused(place: Workplace) -> None:
+    """It would hold up every handler on asyncio. In a thread that the handler starts, it is taken."""
+    registry, told = JobRegistry(), []
+    engine = create_engine(url(place.dsn, "psycopg"), poolclass=NullPool)
+
+    @registry.handler("work", runs_in="asyncio")
+    async def work(payload: Payload, ctx: JobContext) -> None:
+        with psycopg.connect(place.dsn) as mine:
+            for block in (ctx.session(sessionmaker(engine)), ctx.django(), ctx.connection(mine)):
+                with pytest.raises(TypeError, match="all handlers on asyncio share") as refused, block:
+                    raise AssertionError
+                told.append(refused)
+
+        def finish() -> None:
+            with ctx.session(sessionmaker(engine), complete=True):
+                pass
+
+        await asyncio.to_thread(finish)
+
+    worker = await place.start(registry)
+    with django_at(place.dsn, "default"):
+        await completed(place, worker)
+    assert len(told) == 3
 
 
 async def test_two_thousand_wait_at_once(place: Workplace) -> None:

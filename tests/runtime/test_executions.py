@@ -16,7 +16,8 @@ from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.model.job import ExecutionId, JobId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 from pgnotifyq.runtime import shortcuts
-from pgnotifyq.runtime.executions import Executions
+from pgnotifyq.runtime.bell import Bell
+from pgnotifyq.runtime.executions import Executions, Reserved
 from pgnotifyq.runtime.running import Running
 from pgnotifyq.runtime.shortcuts import Taker
 from tests.proxy import run_proxy
@@ -24,6 +25,7 @@ from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]
+QUEUES = ["images", "work", "mail"]
 
 
 def workers_of(dsn: str) -> list[Taker]:
@@ -33,11 +35,11 @@ def workers_of(dsn: str) -> list[Taker]:
     return takers[dsn, "pgnotifyq"]
 
 
-def claimed(job_id: int, execution_id: int) -> Running:
+def claimed(job_id: int, execution_id: int, queue: str = "work") -> Running:
     """Return an execution as a claim brings it."""
     job = ClaimedJob()
     job.id, job.current_execution_id = JobId(UUID(int=job_id)), ExecutionId(UUID(int=execution_id))
-    job.job_type = job.queue_name = "work"
+    job.job_type, job.queue_name = "work", queue
     job.attempts = 1
     return Running(job=job, renewed_at=float(execution_id))
 
@@ -48,48 +50,91 @@ class Whatever(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.told: list[Event] = []
-        self.asked: list[int] = []  # permits of claims that are under way
+        self.asked: list[Reserved] = []  # permits of claims that are under way
         self.waiting: list[Running] = []  # in the line, the first first
         self.held: list[Running] = []  # each has a permit
         self.superseded: list[Running] = []  # of those: another execution of the same job has come
         self.made = 0
 
-    @initialize(count=st.integers(1, 12))
-    def begin(self, count: int) -> None:
-        self.executions = Executions(count, self.told.append)
+    @initialize(
+        count=st.integers(1, 12),
+        permits=st.dictionaries(st.sampled_from(QUEUES), st.integers(1, 5)),
+    )
+    def begin(self, count: int, permits: dict[str, int]) -> None:
+        self.bell = Bell()
+        self.permits = permits
+        self.left: set[str] = set()  # queues that a claim has left out since they were open
+        self.executions = Executions(count, self.told.append, queues=QUEUES, permits=permits, opened=self.bell)
 
-    def _come(self, job_id: int) -> Running:
+    def _taken(self, queue: str) -> int:
+        """Return how many permits of a queue are taken, by a plain count."""
+        return sum(reserved.rooms.get(queue, 0) for reserved in self.asked) + sum(
+            running.job.queue_name == queue for running in self.held
+        )
+
+    def _come(self, job_id: int, queue: str) -> Running:
         self.made += 1
-        running = claimed(job_id, self.made)
+        running = claimed(job_id, self.made, queue)
         self.superseded += [before for before in self.held if before.job.id == running.job.id]
         self.held.append(running)
         return running
 
-    @rule(wanted=st.none() | st.integers(0, 15))
-    def claim(self, wanted: int | None) -> None:
+    @rule(wanted=st.none() | st.integers(0, 15), is_sparing=st.booleans())
+    def claim(self, wanted: int | None, *, is_sparing: bool) -> None:
         free = self.executions.free
-        reserved = self.executions.reserve(wanted)
-        assert reserved == (free if wanted is None else min(free, wanted))
+        rooms = {queue: most - self._taken(queue) for queue, most in self.permits.items()}
+        reserved = self.executions.reserve(wanted, is_sparing=is_sparing)
+        if all(rooms.get(queue, 1) <= 0 for queue in QUEUES):
+            assert not reserved
+        else:
+            most = max(free - 1, min(free, 1)) if is_sparing else free
+            assert reserved.count == (most if wanted is None else min(most, wanted))
+        if reserved:
+            assert reserved.queues == [queue for queue in QUEUES if rooms.get(queue, 1) > 0] or not self.permits
+            assert all(0 < room <= min(rooms[queue], reserved.count) for queue, room in reserved.rooms.items())
+        self.left |= {queue for queue in QUEUES if rooms.get(queue, 1) <= 0}
         self.asked.append(reserved)
+
+    @rule(queue=st.sampled_from(QUEUES))
+    def claim_of_one(self, queue: str) -> None:
+        """A wake-up has named a job, or one is handed over."""
+        may = self.executions.free > 0 and self._taken(queue) < self.permits.get(queue, 99)
+        reserved = self.executions.reserve_one(queue)
+        assert reserved.count == int(may)
+        if reserved:
+            self.asked.append(reserved)
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
         """A claim is answered with as many jobs as it asked for, or fewer, or it fails."""
         reserved = self.asked.pop(data.draw(st.integers(0, len(self.asked) - 1)))
-        jobs = data.draw(st.lists(st.integers(1, 9), max_size=reserved, unique=True))
-        came = [self._come(job_id) for job_id in jobs]
+        jobs = data.draw(st.lists(st.integers(1, 9), max_size=reserved.count, unique=True))
+        came: list[Running] = []
+        for job_id in jobs:
+            rooms = {queue: reserved.rooms.get(queue, 99) for queue in reserved.queues}
+            able = [queue for queue, room in rooms.items() if room > sum(one.job.queue_name == queue for one in came)]
+            if able:
+                came.append(self._come(job_id, data.draw(st.sampled_from(able))))
         told = len(self.told)
         self.executions.take_up(came, reserved)
         self.waiting += came
         assert [event.fields["job_id"] for event in self.told[told:]] == [running.job.id for running in came]
 
-    @precondition(lambda self: 1 in self.asked)
+    @precondition(lambda self: any(reserved.count == 1 for reserved in self.asked))
     @rule(job_id=st.integers(1, 9))
     def job_that_shall_not_start(self, job_id: int) -> None:
         """A named job that comes when the worker has drained, or a hand-over whose reply was lost."""
-        self.asked.remove(1)
-        self.executions.hold(self._come(job_id))
+        reserved = next(one for one in self.asked if one.count == 1)
+        self.asked.remove(reserved)
+        self.executions.hold(self._come(job_id, reserved.queues[0]), reserved)
+
+    @rule(queues=st.sets(st.sampled_from(QUEUES), min_size=1))
+    def claim_has_left_jobs(self, queues: set[str]) -> None:
+        """For want of permits: the claimer is told whether it may look again at once, else it is rung for later."""
+        closed = {queue for queue in queues if self._taken(queue) >= self.permits.get(queue, 99)}
+        assert self.executions.leave_out(queues) == (closed != queues)
+        self.left |= closed
 
     @precondition(lambda self: self.waiting)
     @rule()
@@ -126,10 +171,23 @@ class Whatever(RuleBasedStateMachine):
     def no_permit_is_leaked_or_free_twice(self) -> None:
         executions = self.executions
         assert executions.free + executions.taken == executions.count
-        assert executions.taken == sum(self.asked) + len(self.held)
+        assert executions.taken == sum(reserved.count for reserved in self.asked) + len(self.held)
         assert executions.wants_more == (
-            executions.free > 0 and (not self.waiting or executions.free >= max(executions.count // 2, 1))
+            executions.free > 0
+            and (not self.waiting or executions.free >= max(executions.count // 2, 1))
+            and bool(executions.open_queues())
         )
+
+    @invariant()
+    def no_queue_runs_more_than_it_may(self) -> None:
+        """And whoever has left a queue out hears of it when it opens."""
+        is_open = {queue: self._taken(queue) < self.permits.get(queue, 99) for queue in QUEUES}
+        assert all(self._taken(queue) <= most for queue, most in self.permits.items())
+        assert list(self.executions.open_queues()) == [queue for queue in QUEUES if is_open[queue]]
+        opened = {queue for queue in self.left if is_open[queue]}
+        assert self.bell.is_ringing == bool(opened)
+        self.left -= opened
+        self.bell.hush()
 
     @invariant()
     def each_lease_is_found(self) -> None:
@@ -145,7 +203,7 @@ class Whatever(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "executions"):
             with pytest.raises(AssertionError):
-                self.executions.take_up((), self.executions.taken + 1)
+                self.executions.take_up((), Reserved(self.executions.taken + 1))
 
 
 TestWhateverTheOrder = Whatever.TestCase

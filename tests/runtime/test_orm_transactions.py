@@ -15,10 +15,10 @@ import pgnotifyq.sync
 from pgnotifyq import EventName, JobCancelled, JobContext, JobRegistry, LeaseLost, TransactionLeft, TransactionRefused
 from tests.doors.callers_support import django_at, url
 from tests.ledger.support import fetch
-from tests.runtime.own_ways import GUARDED, WAYS, Gate
+from tests.runtime.own_ways import WAYS, Gate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from tests.runtime.support import Workplace
 
@@ -160,9 +160,45 @@ async def test_ended_by_hand(place: Workplace, way: str, statement: str) -> None
     assert [type(error) for error in raised] == [TransactionLeft]
     found = await marks(place)
     assert ("before" in found) is (statement != "rollback")
-    if way in GUARDED or statement == "commit and chain":
-        assert "after" not in found
+    assert "after" not in found
     assert await nothing_left(place)
+
+
+SENDS: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
+    "execute": lambda mine, _: mine.execute(AFTER),
+    "execute with a value": lambda mine, _: mine.execute("insert into marks values ($1)", "after"),
+    "fetch": lambda mine, _: mine.fetch(f"{AFTER} returning 1"),
+    "executemany": lambda mine, _: mine.executemany("insert into marks values ($1)", [("after",)]),
+    "prepare": lambda mine, _: mine.prepare(AFTER),
+    "prepared before": lambda _, prepared: prepared.fetch(),
+    "copy": lambda mine, _: mine.copy_records_to_table("marks", records=[("after",)]),
+    "transaction": lambda mine, _: mine.transaction().start(),
+}
+AFTER = "insert into marks values ('after')"
+
+
+@pytest.mark.parametrize("way", ["asyncpg", "asyncpg pool"])
+async def test_asyncpg_sends_nothing_after_a_commit_by_hand(place: Workplace, way: str) -> None:
+    """Whichever of its methods is called; after the block it works again."""
+    registry, raised = JobRegistry(), dict[str, type]()
+
+    async def body(ctx: JobContext, opened: Any) -> None:
+        for name, send in SENDS.items():
+            try:
+                async with opened() as hand:
+                    prepared = await hand.mine.prepare(AFTER)
+                    await hand.execute("commit")
+                    await send(hand.mine, prepared)
+            except Exception as error:  # noqa: BLE001  # what is looked at
+                raised[name] = type(error)
+        async with opened(complete=True) as hand:
+            await hand.mark("at last")
+
+    WAYS[way].register(registry, place.dsn, body)
+    worker = await place.start(registry)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("work"))
+    assert raised == dict.fromkeys(SENDS, TransactionLeft)
+    assert await marks(place) == ["at last"]
 
 
 @pytest.mark.parametrize("way", [name for name in WAYS if "sqlalchemy" in name])

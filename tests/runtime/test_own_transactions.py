@@ -24,7 +24,10 @@ from pgnotifyq import (
     TransactionLeft,
     TransactionRefused,
 )
-from tests.ledger.support import fetch, tenant_role
+from pgnotifyq.ledger.lease import heartbeat
+from pgnotifyq.model.job import Lease
+from pgnotifyq.wire.asking import ask
+from tests.ledger.support import SCHEMA, fetch, tenant_role
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]
@@ -330,6 +333,30 @@ async def test_isolation(place: Workplace) -> None:
     worker = await place.start(registry)
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("work"))
     assert seen == [[("serializable",)], [("read committed",)], [("repeatable read",)]]
+
+
+@pytest.mark.parametrize("isolation", [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE])
+async def test_lease_renewed_beside_a_snapshot(place: Workplace, isolation: psycopg.IsolationLevel) -> None:
+    """The block rolls back with PostgreSQL's own error, for its snapshot is older than the lease; the handler opens it again."""
+    registry, told = JobRegistry(), []
+
+    @registry.handler()
+    async def work(payload: Payload, ctx: JobContext) -> None:
+        assert ctx.job.locked_by is not None
+        renew = heartbeat(SCHEMA, worker_id=ctx.job.locked_by, leases=[Lease(ctx.job.id, ctx.execution_id)], lease_seconds=60.0)
+        try:
+            async with ctx.transaction(complete=True, isolation=isolation) as connection:
+                await connection.execute("insert into marks values ('first')")
+                await ask(place.connection, renew)
+        except psycopg.errors.SerializationFailure as error:
+            told.append(error)
+        async with ctx.transaction(complete=True, isolation=isolation) as connection:
+            await connection.execute("insert into marks values ('second')")
+
+    worker = await place.start(registry)
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("work"))
+    assert len(told) == 1
+    assert await marks(place) == ["second"]
 
 
 LOOK = """

@@ -1,5 +1,5 @@
--- requeue: bring a dead letter back as the job it was: same id, tenant, queue, priority, payload
--- and key, attempts at zero.
+-- requeue: bring a dead letter back as the job it was: same id, tenant, queue, priority, payload,
+-- headers and key, attempts at zero.
 --
 -- Out:    true when it was restored, false when there is no such dead letter. A unique_key that an
 --         unfinished job holds meanwhile is an error (unique_violation), as is a job that has its
@@ -16,9 +16,10 @@ begin
         delete from {schema}.dead_letter_jobs as d where d.id = requeue.job_id returning d.*
     )
     insert into {schema}.jobs (
-        id, org_id, queue_name, job_type, payload, priority, max_attempts, unique_key, created_at, error_message, enqueued_by)
+        id, org_id, queue_name, job_type, payload, priority, max_attempts, unique_key, created_at, error_message, enqueued_by,
+        headers)
     select l.id, l.org_id, l.queue_name, l.job_type, l.payload, l.priority, l.max_attempts, l.unique_key, l.created_at,
-        l.error_message, l.enqueued_by
+        l.error_message, l.enqueued_by, l.headers
     from letter as l;
     return found;
 end

@@ -3,7 +3,8 @@
 --
 -- In:     `queue_name` null: the queue that the job type's handler wants, else `default`. If no
 --         handler is known yet, the first that is published takes the job to its queue.
---         `max_attempts` null: what the handler says that claims the job, else 3.
+--         `max_attempts` null: what the handler says that claims the job, else 3. `headers`: a JSON
+--         object, which the handler sees as job.headers.
 -- Out:    the id of the job. If an unfinished job of the tenant and type holds the unique_key, the
 --         id of that job.
 -- Errors: invalid names, numbers and times are refused with PNQ02 and a hint, by the rules of
@@ -16,7 +17,8 @@ create or replace function {schema}.enqueue(
     priority integer default 0,
     scheduled_at timestamptz default null,
     max_attempts integer default null,
-    unique_key text default null)
+    unique_key text default null,
+    headers jsonb default null)
 returns uuid
 language plpgsql volatile
 as $$
@@ -53,6 +55,15 @@ begin
             using errcode = 'PNQ02', hint = 'At most 1048576 bytes of JSON; store the data elsewhere and enqueue a reference.';
     end if;
 
+    if jsonb_typeof(enqueue.headers) <> 'object' then
+        raise exception 'the headers are no JSON object, but of type %', jsonb_typeof(enqueue.headers)
+            using errcode = 'PNQ02', hint = 'Use an object: {{"request_id": "..."}}.';
+    end if;
+    if {schema}.compact_bytes(enqueue.headers) > 8192 or octet_length(enqueue.headers::text) > 16384 then
+        raise exception 'the headers have % bytes', {schema}.compact_bytes(enqueue.headers)
+            using errcode = 'PNQ02', hint = 'At most 8192 bytes of JSON; put the data into the payload.';
+    end if;
+
     if enqueue.queue_name is null then
         known_queue := {schema}.queue_of(enqueue.job_type);
     end if;
@@ -62,11 +73,11 @@ begin
     -- between the two statements, neither finds it.
     loop
         insert into {schema}.jobs as j (
-            org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said)
+            org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said, headers)
         values (
             enqueue.org_id, own_queue, enqueue.job_type, coalesce(enqueue.payload, 'null'), enqueue.priority::smallint,
             coalesce(enqueue.scheduled_at, {schema}.clock()), enqueue.max_attempts, enqueue.unique_key,
-            enqueue.queue_name is null and known_queue is null)
+            enqueue.queue_name is null and known_queue is null, nullif(enqueue.headers, '{{}}'))
         on conflict (org_id, job_type, unique_key) where holds_unique_key do nothing
         returning j.id into job_id;
         exit when job_id is not null;

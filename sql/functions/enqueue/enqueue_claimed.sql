@@ -12,7 +12,8 @@
 -- The commit is durable: the job has been promised to its caller, claimed or not.
 create or replace function {schema}.enqueue_claimed(
     job_id uuid, execution_id uuid, worker_id uuid, lease_seconds double precision,
-    org_id uuid, queue_name text, job_type text, payload_text text, priority smallint, max_attempts integer)
+    org_id uuid, queue_name text, job_type text, payload_text text, priority smallint, max_attempts integer,
+    headers_text text default null)
 returns table (is_claimed boolean, time_now timestamptz)
 language plpgsql volatile
 set jit = off
@@ -38,17 +39,18 @@ begin
     if is_claimed then
         insert into {schema}.jobs (
             id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, created_at,
-            status, attempts, locked_by, current_execution_id, started_at, lease_expires_at)
+            status, attempts, locked_by, current_execution_id, started_at, lease_expires_at, headers)
         values (
             enqueue_claimed.job_id, enqueue_claimed.org_id, enqueue_claimed.queue_name, enqueue_claimed.job_type,
             payload_text::jsonb, enqueue_claimed.priority, time_now, enqueue_claimed.max_attempts, time_now,
             'running', 1, enqueue_claimed.worker_id, enqueue_claimed.execution_id, time_now,
-            time_now + make_interval(secs => lease_seconds));
+            time_now + make_interval(secs => lease_seconds), headers_text::jsonb);
     else
-        insert into {schema}.jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, created_at)
+        insert into {schema}.jobs (
+            id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, created_at, headers)
         values (
             enqueue_claimed.job_id, enqueue_claimed.org_id, enqueue_claimed.queue_name, enqueue_claimed.job_type,
-            payload_text::jsonb, enqueue_claimed.priority, time_now, enqueue_claimed.max_attempts, time_now);
+            payload_text::jsonb, enqueue_claimed.priority, time_now, enqueue_claimed.max_attempts, time_now, headers_text::jsonb);
     end if;
     return next;
 end

@@ -1,7 +1,8 @@
 -- enqueue_many: a batch of jobs in one statement.
 --
 -- In:     arrays of one length. The client has checked the values (model/new_job.py). A queue or a
---         maximum that is null was not said: see enqueue.
+--         maximum that is null was not said: see enqueue. The array of headers is null if no job
+--         has any.
 -- Out:    one row a job, in the order given: its id. If an unfinished job holds its unique_key, the
 --         id of that job.
 -- Locks:  entries of jobs_unique_key, in order of tenant, type and key. If two callers enqueue the
@@ -12,7 +13,8 @@
 -- the order in which they were given.
 create or replace function {schema}.enqueue_many(
     job_ids uuid[], org_ids uuid[], queue_names text[], job_types text[], payloads text[], priorities smallint[],
-    times timestamptz[], delays double precision[], maxima integer[], unique_keys text[])
+    times timestamptz[], delays double precision[], maxima integer[], unique_keys text[],
+    headers text[] default null)
 returns table (place bigint, job_id uuid)
 language plpgsql volatile
 set jit = off
@@ -30,9 +32,11 @@ begin
         return query
         select n.place, {schema}.enqueue(
             n.job_type, n.payload::jsonb, n.org_id, n.queue_name, n.priority,
-            coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts, n.unique_key)
-        from unnest(org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys) with ordinality
-            as n(org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key, place)
+            coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts, n.unique_key,
+            n.headers::jsonb)
+        from unnest(org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys, enqueue_many.headers)
+            with ordinality
+            as n(org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key, headers, place)
         order by n.org_id, n.job_type collate "C", n.unique_key collate "C", n.place;
         return;
     end if;
@@ -43,12 +47,13 @@ begin
     end if;
     if num_nonnulls(variadic unique_keys) = 0 then
         insert into {schema}.jobs (
-            id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, queue_not_said)
+            id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, queue_not_said, headers)
         select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default'), n.job_type, n.payload::jsonb, n.priority,
             coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts,
-            n.queue_name is null and n.known_queue is null
-        from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, known_queues)
-            as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, known_queue);
+            n.queue_name is null and n.known_queue is null, n.headers::jsonb
+        from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, known_queues,
+            enqueue_many.headers)
+            as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, known_queue, headers);
         return query select n.place, n.id from unnest(job_ids) with ordinality as n(id, place);
         return;
     end if;
@@ -56,14 +61,15 @@ begin
     -- ends between the two statements, neither finds it.
     loop
         insert into {schema}.jobs (
-            id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said)
+            id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said, headers)
         select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default'), n.job_type, n.payload::jsonb, n.priority,
             coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts, n.unique_key,
-            n.queue_name is null and n.known_queue is null
-        from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys, known_queues)
+            n.queue_name is null and n.known_queue is null, n.headers::jsonb
+        from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys, known_queues,
+            enqueue_many.headers)
             with ordinality
             as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key, known_queue,
-                place)
+                headers, place)
         where found_ids[n.place] is null
         order by n.org_id, n.job_type collate "C", n.unique_key collate "C", n.place
         on conflict (org_id, job_type, unique_key) where holds_unique_key do nothing;

@@ -14,6 +14,7 @@ from django.utils import autoreload
 
 from pgnotifyq.django.backend import backend_of
 from pgnotifyq.django.connections import address_of
+from pgnotifyq.django.options import own_options
 from pgnotifyq.django.registry import registry
 from pgnotifyq.django.waiting import Waiting, import_tasks
 
@@ -36,6 +37,7 @@ class Command(BaseCommand):
     """Hands on to `python -m pgnotifyq`, with the project's address, schema and tasks."""
 
     help = HELP
+    called_as = ("manage.py", "pgnotifyq")
     requires_system_checks: Sequence[str] = ()  # worker asks for them itself
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -44,9 +46,9 @@ class Command(BaseCommand):
 
     def handle(self, *_: Any, arguments: list[str], **__: Any) -> None:
         """Run one command; the process ends with its exit code."""
-        given, rest = _own_options().parse_known_args(arguments)
+        given, rest = own_options().parse_known_args(arguments)
         if not rest:
-            self.print_help("manage.py", "pgnotifyq")
+            self.print_help(*self.called_as)
             return
         code = self._run(rest[0], rest[1:], given)
         if code:
@@ -76,18 +78,6 @@ class Command(BaseCommand):
         self.check()  # imports the URLs, too, and so the views and their tasks
         import_tasks()
         return _work(backend, lambda: _reloading(lambda: run(arguments)) if given.reload else run(arguments))
-
-
-def _own_options() -> argparse.ArgumentParser:
-    """Return what reads options that are not the command's: ours, and Django's of all commands."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--backend")
-    parser.add_argument("--reload", action="store_true")
-    for name in ("--settings", "--pythonpath"):
-        parser.add_argument(name)
-    for name in ("--traceback", "--no-color", "--force-color", "--skip-checks"):
-        parser.add_argument(name, action="store_true")
-    return parser
 
 
 def _says(arguments: list[str], option: str) -> bool:

@@ -1,0 +1,40 @@
+"""What a handler enqueues: the children of its job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pgnotifyq.model.handler import make_job
+from pgnotifyq.model.registry import handler_of
+from pgnotifyq.model.tracing import traced
+
+if TYPE_CHECKING:
+    from pgnotifyq.ledger.claimed import ClaimedJob
+    from pgnotifyq.model.handler import Handler
+    from pgnotifyq.model.new_job import JobSettings, NewJob
+    from pgnotifyq.model.registry import JobRegistry
+
+
+def child_of(
+    parent: ClaimedJob,
+    registry: JobRegistry,
+    job_type: str | Handler[Any, Any, Any],
+    payload: object,
+    settings: JobSettings,
+) -> NewJob:
+    """Make a job to enqueue, of the parent's tenant and with its headers unless others are said.
+
+    A type that the registry has no handler for may be another worker's.
+
+    Raises:
+        InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: it could not be enqueued.
+    """
+    given: dict[str, Any] = {**settings}
+    given.setdefault("org_id", parent.whole.org_id)
+    if given.get("headers") is None:
+        given["headers"] = parent.headers
+    if isinstance(job_type, str):
+        return traced(make_job(job_type, payload, given, registry.find(job_type)))
+    handler = handler_of(job_type, None)
+    assert handler is not None  # one was given
+    return traced(make_job(handler.job_type, payload, given, handler))

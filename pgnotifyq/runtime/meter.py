@@ -1,0 +1,236 @@
+"""What one worker counts and measures, in plain numbers, and how it says that it is well.
+
+A worker has a meter only if somebody reads it: `--http`, or `run_worker(metrics=...)`. Without one,
+a job costs a comparison with None in three places.
+
+Rules:
+
+- The worker's own loop writes. Any thread reads: a dict and a list of numbers are never seen torn.
+- A job counts by its type and its queue, never by its tenant or its id. Both are bounded: a worker
+  takes only types that it has a handler for, from its own queues. What others' jobs are called, as
+  those of a dead worker, may be anything: what is not this worker's counts as `other`.
+- Gauges and probes do not read the worker. They read `Vitals`, which a task of the loop publishes
+  at each beat. If the loop is held there is no beat, and its age says so.
+- Numbers are kept here, not in prometheus_client's own counters: each of those takes a lock a job,
+  and the worker would need the library to count. `metrics.py` hands them over at each scrape.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from pgnotifyq.model.events import EventName
+from pgnotifyq.model.outcome import InterruptKind, SettleKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pgnotifyq.ledger.lease import Surprise
+    from pgnotifyq.model.events import Event
+    from pgnotifyq.model.job import WorkerId
+    from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.runtime.running import Running
+
+# Between two beats. A quarter of what `loop_blocked_seconds` is, and 0.02 % of a processor.
+BEAT_SECONDS = 0.25
+KNOWN_MAX = 200  # job types times queues that are told before they count
+OTHER = "other"  # a type or a queue that is not this worker's
+# Upper bounds, in seconds. A handler takes a millisecond to an hour, as a wait in a queue does.
+LONG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+Labels = tuple[str, ...]  # the values of a series' labels
+
+# Every job that goes as planned makes these, and what they say is counted by itself.
+_NOT_COUNTED = frozenset({EventName.JOB_CLAIMED, EventName.JOB_COMPLETED})
+_FAILURES = frozenset({SettleKind.RETRY, SettleKind.BURY})
+
+
+class Histogram:
+    """How many values were up to each bound, and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float] = LONG_SECONDS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)  # the last: of what is above all bounds
+        self.total = 0.0
+
+    def note(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def add(self, other: Histogram) -> None:
+        """Add what another has counted, by the same bounds."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+
+class Histograms(dict[str, Histogram]):
+    """A histogram for each value of one label."""
+
+    def __missing__(self, label: str) -> Histogram:
+        made = self[label] = Histogram()
+        return made
+
+    def add(self, other: Mapping[str, Histogram]) -> None:
+        """Add what others have counted."""
+        for label, histogram in list(other.items()):
+            self[label].add(histogram)
+
+
+@attrs.frozen(kw_only=True)
+class Vitals:
+    """How a worker is, as it said at its last beat."""
+
+    at: float  # of time.monotonic(), seconds
+    state: str = "starting"  # starting, working, draining, ended
+    is_listening: bool = False  # notifications are proven to arrive; else it polls
+    is_database_up: bool = False  # no statement has failed without one that succeeded after it
+    database_seconds: float | None = None  # since the database last answered; None: it has not yet
+    concurrency: int = 0
+    running: int = 0  # handlers that run
+    unwritten: int = 0  # outcomes on their way to the database
+    connections: tuple[int, int, int, int] = (0, 0, 0, 0)  # handlers': at the most, lent, idle, waited for by how many
+
+    def silent_seconds(self) -> float:
+        """Return how long a beat is overdue.
+
+        So long the loop has been held, or the process was frozen.
+        """
+        return max(0.0, monotonic() - self.at - BEAT_SECONDS)
+
+
+class Counts:
+    """What was counted so far."""
+
+    def __init__(self) -> None:
+        # By job type and queue.
+        self.dequeued: Counter[Labels] = Counter()
+        self.completed: Counter[Labels] = Counter()
+        self.failed: Counter[Labels] = Counter()
+        self.dead: Counter[Labels] = Counter()
+        self.ended: Counter[Labels] = Counter()  # and by outcome
+        self.events: Counter[str] = Counter()
+        self.durations = Histograms()  # by job type
+        self.waits = Histograms()  # by queue
+        self.starts = Histograms()  # by queue
+        self.stops = Histograms()  # by why it was told to stop
+        self.lags = Histogram(LAG_SECONDS)
+
+    def add(self, other: Counts) -> None:
+        """Add what another has counted."""
+        for name in ("dequeued", "completed", "failed", "dead", "ended", "events"):
+            # A copy, made in one step: the loop may count something new meanwhile.
+            getattr(self, name).update(dict(getattr(other, name)))
+        for name in ("durations", "waits", "starts", "stops", "lags"):
+            getattr(self, name).add(getattr(other, name))
+
+
+class Meter(Counts):
+    """What one worker has counted so far. Its loop writes, anybody reads."""
+
+    def __init__(self, worker_id: WorkerId, registry: JobRegistry, queues: Sequence[str]) -> None:
+        super().__init__()
+        self.worker_id = worker_id
+        self.vitals = Vitals(at=monotonic())
+        self.active = 0  # handlers that run
+        self._registry = registry
+        self._queues = queues
+
+    @property
+    def known(self) -> list[tuple[str, str]]:
+        """Every job type and queue that this worker may have, as far as that is a short list.
+
+        A counter that is told before it counts is 0 first: else nobody sees the first step.
+        """
+        queues = self._queues
+        handlers = [
+            handler for job_type in sorted(self._registry.job_types) if (handler := self._registry.find(job_type)) is not None
+        ]
+        if len(handlers) * len(queues) <= KNOWN_MAX:
+            return [(handler.job_type, queue) for handler in handlers for queue in queues]
+        return [(handler.job_type, handler.queue or queues[0]) for handler in handlers[:KNOWN_MAX]]
+
+    # A job's way.
+
+    def note_claimed(self, claimed: Iterable[Running]) -> None:
+        """Count jobs that were taken up."""
+        for running in claimed:
+            job = running.job
+            self.dequeued[job.job_type, job.queue_name] += 1
+            self.waits[job.queue_name].note(job.waited_seconds)
+
+    def note_started(self, running: Running) -> None:
+        """Count an execution whose handler starts.
+
+        The wait in the queue is the database's to say, the rest trio's. It is counted from when the
+        claim was sent, so the sum is too long by a part of a round trip, never too short.
+        """
+        assert running.started_at is not None
+        self.active += 1
+        job = running.job
+        self.starts[job.queue_name].note(job.waited_seconds + running.started_at - running.claimed_at)
+
+    def note_stopped(self, running: Running) -> None:
+        """Count an execution whose handler has ended."""
+        if running.started_at is None:
+            return
+        self.active -= 1
+        now = trio.current_time()
+        self.durations[running.job.job_type].note(now - running.started_at)
+        told_at = running.interrupted_at
+        if told_at is None or running.interrupt is None:
+            return
+        if running.interrupt.kind is InterruptKind.TIMED_OUT and running.handler is not None:
+            # The scope's own deadline told it, and the worker noted that afterwards.
+            told_at = min(told_at, running.started_at + (running.handler.timeout_seconds or 0.0))
+        self.stops[running.interrupt.kind.value].note(now - told_at)
+
+    def note_ended(self, batch: Iterable[Running], became: Mapping[Any, Surprise]) -> None:
+        """Count executions whose outcome the database has, and what became of their jobs."""
+        for running in batch:
+            job, outcome = running.job, running.outcome_known
+            key = (job.job_type, job.queue_name)
+            surprise = became.get(job.id) if became else None
+            if surprise is None or surprise.became == "bare":
+                kind, name = outcome.kind, outcome.name
+            elif surprise.became in {"lost", "refused"}:
+                continue  # nothing was written; a lost lease is told, and counted, as an event
+            else:
+                kind, name = _BECAME[surprise.became], outcome.name if surprise.became == "dead" else surprise.became
+            self.ended[(*key, name)] += 1
+            if kind is SettleKind.COMPLETE:
+                self.completed[key] += 1
+            elif kind in _FAILURES:
+                self.failed[key] += 1
+                if kind is SettleKind.BURY:
+                    self.dead[key] += 1
+
+    def note_event(self, event: Event) -> None:
+        """Count an event.
+
+        And what only events tell: a lost lease, a job that died with its worker.
+        """
+        name, fields = event.name, event.fields
+        if name in _NOT_COUNTED:
+            return
+        self.events[name.value] += 1
+        if name is EventName.LEASE_LOST:
+            self.ended[(*self._bounded(fields), "lost")] += 1
+        elif name is EventName.JOB_RECLAIMED and fields["became"] == "dead":
+            self.dead[self._bounded(fields)] += 1
+
+    def _bounded(self, fields: Mapping[str, Any]) -> tuple[str, str]:
+        job_type, queue = fields["job_type"], fields["queue"]
+        return job_type if self._registry.find(job_type) is not None else OTHER, queue if queue in self._queues else OTHER
+
+
+_BECAME = {"cancelled": SettleKind.CANCEL, "dead": SettleKind.BURY, "completed": SettleKind.COMPLETE}

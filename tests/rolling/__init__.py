@@ -1,0 +1,1 @@
+"""Old and new releases on one schema: `python -m tests.rolling`."""
