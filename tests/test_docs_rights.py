@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import secrets
+import subprocess
+import sys
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import pgnotifyq
 import pgnotifyq.sync
-from pgnotifyq.ledger import doctor
+from pgnotifyq.ledger import doctor, roles
 from pgnotifyq.wire.asking import ask_blocking
 from tests.pages import DOCS, named
 
@@ -234,8 +237,33 @@ def test_every_block_is_said() -> None:
     """Here."""
     assert set(BLOCKS) == {
         "roles", "owner", "tenant role", "everybody", "producer", "producer by name", "producer cancels", "producer looks",
-        "worker", "worker tenant", "observer",
+        "worker", "worker tenant", "observer", "short way", "superuser",
     }  # fmt: skip
+
+
+def test_short_way(dsn: str, open_shop: Callable[[str], Shop]) -> None:
+    """The command gives each role all that it needs, and nothing that is too much."""
+    shop = open_shop(dsn)
+    for line in shop.ours(BLOCKS["short way"]).splitlines():
+        subprocess.run([sys.executable, *line.split()[1:]], check=True, env={**os.environ, "PGNOTIFYQ_DSN": dsn})
+    enqueue(shop)
+    cancel(shop)
+    look(shop)
+    shop.admin.execute("delete from pgnotifyq.jobs")
+    assert work(shop, "who")["who"].result == f"pgnotifyq_{shop.admin.info.dbname}_tenant_login"
+    with psycopg.connect(dsn, autocommit=True) as session:
+        assert [each for each in ask_blocking(session, roles.faults("pgnotifyq")) if shop.suffix in each.role_name] == []
+    shop.admin.execute("delete from pgnotifyq.jobs")
+    observe(shop)
+
+
+def test_superuser(dsn: str) -> None:
+    """The statements for superusers name what there is. Attacks are made with them said (tests/attacks)."""
+    assert "pg_terminate_backend(integer, bigint)" in BLOCKS["superuser"]
+    with psycopg.connect(dsn) as session:
+        session.execute(
+            "select 'pg_terminate_backend(integer, bigint)'::regprocedure, 'pg_cancel_backend(integer)'::regprocedure"
+        )
 
 
 def test_owner(blank_dsn: str, open_shop: Callable[[str], Shop]) -> None:

@@ -23,6 +23,7 @@ from pgnotifyq.ledger.roles import RoleKind
 from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.asking import ask, ask_blocking
 from pgnotifyq.wire.connection import open_connection
+from tests.pages import DOCS, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,11 +38,7 @@ KINDS = ("owner", "worker", "producer", "other_producer", "observer", "admin", "
 TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles")
 
 # What an administrator may do besides, who is a superuser: docs/rights.md.
-ADMINISTRATOR = """
-alter role {login} set track_activities = off;
-revoke execute on function pg_terminate_backend(integer, bigint), pg_cancel_backend(integer) from public;
-grant execute on function pg_terminate_backend(integer, bigint), pg_cancel_backend(integer) to {worker};
-"""
+ADMINISTRATOR = named(DOCS / "rights.md")["superuser"]
 ACCOUNTS = """
 create table accounts (id serial primary key, org_id uuid not null, secret text, unique (org_id, secret));
 alter table accounts enable row level security, force row level security;
@@ -201,7 +198,8 @@ def _prepared(admin: Session, dsn: str, names: dict[str, str]) -> Stage:
         key = ask_blocking(worker, roles.tenant_key("pgnotifyq"))
     assert login is not None
     assert key is not None
-    admin.execute(ADMINISTRATOR.format(login=login.role_name, worker=names["worker"]).encode())
+    said = ADMINISTRATOR.replace("pgnotifyq_shop_tenant_login", login.role_name).replace("shop_worker", names["worker"])
+    admin.execute(said.encode())
     with psycopg.connect(make_conninfo(dsn, user=names["owner"]), autocommit=True) as owner:
         owner.execute(ACCOUNTS.format(login=login.role_name).encode())
     admin.execute(BOBS.format(ann=ANN, bob=BOB, mark=MARK, execution=EXECUTION, worker=WORKER).encode())

@@ -132,6 +132,26 @@ async def test_cancelling_for_another_tenant(shared: Link) -> None:
         assert cursor.rowcount == 0
 
 
+async def test_id_that_another_tenant_had(connection: Link) -> None:
+    """A job under an id that another tenant's dead job has: neither's history nor letter reaches the other."""
+    theirs = await enqueue(connection, org_id=THEIRS)
+    await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    letter = await fetch(connection, "select * from pgnotifyq.dead_letter_jobs")
+    for _ in range(2):
+        await connection.execute("insert into pgnotifyq.jobs (id, org_id, job_type) values (%s, %s, 'noop')", (theirs, OURS))
+        await settle(connection, await claim_one(connection), ENDINGS["complete"])
+        await connection.execute("delete from pgnotifyq.jobs")
+        assert await fetch(connection, "select org_id from pgnotifyq.job_executions") == [(THEIRS,)]
+    await connection.execute("insert into pgnotifyq.jobs (id, org_id, job_type) values (%s, %s, 'noop')", (theirs, OURS))
+    await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    assert await fetch(connection, "select * from pgnotifyq.dead_letter_jobs where org_id = %s", THEIRS) == letter
+    assert (
+        await value(connection, "select jsonb_array_length(history) from pgnotifyq.dead_letter_jobs where org_id = %s", OURS) == 1
+    )
+    async with as_tenant(connection, OURS):
+        assert await value(connection, "select count(*) from pgnotifyq.executions") == 1
+
+
 async def test_unique_key_of_another_tenant(connection: Link) -> None:
     """One tenant's unique key is free for another, and tells it nothing."""
     theirs = await enqueue(connection, org_id=THEIRS, unique_key="k")
