@@ -37,6 +37,9 @@ def migrate(
     tenant_login: Annotated[
         bool, Parameter(negative="", show_default=False, help="Make a login for tenants' transactions, which workers use.")
     ] = False,
+    owner: Annotated[
+        str | None, Parameter(show_default=False, help="A role without a login, which owns the schema: migrate acts as it.")
+    ] = None,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
 ) -> int:
@@ -64,6 +67,8 @@ def migrate(
         async def on_database() -> list[ledger.Step]:
             async with open_connection(database.dsn, application_name="pgnotifyq migrate", used_for=For.CALLER) as connection:
                 connection.add_notice_handler(lambda notice: _tell_notice(notice.message_primary or ""))
+                if owner is not None:
+                    await ask(connection, roles.act_as(owner))
                 done = await ask(connection, ledger.migrate(schema, dry_run=dry_run))
                 for kind, name in granted:
                     await ask(connection, roles.grant(schema, kind, name))

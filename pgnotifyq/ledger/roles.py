@@ -15,7 +15,7 @@ from psycopg import errors
 from pgnotifyq.ledger.ask import Ask, nothing
 from pgnotifyq.ledger.columns import rows, word
 from pgnotifyq.ledger.errors import INVALID_JOB, raise_translated, said_of
-from pgnotifyq.ledger.statements import call
+from pgnotifyq.ledger.statements import call, session
 from pgnotifyq.model.errors import ConfigError, MissingRights
 
 if TYPE_CHECKING:
@@ -62,6 +62,26 @@ def keep(schema: str) -> Ask[list[str]]:
     Source: sql/functions/roles/keep_roles.sql
     """
     return Ask(call("keep_roles", "", schema), (), _words, said_of(schema))
+
+
+def act_as(role_name: str) -> Ask[None]:
+    """Take a role on, for the session: the owner, which has no login.
+
+    Raises:
+        ConfigError: there is no such role.
+        MissingRights: the connected role is no member of it.
+
+    Source: sql/sessions/act_as.sql
+    """
+
+    def say(error: Exception) -> NoReturn:
+        if isinstance(error, errors.InvalidParameterValue):
+            raise ConfigError(f'role "{role_name}" does not exist: make it first, create role ... nologin') from error
+        if isinstance(error, errors.InsufficientPrivilege):
+            raise MissingRights(f'the connected role may not act as "{role_name}": grant it, with set true') from error
+        raise error
+
+    return Ask(session("act_as"), (role_name,), nothing, say)
 
 
 def grant(schema: str, kind: RoleKind, role_name: str) -> Ask[None]:

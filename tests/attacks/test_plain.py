@@ -116,3 +116,11 @@ async def test_lock_of_a_worker_that_is_gone(place: Workplace) -> None:
         plain.execute("select pg_advisory_lock(%s)", (key,))
         await place.connection.execute("select * from pgnotifyq.watch(%s, 1.5)", (uuid.uuid4(),))
         assert await value(place.connection, "select count(*) from pgnotifyq.sleepers") == 0
+
+
+async def test_lock_of_migrations(place: Workplace) -> None:
+    """Whoever holds it, a schema that is there is migrated, and nobody waits."""
+    with psycopg.connect(make_conninfo(place.dsn, user="plain"), autocommit=True) as plain:
+        plain.execute("select pg_advisory_lock(hashtextextended('pgnotifyq migrate pgnotifyq', 0))")
+        async with open_connection(place.dsn, options="-c lock_timeout=5s") as owner:
+            assert await migrate(owner) == []

@@ -12,7 +12,7 @@ import pytest
 import trio
 from psycopg.conninfo import make_conninfo
 
-from pgnotifyq.cli import doctor
+from pgnotifyq.cli import doctor, worker
 from pgnotifyq.embedded import open_temporary_server
 from pgnotifyq.ledger import doctor as asked
 from pgnotifyq.ledger import roles
@@ -300,6 +300,25 @@ def test_tenant_login(blank_dsn: str) -> None:
         assert verdict_of(look(blank_dsn), "the roles that migrate knows have their rights, and no more") == "ok"
 
 
+def test_worker_says_it_at_its_start(blank_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What its own role and the tenants' login lack and have too much is in its log."""
+
+    async def main() -> None:
+        async with open_connection(blank_dsn) as connection:
+            await migrate(connection)
+            name = await ask(connection, roles.make_tenant_login("pgnotifyq"))
+            await ask(connection, roles.keep("pgnotifyq"))
+            await worker._warn_of_powers(connection, "pgnotifyq")
+            assert f"role {name}" not in caplog.text
+            await connection.execute(f"revoke select on pgnotifyq.jobs from {name}".encode())
+            await connection.execute(f"grant delete on pgnotifyq.jobs to {name}".encode())
+            await worker._warn_of_powers(connection, "pgnotifyq")
+            assert f"role {name}, tenant, lacks: select on jobs" in caplog.text
+            assert f"role {name}, tenant, has too much: delete on jobs" in caplog.text
+
+    trio.run(main)
+
+
 def test_owner_whom_row_security_binds(blank_dsn: str) -> None:
     """Their dump needs an option; a superuser's does not."""
 
@@ -357,7 +376,7 @@ def test_notification_queue_that_is_full_and_a_forgotten_prepared_transaction(mo
             session.execute("begin; select pg_current_xact_id(); prepare transaction 'forgotten'")
             found = look(server.dsn)
             assert verdict_of(found, "a notification to ourselves was refused: too many notifications") == "fail"
-            assert any("notification queue" in what and verdict == "warn" for verdict, what, _ in found)
+            assert any("notification queue" in what and verdict == "fail" for verdict, what, _ in found)
             assert verdict_of(found, "prepared transaction 'forgotten'") == "warn"
             session.execute("rollback prepared 'forgotten'")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 import subprocess
+import sys
 import uuid
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -218,6 +219,25 @@ def test_owner_without_superuser(server_dsn: str, options: str) -> None:
         else:
             with pytest.raises(MissingRights, match="--tenant-dsn"):
                 migrated(dsn, login=True)
+
+
+def test_owner_without_a_login(server_dsn: str) -> None:
+    """Who deploys is a member of it, and owns nothing; a second migrate acts as it again."""
+    with databases(server_dsn, "nocreaterole") as (server, [dsn]):
+        name, owner = conninfo_to_dict(dsn)["dbname"], f"nologin_{conninfo_to_dict(dsn)['dbname']}"
+        server.execute(f"create role {owner} nologin; grant {owner} to {conninfo_to_dict(dsn)['user']}".encode())
+        server.execute(f"grant create on database {name} to {owner}".encode())
+        for _ in range(2):
+            command = [sys.executable, "-m", "pgnotifyq", "migrate", "--dsn", dsn, "--owner", owner]
+            subprocess.run(command, check=True, capture_output=True)
+        with psycopg.connect(dsn, autocommit=True) as session:
+            found = session.execute(
+                "select distinct r.rolname from pg_class as c join pg_roles as r on r.oid = c.relowner"
+                " where c.relnamespace = 'pgnotifyq'::regnamespace"
+            ).fetchall()
+            assert found == [(owner,)]
+        command[-1] = "nobody_at_all"
+        assert b"does not exist" in subprocess.run(command, check=False, capture_output=True).stderr
 
 
 def test_role_that_was_made_for_the_owner(server_dsn: str) -> None:
