@@ -54,6 +54,7 @@ from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink
 
 # A handler: where it is registered, what it is given, what it may return.
+from pgnotifyq.model.around import Lifespan, Middleware, Resources
 from pgnotifyq.model.handler import Handler, RunsIn
 from pgnotifyq.model.registry import HandlerDecorator, JobRegistry
 from pgnotifyq.model.payload import make_converter
@@ -106,6 +107,7 @@ from pgnotifyq.model.errors import (
     TransactionAborted,
     TransactionRefused,
     TransactionLeft,
+    LifespanFailed,
     UnsupportedPsycopg,
 )
 
@@ -130,6 +132,9 @@ __all__ = [
     "EventName",
     "EventSink",
     # A handler.
+    "Lifespan",
+    "Middleware",
+    "Resources",
     "Handler",
     "RunsIn",
     "HandlerDecorator",
@@ -194,6 +199,7 @@ __all__ = [
     "TransactionAborted",
     "TransactionRefused",
     "TransactionLeft",
+    "LifespanFailed",
     "UnsupportedPsycopg",
 ]
 

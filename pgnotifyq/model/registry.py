@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import attrs
 import cattrs
 
+from pgnotifyq.model.around import Lifespan, Middleware, lifespan_of, middleware_of
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
 from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what a registry has
 from pgnotifyq.model.handler import RunsIn
@@ -25,13 +26,17 @@ from pgnotifyq.model.payload import bare, converter_that, is_pydantic, is_struct
 from pgnotifyq.model.retry import Errors, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from cattrs import Converter
 
     from pgnotifyq.model.typed import Async, Ctx, Fits
 
+    Around = Callable[[Any], AsyncIterator[Any] | AbstractAsyncContextManager[Any]]
+
 Returned = typing.TypeVar("Returned")
+F = typing.TypeVar("F", bound="Callable[..., AsyncIterator[Any] | AbstractAsyncContextManager[Any]]")
 UnknownKeys = typing.Literal["drop", "refuse"]
 
 
@@ -46,6 +51,7 @@ class JobRegistry:
             old code runs what new code enqueued, or `refuse`. None: as the converter does;
             pgnotifyq's own drops them. A handler may say it for itself.
         runs_in: where its async functions run that say nothing: trio or asyncio.
+        middleware: what stands around each handler, in order, as `@registry.middleware` takes it.
 
     Raises:
         ConfigError: `converter` is no converter, or another setting is none of its words.
@@ -57,6 +63,7 @@ class JobRegistry:
         converter: Converter | None = None,
         unknown_keys: UnknownKeys | None = None,
         runs_in: Literal["trio", "asyncio"] = "trio",
+        middleware: Iterable[Around] = (),
     ) -> None:
         _check_converting(converter, unknown_keys)
         if runs_in not in _ASYNC:
@@ -68,6 +75,10 @@ class JobRegistry:
         self.generation = 0  # grows when a handler comes
         # Each is called when a handler has come, in the thread that brought the handler.
         self.watchers: list[Callable[[], None]] = []
+        self._middleware = [middleware_of(each, None) for each in middleware]
+        # Of handlers that came with another registry: what stands around them there.
+        self._inner: dict[str, tuple[Middleware, ...]] = {}
+        self._lifespans: list[Lifespan] = []
 
     @property
     def job_types(self) -> frozenset[str]:
@@ -87,6 +98,74 @@ class JobRegistry:
         says what there is. What it gives is a Handler, which is still the function.
         """
         return HandlerDecorator(registry=self)
+
+    @overload
+    def middleware(self, function: F, /) -> F: ...
+    @overload
+    def middleware(self, /, *, runs_in: Literal["trio", "asyncio"] | None = None) -> Callable[[F], F]: ...
+
+    def middleware(self, function: Any = None, /, *, runs_in: str | None = None) -> Any:
+        """Have the decorated function stand around each run of each handler.
+
+        It is an async generator function of the context (`ctx`) that yields once; or any function
+        that takes a context and returns an async context manager. What the handler raises, it
+        raises at the `yield`. What a middleware raises is the job's error. After the `yield`,
+        `ctx.returned` is what the handler returned. Context variables that it sets reach the
+        handler, of whatever kind.
+
+        Args:
+            function: the middleware. Those declared first stand outside.
+            runs_in: `trio`: in the worker's loop, around handlers of every kind. `asyncio`: around
+                handlers on asyncio alone, on their loop. None: on asyncio's loop around those, and
+                on trio around the others.
+
+        Raises:
+            ConfigError: it is no such function.
+        """
+
+        def add(function: Any) -> Any:
+            self._middleware.append(middleware_of(function, runs_in))
+            return function
+
+        return add if function is None else add(function)
+
+    @overload
+    def lifespan(self, function: F, /) -> F: ...
+    @overload
+    def lifespan(self, /, *, runs_in: Literal["trio", "asyncio"] | None = None) -> Callable[[F], F]: ...
+
+    def lifespan(self, function: Any = None, /, *, runs_in: str | None = None) -> Any:
+        """Have the decorated function make what handlers share: once a worker.
+
+        It is an async generator function without parameters that yields once. It runs before the
+        worker claims, and goes on after the worker's last job. Handlers find what it yields by its
+        type: `ctx.resources[Pool]`. If it raises, the worker ends.
+
+        Args:
+            function: the lifespan. Those declared first are entered first, and closed last.
+            runs_in: `trio` or `asyncio`; None: as the registry's handlers. What is made on asyncio
+                is given to handlers on asyncio and in threads; what is made on trio to all.
+
+        Raises:
+            ConfigError: it is no such function.
+        """
+
+        def add(function: Any) -> Any:
+            self._lifespans.append(lifespan_of(function, runs_in, self.runs_in))
+            return function
+
+        return add if function is None else add(function)
+
+    @property
+    def lifespans(self) -> tuple[Lifespan, ...]:
+        """The lifespans, in the order in which they are entered."""
+        return tuple(self._lifespans)
+
+    def around(self, handler: Handler) -> Sequence[Middleware]:
+        """Return what stands around a handler of this registry, the outermost first."""
+        if not self._inner:
+            return self._middleware
+        return (*self._middleware, *self._inner.get(handler.job_type, ()))
 
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
@@ -136,7 +215,9 @@ class JobRegistry:
         )
 
     def include(self, other: JobRegistry) -> None:
-        """Take in every handler of another registry.
+        """Take in every handler of another registry, with its middleware and its lifespans.
+
+        Its middleware stands around its own handlers alone, inside of that of this registry.
 
         Raises:
             HandlerAlreadyRegistered: a type is in both; nothing was taken in.
@@ -144,7 +225,19 @@ class JobRegistry:
         for handler in other._handlers.values():
             self._refuse_second(handler)
         self._handlers.update(other._handlers)
+        for handler in other._handlers.values():
+            if inner := other.around(handler):
+                self._inner[handler.job_type] = tuple(inner)
+        self._lifespans += [each for each in other._lifespans if each not in self._lifespans]
         self._tell()
+
+    def mapped(self, change: Callable[[Handler], Handler]) -> JobRegistry:
+        """Return a registry of changed handlers, with the same things around them. For tests."""
+        copy = JobRegistry()
+        for handler in self._handlers.values():
+            copy._add(change(handler))
+        copy._middleware, copy._inner, copy._lifespans = self._middleware, self._inner, self._lifespans
+        return copy
 
     def get(self, job_type: str) -> Handler:
         """Return the handler of a type.
