@@ -28,6 +28,7 @@ from pgnotifyq.model.retry import Errors, RetryPolicy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from typing import Unpack
 
     from cattrs import Converter
 
@@ -37,7 +38,18 @@ if TYPE_CHECKING:
 
 Returned = typing.TypeVar("Returned")
 F = typing.TypeVar("F", bound="Callable[..., AsyncIterator[Any] | AbstractAsyncContextManager[Any]]")
+H = typing.TypeVar("H", bound="Callable[..., Any]")
 UnknownKeys = typing.Literal["drop", "refuse"]
+
+
+class HookSettings(typing.TypedDict, total=False):
+    """What a hook may say of its own jobs, as a handler says it."""
+
+    queue: str
+    max_attempts: int
+    timeout_seconds: float
+    retry: RetryPolicy
+    runs_in: Literal["trio", "asyncio", "thread"]
 
 
 class JobRegistry:
@@ -79,6 +91,7 @@ class JobRegistry:
         # Of handlers that came with another registry: what stands around them there.
         self._inner: dict[str, tuple[Middleware, ...]] = {}
         self._lifespans: list[Lifespan] = []
+        self._hooks: list[tuple[str, tuple[str, ...], str]] = []  # ending, of which types (none: all), own type
 
     @property
     def job_types(self) -> frozenset[str]:
@@ -167,6 +180,57 @@ class JobRegistry:
             return self._middleware
         return (*self._middleware, *self._inner.get(handler.job_type, ()))
 
+    def on_completed(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Have the decorated function run, as a job of its own, after each job that was completed.
+
+        The statement that ends a job enqueues its hooks. So a hook runs at least once, is tried
+        again if it fails, and is seen as any other job, of the type `on_completed.NAME`. It is a
+        handler: of an EndedJob, and of a context if it takes one. Its job has the tenant and the
+        headers of the job that ended.
+
+        Args:
+            of: the handlers, or the names of their job types. None: all of this registry's.
+            settings: as of `handler`: queue, max_attempts, timeout_seconds, retry, runs_in.
+
+        Raises:
+            HandlerAlreadyRegistered, ConfigError: as `handler` raises them.
+        """
+        return self._hook("completed", of, settings)
+
+    def on_retried(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Do what `on_completed` does, after each failure of a job that is tried again."""
+        return self._hook("retried", of, settings)
+
+    def on_dead(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Do what `on_completed` does, of each job that became a dead letter, however it died."""
+        return self._hook("dead", of, settings)
+
+    def on_cancelled(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Do what `on_completed` does, of each job that has ended as cancelled, whoever said so."""
+        return self._hook("cancelled", of, settings)
+
+    def _hook(self, ending: str, of: Sequence[str | Handler], settings: Any) -> Callable[[H], H]:
+        types = tuple(check_job_type(each.job_type if isinstance(each, Handler) else each) for each in of)
+
+        def add(function: Any) -> Any:
+            name = f"on_{ending}.{getattr(function, '__name__', 'hook')}"
+            HandlerDecorator(registry=self, job_type=name, **settings)._declare(function, sys._getframe(1).f_locals)  # noqa: SLF001
+            self._hooks.append((ending, types, name))
+            self._tell()
+            return function
+
+        return add
+
+    @property
+    def hooks(self) -> list[tuple[str, str, str]]:
+        """What is enqueued when: job type, ending, and the type of the hook."""
+        own = {name for _, _, name in self._hooks}
+        return [
+            (job_type, ending, name)
+            for ending, types, name in self._hooks
+            for job_type in types or sorted(self._handlers.keys() - own)
+        ]
+
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
 
@@ -228,6 +292,9 @@ class JobRegistry:
         for handler in other._handlers.values():
             if inner := other.around(handler):
                 self._inner[handler.job_type] = tuple(inner)
+        own = {name for _, _, name in other._hooks}
+        for ending, types, name in other._hooks:  # of its own handlers, as the middleware
+            self._hooks.append((ending, types or tuple(sorted(other._handlers.keys() - own)), name))
         self._lifespans += [each for each in other._lifespans if each not in self._lifespans]
         self._tell()
 
@@ -237,6 +304,7 @@ class JobRegistry:
         for handler in self._handlers.values():
             copy._add(change(handler))
         copy._middleware, copy._inner, copy._lifespans = self._middleware, self._inner, self._lifespans
+        copy._hooks = self._hooks
         return copy
 
     def get(self, job_type: str) -> Handler:

@@ -88,7 +88,7 @@ async def run_job(
         payload: what would be enqueued.
         org_id: the tenant.
         attempt: which attempt this is; at `max_attempts` a failure ends in a dead letter.
-        max_attempts: default: the handler's, else 3.
+        max_attempts: default: the handler's, else 15.
         headers: of the job.
         resources: what `ctx.resources` finds. None: what the registry's lifespans make, which are
             entered for this.
