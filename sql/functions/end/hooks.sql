@@ -83,20 +83,24 @@ $$;
 -- that this worker lacks stays while a live worker serves it, as in a deploy.
 --
 -- In:     the worker's job types; its hooks as arrays of one length.
-create or replace function {schema}.publish_hooks(job_types text[], hooked_types text[], endings text[], hook_types text[])
+create or replace function {schema}.publish_hooks(job_types text[], of_types text[], endings text[], hook_types text[])
 returns void
 language plpgsql volatile
 as $$
 #variable_conflict use_column
 begin
+    -- A worker without hooks needs no right to the table.
+    if coalesce(cardinality(of_types), 0) = 0 and not has_table_privilege({schema_text} || '.hooks', 'select, delete') then
+        return;
+    end if;
     insert into {schema}.hooks (job_type, ending, hook_type)
     select n.job_type, n.ending, n.hook_type
-    from unnest(hooked_types, endings, hook_types) as n(job_type, ending, hook_type)
+    from unnest(of_types, endings, hook_types) as n(job_type, ending, hook_type)
     on conflict do nothing;
     delete from {schema}.hooks as h
     where h.job_type = any (publish_hooks.job_types)
       and not exists (
-          select from unnest(hooked_types, endings, hook_types) as n(job_type, ending, hook_type)
+          select from unnest(of_types, endings, hook_types) as n(job_type, ending, hook_type)
           where n.job_type = h.job_type and n.ending = h.ending and n.hook_type = h.hook_type)
       and not exists (select from {schema}.handlers as x where x.job_type = h.hook_type);
 end
