@@ -44,6 +44,7 @@ import trio
 
 from pgnotifyq.ledger import lease, sessions
 from pgnotifyq.model.errors import quietly
+from pgnotifyq.runtime.lifespans import CLOSE_SECONDS
 from pgnotifyq.runtime.worker import FAREWELL_SECONDS
 from pgnotifyq.wire.addresses import told_of
 from pgnotifyq.wire.asking import ask_blocking
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
 EXIT_STUCK = 5  # a handler did not let go; the process was ended over it
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ECHO_SECONDS = 0.2
-# Beyond the deadline and the grace: the settler's last statement and the farewell.
-PATIENCE_SECONDS = FAREWELL_SECONDS + 1.0
+# Beyond the deadline and the grace: the settler's last statement, the lifespans and the farewell.
+PATIENCE_SECONDS = 1.0 + CLOSE_SECONDS + FAREWELL_SECONDS
 # For a start that was told to end. Work in a thread, as the start of a server, cannot be cut short.
 START_PATIENCE_SECONDS = 5.0
 # For the last words of a process that is stuck. They go to standard error, which may be full, and

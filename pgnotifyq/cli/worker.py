@@ -62,7 +62,7 @@ def worker(
     ] = None,
     lease_seconds: Annotated[float, Parameter(help="How long a silent worker keeps its jobs.")] = 60.0,
     heartbeat_seconds: Annotated[float | None, Parameter(help="At most, and by default, a third of the lease.")] = None,
-    shutdown_seconds: Annotated[float, Parameter(help="How long running jobs may go on after the first signal.")] = 30.0,
+    shutdown_seconds: Annotated[float, Parameter(help="How long running jobs may go on after the first signal.")] = 12.0,
     grace_seconds: Annotated[float, Parameter(help="How long an interrupted handler may clean up.")] = 5.0,
     handler_connections: Annotated[
         int, Parameter(converter=whole, help="Database sessions that handlers share for their own transactions, at most.")

@@ -194,7 +194,7 @@ class Client:
             scheduled_at: not before this time, aware; compared with the database's clock.
             delay_seconds: not before this many seconds from now, on the database's clock.
             max_attempts: then it is dead-lettered; default: what the handler says that takes it,
-                else 3.
+                else 15.
             unique_key: while an unfinished job of the tenant and type has it, that job's id is
                 returned and none is made.
             headers: what goes with the job and is not its payload, as a trace's context: a JSON

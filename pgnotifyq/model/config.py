@@ -111,7 +111,9 @@ class WorkerConfig:
     # A worker stops trusting a lease this long before its end. Default: a tenth of the lease, at
     # most 5.
     margin_seconds: float = attrs.field(default=attrs.Factory(_tenth_of_the_lease, takes_self=True))
-    shutdown_seconds: float = 30.0  # how long running jobs may go on after the first signal
+    # How long running jobs may go on after the first signal. With the grace and all that follows it
+    # is less than the 30 seconds after which Kubernetes kills a process (cli/ending.py).
+    shutdown_seconds: float = 12.0
     grace_seconds: float = 5.0  # for clean-up after an interrupt, before it is called unresponsive
     backstop_seconds: float = 30.0  # longest sleep while notifications are proven to arrive
     poll_seconds: float = 1.0  # longest sleep while they are not

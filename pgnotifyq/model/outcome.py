@@ -74,9 +74,13 @@ class Retry(_Wish):
 
 @attrs.frozen(auto_exc=False, slots=False)
 class Discard(_Wish):
-    """Returned or raised by a handler: this job cannot succeed, send it to the dead letters."""
+    """Returned or raised by a handler: this job cannot succeed, send it to the dead letters.
+
+    `quietly=True`: nobody need look at it. It ends as cancelled, with the reason, and is pruned.
+    """
 
     reason: str = attrs.field(default="", converter=_to_text)
+    quietly: bool = False
 
 
 class InterruptKind(StrEnum):
@@ -378,8 +382,10 @@ def _settle_wish(wish: Snooze | Retry | Discard, failed: _Failed) -> Outcome:
             return Outcome(kind=SettleKind.SNOOZE, name="snoozed", delay_seconds=seconds)
         case Retry(seconds=seconds, reason=reason):
             return failed(reason or "the handler asked for a retry", "failed", "exhausted", seconds)
-        case Discard(reason=reason):
+        case Discard(reason=reason, quietly=quietly):
             message = bounded(reason) or "the handler discarded the job"
+            if quietly:
+                return Outcome(kind=SettleKind.CANCEL, name="cancelled", error_message=message)
             return Outcome(kind=SettleKind.BURY, name="discarded", error_message=message, reason="discarded")
         case _:
             assert_never(wish)

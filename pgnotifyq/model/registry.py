@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import attrs
 import cattrs
 
+from pgnotifyq.model.around import Lifespan, Middleware, lifespan_of, middleware_of
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
 from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what a registry has
 from pgnotifyq.model.handler import RunsIn
@@ -25,14 +26,30 @@ from pgnotifyq.model.payload import bare, converter_that, is_pydantic, is_struct
 from pgnotifyq.model.retry import Errors, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from typing import Unpack
 
     from cattrs import Converter
 
     from pgnotifyq.model.typed import Async, Ctx, Fits
 
+    Around = Callable[[Any], AsyncIterator[Any] | AbstractAsyncContextManager[Any]]
+
 Returned = typing.TypeVar("Returned")
+F = typing.TypeVar("F", bound="Callable[..., AsyncIterator[Any] | AbstractAsyncContextManager[Any]]")
+H = typing.TypeVar("H", bound="Callable[..., Any]")
 UnknownKeys = typing.Literal["drop", "refuse"]
+
+
+class HookSettings(typing.TypedDict, total=False):
+    """What a hook may say of its own jobs, as a handler says it."""
+
+    queue: str
+    max_attempts: int
+    timeout_seconds: float
+    retry: RetryPolicy
+    runs_in: Literal["trio", "asyncio", "thread"]
 
 
 class JobRegistry:
@@ -46,6 +63,7 @@ class JobRegistry:
             old code runs what new code enqueued, or `refuse`. None: as the converter does;
             pgnotifyq's own drops them. A handler may say it for itself.
         runs_in: where its async functions run that say nothing: trio or asyncio.
+        middleware: what stands around each handler, in order, as `@registry.middleware` takes it.
 
     Raises:
         ConfigError: `converter` is no converter, or another setting is none of its words.
@@ -57,6 +75,7 @@ class JobRegistry:
         converter: Converter | None = None,
         unknown_keys: UnknownKeys | None = None,
         runs_in: Literal["trio", "asyncio"] = "trio",
+        middleware: Iterable[Around] = (),
     ) -> None:
         _check_converting(converter, unknown_keys)
         if runs_in not in _ASYNC:
@@ -68,6 +87,11 @@ class JobRegistry:
         self.generation = 0  # grows when a handler comes
         # Each is called when a handler has come, in the thread that brought the handler.
         self.watchers: list[Callable[[], None]] = []
+        self._middleware = [middleware_of(each, None) for each in middleware]
+        # Of handlers that came with another registry: what stands around them there.
+        self._inner: dict[str, tuple[Middleware, ...]] = {}
+        self._lifespans: list[Lifespan] = []
+        self._hooks: list[tuple[str, tuple[str, ...], str]] = []  # ending, of which types (none: all), own type
 
     @property
     def job_types(self) -> frozenset[str]:
@@ -87,6 +111,125 @@ class JobRegistry:
         says what there is. What it gives is a Handler, which is still the function.
         """
         return HandlerDecorator(registry=self)
+
+    @overload
+    def middleware(self, function: F, /) -> F: ...
+    @overload
+    def middleware(self, /, *, runs_in: Literal["trio", "asyncio"] | None = None) -> Callable[[F], F]: ...
+
+    def middleware(self, function: Any = None, /, *, runs_in: str | None = None) -> Any:
+        """Have the decorated function stand around each run of each handler.
+
+        It is an async generator function of the context (`ctx`) that yields once; or any function
+        that takes a context and returns an async context manager. What the handler raises, it
+        raises at the `yield`. What a middleware raises is the job's error. After the `yield`,
+        `ctx.returned` is what the handler returned. Context variables that it sets reach the
+        handler, of whatever kind.
+
+        Args:
+            function: the middleware. Those declared first stand outside.
+            runs_in: `trio`: in the worker's loop, around handlers of every kind. `asyncio`: around
+                handlers on asyncio alone, on their loop. None: on asyncio's loop around those, and
+                on trio around the others.
+
+        Raises:
+            ConfigError: it is no such function.
+        """
+
+        def add(function: Any) -> Any:
+            self._middleware.append(middleware_of(function, runs_in))
+            return function
+
+        return add if function is None else add(function)
+
+    @overload
+    def lifespan(self, function: F, /) -> F: ...
+    @overload
+    def lifespan(self, /, *, runs_in: Literal["trio", "asyncio"] | None = None) -> Callable[[F], F]: ...
+
+    def lifespan(self, function: Any = None, /, *, runs_in: str | None = None) -> Any:
+        """Have the decorated function make what handlers share: once a worker.
+
+        It is an async generator function without parameters that yields once. It runs before the
+        worker claims, and goes on after the worker's last job. Handlers find what it yields by its
+        type: `ctx.resources[Pool]`. If it raises, the worker ends.
+
+        Args:
+            function: the lifespan. Those declared first are entered first, and closed last.
+            runs_in: `trio` or `asyncio`; None: as the registry's handlers. What is made on asyncio
+                is given to handlers on asyncio and in threads; what is made on trio to all.
+
+        Raises:
+            ConfigError: it is no such function.
+        """
+
+        def add(function: Any) -> Any:
+            self._lifespans.append(lifespan_of(function, runs_in, self.runs_in))
+            return function
+
+        return add if function is None else add(function)
+
+    @property
+    def lifespans(self) -> tuple[Lifespan, ...]:
+        """The lifespans, in the order in which they are entered."""
+        return tuple(self._lifespans)
+
+    def around(self, handler: Handler) -> Sequence[Middleware]:
+        """Return what stands around a handler of this registry, the outermost first."""
+        if not self._inner:
+            return self._middleware
+        return (*self._middleware, *self._inner.get(handler.job_type, ()))
+
+    def on_completed(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Have the decorated function run, as a job of its own, after each job that was completed.
+
+        The statement that ends a job enqueues its hooks. So a hook runs at least once, is tried
+        again if it fails, and is seen as any other job, of the type `on_completed.NAME`. It is a
+        handler: of an EndedJob, and of a context if it takes one. Its job has the tenant and the
+        headers of the job that ended.
+
+        Args:
+            of: the handlers, or the names of their job types. None: all of this registry's.
+            settings: as of `handler`: queue, max_attempts, timeout_seconds, retry, runs_in.
+
+        Raises:
+            HandlerAlreadyRegistered, ConfigError: as `handler` raises them.
+        """
+        return self._hook("completed", of, settings)
+
+    def on_retried(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Do what `on_completed` does, after each failure of a job that is tried again."""
+        return self._hook("retried", of, settings)
+
+    def on_dead(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Do what `on_completed` does, of each job that became a dead letter, however it died."""
+        return self._hook("dead", of, settings)
+
+    def on_cancelled(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Do what `on_completed` does, of each job that has ended as cancelled, whoever said so."""
+        return self._hook("cancelled", of, settings)
+
+    def _hook(self, ending: str, of: Sequence[str | Handler], settings: Any) -> Callable[[H], H]:
+        types = tuple(check_job_type(each.job_type if isinstance(each, Handler) else each) for each in of)
+
+        def add(function: Any) -> Any:
+            name = f"on_{ending}.{getattr(function, '__name__', 'hook')}"
+            HandlerDecorator(registry=self, job_type=name, **settings)._declare(function, sys._getframe(1).f_locals)  # noqa: SLF001
+            self._hooks.append((ending, types, name))
+            self._tell()
+            return function
+
+        return add
+
+    @property
+    def hooks(self) -> list[tuple[str, str, str]]:
+        """What is enqueued when: job type, ending, and the type of the hook."""
+        own = {name for _, _, name in self._hooks}
+        return [
+            (job_type, ending, name)
+            for ending, types, name in self._hooks
+            for job_type in types or sorted(self._handlers.keys() - own)
+        ]
 
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
@@ -136,7 +279,9 @@ class JobRegistry:
         )
 
     def include(self, other: JobRegistry) -> None:
-        """Take in every handler of another registry.
+        """Take in every handler of another registry, with its middleware and its lifespans.
+
+        Its middleware stands around its own handlers alone, inside of that of this registry.
 
         Raises:
             HandlerAlreadyRegistered: a type is in both; nothing was taken in.
@@ -144,7 +289,23 @@ class JobRegistry:
         for handler in other._handlers.values():
             self._refuse_second(handler)
         self._handlers.update(other._handlers)
+        for handler in other._handlers.values():
+            if inner := other.around(handler):
+                self._inner[handler.job_type] = tuple(inner)
+        own = {name for _, _, name in other._hooks}
+        for ending, types, name in other._hooks:  # of its own handlers, as the middleware
+            self._hooks.append((ending, types or tuple(sorted(other._handlers.keys() - own)), name))
+        self._lifespans += [each for each in other._lifespans if each not in self._lifespans]
         self._tell()
+
+    def mapped(self, change: Callable[[Handler], Handler]) -> JobRegistry:
+        """Return a registry of changed handlers, with the same things around them. For tests."""
+        copy = JobRegistry()
+        for handler in self._handlers.values():
+            copy._add(change(handler))
+        copy._middleware, copy._inner, copy._lifespans = self._middleware, self._inner, self._lifespans
+        copy._hooks = self._hooks
+        return copy
 
     def get(self, job_type: str) -> Handler:
         """Return the handler of a type.

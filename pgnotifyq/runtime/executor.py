@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -39,11 +40,13 @@ from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime.asyncio_context import AsyncioContext
 from pgnotifyq.runtime.asyncio_loop import errand_of, open_loop
 from pgnotifyq.runtime.context import JobContext
+from pgnotifyq.runtime.lifespans import lifespans_on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextvars import Token
 
+    from pgnotifyq.model.around import Middleware
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.headers import Headers
     from pgnotifyq.model.registry import Handler, JobRegistry
@@ -104,7 +107,9 @@ class Executor:
 
         token = self._begin(running, handler, scope)
         try:
-            if handler.runs_in is RunsIn.ASYNCIO:
+            if around := self.registry.around(handler):
+                value = await self._run_within(around, running, handler, payload)
+            elif handler.runs_in is RunsIn.ASYNCIO:
                 value = await self._run_on_asyncio(running, handler, payload)
             elif not handler.takes_context:
                 value = await self._call(handler, payload)
@@ -151,12 +156,33 @@ class Executor:
             (value,) = await trio.to_thread.run_sync(_call_in_thread, handler, arguments, limiter=self.threads)
         return value if type(value) in PLAIN_RESULTS else await finished(handler, value)
 
-    async def _run_on_asyncio(self, running: Running, handler: Handler, payload: Any) -> object:
+    async def _run_within(self, around: Sequence[Middleware], running: Running, handler: Handler, payload: Any) -> object:
+        """Run a handler within its middleware. One that swallows an error completes the job."""
+        kind = handler.runs_in
+        context = JobContext(running, self.reach)
+        value: object = None
+        async with AsyncExitStack() as stack:
+            for each in around:
+                if each.is_on_trio(kind):
+                    await stack.enter_async_context(each.open(context))
+            if kind is RunsIn.ASYNCIO:
+                inner = [each for each in around if each.is_on_asyncio(kind)]
+                value = await self._run_on_asyncio(running, handler, payload, inner)
+            else:
+                value = await self._call(handler, *((payload, context) if handler.takes_context else (payload,)))
+            running.returned = value
+        return value
+
+    async def _run_on_asyncio(
+        self, running: Running, handler: Handler, payload: Any, around: Sequence[Middleware] = ()
+    ) -> object:
         if self.loop is None:
-            async with open_loop() as loop:
-                return await attrs.evolve(self, loop=loop)._run_on_asyncio(running, handler, payload)  # noqa: SLF001
-        arguments = (payload, AsyncioContext(running, self.reach)) if handler.takes_context else (payload,)
+            async with open_loop(lifespans_on(self.registry, RunsIn.ASYNCIO)) as loop:
+                return await attrs.evolve(self, loop=loop)._run_on_asyncio(running, handler, payload, around)  # noqa: SLF001
+        context = AsyncioContext(running, self.reach, self.loop) if handler.takes_context or around else None
+        arguments = (payload, context) if handler.takes_context else (payload,)
         errand = errand_of(running, handler, *arguments)
+        errand.around, errand.given = around, context
         try:
             value = await self.loop.run(errand)
         except (KeyboardInterrupt, BaseExceptionGroup) as error:

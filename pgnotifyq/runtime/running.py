@@ -49,6 +49,8 @@ class Running:
     # Stopped for want of a proof of life, not of a lease: it is released when its handler has
     # ended.
     is_given_up: bool = False
+    # What the handler returned, for the middleware around it. None: it has not, or nobody asks.
+    returned: object = None
 
     @claimed_at.default
     def _as_renewed(self) -> float:

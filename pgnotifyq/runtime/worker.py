@@ -24,6 +24,7 @@ from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
 from pgnotifyq.model.errors import DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.http_address import HttpAddress
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
@@ -39,6 +40,7 @@ from pgnotifyq.runtime.forks import ending_copies
 from pgnotifyq.runtime.heartbeat import beat_for_ever, renew
 from pgnotifyq.runtime.http import open_http
 from pgnotifyq.runtime.identity import Identity
+from pgnotifyq.runtime.lifespans import lifespans_on, open_resources
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import Calls, listen_for_ever
 from pgnotifyq.runtime.logs import is_routine_logged, naming
@@ -156,6 +158,8 @@ async def run_worker(
         PgnotifyqError: trio does not run here.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable,
             MissingRights: at start.
+        LifespanFailed: a lifespan of the registry's raised, before the worker claimed or after its
+            last job.
     """
     need_trio("run_worker", "start it by trio.run; docs/worker.md has a worker beside an asyncio server")
     config = config_of(config, settings)
@@ -208,7 +212,10 @@ async def run_worker(
                 naming(partial(names_of, staff.executions)),
                 ring_for_new_handlers(registry, staff.wakeups.bell),
             ):
-                await _work(staff, handle, listen_dsn or dsn, task_status)
+                async with open_resources(registry) as staff.reach.resources:
+                    if staff.loop.has_lifespans:
+                        await staff.loop.start()
+                    await _work(staff, handle, listen_dsn or dsn, task_status)
         finally:
             with trio.move_on_after(FAREWELL_SECONDS, shield=True):
                 await _say_farewell(staff)
@@ -248,10 +255,11 @@ class _Staff:
         self.deadlines = Deadlines(partial(interrupt, me, self.executions))
         self.settler = Settler(me, self.executions, self.durable)
         self.taker = Taker(me=me, executions=self.executions, wakeups=self.wakeups, settler=self.settler, quick=self.quick)
-        self.loop = AsyncioLoop()
+        self.loop = AsyncioLoop(lifespans_on(me.registry, RunsIn.ASYNCIO))
+        self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.loop)
         self.executor = Executor(
             registry=me.registry,
-            reach=WorkerReach(me.schema, me.registry, databases, self.quick),
+            reach=self.reach,
             deadlines=self.deadlines,
             threads=trio.CapacityLimiter(me.config.concurrency),
             loop=self.loop,

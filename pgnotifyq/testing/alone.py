@@ -16,6 +16,7 @@ from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.errors import SCHEMA_DEFAULT
 from pgnotifyq.ledger.fences import fence_nothing
+from pgnotifyq.model.around import NO_RESOURCES, Resources
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import JobCancelled, LeaseLost, PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
@@ -25,14 +26,16 @@ from pgnotifyq.model.registry import handler_of
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.executor import Executor, as_ended
+from pgnotifyq.runtime.lifespans import open_resources
 from pgnotifyq.runtime.running import Running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
     from psycopg import IsolationLevel
 
     from pgnotifyq.ledger.ask import Steps, Verb
+    from pgnotifyq.model.handler import RunsIn
     from pgnotifyq.model.registry import Handler, JobRegistry
     from pgnotifyq.runtime.fenced import Fence
     from pgnotifyq.wire.connection import Connection
@@ -69,6 +72,7 @@ async def run_job(
     attempt: int = 1,
     max_attempts: int | None = None,
     headers: Mapping[str, Any] | None = None,
+    resources: Iterable[object] | None = None,
     connection: Connection[Any] | None = None,
     cancel_after: float | None = None,
     lose_lease_after: float | None = None,
@@ -84,8 +88,10 @@ async def run_job(
         payload: what would be enqueued.
         org_id: the tenant.
         attempt: which attempt this is; at `max_attempts` a failure ends in a dead letter.
-        max_attempts: default: the handler's, else 3.
+        max_attempts: default: the handler's, else 15.
         headers: of the job.
+        resources: what `ctx.resources` finds. None: what the registry's lifespans make, which are
+            entered for this.
         connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
             its own (a savepoint in an open one); without the worker's fence and confinement, for
             there is no execution in the database. `ctx.session()`, `ctx.django()` and
@@ -129,7 +135,12 @@ async def run_job(
     mistake: NoDatabaseInTest | None = None
     async with trio.open_nursery() as nursery:
         try:
-            outcome, exception = await execute(executor, running)
+            if resources is None:
+                async with open_resources(registry) as reach.resources:
+                    outcome, exception = await execute(executor, running)
+            else:
+                reach.resources = Resources(resources)
+                outcome, exception = await execute(executor, running)
         except NoDatabaseInTest as error:
             mistake = error  # not raised here, where trio would put it into a group
         nursery.cancel_scope.cancel()
@@ -152,6 +163,7 @@ def run_job_blocking(
     attempt: int = 1,
     max_attempts: int | None = None,
     headers: Mapping[str, Any] | None = None,
+    resources: Iterable[object] | None = None,
     cancel_after: float | None = None,
     lose_lease_after: float | None = None,
 ) -> Ran:
@@ -170,6 +182,7 @@ def run_job_blocking(
         attempt=attempt,
         max_attempts=max_attempts,
         headers=headers,
+        resources=resources,
         cancel_after=cancel_after,
         lose_lease_after=lose_lease_after,
     )
@@ -231,6 +244,7 @@ class Reach:
 
     def __init__(self, connection: Connection[Any] | None, registry: JobRegistry) -> None:
         self.registry = registry
+        self.resources = NO_RESOURCES
         self.token = trio.lowlevel.current_trio_token()
         self.reported: list[tuple[float | None, str | None]] = []
         self.completed_with: Outcome | None = None
@@ -261,6 +275,10 @@ class Reach:
             refuse_what_was_lost(running)
         if outcome is not None:
             self.completed_with = outcome
+
+    def resources_of(self, kind: RunsIn) -> Resources:  # noqa: ARG002  # a test's are for all
+        """Return what the lifespans have made, or the test gave."""
+        return self.resources
 
     def fence(self, running: Running, outcome: Outcome | None) -> Fence:
         """Return what fences nothing: there is no execution in the database."""

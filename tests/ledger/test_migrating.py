@@ -217,7 +217,9 @@ async def test_schema_of_a_time_before_that_was_noted(admin: Link) -> None:
     await admin.execute("alter table pgnotifyq.schema_migrations drop column oldest_code")
     await admin.execute("delete from pgnotifyq.schema_migrations where version >= 9 or version = 0")
     await admin.execute("drop table pgnotifyq.retention; drop trigger jobs_history_goes_with_them on pgnotifyq.jobs")
-    await admin.execute("drop domain pgnotifyq.headers cascade; alter table pgnotifyq.dead_letter_jobs drop column headers")
+    await admin.execute(
+        "drop table pgnotifyq.hooks; drop domain pgnotifyq.headers cascade; alter table pgnotifyq.dead_letter_jobs drop column headers"
+    )
     await admin.execute(
         "drop table pgnotifyq.fences; drop function pgnotifyq.check_fence(); drop type pgnotifyq.claimed_job, pgnotifyq.ended_attempt cascade"
     )

@@ -173,6 +173,9 @@ begin
                         perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1, null, lost.job_type);
                     end if;
                 end if;
+                if became = 'cancelled' and pg_relation_size('{schema}.hooks') > 0 then
+                    perform {schema}.fire_hooks(array[lost.id]);
+                end if;
                 if lost.awaited and became = 'cancelled' then
                     perform pg_notify({schema_text} || '_finished', lost.id::text);
                 end if;
