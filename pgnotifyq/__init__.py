@@ -105,6 +105,7 @@ from pgnotifyq.model.errors import (
     TransactionAborted,
     TransactionRefused,
     TransactionLeft,
+    HandlerProcessDied,
     UnsupportedPsycopg,
 )
 
@@ -192,6 +193,7 @@ __all__ = [
     "TransactionAborted",
     "TransactionRefused",
     "TransactionLeft",
+    "HandlerProcessDied",
     "UnsupportedPsycopg",
 ]
 

@@ -36,6 +36,7 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── TransactionAborted
     ├── TransactionRefused
     ├── TransactionLeft
+    ├── HandlerProcessDied
     └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
 
 `testing.NoDatabaseInTest` and `testing.JobFailed` are two more, for tests. If PostgreSQL refuses a
@@ -195,6 +196,10 @@ class TransactionLeft(PgnotifyqError):
 
     Statements after that would not be fenced.
     """
+
+
+class HandlerProcessDied(PgnotifyqError):
+    """The process of a handler died before the handler had returned: a crash, or short memory."""
 
 
 class UnsupportedPsycopg(PgnotifyqError, ImportError):

@@ -54,6 +54,7 @@ class RunsIn(StrEnum):
     TRIO = "trio"  # in the worker's own loop
     ASYNCIO = "asyncio"  # in a loop of asyncio's, in a thread of the worker
     THREAD = "thread"  # a plain function, in a thread of its own
+    PROCESS = "process"  # a plain function that computes, in a process that can be killed
 
 
 TIMEOUT_SECONDS_MAX = 30 * 86_400.0

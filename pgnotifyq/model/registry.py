@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import inspect
+import os
 import sys
 import typing
 from collections.abc import AsyncGenerator, Generator
@@ -131,7 +133,7 @@ class JobRegistry:
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
                 converter=self.converter,
-                runs_in=_runs_in(name, inner, getattr(instance, "runs_in", None), self.runs_in),
+                runs_in=_runs_in(name, instance.handle, inner, getattr(instance, "runs_in", None), self.runs_in),
             )
         )
 
@@ -207,7 +209,7 @@ class HandlerDecorator:
     unknown_keys: UnknownKeys | None = None
     version: int = 1
     upgrade: Callable[[Any, int], Any] | None = None
-    runs_in: Literal["trio", "asyncio", "thread"] | None = None
+    runs_in: Literal["trio", "asyncio", "thread", "process"] | None = None
 
     # A checker takes the first form that fits. Job comes first: a handler that takes the whole job
     # says nothing of its payload.
@@ -244,7 +246,7 @@ class HandlerDecorator:
         unknown_keys: UnknownKeys | None = None,
         version: int = 1,
         upgrade: Callable[[Any, int], Any] | None = None,
-        runs_in: Literal["trio", "asyncio", "thread"] | None = None,
+        runs_in: Literal["trio", "asyncio", "thread", "process"] | None = None,
     ) -> HandlerDecorator: ...
 
     def __call__(self, job_type: Any = None, **settings: Any) -> Any:
@@ -278,8 +280,8 @@ class HandlerDecorator:
                 `$version`; a payload that says none is of version 1.
             upgrade: a function of (payload, version), both as they are stored. It gives the payload
                 as of this version, as JSON. Needed above version 1.
-            runs_in: trio, asyncio or thread. By default async functions run where the registry
-                says, on trio if it says nothing, and the others in a thread.
+            runs_in: trio, asyncio, thread or process. By default async functions run where the
+                registry says, on trio if it says nothing, and the others in a thread.
 
         Returns: the handler. If it is called with a name or settings: a decorator that has them.
 
@@ -322,7 +324,7 @@ class HandlerDecorator:
                 converter=converter,
                 version=self.version,
                 upgrade=self.upgrade,
-                runs_in=_runs_in(name, inner, self.runs_in, self.registry.runs_in),
+                runs_in=_runs_in(name, function, inner, self.runs_in, self.registry.runs_in),
             )
         )
 
@@ -349,7 +351,7 @@ def _listed(kinds: Iterable[RunsIn]) -> str:
     return " or ".join(kinds)
 
 
-def _runs_in(name: str, inner: Any, wanted: str | None, default: RunsIn) -> RunsIn:
+def _runs_in(name: str, function: Any, inner: Any, wanted: str | None, default: RunsIn) -> RunsIn:
     """Return where a handler runs.
 
     Raises:
@@ -365,11 +367,35 @@ def _runs_in(name: str, inner: Any, wanted: str | None, default: RunsIn) -> Runs
     kind = RunsIn(wanted)
     if kind in _ASYNC and not (is_async or wraps_async):
         raise ConfigError(f"{name} cannot run in {kind}, where it would hold the loop: write `async def`, or leave runs_in out")
-    if kind is RunsIn.THREAD and is_async:
+    if kind not in _ASYNC and is_async:
         raise ConfigError(
-            f"{name} is an async function, and cannot run in a thread: use runs_in={_listed(_ASYNC)}, or write `def`"
+            f"{name} is an async function, and cannot run in a {kind}: use runs_in={_listed(_ASYNC)}, or write `def`"
         )
+    if kind is RunsIn.PROCESS and (why := _why_not_importable(function, inner)) is not None:
+        raise ConfigError(f"{name} cannot run in a process, which imports it by its name: {why}")
     return kind
+
+
+def _why_not_importable(function: Any, inner: Any) -> str | None:
+    """Return why another process would not find a function; None: nothing is known against it."""
+    if os.name != "posix":
+        return f"processes are for POSIX, and this is {sys.platform}; a plain function may run in a thread"
+    if not inspect.isfunction(function):
+        return "it is no plain function at the top of a module; write one that makes what it needs"
+    if "<" in function.__qualname__:  # <lambda>, <locals>
+        return "it is made inside another function; move it to the top of a module"
+    module = sys.modules.get(inner.__module__)
+    if inner.__module__ == "__mp_main__":
+        return None  # of a program's main module, in the process itself
+    if inner.__module__ == "__main__":
+        if getattr(module, "__spec__", None) is None and not os.path.isfile(getattr(module, "__file__", "")):  # noqa: PTH113
+            return "its main module is no file; move it to a module"
+        return None
+    try:
+        found = module is not None and importlib.util.find_spec(inner.__module__) is not None
+    except (ImportError, ValueError):
+        found = False
+    return None if found else f"there is no module {inner.__module__!r} to import"
 
 
 def _policy(name: str, retry: RetryPolicy | None, retry_on: Errors | None, discard_on: Errors) -> RetryPolicy | None:
@@ -441,9 +467,16 @@ async def finished(handler: Handler, value: Any) -> Any:
         if type(value) in PLAIN_RESULTS or not inspect.isawaitable(value):
             break
         value = await value
-    if isinstance(value, _NOT_RUN):
-        raise TypeError(f"{handler.name} returned a {type(value).__name__}, which has not run: return the result instead")
+    if (why := has_not_run(handler, value)) is not None:
+        raise TypeError(why)
     return value
+
+
+def has_not_run(handler: Handler, value: object) -> str | None:
+    """Return what to say of a result that is a generator or the like; None: it is none."""
+    if isinstance(value, _NOT_RUN):
+        return f"{handler.name} returned a {type(value).__name__}, which has not run: return the result instead"
+    return None
 
 
 AWAITED_MAX = 8  # an awaitable may give another awaitable, without end

@@ -9,6 +9,7 @@ is made of what it does, is the same.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -40,11 +41,13 @@ from pgnotifyq.runtime.context import JobContext
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.registry import Handler, JobRegistry
     from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
     from pgnotifyq.runtime.context import Reach
     from pgnotifyq.runtime.deadlines import Deadlines
+    from pgnotifyq.runtime.processes import Processes
     from pgnotifyq.runtime.running import Running
 
 # Until a job is tried again that waited for a connection in vain: it has waited for long enough.
@@ -67,6 +70,7 @@ class Executor:
     deadlines: Deadlines
     threads: trio.CapacityLimiter | None = None  # for handlers that are no async functions; None: trio's own
     loop: AsyncioLoop | None = None  # for handlers on asyncio; None: one for each job
+    processes: Processes | None = None  # for handlers in processes; None: they run in threads
     emit: EventSink | None = None  # where it is told what handlers on asyncio leave behind
     random: Callable[[], float]  # draws from 0 to 1, for the jitter of a retry
 
@@ -86,22 +90,20 @@ class Executor:
         handler = self.registry.find(job.job_type)
         if handler is None:
             return Raised(error=self.registry.explain_unknown(job.job_type), unknown_type=True)
-        try:
-            payload = handler.read(job.whole.payload if handler.takes_job else job.payload)
-        except PayloadTooNew as error:
-            return Raised(error=str(error), undecodable=True, waited=True)
-        except PayloadUndecodable as error:
-            return Raised(error=str(error), undecodable=True)
-        if handler.takes_job:
-            payload = job.whole
+        payload = None
+        if self.processes is None or handler.runs_in is not RunsIn.PROCESS:
+            payload = _read(handler, job)
+            if type(payload) is Raised:
+                return payload
 
         running.handler = handler
-        running.started_at = trio.current_time()
         running.scope = scope
-        if handler.timeout_seconds is not None:
-            scope.deadline = running.started_at + handler.timeout_seconds
-            self.deadlines.note(scope.deadline)
         try:
+            if self.processes is not None and handler.runs_in is RunsIn.PROCESS:
+                begin = partial(self._begin, running, handler, scope)
+                value = await self.processes.run(running, handler, JobContext(running, self.reach), begin)
+                return value if type(value) is Raised else Returned(value)
+            self._begin(running, handler, scope)
             if handler.runs_in is RunsIn.ASYNCIO:
                 value = await self._run_on_asyncio(running, handler, payload)
             elif not handler.takes_context:
@@ -116,6 +118,13 @@ class Executor:
         if value is None:
             return _NOTHING
         return value if type(value) is Raised else Returned(value)
+
+    def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> None:
+        """Note that a handler begins; from now on its time counts."""
+        running.started_at = trio.current_time()
+        if handler.timeout_seconds is not None:
+            scope.deadline = running.started_at + handler.timeout_seconds
+            self.deadlines.note(scope.deadline)
 
     async def _call(self, handler: Handler, *arguments: Any) -> object:
         if handler.runs_in is RunsIn.TRIO:
@@ -163,6 +172,17 @@ class Executor:
             random=self.random,
             converter=None if handler is None else handler.converter,
         )
+
+
+def _read(handler: Handler, job: ClaimedJob) -> Any:
+    """Return what a handler is given first, or `Raised`."""
+    try:
+        payload = handler.read(job.whole.payload if handler.takes_job else job.payload)
+    except PayloadTooNew as error:
+        return Raised(error=str(error), undecodable=True, waited=True)
+    except PayloadUndecodable as error:
+        return Raised(error=str(error), undecodable=True)
+    return job.whole if handler.takes_job else payload
 
 
 def as_ended(error: BaseException) -> Returned | Raised:
