@@ -122,55 +122,61 @@ async def test_progress_and_log(place: Workplace, caplog: pytest.LogCaptureFixtu
     assert "ValueError" in (told["refused: progress 2.0 is not between 0 and 1"].exc_text or "")
 
 
-@pytest.mark.parametrize(
-    ("how", "outcome", "error"),
-    [
-        ("raise", "failed", "OutOfStock: no more"),
-        ("raise a subclass", "discarded", "SoldOut: no more"),
-        ("raise another", "discarded", "ZeroDivisionError: "),
-        ("raise a group", "discarded", "ExceptionGroup: both"),
-        ("exit", "discarded", "SystemExit: 3"),
-        ("interrupt", "discarded", "KeyboardInterrupt: "),
-        ("snooze", "snoozed", None),
-        ("raise snooze", "snoozed", None),
-        ("retry", "failed", "later"),
-        ("discard", "discarded", "no such order"),
-        ("class", "failed", "the handler returned the class Snooze: return Snooze(...)"),
-        ("no json", "completed", "completed, but its result was not stored: the result is not JSON"),
-        ("nan", "completed", "completed, but its result was not stored: the result holds nan"),
-        ("generator", "discarded", "TypeError: tests.runtime.apps.in_processes:ends returned a generator"),
-        ("coroutine", "discarded", "TypeError: tests.runtime.apps.in_processes:ends returned a coroutine"),
-        ("it", "completed", None),
-    ],
-)
-async def test_ends_as_in_a_thread(how: str, outcome: str, error: str | None) -> None:
+ENDS = {
+    "raise": ("failed", "OutOfStock: no more"),
+    "raise a subclass": ("discarded", "SoldOut: no more"),
+    "raise another": ("discarded", "ZeroDivisionError: "),
+    "raise a group": ("discarded", "ExceptionGroup: both"),
+    "exit": ("discarded", "SystemExit: 3"),
+    "interrupt": ("discarded", "KeyboardInterrupt: "),
+    "snooze": ("snoozed", None),
+    "raise snooze": ("snoozed", None),
+    "retry": ("failed", "later"),
+    "discard": ("discarded", "no such order"),
+    "class": ("failed", "the handler returned the class Snooze: return Snooze(...)"),
+    "no json": ("completed", "completed, but its result was not stored: the result is not JSON"),
+    "nan": ("completed", "completed, but its result was not stored: the result holds nan"),
+    "generator": ("discarded", "TypeError: tests.runtime.apps.in_processes:ends returned a generator"),
+    "coroutine": ("discarded", "TypeError: tests.runtime.apps.in_processes:ends returned a coroutine"),
+    "it": ("completed", None),
+}
+
+
+async def test_ends_as_in_a_thread(place: Workplace) -> None:
     """How a handler ends, and what is told of it, is the same in a process and in a thread, but for who awaits a coroutine."""
-    payload = {"how": how, "text": "no more"}
-    there = await run_job(in_processes.registry, "ends", payload, in_process=True)
-    assert there.outcome == outcome
-    assert error is None or (there.error_message or "").startswith(error)
-    here = await run_job(in_processes.registry, "ends", payload)
-    if how != "coroutine":
-        assert (there.outcome, there.kind, there.result, there.delay_seconds) == (
-            here.outcome, here.kind, here.result, here.delay_seconds,
-        )  # fmt: skip
-        assert (there.error_message or "").partition("\n")[0] == (here.error_message or "").partition("\n")[0]
-    if how == "raise":
-        assert 'in_processes.py", line' in (there.error_message or ""), "with its traceback"
+    worker = await place.start(registry(), handler_processes_max=1)
+    for how, (outcome, error) in ENDS.items():
+        payload = {"how": how, "text": "no more"}
+        job_id = await enqueue(place, "ends", payload, max_attempts=2)
+        await place.until("exists (select from pgnotifyq.job_executions where job_id = %s and ended_at is not null)", job_id)
+        row = await (
+            await place.connection.execute(
+                "select outcome, coalesce(error_message, '') from pgnotifyq.job_executions where job_id = %s", (job_id,)
+            )
+        ).fetchone()
+        assert row is not None
+        told = str(row[1])
+        assert row[0] == outcome, how
+        assert error is None or told.startswith(error)
+        here = await run_job(in_processes.registry, "ends", payload)
+        if how != "coroutine":
+            assert here.outcome == outcome, how
+            assert error is None or told.partition("\n")[0] == (here.error_message or "").partition("\n")[0]
+        if how == "raise":
+            assert 'in_processes.py", line' in told, "with its traceback"
+    await worker.leave()
 
 
-@pytest.mark.parametrize(
-    ("how", "told"), [("exit", "exit code 3"), ("kill", "SIGKILL"), ("segfault", "SIGSEGV"), ("deaf", "SIGKILL")]
-)
-async def test_crash_is_a_failed_attempt_of_that_job(place: Workplace, tmp_path: Path, how: str, told: str) -> None:
+async def test_crash_is_a_failed_attempt_of_that_job(place: Workplace, tmp_path: Path) -> None:
     """A job in another process, and one in the worker, go on; the crashed job is tried again; the next job has a process."""
     worker = await place.start(registry(), handler_processes_max=2)
     beside = await enqueue(place, "waits", {"file": str(tmp_path / "pid"), "until": str(tmp_path / "go")}, max_attempts=1)
     (pid,) = await lines(tmp_path / "pid")
-    crashed = await enqueue(place, "dies", {"how": how}, max_attempts=2)
-    why = await worker.log.wait(EventName.JOB_RETRIED, job_id=crashed)
-    assert why["why"].startswith("HandlerProcessDied: the process of the handler") and told in why["why"]
-    assert await place.history(crashed) == [(1, "failed")]
+    for how, told in (("exit", "exit code 3"), ("kill", "SIGKILL"), ("segfault", "SIGSEGV"), ("deaf", "SIGKILL")):
+        crashed = await enqueue(place, "dies", {"how": how}, max_attempts=2)
+        why = await worker.log.wait(EventName.JOB_RETRIED, job_id=crashed)
+        assert why["why"].startswith("HandlerProcessDied: the process of the handler") and told in why["why"]
+        assert await place.history(crashed) == [(1, "failed")]
     assert await completed(place, worker, "on_trio") == "well"
     assert (await completed(place, worker, "who"))["pid"] != int(pid)
     (tmp_path / "go").touch()
