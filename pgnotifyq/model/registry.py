@@ -133,6 +133,7 @@ class JobRegistry:
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
                 converter=self.converter,
+                home=self.runs_in,
                 runs_in=_runs_in(name, instance.handle, inner, getattr(instance, "runs_in", None), self.runs_in),
             )
         )
@@ -265,7 +266,8 @@ class HandlerDecorator:
         - Job: the whole job is given.
 
         A second parameter is given the job's context. A function that is not async runs in a
-        thread. If it returns an awaitable, that is awaited on trio.
+        thread. If it returns an awaitable, that is awaited on trio; in a registry for asyncio that
+        is an error.
 
         Settings:
             max_attempts, queue: what `enqueue` uses if its caller says nothing.
@@ -324,6 +326,7 @@ class HandlerDecorator:
                 converter=converter,
                 version=self.version,
                 upgrade=self.upgrade,
+                home=self.registry.runs_in,
                 runs_in=_runs_in(name, function, inner, self.runs_in, self.registry.runs_in),
             )
         )
@@ -358,8 +361,8 @@ def _runs_in(name: str, function: Any, inner: Any, wanted: str | None, default: 
         ConfigError: there is no such place, or the function cannot run there.
     """
     is_async = inspect.iscoroutinefunction(inner)
-    # A plain decorator that says what it wraps: a call of it returns a coroutine.
-    wraps_async = inspect.iscoroutinefunction(inspect.unwrap(inner))
+    # A plain decorator: a call of it returns a coroutine.
+    wraps_async = _wraps_async(inner)
     if wanted is None:
         return default if is_async or (wraps_async and default is RunsIn.ASYNCIO) else RunsIn.THREAD
     if wanted not in RunsIn.__members__.values():
@@ -374,6 +377,21 @@ def _runs_in(name: str, function: Any, inner: Any, wanted: str | None, default: 
     if kind is RunsIn.PROCESS and (why := _why_not_importable(function, inner)) is not None:
         raise ConfigError(f"{name} cannot run in a process, which imports it by its name: {why}")
     return kind
+
+
+def _wraps_async(function: Any, depth: int = 0) -> bool:
+    """Tell whether a function is a decorator's around an async one, as far as can be seen.
+
+    By `functools.wraps`, or by the variables of the decorator that it uses.
+    """
+    function = inspect.unwrap(function)
+    if inspect.iscoroutinefunction(function):
+        return True
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            if inspect.isfunction(cell.cell_contents) and depth < AWAITED_MAX and _wraps_async(cell.cell_contents, depth + 1):
+                return True
+    return False
 
 
 def _why_not_importable(function: Any, inner: Any) -> str | None:
@@ -466,6 +484,9 @@ async def finished(handler: Handler, value: Any) -> Any:
     for _ in range(AWAITED_MAX):
         if type(value) in PLAIN_RESULTS or not inspect.isawaitable(value):
             break
+        if handler.home is RunsIn.ASYNCIO and handler.runs_in is RunsIn.THREAD:
+            getattr(value, "close", lambda: None)()  # of a coroutine, which was never awaited
+            raise TypeError(_WHOSE.format(handler.name, type(value).__name__))
         value = await value
     if (why := has_not_run(handler, value)) is not None:
         raise TypeError(why)
@@ -479,6 +500,10 @@ def has_not_run(handler: Handler, value: object) -> str | None:
     return None
 
 
+_WHOSE = (
+    "{} returned a {} from its thread, and its registry is for asyncio: use functools.wraps in the decorator around the async function,"
+    ' or say runs_in="asyncio" or runs_in="trio"'
+)
 AWAITED_MAX = 8  # an awaitable may give another awaitable, without end
 # Results of these types are final. `finished` need not be called for them: each call costs a
 # coroutine.

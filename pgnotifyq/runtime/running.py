@@ -12,6 +12,8 @@ from pgnotifyq.model.job import Lease
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import Handler
@@ -46,6 +48,8 @@ class Running:
     # Stopped for want of a proof of life, not of a lease: it is released when its handler has
     # ended.
     is_given_up: bool = False
+    # Cancels the handler once more, if it runs where a cancel may be caught and forgotten.
+    cancel_again: Callable[[], object] | None = None
 
     @claimed_at.default
     def _as_renewed(self) -> float:
