@@ -112,6 +112,7 @@ from pgnotifyq.model.errors import (
     TransactionRefused,
     TransactionLeft,
     LifespanFailed,
+    HandlerProcessDied,
     UnsupportedPsycopg,
 )
 
@@ -210,6 +211,7 @@ __all__ = [
     "TransactionRefused",
     "TransactionLeft",
     "LifespanFailed",
+    "HandlerProcessDied",
     "UnsupportedPsycopg",
 ]
 

@@ -76,6 +76,15 @@ def _permits_of_all(config: WorkerConfig) -> int:
     return min(sum(permits.values()) + rest, CONCURRENCY_MAX)
 
 
+# A process has 30 MiB of data when it has imported pgnotifyq; a limit below that would fail each
+# job.
+_OF_PROCESSES = (
+    ("handler_processes_max", 1, 1000),
+    ("handler_process_jobs_max", 1, 1_000_000_000),
+    ("handler_process_memory_bytes_max", 64 * 2**20, 2**50),
+)
+
+
 # Used in `attrs.Factory`. pyright sees no default in a method that `@field.default` decorates.
 
 
@@ -131,6 +140,14 @@ class WorkerConfig:
     # handler asks. If all are taken, the handler waits.
     handler_connections_max: int = HANDLER_CONNECTIONS_DEFAULT
     handler_connection_seconds: float = 30.0  # of that wait; then the job is put back, uncharged
+    # How many processes handlers with runs_in="process" share. None: one a core that this process
+    # may use. A quota of processor time, as containers have, is not seen.
+    handler_processes_max: int | None = None
+    # Such a process is replaced after so many jobs. None: never for that.
+    handler_process_jobs_max: int | None = None
+    # What it may have in data while a handler runs: more is MemoryError. If it still has more than
+    # half of that when the handler has ended, it is replaced. None: no limit. Linux alone.
+    handler_process_memory_bytes_max: int | None = None
     schema: str = "pgnotifyq"
     # Where probes and metrics are answered, as "127.0.0.1:9100" (docs/metrics.md). None: nowhere.
     http: str | None = None
@@ -154,6 +171,10 @@ class WorkerConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ConfigError(f"{name} {value!r} is not a whole number")
+        for name, low, high in _OF_PROCESSES:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+                raise ConfigError(f"{name} {value!r} is out of range: use a whole number, {low} to {high}, or None")
         self._bound("handler_connections_max", 1, CONCURRENCY_MAX)
         self._bound("handler_connection_seconds", 0.01, 3_600)
         self._bound("concurrency", 1, CONCURRENCY_MAX)
@@ -204,6 +225,9 @@ class WorkerSettings(TypedDict, total=False):
     retention_seconds: float
     handler_connections_max: int
     handler_connection_seconds: float
+    handler_processes_max: int | None
+    handler_process_jobs_max: int | None
+    handler_process_memory_bytes_max: int | None
     schema: str
     http: str | None
 

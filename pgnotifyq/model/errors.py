@@ -40,6 +40,7 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── TransactionRefused
     ├── TransactionLeft
     ├── LifespanFailed                a worker's resources could not be made, or not be closed
+    ├── HandlerProcessDied
     └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
 
 `testing.NoDatabaseInTest` and `testing.JobFailed` are two more, for tests. If PostgreSQL refuses a
@@ -218,6 +219,10 @@ class TransactionLeft(PgnotifyqError):
 
 class LifespanFailed(PgnotifyqError):
     """A lifespan of the registry's raised at its start, or when it was closed."""
+
+
+class HandlerProcessDied(PgnotifyqError):
+    """The process of a handler died before the handler had returned: a crash, or short memory."""
 
 
 class UnsupportedPsycopg(PgnotifyqError, ImportError):

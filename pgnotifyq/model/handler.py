@@ -54,6 +54,7 @@ class RunsIn(StrEnum):
     TRIO = "trio"  # in the worker's own loop
     ASYNCIO = "asyncio"  # in a loop of asyncio's, in a thread of the worker
     THREAD = "thread"  # a plain function, in a thread of its own
+    PROCESS = "process"  # a plain function that computes, in a process that can be killed
 
 
 TIMEOUT_SECONDS_MAX = 30 * 86_400.0
@@ -93,6 +94,9 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     version: int = 1  # of its payloads
     # Makes a payload of this version of an older one; it is given both, payload and old version.
     upgrade: Callable[[Any, int], Any] | None = None
+    # Where its registry's async functions run. On asyncio, an awaitable that a plain function
+    # returns is an error: nobody can tell whose it is.
+    home: RunsIn = RunsIn.TRIO
     runs_in: RunsIn = attrs.field()
 
     @runs_in.default

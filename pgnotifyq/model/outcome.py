@@ -136,7 +136,20 @@ class Stopped:
     """The handler's scope was cancelled, or it was never started."""
 
 
+@attrs.frozen(kw_only=True)
+class Written:
+    """What a handler returned in a process of its own, where it was made into JSON."""
+
+    text: str | None  # None: nothing
+    refused: str | None = None  # why it cannot be stored
+
+
 Ended = Returned | Raised | Stopped
+
+
+def is_wish(kind: type) -> bool:
+    """Tell whether a class is Snooze, Retry or Discard."""
+    return issubclass(kind, _Wish)
 
 
 def ended_by(error: BaseException) -> Returned | Raised:
@@ -360,14 +373,24 @@ def _settle_value(value: object, failed: _Failed, converter: Converter | None) -
         # The handler forgot the parentheses. As a result, the class could not be stored, and the
         # job would be completed.
         return failed(f"the handler returned the class {value.__name__}: return {value.__name__}(...)", "failed", "exhausted")
+    if type(value) is Written:
+        message = None if value.refused is None else bounded(_NOT_STORED.format(value.refused))
+        return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=value.text, error_message=message)
     try:
         return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(value, converter))
     # A user's value may raise anything when it is looked into, and this runs outside of the
     # handler's own scope. The work is done. To do it again would not make its result any better.
     except BaseException as error:  # noqa: BLE001
-        said = str(error) if isinstance(error, InvalidPayload) else f"{name_of(error)}: {text_of(error)}"
-        message = bounded(f"completed, but its result was not stored: {said}")
+        message = bounded(_NOT_STORED.format(why_not_stored(error)))
         return Outcome(kind=SettleKind.COMPLETE, name="completed", error_message=message)
+
+
+_NOT_STORED = "completed, but its result was not stored: {}"
+
+
+def why_not_stored(error: BaseException) -> str:
+    """Return what to say of an error of `encode_result`."""
+    return str(error) if isinstance(error, InvalidPayload) else f"{name_of(error)}: {text_of(error)}"
 
 
 def _settle_error(raised: Raised, retry: RetryPolicy, failed: _Failed) -> Outcome:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import inspect
+import os
 import sys
 import typing
 from collections.abc import AsyncGenerator, Generator
@@ -274,7 +276,8 @@ class JobRegistry:
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
                 converter=self.converter,
-                runs_in=_runs_in(name, inner, getattr(instance, "runs_in", None), self.runs_in),
+                home=self.runs_in,
+                runs_in=_runs_in(name, instance.handle, inner, getattr(instance, "runs_in", None), self.runs_in),
             )
         )
 
@@ -368,7 +371,7 @@ class HandlerDecorator:
     unknown_keys: UnknownKeys | None = None
     version: int = 1
     upgrade: Callable[[Any, int], Any] | None = None
-    runs_in: Literal["trio", "asyncio", "thread"] | None = None
+    runs_in: Literal["trio", "asyncio", "thread", "process"] | None = None
 
     # A checker takes the first form that fits. Job comes first: a handler that takes the whole job
     # says nothing of its payload.
@@ -405,7 +408,7 @@ class HandlerDecorator:
         unknown_keys: UnknownKeys | None = None,
         version: int = 1,
         upgrade: Callable[[Any, int], Any] | None = None,
-        runs_in: Literal["trio", "asyncio", "thread"] | None = None,
+        runs_in: Literal["trio", "asyncio", "thread", "process"] | None = None,
     ) -> HandlerDecorator: ...
 
     def __call__(self, job_type: Any = None, **settings: Any) -> Any:
@@ -424,7 +427,8 @@ class HandlerDecorator:
         - Job: the whole job is given.
 
         A second parameter is given the job's context. A function that is not async runs in a
-        thread. If it returns an awaitable, that is awaited on trio.
+        thread. If it returns an awaitable, that is awaited on trio; in a registry for asyncio that
+        is an error.
 
         Settings:
             max_attempts, queue: what `enqueue` uses if its caller says nothing.
@@ -439,8 +443,8 @@ class HandlerDecorator:
                 `$version`; a payload that says none is of version 1.
             upgrade: a function of (payload, version), both as they are stored. It gives the payload
                 as of this version, as JSON. Needed above version 1.
-            runs_in: trio, asyncio or thread. By default async functions run where the registry
-                says, on trio if it says nothing, and the others in a thread.
+            runs_in: trio, asyncio, thread or process. By default async functions run where the
+                registry says, on trio if it says nothing, and the others in a thread.
 
         Returns: the handler. If it is called with a name or settings: a decorator that has them.
 
@@ -483,7 +487,8 @@ class HandlerDecorator:
                 converter=converter,
                 version=self.version,
                 upgrade=self.upgrade,
-                runs_in=_runs_in(name, inner, self.runs_in, self.registry.runs_in),
+                home=self.registry.runs_in,
+                runs_in=_runs_in(name, function, inner, self.runs_in, self.registry.runs_in),
             )
         )
 
@@ -510,15 +515,15 @@ def _listed(kinds: Iterable[RunsIn]) -> str:
     return " or ".join(kinds)
 
 
-def _runs_in(name: str, inner: Any, wanted: str | None, default: RunsIn) -> RunsIn:
+def _runs_in(name: str, function: Any, inner: Any, wanted: str | None, default: RunsIn) -> RunsIn:
     """Return where a handler runs.
 
     Raises:
         ConfigError: there is no such place, or the function cannot run there.
     """
     is_async = inspect.iscoroutinefunction(inner)
-    # A plain decorator that says what it wraps: a call of it returns a coroutine.
-    wraps_async = inspect.iscoroutinefunction(inspect.unwrap(inner))
+    # A plain decorator: a call of it returns a coroutine.
+    wraps_async = _wraps_async(inner)
     if wanted is None:
         return default if is_async or (wraps_async and default is RunsIn.ASYNCIO) else RunsIn.THREAD
     if wanted not in RunsIn.__members__.values():
@@ -526,11 +531,50 @@ def _runs_in(name: str, inner: Any, wanted: str | None, default: RunsIn) -> Runs
     kind = RunsIn(wanted)
     if kind in _ASYNC and not (is_async or wraps_async):
         raise ConfigError(f"{name} cannot run in {kind}, where it would hold the loop: write `async def`, or leave runs_in out")
-    if kind is RunsIn.THREAD and is_async:
+    if kind not in _ASYNC and is_async:
         raise ConfigError(
-            f"{name} is an async function, and cannot run in a thread: use runs_in={_listed(_ASYNC)}, or write `def`"
+            f"{name} is an async function, and cannot run in a {kind}: use runs_in={_listed(_ASYNC)}, or write `def`"
         )
+    if kind is RunsIn.PROCESS and (why := _why_not_importable(function, inner)) is not None:
+        raise ConfigError(f"{name} cannot run in a process, which imports it by its name: {why}")
     return kind
+
+
+def _wraps_async(function: Any, depth: int = 0) -> bool:
+    """Tell whether a function is a decorator's around an async one, as far as can be seen.
+
+    By `functools.wraps`, or by the variables of the decorator that it uses.
+    """
+    function = inspect.unwrap(function)
+    if inspect.iscoroutinefunction(function):
+        return True
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            if inspect.isfunction(cell.cell_contents) and depth < AWAITED_MAX and _wraps_async(cell.cell_contents, depth + 1):
+                return True
+    return False
+
+
+def _why_not_importable(function: Any, inner: Any) -> str | None:
+    """Return why another process would not find a function; None: nothing is known against it."""
+    if os.name != "posix":
+        return f"processes are for POSIX, and this is {sys.platform}; a plain function may run in a thread"
+    if not inspect.isfunction(function):
+        return "it is no plain function at the top of a module; write one that makes what it needs"
+    if "<" in function.__qualname__:  # <lambda>, <locals>
+        return "it is made inside another function; move it to the top of a module"
+    module = sys.modules.get(inner.__module__)
+    if inner.__module__ == "__mp_main__":
+        return None  # of a program's main module, in the process itself
+    if inner.__module__ == "__main__":
+        if getattr(module, "__spec__", None) is None and not os.path.isfile(getattr(module, "__file__", "")):  # noqa: PTH113
+            return "its main module is no file; move it to a module"
+        return None
+    try:
+        found = module is not None and importlib.util.find_spec(inner.__module__) is not None
+    except (ImportError, ValueError):
+        found = False
+    return None if found else f"there is no module {inner.__module__!r} to import"
 
 
 def _policy(name: str, retry: RetryPolicy | None, retry_on: Errors | None, discard_on: Errors) -> RetryPolicy | None:
@@ -601,12 +645,26 @@ async def finished(handler: Handler, value: Any) -> Any:
     for _ in range(AWAITED_MAX):
         if type(value) in PLAIN_RESULTS or not inspect.isawaitable(value):
             break
+        if handler.home is RunsIn.ASYNCIO and handler.runs_in is RunsIn.THREAD:
+            getattr(value, "close", lambda: None)()  # of a coroutine, which was never awaited
+            raise TypeError(_WHOSE.format(handler.name, type(value).__name__))
         value = await value
-    if isinstance(value, _NOT_RUN):
-        raise TypeError(f"{handler.name} returned a {type(value).__name__}, which has not run: return the result instead")
+    if (why := has_not_run(handler, value)) is not None:
+        raise TypeError(why)
     return value
 
 
+def has_not_run(handler: Handler, value: object) -> str | None:
+    """Return what to say of a result that is a generator or the like; None: it is none."""
+    if isinstance(value, _NOT_RUN):
+        return f"{handler.name} returned a {type(value).__name__}, which has not run: return the result instead"
+    return None
+
+
+_WHOSE = (
+    "{} returned a {} from its thread, and its registry is for asyncio: use functools.wraps in the decorator around the async function,"
+    ' or say runs_in="asyncio" or runs_in="trio"'
+)
 AWAITED_MAX = 8  # an awaitable may give another awaitable, without end
 # Results of these types are final. `finished` need not be called for them: each call costs a
 # coroutine.

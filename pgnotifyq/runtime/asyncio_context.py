@@ -62,8 +62,9 @@ class AsyncioContext(JobContext):
         """
         _refuse("ctx.transaction()")
 
-    async def _enqueue(self, job: NewJob) -> JobId:
-        return await in_trio(self._reach.token, super()._enqueue, job)
+    async def enqueue_made(self, job: NewJob) -> JobId:
+        """Enqueue a child that was made already, in the loop of the worker."""
+        return await in_trio(self._reach.token, super().enqueue_made, job)
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come, as `JobContext.progress` does. Await it."""

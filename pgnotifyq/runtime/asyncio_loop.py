@@ -32,7 +32,11 @@ Rules:
 - asyncio lets SystemExit and KeyboardInterrupt out of its loop. The loop goes on after them, and
   after a `stop()`: the task that raised has kept its exception.
 - A loop that dies of anything else fails the jobs that it ran. The next job has a new one.
-- A cancel comes once. asyncio forgets a cancel that was caught, and trio does not.
+- asyncio forgets a cancel that was caught, and trio does not. So a handler that runs on is
+  cancelled once more when its grace is over. Then it is told as unresponsive, and left: as on trio,
+  its slot is held until it ends.
+- A callback of `loop.call_later` is not a task. One that a job leaves behind is called, although
+  the job has ended, and what it raises is logged by asyncio.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -185,7 +190,7 @@ class AsyncioLoop:
     async def run(self, errand: Errand) -> object:
         """Run a handler to its end, and return what it returns.
 
-        Cancellation: the handler is cancelled, once, and waited for.
+        Cancellation: the handler is cancelled, and waited for. `cancels.py` cancels it once more.
 
         Raises: whatever the handler raises.
             LoopDied: the loop ended before the handler.
@@ -199,6 +204,7 @@ class AsyncioLoop:
 
         def abort(raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
             errand.raise_cancel = raise_cancel
+            errand.running.cancel_again = partial(thread.call, errand.cancel)
             thread.call(errand.cancel)
             return trio.lowlevel.Abort.FAILED  # the handler has the last word
 

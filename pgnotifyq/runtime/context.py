@@ -360,7 +360,7 @@ class JobContext:
         """
         job = self._child(job_type, payload, settings)
         if connection is None:
-            return await self._enqueue(job)
+            return await self.enqueue_made(job)
         return await ask_on(connection, enqueue.enqueue(self._reach.schema, job))
 
     def enqueue_blocking(
@@ -375,12 +375,13 @@ class JobContext:
         job = self._child(job_type, payload, settings)
         if connection is not None:
             return ask_on_blocking(connection, enqueue.enqueue(self._reach.schema, job))
-        return trio.from_thread.run(self._enqueue, job, trio_token=self._reach.token)
+        return trio.from_thread.run(self.enqueue_made, job, trio_token=self._reach.token)
 
     def _child(self, job_type: str | Handler[Any, Any, Any], payload: object, settings: JobSettings) -> NewJob:
         return child_of(self._running.job, self._reach.registry, job_type, payload, settings)
 
-    async def _enqueue(self, job: NewJob) -> JobId:
+    async def enqueue_made(self, job: NewJob) -> JobId:
+        """Enqueue a child that was made already, while the execution owns the job."""
         async with self._transaction(complete=False, result=None, isolation=None) as connection:
             return await ask(connection, enqueue.enqueue(self._reach.schema, job))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextvars import Token
 
+    from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.model.around import Middleware
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.headers import Headers
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.context import Reach
     from pgnotifyq.runtime.deadlines import Deadlines
     from pgnotifyq.runtime.meter import Meter
+    from pgnotifyq.runtime.processes import Processes
     from pgnotifyq.runtime.running import Running
 
 # Until a job is tried again that waited for a connection in vain: it has waited for long enough.
@@ -76,6 +79,7 @@ class Executor:
     deadlines: Deadlines
     threads: trio.CapacityLimiter | None = None  # for handlers that are no async functions; None: trio's own
     loop: AsyncioLoop | None = None  # for handlers on asyncio; None: one for each job
+    processes: Processes | None = None  # for handlers in processes; None: they run in threads
     emit: EventSink | None = None  # where it is told what handlers on asyncio leave behind
     meter: Meter | None = None
     random: Callable[[], float]  # draws from 0 to 1, for the jitter of a retry
@@ -96,19 +100,23 @@ class Executor:
         handler = self.registry.find(job.job_type)
         if handler is None:
             return Raised(error=self.registry.explain_unknown(job.job_type), unknown_type=True)
-        try:
-            payload = handler.read(job.whole.payload if handler.takes_job else job.payload)
-        except PayloadTooNew as error:
-            return Raised(error=str(error), undecodable=True, waited=True)
-        except PayloadUndecodable as error:
-            return Raised(error=str(error), undecodable=True)
-        if handler.takes_job:
-            payload = job.whole
+        payload = None
+        in_process = self.processes is not None and handler.runs_in is RunsIn.PROCESS
+        if not in_process:  # else it is read there
+            payload = _read(handler, job)
+            if type(payload) is Raised:
+                return payload
 
-        token = self._begin(running, handler, scope)
+        running.handler = handler
+        running.scope = scope
+        token = self._enter(running)
         try:
+            if not in_process:  # else when one is free
+                self._begin(running, handler, scope)
             if around := self.registry.around(handler):
                 value = await self._run_within(around, running, handler, payload)
+            elif in_process:
+                value = await self._run_in_process(running, handler)
             elif handler.runs_in is RunsIn.ASYNCIO:
                 value = await self._run_on_asyncio(running, handler, payload)
             elif not handler.takes_context:
@@ -121,20 +129,21 @@ class Executor:
             return _NOTHING
         return value if type(value) is Raised else Returned(value)
 
-    def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> Token[Headers | None] | None:
-        running.handler = handler
+    def _enter(self, running: Running) -> Token[Headers | None] | None:
+        """Give a handler the headers and the trace of its job."""
+        job = running.job
+        if (tracing := in_place()) is not None:
+            running.trace = tracing.begin(job.id, job.job_type, job.queue_name, job.attempts, job.headers)
+        return None if job.headers is NO_HEADERS else carried.set(job.headers)
+
+    def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> None:
+        """Note that a handler begins; from now on its time counts."""
         running.started_at = trio.current_time()
-        running.scope = scope
         if handler.timeout_seconds is not None:
             scope.deadline = running.started_at + handler.timeout_seconds
             self.deadlines.note(scope.deadline)
         if self.meter is not None:
             self.meter.note_started(running)
-        headers = running.job.headers
-        if (tracing := in_place()) is not None:
-            job = running.job
-            running.trace = tracing.begin(job.id, job.job_type, job.queue_name, job.attempts, headers)
-        return None if headers is NO_HEADERS else carried.set(headers)
 
     def _end(self, running: Running, handler: Handler, scope: trio.CancelScope, token: Token[Headers | None] | None) -> None:
         if handler.timeout_seconds is not None:
@@ -145,6 +154,12 @@ class Executor:
             running.trace.leave(sys.exception(), None if running.interrupt is None else running.interrupt.kind)
         if token is not None:
             carried.reset(token)
+
+    async def _run_in_process(self, running: Running, handler: Handler) -> object:
+        assert self.processes is not None
+        assert running.scope is not None
+        begin = partial(self._begin, running, handler, running.scope)
+        return await self.processes.run(running, handler, JobContext(running, self.reach), begin)
 
     async def _call(self, handler: Handler, *arguments: Any) -> object:
         if handler.runs_in is RunsIn.TRIO:
@@ -168,6 +183,8 @@ class Executor:
             if kind is RunsIn.ASYNCIO:
                 inner = [each for each in around if each.is_on_asyncio(kind)]
                 value = await self._run_on_asyncio(running, handler, payload, inner)
+            elif kind is RunsIn.PROCESS and self.processes is not None:
+                value = await self._run_in_process(running, handler)
             else:
                 value = await self._call(handler, *((payload, context) if handler.takes_context else (payload,)))
             running.returned = value
@@ -215,6 +232,17 @@ class Executor:
             random=self.random,
             converter=None if handler is None else handler.converter,
         )
+
+
+def _read(handler: Handler, job: ClaimedJob) -> Any:
+    """Return what a handler is given first, or `Raised`."""
+    try:
+        payload = handler.read(job.whole.payload if handler.takes_job else job.payload)
+    except PayloadTooNew as error:
+        return Raised(error=str(error), undecodable=True, waited=True)
+    except PayloadUndecodable as error:
+        return Raised(error=str(error), undecodable=True)
+    return job.whole if handler.takes_job else payload
 
 
 def as_ended(error: BaseException) -> Returned | Raised:

@@ -12,6 +12,8 @@ from pgnotifyq.model.job import Lease
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import Handler
@@ -51,6 +53,8 @@ class Running:
     is_given_up: bool = False
     # What the handler returned, for the middleware around it. None: it has not, or nobody asks.
     returned: object = None
+    # Cancels the handler once more, if it runs where a cancel may be caught and forgotten.
+    cancel_again: Callable[[], object] | None = None
 
     @claimed_at.default
     def _as_renewed(self) -> float:

@@ -45,6 +45,7 @@ from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import Calls, listen_for_ever
 from pgnotifyq.runtime.logs import is_routine_logged, naming
 from pgnotifyq.runtime.metrics import Metrics, close_meter, open_meter
+from pgnotifyq.runtime.processes import Fenced, Processes, refuse_in_import
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.pulse import Pulse
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
@@ -162,6 +163,7 @@ async def run_worker(
             last job.
     """
     need_trio("run_worker", "start it by trio.run; docs/worker.md has a worker beside an asyncio server")
+    refuse_in_import()
     config = config_of(config, settings)
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
     emit = Telling(on_event)
@@ -199,6 +201,7 @@ async def run_worker(
 
         staff = _Staff(me, databases, link)
         stack.push_async_callback(staff.loop.aclose)
+        stack.push_async_callback(staff.processes.aclose)
         try:
             await staff.quick.attempt(lambda connection: _begin(staff, connection, dsn))
         except trio.TooSlowError as error:
@@ -257,12 +260,19 @@ class _Staff:
         self.taker = Taker(me=me, executions=self.executions, wakeups=self.wakeups, settler=self.settler, quick=self.quick)
         self.loop = AsyncioLoop(lifespans_on(me.registry, RunsIn.ASYNCIO))
         self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.loop)
+        self.processes = Processes(
+            count=me.config.handler_processes_max,
+            jobs_max=me.config.handler_process_jobs_max,
+            memory_bytes_max=me.config.handler_process_memory_bytes_max,
+            fenced=Fenced(schema=me.schema, worker_id=str(me.worker_id)),
+        )
         self.executor = Executor(
             registry=me.registry,
             reach=self.reach,
             deadlines=self.deadlines,
             threads=trio.CapacityLimiter(me.config.concurrency),
             loop=self.loop,
+            processes=self.processes,
             emit=me.emit,
             meter=me.meter,
             random=me.random.random,

@@ -19,6 +19,7 @@ from pgnotifyq.ledger.fences import fence_nothing
 from pgnotifyq.model.around import NO_RESOURCES, Resources
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import JobCancelled, LeaseLost, PayloadUndecodable, PgnotifyqError
+from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT, headers_of
 from pgnotifyq.model.outcome import Ended, Interrupt, InterruptKind, Outcome, Raised, SettleKind, Stopped
@@ -27,6 +28,7 @@ from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.executor import Executor, as_ended
 from pgnotifyq.runtime.lifespans import open_resources
+from pgnotifyq.runtime.processes import Processes
 from pgnotifyq.runtime.running import Running
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from psycopg import IsolationLevel
 
     from pgnotifyq.ledger.ask import Steps, Verb
-    from pgnotifyq.model.handler import RunsIn
     from pgnotifyq.model.registry import Handler, JobRegistry
     from pgnotifyq.runtime.fenced import Fence
     from pgnotifyq.wire.connection import Connection
@@ -76,6 +77,7 @@ async def run_job(
     connection: Connection[Any] | None = None,
     cancel_after: float | None = None,
     lose_lease_after: float | None = None,
+    in_process: bool = False,
 ) -> Ran:
     """Run a handler as a worker would, without a database, and return how it ended.
 
@@ -100,6 +102,10 @@ async def run_job(
             checkpoint. A cooperative handler has the worker's grace of 5 seconds after that.
         lose_lease_after: seconds after which the execution loses its lease. What the handler does
             in a transaction after that is rolled back, as it is in a worker.
+        in_process: run a handler with `runs_in="process"` in a process of its own, as a worker
+            does. Otherwise it runs in a thread, where the test can see what it does and can change
+            what it uses. In a process `ctx.session()`, `ctx.django()` and `ctx.connection()` are
+            refused.
 
     Cancellation: the handler is cancelled.
 
@@ -129,7 +135,10 @@ async def run_job(
                 running.stop(why)
 
     deadlines = Deadlines(Running.stop)
-    executor = _Interrupting(registry=registry, reach=reach, deadlines=deadlines, random=lambda: MIDDLE, begin=begin)
+    processes = Processes(count=1) if in_process and handler.runs_in is RunsIn.PROCESS else None
+    executor = _Interrupting(
+        registry=registry, reach=reach, deadlines=deadlines, processes=processes, random=lambda: MIDDLE, begin=begin
+    )
     outcome: Outcome | None = None
     exception: BaseException | None = None
     mistake: NoDatabaseInTest | None = None
@@ -143,6 +152,9 @@ async def run_job(
                 outcome, exception = await execute(executor, running)
         except NoDatabaseInTest as error:
             mistake = error  # not raised here, where trio would put it into a group
+        finally:
+            if processes is not None:
+                await processes.aclose()
         nursery.cancel_scope.cancel()
     if mistake is not None:
         raise mistake
@@ -166,6 +178,7 @@ def run_job_blocking(
     resources: Iterable[object] | None = None,
     cancel_after: float | None = None,
     lose_lease_after: float | None = None,
+    in_process: bool = False,
 ) -> Ran:
     """Do what `run_job` does, for a test that is no async function, or one on asyncio.
 
@@ -185,6 +198,7 @@ def run_job_blocking(
         resources=resources,
         cancel_after=cancel_after,
         lose_lease_after=lose_lease_after,
+        in_process=in_process,
     )
     return trio.run(run)
 
@@ -217,9 +231,9 @@ class _Interrupting(Executor):
 
     begin: Callable[[], None]
 
-    async def _call(self, handler: Handler, *arguments: Any) -> object:
+    def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> None:
+        super()._begin(running, handler, scope)
         self.begin()
-        return await super()._call(handler, *arguments)
 
 
 def refuse_what_was_lost(running: Running) -> None:
