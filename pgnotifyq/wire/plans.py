@@ -30,6 +30,10 @@ class Link(Protocol):
     def server_encoding(self) -> str | None:
         """The encoding of the database."""
 
+    @property
+    def in_pipeline(self) -> bool:
+        """Whether statements are sent before those before them are answered."""
+
     def tell(self, aside: Aside) -> Any:
         """Answer what a plan wants to know. A pause is nothing here."""
 

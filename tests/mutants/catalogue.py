@@ -623,8 +623,8 @@ MUTANTS = (
     Mutant(
         "a character that the database lacks aborts the caller",
         "pgnotifyq/wire/callers.py",
-        "return verb if link.server_encoding in _LACK_NOTHING else in_savepoint(verb)",
-        "return verb",
+        "if savepoint or link.server_encoding not in _LACK_NOTHING else",
+        "if savepoint else",
         ("doors/test_callers_kinds.py::test_refused_by_the_database",),
     ),
     Mutant(
