@@ -165,6 +165,8 @@ def in_savepoint(verb: Verb[T]) -> Plan[T]:
         yield Script(begin)
         try:
             told = yield verb
+        except GeneratorExit:
+            raise  # who waited is gone, and nobody takes another step
         except BaseException:
             with suppress(Exception):  # what went wrong first is what is told
                 for text in undo:
