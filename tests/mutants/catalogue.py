@@ -607,6 +607,34 @@ MUTANTS = (
         ("runtime/test_watchdog.py::test_handler_that_holds_the_loop",),
     ),
     Mutant(
+        "an enqueue gathers with those of another loop",
+        "pgnotifyq/doors/gathering.py",
+        "        self._pool.check()  # before this task gathers with those of another loop\n",
+        "",
+        ("doors/test_client_errors.py::test_another_loop_while_enqueues_gather",),
+    ),
+    Mutant(
+        "asyncpg sends what is not fenced",
+        "pgnotifyq/wire/guards.py",
+        "        if name in self._SENDS:\n",
+        "        if name in ():\n",
+        ("runtime/test_orm_transactions.py::test_asyncpg_sends_nothing_after_a_commit_by_hand",),
+    ),
+    Mutant(
+        "a savepoint around an enqueue is not rolled back to",
+        "pgnotifyq/wire/plans.py",
+        "                for text in undo:\n                    yield Script(text)\n",
+        "                yield Script(end)\n",
+        ("doors/test_callers.py::test_refused_by_the_database_in_a_savepoint",),
+    ),
+    Mutant(
+        "a handler on asyncio holds up its loop by a blocking session",
+        "pgnotifyq/runtime/fenced.py",
+        "    elif blocking and not fence.calls_here and isinstance(threading.current_thread(), LoopThread):\n",
+        "    elif False:\n",
+        ("runtime/test_asyncio_handlers.py::test_what_blocks_is_refused",),
+    ),
+    Mutant(
         "SQLAlchemy does not know of the transaction of an enqueue",
         "pgnotifyq/wire/callers.py",
         "        connection.begin()\n",
@@ -623,8 +651,8 @@ MUTANTS = (
     Mutant(
         "a character that the database lacks aborts the caller",
         "pgnotifyq/wire/callers.py",
-        "return verb if link.server_encoding in _LACK_NOTHING else in_savepoint(verb)",
-        "return verb",
+        "if savepoint or link.server_encoding not in _LACK_NOTHING else",
+        "if savepoint else",
         ("doors/test_callers_kinds.py::test_refused_by_the_database",),
     ),
     Mutant(
