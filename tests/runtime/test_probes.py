@@ -5,6 +5,8 @@ Each probe is asked from a thread, as a cluster asks from outside: also while th
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -315,6 +317,26 @@ async def test_worker_without_probes(place: Workplace) -> None:
     assert worker.handle.http is None
     assert not [thread for thread in threading.enumerate() if thread.name == "pgnotifyq http"]
     assert "http" not in worker.log.find(EventName.WORKER_STARTED)[0]
+
+
+async def test_child_that_outlives_its_worker(place: Workplace) -> None:
+    """A process that a handler has forked does not keep the port: the next worker can have it."""
+    worker = await place.start_process(http=FREE)
+    address = worker.log.find(EventName.WORKER_STARTED)[0]["http"]
+    await place.enqueue("forks")
+    with trio.fail_after(PATIENCE_SECONDS):
+        while not (told := [fields for name, fields in worker.log.told if name == "child"]):
+            await trio.sleep(0.01)
+    child = int(told[0]["pid"])
+    try:
+        worker.kill()
+        await worker.wait()
+        os.kill(child, 0)  # it is there
+        with pytest.raises(ConnectionRefusedError):
+            await trio.to_thread.run_sync(get, address, "/live")
+        await start(place, http=address)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_worker_process(dsn: str, tmp_path: Path) -> None:
