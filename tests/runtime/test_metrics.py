@@ -277,7 +277,7 @@ def test_worker_that_ends_during_a_scrape() -> None:
     metrics = Metrics()
     meter = open_meter(metrics, WorkerId(BOB), JobRegistry(), ("default",))
     meter.note_event(Event(name=EventName.LISTENER_POLLING, fields={"why": ""}))
-    meter.durations["a"].note(1.0)
+    meter.tallies["a", "default"].durations.note(1.0)
     before = parsed(metrics.text()[0].decode())
     close_meter(metrics, meter)
     after = parsed(metrics.text()[0].decode())
