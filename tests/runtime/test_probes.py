@@ -28,7 +28,7 @@ from pgnotifyq.runtime.probes import live, ready
 from pgnotifyq.wire.connection import open_connection
 from tests.cli.support import open_floor
 from tests.proxy import Proxy, run_proxy
-from tests.runtime.probing import Answer, ask, get, until
+from tests.runtime.probing import Answer, ask, get, refused, until
 from tests.runtime.support import PATIENCE_SECONDS, Log, Worker, Workplace, _work, open_workplace
 
 if TYPE_CHECKING:
@@ -75,10 +75,9 @@ async def test_loop_that_is_held(place: Workplace) -> None:
     seen = threading.Event()
 
     def probe(address: str) -> None:
-        while (answer := get(address, "/ready")).status == 200:
-            time.sleep(0.02)
-        answers.update(ready=answer, live=get(address, "/live"), metrics=get(address, "/metrics"))
-        seen.set()
+        if (answer := refused(address, "/ready")) is not None:
+            answers.update(ready=answer, live=get(address, "/live"), metrics=get(address, "/metrics"))
+            seen.set()
 
     @registry.handler()
     async def hold(payload: Payload) -> None:
@@ -102,10 +101,9 @@ async def test_loop_that_is_held_until_its_leases_are_lost(place: Workplace) -> 
     seen = threading.Event()
 
     def probe(address: str) -> None:
-        while (answer := get(address, "/live")).status == 200:
-            time.sleep(0.02)
-        answers.append(answer)
-        seen.set()
+        if (answer := refused(address, "/live")) is not None:
+            answers.append(answer)
+            seen.set()
 
     @registry.handler()
     async def hold(payload: Payload) -> None:
