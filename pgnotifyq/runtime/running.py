@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -39,6 +39,8 @@ class Running:
     handler: Handler | None = None  # once it starts
     interrupt: Interrupt | None = None
     interrupted_at: float | None = None  # when the worker told it to stop
+    tally: Any = None  # where its meter counts it (meter.py), if anybody reads that
+    waited_seconds: float = 0.0  # how long its job was due before it was claimed, for the same
     trace: Trace | None = None  # of this execution, once it starts, if the program wants any
     _interrupted: trio.Event | None = attrs.field(default=None, init=False)
     # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to

@@ -22,7 +22,7 @@ from pgnotifyq.ledger import end, workers
 from pgnotifyq.ledger.errors import Whose, translated, whose
 from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
-from pgnotifyq.model.errors import DatabaseUnreachable
+from pgnotifyq.model.errors import ConfigError, DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.http_address import HttpAddress
@@ -169,6 +169,8 @@ async def run_worker(
     emit = Telling(on_event)
     if metrics is None and config.http is not None:
         metrics = Metrics()
+    if metrics is not None and not isinstance(metrics, Metrics):
+        raise ConfigError(f"metrics is a {type(metrics).__name__}, not a Metrics: pass pgnotifyq.Metrics()")
     meter = None
     if metrics is not None:
         meter = open_meter(metrics, handle.worker_id, registry, config.queues)
