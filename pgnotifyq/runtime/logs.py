@@ -284,14 +284,14 @@ _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return what a record has besides its text: an event's fields, a job's, the call's."""
-    fields = {**_job_under_way(), **ids_in_logs(), **getattr(record, "pgnotifyq", {})}
+    fields = {**job_under_way(), **ids_in_logs(), **getattr(record, "pgnotifyq", {})}
     for name, value in vars(record).items():
         if name not in _OF_EVERY_RECORD and len(fields) < EXTRAS_MAX:
             fields[name] = value
     return fields
 
 
-def _job_under_way() -> dict[str, Any]:
+def job_under_way() -> dict[str, Any]:
     """Return what the job is called by whose task is logging, if it is one's."""
     if (names_here := job_names.get()) is not None:
         return dict(names_here())
