@@ -14,13 +14,15 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import psutil
 import psycopg
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from pgnotifyq import WorkerConfig
 from pgnotifyq.cli.ending import LAST_WORDS_SECONDS, PATIENCE_SECONDS
+from pgnotifyq.embedded import _free_port
 from tests.cli.test_systemd import Manager
 from tests.pages import DOCS, blocks, named
 
@@ -235,4 +237,37 @@ def test_options_are_known() -> None:
     ).stdout  # fmt: skip
     for command in commands():
         assert command[0] == "worker"
-        assert {name for name in options(command) if name not in shown} <= {"--http"}
+        assert [name for name in options(command) if name not in shown] == []
+
+
+def test_manifest_runs(pod: dict[str, Any], shop: Path, dsn: str) -> None:
+    """Its arguments start a worker whose probes are answered; with several processes, each has a port of its own."""
+    (container,) = pod["containers"]
+    port = _free_port()
+    arguments = [argument.replace("0.0.0.0:9100", f"127.0.0.1:{port}") for argument in container["args"]]
+    for processes in (1, 2):
+        worker = start([sys.executable, "-m", "pgnotifyq", *arguments, f"--processes={processes}"], shop, dsn)
+        try:
+            wait_until(dsn, f"count(*) = {processes} from pgnotifyq.worker_heartbeats where has_session")
+            for number in range(processes):
+                for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                    path = container[probe]["httpGet"]["path"]
+                    wait_for_200(f"http://127.0.0.1:{port + number}{path}")
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(WAIT_SECONDS) == 0
+        finally:
+            worker.kill()
+            worker.wait()
+
+
+def wait_for_200(url: str) -> None:
+    """Ask until the answer is that all is well."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < deadline, url
+        time.sleep(0.05)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import attrs
 import trio
 from cyclopts import Parameter
 
@@ -28,6 +29,7 @@ from pgnotifyq.ledger import look
 from pgnotifyq.model.config import WorkerConfig, queue_of
 from pgnotifyq.model.errors import AppNotFound, ConfigError, quietly, text_of
 from pgnotifyq.model.events import Event, EventName, as_json, as_line
+from pgnotifyq.model.http_address import HttpAddress
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.runtime.logs import Logs, as_json_log
 from pgnotifyq.runtime.worker import run_worker
@@ -75,7 +77,11 @@ def worker(
     ] = 10,
     listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
     http: Annotated[
-        str | None, Parameter(help="HOST:PORT where /live, /ready and /metrics are answered.", show_default=False)
+        str | None,
+        Parameter(
+            help="HOST:PORT where /live, /ready and /metrics are answered; of several processes, each has the next port.",
+            show_default=False,
+        ),
     ] = None,
     processes: Annotated[
         int, Parameter(converter=whole, help="So many worker processes, supervised by this one, which does no work.")
@@ -137,6 +143,8 @@ def worker(
     if parent is None and (processes != 1 or reload):
         with _standard_output(logs.format) as tell:
             return supervise(processes, reloads=reload, config=config, emit=tell, manager=manager)
+    if parent is not None and config.http is not None:
+        config = attrs.evolve(config, http=str(HttpAddress.read(config.http).nth(parent.index)))
     return _run(app, dsn, listen_dsn, config, logs=logs, quiet=quiet, parent=parent, manager=manager)
 
 
