@@ -42,9 +42,10 @@ from pgnotifyq.runtime.asyncio_context import AsyncioContext
 from pgnotifyq.runtime.asyncio_loop import errand_of, open_loop
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.lifespans import lifespans_on
+from pgnotifyq.runtime.logs import job_names, job_under_way
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextvars import Token
 
     from pgnotifyq.ledger.claimed import ClaimedJob
@@ -168,7 +169,7 @@ class Executor:
             # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel
             # through trio.from_thread.check_cancelled() and ctx.is_cancelled(). In a tuple, for
             # trio refuses threads that return coroutines.
-            (value,) = await trio.to_thread.run_sync(_call_in_thread, handler, arguments, limiter=self.threads)
+            (value,) = await trio.to_thread.run_sync(_call_in_thread, handler, arguments, job_under_way(), limiter=self.threads)
         return value if type(value) in PLAIN_RESULTS else await finished(handler, value)
 
     async def _run_within(self, around: Sequence[Middleware], running: Running, handler: Handler, payload: Any) -> object:
@@ -256,7 +257,9 @@ def as_ended(error: BaseException) -> Returned | Raised:
     return ended
 
 
-def _call_in_thread(handler: Handler, arguments: tuple[Any, ...]) -> tuple[object]:
+def _call_in_thread(handler: Handler, arguments: tuple[Any, ...], names: Mapping[str, Any]) -> tuple[object]:
+    if names:
+        job_names.set(lambda: names)  # the context is the thread's own
     try:
         return (handler.call(*arguments),)
     except (KeyboardInterrupt, BaseExceptionGroup) as error:

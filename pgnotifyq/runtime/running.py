@@ -101,7 +101,7 @@ class Running:
         """Return what records of the handler's log call this execution by."""
         job = self.job
         return {"job_id": job.id, "job_type": job.job_type, "execution_id": self.lease.execution_id,
-                "attempt": job.attempts, "org_id": job.whole.org_id}  # fmt: skip
+                "attempt": job.attempts, "org_id": job.whole.org_id, "worker_id": job.whole.locked_by}  # fmt: skip
 
     def why_stop(self) -> Interrupt | None:
         """Return why the handler shall stop, a deadline that has passed included.

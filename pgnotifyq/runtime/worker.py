@@ -65,7 +65,7 @@ from pgnotifyq.runtime.trust import (
     register,
     speak_by,
 )
-from pgnotifyq.runtime.wakeups import Wakeups
+from pgnotifyq.runtime.wakeups import Push, Wakeups
 from pgnotifyq.runtime.watchdog import names_of, watch_asyncio_for_ever, watch_for_ever
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.loops import need_trio
@@ -95,6 +95,9 @@ class WorkerHandle:
     worker_id: WorkerId
     _first: trio.Event = attrs.field(factory=trio.Event)
     _second: trio.Event = attrs.field(factory=trio.Event)
+    # Who asks the database.
+    _links: Sequence[Link] = ()
+    _push: Push = attrs.field(factory=Push)
     # Jobs that had to be interrupted when the worker was shut down.
     interrupted: int = 0
     # Where probes and metrics are answered, as "127.0.0.1:9100"; None: nowhere.
@@ -113,6 +116,16 @@ class WorkerHandle:
         """Stop claiming and interrupt what runs."""
         self._first.set()
         self._second.set()
+
+    def silent_seconds(self) -> float:
+        """Return for how long the database has answered nothing; 0 if it is known to be away.
+
+        On the worker's event loop.
+        """
+        if any(link.is_down for link in self._links) or not self._links:
+            return 0.0
+        answered_at = max(self._push.answered_at, *(link.answered_at for link in self._links))
+        return trio.current_time() - answered_at
 
     @property
     def is_draining(self) -> bool:
@@ -202,6 +215,7 @@ async def run_worker(
             return made
 
         staff = _Staff(me, databases, link)
+        handle._links, handle._push = (staff.quick, staff.durable), staff.wakeups.push  # noqa: SLF001  # the handle is this module's own
         stack.push_async_callback(staff.loop.aclose)
         stack.push_async_callback(staff.processes.aclose)
         try:
