@@ -57,7 +57,7 @@ from pgnotifyq.model.events import Event, EventName, EventSink
 # A handler: where it is registered, what it is given, what it may return.
 from pgnotifyq.model.handler import Handler, RunsIn
 from pgnotifyq.model.registry import HandlerDecorator, JobRegistry
-from pgnotifyq.model.payload import make_converter
+from pgnotifyq.model.converting import make_converter
 from pgnotifyq.model.retry import RetryPolicy
 
 if TYPE_CHECKING:
