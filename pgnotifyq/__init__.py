@@ -58,7 +58,7 @@ from pgnotifyq.model.events import Event, EventName, EventSink
 from pgnotifyq.model.around import Lifespan, Middleware, Resources
 from pgnotifyq.model.handler import Handler, RunsIn
 from pgnotifyq.model.registry import HandlerDecorator, HookSettings, JobRegistry
-from pgnotifyq.model.payload import make_converter
+from pgnotifyq.model.converting import make_converter
 from pgnotifyq.model.retry import RetryPolicy
 
 if TYPE_CHECKING:

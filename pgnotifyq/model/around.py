@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 
 import attrs
 
+from pgnotifyq.model.converting import name_of
 from pgnotifyq.model.errors import ConfigError, LifespanFailed, text_of
 from pgnotifyq.model.handler import RunsIn
-from pgnotifyq.model.payload import name_of
 
 T = TypeVar("T")
 

@@ -19,8 +19,9 @@ import attrs
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, PayloadUndecodable
 from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import QUEUE_DEFAULT, JobSettings, NewJob
-from pgnotifyq.model.payload import VERSION_KEY, Encoded, encoded, mark, may_be_none, structure, upgraded
+from pgnotifyq.model.payload import VERSION_KEY, Encoded, encoded, mark, upgraded
 from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.structuring import may_be_none, structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,7 +82,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     is_async: bool  # else a call of it blocks, or returns an awaitable
     takes_job: bool  # a class handler, and a function that asks for a Job, are given the whole job
     takes_context: bool
-    # The type that payloads are structured into (model/payload.py, `understood`). None: as decoded.
+    # What payloads are structured into (model/structuring.py, `understood`). None: as decoded.
     payload_type: Any
     name: str  # module:qualname, for people
     # `enqueue` uses it if its caller says nothing. None: the default.

@@ -19,13 +19,14 @@ import attrs
 import cattrs
 
 from pgnotifyq.model.around import Lifespan, Middleware, lifespan_of, middleware_of
+from pgnotifyq.model.converting import bare, converter_that, is_pydantic, is_structured, name_of
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
 from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what a registry has
 from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.names import check_job_type
-from pgnotifyq.model.payload import bare, converter_that, is_pydantic, is_structured, name_of, understood
 from pgnotifyq.model.retry import Errors, RetryPolicy
+from pgnotifyq.model.structuring import understood
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence

@@ -26,10 +26,10 @@ from typing import Any
 import attrs
 from cattrs.strategies import configure_tagged_union
 
+from pgnotifyq.model.converting import make_converter
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.outcome import InterruptKind
-from pgnotifyq.model.payload import make_converter
 
 # What runs before anything is imported; it is given the socket's number, the worker's id of a
 # process, and where modules are found.

@@ -432,14 +432,14 @@ MUTANTS = (
     ),
     Mutant(
         "an annotation that is not understood is taken",
-        "pgnotifyq/model/payload.py",
-        "        (converter or _converter()).get_structure_hook(wanted)\n",
+        "pgnotifyq/model/structuring.py",
+        "        (converter or default_converter()).get_structure_hook(wanted)\n",
         "        pass\n",
         ("model/test_payload.py::test_an_annotation_that_cannot_be_honoured_is_refused",),
     ),
     Mutant(
         "a text is a list of its letters",
-        "pgnotifyq/model/payload.py",
+        "pgnotifyq/model/converting.py",
         "if not isinstance(value, kind):",
         "if value is None:",
         ("model/test_payload.py::test_a_value_of_another_kind_is_refused_rather_than_converted",),
@@ -467,7 +467,7 @@ MUTANTS = (
     ),
     Mutant(
         "two types that are both text make a union",
-        "pgnotifyq/model/payload.py",
+        "pgnotifyq/model/converting.py",
         "if len(alike) > 1 and not set(alike) <= {int, float}:",
         "if len(alike) > 9 and not set(alike) <= {int, float}:",
         ("model/test_payload.py::test_an_annotation_that_cannot_be_honoured_is_refused",),
