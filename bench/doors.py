@@ -3,8 +3,8 @@
 The doors take turns, a slice of a second each, on one server and one table, for the machine drifts.
 A slice is followed by the next of another door; medians of a door's slices are compared. The bare
 insert is a prepared one of the same row into the table of jobs, by a cursor of psycopg's in
-autocommit: whoever writes the row by hand pays for its indexes and triggers too. `client` is the CPU
-of the client's own process.
+autocommit: a program that writes the row by hand pays for its indexes and triggers too. `client` is
+the CPU of the client's own process.
 """
 
 from __future__ import annotations

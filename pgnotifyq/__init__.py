@@ -55,9 +55,10 @@ from pgnotifyq.model.config import WorkerConfig, WorkerSettings
 from pgnotifyq.model.events import Event, EventName, EventSink
 
 # A handler: where it is registered, what it is given, what it may return.
+from pgnotifyq.model.around import Lifespan, Middleware, Resources
 from pgnotifyq.model.handler import Handler, RunsIn
-from pgnotifyq.model.registry import HandlerDecorator, JobRegistry
-from pgnotifyq.model.payload import make_converter
+from pgnotifyq.model.registry import HandlerDecorator, HookSettings, JobRegistry
+from pgnotifyq.model.converting import make_converter
 from pgnotifyq.model.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Sn
 
 # Values: a job, what became of it, and what is looked at.
 from pgnotifyq.model.headers import Headers
-from pgnotifyq.model.job import NIL_ORG, DeadLetter, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
+from pgnotifyq.model.job import NIL_ORG, DeadLetter, EndedJob, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
 from pgnotifyq.ledger.look import Explanation, QueueRow, TroubleRow, WorkerRow
@@ -110,6 +111,8 @@ from pgnotifyq.model.errors import (
     TransactionAborted,
     TransactionRefused,
     TransactionLeft,
+    LifespanFailed,
+    HandlerProcessDied,
     UnsupportedPsycopg,
 )
 
@@ -135,9 +138,13 @@ __all__ = [
     "EventName",
     "EventSink",
     # A handler.
+    "Lifespan",
+    "Middleware",
+    "Resources",
     "Handler",
     "RunsIn",
     "HandlerDecorator",
+    "HookSettings",
     "JobRegistry",
     "make_converter",
     "RetryPolicy",
@@ -153,6 +160,7 @@ __all__ = [
     "Headers",
     "NIL_ORG",
     "DeadLetter",
+    "EndedJob",
     "Execution",
     "ExecutionId",
     "Job",
@@ -202,6 +210,8 @@ __all__ = [
     "TransactionAborted",
     "TransactionRefused",
     "TransactionLeft",
+    "LifespanFailed",
+    "HandlerProcessDied",
     "UnsupportedPsycopg",
 ]
 

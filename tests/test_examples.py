@@ -33,6 +33,12 @@ short: completed short.mp4
 long: cancelled
 left: ['short.mp4']
 """,
+    "thumbnails.py": """\
+trap: cancelled
+completed {'file': 'a.jpg', 'size': [64, 48]}
+completed {'file': 'b.jpg', 'size': [64, 48]}
+completed {'file': 'c.jpg', 'size': [64, 48]}
+""",
 }
 
 

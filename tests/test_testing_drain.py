@@ -163,14 +163,15 @@ def test_in_an_async_test(dsn: str, backend: str) -> None:
 
 
 def test_a_drain_that_nobody_awaits(dsn: str) -> None:
-    """Python warns of it, as of any coroutine."""
+    """Python warns of it, as of any coroutine, and names it."""
 
     async def test() -> None:
-        await trio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
         drain(make_registry(), dsn)
 
-    with pytest.warns(RuntimeWarning, match="never awaited"):
-        trio.run(test)
+    for backend in ("trio", "asyncio"):
+        with pytest.warns(RuntimeWarning, match=r"drain.*never awaited"):
+            anyio.run(test, backend=backend)
 
 
 def test_neither_or_both(dsn: str) -> None:

@@ -21,7 +21,7 @@ from cyclopts import App, CycloptsError
 
 from pgnotifyq._version import __version__
 from pgnotifyq.cli import db, dead, demo, doctor, explain, jobs, schema, worker, workers
-from pgnotifyq.cli.streams import leave_streams, prepare_streams, silence
+from pgnotifyq.cli.streams import as_error, leave_streams, prepare_streams, silence
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import errors
 from pgnotifyq.model.errors import quietly
@@ -92,7 +92,7 @@ def _tell_all(raised: list[BaseException]) -> int | None:
         return None
     line, code = next(one for one in told if one)
     # The terminal may be gone, or its disk be full.
-    quietly(print, f"pgnotifyq: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    quietly(print, as_error(" ".join(line.split())), file=sys.stderr, flush=True)
     return code
 
 

@@ -106,7 +106,7 @@ def _judge_role(facts: Facts) -> list[Finding]:
         writes = Finding("fail", f"transactions of role {role} are read-only, it cannot write", hint)
     elif facts["rights_missing"] or facts["functions_refused"]:
         lacks = facts["rights_missing"] or f"execute on {facts['functions_refused']} function(s)"
-        hint = "a worker needs them all; whoever only enqueues needs usage on the schema, and select and insert on jobs"
+        hint = "a worker needs them all; a role that only enqueues needs usage on the schema, and select and insert on jobs"
         writes = Finding("fail", f"role {role} cannot write as a worker must: it lacks {lacks}", hint)
     else:
         writes = Finding("ok", f"role {role} can write")

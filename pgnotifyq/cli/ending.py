@@ -21,6 +21,8 @@ Rules:
 - A handler may listen to signals as well, with a handler of Python's: both hear. If it leaves
   something behind so that nothing would be heard any more (a signal ignored or set to its default,
   no socket), this is put right now and then.
+- A parent (processes.py) says how far the end has come, and its children may hear the same signals
+  by themselves. The larger counts.
 - SIGQUIT keeps its default: an end at once, with a core. Other workers find its jobs by the end of
   its session.
 """
@@ -42,8 +44,10 @@ import attrs
 import psycopg
 import trio
 
+from pgnotifyq.cli.streams import as_error
 from pgnotifyq.ledger import lease, sessions
 from pgnotifyq.model.errors import quietly
+from pgnotifyq.runtime.lifespans import CLOSE_SECONDS
 from pgnotifyq.runtime.worker import FAREWELL_SECONDS
 from pgnotifyq.wire.addresses import told_of
 from pgnotifyq.wire.asking import ask_blocking
@@ -57,14 +61,16 @@ if TYPE_CHECKING:
 EXIT_STUCK = 5  # a handler did not let go; the process was ended over it
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ECHO_SECONDS = 0.2
-# Beyond the deadline and the grace: the settler's last statement and the farewell.
-PATIENCE_SECONDS = FAREWELL_SECONDS + 1.0
+# Beyond the deadline and the grace: the settler's last statement, the lifespans and the farewell.
+PATIENCE_SECONDS = 1.0 + CLOSE_SECONDS + FAREWELL_SECONDS
 # For a start that was told to end. Work in a thread, as the start of a server, cannot be cut short.
 START_PATIENCE_SECONDS = 5.0
 # For the last words of a process that is stuck. They go to standard error, which may be full, and
 # to a database, which may be frozen.
 LAST_STATEMENT_SECONDS = 2.0
 LAST_WORDS_SECONDS = 5.0
+# What a parent says is written to the socket as a number above this, which no signal has.
+TOLD = 200
 # How often to see whether signals still reach us.
 LOOK_SECONDS = 5.0
 # Linux tells who wrote to a socket: pid, user, group.
@@ -99,7 +105,8 @@ class Ear:
     handle: WorkerHandle | None = None
     config: WorkerConfig | None = None
     dsn: str = ""
-    count: int = 0
+    count: int = 0  # how far the end has come: 1 drains, 2 interrupts
+    _signals: int = 0
     last_at: float = -math.inf
     deadline: float | None = None
     _masks: threading.local = attrs.field(factory=threading.local)
@@ -195,24 +202,35 @@ class Ear:
         """
         act = _nothing
         now = time.monotonic()
+        count = number - TOLD if number > TOLD else 0
         if number in self.before and now >= self.last_at + ECHO_SECONDS:
             self.last_at = now
-            self.count += 1
+            self._signals += 1
+            count = self._signals
+        if count > self.count:
+            self.count = count
             deadline = now + self.seconds
             self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
             if self.handle is None:
-                self.ended_by = self.ended_by or number
+                self.ended_by = self.ended_by or (number if number < TOLD else signal.SIGTERM)
             act = self.act
         if self.token is not None:
             with suppress(trio.RunFinishedError):
                 self.token.run_sync_soon(act)
 
+    def be_told(self, level: int) -> None:
+        """Heed what the parent says: 1 drains, 2 interrupts. What was heard already is no news."""
+        with suppress(OSError):
+            self.told.send(bytes([TOLD + level]))
+
     def act(self) -> None:
         """Do what a signal asks for."""
         if self.handle is None:
             self.starting.cancel(reason="pgnotifyq: told to end")
-        else:
+        elif self.count == 1:
             self.handle.drain()
+        else:
+            self.handle.stop()
 
     @property
     def seconds(self) -> float:
@@ -246,8 +264,8 @@ class Ear:
         except psycopg.Error as error:
             what = f"its jobs could not be released ({told_of(error, self.dsn)}), their leases will run out"
         # Last: if nobody reads any more, this raises, or waits.
-        line = f"pgnotifyq: a handler did not let go within {self.seconds:g} s of the signal; ending the process; {what}"
-        print(line, file=sys.stderr, flush=True)
+        line = f"a handler did not let go within {self.seconds:g} s of the signal; ending the process; {what}"
+        print(as_error(line), file=sys.stderr, flush=True)
 
     def hold_signals(self) -> None:
         """Have signals wait, before a fork.

@@ -46,7 +46,7 @@ def enqueue(
     delay_seconds: Annotated[float | None, Parameter(help="Not before so many seconds from now.")] = None,
     at: Annotated[str | None, Parameter(help="Not before this time: ISO 8601 with a time zone.")] = None,
     max_attempts: Annotated[
-        int | None, Parameter(converter=whole, help="Then it is a dead letter; default: its handler's, else 3.")
+        int | None, Parameter(converter=whole, help="Then it is a dead letter; default: its handler's, else 15.")
     ] = None,
     org: Annotated[str | None, Parameter(help="The tenant, a uuid.")] = None,
     unique_key: Annotated[str | None, Parameter(help="At most one unfinished job a tenant, type and key.")] = None,

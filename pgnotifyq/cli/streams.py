@@ -35,6 +35,19 @@ WAITING_BYTES_MAX = 4 * 1024 * 1024
 LAST_LINES_SECONDS = 1.0
 
 
+def as_error(text: str) -> str:
+    """Return the line that tells an error, in the format of this process's standard error."""
+    return _error_lines[-1](text)
+
+
+def tell_errors_as(render: Callable[[str], str]) -> None:
+    """Have errors told in another format, as long as this process lives."""
+    _error_lines.append(render)
+
+
+_error_lines: list[Callable[[str], str]] = ["pgnotifyq: {}".format]
+
+
 def prepare_streams() -> None:
     """Have standard output and error take every character. Lead closed ones to the null device.
 

@@ -8,32 +8,40 @@ import logging
 import sys
 import sysconfig
 import traceback
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import attrs
 import trio
 from cyclopts import Parameter
 
 from pgnotifyq.cli.act import find_database, open_ledger
+from pgnotifyq.cli.ending import die_by, heed_signals
 from pgnotifyq.cli.parameters import Dsn, Schema, whole
+from pgnotifyq.cli.processes import find_parent, supervise
 from pgnotifyq.cli.reach import answered
-from pgnotifyq.cli.streams import LAST_LINES_SECONDS, open_unfailing
+from pgnotifyq.cli.streams import LAST_LINES_SECONDS, as_error, open_unfailing, tell_errors_as
+from pgnotifyq.cli.systemd import Progress, find_service_manager
 from pgnotifyq.ledger import look, roles
 from pgnotifyq.ledger.roles import RoleKind
 from pgnotifyq.model.config import WorkerConfig, queue_of
 from pgnotifyq.model.errors import AppNotFound, ConfigError, quietly, text_of
 from pgnotifyq.model.events import Event, EventName, as_json, as_line
+from pgnotifyq.model.http_address import HttpAddress
 from pgnotifyq.model.registry import JobRegistry
-from pgnotifyq.runtime.logs import set_up_logging
+from pgnotifyq.runtime.logs import Logs, as_json_log
 from pgnotifyq.runtime.worker import run_worker
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pgnotifyq.cli.ending import Ear
+    from pgnotifyq.cli.processes import Parent
+    from pgnotifyq.cli.systemd import ServiceManager
     from pgnotifyq.embedded import Database
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.runtime.worker import WorkerHandle
@@ -64,7 +72,7 @@ def worker(
     ] = None,
     lease_seconds: Annotated[float, Parameter(help="How long a silent worker keeps its jobs.")] = 60.0,
     heartbeat_seconds: Annotated[float | None, Parameter(help="At most, and by default, a third of the lease.")] = None,
-    shutdown_seconds: Annotated[float, Parameter(help="How long running jobs may go on after the first signal.")] = 30.0,
+    shutdown_seconds: Annotated[float, Parameter(help="How long running jobs may go on after the first signal.")] = 12.0,
     grace_seconds: Annotated[float, Parameter(help="How long an interrupted handler may clean up.")] = 5.0,
     handler_connections: Annotated[
         int, Parameter(converter=whole, help="Database sessions that handlers share for their own transactions, at most.")
@@ -78,13 +86,30 @@ def worker(
     ] = None,
     listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
     http: Annotated[
-        str | None, Parameter(help="HOST:PORT where /live, /ready and /metrics are answered.", show_default=False)
+        str | None,
+        Parameter(
+            help="HOST:PORT where /live, /ready and /metrics are answered; of several processes, each has the next port.",
+            show_default=False,
+        ),
     ] = None,
+    processes: Annotated[
+        int, Parameter(converter=whole, help="So many worker processes, supervised by this one, which does no work.")
+    ] = 1,
+    reload: Annotated[
+        bool,
+        Parameter(
+            negative="", show_default=False, help="Start anew when a Python file below this folder changes (extra `reload`)."
+        ),
+    ] = False,
     log_format: Annotated[
         str, Parameter(help="line or json; of events (standard output) and of logs (standard error).")
     ] = "line",
     log_level: Annotated[
         str | None, Parameter(help="Of logs: debug, info (the default), warning, error or critical.", show_default=False)
+    ] = None,
+    log_config: Annotated[
+        str | None,
+        Parameter(help="A file, JSON or TOML, for logging.config.dictConfig; it sets up logging whole.", show_default=False),
     ] = None,
     quiet: Annotated[
         bool, Parameter(negative="", show_default=False, help="Say nothing of jobs that go as planned: twice as many a second.")
@@ -100,13 +125,17 @@ def worker(
 
     Events go to standard output, what is logged (`ctx.log`, the application's own loggers,
     warnings) to standard error, both as --log-format says. An application that sets up logging
-    itself keeps its own set-up.
+    itself keeps its own set-up, unless --log-config gives another.
+
+    With --processes, each process is started again when it ends by itself, and signals go to all.
+    Under systemd (Type=notify), readiness, status and a watchdog are told.
 
     Exit codes besides the usual: 4 some jobs had to be interrupted and were released, 5 a handler
     did not let go and the process was ended over it, its jobs released.
     """
-    if log_format not in {"line", "json"}:
-        raise ConfigError(f"--log-format {log_format!r}: use line or json")
+    logs = Logs.read(log_format, log_level, log_config)
+    if logs.format == "json":
+        tell_errors_as(as_json_log)
     given = {"heartbeat_seconds": heartbeat_seconds, "concurrency": concurrency}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     config = WorkerConfig(
@@ -120,7 +149,13 @@ def worker(
         http=http,
         **settings,
     )
-    return _run(app, dsn, listen_dsn, config, log_format=log_format, log_level=log_level, quiet=quiet)
+    parent, manager = find_parent(), find_service_manager()
+    if parent is None and (processes != 1 or reload):
+        with _standard_output(logs.format) as tell:
+            return supervise(processes, reloads=reload, config=config, emit=tell, manager=manager)
+    if parent is not None and config.http is not None:
+        config = attrs.evolve(config, http=str(HttpAddress.read(config.http).nth(parent.index)))
+    return _run(app, dsn, listen_dsn, config, logs=logs, quiet=quiet, parent=parent, manager=manager)
 
 
 def _queues(texts: Sequence[str]) -> Mapping[str, int | None]:
@@ -133,45 +168,61 @@ def _queues(texts: Sequence[str]) -> Mapping[str, int | None]:
     return queues
 
 
-def _run(
-    app: str | None,
-    dsn: str | None,
-    listen_dsn: str | None,
-    config: WorkerConfig,
-    *,
-    log_format: str,
-    log_level: str | None,
-    quiet: bool,
-) -> int:
-    """Run a worker until it is told to stop; return its exit code."""
-    from pgnotifyq.cli.ending import die_by, heed_signals
+@contextmanager
+def _standard_output(log_format: str) -> Iterator[EventSink]:
+    """Have events written to standard output, and neither stream wait for its reader or fail.
 
+    Enter it before the application is imported: its logging may keep the streams.
+    """
     render = as_json if log_format == "json" else as_line
 
     def dropped(count: int) -> str:
         fields = {"lines": count, "why": "nobody read standard output"}
         return render(Event(name=EventName.EVENTS_DROPPED, fields=fields), datetime.now().astimezone())
 
-    # Before the application is imported: its logging may keep the streams.
+    def dropped_log(count: int) -> str:
+        text = f"{count} lines are missing here: nobody read standard error"
+        return as_error(text)
+
     sys.stdout, out = open_unfailing(sys.stdout, dropped=dropped)
-    sys.stderr, err = open_unfailing(
-        sys.stderr, dropped="pgnotifyq: {} lines are missing here: nobody read standard error".format
-    )
+    sys.stderr, err = open_unfailing(sys.stderr, dropped=dropped_log)
 
     def tell(event: Event) -> None:
         out.write(render(event, datetime.now().astimezone()))
 
     tell.__qualname__ = "standard output"
-    registry = load_registry(app)
-    set_up_logging(log_format, log_level)
-    spare_the_collector()
-    ear = heed_signals()
-    handle: WorkerHandle | None = trio.run(
-        partial(_work, registry, dsn, listen_dsn, config, ear=ear, tell=tell, routine_events=not quiet)
-    )
-    for stream, writer in ((sys.stdout, out), (sys.stderr, err)):
-        quietly(stream.flush)
-        writer.flush(LAST_LINES_SECONDS)
+    try:
+        yield tell
+    finally:
+        for stream, writer in ((sys.stdout, out), (sys.stderr, err)):
+            quietly(stream.flush)
+            writer.flush(LAST_LINES_SECONDS)
+
+
+def _run(
+    app: str | None,
+    dsn: str | None,
+    listen_dsn: str | None,
+    config: WorkerConfig,
+    *,
+    logs: Logs,
+    quiet: bool,
+    parent: Parent | None,
+    manager: ServiceManager | None,
+) -> int:
+    """Run a worker until it is told to stop; return its exit code."""
+    with _standard_output(logs.format) as tell:
+        registry = load_registry(app)
+        logs.set_up()
+        spare_the_collector()
+        ear = heed_signals()
+        if parent is not None:
+            parent.obey(ear)
+        listener = parent or manager
+        progress = None if listener is None else Progress(listener, config)
+        handle: WorkerHandle | None = trio.run(
+            partial(_work, registry, dsn, listen_dsn, config, ear=ear, tell=tell, routine_events=not quiet, progress=progress)
+        )
     if handle is None:
         return die_by(ear.ended_by or 0)
     ear.rest()
@@ -264,11 +315,21 @@ async def _work(
     ear: Ear,
     tell: EventSink,
     routine_events: bool,
+    progress: Progress | None = None,
 ) -> WorkerHandle | None:
     """Start a worker and wait for its end; None when a signal ended the start."""
     ear.attend()
+
+    def tell_all(event: Event) -> None:
+        if progress is not None:
+            progress.note(event)
+        tell(event)
+
+    tell_all.__qualname__ = "standard output"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ear.stay_heard)
+        if progress is not None:
+            nursery.start_soon(progress.say_for_ever)
         handle: WorkerHandle | None = None
         with ear.starting:
             database = await find_database(dsn)
@@ -279,7 +340,7 @@ async def _work(
                 database.dsn,
                 config=config,
                 listen_dsn=listen_dsn,
-                on_event=tell,
+                on_event=tell_all,
                 routine_events=routine_events,
             )
             ended = trio.Event()
@@ -290,6 +351,8 @@ async def _work(
 
             handle = await nursery.start(work)
         if handle is not None:
+            if progress is not None:
+                progress.handle = handle
             ear.serve(handle, config, database.dsn)
             await ended.wait()
         nursery.cancel_scope.cancel(reason="pgnotifyq: the worker has ended")

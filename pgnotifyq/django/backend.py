@@ -62,7 +62,7 @@ class PgnotifyqBackend(BaseTaskBackend):
 
     - `database`: an alias of DATABASES; where the queue lives. Default: `default`.
     - `schema`: the schema that it lives in. Default: `pgnotifyq`.
-    - `max_attempts`: of tasks that do not say. Default: 3.
+    - `max_attempts`: of tasks that do not say. Default: 15.
     """
 
     task_class = PgnotifyqTask

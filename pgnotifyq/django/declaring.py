@@ -39,7 +39,7 @@ class PgnotifyqTask(Task):
     Made by `@task(max_attempts=5)`, changed by `resize.using(max_attempts=5)`.
     """
 
-    max_attempts: int | None = None  # then it has failed; None: what the backend's OPTIONS say, else 3
+    max_attempts: int | None = None  # then it has failed; None: what the backend's OPTIONS say, else 15
     # Exceptions after which it is tried again; any other fails it at once. None: it is tried again
     # after every one.
     retry_on: tuple[type[BaseException], ...] | None = None

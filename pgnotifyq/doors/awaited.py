@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from pgnotifyq.doors.verbs import CancelOutcome, ended
+from pgnotifyq.doors.verbs import SAVEPOINT_ALONE, CancelOutcome, ended
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
 from pgnotifyq.model.new_job import NewJob, job_id_of
@@ -45,10 +45,12 @@ class AwaitedVerbs:
         self._gatherer = gatherer
         self._ends = ends
 
-    async def _ask(self, verb: Verb[T], connection: CallersConnection | None = None) -> T:
+    async def _ask(self, verb: Verb[T], connection: CallersConnection | None = None, *, savepoint: bool = False) -> T:
         """Ask a verb on the caller's connection if there is one, else on one of the pool."""
         if connection is not None:
-            return await ask_on(connection, verb)
+            return await ask_on(connection, verb, savepoint=savepoint)
+        if savepoint:
+            raise TypeError(SAVEPOINT_ALONE)
         async with self._pool.connection() as own:
             return await ask(own, verb)
 
@@ -82,6 +84,7 @@ class AwaitedVerbs:
         unique_key: str | None = None,
         headers: Mapping[str, Any] | None = None,
         connection: CallersConnection | None = None,
+        savepoint: bool = False,
     ) -> JobId:
         """Enqueue one job and return its id.
 
@@ -101,7 +104,7 @@ class AwaitedVerbs:
             scheduled_at: not before this time, aware; compared with the database's clock.
             delay_seconds: not before this many seconds from now, on the database's clock.
             max_attempts: then it is dead-lettered; default: what the handler says that takes it,
-                else 3.
+                else 15.
             unique_key: while an unfinished job of the tenant and type has it, that job's id is
                 returned and none is made.
             headers: what goes with the job and is not its payload, as a trace's context: a JSON
@@ -111,13 +114,16 @@ class AwaitedVerbs:
                 that commits. One for this event loop (pgnotifyq's on trio; psycopg's, asyncpg's or
                 SQLAlchemy's on asyncio), or a blocking one (psycopg's, SQLAlchemy's, Django's),
                 which blocks the loop for one round trip: docs/transactions.md.
+            savepoint: with `connection`: if the database refuses the job, the transaction goes on.
+                Two more round trips.
 
         Cancellation: nothing is enqueued, or the task is cancelled at its next checkpoint.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
             UnknownJobType: the client has a registry, and it has no such handler.
-            TypeError: `connection` is of a kind that this client cannot use.
+            TypeError: `connection` is of a kind that this client cannot use; or `savepoint` is
+                without it.
         """
         job = self._verbs.new_job(
             {
@@ -133,15 +139,16 @@ class AwaitedVerbs:
                 "headers": headers,
             }
         )
-        if connection is None:
+        if connection is None and not savepoint:
             return await self._gatherer.enqueue(job)
-        return await self._ask(self._verbs.enqueue(job), connection)
+        return await self._ask(self._verbs.enqueue(job), connection, savepoint=savepoint)
 
     async def enqueue_many(
         self,
         jobs: Iterable[NewJob | Mapping[str, Any]],
         *,
         connection: CallersConnection | None = None,
+        savepoint: bool = False,
     ) -> list[JobId]:
         """Enqueue jobs, all or none, and return their ids in order.
 
@@ -151,13 +158,15 @@ class AwaitedVerbs:
             jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes:
                 job_type, payload, queue, ... What a mapping leaves out comes from the registry.
             connection: as for `enqueue`.
+            savepoint: as for `enqueue`, around all of them.
 
         Cancellation: none of them are enqueued, or the task is cancelled at its next checkpoint.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: none is enqueued.
             UnknownJobType: the client has a registry, and it has no such handler.
-            TypeError: `connection` is of a kind that this client cannot use.
+            TypeError: `connection` is of a kind that this client cannot use; or `savepoint` is
+                without it.
         """
         made: list[NewJob] = []
         given = list(jobs)
@@ -165,7 +174,7 @@ class AwaitedVerbs:
             made += part
             if len(made) < len(given):
                 await pause()
-        return await self._ask(self._verbs.enqueue_many(made), connection)
+        return await self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
 
     async def cancel(
         self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None

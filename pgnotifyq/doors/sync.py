@@ -12,7 +12,7 @@ from weakref import WeakSet
 import attrs
 
 from pgnotifyq.doors.blocking_ends import BlockingEnds
-from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, CancelOutcome, Verbs, ended, enqueue_alone
+from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, SAVEPOINT_ALONE, CancelOutcome, Verbs, ended, enqueue_alone
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.model.errors import ClientClosed, JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
@@ -101,10 +101,12 @@ class Client:
         self._is_closed = False
         _clients.add(self)
 
-    def _ask(self, verb: Verb[T], connection: CallersConnection | None = None) -> T:
+    def _ask(self, verb: Verb[T], connection: CallersConnection | None = None, *, savepoint: bool = False) -> T:
         """Ask a verb on the caller's connection if there is one, else on one of the pool."""
         if connection is not None:
-            return ask_on_blocking(connection, verb)
+            return ask_on_blocking(connection, verb, savepoint=savepoint)
+        if savepoint:
+            raise TypeError(SAVEPOINT_ALONE)
         with self._inside().pool.connection() as own:
             return ask_blocking(own, verb)
 
@@ -179,6 +181,7 @@ class Client:
         unique_key: str | None = None,
         headers: Mapping[str, Any] | None = None,
         connection: CallersConnection | None = None,
+        savepoint: bool = False,
     ) -> JobId:
         """Enqueue one job and return its id.
 
@@ -194,7 +197,7 @@ class Client:
             scheduled_at: not before this time, aware; compared with the database's clock.
             delay_seconds: not before this many seconds from now, on the database's clock.
             max_attempts: then it is dead-lettered; default: what the handler says that takes it,
-                else 3.
+                else 15.
             unique_key: while an unfinished job of the tenant and type has it, that job's id is
                 returned and none is made.
             headers: what goes with the job and is not its payload, as a trace's context: a JSON
@@ -202,11 +205,14 @@ class Client:
                 the job whose handler calls this, if there is one; {}: none.
             connection: enqueue in this connection's open transaction: the job exists if and only if
                 that commits. psycopg's, SQLAlchemy's (a session) or Django's: docs/transactions.md.
+            savepoint: with `connection`: if the database refuses the job, the transaction goes on.
+                Two more round trips.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
             UnknownJobType: the client has a registry, and it has no such handler.
-            TypeError: `connection` is of a kind that this client cannot use.
+            TypeError: `connection` is of a kind that this client cannot use; or `savepoint` is
+                without it.
         """
         job = self._verbs.new_job(
             {
@@ -222,15 +228,16 @@ class Client:
                 "headers": headers,
             }
         )
-        if connection is None:
+        if connection is None and not savepoint:
             return self._ask(enqueue_alone(self._verbs.schema, job))
-        return self._ask(self._verbs.enqueue(job), connection)
+        return self._ask(self._verbs.enqueue(job), connection, savepoint=savepoint)
 
     def enqueue_many(
         self,
         jobs: Iterable[NewJob | Mapping[str, Any]],
         *,
         connection: CallersConnection | None = None,
+        savepoint: bool = False,
     ) -> list[JobId]:
         """Enqueue jobs, all or none, and return their ids in order.
 
@@ -240,14 +247,16 @@ class Client:
             jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes:
                 job_type, payload, queue, ... What a mapping leaves out comes from the registry.
             connection: as for `enqueue`.
+            savepoint: as for `enqueue`, around all of them.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: none is enqueued.
             UnknownJobType: the client has a registry, and it has no such handler.
-            TypeError: `connection` is of a kind that this client cannot use.
+            TypeError: `connection` is of a kind that this client cannot use; or `savepoint` is
+                without it.
         """
         made = [job for part in self._verbs.new_jobs(list(jobs)) for job in part]
-        return self._ask(self._verbs.enqueue_many(made), connection)
+        return self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
 
     def cancel(self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None) -> CancelOutcome:
         """Cancel a job: a pending one never starts, a running one's handler is stopped.

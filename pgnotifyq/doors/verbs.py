@@ -41,12 +41,14 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 CONNECTIONS_MAX_DEFAULT = 4
+SAVEPOINT_ALONE = "savepoint=True goes with connection=: without it a job has a transaction of its own"
 
 
 class EnqueueSettings(JobSettings, total=False):
     """What `enqueue` takes besides a job's type and payload."""
 
     connection: CallersConnection | None
+    savepoint: bool
 
 
 class CancelOutcome(StrEnum):

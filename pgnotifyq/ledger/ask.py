@@ -118,18 +118,32 @@ def nothing(_: Answer, __: str) -> None:
 def array(values: Iterable[str | None]) -> str:
     """Write a one-dimensional array as the server reads it.
 
+    All values are joined by a character that no text of PostgreSQL can have, and escaped together:
+    a third of the time that it takes to escape one after the other.
+
     >>> array(["a", "b, c", None])
     '{"a","b, c",NULL}'
     """
-    return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
+    values = list(values)
+    try:
+        whole = "\0".join(values)  # type: ignore[arg-type]  # the error is what tells
+    except TypeError:
+        return _array_one_by_one(values)
+    if whole.count("\0") != len(values) - 1:
+        return _array_one_by_one(values)  # none at all; or a value has a NUL, which the asker refuses
+    return '{"' + _escaped(whole).replace("\0", '","') + '"}'
 
 
-def _quoted(value: str) -> str:
+def _array_one_by_one(values: Iterable[str | None]) -> str:
+    return "{" + ",".join(["NULL" if value is None else f'"{_escaped(value)}"' for value in values]) + "}"
+
+
+def _escaped(value: str) -> str:
     if "\\" in value:
         value = value.replace("\\", "\\\\")
     if '"' in value:
         value = value.replace('"', '\\"')
-    return f'"{value}"'
+    return value
 
 
 def text(value: object) -> str | None:

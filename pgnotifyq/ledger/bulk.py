@@ -136,7 +136,7 @@ def _copy(
     if not jobs:
         return []
     ids = list(new_ids(len(jobs)))
-    has_headers = any(job.headers for job in jobs)
+    has_headers = any([job.headers for job in jobs])  # noqa: C419  # a generator takes twice the time
     statement = query("copy_jobs_with_headers" if has_headers else "copy_jobs", schema)
     yield Copy(statement, _pieces(ids, jobs, payloads, now, queues, has_headers), said_of(schema))
     return ids

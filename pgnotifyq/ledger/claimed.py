@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from pgnotifyq.ledger.columns import TEXT, integer_from, microseconds_from, row_at, time_from, uuid_from
+from pgnotifyq.ledger.columns import TEXT, integer_from, row_at, seconds_from, time_from, uuid_from
 from pgnotifyq.model.headers import NO_HEADERS, Headers, headers_in
 from pgnotifyq.model.job import ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import DELAY_SECONDS_MAX, MAX_ATTEMPTS_DEFAULT, NewJob, headers_of
@@ -177,9 +177,12 @@ class ClaimedJob:
             assert whole.started_at is not None
             waited = (whole.started_at - max(whole.scheduled_at, whole.created_at)).total_seconds()
         else:
-            # Of `_lazy`, without the datetimes.
-            scheduled_at, created_at, started_at = map(microseconds_from, (self._lazy[4], self._lazy[6], self._lazy[7]))
-            waited = (started_at - max(scheduled_at, created_at)) / 1e6
+            # Of `_lazy`, without datetimes: half a microsecond.
+            lazy = self._lazy
+            due = seconds_from(lazy[4])
+            if lazy[6] != lazy[4]:
+                due = max(due, seconds_from(lazy[6]))
+            waited = seconds_from(lazy[7]) - due
         return min(max(waited, 0.0), DELAY_SECONDS_MAX)
 
     @property

@@ -32,6 +32,7 @@ _TIME_MIN = datetime.min.replace(tzinfo=UTC)
 _FLOAT = struct.Struct("!d")
 _FLOAT4 = struct.Struct("!f")
 _ARRAY = struct.Struct("!iiI")  # dimensions, whether there are nulls, the type of the elements
+_LONG = struct.Struct("!q").unpack  # PostgreSQL counts microseconds
 _LENGTH = struct.Struct("!i")
 _NULL = -1  # the length of an element that is null
 
@@ -133,9 +134,10 @@ def float_from(raw: bytes) -> float:
     return float(_FLOAT.unpack(raw)[0])
 
 
-def microseconds_from(raw: bytes) -> int:
-    """Return PostgreSQL's time as it counts: microseconds since its epoch."""
-    return int.from_bytes(raw, "big", signed=True)
+def seconds_from(raw: bytes) -> float:
+    """Return PostgreSQL's time as seconds since its epoch, to subtract from another."""
+    count: int = _LONG(raw)[0]
+    return count / 1e6
 
 
 def time_from(raw: bytes) -> datetime:
@@ -143,7 +145,7 @@ def time_from(raw: bytes) -> datetime:
 
     One that Python cannot say, and only raw SQL stores, becomes the last or the first it can.
     """
-    microseconds = microseconds_from(raw)
+    microseconds = int.from_bytes(raw, "big", signed=True)
     try:
         return _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:

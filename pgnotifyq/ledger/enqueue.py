@@ -130,9 +130,9 @@ def insert(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Ask[
     Source: sql/queries/insert_jobs.sql
     """
     ids = list(new_ids(len(jobs)))
-    statement = query("insert_jobs", schema)
-    values = (*_arrays(ids, jobs, payloads), _headers(jobs))
-    return Ask(statement, values, lambda _, __: ids, said_of(schema), may_repeat=False)
+    unsaid = array({job.job_type for job in jobs if job.queue_name is None})
+    values = (*_arrays(ids, jobs, payloads), _headers(jobs), unsaid)
+    return Ask(query("insert_jobs", schema), values, lambda _, __: ids, said_of(schema), may_repeat=False)
 
 
 def enqueue_claimed(

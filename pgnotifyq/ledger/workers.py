@@ -13,7 +13,7 @@ from pgnotifyq.ledger.statements import call, query
 from pgnotifyq.model.job import WorkerId
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pgnotifyq.ledger.ask import Answer, Steps
 
@@ -96,6 +96,17 @@ def publish_handlers(schema: str, worker_id: WorkerId, handlers: Sequence[tuple[
     """
     columns = [array([text(each[place]) for each in handlers]) for place in range(3)]
     return Ask(call("publish_handlers", "uuid text[] text[] integer[]", schema), (worker_id.hex, *columns), nothing)
+
+
+def publish_hooks(schema: str, job_types: Iterable[str], hooks: Sequence[tuple[str, str, str]]) -> Ask[None]:
+    """Publish which jobs are enqueued when others end.
+
+    Of each hook: the job type that it is of, the ending, and its own job type.
+
+    Source: sql/functions/end/hooks.sql
+    """
+    columns = [array([each[place] for each in hooks]) for place in range(3)]
+    return Ask(call("publish_hooks", "text[] text[] text[] text[]", schema), (array(list(job_types)), *columns), nothing)
 
 
 def fall_asleep(schema: str, worker_id: WorkerId, queues: Sequence[str], for_types: str | None = None) -> Plan[int]:

@@ -76,6 +76,15 @@ def _permits_of_all(config: WorkerConfig) -> int:
     return min(sum(permits.values()) + rest, CONCURRENCY_MAX)
 
 
+# A process has 30 MiB of data when it has imported pgnotifyq; a limit below that would fail each
+# job.
+_OF_PROCESSES = (
+    ("handler_processes_max", 1, 1000),
+    ("handler_process_jobs_max", 1, 1_000_000_000),
+    ("handler_process_memory_bytes_max", 64 * 2**20, 2**50),
+)
+
+
 # Used in `attrs.Factory`. pyright sees no default in a method that `@field.default` decorates.
 
 
@@ -111,7 +120,9 @@ class WorkerConfig:
     # A worker stops trusting a lease this long before its end. Default: a tenth of the lease, at
     # most 5.
     margin_seconds: float = attrs.field(default=attrs.Factory(_tenth_of_the_lease, takes_self=True))
-    shutdown_seconds: float = 30.0  # how long running jobs may go on after the first signal
+    # How long running jobs may go on after the first signal. With the grace and all that follows it
+    # is less than the 30 seconds after which Kubernetes kills a process (cli/ending.py).
+    shutdown_seconds: float = 12.0
     grace_seconds: float = 5.0  # for clean-up after an interrupt, before it is called unresponsive
     backstop_seconds: float = 30.0  # longest sleep while notifications are proven to arrive
     poll_seconds: float = 1.0  # longest sleep while they are not
@@ -133,6 +144,14 @@ class WorkerConfig:
     # ctx.org.transaction(). None: the login that `migrate --tenant-login` made, if there is one;
     # else these transactions share the sessions above, and are confined against mistakes only.
     tenant_dsn: str | None = attrs.field(default=None, repr=False)
+    # How many processes handlers with runs_in="process" share. None: one a core that this process
+    # may use. A quota of processor time, as containers have, is not seen.
+    handler_processes_max: int | None = None
+    # Such a process is replaced after so many jobs. None: never for that.
+    handler_process_jobs_max: int | None = None
+    # What it may have in data while a handler runs: more is MemoryError. If it still has more than
+    # half of that when the handler has ended, it is replaced. None: no limit. Linux alone.
+    handler_process_memory_bytes_max: int | None = None
     schema: str = "pgnotifyq"
     # Where probes and metrics are answered, as "127.0.0.1:9100" (docs/metrics.md). None: nowhere.
     http: str | None = None
@@ -158,6 +177,10 @@ class WorkerConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ConfigError(f"{name} {value!r} is not a whole number")
+        for name, low, high in _OF_PROCESSES:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+                raise ConfigError(f"{name} {value!r} is out of range: use a whole number, {low} to {high}, or None")
         self._bound("handler_connections_max", 1, CONCURRENCY_MAX)
         self._bound("handler_connection_seconds", 0.01, 3_600)
         self._bound("concurrency", 1, CONCURRENCY_MAX)
@@ -209,6 +232,9 @@ class WorkerSettings(TypedDict, total=False):
     handler_connections_max: int
     handler_connection_seconds: float
     tenant_dsn: str | None
+    handler_processes_max: int | None
+    handler_process_jobs_max: int | None
+    handler_process_memory_bytes_max: int | None
     schema: str
     http: str | None
 

@@ -39,6 +39,8 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── TransactionAborted
     ├── TransactionRefused
     ├── TransactionLeft
+    ├── LifespanFailed                a worker's resources could not be made, or not be closed
+    ├── HandlerProcessDied
     └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
 
 `testing.NoDatabaseInTest` and `testing.JobFailed` are two more, for tests. If PostgreSQL refuses a
@@ -213,6 +215,14 @@ class TransactionLeft(PgnotifyqError):
 
     Statements after that would not be fenced.
     """
+
+
+class LifespanFailed(PgnotifyqError):
+    """A lifespan of the registry's raised at its start, or when it was closed."""
+
+
+class HandlerProcessDied(PgnotifyqError):
+    """The process of a handler died before the handler had returned: a crash, or short memory."""
 
 
 class UnsupportedPsycopg(PgnotifyqError, ImportError):

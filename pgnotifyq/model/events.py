@@ -48,6 +48,10 @@ class EventName(StrEnum):
     DATABASE_LOST = "database.lost"
     DATABASE_BACK = "database.back"
     LOOP_BLOCKED = "loop.blocked"
+    # Of a parent's (`worker --processes`): its processes, and what `--reload` has seen.
+    PROCESS_STARTED = "process.started"
+    PROCESS_ENDED = "process.ended"
+    CODE_CHANGED = "code.changed"
     # Of a worker process's standard output: nobody read it.
     EVENTS_DROPPED = "events.dropped"
 
@@ -218,6 +222,29 @@ class LoopBlocked(TypedDict):
     task: NotRequired[str]  # the name of another
 
 
+class ProcessStarted(TypedDict):
+    """A parent has started a worker process."""
+
+    process: int  # which one; the first is 1
+    pid: int
+
+
+class ProcessEnded(TypedDict):
+    """A worker process has ended, and was not told to."""
+
+    process: int
+    pid: int
+    exit_code: int  # below zero: the signal that has ended it
+    why: NotRequired[str]
+    restart_seconds: NotRequired[Seconds]  # until it is started again
+
+
+class CodeChanged(TypedDict):
+    """Files have changed, and all processes are started anew."""
+
+    files: str  # the first ten, with commas in between
+
+
 class EventsDropped(TypedDict):
     """Lines of a worker process's standard output are missing here."""
 
@@ -250,6 +277,9 @@ SHAPES: Mapping[EventName, type] = {
     EventName.DATABASE_LOST: DatabaseLost,
     EventName.DATABASE_BACK: DatabaseBack,
     EventName.LOOP_BLOCKED: LoopBlocked,
+    EventName.PROCESS_STARTED: ProcessStarted,
+    EventName.PROCESS_ENDED: ProcessEnded,
+    EventName.CODE_CHANGED: CodeChanged,
     EventName.EVENTS_DROPPED: EventsDropped,
 }
 

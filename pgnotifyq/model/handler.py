@@ -19,8 +19,9 @@ import attrs
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, PayloadUndecodable
 from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import QUEUE_DEFAULT, JobSettings, NewJob
-from pgnotifyq.model.payload import VERSION_KEY, Encoded, encoded, mark, may_be_none, structure, upgraded
+from pgnotifyq.model.payload import VERSION_KEY, Encoded, encoded, mark, upgraded
 from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.structuring import may_be_none, structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,6 +55,7 @@ class RunsIn(StrEnum):
     TRIO = "trio"  # in the worker's own loop
     ASYNCIO = "asyncio"  # in a loop of asyncio's, in a thread of the worker
     THREAD = "thread"  # a plain function, in a thread of its own
+    PROCESS = "process"  # a plain function that computes, in a process that can be killed
 
 
 TIMEOUT_SECONDS_MAX = 30 * 86_400.0
@@ -80,7 +82,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     is_async: bool  # else a call of it blocks, or returns an awaitable
     takes_job: bool  # a class handler, and a function that asks for a Job, are given the whole job
     takes_context: bool
-    # The type that payloads are structured into (model/payload.py, `understood`). None: as decoded.
+    # What payloads are structured into (model/structuring.py, `understood`). None: as decoded.
     payload_type: Any
     name: str  # module:qualname, for people
     # `enqueue` uses it if its caller says nothing. None: the default.
@@ -93,6 +95,9 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     version: int = 1  # of its payloads
     # Makes a payload of this version of an older one; it is given both, payload and old version.
     upgrade: Callable[[Any, int], Any] | None = None
+    # Where its registry's async functions run. On asyncio, an awaitable that a plain function
+    # returns is an error: nobody can tell whose it is.
+    home: RunsIn = RunsIn.TRIO
     runs_in: RunsIn = attrs.field()
 
     @runs_in.default

@@ -73,7 +73,7 @@ class Job(Generic[Result_co]):
     scheduled_at: datetime  # never starts before; retry and snooze move it
     attempts: int  # grows by one at claim; given back by snooze and release
     # After so many attempts the job is dead-lettered. None: it was not said, and no worker has
-    # claimed the job yet. The claim takes the handler's number, else 3.
+    # claimed the job yet. The claim takes the handler's number, else 15.
     max_attempts: int | None
     locked_by: WorkerId | None  # the worker that holds it
     current_execution_id: ExecutionId | None  # the attempt under way; also while stopping
@@ -111,6 +111,21 @@ class Execution:
     started_at: datetime
     ended_at: datetime | None
     error_message: str | None
+
+
+@attrs.frozen(kw_only=True)
+class EndedJob:
+    """What a hook is told of the job that it is of, as it was when that ended."""
+
+    job_id: UUID  # of a dead job: its letter's
+    job_type: str
+    queue_name: str
+    ending: str  # completed, retried, dead, cancelled
+    payload: Any
+    attempts: int
+    result: Any = None  # of a completed one
+    error_message: str | None = None
+    reason: str | None = None  # of a dead one: exhausted, discarded, undecodable, unknown_job_type, lost
 
 
 @attrs.frozen(kw_only=True)

@@ -19,7 +19,8 @@ from pgnotifyq.model.payload import encode_value
 
 PRIORITY_MIN, PRIORITY_MAX = -32768, 32767  # PostgreSQL's smallint
 PRIORITY_DEFAULT = 0
-MAX_ATTEMPTS_DEFAULT = 3
+# With RetryPolicy's defaults, the last attempt comes five hours and a half after the first.
+MAX_ATTEMPTS_DEFAULT = 15
 QUEUE_DEFAULT = "default"  # of a job that names none, and whose handler names none
 MAX_ATTEMPTS_MAX = 1000  # bounds the history of a job
 # In any time zone, such a time is a datetime of Python's, whose years are 1 to 9999.
@@ -82,7 +83,7 @@ class NewJob:
     priority: int = PRIORITY_DEFAULT
     scheduled_at: datetime | None = None  # aware; None: now, on the database's clock
     delay_seconds: float | None = None  # from now, on the database's clock; instead of scheduled_at
-    max_attempts: int | None = None  # None: what the handler says that claims it, else 3
+    max_attempts: int | None = None  # None: what the handler says that claims it, else 15
     # If an unfinished job of the tenant and type has this key, enqueue returns that job's id.
     unique_key: str | None = None
     # What goes with the job and is not its payload: a JSON object. None: not said, so those of the

@@ -74,9 +74,13 @@ class Retry(_Wish):
 
 @attrs.frozen(auto_exc=False, slots=False)
 class Discard(_Wish):
-    """Returned or raised by a handler: this job cannot succeed, send it to the dead letters."""
+    """Returned or raised by a handler: this job cannot succeed, send it to the dead letters.
+
+    `quietly=True`: nobody need look at it. It ends as cancelled, with the reason, and is pruned.
+    """
 
     reason: str = attrs.field(default="", converter=_to_text)
+    quietly: bool = False
 
 
 class InterruptKind(StrEnum):
@@ -132,7 +136,20 @@ class Stopped:
     """The handler's scope was cancelled, or it was never started."""
 
 
+@attrs.frozen(kw_only=True)
+class Written:
+    """What a handler returned in a process of its own, where it was made into JSON."""
+
+    text: str | None  # None: nothing
+    refused: str | None = None  # why it cannot be stored
+
+
 Ended = Returned | Raised | Stopped
+
+
+def is_wish(kind: type) -> bool:
+    """Tell whether a class is Snooze, Retry or Discard."""
+    return issubclass(kind, _Wish)
 
 
 def ended_by(error: BaseException) -> Returned | Raised:
@@ -356,14 +373,24 @@ def _settle_value(value: object, failed: _Failed, converter: Converter | None) -
         # The handler forgot the parentheses. As a result, the class could not be stored, and the
         # job would be completed.
         return failed(f"the handler returned the class {value.__name__}: return {value.__name__}(...)", "failed", "exhausted")
+    if type(value) is Written:
+        message = None if value.refused is None else bounded(_NOT_STORED.format(value.refused))
+        return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=value.text, error_message=message)
     try:
         return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(value, converter))
     # A user's value may raise anything when it is looked into, and this runs outside of the
     # handler's own scope. The work is done. To do it again would not make its result any better.
     except BaseException as error:  # noqa: BLE001
-        said = str(error) if isinstance(error, InvalidPayload) else f"{name_of(error)}: {text_of(error)}"
-        message = bounded(f"completed, but its result was not stored: {said}")
+        message = bounded(_NOT_STORED.format(why_not_stored(error)))
         return Outcome(kind=SettleKind.COMPLETE, name="completed", error_message=message)
+
+
+_NOT_STORED = "completed, but its result was not stored: {}"
+
+
+def why_not_stored(error: BaseException) -> str:
+    """Return what to say of an error of `encode_result`."""
+    return str(error) if isinstance(error, InvalidPayload) else f"{name_of(error)}: {text_of(error)}"
 
 
 def _settle_error(raised: Raised, retry: RetryPolicy, failed: _Failed) -> Outcome:
@@ -378,8 +405,10 @@ def _settle_wish(wish: Snooze | Retry | Discard, failed: _Failed) -> Outcome:
             return Outcome(kind=SettleKind.SNOOZE, name="snoozed", delay_seconds=seconds)
         case Retry(seconds=seconds, reason=reason):
             return failed(reason or "the handler asked for a retry", "failed", "exhausted", seconds)
-        case Discard(reason=reason):
+        case Discard(reason=reason, quietly=quietly):
             message = bounded(reason) or "the handler discarded the job"
+            if quietly:
+                return Outcome(kind=SettleKind.CANCEL, name="cancelled", error_message=message)
             return Outcome(kind=SettleKind.BURY, name="discarded", error_message=message, reason="discarded")
         case _:
             assert_never(wish)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import inspect
+import os
 import sys
 import typing
 from collections.abc import AsyncGenerator, Generator
@@ -16,23 +18,41 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import attrs
 import cattrs
 
+from pgnotifyq.model.around import Lifespan, Middleware, lifespan_of, middleware_of
+from pgnotifyq.model.converting import bare, converter_that, is_pydantic, is_structured, name_of
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
 from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what a registry has
 from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.names import check_job_type
-from pgnotifyq.model.payload import bare, converter_that, is_pydantic, is_structured, name_of, understood
 from pgnotifyq.model.retry import Errors, RetryPolicy
+from pgnotifyq.model.structuring import understood
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from typing import Unpack
 
     from cattrs import Converter
 
     from pgnotifyq.model.typed import Async, Ctx, Fits
 
+    Around = Callable[[Any], AsyncIterator[Any] | AbstractAsyncContextManager[Any]]
+
 Returned = typing.TypeVar("Returned")
+F = typing.TypeVar("F", bound="Callable[..., AsyncIterator[Any] | AbstractAsyncContextManager[Any]]")
+H = typing.TypeVar("H", bound="Callable[..., Any]")
 UnknownKeys = typing.Literal["drop", "refuse"]
+
+
+class HookSettings(typing.TypedDict, total=False):
+    """What a hook may say of its own jobs, as a handler says it."""
+
+    queue: str
+    max_attempts: int
+    timeout_seconds: float
+    retry: RetryPolicy
+    runs_in: Literal["trio", "asyncio", "thread"]
 
 
 class JobRegistry:
@@ -46,6 +66,7 @@ class JobRegistry:
             old code runs what new code enqueued, or `refuse`. None: as the converter does;
             pgnotifyq's own drops them. A handler may say it for itself.
         runs_in: where its async functions run that say nothing: trio or asyncio.
+        middleware: what stands around each handler, in order, as `@registry.middleware` takes it.
 
     Raises:
         ConfigError: `converter` is no converter, or another setting is none of its words.
@@ -57,6 +78,7 @@ class JobRegistry:
         converter: Converter | None = None,
         unknown_keys: UnknownKeys | None = None,
         runs_in: Literal["trio", "asyncio"] = "trio",
+        middleware: Iterable[Around] = (),
     ) -> None:
         _check_converting(converter, unknown_keys)
         if runs_in not in _ASYNC:
@@ -68,6 +90,11 @@ class JobRegistry:
         self.generation = 0  # grows when a handler comes
         # Each is called when a handler has come, in the thread that brought the handler.
         self.watchers: list[Callable[[], None]] = []
+        self._middleware = [middleware_of(each, None) for each in middleware]
+        # Of handlers that came with another registry: what stands around them there.
+        self._inner: dict[str, tuple[Middleware, ...]] = {}
+        self._lifespans: list[Lifespan] = []
+        self._hooks: list[tuple[str, tuple[str, ...], str]] = []  # ending, of which types (none: all), own type
 
     @property
     def job_types(self) -> frozenset[str]:
@@ -87,6 +114,125 @@ class JobRegistry:
         says what there is. What it gives is a Handler, which is still the function.
         """
         return HandlerDecorator(registry=self)
+
+    @overload
+    def middleware(self, function: F, /) -> F: ...
+    @overload
+    def middleware(self, /, *, runs_in: Literal["trio", "asyncio"] | None = None) -> Callable[[F], F]: ...
+
+    def middleware(self, function: Any = None, /, *, runs_in: str | None = None) -> Any:
+        """Have the decorated function stand around each run of each handler.
+
+        It is an async generator function of the context (`ctx`) that yields once; or any function
+        that takes a context and returns an async context manager. What the handler raises, it
+        raises at the `yield`. What a middleware raises is the job's error. After the `yield`,
+        `ctx.returned` is what the handler returned. Context variables that it sets reach the
+        handler, of whatever kind.
+
+        Args:
+            function: the middleware. Those declared first stand outside.
+            runs_in: `trio`: in the worker's loop, around handlers of every kind. `asyncio`: around
+                handlers on asyncio alone, on their loop. None: on asyncio's loop around those, and
+                on trio around the others.
+
+        Raises:
+            ConfigError: it is no such function.
+        """
+
+        def add(function: Any) -> Any:
+            self._middleware.append(middleware_of(function, runs_in))
+            return function
+
+        return add if function is None else add(function)
+
+    @overload
+    def lifespan(self, function: F, /) -> F: ...
+    @overload
+    def lifespan(self, /, *, runs_in: Literal["trio", "asyncio"] | None = None) -> Callable[[F], F]: ...
+
+    def lifespan(self, function: Any = None, /, *, runs_in: str | None = None) -> Any:
+        """Have the decorated function make what handlers share: once a worker.
+
+        It is an async generator function without parameters that yields once. It runs before the
+        worker claims, and goes on after the worker's last job. Handlers find what it yields by its
+        type: `ctx.resources[Pool]`. If it raises, the worker ends.
+
+        Args:
+            function: the lifespan. Those declared first are entered first, and closed last.
+            runs_in: `trio` or `asyncio`; None: as the registry's handlers. What is made on asyncio
+                is given to handlers on asyncio and in threads; what is made on trio to all.
+
+        Raises:
+            ConfigError: it is no such function.
+        """
+
+        def add(function: Any) -> Any:
+            self._lifespans.append(lifespan_of(function, runs_in, self.runs_in))
+            return function
+
+        return add if function is None else add(function)
+
+    @property
+    def lifespans(self) -> tuple[Lifespan, ...]:
+        """The lifespans, in the order in which they are entered."""
+        return tuple(self._lifespans)
+
+    def around(self, handler: Handler) -> Sequence[Middleware]:
+        """Return what stands around a handler of this registry, the outermost first."""
+        if not self._inner:
+            return self._middleware
+        return (*self._middleware, *self._inner.get(handler.job_type, ()))
+
+    def on_completed(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Have the decorated function run, as a job of its own, after each job that was completed.
+
+        The statement that ends a job enqueues its hooks. So a hook runs at least once, is tried
+        again if it fails, and is seen as any other job, of the type `on_completed.NAME`. It is a
+        handler: of an EndedJob, and of a context if it takes one. Its job has the tenant and the
+        headers of the job that ended.
+
+        Args:
+            of: the handlers, or the names of their job types. None: all of this registry's.
+            settings: as of `handler`: queue, max_attempts, timeout_seconds, retry, runs_in.
+
+        Raises:
+            HandlerAlreadyRegistered, ConfigError: as `handler` raises them.
+        """
+        return self._hook("completed", of, settings)
+
+    def on_retried(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Do what `on_completed` does, after each failure of a job that is tried again."""
+        return self._hook("retried", of, settings)
+
+    def on_dead(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Do what `on_completed` does, of each job that became a dead letter, however it died."""
+        return self._hook("dead", of, settings)
+
+    def on_cancelled(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
+        """Do what `on_completed` does, of each job that has ended as cancelled, whoever said so."""
+        return self._hook("cancelled", of, settings)
+
+    def _hook(self, ending: str, of: Sequence[str | Handler], settings: Any) -> Callable[[H], H]:
+        types = tuple(check_job_type(each.job_type if isinstance(each, Handler) else each) for each in of)
+
+        def add(function: Any) -> Any:
+            name = f"on_{ending}.{getattr(function, '__name__', 'hook')}"
+            HandlerDecorator(registry=self, job_type=name, **settings)._declare(function, sys._getframe(1).f_locals)  # noqa: SLF001
+            self._hooks.append((ending, types, name))
+            self._tell()
+            return function
+
+        return add
+
+    @property
+    def hooks(self) -> list[tuple[str, str, str]]:
+        """What is enqueued when: job type, ending, and the type of the hook."""
+        own = {name for _, _, name in self._hooks}
+        return [
+            (job_type, ending, name)
+            for ending, types, name in self._hooks
+            for job_type in types or sorted(self._handlers.keys() - own)
+        ]
 
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
@@ -131,12 +277,15 @@ class JobRegistry:
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
                 converter=self.converter,
-                runs_in=_runs_in(name, inner, getattr(instance, "runs_in", None), self.runs_in),
+                home=self.runs_in,
+                runs_in=_runs_in(name, instance.handle, inner, getattr(instance, "runs_in", None), self.runs_in),
             )
         )
 
     def include(self, other: JobRegistry) -> None:
-        """Take in every handler of another registry.
+        """Take in every handler of another registry, with its middleware and its lifespans.
+
+        Its middleware stands around its own handlers alone, inside of that of this registry.
 
         Raises:
             HandlerAlreadyRegistered: a type is in both; nothing was taken in.
@@ -144,7 +293,23 @@ class JobRegistry:
         for handler in other._handlers.values():
             self._refuse_second(handler)
         self._handlers.update(other._handlers)
+        for handler in other._handlers.values():
+            if inner := other.around(handler):
+                self._inner[handler.job_type] = tuple(inner)
+        own = {name for _, _, name in other._hooks}
+        for ending, types, name in other._hooks:  # of its own handlers, as the middleware
+            self._hooks.append((ending, types or tuple(sorted(other._handlers.keys() - own)), name))
+        self._lifespans += [each for each in other._lifespans if each not in self._lifespans]
         self._tell()
+
+    def mapped(self, change: Callable[[Handler], Handler]) -> JobRegistry:
+        """Return a registry of changed handlers, with the same things around them. For tests."""
+        copy = JobRegistry()
+        for handler in self._handlers.values():
+            copy._add(change(handler))
+        copy._middleware, copy._inner, copy._lifespans = self._middleware, self._inner, self._lifespans
+        copy._hooks = self._hooks
+        return copy
 
     def get(self, job_type: str) -> Handler:
         """Return the handler of a type.
@@ -207,7 +372,7 @@ class HandlerDecorator:
     unknown_keys: UnknownKeys | None = None
     version: int = 1
     upgrade: Callable[[Any, int], Any] | None = None
-    runs_in: Literal["trio", "asyncio", "thread"] | None = None
+    runs_in: Literal["trio", "asyncio", "thread", "process"] | None = None
 
     # A checker takes the first form that fits. Job comes first: a handler that takes the whole job
     # says nothing of its payload.
@@ -244,7 +409,7 @@ class HandlerDecorator:
         unknown_keys: UnknownKeys | None = None,
         version: int = 1,
         upgrade: Callable[[Any, int], Any] | None = None,
-        runs_in: Literal["trio", "asyncio", "thread"] | None = None,
+        runs_in: Literal["trio", "asyncio", "thread", "process"] | None = None,
     ) -> HandlerDecorator: ...
 
     def __call__(self, job_type: Any = None, **settings: Any) -> Any:
@@ -263,7 +428,8 @@ class HandlerDecorator:
         - Job: the whole job is given.
 
         A second parameter is given the job's context. A function that is not async runs in a
-        thread. If it returns an awaitable, that is awaited on trio.
+        thread. If it returns an awaitable, that is awaited on trio; in a registry for asyncio that
+        is an error.
 
         Settings:
             max_attempts, queue: what `enqueue` uses if its caller says nothing.
@@ -278,8 +444,8 @@ class HandlerDecorator:
                 `$version`; a payload that says none is of version 1.
             upgrade: a function of (payload, version), both as they are stored. It gives the payload
                 as of this version, as JSON. Needed above version 1.
-            runs_in: trio, asyncio or thread. By default async functions run where the registry
-                says, on trio if it says nothing, and the others in a thread.
+            runs_in: trio, asyncio, thread or process. By default async functions run where the
+                registry says, on trio if it says nothing, and the others in a thread.
 
         Returns: the handler. If it is called with a name or settings: a decorator that has them.
 
@@ -322,7 +488,8 @@ class HandlerDecorator:
                 converter=converter,
                 version=self.version,
                 upgrade=self.upgrade,
-                runs_in=_runs_in(name, inner, self.runs_in, self.registry.runs_in),
+                home=self.registry.runs_in,
+                runs_in=_runs_in(name, function, inner, self.runs_in, self.registry.runs_in),
             )
         )
 
@@ -349,15 +516,15 @@ def _listed(kinds: Iterable[RunsIn]) -> str:
     return " or ".join(kinds)
 
 
-def _runs_in(name: str, inner: Any, wanted: str | None, default: RunsIn) -> RunsIn:
+def _runs_in(name: str, function: Any, inner: Any, wanted: str | None, default: RunsIn) -> RunsIn:
     """Return where a handler runs.
 
     Raises:
         ConfigError: there is no such place, or the function cannot run there.
     """
     is_async = inspect.iscoroutinefunction(inner)
-    # A plain decorator that says what it wraps: a call of it returns a coroutine.
-    wraps_async = inspect.iscoroutinefunction(inspect.unwrap(inner))
+    # A plain decorator: a call of it returns a coroutine.
+    wraps_async = _wraps_async(inner)
     if wanted is None:
         return default if is_async or (wraps_async and default is RunsIn.ASYNCIO) else RunsIn.THREAD
     if wanted not in RunsIn.__members__.values():
@@ -365,11 +532,50 @@ def _runs_in(name: str, inner: Any, wanted: str | None, default: RunsIn) -> Runs
     kind = RunsIn(wanted)
     if kind in _ASYNC and not (is_async or wraps_async):
         raise ConfigError(f"{name} cannot run in {kind}, where it would hold the loop: write `async def`, or leave runs_in out")
-    if kind is RunsIn.THREAD and is_async:
+    if kind not in _ASYNC and is_async:
         raise ConfigError(
-            f"{name} is an async function, and cannot run in a thread: use runs_in={_listed(_ASYNC)}, or write `def`"
+            f"{name} is an async function, and cannot run in a {kind}: use runs_in={_listed(_ASYNC)}, or write `def`"
         )
+    if kind is RunsIn.PROCESS and (why := _why_not_importable(function, inner)) is not None:
+        raise ConfigError(f"{name} cannot run in a process, which imports it by its name: {why}")
     return kind
+
+
+def _wraps_async(function: Any, depth: int = 0) -> bool:
+    """Tell whether a function is a decorator's around an async one, as far as can be seen.
+
+    By `functools.wraps`, or by the variables of the decorator that it uses.
+    """
+    function = inspect.unwrap(function)
+    if inspect.iscoroutinefunction(function):
+        return True
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            if inspect.isfunction(cell.cell_contents) and depth < AWAITED_MAX and _wraps_async(cell.cell_contents, depth + 1):
+                return True
+    return False
+
+
+def _why_not_importable(function: Any, inner: Any) -> str | None:
+    """Return why another process would not find a function; None: nothing is known against it."""
+    if os.name != "posix":
+        return f"processes are for POSIX, and this is {sys.platform}; a plain function may run in a thread"
+    if not inspect.isfunction(function):
+        return "it is no plain function at the top of a module; write one that makes what it needs"
+    if "<" in function.__qualname__:  # <lambda>, <locals>
+        return "it is made inside another function; move it to the top of a module"
+    module = sys.modules.get(inner.__module__)
+    if inner.__module__ == "__mp_main__":
+        return None  # of a program's main module, in the process itself
+    if inner.__module__ == "__main__":
+        if getattr(module, "__spec__", None) is None and not os.path.isfile(getattr(module, "__file__", "")):  # noqa: PTH113
+            return "its main module is no file; move it to a module"
+        return None
+    try:
+        found = module is not None and importlib.util.find_spec(inner.__module__) is not None
+    except (ImportError, ValueError):
+        found = False
+    return None if found else f"there is no module {inner.__module__!r} to import"
 
 
 def _policy(name: str, retry: RetryPolicy | None, retry_on: Errors | None, discard_on: Errors) -> RetryPolicy | None:
@@ -440,12 +646,26 @@ async def finished(handler: Handler, value: Any) -> Any:
     for _ in range(AWAITED_MAX):
         if type(value) in PLAIN_RESULTS or not inspect.isawaitable(value):
             break
+        if handler.home is RunsIn.ASYNCIO and handler.runs_in is RunsIn.THREAD:
+            getattr(value, "close", lambda: None)()  # of a coroutine, which was never awaited
+            raise TypeError(_WHOSE.format(handler.name, type(value).__name__))
         value = await value
-    if isinstance(value, _NOT_RUN):
-        raise TypeError(f"{handler.name} returned a {type(value).__name__}, which has not run: return the result instead")
+    if (why := has_not_run(handler, value)) is not None:
+        raise TypeError(why)
     return value
 
 
+def has_not_run(handler: Handler, value: object) -> str | None:
+    """Return what to say of a result that is a generator or the like; None: it is none."""
+    if isinstance(value, _NOT_RUN):
+        return f"{handler.name} returned a {type(value).__name__}, which has not run: return the result instead"
+    return None
+
+
+_WHOSE = (
+    "{} returned a {} from its thread, and its registry is for asyncio: use functools.wraps in the decorator around the async function,"
+    ' or say runs_in="asyncio" or runs_in="trio"'
+)
 AWAITED_MAX = 8  # an awaitable may give another awaitable, without end
 # Results of these types are final. `finished` need not be called for them: each call costs a
 # coroutine.

@@ -45,7 +45,7 @@ class _Context(Protocol):
         ...
 
 
-# What payloads can be made into: `understood` of model/payload.py decides.
+# What payloads can be made into: `understood` of model/structuring.py decides.
 Decodable = (
     bool | int | float | str | bytes | Decimal | UUID | enum.Enum | None
     | dt.date | dt.time | dt.timedelta | PurePath | IPv4Address | IPv6Address | IPv4Network | IPv6Network

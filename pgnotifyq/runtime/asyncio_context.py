@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from pgnotifyq.model.errors import TransactionRefused
+from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.runtime.asyncio_loop import in_trio
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.tenants import OrgContext
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
     from typing import NoReturn
 
+    from pgnotifyq.model.around import Resources
     from pgnotifyq.model.job import JobId
     from pgnotifyq.model.new_job import NewJob
     from pgnotifyq.model.outcome import Interrupt
+    from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
+    from pgnotifyq.runtime.context import Reach
+    from pgnotifyq.runtime.running import Running
 
 _REFUSED = (
     "{} gives a connection that trio drives, and this handler runs on asyncio: use `async with ctx.session(...)` for SQLAlchemy, "
@@ -26,6 +31,15 @@ _REFUSED = (
 
 class AsyncioContext(JobContext):
     """The job under way, for a handler on asyncio."""
+
+    def __init__(self, running: Running, reach: Reach, loop: AsyncioLoop) -> None:
+        super().__init__(running, reach)
+        self._loop = loop
+
+    @property
+    def resources(self) -> Resources:
+        """What the registry's lifespans have made, those on asyncio first."""
+        return self._loop.resources + self._reach.resources_of(RunsIn.TRIO)
 
     @property
     def org(self) -> OrgContext:
@@ -48,8 +62,9 @@ class AsyncioContext(JobContext):
         """
         _refuse("ctx.transaction()")
 
-    async def _enqueue(self, job: NewJob) -> JobId:
-        return await in_trio(self._reach.token, super()._enqueue, job)
+    async def enqueue_made(self, job: NewJob) -> JobId:
+        """Enqueue a child that was made already, in the loop of the worker."""
+        return await in_trio(self._reach.token, super().enqueue_made, job)
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come, as `JobContext.progress` does. Await it."""

@@ -32,7 +32,11 @@ Rules:
 - asyncio lets SystemExit and KeyboardInterrupt out of its loop. The loop goes on after them, and
   after a `stop()`: the task that raised has kept its exception.
 - A loop that dies of anything else fails the jobs that it ran. The next job has a new one.
-- A cancel comes once. asyncio forgets a cancel that was caught, and trio does not.
+- asyncio forgets a cancel that was caught, and trio does not. So a handler that runs on is
+  cancelled once more when its grace is over. Then it is told as unresponsive, and left: as on trio,
+  its slot is held until it ends.
+- A callback of `loop.call_later` is not a task. One that a job leaves behind is called, although
+  the job has ended, and what it raises is logged by asyncio.
 """
 
 from __future__ import annotations
@@ -42,8 +46,9 @@ import inspect
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -51,15 +56,17 @@ import outcome
 import trio
 import trio.lowlevel
 
+from pgnotifyq.model.around import NO_RESOURCES, Resources, enter, failed_at_end
 from pgnotifyq.model.errors import PgnotifyqError, text_of
 from pgnotifyq.model.registry import PLAIN_RESULTS, finished
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.logs import job_names
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
     from typing import NoReturn
 
+    from pgnotifyq.model.around import Lifespan, Middleware
     from pgnotifyq.model.registry import Handler
     from pgnotifyq.runtime.running import Running
 
@@ -81,6 +88,8 @@ class Errand:
     handler: Handler
     arguments: tuple[Any, ...]
     context: Context
+    around: Sequence[Middleware] = ()  # what stands around it on this loop
+    given: object = None  # the context, for that
     slot: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
     main: asyncio.Task[Any] | None = None  # the handler's
     tasks: set[asyncio.Task[Any]] = attrs.field(factory=set)  # those that it started, while they run
@@ -119,8 +128,19 @@ class Errand:
         return self.main.result()
 
     async def _call(self) -> object:
+        if self.around:
+            return await self._call_within()
         value = self.handler.call(*self.arguments)
         return value if type(value) in PLAIN_RESULTS else await finished(self.handler, value)
+
+    async def _call_within(self) -> object:
+        value: object = None
+        async with AsyncExitStack() as stack:
+            for each in self.around:
+                await stack.enter_async_context(each.open(self.given))
+            value = await finished(self.handler, self.handler.call(*self.arguments))
+            self.running.returned = value
+        return value
 
     def _clear_up(self, loop: asyncio.AbstractEventLoop, end: Callable[[Errand], None]) -> None:
         if not self.tasks:
@@ -156,8 +176,10 @@ class AsyncioLoop:
     Its methods are called in trio's thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lifespans: Sequence[Lifespan] = ()) -> None:
         self._thread: LoopThread | None = None
+        self._lifespans = lifespans
+        self._starting = trio.Lock()  # of a thread with lifespans
         self.busy = Bell()  # rung when a handler comes to a loop that had none
 
     @property
@@ -168,44 +190,81 @@ class AsyncioLoop:
     async def run(self, errand: Errand) -> object:
         """Run a handler to its end, and return what it returns.
 
-        Cancellation: the handler is cancelled, once, and waited for.
+        Cancellation: the handler is cancelled, and waited for. `cancels.py` cancels it once more.
 
         Raises: whatever the handler raises.
             LoopDied: the loop ended before the handler.
         """
         thread = self._thread
         while thread is None or not thread.take(errand):
-            thread = LoopThread()
-            thread.open()
-            self._thread = thread
+            thread = await self.start(thread)
 
         if len(thread.errands) == 1:
             self.busy.ring()
 
         def abort(raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
             errand.raise_cancel = raise_cancel
+            errand.running.cancel_again = partial(thread.call, errand.cancel)
             thread.call(errand.cancel)
             return trio.lowlevel.Abort.FAILED  # the handler has the last word
 
         await trio.lowlevel.wait_task_rescheduled(abort)
         return errand.result()
 
+    @property
+    def has_lifespans(self) -> bool:
+        """Whether anything is to be made on the loop before a handler runs there."""
+        return bool(self._lifespans)
+
+    @property
+    def resources(self) -> Resources:
+        """What the lifespans on this loop have made."""
+        return NO_RESOURCES if self._thread is None else self._thread.resources
+
+    async def start(self, dead: LoopThread | None = None) -> LoopThread:
+        """Start a loop, and its lifespans, in the place of a dead one or of none.
+
+        Raises:
+            LoopDied: there can be no loop.
+            LifespanFailed: a lifespan raised.
+        """
+        if not self._lifespans:
+            self._thread = thread = LoopThread()
+            thread.open()
+            return thread
+        async with self._starting:
+            if self._thread is not None and self._thread is not dead:
+                return self._thread  # somebody else was first
+            thread = LoopThread()
+            thread.open()
+            try:
+                await thread.enter(self._lifespans)
+            except BaseException:
+                thread.close()
+                raise
+            self._thread = thread
+            return thread
+
     async def aclose(self) -> None:
-        """End the loop: cancel what is left in it, for CLOSE_SECONDS at most.
+        """Close the lifespans, then end the loop: cancel what is left in it.
+
+        Each for CLOSE_SECONDS at most.
 
         A loop that is held stays behind in its thread, which does not keep the process.
         """
         thread, self._thread = self._thread, None
         if thread is not None:
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                await thread.leave()
             thread.close()
             with trio.move_on_after(CLOSE_SECONDS, shield=True):
                 await trio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
 
 
 @asynccontextmanager
-async def open_loop() -> AsyncIterator[AsyncioLoop]:
+async def open_loop(lifespans: Sequence[Lifespan] = ()) -> AsyncIterator[AsyncioLoop]:
     """Open a loop, which has no thread before a handler needs it."""
-    loop = AsyncioLoop()
+    loop = AsyncioLoop(lifespans)
     try:
         yield loop
     finally:
@@ -232,6 +291,10 @@ class LoopThread(threading.Thread):
         self._lock = threading.Lock()  # of the two below
         self._is_closing = False
         self._is_dead = False
+        self.resources = NO_RESOURCES
+        self._leaving: asyncio.Event | None = None  # set: the lifespans are to be closed
+        self._left: trio.Event | None = None  # they are; trio's thread
+        self._failure: BaseException | None = None  # what closing them raised
 
     def take(self, errand: Errand) -> bool:
         """Begin a handler; False: the loop is dead."""
@@ -254,6 +317,57 @@ class LoopThread(threading.Thread):
         self._is_ready.wait()
         if self._death is not None:
             raise LoopDied(f"no event loop of asyncio's can be made: {text_of(self._death)}") from self._death
+
+    async def enter(self, lifespans: Sequence[Lifespan]) -> None:
+        """Enter lifespans, in one task of the loop's that closes them, too.
+
+        Raises:
+            LifespanFailed: one raised.
+        """
+        entered, left = trio.Event(), trio.Event()
+        self._left = left
+        loop = self.loop
+        assert loop is not None
+        failures: list[BaseException] = []
+
+        async def live() -> None:
+            self._leaving = asyncio.Event()
+            try:
+                async with AsyncExitStack() as stack:
+                    self.resources = await enter(stack, lifespans)
+                    self._tell(entered)
+                    await self._leaving.wait()
+            except BaseException as error:  # raised where it is waited for
+                failures.append(error)
+                self._failure = error
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+            finally:
+                self._tell(entered)
+                self._tell(left)
+
+        self.call(lambda: setattr(self, "_life", loop.create_task(live(), name="pgnotifyq lifespan", context=Context())))
+        await entered.wait()
+        if failures:
+            raise failures[0]
+
+    async def leave(self) -> None:
+        """Close the lifespans.
+
+        Raises:
+            LifespanFailed: one raised when it was closed.
+        """
+        leaving, left = self._leaving, self._left
+        if leaving is None or left is None or self._is_dead:
+            return
+        self.call(leaving.set)
+        await left.wait()
+        if isinstance(self._failure, Exception):
+            raise failed_at_end(self._failure) from self._failure
+
+    def _tell(self, event: trio.Event) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(event.set)
 
     def call(self, function: Callable[[], object]) -> None:
         """Have the loop call a function soon.

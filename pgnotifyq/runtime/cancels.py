@@ -82,7 +82,8 @@ def lose(me: Identity, executions: Executions, running: Running) -> None:
 async def count_grace_for_ever(me: Identity, executions: Executions) -> None:
     """Follow interrupted executions until their grace is over.
 
-    Then cooperative ones are cancelled, and the unresponsive are reported.
+    Then cooperative ones are cancelled, those on asyncio once more, and the unresponsive are
+    reported. They are left to themselves after that: they hold their slots until they end.
     """
     async with trio.open_nursery() as nursery:
         while True:
@@ -100,6 +101,8 @@ async def _count_grace(me: Identity, executions: Executions, running: Running) -
         return
     if running.is_cooperative:
         running.cancel_scope()
+    if running.cancel_again is not None:
+        running.cancel_again()
     fields = {
         "job_id": running.job.id,
         "job_type": running.job.job_type,

@@ -11,7 +11,9 @@ import trio
 import trio.lowlevel
 
 from pgnotifyq.ledger import enqueue, lease
+from pgnotifyq.model.around import NO_RESOURCES
 from pgnotifyq.model.errors import LeaseLost, TransactionRefused
+from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.outcome import Outcome, SettleKind, encode_result
 from pgnotifyq.runtime.children import child_of
 from pgnotifyq.runtime.fenced import WorkerFence, connection_block, django_block, session_block
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
 
     from psycopg import IsolationLevel
 
+    from pgnotifyq.model.around import Resources
     from pgnotifyq.model.handler import Handler
     from pgnotifyq.model.job import ExecutionId, Job, JobId, OrgId
     from pgnotifyq.model.new_job import JobSettings, NewJob
     from pgnotifyq.model.outcome import Interrupt
     from pgnotifyq.model.registry import JobRegistry
+    from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
     from pgnotifyq.runtime.fenced import Fence, FencedBlock
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.running import Running
@@ -68,6 +72,9 @@ class Reach(Protocol):
     def registry(self) -> JobRegistry:
         """The handlers."""
 
+    def resources_of(self, kind: RunsIn) -> Resources:
+        """Return what the lifespans have made for handlers of a kind."""
+
     def open_transaction(
         self,
         running: Running,
@@ -85,7 +92,7 @@ class Reach(Protocol):
         """Publish how far an execution has come; False: it no longer owns the job."""
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class WorkerReach:
     """What a handler can reach of a worker that has a database."""
 
@@ -93,6 +100,8 @@ class WorkerReach:
     registry: JobRegistry
     databases: Databases
     quick: Link
+    loop: AsyncioLoop
+    resources: Resources = NO_RESOURCES  # of lifespans on trio, once they are entered
     token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
 
     def open_transaction(
@@ -109,6 +118,10 @@ class WorkerReach:
     def fence(self, running: Running, outcome: Outcome | None) -> Fence:
         """Return the fence of an execution of this worker's."""
         return WorkerFence(running=running, schema=self.schema, worker_id=self.databases.worker_id, outcome=outcome)
+
+    def resources_of(self, kind: RunsIn) -> Resources:
+        """Return what the lifespans have made; on trio nothing that is asyncio's."""
+        return self.resources if kind is RunsIn.TRIO else self.loop.resources + self.resources
 
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
         """Publish how far an execution has come."""
@@ -182,6 +195,17 @@ class JobContext:
         if self._org is None:
             self._org = OrgContext(self._running, self._reach.open_transaction)
         return self._org
+
+    @property
+    def resources(self) -> Resources:
+        """What the registry's lifespans have made, by type: `ctx.resources[Pool]`."""
+        handler = self._running.handler
+        return self._reach.resources_of(RunsIn.TRIO if handler is None else handler.runs_in)
+
+    @property
+    def returned(self) -> object:
+        """What the handler has returned, for a middleware after its `yield`; None before."""
+        return self._running.returned
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -336,7 +360,7 @@ class JobContext:
         """
         job = self._child(job_type, payload, settings)
         if connection is None:
-            return await self._enqueue(job)
+            return await self.enqueue_made(job)
         return await ask_on(connection, enqueue.enqueue(self._reach.schema, job))
 
     def enqueue_blocking(
@@ -351,12 +375,13 @@ class JobContext:
         job = self._child(job_type, payload, settings)
         if connection is not None:
             return ask_on_blocking(connection, enqueue.enqueue(self._reach.schema, job))
-        return trio.from_thread.run(self._enqueue, job, trio_token=self._reach.token)
+        return trio.from_thread.run(self.enqueue_made, job, trio_token=self._reach.token)
 
     def _child(self, job_type: str | Handler[Any, Any, Any], payload: object, settings: JobSettings) -> NewJob:
         return child_of(self._running.job, self._reach.registry, job_type, payload, settings)
 
-    async def _enqueue(self, job: NewJob) -> JobId:
+    async def enqueue_made(self, job: NewJob) -> JobId:
+        """Enqueue a child that was made already, while the execution owns the job."""
         async with self._transaction(complete=False, result=None, isolation=None) as connection:
             return await ask(connection, enqueue.enqueue(self._reach.schema, job))
 

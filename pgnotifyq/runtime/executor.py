@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -39,11 +41,15 @@ from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime.asyncio_context import AsyncioContext
 from pgnotifyq.runtime.asyncio_loop import errand_of, open_loop
 from pgnotifyq.runtime.context import JobContext
+from pgnotifyq.runtime.lifespans import lifespans_on
+from pgnotifyq.runtime.logs import job_names, job_under_way
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from contextvars import Token
 
+    from pgnotifyq.ledger.claimed import ClaimedJob
+    from pgnotifyq.model.around import Middleware
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.headers import Headers
     from pgnotifyq.model.registry import Handler, JobRegistry
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.context import Reach
     from pgnotifyq.runtime.deadlines import Deadlines
     from pgnotifyq.runtime.meter import Meter
+    from pgnotifyq.runtime.processes import Processes
     from pgnotifyq.runtime.running import Running
 
 # Until a job is tried again that waited for a connection in vain: it has waited for long enough.
@@ -73,6 +80,7 @@ class Executor:
     deadlines: Deadlines
     threads: trio.CapacityLimiter | None = None  # for handlers that are no async functions; None: trio's own
     loop: AsyncioLoop | None = None  # for handlers on asyncio; None: one for each job
+    processes: Processes | None = None  # for handlers in processes; None: they run in threads
     emit: EventSink | None = None  # where it is told what handlers on asyncio leave behind
     meter: Meter | None = None
     random: Callable[[], float]  # draws from 0 to 1, for the jitter of a retry
@@ -93,18 +101,24 @@ class Executor:
         handler = self.registry.find(job.job_type)
         if handler is None:
             return Raised(error=self.registry.explain_unknown(job.job_type), unknown_type=True)
-        try:
-            payload = handler.read(job.whole.payload if handler.takes_job else job.payload)
-        except PayloadTooNew as error:
-            return Raised(error=str(error), undecodable=True, waited=True)
-        except PayloadUndecodable as error:
-            return Raised(error=str(error), undecodable=True)
-        if handler.takes_job:
-            payload = job.whole
+        payload = None
+        in_process = self.processes is not None and handler.runs_in is RunsIn.PROCESS
+        if not in_process:  # else it is read there
+            payload = _read(handler, job)
+            if type(payload) is Raised:
+                return payload
 
-        token = self._begin(running, handler, scope)
+        running.handler = handler
+        running.scope = scope
+        token = self._enter(running)
         try:
-            if handler.runs_in is RunsIn.ASYNCIO:
+            if not in_process:  # else when one is free
+                self._begin(running, handler, scope)
+            if around := self.registry.around(handler):
+                value = await self._run_within(around, running, handler, payload)
+            elif in_process:
+                value = await self._run_in_process(running, handler)
+            elif handler.runs_in is RunsIn.ASYNCIO:
                 value = await self._run_on_asyncio(running, handler, payload)
             elif not handler.takes_context:
                 value = await self._call(handler, payload)
@@ -116,20 +130,21 @@ class Executor:
             return _NOTHING
         return value if type(value) is Raised else Returned(value)
 
-    def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> Token[Headers | None] | None:
-        running.handler = handler
+    def _enter(self, running: Running) -> Token[Headers | None] | None:
+        """Give a handler the headers and the trace of its job."""
+        job = running.job
+        if (tracing := in_place()) is not None:
+            running.trace = tracing.begin(job.id, job.job_type, job.queue_name, job.attempts, job.headers)
+        return None if job.headers is NO_HEADERS else carried.set(job.headers)
+
+    def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> None:
+        """Note that a handler begins; from now on its time counts."""
         running.started_at = trio.current_time()
-        running.scope = scope
         if handler.timeout_seconds is not None:
             scope.deadline = running.started_at + handler.timeout_seconds
             self.deadlines.note(scope.deadline)
         if self.meter is not None:
             self.meter.note_started(running)
-        headers = running.job.headers
-        if (tracing := in_place()) is not None:
-            job = running.job
-            running.trace = tracing.begin(job.id, job.job_type, job.queue_name, job.attempts, headers)
-        return None if headers is NO_HEADERS else carried.set(headers)
 
     def _end(self, running: Running, handler: Handler, scope: trio.CancelScope, token: Token[Headers | None] | None) -> None:
         if handler.timeout_seconds is not None:
@@ -141,6 +156,12 @@ class Executor:
         if token is not None:
             carried.reset(token)
 
+    async def _run_in_process(self, running: Running, handler: Handler) -> object:
+        assert self.processes is not None
+        assert running.scope is not None
+        begin = partial(self._begin, running, handler, running.scope)
+        return await self.processes.run(running, handler, JobContext(running, self.reach), begin)
+
     async def _call(self, handler: Handler, *arguments: Any) -> object:
         if handler.runs_in is RunsIn.TRIO:
             value = await handler.call(*arguments)
@@ -148,15 +169,38 @@ class Executor:
             # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel
             # through trio.from_thread.check_cancelled() and ctx.is_cancelled(). In a tuple, for
             # trio refuses threads that return coroutines.
-            (value,) = await trio.to_thread.run_sync(_call_in_thread, handler, arguments, limiter=self.threads)
+            (value,) = await trio.to_thread.run_sync(_call_in_thread, handler, arguments, job_under_way(), limiter=self.threads)
         return value if type(value) in PLAIN_RESULTS else await finished(handler, value)
 
-    async def _run_on_asyncio(self, running: Running, handler: Handler, payload: Any) -> object:
+    async def _run_within(self, around: Sequence[Middleware], running: Running, handler: Handler, payload: Any) -> object:
+        """Run a handler within its middleware. One that swallows an error completes the job."""
+        kind = handler.runs_in
+        context = JobContext(running, self.reach)
+        value: object = None
+        async with AsyncExitStack() as stack:
+            for each in around:
+                if each.is_on_trio(kind):
+                    await stack.enter_async_context(each.open(context))
+            if kind is RunsIn.ASYNCIO:
+                inner = [each for each in around if each.is_on_asyncio(kind)]
+                value = await self._run_on_asyncio(running, handler, payload, inner)
+            elif kind is RunsIn.PROCESS and self.processes is not None:
+                value = await self._run_in_process(running, handler)
+            else:
+                value = await self._call(handler, *((payload, context) if handler.takes_context else (payload,)))
+            running.returned = value
+        return value
+
+    async def _run_on_asyncio(
+        self, running: Running, handler: Handler, payload: Any, around: Sequence[Middleware] = ()
+    ) -> object:
         if self.loop is None:
-            async with open_loop() as loop:
-                return await attrs.evolve(self, loop=loop)._run_on_asyncio(running, handler, payload)  # noqa: SLF001
-        arguments = (payload, AsyncioContext(running, self.reach)) if handler.takes_context else (payload,)
+            async with open_loop(lifespans_on(self.registry, RunsIn.ASYNCIO)) as loop:
+                return await attrs.evolve(self, loop=loop)._run_on_asyncio(running, handler, payload, around)  # noqa: SLF001
+        context = AsyncioContext(running, self.reach, self.loop) if handler.takes_context or around else None
+        arguments = (payload, context) if handler.takes_context else (payload,)
         errand = errand_of(running, handler, *arguments)
+        errand.around, errand.given = around, context
         try:
             value = await self.loop.run(errand)
         except (KeyboardInterrupt, BaseExceptionGroup) as error:
@@ -191,6 +235,17 @@ class Executor:
         )
 
 
+def _read(handler: Handler, job: ClaimedJob) -> Any:
+    """Return what a handler is given first, or `Raised`."""
+    try:
+        payload = handler.read(job.whole.payload if handler.takes_job else job.payload)
+    except PayloadTooNew as error:
+        return Raised(error=str(error), undecodable=True, waited=True)
+    except PayloadUndecodable as error:
+        return Raised(error=str(error), undecodable=True)
+    return job.whole if handler.takes_job else payload
+
+
 def as_ended(error: BaseException) -> Returned | Raised:
     """Return how a handler ended that raised.
 
@@ -202,7 +257,9 @@ def as_ended(error: BaseException) -> Returned | Raised:
     return ended
 
 
-def _call_in_thread(handler: Handler, arguments: tuple[Any, ...]) -> tuple[object]:
+def _call_in_thread(handler: Handler, arguments: tuple[Any, ...], names: Mapping[str, Any]) -> tuple[object]:
+    if names:
+        job_names.set(lambda: names)  # the context is the thread's own
     try:
         return (handler.call(*arguments),)
     except (KeyboardInterrupt, BaseExceptionGroup) as error:

@@ -15,19 +15,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import socketserver
+import sys
 import threading
+import weakref
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import trio
 
-from pgnotifyq.model.errors import ConfigError
+from pgnotifyq.model.errors import ConfigError, quietly
 from pgnotifyq.model.http_address import HttpAddress
 from pgnotifyq.runtime.metrics import CONTENT_TYPE
 from pgnotifyq.runtime.probes import live, ready
@@ -45,6 +48,7 @@ CONNECTIONS_MAX = 16
 CONNECTION_SECONDS_MAX = 10.0  # Prometheus gives up by itself after ten
 # Between two looks at connections that have lasted too long, and at whether the worker has ended.
 LOOK_SECONDS = 0.25
+PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
 _PATHS = "/live, /ready (?polling=ok) and /metrics"
 
 
@@ -91,6 +95,7 @@ class _Server(ThreadingHTTPServer):
         self.wording = threading.Lock()
         self._open: dict[socket.socket, float] = {}
         super().__init__(where, _Answer)
+        _servers.add(self)
 
     def server_bind(self) -> None:
         """Bind, and ask nobody for the machine's name, which the standard library does."""
@@ -119,14 +124,40 @@ class _Server(ThreadingHTTPServer):
                 with suppress(OSError):
                     request.shutdown(socket.SHUT_RDWR)
 
+    def get_request(self) -> Any:
+        """Accept a connection. If the process may open no more, look again a little later."""
+        try:
+            return super().get_request()
+        except OSError:
+            sleep(PAUSE_SECONDS)
+            raise
+
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  # the library's
         """Log a bug of ours. A client that went away is not worth a line."""
-        _log.debug("a probe was not answered", exc_info=True)
+        if not isinstance(sys.exception(), OSError):
+            quietly(_log.error, "a probe was not answered", exc_info=True)
+
+    def forget(self) -> None:
+        """Close what a forked child has of this, which else keeps the port when the worker ends."""
+        for each in (self.socket, *self._open):
+            each.close()
 
     def close(self) -> None:
         """Answer no more, and free the port."""
         self.shutdown()
         self.server_close()
+
+
+_servers: weakref.WeakSet[_Server] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for server in list(_servers):
+        quietly(server.forget)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class _Answer(BaseHTTPRequestHandler):

@@ -19,13 +19,18 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import sys
+import threading
+import tomllib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import trio.lowlevel
 
 from pgnotifyq.model.errors import ConfigError
@@ -35,6 +40,7 @@ from pgnotifyq.model.tracing import ids_in_logs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import TracebackType
 
     from pgnotifyq.model.events import Event
 
@@ -106,31 +112,104 @@ def naming(names_of: NamesOf) -> Iterator[None]:
         _naming.remove(names_of)
 
 
-def set_up_logging(log_format: str, level: str | None = None) -> None:
-    """Have all that is logged come on standard error, in lines or as JSON, warnings included.
+@attrs.frozen(kw_only=True)
+class Logs:
+    """How a worker process logs: its format, the least level, and a configuration of one's own."""
 
-    Call it when the application has been imported: if it has set up logging itself, only a level
-    that is given counts.
+    format: str = "line"
+    level: str | None = None
+    config: Mapping[str, Any] | None = None  # for logging.config.dictConfig
 
-    Args:
-        log_format: line or json.
-        level: the least that is written: debug, info, warning, error or critical; None: info.
+    @classmethod
+    def read(cls, log_format: str, level: str | None = None, config_file: str | None = None) -> Logs:
+        """Check what was given on the command line, and read the file.
 
-    Raises:
-        ConfigError: there is no such level.
-    """
-    if level is not None and level.lower() not in LEVELS:
-        raise ConfigError(f"--log-level {level!r}: use {', '.join(LEVELS)}")
-    root = logging.getLogger()
-    if root.handlers:
-        if level is not None:
-            root.setLevel(level.upper())
-        return
-    handler = _Stderr()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else LineFormatter())
-    root.addHandler(handler)
-    root.setLevel((level or "info").upper())
-    logging.captureWarnings(capture=True)
+        Args:
+            log_format: line or json.
+            level: the least that is written: debug, info, warning, error or critical; None: info.
+            config_file: JSON or TOML, as logging.config.dictConfig takes it.
+
+        Raises:
+            ConfigError: there is no such format or level, or the file cannot be used.
+        """
+        if log_format not in {"line", "json"}:
+            raise ConfigError(f"--log-format {log_format!r}: use line or json")
+        if level is not None and level.lower() not in LEVELS:
+            raise ConfigError(f"--log-level {level!r}: use {', '.join(LEVELS)}")
+        return cls(format=log_format, level=level, config=None if config_file is None else _read_config(config_file))
+
+    def set_up(self) -> None:
+        """Have all that is logged come on standard error, in lines or as JSON, warnings included.
+
+        Call it when the application has been imported: if it has set up logging itself, only a
+        level that is given counts, and a configuration. As JSON, exceptions that nobody catches, in
+        whatever thread, are records, too.
+
+        Raises:
+            ConfigError: the configuration is not one.
+        """
+        root = logging.getLogger()
+        if self.config is not None:
+            try:
+                logging.config.dictConfig(dict(self.config))
+            except Exception as error:
+                cause = error.__cause__ or error
+                raise ConfigError(f"--log-config: {type(error).__name__}: {error}; {cause}") from error
+        elif not root.handlers:
+            handler = _Stderr()
+            handler.setFormatter(JsonFormatter() if self.format == "json" else LineFormatter())
+            root.addHandler(handler)
+            root.setLevel("INFO")
+            logging.captureWarnings(capture=True)
+        if self.level is not None:
+            root.setLevel(self.level.upper())
+        if self.format == "json":
+            _log_what_nobody_catches()
+
+
+def _read_config(file: str) -> Mapping[str, Any]:
+    try:
+        data = Path(file).read_bytes()
+        found: Any = tomllib.loads(data.decode()) if file.endswith(".toml") else json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--log-config {file}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"--log-config {file} holds a {type(found).__name__}: write an object, as dictConfig takes it")
+    return {"version": 1, "disable_existing_loggers": False, **found}
+
+
+def _log_what_nobody_catches() -> None:
+    """Have Python's own last words be records: of the program, and of its threads."""
+
+    def of_program(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+        else:
+            _log.critical("an exception that nobody caught ends the process", exc_info=(kind, error, trace))
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
+            name = args.thread.name if args.thread is not None else "?"
+            _log.error("an exception ended thread %s", name, exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+
+    def of_nowhere(args: sys.UnraisableHookArgs) -> None:
+        if args.exc_value is not None:
+            text = args.err_msg or "an exception could not be raised"
+            _log.error("%s: %r", text, args.object, exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+
+    # If the application has hooks of its own, they stay.
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = of_program
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = of_thread
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = of_nowhere
+
+
+def as_json_log(message: str, level: str = "error") -> str:
+    """Return a line of JSON that says something which no logger has logged."""
+    record = logging.LogRecord("pgnotifyq", getattr(logging, level.upper()), "", 0, message, None, None)
+    return JsonFormatter().format(record)
 
 
 class _Stderr(logging.Handler):
@@ -205,14 +284,14 @@ _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return what a record has besides its text: an event's fields, a job's, the call's."""
-    fields = {**_job_under_way(), **ids_in_logs(), **getattr(record, "pgnotifyq", {})}
+    fields = {**job_under_way(), **ids_in_logs(), **getattr(record, "pgnotifyq", {})}
     for name, value in vars(record).items():
         if name not in _OF_EVERY_RECORD and len(fields) < EXTRAS_MAX:
             fields[name] = value
     return fields
 
 
-def _job_under_way() -> dict[str, Any]:
+def job_under_way() -> dict[str, Any]:
     """Return what the job is called by whose task is logging, if it is one's."""
     if (names_here := job_names.get()) is not None:
         return dict(names_here())

@@ -72,18 +72,49 @@ class Histogram:
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was counted."""
+        return not any(self.counts)
 
-class Histograms(dict[str, Histogram]):
-    """A histogram for each value of one label."""
 
-    def __missing__(self, label: str) -> Histogram:
-        made = self[label] = Histogram()
+class Tally:
+    """What was counted of one job type in one queue.
+
+    An execution keeps its own (`Running.tally`), so that it is looked up once.
+    """
+
+    __slots__ = ("completed", "dead", "dequeued", "durations", "failed", "outcomes", "starts", "waits")
+
+    def __init__(self) -> None:
+        self.dequeued = 0
+        self.completed = 0
+        self.failed = 0
+        self.dead = 0
+        self.outcomes: Counter[str] = Counter()  # but for completed
+        self.durations = Histogram()  # of handlers
+        self.waits = Histogram()  # from due to claimed
+        self.starts = Histogram()  # from due to started
+
+    def add(self, other: Tally) -> None:
+        """Add what another has counted."""
+        self.dequeued += other.dequeued
+        self.completed += other.completed
+        self.failed += other.failed
+        self.dead += other.dead
+        # A copy, made in one step: the loop may count something new meanwhile.
+        self.outcomes.update(dict(other.outcomes))
+        self.durations.add(other.durations)
+        self.waits.add(other.waits)
+        self.starts.add(other.starts)
+
+
+class Tallies(dict[Labels, Tally]):
+    """A tally for each job type and queue."""
+
+    def __missing__(self, key: Labels) -> Tally:
+        made = self[key] = Tally()
         return made
-
-    def add(self, other: Mapping[str, Histogram]) -> None:
-        """Add what others have counted."""
-        for label, histogram in list(other.items()):
-            self[label].add(histogram)
 
 
 @attrs.frozen(kw_only=True)
@@ -112,26 +143,19 @@ class Counts:
     """What was counted so far."""
 
     def __init__(self) -> None:
-        # By job type and queue.
-        self.dequeued: Counter[Labels] = Counter()
-        self.completed: Counter[Labels] = Counter()
-        self.failed: Counter[Labels] = Counter()
-        self.dead: Counter[Labels] = Counter()
-        self.ended: Counter[Labels] = Counter()  # and by outcome
+        self.tallies = Tallies()  # by job type and queue
         self.events: Counter[str] = Counter()
-        self.durations = Histograms()  # by job type
-        self.waits = Histograms()  # by queue
-        self.starts = Histograms()  # by queue
-        self.stops = Histograms()  # by why it was told to stop
+        self.stops: dict[InterruptKind, Histogram] = {kind: Histogram() for kind in InterruptKind}
         self.lags = Histogram(LAG_SECONDS)
 
     def add(self, other: Counts) -> None:
-        """Add what another has counted."""
-        for name in ("dequeued", "completed", "failed", "dead", "ended", "events"):
-            # A copy, made in one step: the loop may count something new meanwhile.
-            getattr(self, name).update(dict(getattr(other, name)))
-        for name in ("durations", "waits", "starts", "stops", "lags"):
-            getattr(self, name).add(getattr(other, name))
+        """Add what another has counted, whose loop may go on counting meanwhile."""
+        for key, tally in list(other.tallies.items()):
+            self.tallies[key].add(tally)
+        self.events.update(dict(other.events))
+        for kind, histogram in other.stops.items():
+            self.stops[kind].add(histogram)
+        self.lags.add(other.lags)
 
 
 class Meter(Counts):
@@ -165,8 +189,10 @@ class Meter(Counts):
         """Count jobs that were taken up."""
         for running in claimed:
             job = running.job
-            self.dequeued[job.job_type, job.queue_name] += 1
-            self.waits[job.queue_name].note(job.waited_seconds)
+            running.tally = tally = self.tallies[job.job_type, job.queue_name]
+            running.waited_seconds = waited = job.waited_seconds
+            tally.dequeued += 1
+            tally.waits.note(waited)
 
     def note_started(self, running: Running) -> None:
         """Count an execution whose handler starts.
@@ -176,8 +202,7 @@ class Meter(Counts):
         """
         assert running.started_at is not None
         self.active += 1
-        job = running.job
-        self.starts[job.queue_name].note(job.waited_seconds + running.started_at - running.claimed_at)
+        self._tally_of(running).starts.note(running.waited_seconds + running.started_at - running.claimed_at)
 
     def note_stopped(self, running: Running) -> None:
         """Count an execution whose handler has ended."""
@@ -185,34 +210,40 @@ class Meter(Counts):
             return
         self.active -= 1
         now = trio.current_time()
-        self.durations[running.job.job_type].note(now - running.started_at)
+        self._tally_of(running).durations.note(now - running.started_at)
         told_at = running.interrupted_at
         if told_at is None or running.interrupt is None:
             return
         if running.interrupt.kind is InterruptKind.TIMED_OUT and running.handler is not None:
             # The scope's own deadline told it, and the worker noted that afterwards.
             told_at = min(told_at, running.started_at + (running.handler.timeout_seconds or 0.0))
-        self.stops[running.interrupt.kind.value].note(now - told_at)
+        self.stops[running.interrupt.kind].note(now - told_at)
 
     def note_ended(self, batch: Iterable[Running], became: Mapping[Any, Surprise]) -> None:
         """Count executions whose outcome the database has, and what became of their jobs."""
         for running in batch:
-            job, outcome = running.job, running.outcome_known
-            key = (job.job_type, job.queue_name)
-            surprise = became.get(job.id) if became else None
+            tally, outcome = self._tally_of(running), running.outcome_known
+            surprise = became.get(running.job.id) if became else None
             if surprise is None or surprise.became == "bare":
                 kind, name = outcome.kind, outcome.name
             elif surprise.became in {"lost", "refused"}:
                 continue  # nothing was written; a lost lease is told, and counted, as an event
             else:
                 kind, name = _BECAME[surprise.became], outcome.name if surprise.became == "dead" else surprise.became
-            self.ended[(*key, name)] += 1
             if kind is SettleKind.COMPLETE:
-                self.completed[key] += 1
-            elif kind in _FAILURES:
-                self.failed[key] += 1
+                tally.completed += 1
+                continue
+            tally.outcomes[name] += 1
+            if kind in _FAILURES:
+                tally.failed += 1
                 if kind is SettleKind.BURY:
-                    self.dead[key] += 1
+                    tally.dead += 1
+
+    def _tally_of(self, running: Running) -> Tally:
+        tally: Tally | None = running.tally
+        if tally is None:  # it was held, and did not start
+            tally = self.tallies[running.job.job_type, running.job.queue_name]
+        return tally
 
     def note_event(self, event: Event) -> None:
         """Count an event.
@@ -224,9 +255,9 @@ class Meter(Counts):
             return
         self.events[name.value] += 1
         if name is EventName.LEASE_LOST:
-            self.ended[(*self._bounded(fields), "lost")] += 1
+            self.tallies[self._bounded(fields)].outcomes["lost"] += 1
         elif name is EventName.JOB_RECLAIMED and fields["became"] == "dead":
-            self.dead[self._bounded(fields)] += 1
+            self.tallies[self._bounded(fields)].dead += 1
 
     def _bounded(self, fields: Mapping[str, Any]) -> tuple[str, str]:
         job_type, queue = fields["job_type"], fields["queue"]

@@ -16,14 +16,14 @@ import attrs
 
 from pgnotifyq._version import __version__
 from pgnotifyq.model.errors import ConfigError
-from pgnotifyq.runtime.meter import Counts, Labels, Meter
+from pgnotifyq.runtime.meter import Counts, Histogram, Labels, Meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from pgnotifyq.model.job import WorkerId
     from pgnotifyq.model.registry import JobRegistry
-    from pgnotifyq.runtime.meter import Histogram, Vitals
+    from pgnotifyq.runtime.meter import Vitals
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -156,24 +156,10 @@ class Metrics:
         meters, all_ = counts.meters, Counts()
         all_.add(counts.ended)
         for meter in meters:
-            # Zero, before there is anything to count.
-            for counter in (all_.dequeued, all_.completed, all_.failed, all_.dead):
-                counter.update(dict.fromkeys(meter.known, 0))
+            for key in meter.known:
+                all_.tallies[key]  # zero, before there is anything to count
             all_.add(meter)
-        return {
-            "jobs_dequeued_total": all_.dequeued,
-            "jobs_completed_total": all_.completed,
-            "jobs_failed_total": all_.failed,
-            "dlq_jobs_total": all_.dead,
-            "executions_ended_total": all_.ended,
-            "worker_events_total": _labelled(all_.events),
-            "job_duration_seconds": _labelled(all_.durations),
-            "dequeue_wait_seconds": _labelled(all_.waits),
-            "job_commit_to_start_seconds": _labelled(all_.starts),
-            "job_cancel_to_stop_seconds": _labelled(all_.stops),
-            "worker_loop_lag_seconds": {(): all_.lags},
-            **_gauges([(str(meter.worker_id), meter.vitals) for meter in meters]),
-        }
+        return {**_counted(all_), **_gauges([(str(meter.worker_id), meter.vitals) for meter in meters])}
 
 
 def open_meter(metrics: Metrics, worker_id: WorkerId, registry: JobRegistry, queues: tuple[str, ...]) -> Meter:
@@ -193,6 +179,35 @@ def close_meter(metrics: Metrics, meter: Meter) -> None:
         ended.add(counts.ended)
         ended.add(meter)
         metrics._counts = _AllCounts(tuple(other for other in counts.meters if other is not meter), ended)  # noqa: SLF001
+
+
+def _counted(counts: Counts) -> _Samples:
+    """Return what counters and histograms say. A histogram of nothing is left out."""
+    tallies = counts.tallies
+    outcomes = {(*key, name): count for key, tally in tallies.items() for name, count in tally.outcomes.items()}
+    return {
+        "jobs_dequeued_total": {key: tally.dequeued for key, tally in tallies.items()},
+        "jobs_completed_total": {key: tally.completed for key, tally in tallies.items()},
+        "jobs_failed_total": {key: tally.failed for key, tally in tallies.items()},
+        "dlq_jobs_total": {key: tally.dead for key, tally in tallies.items()},
+        "executions_ended_total": outcomes
+        | {(*key, "completed"): tally.completed for key, tally in tallies.items() if tally.completed},
+        "worker_events_total": {(event,): count for event, count in counts.events.items()},
+        "job_duration_seconds": _merged((job_type, tally.durations) for (job_type, _), tally in tallies.items()),
+        "dequeue_wait_seconds": _merged((queue, tally.waits) for (_, queue), tally in tallies.items()),
+        "job_commit_to_start_seconds": _merged((queue, tally.starts) for (_, queue), tally in tallies.items()),
+        "job_cancel_to_stop_seconds": _merged((kind.value, histogram) for kind, histogram in counts.stops.items()),
+        "worker_loop_lag_seconds": {(): counts.lags},
+    }
+
+
+def _merged(of: Iterable[tuple[str, Histogram]]) -> dict[Labels, Histogram]:
+    """Return a histogram a label, of several that have it."""
+    merged: dict[Labels, Histogram] = {}
+    for label, histogram in of:
+        if not histogram.is_empty:
+            merged.setdefault((label,), Histogram()).add(histogram)
+    return merged
 
 
 def _gauges(of: list[tuple[str, Vitals]]) -> _Samples:
@@ -215,10 +230,6 @@ def _gauges(of: list[tuple[str, Vitals]]) -> _Samples:
         "worker_handler_connections_max": {(): most},
         "worker_info": {(worker_id, __version__): 1 for worker_id, _ in of},
     }
-
-
-def _labelled(of: Mapping[str, Any]) -> dict[Labels, Any]:
-    return {(label,): value for label, value in of.items()}
 
 
 def _buckets(of: Histogram) -> Iterator[tuple[str, int]]:

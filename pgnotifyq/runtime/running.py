@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -12,6 +12,8 @@ from pgnotifyq.model.job import Lease
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import Handler
@@ -37,6 +39,8 @@ class Running:
     handler: Handler | None = None  # once it starts
     interrupt: Interrupt | None = None
     interrupted_at: float | None = None  # when the worker told it to stop
+    tally: Any = None  # where its meter counts it (meter.py), if anybody reads that
+    waited_seconds: float = 0.0  # how long its job was due before it was claimed, for the same
     trace: Trace | None = None  # of this execution, once it starts, if the program wants any
     _interrupted: trio.Event | None = attrs.field(default=None, init=False)
     # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to
@@ -49,6 +53,10 @@ class Running:
     # Stopped for want of a proof of life, not of a lease: it is released when its handler has
     # ended.
     is_given_up: bool = False
+    # What the handler returned, for the middleware around it. None: it has not, or nobody asks.
+    returned: object = None
+    # Cancels the handler once more, if it runs where a cancel may be caught and forgotten.
+    cancel_again: Callable[[], object] | None = None
 
     @claimed_at.default
     def _as_renewed(self) -> float:
@@ -93,7 +101,7 @@ class Running:
         """Return what records of the handler's log call this execution by."""
         job = self.job
         return {"job_id": job.id, "job_type": job.job_type, "execution_id": self.lease.execution_id,
-                "attempt": job.attempts, "org_id": job.whole.org_id}  # fmt: skip
+                "attempt": job.attempts, "org_id": job.whole.org_id, "worker_id": job.whole.locked_by}  # fmt: skip
 
     def why_stop(self) -> Interrupt | None:
         """Return why the handler shall stop, a deadline that has passed included.

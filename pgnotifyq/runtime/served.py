@@ -57,6 +57,7 @@ class Served:
         generation = self._registry.generation
         handlers = [(each.job_type, each.queue, each.max_attempts) for each in self._registry.handlers]
         await ask(connection, workers.publish_handlers(self._schema, self._worker_id, handlers))
+        await ask(connection, workers.publish_hooks(self._schema, self._registry.job_types, self._registry.hooks))
         self._published = generation
 
 

@@ -153,7 +153,10 @@ async def _serve(slot: _Slot, slate: Slate, scope: trio.CancelScope) -> bool:
         if not is_as_new and (left := slate.what_is_open()) is not None:
             slot.ended = _as_left(slot.emit, running, ended, left)
             return True  # the guard settles, when the task has ended and nothing of the job runs any more
-        settler.add(running, executor.outcome_of(running, ended))
+        if running.is_settled:
+            await slot.hand_over(running, ended)
+        else:
+            settler.add(running, executor.outcome_of(running, ended))
         slot.running = None
         if not is_as_new:
             await slate.renew_context()

@@ -22,8 +22,9 @@ from pgnotifyq.ledger import end, workers
 from pgnotifyq.ledger.errors import Whose, translated, whose
 from pgnotifyq.migrating import check_schema
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings, config_of
-from pgnotifyq.model.errors import DatabaseUnreachable
+from pgnotifyq.model.errors import ConfigError, DatabaseUnreachable
 from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.http_address import HttpAddress
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.model.outcome import Interrupt, InterruptKind
@@ -39,10 +40,12 @@ from pgnotifyq.runtime.forks import ending_copies
 from pgnotifyq.runtime.heartbeat import beat_for_ever, renew
 from pgnotifyq.runtime.http import open_http
 from pgnotifyq.runtime.identity import Identity
+from pgnotifyq.runtime.lifespans import lifespans_on, open_resources
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import Calls, listen_for_ever
 from pgnotifyq.runtime.logs import is_routine_logged, naming
 from pgnotifyq.runtime.metrics import Metrics, close_meter, open_meter
+from pgnotifyq.runtime.processes import Fenced, Processes, refuse_in_import
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.pulse import Pulse
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
@@ -62,7 +65,7 @@ from pgnotifyq.runtime.trust import (
     register,
     speak_by,
 )
-from pgnotifyq.runtime.wakeups import Wakeups
+from pgnotifyq.runtime.wakeups import Push, Wakeups
 from pgnotifyq.runtime.watchdog import names_of, watch_asyncio_for_ever, watch_for_ever
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.loops import need_trio
@@ -92,6 +95,9 @@ class WorkerHandle:
     worker_id: WorkerId
     _first: trio.Event = attrs.field(factory=trio.Event)
     _second: trio.Event = attrs.field(factory=trio.Event)
+    # Who asks the database.
+    _links: Sequence[Link] = ()
+    _push: Push = attrs.field(factory=Push)
     # Jobs that had to be interrupted when the worker was shut down.
     interrupted: int = 0
     # Where probes and metrics are answered, as "127.0.0.1:9100"; None: nowhere.
@@ -110,6 +116,16 @@ class WorkerHandle:
         """Stop claiming and interrupt what runs."""
         self._first.set()
         self._second.set()
+
+    def silent_seconds(self) -> float:
+        """Return for how long the database has answered nothing; 0 if it is known to be away.
+
+        On the worker's event loop.
+        """
+        if any(link.is_down for link in self._links) or not self._links:
+            return 0.0
+        answered_at = max(self._push.answered_at, *(link.answered_at for link in self._links))
+        return trio.current_time() - answered_at
 
     @property
     def is_draining(self) -> bool:
@@ -156,13 +172,18 @@ async def run_worker(
         PgnotifyqError: trio does not run here.
         SchemaMissing, SchemaOutOfDate, SchemaTooNew, DatabaseTooOld, DatabaseUnreachable,
             MissingRights: at start.
+        LifespanFailed: a lifespan of the registry's raised, before the worker claimed or after its
+            last job.
     """
     need_trio("run_worker", "start it by trio.run; docs/worker.md has a worker beside an asyncio server")
+    refuse_in_import()
     config = config_of(config, settings)
     handle = WorkerHandle(WorkerId(uuid.uuid4()))
     emit = Telling(on_event)
     if metrics is None and config.http is not None:
         metrics = Metrics()
+    if metrics is not None and not isinstance(metrics, Metrics):
+        raise ConfigError(f"metrics is a {type(metrics).__name__}, not a Metrics: pass pgnotifyq.Metrics()")
     meter = None
     if metrics is not None:
         meter = open_meter(metrics, handle.worker_id, registry, config.queues)
@@ -194,7 +215,9 @@ async def run_worker(
             return made
 
         staff = _Staff(me, databases, link)
+        handle._links, handle._push = (staff.quick, staff.durable), staff.wakeups.push  # noqa: SLF001  # the handle is this module's own
         stack.push_async_callback(staff.loop.aclose)
+        stack.push_async_callback(staff.processes.aclose)
         try:
             await staff.quick.attempt(lambda connection: _begin(staff, connection, dsn))
         except trio.TooSlowError as error:
@@ -208,7 +231,10 @@ async def run_worker(
                 naming(partial(names_of, staff.executions)),
                 ring_for_new_handlers(registry, staff.wakeups.bell),
             ):
-                await _work(staff, handle, listen_dsn or dsn, task_status)
+                async with open_resources(registry) as staff.reach.resources:
+                    if staff.loop.has_lifespans:
+                        await staff.loop.start()
+                    await _work(staff, handle, listen_dsn or dsn, task_status)
         finally:
             with trio.move_on_after(FAREWELL_SECONDS, shield=True):
                 await _say_farewell(staff)
@@ -249,13 +275,21 @@ class _Staff:
         self.deadlines = Deadlines(partial(interrupt, me, self.executions))
         self.settler = Settler(me, self.executions, self.durable)
         self.taker = Taker(me=me, executions=self.executions, wakeups=self.wakeups, settler=self.settler, quick=self.quick)
-        self.loop = AsyncioLoop()
+        self.loop = AsyncioLoop(lifespans_on(me.registry, RunsIn.ASYNCIO))
+        self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.loop)
+        self.processes = Processes(
+            count=me.config.handler_processes_max,
+            jobs_max=me.config.handler_process_jobs_max,
+            memory_bytes_max=me.config.handler_process_memory_bytes_max,
+            fenced=Fenced(schema=me.schema, worker_id=str(me.worker_id)),
+        )
         self.executor = Executor(
             registry=me.registry,
-            reach=WorkerReach(me.schema, me.registry, databases, self.quick),
+            reach=self.reach,
             deadlines=self.deadlines,
             threads=trio.CapacityLimiter(me.config.concurrency),
             loop=self.loop,
+            processes=self.processes,
             emit=me.emit,
             meter=me.meter,
             random=me.random.random,

@@ -16,8 +16,10 @@ from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.errors import SCHEMA_DEFAULT
 from pgnotifyq.ledger.fences import fence_nothing
+from pgnotifyq.model.around import NO_RESOURCES, Resources
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import JobCancelled, LeaseLost, PayloadUndecodable, PgnotifyqError
+from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT, headers_of
 from pgnotifyq.model.outcome import Ended, Interrupt, InterruptKind, Outcome, Raised, SettleKind, Stopped
@@ -25,10 +27,12 @@ from pgnotifyq.model.registry import handler_of
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.executor import Executor, as_ended
+from pgnotifyq.runtime.lifespans import open_resources
+from pgnotifyq.runtime.processes import Processes
 from pgnotifyq.runtime.running import Running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
     from psycopg import IsolationLevel
 
@@ -69,9 +73,11 @@ async def run_job(
     attempt: int = 1,
     max_attempts: int | None = None,
     headers: Mapping[str, Any] | None = None,
+    resources: Iterable[object] | None = None,
     connection: Connection[Any] | None = None,
     cancel_after: float | None = None,
     lose_lease_after: float | None = None,
+    in_process: bool = False,
 ) -> Ran:
     """Run a handler as a worker would, without a database, and return how it ended.
 
@@ -84,8 +90,10 @@ async def run_job(
         payload: what would be enqueued.
         org_id: the tenant.
         attempt: which attempt this is; at `max_attempts` a failure ends in a dead letter.
-        max_attempts: default: the handler's, else 3.
+        max_attempts: default: the handler's, else 15.
         headers: of the job.
+        resources: what `ctx.resources` finds. None: what the registry's lifespans make, which are
+            entered for this.
         connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
             its own (a savepoint in an open one); without the worker's fence and confinement, for
             there is no execution in the database. `ctx.session()`, `ctx.django()` and
@@ -94,6 +102,10 @@ async def run_job(
             checkpoint. A cooperative handler has the worker's grace of 5 seconds after that.
         lose_lease_after: seconds after which the execution loses its lease. What the handler does
             in a transaction after that is rolled back, as it is in a worker.
+        in_process: run a handler with `runs_in="process"` in a process of its own, as a worker
+            does. Otherwise it runs in a thread, where the test can see what it does and can change
+            what it uses. In a process `ctx.session()`, `ctx.django()` and `ctx.connection()` are
+            refused.
 
     Cancellation: the handler is cancelled.
 
@@ -123,15 +135,26 @@ async def run_job(
                 running.stop(why)
 
     deadlines = Deadlines(Running.stop)
-    executor = _Interrupting(registry=registry, reach=reach, deadlines=deadlines, random=lambda: MIDDLE, begin=begin)
+    processes = Processes(count=1) if in_process and handler.runs_in is RunsIn.PROCESS else None
+    executor = _Interrupting(
+        registry=registry, reach=reach, deadlines=deadlines, processes=processes, random=lambda: MIDDLE, begin=begin
+    )
     outcome: Outcome | None = None
     exception: BaseException | None = None
     mistake: NoDatabaseInTest | None = None
     async with trio.open_nursery() as nursery:
         try:
-            outcome, exception = await execute(executor, running)
+            if resources is None:
+                async with open_resources(registry) as reach.resources:
+                    outcome, exception = await execute(executor, running)
+            else:
+                reach.resources = Resources(resources)
+                outcome, exception = await execute(executor, running)
         except NoDatabaseInTest as error:
             mistake = error  # not raised here, where trio would put it into a group
+        finally:
+            if processes is not None:
+                await processes.aclose()
         nursery.cancel_scope.cancel()
     if mistake is not None:
         raise mistake
@@ -152,8 +175,10 @@ def run_job_blocking(
     attempt: int = 1,
     max_attempts: int | None = None,
     headers: Mapping[str, Any] | None = None,
+    resources: Iterable[object] | None = None,
     cancel_after: float | None = None,
     lose_lease_after: float | None = None,
+    in_process: bool = False,
 ) -> Ran:
     """Do what `run_job` does, for a test that is no async function, or one on asyncio.
 
@@ -170,8 +195,10 @@ def run_job_blocking(
         attempt=attempt,
         max_attempts=max_attempts,
         headers=headers,
+        resources=resources,
         cancel_after=cancel_after,
         lose_lease_after=lose_lease_after,
+        in_process=in_process,
     )
     return trio.run(run)
 
@@ -204,9 +231,9 @@ class _Interrupting(Executor):
 
     begin: Callable[[], None]
 
-    async def _call(self, handler: Handler, *arguments: Any) -> object:
+    def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> None:
+        super()._begin(running, handler, scope)
         self.begin()
-        return await super()._call(handler, *arguments)
 
 
 def refuse_what_was_lost(running: Running) -> None:
@@ -231,6 +258,7 @@ class Reach:
 
     def __init__(self, connection: Connection[Any] | None, registry: JobRegistry) -> None:
         self.registry = registry
+        self.resources = NO_RESOURCES
         self.token = trio.lowlevel.current_trio_token()
         self.reported: list[tuple[float | None, str | None]] = []
         self.completed_with: Outcome | None = None
@@ -261,6 +289,10 @@ class Reach:
             refuse_what_was_lost(running)
         if outcome is not None:
             self.completed_with = outcome
+
+    def resources_of(self, kind: RunsIn) -> Resources:  # noqa: ARG002  # a test's are for all
+        """Return what the lifespans have made, or the test gave."""
+        return self.resources
 
     def fence(self, running: Running, outcome: Outcome | None) -> Fence:
         """Return what fences nothing: there is no execution in the database."""

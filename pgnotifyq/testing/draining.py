@@ -134,12 +134,15 @@ def drain(
                 _raise_failure(ending)
         return found
 
+    async def run_in_thread() -> list[Ending]:  # Python names it, and so `drain`, if nobody awaits it
+        return await anyio.to_thread.run_sync(trio.run, run)
+
     if connection is not None and not kind_of(connection).is_blocking:
         return Drained(run())
     if trio.lowlevel.in_trio_run():
         return Drained(run())
     if connection is None and _is_in_asyncio():
-        return Drained(anyio.to_thread.run_sync(trio.run, run))
+        return Drained(run_in_thread())
     done = Drained()
     done.extend(trio.run(run))
     return done

@@ -55,10 +55,7 @@ class Wishes:
 
 def noting(registry: JobRegistry, wishes: Wishes) -> JobRegistry:
     """Return a registry of the same handlers, whose endings are noted."""
-    copy = JobRegistry()
-    for handler in registry.handlers:
-        copy._add(_noting(handler, wishes))  # noqa: SLF001  # a registry of the same handlers
-    return copy
+    return registry.mapped(lambda handler: _noting(handler, wishes))
 
 
 def _noting(handler: Handler, wishes: Wishes) -> Handler:

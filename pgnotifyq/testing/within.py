@@ -33,6 +33,7 @@ from pgnotifyq.ledger import end, lease
 from pgnotifyq.ledger.claim import claim, wanted
 from pgnotifyq.ledger.look import get_job
 from pgnotifyq.ledger.testing import begin_part, due_queues, end_part
+from pgnotifyq.model.around import NO_RESOURCES, Resources
 from pgnotifyq.model.errors import ConfigError, JobCancelled, LeaseLost, TransactionRefused
 from pgnotifyq.model.handler import Handler
 from pgnotifyq.model.job import JobId, WorkerId
@@ -42,6 +43,7 @@ from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.executor import Executor
+from pgnotifyq.runtime.lifespans import open_resources
 from pgnotifyq.runtime.running import Running
 from pgnotifyq.testing.alone import MIDDLE, NoDatabaseInTest, NoFence, execute
 from pgnotifyq.testing.noting import Wishes, noting
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.claim import Claim
     from pgnotifyq.ledger.claimed import ClaimedJob
+    from pgnotifyq.model.handler import RunsIn
     from pgnotifyq.model.job import OrgId
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import JobRegistry
@@ -215,7 +218,8 @@ async def _run(crew: _Crew, job: ClaimedJob, tell: Asking) -> _RanWithin:
         kind = _InTheTestsThread if crew.kind.is_blocking else Executor
         registry = noting(crew.registry, wishes)
         executor = kind(registry=registry, reach=reach, deadlines=Deadlines(Running.stop), random=lambda: MIDDLE)
-        outcome, exception = await execute(executor, running)
+        async with open_resources(crew.registry) as reach.resources:
+            outcome, exception = await execute(executor, running)
     return _RanWithin(
         outcome=reach.completed_with or outcome,
         exception=wishes.raised.get(job.id, exception),
@@ -231,11 +235,16 @@ class _Reach:
     def __init__(self, crew: _Crew, session: Connection[Any] | None, tell: Asking) -> None:
         self.token = trio.lowlevel.current_trio_token()
         self.schema, self.registry = crew.schema, crew.registry
+        self.resources = NO_RESOURCES
         self.completed_with: Outcome | None = None
         self._crew = crew
         self._session = session
         self._tell = tell
         self._is_open = False
+
+    def resources_of(self, kind: RunsIn) -> Resources:  # noqa: ARG002  # a test's are for all
+        """Return what the lifespans have made."""
+        return self.resources
 
     @asynccontextmanager
     async def open_transaction(

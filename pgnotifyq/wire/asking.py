@@ -101,16 +101,19 @@ class _Link:
         encoding: str | None = self.connection.info.parameter_status("server_encoding")
         return encoding
 
+    @property
+    def in_pipeline(self) -> bool:
+        return bool(self.connection.pgconn.pipeline_status != _NO_PIPELINE)
+
     def tell(self, aside: Aside) -> Any:
-        pgconn = self.connection.pgconn
         match aside:
             case Aside.IS_ALONE:
-                in_pipeline = pgconn.pipeline_status != _NO_PIPELINE
-                return self.connection.autocommit and pgconn.transaction_status == _IDLE and not in_pipeline
+                is_idle = self.connection.pgconn.transaction_status == _IDLE
+                return self.connection.autocommit and is_idle and not self.in_pipeline
             case Aside.COMMITS:
                 return self.connection.autocommit
             case Aside.COPIES:
-                return pgconn.pipeline_status == _NO_PIPELINE
+                return not self.in_pipeline
             case Aside.SERVER_VERSION:
                 return self.connection.info.server_version
             case Aside.PAUSE:

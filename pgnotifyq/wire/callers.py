@@ -8,8 +8,8 @@ kinds.py tells what the caller has. The rules of this file:
   adapter, no setting. asyncpg keeps the statement in its cache, as any other.
 - A job is checked before anything is sent, so one that is refused costs the transaction nothing.
   Only a database in another encoding than UTF-8 can lack a character of it; there a savepoint goes
-  around. Elsewhere it would cost two round trips a job, and subtransactions are no good thing to
-  have by the hundred.
+  around. Elsewhere one goes around if the caller wants it: it costs two round trips a job, and
+  subtransactions are no good thing to have by the hundred.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ _LACK_NOTHING = {"UTF8", "SQL_ASCII", None}  # encodings of a database that take
 _IN_FAILED_TRANSACTION = "25P02"
 
 
-async def ask_on(connection: CallersConnection, verb: Verb[T]) -> T:
+async def ask_on(connection: CallersConnection, verb: Verb[T], *, savepoint: bool = False) -> T:
     """Ask a verb on a connection of the caller's, within its open transaction if there is one.
 
-    A blocking connection holds up the event loop for as long as the verb's round trips take.
+    With `savepoint`, an open transaction goes on if the database refuses the verb. A blocking
+    connection holds up the event loop for as long as the verb's round trips take.
 
     Cancellation: as the driver has it. In a transaction, roll back: PostgreSQL has aborted it.
 
@@ -55,21 +56,21 @@ async def ask_on(connection: CallersConnection, verb: Verb[T]) -> T:
     """
     kind = kind_of(connection)
     if kind.is_blocking:
-        return ask_on_blocking(connection, verb)
+        return ask_on_blocking(connection, verb, savepoint=savepoint)
     given: Any = connection
     _check_loop(kind)
     with _aborted_is_told():
         match kind:
             case Kind.TRIO | Kind.PSYCOPG_ASYNC | Kind.ASYNCPG:
-                return await _ask_driver(given, verb)
+                return await _ask_driver(given, verb, savepoint)
             case Kind.SQLALCHEMY_ASYNC_SESSION:
-                return await _ask_driver(await (await given.connection()).run_sync(_begun), verb)
+                return await _ask_driver(await (await given.connection()).run_sync(_begun), verb, savepoint)
             case Kind.SQLALCHEMY_ASYNC_CONNECTION:
-                return await _ask_driver(await given.run_sync(_begun), verb)
+                return await _ask_driver(await given.run_sync(_begun), verb, savepoint)
     raise AssertionError(kind)
 
 
-def ask_on_blocking(connection: CallersConnection, verb: Verb[T]) -> T:
+def ask_on_blocking(connection: CallersConnection, verb: Verb[T], *, savepoint: bool = False) -> T:
     """Do what `ask_on` does, on a blocking connection.
 
     Within SQLAlchemy's `run_sync` the session or connection that it hands over is taken, too.
@@ -81,14 +82,16 @@ def ask_on_blocking(connection: CallersConnection, verb: Verb[T]) -> T:
     with _aborted_is_told():
         match kind:
             case Kind.PSYCOPG | Kind.PSYCOPG2:
-                return _ask_driver_blocking(given, verb)
+                return _ask_driver_blocking(given, verb, savepoint)
             case Kind.SQLALCHEMY_SESSION:
-                return _ask_driver_blocking(_begun(given.connection()), verb)
+                _check_can_wait(given)
+                return _ask_driver_blocking(_begun(given.connection()), verb, savepoint)
             case Kind.SQLALCHEMY_CONNECTION:
-                return _ask_driver_blocking(_begun(given), verb)
+                _check_can_wait(given)
+                return _ask_driver_blocking(_begun(given), verb, savepoint)
             case Kind.DJANGO:
                 with given.wrap_database_errors:
-                    return _ask_driver_blocking(_django_driver(given), verb)
+                    return _ask_driver_blocking(_django_driver(given), verb, savepoint)
             case Kind.TRIO:
                 door = "pgnotifyq.open_client, on trio"
             case Kind.PSYCOPG_ASYNC | Kind.ASYNCPG | Kind.SQLALCHEMY_ASYNC_CONNECTION | Kind.SQLALCHEMY_ASYNC_SESSION:
@@ -105,6 +108,25 @@ def _check_loop(kind: Kind) -> None:
         raise TypeError(f"{kind.value} is driven by asyncio, and this is trio: pass it to a client of pgnotifyq.aio.open_client")
     if not is_trio and kind is Kind.TRIO:
         raise TypeError(f"{kind.value} is driven by trio, and this is not: pass it to a client of pgnotifyq.open_client")
+
+
+def _check_can_wait(given: Any) -> None:
+    """Refuse what an AsyncSession or AsyncConnection holds, outside of its `run_sync`.
+
+    SQLAlchemy would raise MissingGreenlet, and leave the session in a transaction without a
+    connection.
+    """
+    from sqlalchemy.exc import UnboundExecutionError
+    from sqlalchemy.util.concurrency import in_greenlet
+
+    is_session = hasattr(given, "get_bind")
+    try:
+        engine = given.get_bind() if is_session else given
+    except UnboundExecutionError:  # it has several engines, or none; what follows tells
+        return
+    if engine.dialect.is_async and not in_greenlet():
+        inner, outer = ("sync_session", "AsyncSession") if is_session else ("sync_connection", "AsyncConnection")
+        raise TypeError(f"connection is the {inner} of an {outer}, which cannot be waited for here: pass the {outer} itself")
 
 
 # What holds a connection
@@ -170,25 +192,27 @@ def _django_driver(connection: Any) -> Any:
 # Asking the driver
 
 
-async def _ask_driver(driver: Any, verb: Verb[T]) -> T:
+async def _ask_driver(driver: Any, verb: Verb[T], savepoint: bool) -> T:
     link = Asyncpg(driver) if kind_of(driver) is Kind.ASYNCPG else Psycopg(driver)
-    return await follow(link, _usable_after(verb, link))
+    return await follow(link, _framed(verb, link, savepoint))
 
 
-def _ask_driver_blocking(driver: Any, verb: Verb[T]) -> T:
+def _ask_driver_blocking(driver: Any, verb: Verb[T], savepoint: bool) -> T:
     kind = kind_of(driver)
     if kind.is_blocking:
         link = Psycopg2(driver) if kind is Kind.PSYCOPG2 else PsycopgBlocking(driver)
-        return follow_blocking(link, _usable_after(verb, link))
+        return follow_blocking(link, _framed(verb, link, savepoint))
     from sqlalchemy.util import await_only
 
-    answer: T = await_only(_ask_driver(driver, verb))
+    answer: T = await_only(_ask_driver(driver, verb, savepoint))
     return answer
 
 
-def _usable_after(verb: Verb[T], link: Link) -> Verb[T]:
-    """Return a verb that leaves the transaction usable if the database lacks a character of it."""
-    return verb if link.server_encoding in _LACK_NOTHING else in_savepoint(verb)
+def _framed(verb: Verb[T], link: Link, savepoint: bool) -> Verb[T]:
+    """Return a verb in a savepoint, if one is wanted or the database may lack a character of it."""
+    if savepoint and link.in_pipeline:
+        raise TypeError("connection is in a pipeline, which an error aborts as a whole: leave it, or do without savepoint=True")
+    return in_savepoint(verb) if savepoint or link.server_encoding not in _LACK_NOTHING else verb
 
 
 @contextmanager

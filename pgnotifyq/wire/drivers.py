@@ -84,6 +84,11 @@ class Asyncpg:
     connection: Any
 
     @property
+    def in_pipeline(self) -> bool:
+        """It has none."""
+        return False
+
+    @property
     def server_encoding(self) -> str | None:
         """The encoding of the database."""
         encoding: str | None = getattr(self.connection.get_settings(), "server_encoding", None)
@@ -179,6 +184,11 @@ class Psycopg2:
     """
 
     connection: Any
+
+    @property
+    def in_pipeline(self) -> bool:
+        """It has none."""
+        return False
 
     @property
     def server_encoding(self) -> str | None:

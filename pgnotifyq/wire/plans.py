@@ -30,6 +30,10 @@ class Link(Protocol):
     def server_encoding(self) -> str | None:
         """The encoding of the database."""
 
+    @property
+    def in_pipeline(self) -> bool:
+        """Whether statements are sent before those before them are answered."""
+
     def tell(self, aside: Aside) -> Any:
         """Answer what a plan wants to know. A pause is nothing here."""
 
@@ -161,6 +165,8 @@ def in_savepoint(verb: Verb[T]) -> Plan[T]:
         yield Script(begin)
         try:
             told = yield verb
+        except GeneratorExit:
+            raise  # who waited is gone, and nobody takes another step
         except BaseException:
             with suppress(Exception):  # what went wrong first is what is told
                 for text in undo:

@@ -27,3 +27,42 @@ drop function if exists {schema}.enqueue_claimed(
 drop function if exists {schema}.enqueue_many(
     uuid[], uuid[], text[], text[], text[], smallint[], timestamptz[], double precision[], integer[], text[]);
 drop function if exists {schema}.enqueue(text, jsonb, uuid, text, integer, timestamptz, integer, text);
+
+-- What is to run when a job of a type has ended, or is to be tried again: a job of the type
+-- `hook_type`, enqueued by the statement that ends it (functions/end/hooks.sql). A worker publishes
+-- the hooks of its registry. They stay when it goes, for jobs also end while no worker lives.
+create table {schema}.hooks (
+    job_type {schema}.job_type not null,
+    ending text not null,
+    hook_type {schema}.job_type not null,
+
+    constraint hooks_pkey primary key (job_type, ending, hook_type),
+    constraint ending_is_known check (ending in ('completed', 'retried', 'dead', 'cancelled'))
+);
+do $do$
+begin
+    if exists (select from pg_roles where rolname = {tenant_role_text}) then
+        grant select on {schema}.hooks to {tenant_role};
+    end if;
+end
+$do$;
+
+-- A pending job that is cancelled ends here, whoever says it. Otherwise as before (0002).
+create or replace function {schema}.note_cancel() returns trigger
+language plpgsql
+as $$
+begin
+    new.completed_at := coalesce(new.completed_at, {schema}.clock());
+    if new.current_execution_id is not null then
+        perform pg_notify(
+            {schema}.worker_channel(new.locked_by), 'cancel ' || new.id || ' ' || new.current_execution_id);
+    elsif new.awaited then
+        perform pg_notify({schema_text} || '_finished', new.id::text);
+    end if;
+    if old.status = 'pending' and pg_relation_size('{schema}.hooks') > 0 then
+        perform {schema}.fire_hook(new);
+    end if;
+    return new;
+end
+$$;
+

@@ -291,9 +291,11 @@ begin
 end
 $$;
 
--- note_cancel: as before (0002), by notify(), which a full queue of notifications does not stop.
+-- note_cancel: as before (0012), by notify(), which a full queue of notifications does not stop. It
+-- has the owner's rights: whoever may cancel a job need not read its hooks, nor enqueue them.
 create or replace function {schema}.note_cancel() returns trigger
-language plpgsql
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     new.completed_at := coalesce(new.completed_at, {schema}.clock());
@@ -303,6 +305,10 @@ begin
     elsif new.awaited then
         perform {schema}.notify({schema_text} || '_finished', new.id::text);
     end if;
+    if old.status = 'pending' and pg_relation_size('{schema}.hooks') > 0 then
+        perform {schema}.fire_hook(new);
+    end if;
     return new;
 end
 $$;
+revoke all on function {schema}.note_cancel() from public;

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 APP = """
-import logging, signal, os, warnings
+import logging, signal, os, threading, warnings
 import trio, pgnotifyq
 registry = pgnotifyq.JobRegistry()
 own = logging.getLogger("an_app.work")
@@ -42,6 +42,8 @@ async def deeper() -> None:
 @registry.handler("thread")
 def thread(payload: dict, ctx: pgnotifyq.JobContext) -> None:
     ctx.log.warning("from a thread")
+    own.info("from a thread without its context")
+    threading.Thread(target=lambda: 1 / 0, name="astray").start()
 
 @registry.handler("end")
 async def end(payload: dict) -> None:
@@ -86,7 +88,9 @@ def work(dsn: str, tmp_path: Path, job_id: uuid.UUID) -> Callable[..., tuple[str
 def test_everything_is_json(work: Callable[..., tuple[str, str]], job_id: uuid.UUID) -> None:
     """Each line of both streams is one object with an event; `ctx.log` and the application's own records know their job."""
     out, err = work("--log-format", "json")
-    assert all(json.loads(line)["event"] for line in out.splitlines())
+    told_out = [json.loads(line) for line in out.splitlines()]
+    (started,) = [told for told in told_out if told["event"] == "worker.started"]
+    assert all(told["event"] for told in told_out)
     records: list[dict[str, Any]] = [json.loads(line) for line in err.splitlines()]
     assert all(told["event"] for told in records)
 
@@ -99,7 +103,11 @@ def test_everything_is_json(work: Callable[..., tuple[str, str]], job_id: uuid.U
     assert (begun["job_id"], begun["job_type"], begun["attempt"], begun["batch"]) == (str(job_id), "work", 1, 3)
     for words in ("old habits", "forged", "from a task", "it failed", "%d"):
         assert find(words)["job_id"] == str(job_id), words
-    assert find("from a thread")["job_type"] == "thread"
+    for words in ("from a thread", "from a thread without its context"):
+        (told,) = [told for told in records if told["message"] == words]
+        assert (told["job_type"], told["attempt"]) == ("thread", 1), words
+    assert {told["worker_id"] for told in records if "job_id" in told} == {started["worker_id"]}
+    assert "ZeroDivisionError" in find("ended thread astray")["exception"]
     assert (find("old habits")["logger"], find("old habits")["level"]) == ("py.warnings", "warning")
     assert "ValueError: a" in find("it failed")["exception"]
     assert len(find("forged")["message"]) < 5_000
@@ -132,3 +140,82 @@ def test_level_that_is_not_known(run: Callable[..., Any]) -> None:
     ran = run("worker", "--app", "pgnotifyq.cli.demo_handlers:registry", "--log-level", "loud")
     assert (ran.code, len(ran.err.splitlines())) == (2, 1)
     assert "debug, info, warning" in ran.err
+
+
+@pytest.mark.parametrize("app", ["import nothing_of_this_name", "1 / 0", "x = ("])
+def test_errors_are_json(run: Callable[..., Any], tmp_path: Path, app: str) -> None:
+    """What ends the command is one object, as what is logged: an application that cannot be imported, a database that is away."""
+    (tmp_path / "an_app.py").write_text(app)
+    ran = run("worker", "--app", "an_app:registry", "--log-format", "json", PYTHONPATH=str(tmp_path))
+    (told,) = map(json.loads, ran.err.splitlines())
+    assert (ran.code, told["event"], told["level"]) == (2, "log", "error")
+    assert "an_app" in told["message"]
+
+
+def test_parent_and_children_are_json(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Each line of several processes and of the one that supervises them."""
+    (tmp_path / "an_app.py").write_text("import nothing_of_this_name")
+    ran = run("worker", "--app", "an_app:registry", "--log-format", "json", "--processes", "2", PYTHONPATH=str(tmp_path))
+    assert ran.code == 2
+    assert all(json.loads(line)["event"] for line in (ran.out + ran.err).splitlines())
+    assert any(json.loads(line)["event"] == "process.ended" for line in ran.out.splitlines())
+
+
+CONFIGURATION = {
+    "formatters": {"mine": {"format": "CONFIGURED %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"err": {"class": "logging.StreamHandler", "formatter": "mine"}},
+    "root": {"handlers": ["err"], "level": "WARNING"},
+    "loggers": {"pgnotifyq.job": {"level": "DEBUG"}},
+}
+AS_TOML = """
+[formatters.mine]
+format = "CONFIGURED %(levelname)s %(name)s %(message)s"
+[handlers.err]
+class = "logging.StreamHandler"
+formatter = "mine"
+[root]
+handlers = ["err"]
+level = "WARNING"
+[loggers."pgnotifyq.job"]
+level = "DEBUG"
+"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("logs.json", json.dumps(CONFIGURATION)), ("logs.toml", AS_TOML)])
+def test_configuration_of_ones_own(work: Callable[..., tuple[str, str]], tmp_path: Path, name: str, text: str) -> None:
+    """It sets up logging whole, in the place of the worker's set-up and of the application's."""
+    (tmp_path / name).write_text(text)
+    _, err = work("--log-config", name, app=SET_UP + APP)
+    assert "CONFIGURED DEBUG pgnotifyq.job not asked for" in err
+    assert "CONFIGURED WARNING an_app.work forged" in err
+    assert "from a task" not in err
+    assert "MINE" not in err
+
+
+def test_our_own_format_in_a_configuration(work: Callable[..., tuple[str, str]], tmp_path: Path, job_id: uuid.UUID) -> None:
+    """`pgnotifyq.runtime.logs.JsonFormatter` is a formatter like any other, and its records know their job."""
+    own = {"()": "pgnotifyq.runtime.logs.JsonFormatter"}
+    configuration = {**CONFIGURATION, "formatters": {"mine": own}}
+    (tmp_path / "logs.json").write_text(json.dumps(configuration))
+    _, err = work("--log-config", "logs.json")
+    (told,) = [json.loads(line) for line in err.splitlines() if "forged" in line]
+    assert told["job_id"] == str(job_id)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("none.json", None),
+        ("logs.json", "{"),
+        ("logs.toml", "= 1"),
+        ("logs.json", "[1]"),
+        ("logs.json", '{"root": {"level": "LOUD"}}'),
+    ],
+)
+def test_configuration_that_is_none(run: Callable[..., Any], tmp_path: Path, name: str, text: str | None) -> None:
+    """It is refused in one line."""
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    ran = run("worker", "--app", "pgnotifyq.cli.demo_handlers:registry", "--log-config", str(tmp_path / name))
+    assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err
+    assert "--log-config" in ran.err

@@ -36,6 +36,7 @@ def test_tasks_alone_are_enough(alone: Project) -> None:
     job = alone.run("tell(tasks.make_group.enqueue('a').id)")
     with alone.worker(by=BY_MODULE) as worker:
         worker.wait_for("job.completed", job_id=job)
+    assert "".join(worker.errors).count("state=SUCCESSFUL") == 1  # Django's log, with DEBUG, is the worker's
     assert alone.run(f"tell(default_task_backend.get_result({job!r}).status)") == "SUCCESSFUL"
     with psycopg.connect(alone.dsn) as connection:
         assert connection.execute("select count(*) from auth_group").fetchone() == (1,)

@@ -439,3 +439,18 @@ def test_schema_that_is_missing(blank_project: Project) -> None:
         except Exception as error:
             tell(str(error))
     """)
+
+
+def test_trace_goes_along(project: Project, database: psycopg.Connection[Any]) -> None:
+    """With OpenTelemetry a task's headers have the context of the request that enqueued it."""
+    trace_id = project.run("""
+        import pgnotifyq.otel
+        from opentelemetry.sdk.trace import TracerProvider
+        provider = TracerProvider()
+        pgnotifyq.otel.instrument(tracer_provider=provider)
+        with provider.get_tracer("test").start_as_current_span("request") as span:
+            tasks.add.enqueue(1, 2)
+        tell(format(span.get_span_context().trace_id, "032x"))
+    """)
+    ((headers,),) = database.execute("select headers from pgnotifyq.jobs").fetchall()
+    assert headers["traceparent"].split("-")[1] == trace_id

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -148,7 +149,7 @@ def test_queues_of_the_backend(project: Project, database: psycopg.Connection[An
 
 
 def test_reload(project: Project, database: psycopg.Connection[Any]) -> None:
-    """With --reload, a worker drains when a file changes, and its successor runs the new code."""
+    """With --reload, a worker drains when a file changes, its successor runs the new code, and SIGTERM drains that."""
     command = [sys.executable, "manage.py", "pgnotifyq", "worker", "--reload", "--log-format", "json"]
     # A process group of its own: the worker is a child of the one that watches.
     with subprocess.Popen(
@@ -172,9 +173,13 @@ def test_reload(project: Project, database: psycopg.Connection[Any]) -> None:
             has_stopped.set()
             touching.join()
             worker.wait_for("job.completed", job_id=second)
+            process.send_signal(signal.SIGTERM)  # to the one that watches, as a service manager does
+            worker.wait_for("worker.stopped")
+            assert process.wait(ENDED_SECONDS_MAX) == 0
         finally:
             has_stopped.set()
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate(timeout=ENDED_SECONDS_MAX)
     assert result(database, second) == "new"
 

@@ -44,7 +44,7 @@ class Theirs:
     execute: Callable[[str], Awaitable[Any]]  # through the library
     transaction: Callable[[], AbstractAsyncContextManager[None]]
     savepoint: Callable[[], AbstractAsyncContextManager[None]]
-    ask: Callable[[Verb[Any]], Awaitable[Any]]
+    ask: Callable[..., Awaitable[Any]]  # a verb, and settings of `ask_on`
 
 
 def parts_of(dsn: str) -> dict[str, Any]:
@@ -61,9 +61,9 @@ def url(dsn: str, driver: str) -> URL:
                       query={"host": parts["host"], **({"port": str(parts["port"])} if parts["port"] else {})})  # fmt: skip
 
 
-def asking(connection: Any, *, blocking: bool) -> Callable[[Verb[Any]], Awaitable[Any]]:
-    async def ask(verb: Verb[Any]) -> Any:
-        return ask_on_blocking(connection, verb) if blocking else await ask_on(connection, verb)
+def asking(connection: Any, *, blocking: bool) -> Callable[..., Awaitable[Any]]:
+    async def ask(verb: Verb[Any], **settings: Any) -> Any:
+        return ask_on_blocking(connection, verb, **settings) if blocking else await ask_on(connection, verb, **settings)
 
     return ask
 
@@ -215,8 +215,8 @@ def of_sqlalchemy_async(driver: str, what: str) -> Callable[..., AbstractAsyncCo
             ask = asking(mine, blocking=False)
             if what == "run_sync":
 
-                async def ask(verb: Verb[Any]) -> Any:
-                    return await mine.run_sync(lambda session: ask_on_blocking(session, verb))
+                async def ask(verb: Verb[Any], **settings: Any) -> Any:
+                    return await mine.run_sync(lambda session: ask_on_blocking(session, verb, **settings))
 
             execute = executing(lambda statement: mine.execute(text(statement)))
             yield Theirs(mine, execute, by_hand(mine.commit, mine.rollback), block(mine.begin_nested), ask)

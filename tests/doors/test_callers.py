@@ -193,6 +193,47 @@ def test_aborted(kind: str, dsn: str) -> None:
 
 
 @every_kind
+def test_refused_by_the_database_in_a_savepoint(kind: str, dsn: str) -> None:
+    """The transaction goes on with what else it has; without the savepoint it is aborted. A job that is taken stays."""
+
+    async def story() -> None:
+        with psycopg.connect(dsn, autocommit=True) as session:
+            session.execute(REFUSING)
+        last = NewJob(job_type="last")
+        refused = [enqueue.enqueue(SCHEMA, last), bulk.enqueue_many(SCHEMA, [NewJob(job_type="noop")] * MANY + [last])]
+        async with theirs(kind, dsn) as mine:
+            kept = []
+            async with mine.transaction():
+                for verb in refused:
+                    with pytest.raises(Exception, match="not this one") as said:
+                        await mine.ask(verb, savepoint=True)
+                    assert sqlstate_of(said.value) == "P0001"
+                    kept.append(await mine.ask(one(), savepoint=True))
+            assert ids_in(dsn) == set(kept)
+            with suppress(Undo):
+                async with mine.transaction():
+                    kept_not = await mine.ask(one(), savepoint=True)
+                    assert kept_not not in kept
+                    with pytest.raises(Exception, match="not this one"):
+                        await mine.ask(refused[0])
+                    with pytest.raises(TransactionAborted):
+                        await mine.ask(one(), savepoint=True)
+                    raise Undo
+            assert ids_in(dsn) == set(kept)
+        async with theirs(kind, dsn, autocommit=True) as mine:
+            kept.append(await mine.ask(one(), savepoint=True))
+            assert ids_in(dsn) == set(kept)
+
+    drive(kind, story)
+
+
+REFUSING = """
+    create function refuse() returns trigger language plpgsql as $$begin raise 'not this one'; end$$;
+    create trigger refuse before insert on pgnotifyq.jobs for each row when (new.job_type = 'last') execute function refuse()
+"""
+
+
+@every_kind
 def test_without_a_transaction(kind: str, dsn: str) -> None:
     """In autocommit the jobs exist at once, and a batch is whole."""
 
@@ -201,11 +242,7 @@ def test_without_a_transaction(kind: str, dsn: str) -> None:
             ids = await enqueue_some(mine)
             assert ids_in(dsn) == set(ids)
             with psycopg.connect(dsn, autocommit=True) as session:
-                session.execute(
-                    "create function refuse() returns trigger language plpgsql as $$begin raise 'not this one'; end$$;"
-                    "create trigger refuse before insert on pgnotifyq.jobs for each row when (new.job_type = 'last')"
-                    " execute function refuse()"
-                )
+                session.execute(REFUSING)
             with pytest.raises(Exception, match="not this one"):
                 await mine.ask(bulk.enqueue_many(SCHEMA, [NewJob(job_type="noop")] * MANY + [NewJob(job_type="last")]))
             assert ids_in(dsn) == set(ids)

@@ -71,7 +71,7 @@ def program(name: str) -> Callable[..., Any]:
 def test_every_block_is_run() -> None:
     """None of the page's blocks is left out of this file, and none is without a name."""
     assert len(BLOCKS) == PAGE.count("```") / 2
-    assert set(BLOCKS) == {*GIVEN, *IN_HANDLERS, "savepoint", "aborted", "sql"}
+    assert set(BLOCKS) == {*GIVEN, *IN_HANDLERS, "savepoint", "refused", "aborted", "sql"}
 
 
 @contextmanager
@@ -170,6 +170,15 @@ def test_savepoint(shop_dsn: str) -> None:
         for _ in range(2):
             program("savepoint")(client, orm.sessionmaker(engine), 7)
     assert found(shop_dsn) == ([7], ["count_visit", "send_receipt", "count_visit"])
+
+
+def test_refused(shop_dsn: str) -> None:
+    """The order is there, and the job is not."""
+    with psycopg.connect(shop_dsn, autocommit=True) as session:
+        session.execute("alter table pgnotifyq.jobs add constraint no_receipts check (job_type <> 'send_receipt')")
+    with engine_of(shop_dsn) as engine, importlib.import_module("pgnotifyq.sync").open_client(shop_dsn) as client:
+        program("refused")(client, orm.sessionmaker(engine), 7)
+    assert found(shop_dsn) == ([7], [])
 
 
 def test_aborted(shop_dsn: str) -> None:

@@ -27,6 +27,7 @@ from sqlalchemy import orm
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
+import pgnotifyq.sync
 from pgnotifyq.ledger import bulk, enqueue, look
 from pgnotifyq.migrating import migrate
 from pgnotifyq.model.errors import InvalidPayload, PgnotifyqError, SchemaMissing, TransactionAborted
@@ -123,6 +124,25 @@ def test_at_the_wrong_door(dsn: str) -> None:
     asyncio.run(on_asyncio())
     trio.run(on_trio)
     assert ids_in(dsn) == set()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_inner_side_of_what_is_async(driver: str, dsn: str) -> None:
+    """Refused by the name of what to pass, and the session is as it was; within `run_sync` it is taken."""
+
+    async def main() -> None:
+        engine = create_async_engine(url(dsn, driver), poolclass=NullPool)
+        async with AsyncSession(engine) as session, session.begin():
+            with pytest.raises(TypeError, match="pass the AsyncSession itself"):
+                await ask_on(session.sync_session, one())
+            connection = (await session.connection()).sync_connection
+            assert connection is not None
+            with pytest.raises(TypeError, match="pass the AsyncConnection itself"):
+                await ask_on(connection, one())
+            kept = await session.run_sync(lambda inner: ask_on_blocking(inner, one()))
+        assert ids_in(dsn) == {kept}
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("run", [asyncio.run, trio.run])
@@ -426,6 +446,25 @@ def test_cancelled_on_asyncio(dsn: str) -> None:
 
 
 BLOCKED = "exists (select from pg_locks join pg_stat_activity using (pid) where not granted and datname = current_database())"
+
+
+def test_savepoint_without_a_connection(dsn: str) -> None:
+    """It would say nothing: refused, and nothing is enqueued."""
+    with pgnotifyq.sync.open_client(dsn) as client:
+        with pytest.raises(TypeError, match="goes with connection="):
+            client.enqueue("noop", savepoint=True)
+        with pytest.raises(TypeError, match="goes with connection="):
+            client.enqueue_many([{"job_type": "noop"}], savepoint=True)
+    assert ids_in(dsn) == set()
+
+
+def test_savepoint_in_a_pipeline(dsn: str) -> None:
+    """An error aborts a pipeline as a whole, whatever is in it: refused before anything is sent."""
+    with psycopg.connect(dsn) as mine, mine.pipeline():
+        with pytest.raises(TypeError, match="in a pipeline"):
+            ask_on_blocking(mine, one(), savepoint=True)
+        kept = ask_on_blocking(mine, one())
+    assert ids_in(dsn) == {kept}
 
 
 async def test_in_a_pipeline(dsn: str, connection: Connection[Any]) -> None:

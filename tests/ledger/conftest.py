@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 
     from pgnotifyq.wire.connection import Connection
 
-TABLES = ("jobs", "job_executions", "dead_letter_jobs", "worker_heartbeats", "sleepers", "job_troubles", "handlers", "retention")
+TABLES = (
+    "jobs",
+    "job_executions",
+    "dead_letter_jobs",
+    "worker_heartbeats",
+    "sleepers",
+    "job_troubles",
+    "handlers",
+    "hooks",
+    "retention",
+)
 
 
 @pytest.fixture(scope="module")

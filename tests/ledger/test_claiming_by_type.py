@@ -273,6 +273,24 @@ async def test_queue_said_by_the_first_worker_to_come(connection: Link, way: str
     assert await queues(connection) == ["images"]
 
 
+@pytest.mark.parametrize("way", ["many", "keyed", "copied"])
+async def test_jobs_of_many_types_in_one_batch(connection: Link, way: str) -> None:
+    """Each goes to its own handler's queue, to the one it names, or to `default` until its handler comes; and each comes once."""
+    await register(connection, ("mine", "images", None), ("yours", None, None), ("his", "mail", None))
+    jobs = [
+        NewJob(job_type=job_type, queue_name=queue, unique_key=f"{place} {queue}" if way == "keyed" else None)
+        for place in range(40 if way == "copied" else 4)
+        for job_type in ("mine", "yours", "his", "nobody", "else")
+        for queue in (None, "said")
+        if queue or job_type != "else"
+    ]
+    ids = await ask(connection, bulk.enqueue_many(SCHEMA, jobs))
+    found = dict(await fetch(connection, "select id, (queue_name, queue_not_said)::text from pgnotifyq.jobs"))
+    wanted = {"mine": "(images,f)", "yours": "(default,f)", "his": "(mail,f)", "nobody": "(default,t)"}
+    assert [found[job_id] for job_id in ids] == ["(said,f)" if job.queue_name else wanted[job.job_type] for job in jobs]
+    assert len(found) == len(jobs)
+
+
 async def test_handlers_go_with_their_worker(connection: Link) -> None:
     """However a worker's row goes, what it published goes too; and publishing anew replaces what was published."""
     await register(connection, ("a", "x", 1), ("b", None, None))

@@ -81,6 +81,8 @@ def story() -> Story:
     yield workers.beat(SCHEMA, WorkerId(UUID(int=99)))
     yield workers.worker_channel(SCHEMA, ANN)
     yield workers.publish_handlers(SCHEMA, ANN, [("noop", None, 5), ("other", "other", None)])
+    yield workers.publish_hooks(SCHEMA, ["noop"], [("noop", "dead", "on_dead.tell")])
+    yield workers.publish_hooks(SCHEMA, ["noop"], [])
     yield workers.fall_asleep(SCHEMA, ANN, ["default"], "{noop}")
     yield workers.wake_up(SCHEMA, ANN, ["default"])
     yield workers.set_state(SCHEMA, ANN, "draining")

@@ -65,7 +65,7 @@ async def waiting(link: Link) -> Job:
 
 async def running(link: Link) -> Job:
     """Held by Ann: `running 1/3 by ann []`."""
-    await enqueue(link)
+    await enqueue(link, max_attempts=3)
     return await claim_one(link)
 
 

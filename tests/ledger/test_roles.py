@@ -37,6 +37,7 @@ OWNERS = {"fences", "tenant_keys", "tenant_logins"}
 # What runs with the owner's rights, and for whom. A trigger's function is called by its table alone.
 DEFINERS = {
     "check_fence": set(),
+    "note_cancel": set(),
     "wake_after_insert": set(),
     "wake_after_reschedule": set(),
     "fence": {"producer", "worker", "tenant"},

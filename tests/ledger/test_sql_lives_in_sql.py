@@ -47,6 +47,7 @@ STAYS = {
     ("cli/doctor.py", "set autovacuum = on"): "the same",
     ("cli/doctor.py", "execute on "): "the same: a right by its name",
     ("cli/doctor.py", "dead rows cannot be removed meanwhile and claims slow down; end it, or: select pg_terminate_backend("): "the same",
+    ("otel.py", "create "): "the name of a span, as the conventions have it",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ Link = Connection[Any]
 OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
 TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles")
 DEFINERS = (
-    "check_fence", "fence", "key_holder", "meet_fence", "tenant_key", "tenant_login", "unsealed", "wake_after_insert",
+    "check_fence", "fence", "key_holder", "meet_fence", "note_cancel", "tenant_key", "tenant_login", "unsealed", "wake_after_insert",
     "wake_after_reschedule",
 )  # fmt: skip
 
@@ -150,6 +150,19 @@ async def test_id_that_another_tenant_had(connection: Link) -> None:
     )
     async with as_tenant(connection, OURS):
         assert await value(connection, "select count(*) from pgnotifyq.executions") == 1
+
+
+async def test_hook_of_a_job_that_its_tenant_cancels(connection: Link) -> None:
+    """It is enqueued for the tenant, though the tenant may neither read hooks nor say what the hook is told."""
+    await connection.execute("insert into pgnotifyq.hooks (job_type, ending, hook_type) values ('noop', 'cancelled', 'tidy')")
+    job_id = await enqueue(connection, org_id=OURS)
+    async with as_tenant(connection, OURS):
+        assert await value(connection, "select pgnotifyq.cancel(%s)", job_id) == "cancelled"
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            async with connection.transaction():
+                await connection.execute("select from pgnotifyq.hooks")
+        found = await fetch(connection, "select org_id, payload ->> 'ending' from pgnotifyq.jobs where job_type = 'tidy'")
+        assert found == [(OURS, "cancelled")]
 
 
 async def test_unique_key_of_another_tenant(connection: Link) -> None:

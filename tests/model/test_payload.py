@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from pgnotifyq.model.errors import ConfigError, InvalidPayload, PayloadTooLarge, PayloadUndecodable
 from pgnotifyq.model.outcome import encode_result
-from pgnotifyq.model.payload import PAYLOAD_DEPTH_MAX, Undecodable, decode, encode, encode_value, encoded, structure, understood
+from pgnotifyq.model.payload import PAYLOAD_DEPTH_MAX, Undecodable, decode, encode, encode_value, encoded
+from pgnotifyq.model.structuring import structure, understood
 
 if TYPE_CHECKING:
     from fractions import Fraction as OnlyForTypeCheckers

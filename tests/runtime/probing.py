@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -49,6 +50,16 @@ def get(address: str, path: str, method: str = "GET", **headers: str) -> Answer:
         return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read().decode())
     finally:
         connection.close()
+
+
+def refused(address: str, path: str) -> Answer | None:
+    """Ask, from a thread, until a probe fails; None: it never did, and the worker has ended."""
+    try:
+        while (answer := get(address, path)).status == 200:
+            time.sleep(0.02)
+    except OSError:
+        return None
+    return answer
 
 
 async def ask(worker: Worker, path: str, **headers: str) -> Answer:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import yaml
 from pgnotifyq import EventName, JobRegistry
 from tests.pages import DOCS
 from tests.proxy import run_proxy
-from tests.runtime.probing import ask, get, parsed, until, value
+from tests.runtime.probing import ask, parsed, refused, until, value
 from tests.runtime.support import PATIENCE_SECONDS, Log, _work
 
 if TYPE_CHECKING:
@@ -58,9 +57,8 @@ def registry() -> JobRegistry:
 
 
 def _see(address: str, seen: threading.Event) -> None:
-    while get(address, "/ready").status == 200:
-        time.sleep(0.02)
-    seen.set()
+    if refused(address, "/ready") is not None:
+        seen.set()
 
 
 async def start(place: Workplace, dsn: str | None = None) -> Worker:

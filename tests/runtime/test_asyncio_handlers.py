@@ -150,6 +150,30 @@ async def test_handler_that_swallows_its_cancel(place: Workplace, settings: dict
     await place.until("(select not is_held and status = 'cancelled' from pgnotifyq.jobs where id = %s)", job_id)
 
 
+async def test_cancelled_once_more_when_the_grace_is_over(place: Workplace) -> None:
+    """A handler that has caught its cancel and waits again is cancelled again, and ends; until then it is stopping."""
+    registry = JobRegistry()
+    caught: list[str] = []
+    started, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+    @registry.handler("work", runs_in="asyncio")
+    async def work(payload: Payload) -> None:
+        token.run_sync_soon(started.set)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            caught.append(str(error))
+        await asyncio.Event().wait()
+
+    worker = await place.start(registry)
+    job_id = await place.enqueue("work")
+    await started.wait()
+    await place.cancel(job_id)
+    await worker.log.wait(EventName.JOB_CANCELLED, job_id=job_id)
+    assert caught == ["pgnotifyq: cancelled"]
+    assert worker.log.find(EventName.JOB_UNRESPONSIVE, job_id=job_id)
+
+
 async def test_context_variables(place: Workplace) -> None:
     """A variable that a handler sets is unset for the next job."""
     registry = JobRegistry()
@@ -480,8 +504,11 @@ async def test_run_alone() -> None:
     assert (ran.outcome, ran.result, ran.progress) == ("completed", "pgnotifyq asyncio", ((0.5, "half"),))
 
 
+async def _of_nobody() -> None: ...
+
+
 async def test_class_handler_and_decorated_one(place: Workplace) -> None:
-    """A class says it by its attribute; a function behind a plain decorator is awaited on asyncio."""
+    """A class says it by its attribute; a function behind a decorator is awaited on asyncio; a stray coroutine is an error."""
     registry = JobRegistry(runs_in="asyncio")
 
     class Work:
@@ -505,6 +532,19 @@ async def test_class_handler_and_decorated_one(place: Workplace) -> None:
         await asyncio.sleep(0)
         return threading.current_thread().name
 
+    def silently(function: Any) -> Any:
+        return lambda payload: function(payload)
+
+    @registry.handler("silent")
+    @silently
+    async def silent(payload: Payload) -> str:
+        await asyncio.sleep(0)
+        return threading.current_thread().name
+
+    @registry.handler("unseen")
+    def unseen(payload: Payload) -> Any:
+        return globals()["_of_nobody"]()
+
     @registry.handler("plain")
     def plain(payload: Payload) -> str:
         return threading.current_thread().name
@@ -513,4 +553,9 @@ async def test_class_handler_and_decorated_one(place: Workplace) -> None:
     worker = await place.start(registry)
     assert await completed(place, worker, "of_class") == "pgnotifyq asyncio"
     assert await completed(place, worker, "decorated") == "pgnotifyq asyncio"
+    assert await completed(place, worker, "silent") == "pgnotifyq asyncio"
+    assert (await dead(place, worker, "unseen")).startswith(
+        "TypeError: tests.runtime.test_asyncio_handlers:test_class_handler_and_decorated_one.<locals>.unseen returned a coroutine"
+        " from its thread, and its registry is for asyncio: use functools.wraps"
+    )
     assert await completed(place, worker, "plain") != "pgnotifyq asyncio"

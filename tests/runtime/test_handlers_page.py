@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 import trio
+from PIL import Image
 from psycopg.types.json import Jsonb
 
 from pgnotifyq import EventName, JobContext, JobRegistry
@@ -36,7 +38,7 @@ async def completed(place: Workplace, worker: Worker, job_type: str, payload: An
 def test_every_block_has_a_test() -> None:
     """Each is run below."""
     here = Path(__file__).read_text(encoding="utf-8")
-    assert {name for name in BLOCKS if f'program("{name}")' not in here} == set()
+    assert {name for name in BLOCKS if f'program("{name}")' not in here and f'"page_{name}"' not in here} == set()
 
 
 async def test_kinds_and_default(place: Workplace) -> None:
@@ -46,6 +48,26 @@ async def test_kinds_and_default(place: Workplace) -> None:
     worker = await place.start(registry)
     results = [await completed(place, worker, name) for name in ("on_trio", "on_asyncio", "in_thread", "work")]
     assert results == ["trio", "asyncio", "thread", "asyncio"]
+
+
+async def test_process(place: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each block is a module; a thumbnail is made, and what was found before a cancel counts as done."""
+    for name in ("process", "cooperative"):
+        (tmp_path / f"page_{name}.py").write_text(BLOCKS[name], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = JobRegistry()
+    for name in ("page_process", "page_cooperative"):
+        registry.include(importlib.import_module(name).registry)
+    worker = await place.start(registry)
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
+    assert await completed(place, worker, "thumbnail", {"path": str(tmp_path / "a.png"), "width": 50}) == [50, 25]
+    assert (tmp_path / "a.png.small.png").exists()
+    assert await completed(place, worker, "primes", {"below": 20}) == [2, 3, 5, 7, 11, 13, 17, 19]
+    job_id = await place.enqueue("primes", payload=Jsonb({"below": 10**9}))
+    await worker.log.wait(EventName.JOB_CLAIMED, job_id=job_id)
+    await place.cancel(job_id)
+    await worker.log.wait(EventName.JOB_CANCELLED, job_id=job_id)
+    assert worker.log.find(EventName.JOB_UNRESPONSIVE, job_id=job_id) == []
 
 
 async def test_tasks(place: Workplace) -> None:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from pgnotifyq import ConfigError, Discard, Event, EventName, JobContext, JobRegistry, Metrics, RetryPolicy, Snooze
+from pgnotifyq import ConfigError, Discard, Event, EventName, JobContext, JobRegistry, Metrics, RetryPolicy, Snooze, run_worker
 from pgnotifyq.model.job import WorkerId
 from pgnotifyq.runtime.meter import KNOWN_MAX, LONG_SECONDS, OTHER, Histogram
 from pgnotifyq.runtime.metrics import SERIES, close_meter, open_meter
@@ -201,6 +201,13 @@ async def test_metrics_of_a_program_that_serves_its_own(place: Workplace) -> Non
     assert one.handle.http is None
 
 
+async def test_what_is_no_metrics(place: Workplace) -> None:
+    """The class instead of an object, or a registry of the library's, is refused by name."""
+    for wrong in (Metrics, CollectorRegistry()):
+        with pytest.raises(ConfigError, match="not a Metrics"):
+            await run_worker(registry_of_all_ends(), place.dsn, metrics=wrong)  # type: ignore[arg-type]
+
+
 async def test_without_the_library(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes are answered; a scrape is told what to install; the program's own is raised that."""
     worker = await place.start(registry_of_all_ends(), http=FREE)
@@ -277,7 +284,7 @@ def test_worker_that_ends_during_a_scrape() -> None:
     metrics = Metrics()
     meter = open_meter(metrics, WorkerId(BOB), JobRegistry(), ("default",))
     meter.note_event(Event(name=EventName.LISTENER_POLLING, fields={"why": ""}))
-    meter.durations["a"].note(1.0)
+    meter.tallies["a", "default"].durations.note(1.0)
     before = parsed(metrics.text()[0].decode())
     close_meter(metrics, meter)
     after = parsed(metrics.text()[0].decode())

@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from pgnotifyq import JobRegistry
 from pgnotifyq.model.config import WorkerConfig
+from pgnotifyq.model.http_address import HttpAddress
 from pgnotifyq.model.outcome import InterruptKind
 from pgnotifyq.runtime.metrics import SERIES
 from pgnotifyq.runtime.probes import DATABASE_BEATS_MAX, DATABASE_SECONDS_MAX
 from tests.pages import DOCS, blocks
+from tests.runtime.probing import until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.runtime.support import Workplace
 
 PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
 BOARD: dict[str, Any] = json.loads((DOCS / "grafana.json").read_text(encoding="utf-8"))
@@ -31,6 +36,7 @@ QUERIES = {
     for group in yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
     for rule in group["rules"]
 }  # fmt: skip
+BLOCKS = {block.name: block.text for block in blocks(DOCS / "metrics.md")}
 LABELS = {series.name: set(series.labels) for series in SERIES}
 # What a scrape has of each.
 SAMPLES = {
@@ -38,6 +44,9 @@ SAMPLES = {
     for series in SERIES
     for name in ([series.name + end for end in ("_bucket", "_sum", "_count")] if series.kind == "histogram" else [series.name])
 }
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)"
+)
 FROM_PROMETHEUS = {"instance", "job", "le"}
 
 
@@ -98,7 +107,7 @@ def test_every_series_is_on_the_dashboard() -> None:
     assert len(set(taken)) == len(taken) and max(x for x, _ in taken) < 24
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
+@needs_promtool
 def test_queries_are_promql(tmp_path: Path) -> None:
     """Prometheus's own parser reads each, with an interval where Grafana puts one."""
     rules = [
@@ -120,8 +129,30 @@ def test_numbers_that_the_page_says() -> None:
 
 def test_program_that_serves_its_own(dsn: str, tmp_path: Path) -> None:
     """The page's program prints what its worker counts, beside the process's own metrics."""
-    blocks_ = {block.name: block.text for block in blocks(DOCS / "metrics.md")}
-    (tmp_path / "jobs.py").write_text(blocks_["jobs.py"])
-    (tmp_path / "own.py").write_text(blocks_["own"] + f"\ntrio.run(main, {dsn!r})\n")
+    (tmp_path / "jobs.py").write_text(BLOCKS["jobs.py"])
+    (tmp_path / "own.py").write_text(BLOCKS["own"] + f"\ntrio.run(main, {dsn!r})\n")
     ran = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
     assert "worker_concurrency 10.0" in ran.stdout and "python_info" in ran.stdout
+
+
+@needs_promtool
+def test_scrapes_of_several_processes(tmp_path: Path) -> None:
+    """Prometheus reads the page's part of its configuration; the ports are those of `--processes 4`."""
+    text = BLOCKS["prometheus.yml"]
+    (tmp_path / "prometheus.yml").write_text(text)
+    subprocess.run(["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    (scrape,) = yaml.safe_load(text)["scrape_configs"]
+    first = HttpAddress.read("worker-1:9100")
+    assert scrape["static_configs"][0]["targets"] == [str(first.nth(index)) for index in range(4)]
+
+
+async def test_probes_of_a_manifest(place: Workplace) -> None:
+    """Each asks a path that a worker answers, at the port that the page's worker has."""
+    manifest = yaml.safe_load(BLOCKS["manifest"])
+    assert f"--http 0.0.0.0:{manifest['ports'][0]['containerPort']}" in PAGE
+    worker = await place.start(JobRegistry(), http="127.0.0.1:0")
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        probe = manifest[name]
+        assert probe["httpGet"]["port"] == manifest["ports"][0]["name"]
+        await until(worker, probe["httpGet"]["path"], lambda answer: answer.status == 200)
+    assert manifest["livenessProbe"]["httpGet"]["path"] == "/live"

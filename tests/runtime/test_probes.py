@@ -5,6 +5,8 @@ Each probe is asked from a thread, as a cluster asks from outside: also while th
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -26,7 +28,7 @@ from pgnotifyq.runtime.probes import live, ready
 from pgnotifyq.wire.connection import open_connection
 from tests.cli.support import open_floor
 from tests.proxy import Proxy, run_proxy
-from tests.runtime.probing import Answer, ask, get, until
+from tests.runtime.probing import Answer, ask, get, refused, until
 from tests.runtime.support import PATIENCE_SECONDS, Log, Worker, Workplace, _work, open_workplace
 
 if TYPE_CHECKING:
@@ -73,10 +75,9 @@ async def test_loop_that_is_held(place: Workplace) -> None:
     seen = threading.Event()
 
     def probe(address: str) -> None:
-        while (answer := get(address, "/ready")).status == 200:
-            time.sleep(0.02)
-        answers.update(ready=answer, live=get(address, "/live"), metrics=get(address, "/metrics"))
-        seen.set()
+        if (answer := refused(address, "/ready")) is not None:
+            answers.update(ready=answer, live=get(address, "/live"), metrics=get(address, "/metrics"))
+            seen.set()
 
     @registry.handler()
     async def hold(payload: Payload) -> None:
@@ -100,10 +101,9 @@ async def test_loop_that_is_held_until_its_leases_are_lost(place: Workplace) -> 
     seen = threading.Event()
 
     def probe(address: str) -> None:
-        while (answer := get(address, "/live")).status == 200:
-            time.sleep(0.02)
-        answers.append(answer)
-        seen.set()
+        if (answer := refused(address, "/live")) is not None:
+            answers.append(answer)
+            seen.set()
 
     @registry.handler()
     async def hold(payload: Payload) -> None:
@@ -315,6 +315,26 @@ async def test_worker_without_probes(place: Workplace) -> None:
     assert worker.handle.http is None
     assert not [thread for thread in threading.enumerate() if thread.name == "pgnotifyq http"]
     assert "http" not in worker.log.find(EventName.WORKER_STARTED)[0]
+
+
+async def test_child_that_outlives_its_worker(place: Workplace) -> None:
+    """A process that a handler has forked does not keep the port: the next worker can have it."""
+    worker = await place.start_process(http=FREE)
+    address = worker.log.find(EventName.WORKER_STARTED)[0]["http"]
+    await place.enqueue("forks")
+    with trio.fail_after(PATIENCE_SECONDS):
+        while not (told := [fields for name, fields in worker.log.told if name == "child"]):
+            await trio.sleep(0.01)
+    child = int(told[0]["pid"])
+    try:
+        worker.kill()
+        await worker.wait()
+        os.kill(child, 0)  # it is there
+        with pytest.raises(ConnectionRefusedError):
+            await trio.to_thread.run_sync(get, address, "/live")
+        await start(place, http=address)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_worker_process(dsn: str, tmp_path: Path) -> None:

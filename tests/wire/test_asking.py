@@ -76,6 +76,8 @@ async def test_nul(bare: Link) -> None:
     """libpq would cut a text at its NUL; it is refused, and the connection is in order."""
     with pytest.raises(psycopg.DataError, match="NUL"):
         await texts(bare, "select $1::text", "cut\0here")
+    with pytest.raises(psycopg.DataError, match="NUL"):
+        await texts(bare, "select cardinality($1::text[])", array(["cut\0here", "b"]))
     assert await texts(bare, "select $1::text", "whole") == [["whole"]]
 
 

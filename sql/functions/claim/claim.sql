@@ -14,7 +14,7 @@
 --                        runtime/resuming.py says when that pays.
 --         job_types      the job types that the worker has handlers for, and no others are taken;
 --                        null: all of them
---         maxima         what each handler says of max_attempts, for jobs that say nothing; three
+--         maxima         what each handler says of max_attempts, for jobs that say nothing; 15
 --                        where it is null too
 --         bytes_max      of all payloads together, as far as their size is known without unpacking
 --                        them. A first job always fits. 16 MiB: a sixth of a second over a slow
@@ -256,7 +256,7 @@ begin
                 set status = 'running',
                     attempts = j.attempts + 1,
                     max_attempts = coalesce(j.max_attempts, greatest(
-                        coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
+                        coalesce(maxima[array_position(job_types, j.job_type::text)], 15), j.attempts + 1)),
                     locked_by = claim.worker_id,
                     current_execution_id = encode(claim_id || int4send(numbered + due.place), 'hex')::uuid,
                     started_at = due.taken_at,

@@ -109,7 +109,7 @@ begin
     set status = 'running',
         attempts = j.attempts + 1,
         max_attempts = coalesce(j.max_attempts, greatest(
-            coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
+            coalesce(maxima[array_position(job_types, j.job_type::text)], 15), j.attempts + 1)),
         locked_by = claim_by_type.worker_id,
         current_execution_id = encode(claim_id || int4send(before + array_position(ids, j.id)), 'hex')::uuid,
         started_at = taken_at,

@@ -41,7 +41,7 @@ begin
     set status = 'running',
         attempts = j.attempts + 1,
         max_attempts = coalesce(j.max_attempts, greatest(
-            coalesce(maxima[array_position(job_types, j.job_type::text)], 3), j.attempts + 1)),
+            coalesce(maxima[array_position(job_types, j.job_type::text)], 15), j.attempts + 1)),
         locked_by = claim_named.worker_id,
         current_execution_id = {schema}.new_id(),
         started_at = t.taken_at,

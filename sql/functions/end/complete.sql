@@ -58,6 +58,9 @@ begin
     into ended, notable
     from ended as t;
     perform {schema}.note_attempts(complete.worker_id, ended, time_now);
+    if pg_relation_size('{schema}.hooks') > 0 then
+        perform {schema}.fire_hooks(array(select e.job_id from unnest(ended) as e));
+    end if;
     if notable > 0 or coalesce(cardinality(ended), 0) < cardinality(job_ids) then
         return query select * from {schema}.surprises(job_ids, execution_ids, 'completed');
     end if;

@@ -77,6 +77,10 @@ begin
     into given_back, notable
     from ended as t;
     perform {schema}.note_attempts(give_back.worker_id, given_back, time_now);
+    if pg_relation_size('{schema}.hooks') > 0 then
+        perform {schema}.fire_hooks(array(
+            select e.job_id from unnest(given_back) as e where e.outcome not in ('snoozed', 'released')));
+    end if;
     if notable > 0
         or coalesce(cardinality(exhausted), 0) + coalesce(cardinality(given_back), 0) < cardinality(job_ids)
     then

@@ -27,7 +27,7 @@ set enable_mergejoin = off
 as $$
 declare
     ids constant uuid[] := (select array_agg(e.job_id) from unnest(ended) as e);
-    buried integer;
+    letter_ids uuid[];
     awaited_ids uuid[];
 begin
     perform set_config('pgnotifyq.buries', 'yes', true);
@@ -45,13 +45,16 @@ begin
             d.unique_key, d.created_at, d.reason, {schema}.letter_error(g.id, d.id, d.error), {schema}.history(d.id, d.org_id),
             move_to_letters.died_at, d.enqueued_by, d.headers
         from dead as d, lateral (select {schema}.letter_id(d.id, pg_column_size(d.payload)) as id offset 0) as g
-        returning 1
+        returning id
     )
-    select (select count(*) from letters), (select array_agg(d.id) filter (where d.awaited) from dead as d)
-    into buried, awaited_ids;
+    select (select array_agg(l.id) from letters as l), (select array_agg(d.id) filter (where d.awaited) from dead as d)
+    into letter_ids, awaited_ids;
     perform set_config('pgnotifyq.buries', '', true);
-    if buried < cardinality(ids) then
+    if coalesce(cardinality(letter_ids), 0) < cardinality(ids) then
         perform {schema}.refuse_unwritten();
+    end if;
+    if pg_relation_size('{schema}.hooks') > 0 then
+        perform {schema}.fire_hooks_of_dead(letter_ids);
     end if;
     perform {schema}.notify({schema_text} || '_finished', d.id::text) from unnest(awaited_ids) as d(id);
 end

@@ -3,8 +3,8 @@
 --
 -- In:     `queue_name` null: the queue that the job type's handler wants, else `default`. If no
 --         handler is known yet, the first that is published takes the job to its queue.
---         `max_attempts` null: what the handler says that claims the job, else 3. `headers`: a JSON
---         object, which the handler sees as job.headers.
+--         `max_attempts` null: what the handler says that claims the job, else 15. `headers`: a
+--         JSON object, which the handler sees as job.headers.
 -- Out:    the id of the job. If an unfinished job of the tenant and type holds the unique_key, the
 --         id of that job.
 -- Errors: invalid names, numbers and times are refused with PNQ02 and a hint, by the rules of

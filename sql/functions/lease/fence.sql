@@ -2,8 +2,8 @@
 -- execution holds the job (migration 0010).
 --
 -- Out:    the transaction's id, for meet_fence.
--- Rights: its owner's, for a worker's role needs none on the table; whoever calls it binds only a
---         transaction of their own. `migrate` grants it to who may use the schema.
+-- Rights: its owner's, for a worker's role needs none on the table. A role that calls it binds
+--         only a transaction of its own. `migrate` grants it to who may use the schema.
 create or replace function {schema}.fence(job_id uuid, execution_id uuid) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp

@@ -2,7 +2,7 @@
 --
 -- In:     the worker; the leases to renew, in job id order; the length of the lease in seconds.
 -- Out:    surprises only. `cancelled`: still held, and its handler shall stop (with the message
---         left by whoever cancelled); `lost`: somebody else's by now, nothing was renewed;
+--         that the canceller left); `lost`: somebody else's by now, nothing was renewed;
 --         `unrenewed`: still held, and its row could not be written now: somebody holds it, or a
 --         trigger of the user's refuses, and `why`. The others are renewed all the same.
 -- Locks:  the jobs, in id order, before the expiry is computed: an update that waits for a row lock

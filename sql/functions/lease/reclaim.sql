@@ -5,8 +5,8 @@
 --         found, one more row whose `job_id` is null and whose `next_seconds` says when the next
 --         lease runs out (null: none is held).
 -- Locks:  the dead workers' rows, `skip locked`: one reclaims a dead worker's jobs at a time. The
---         jobs, `skip locked`: each job is reclaimed once, whoever looks. `for update` reads the
---         row again after locking it, so a completion or a renewal that committed meanwhile stands.
+--         jobs, `skip locked`: of several reclaimers one takes a job. `for update` reads the row
+--         again after locking it, so a completion or a renewal that committed meanwhile stands.
 -- Index:  jobs_held.
 --
 -- Each has a subtransaction: one that cannot be taken back became `refused`. It is put aside
@@ -66,8 +66,8 @@ declare
     state text;
     said text;
 begin
-    -- Their rows are locked until this commits: whoever comes back meanwhile learns that it was
-    -- given up (hold_session.sql, beat.sql).
+    -- Their rows are locked until this commits: a worker that comes back meanwhile learns that it
+    -- was given up (hold_session.sql, beat.sql).
     select coalesce(array_agg(d.worker_id), '{{}}'), time_now - make_interval(secs => coalesce(max(d.grace_seconds), 0))
     into really_dead, claimed_before
     from (
@@ -172,6 +172,9 @@ begin
                     if blame <> 'again' then
                         perform {schema}.wake(lost.queue_name, lost.scheduled_at, 1, null, lost.job_type);
                     end if;
+                end if;
+                if became = 'cancelled' and pg_relation_size('{schema}.hooks') > 0 then
+                    perform {schema}.fire_hooks(array[lost.id]);
                 end if;
                 if lost.awaited and became = 'cancelled' then
                     perform {schema}.notify({schema_text} || '_finished', lost.id::text);

@@ -50,6 +50,7 @@ as $$
             ('worker', 'handlers', '{{select,insert,update,delete}}', null),
             ('worker', 'sleepers', '{{select,insert,update,delete}}', null),
             ('worker', 'retention', '{{select}}', null),
+            ('worker', 'hooks', '{{select,insert,delete}}', null),
 
             ('observer', 'schema_migrations', '{{select}}', null),
             ('observer', 'jobs', '{{select}}', null),
@@ -61,6 +62,7 @@ as $$
             ('observer', 'handlers', '{{select}}', null),
             ('observer', 'sleepers', '{{select}}', null),
             ('observer', 'retention', '{{select}}', null),
+            ('observer', 'hooks', '{{select}}', null),
 
             ('admin', 'schema_migrations', '{{select}}', null),
             ('admin', 'jobs', '{{select,insert,update,delete}}', null),
@@ -71,6 +73,7 @@ as $$
             ('admin', 'worker_heartbeats', '{{select}}', null),
             ('admin', 'handlers', '{{select}}', null),
             ('admin', 'sleepers', '{{select}}', null),
+            ('admin', 'hooks', '{{select}}', null),
             ('admin', 'retention', '{{select,insert,update,delete}}', null)
     ), callable (kind, object) as (
         values ('producer', 'fence(uuid, uuid)'), ('producer', 'meet_fence(uuid, uuid, text)'),

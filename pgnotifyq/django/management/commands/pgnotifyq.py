@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.utils import autoreload
 
@@ -74,9 +77,10 @@ class Command(BaseCommand):
             arguments += ["--app", APP]
 
         if given.reload and os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
-            return int(autoreload.restart_with_reloader())  # this command again, for as long as it ends with EXIT_RELOAD
+            return _start_anew_after_changes()
         self.check()  # imports the URLs, too, and so the views and their tasks
         import_tasks()
+        _log_once()
         return _work(backend, lambda: _reloading(lambda: run(arguments)) if given.reload else run(arguments))
 
 
@@ -94,6 +98,40 @@ def _work(backend: PgnotifyqBackend, run: Callable[[], int]) -> int:
         return run()
     finally:
         ended.set()
+
+
+def _log_once() -> None:
+    """Have the worker's log alone on standard error, if the project says nothing of logging.
+
+    Django's own settings write what Django logs there with DEBUG, and the worker writes all.
+    """
+    logger = logging.getLogger("django")
+    if not settings.LOGGING:
+        for handler in [one for one in logger.handlers if type(one) is logging.StreamHandler]:
+            logger.removeHandler(handler)
+
+
+def _start_anew_after_changes() -> int:
+    """Run this command in a child, and again for as long as it ends with EXIT_RELOAD.
+
+    It does what Django's `restart_with_reloader` does. But a worker is drained: SIGTERM is handed
+    on to it. Ctrl-C reaches it from the terminal.
+    """
+    environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
+    child: subprocess.Popen[bytes] | None = None
+
+    def hand_on(*_: object) -> None:
+        if child is None:
+            sys.exit(0)
+        child.terminate()
+
+    signal.signal(signal.SIGTERM, hand_on)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    while True:
+        child = subprocess.Popen(autoreload.get_child_arguments(), env=environment, close_fds=False)  # noqa: S603  # this command
+        code = child.wait()
+        if code != EXIT_RELOAD:
+            return code
 
 
 def _reloading(run: Callable[[], int]) -> int:

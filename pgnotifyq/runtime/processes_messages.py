@@ -1,0 +1,220 @@
+"""What a worker and a process of its handlers say to each other: one message a line, as JSON.
+
+Never pickle: what a payload holds came from whoever can enqueue. The child structures it into the
+handler's type itself.
+
+| who | says | when |
+|---|---|---|
+| worker | `Hello` | once, first |
+| worker | `Load`, answered by `Loaded` | before the first job of a handler in this process |
+| worker | `Run` | for each job |
+| child | `Began` | the job has arrived: from now on a death of the process is this job's |
+| child | `Reported`, answered by `Heard` | the handler reports its progress, and waits |
+| child | `Enqueue`, answered by `Heard` | the handler enqueues a child of its job, and waits |
+| child | `Logged` | a record of the handler's log |
+| worker | `Stop` | a cooperative handler shall stop; others are killed |
+| child | `Settled` | the handler's own transaction has completed the job |
+| child | `Done` | the handler has ended |
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import attrs
+from cattrs.strategies import configure_tagged_union
+
+from pgnotifyq.model.converting import make_converter
+from pgnotifyq.model.job import Job
+from pgnotifyq.model.new_job import NewJob
+from pgnotifyq.model.outcome import InterruptKind
+
+# What runs before anything is imported; it is given the socket's number, the worker's id of a
+# process, and where modules are found.
+BOOT = """\
+import json, signal, sys
+for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(each, lambda *_: None)
+sys.path[:] = json.loads(sys.argv[3])
+from pgnotifyq.runtime.processes_child import main
+main(int(sys.argv[1]), int(sys.argv[2]))
+"""
+
+# Of a line from the child. A result has at most 1 MiB, and JSON within JSON may take six times.
+LINE_BYTES_MAX = 16_777_216
+
+# Of a child: the handlers that it is about to import. A worker that is started meanwhile is one
+# that the program's main module starts without asking for its name.
+loading: set[str] = set()
+
+
+@attrs.frozen(kw_only=True)
+class Hello:
+    """What the child is to be like."""
+
+    argv: list[str]  # the worker's, for the program's modules
+    main_name: str | None  # the program's main module, if it was started by `python -m`
+    main_path: str | None  # the same, if it was started as a file
+    level: int  # the least of a log record that anybody would see
+    memory_bytes_max: int | None  # of a handler's data, while it runs
+    schema: str | None  # of the queue; None: there is no database
+    worker_id: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Load:
+    """Import a handler."""
+
+    name: str  # module:qualname
+    job_type: str
+
+
+@attrs.frozen(kw_only=True)
+class Loaded:
+    """A handler was imported, or what its module raised."""
+
+    error: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """Run a job."""
+
+    job: Job[Any]
+    payload: str  # JSON; the job's own is left out
+
+
+@attrs.frozen(kw_only=True)
+class Began:
+    """The job has arrived."""
+
+
+@attrs.frozen(kw_only=True)
+class Reported:
+    """How far the handler has come."""
+
+    fraction: float | None
+    message: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Enqueue:
+    """A child of the job, to be enqueued while the execution still owns the job."""
+
+    job: NewJob  # without its payload
+    payload: str  # JSON
+
+
+@attrs.frozen(kw_only=True)
+class Heard:
+    """What became of a report, or of a child."""
+
+    is_ours: bool = True  # False: the execution no longer owns the job
+    error: str | None = None  # it could not be written
+    job_id: str | None = None  # of the child
+
+
+@attrs.frozen(kw_only=True)
+class Logged:
+    """A record of a log."""
+
+    logger: str
+    level: int
+    message: str
+    created: float  # seconds since 1970
+    path: str
+    line: int
+    function: str | None
+    thread: str | None
+    exception: str | None
+    extra: dict[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class Stop:
+    """The handler shall stop, and why."""
+
+    kind: InterruptKind
+    by: str | None
+    why: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Settled:
+    """The job is completed, by a transaction of the handler's."""
+
+
+@attrs.frozen(kw_only=True)
+class Done:
+    """How a handler ended: by one of result, refused, wish and error."""
+
+    result: str | None = None  # JSON
+    refused: str | None = None  # why the result cannot be stored
+    wish: str | None = None  # Snooze, Retry or Discard
+    wish_fields: dict[str, Any] | None = None  # None: the class itself was returned
+    error: str | None = None  # what it raised, told as for other handlers
+    kinds: list[str] = attrs.field(factory=list)  # the classes of that, and their bases, as module:qualname
+    is_undecodable: bool = False
+    is_too_new: bool = False
+    is_spent: bool = False  # the process shall not have another job
+
+
+FromWorker = Hello | Load | Run | Heard | Stop
+FromChild = Loaded | Began | Reported | Enqueue | Logged | Settled | Done
+Message = FromWorker | FromChild
+
+
+@functools.cache
+def _converter() -> Any:
+    converter = make_converter()
+    configure_tagged_union(Message, converter, tag_name="is")
+    return converter
+
+
+_to_text = json.JSONEncoder(separators=(",", ":")).encode  # in ASCII: half a surrogate pair comes through
+
+
+def written(message: Message) -> bytes:
+    """Return a message as a line."""
+    return _to_text(_converter().unstructure(message, unstructure_as=Message)).encode("ascii") + b"\n"
+
+
+def read(line: bytes) -> Message:
+    """Return the message of a line.
+
+    Raises:
+        Exception: it is none.
+    """
+    message: Message = _converter().structure(json.loads(line), Message)
+    return message
+
+
+class Lines:
+    """Bytes as they come, in lines."""
+
+    def __init__(self) -> None:
+        self._waiting = bytearray()
+        self._looked = 0  # bytes that are known to hold no end of a line
+
+    def add(self, data: bytes) -> None:
+        """Take what has come.
+
+        Raises:
+            ValueError: a line has no end.
+        """
+        self._waiting += data
+        if len(self._waiting) > LINE_BYTES_MAX + len(data):
+            raise ValueError(f"a line of more than {LINE_BYTES_MAX} bytes")
+
+    def take(self) -> bytes | None:
+        """Return the next line, None if it has not come whole."""
+        end = self._waiting.find(b"\n", self._looked)
+        if end < 0:
+            self._looked = len(self._waiting)
+            return None
+        line = bytes(self._waiting[:end])
+        del self._waiting[: end + 1]
+        self._looked = 0
+        return line
