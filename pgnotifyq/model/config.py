@@ -85,6 +85,11 @@ _OF_PROCESSES = (
 )
 
 
+def _check_address(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{attribute.name} is a {type(value).__name__}, not an address")
+
+
 # Used in `attrs.Factory`. pyright sees no default in a method that `@field.default` decorates.
 
 
@@ -143,7 +148,7 @@ class WorkerConfig:
     # The address of a login that is a tenant's (`migrate --grant-tenant`), for
     # ctx.org.transaction(). None: the login that `migrate --tenant-login` made, if there is one;
     # else these transactions share the sessions above, and are confined against mistakes only.
-    tenant_dsn: str | None = attrs.field(default=None, repr=False)
+    tenant_dsn: str | None = attrs.field(default=None, repr=False, validator=_check_address)
     # How many processes handlers with runs_in="process" share. None: one a core that this process
     # may use. A quota of processor time, as containers have, is not seen.
     handler_processes_max: int | None = None
@@ -169,8 +174,6 @@ class WorkerConfig:
                     f"queue {name}: a concurrency of {count!r}: use a whole number, 1 to {CONCURRENCY_MAX}, or None"
                 )
         check_schema_name(self.schema)
-        if self.tenant_dsn is not None and not isinstance(self.tenant_dsn, str):
-            raise ConfigError(f"tenant_dsn is a {type(self.tenant_dsn).__name__}, not an address")
         if self.http is not None:
             HttpAddress.read(self.http)
         for name in ("concurrency", "handler_connections_max"):

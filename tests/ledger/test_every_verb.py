@@ -21,7 +21,7 @@ from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
 from pgnotifyq.model.errors import PgnotifyqError
-from pgnotifyq.model.job import ExecutionId, JobId, Lease, WorkerId
+from pgnotifyq.model.job import NIL_ORG, ExecutionId, JobId, Lease, WorkerId
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.payload import encode
 from pgnotifyq.wire import asking
@@ -88,6 +88,7 @@ def story() -> Story:
     yield workers.set_state(SCHEMA, ANN, "draining")
     yield workers.show_life(SCHEMA)
     yield workers.notify(SCHEMA, "somewhere", "é")
+    yield workers.prove(SCHEMA, "somewhere", "é")
     yield lease.release_all(SCHEMA, WorkerId(UUID(int=99)))
     yield look.tenant_role(SCHEMA)
     yield look.powers(SCHEMA)
@@ -137,6 +138,7 @@ def story() -> Story:
     yield look.list_jobs(SCHEMA, limit=3)
     yield look.history(SCHEMA, held[0].job_id)
     yield fences.meet_fence(SCHEMA, held[1], begun_in="1")
+    yield fences.seal_tenant(SCHEMA, NIL_ORG, key=b"k" * 32, says=b"")
     yield fences.fence_nothing()
     yield fences.fence_own(SCHEMA, held[1])
     yield fences.meet_own_fence(SCHEMA, NOBODY, begun_in="1", worker_id=BOB, outcome=ENDINGS["complete"])
@@ -157,6 +159,7 @@ def story() -> Story:
     yield demo.cancel(SCHEMA, held[2].job_id)
     yield doctor.facts(SCHEMA)
     yield doctor.tenant(SCHEMA)
+    yield doctor.tenant_logins(SCHEMA)
     yield doctor.strangers(SCHEMA)
     yield doctor.due_queues(SCHEMA)
     yield doctor.unserved(SCHEMA)
