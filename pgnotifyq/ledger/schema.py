@@ -91,7 +91,7 @@ def migrate(schema: str = "pgnotifyq", *, dry_run: bool = False) -> Plan[list[St
         return done
 
     def apply() -> Steps[list[Step]]:
-        yield Script(bookkeeping("lock", schema))
+        yield Script(bookkeeping("lock", schema), said_of(schema))
         applied: dict[int, _Applied] | None = yield _look(schema)
         if applied is None:
             yield _refuse_foreign(schema)
