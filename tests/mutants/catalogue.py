@@ -278,6 +278,13 @@ MUTANTS = (
         "if before is None and before:",
         ("runtime/test_losing.py::test_job_claimed_again_by_the_same_worker",),
     ),
+    Mutant(
+        "a queue that opens rings for nobody",
+        RUNTIME + "executions.py",
+        "self._rooms[queue] > 0 and queue in self._left_out",
+        "self._rooms[queue] > 0 and queue not in self._rooms",
+        ("runtime/test_executions.py",),
+    ),
     # Claim.
     Mutant(
         "claim by id in (...)",
