@@ -19,9 +19,7 @@ import trio
 from cyclopts import Parameter
 
 from pgnotifyq.cli.act import find_database, open_ledger
-from pgnotifyq.cli.ending import die_by, heed_signals
 from pgnotifyq.cli.parameters import Dsn, Schema, whole
-from pgnotifyq.cli.processes import find_parent, supervise
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.cli.streams import LAST_LINES_SECONDS, as_error, open_unfailing, tell_errors_as
 from pgnotifyq.cli.systemd import Progress, find_service_manager
@@ -133,6 +131,8 @@ def worker(
     Exit codes besides the usual: 4 some jobs had to be interrupted and were released, 5 a handler
     did not let go and the process was ended over it, its jobs released.
     """
+    from pgnotifyq.cli.processes import find_parent, supervise
+
     logs = Logs.read(log_format, log_level, log_config)
     if logs.format == "json":
         tell_errors_as(as_json_log)
@@ -211,6 +211,8 @@ def _run(
     manager: ServiceManager | None,
 ) -> int:
     """Run a worker until it is told to stop; return its exit code."""
+    from pgnotifyq.cli.ending import die_by, heed_signals
+
     with _standard_output(logs.format) as tell:
         registry = load_registry(app)
         logs.set_up()

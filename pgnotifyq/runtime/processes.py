@@ -24,9 +24,15 @@ result as pickle, and a payload is not to be trusted. It has one answer for each
 no news of a cancel, no log. Its processes share the worker's group, so Ctrl-C kills them first, and
 they live on while a job runs when the worker was killed.
 
-Measured on two cores that were busy with other work, with Python 3.11 (`python -m bench.kinds`):
+A no-op, one after the other, without a database, in microseconds (`python -m bench.kinds`, three
+times, Python 3.11, two cores that were busy with other work):
 
-MEASURED
+| trio  | asyncio | thread | warm process |
+|-------|---------|--------|--------------|
+| 9..10 | 82..83  | 84..86 | 338..407     |
+
+A process that has to be started costs as long as Python takes to import pgnotifyq, 0.4 s of a
+processor, and the program's own modules.
 """
 
 from __future__ import annotations

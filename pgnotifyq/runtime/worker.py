@@ -38,7 +38,6 @@ from pgnotifyq.runtime.executions import Executions
 from pgnotifyq.runtime.executor import Executor
 from pgnotifyq.runtime.forks import ending_copies
 from pgnotifyq.runtime.heartbeat import beat_for_ever, renew
-from pgnotifyq.runtime.http import open_http
 from pgnotifyq.runtime.identity import Identity
 from pgnotifyq.runtime.lifespans import lifespans_on, open_resources
 from pgnotifyq.runtime.link import Link
@@ -205,6 +204,8 @@ async def run_worker(
         if metrics is not None and meter is not None:
             stack.callback(close_meter, metrics, meter)
             if config.http is not None:
+                from pgnotifyq.runtime.http import open_http  # the standard library's server takes a while
+
                 address = HttpAddress.read(config.http)
                 handle.http = await stack.enter_async_context(open_http(address, meter, metrics, config))
         databases = await stack.enter_async_context(open_databases(dsn, config, handle.worker_id))

@@ -43,6 +43,42 @@ RUNTIME = "pgnotifyq/runtime/"
 FENCE = r" and j\.current_execution_id = e\.execution_id"
 
 MUTANTS = (
+    # What follows an end, and what goes along.
+    Mutant(
+        "hooks: none of a completion",
+        SQL + "end/complete.sql",
+        "perform {schema}.fire_hooks(array(select e.job_id from unnest(ended) as e));",
+        "null;",
+        ("runtime/test_hooks.py::test_with_the_settlement_or_not_at_all",),
+    ),
+    Mutant(
+        "hooks: none of a pending job's cancel",
+        "sql/migrations/0012_headers.sql",
+        "perform {schema}.fire_hook(new);",
+        "null;",
+        ("runtime/test_hooks.py::test_a_cancel_by_sql_while_no_worker_lives",),
+    ),
+    Mutant(
+        "hooks: none of a death",
+        SQL + "end/move_to_letters.sql",
+        "perform {schema}.fire_hooks_of_dead(letter_ids);",
+        "null;",
+        ("runtime/test_hooks.py::test_a_death_that_a_reclaimer_makes",),
+    ),
+    Mutant(
+        "hooks: two of a cancel while the job runs",
+        "sql/migrations/0012_headers.sql",
+        "if old.status = 'pending' and pg_relation_size",
+        "if pg_relation_size",
+        ("runtime/test_hooks.py::test_a_cancel_while_it_runs",),
+    ),
+    Mutant(
+        "headers: lost by a requeue",
+        SQL + "end/requeue.sql",
+        "l.error_message, l.headers",
+        "l.error_message, null",
+        ("runtime/test_headers.py::test_every_attempt_has_them",),
+    ),
     # The fence.
     Mutant(
         "fence dropped: complete",
@@ -241,6 +277,13 @@ MUTANTS = (
         "if before is not None:",
         "if before is None and before:",
         ("runtime/test_losing.py::test_job_claimed_again_by_the_same_worker",),
+    ),
+    Mutant(
+        "a queue that opens rings for nobody",
+        RUNTIME + "executions.py",
+        "self._rooms[queue] > 0 and queue in self._left_out",
+        "self._rooms[queue] > 0 and queue not in self._rooms",
+        ("runtime/test_executions.py",),
     ),
     # Claim.
     Mutant(

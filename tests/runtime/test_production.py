@@ -53,7 +53,7 @@ async def ignores(payload: dict) -> None:
 
 
 def test_a_handler_that_ignores_its_cancel(dsn: str, tmp_path: Path) -> None:
-    """At default settings a worker that is told to end is gone within Kubernetes' 30 seconds, its job pending and uncharged."""
+    """At default settings a worker that is told to end goes by itself, its job pending and uncharged."""
     (tmp_path / "ignoring.py").write_text(IGNORES)
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("select pgnotifyq.enqueue('ignores')")
@@ -65,7 +65,8 @@ def test_a_handler_that_ignores_its_cancel(dsn: str, tmp_path: Path) -> None:
         try:
             trio.run(until, dsn, "exists (select from pgnotifyq.jobs where status = 'running')")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(KUBERNETES_SECONDS) != -signal.SIGKILL
+            # By itself. That it takes less than 30 s on a machine that runs is the test above; this bound is a failing test's.
+            assert process.wait(3 * KUBERNETES_SECONDS) != -signal.SIGKILL
         finally:
             process.kill()
             process.wait()

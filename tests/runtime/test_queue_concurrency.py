@@ -9,9 +9,13 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, JobContext, JobRegistry, open_client
+from pgnotifyq.ledger import claim as claim_verbs
+from tests.ledger.support import value
+from tests.runtime.detours import detour
 
 if TYPE_CHECKING:
     from pgnotifyq.model.job import JobId
+    from tests.runtime.detours import Go
     from tests.runtime.support import Worker, Workplace
 
 Payload = dict[str, Any]
@@ -135,3 +139,28 @@ async def test_enqueued_in_the_same_program(place: Workplace, delay_seconds: flo
     shop.end("images")
     shop.end("default")
     await place.until("not exists (select from pgnotifyq.jobs where status <> 'completed')")
+
+
+async def test_claim_of_a_look_that_fails(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the claims before it have brought runs all the same, and is not left to its lease; the next look finds the rest."""
+    shop = Shop()
+    worker = await place.start(shop.registry, queues={"images": 1, "default": None})
+    await place.until_idle(worker)
+    failed = trio.Event()
+
+    async def claim(go: Go, **kwargs: Any) -> Any:
+        if kwargs["queues"] == ["default"] and not failed.is_set():
+            failed.set()
+            raise trio.TooSlowError
+        return await go()
+
+    detour(monkeypatch, claim_verbs, "claim", claim)
+    async with place.connection.transaction():
+        first = await place.enqueue("work", queue_name="images")
+        others = [await place.enqueue("work") for _ in range(2)]
+    await claimed(worker, first, *others)
+    assert failed.is_set()
+    shop.end("images")
+    shop.end("default", 2)
+    await place.until("not exists (select from pgnotifyq.jobs where status <> 'completed')")
+    assert await value(place.connection, "select max(attempts) from pgnotifyq.jobs") == 1

@@ -83,6 +83,7 @@ $$;
 -- that this worker lacks stays while a live worker serves it, as in a deploy.
 --
 -- In:     the worker's job types; its hooks as arrays of one length.
+-- Locks:  entries of hooks_pkey, in order: workers that start at once do not deadlock.
 create or replace function {schema}.publish_hooks(job_types text[], of_types text[], endings text[], hook_types text[])
 returns void
 language plpgsql volatile
@@ -96,6 +97,7 @@ begin
     insert into {schema}.hooks (job_type, ending, hook_type)
     select n.job_type, n.ending, n.hook_type
     from unnest(of_types, endings, hook_types) as n(job_type, ending, hook_type)
+    order by n.job_type, n.ending, n.hook_type
     on conflict do nothing;
     delete from {schema}.hooks as h
     where h.job_type = any (publish_hooks.job_types)
