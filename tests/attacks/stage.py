@@ -23,7 +23,6 @@ from pgnotifyq.ledger.roles import RoleKind
 from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.asking import ask, ask_blocking
 from pgnotifyq.wire.connection import open_connection
-from tests.pages import DOCS, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +36,12 @@ EXECUTION, WORKER = uuid.UUID(int=0xE), uuid.UUID(int=0xF)
 KINDS = ("owner", "worker", "producer", "other_producer", "observer", "admin", "plain")
 TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles")
 
-# What an administrator may do besides, who is a superuser: docs/rights.md.
-ADMINISTRATOR = named(DOCS / "rights.md")["superuser"]
+# What an administrator may do besides, who is a superuser: docs/rights.md, and a test compares.
+ADMINISTRATOR = """\
+alter role pgnotifyq_shop_tenant_login set track_activities = off;
+revoke execute on function pg_terminate_backend(integer, bigint), pg_cancel_backend(integer) from public;
+grant execute on function pg_terminate_backend(integer, bigint), pg_cancel_backend(integer) to shop_worker;
+"""
 ACCOUNTS = """
 create table accounts (id serial primary key, org_id uuid not null, secret text, unique (org_id, secret));
 alter table accounts enable row level security, force row level security;

@@ -75,8 +75,8 @@ MUTANTS = (
     Mutant(
         "headers: lost by a requeue",
         SQL + "end/requeue.sql",
-        "l.error_message, l.headers",
-        "l.error_message, null",
+        "l.enqueued_by, l.headers",
+        "l.enqueued_by, null",
         ("runtime/test_headers.py::test_every_attempt_has_them",),
     ),
     # The fence.
