@@ -65,10 +65,12 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.context import JobContext
     from pgnotifyq.runtime.fenced import FencedBlock
     from pgnotifyq.runtime.tenants import OrgContext
+from pgnotifyq.model.credentials import CredentialsProvider, CredentialKeys, SealedCredential
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
 # Values: a job, what became of it, and what is looked at.
 from pgnotifyq.model.headers import Headers
+from pgnotifyq.model.organisation import org
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, EndedJob, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
@@ -113,6 +115,9 @@ from pgnotifyq.model.errors import (
     TransactionLeft,
     LifespanFailed,
     HandlerProcessDied,
+    OrgConfigUnfit,
+    CredentialNotFound,
+    CredentialSealed,
     UnsupportedPsycopg,
 )
 
@@ -151,6 +156,9 @@ __all__ = [
     "JobContext",
     "FencedBlock",
     "OrgContext",
+    "CredentialsProvider",
+    "CredentialKeys",
+    "SealedCredential",
     "Discard",
     "Interrupt",
     "InterruptKind",
@@ -158,6 +166,7 @@ __all__ = [
     "Snooze",
     # Values.
     "Headers",
+    "org",
     "NIL_ORG",
     "DeadLetter",
     "EndedJob",
@@ -212,6 +221,9 @@ __all__ = [
     "TransactionLeft",
     "LifespanFailed",
     "HandlerProcessDied",
+    "OrgConfigUnfit",
+    "CredentialNotFound",
+    "CredentialSealed",
     "UnsupportedPsycopg",
 ]
 
