@@ -64,7 +64,7 @@ from pgnotifyq.model.retry import RetryPolicy
 if TYPE_CHECKING:
     from pgnotifyq.runtime.context import JobContext
     from pgnotifyq.runtime.fenced import FencedBlock
-    from pgnotifyq.runtime.tenants import OrgContext
+    from pgnotifyq.runtime.organisation import OrgContext, OrgConfig, OrgCredentials, OrgRepository
 from pgnotifyq.model.credentials import CredentialsProvider, CredentialKeys, SealedCredential
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
@@ -156,6 +156,9 @@ __all__ = [
     "JobContext",
     "FencedBlock",
     "OrgContext",
+    "OrgConfig",
+    "OrgCredentials",
+    "OrgRepository",
     "CredentialsProvider",
     "CredentialKeys",
     "SealedCredential",
@@ -237,7 +240,10 @@ _LATE = {
     "Metrics": "runtime.metrics",
     "JobContext": "runtime.context",
     "FencedBlock": "runtime.fenced",
-    "OrgContext": "runtime.tenants",
+    "OrgContext": "runtime.organisation",
+    "OrgConfig": "runtime.organisation",
+    "OrgCredentials": "runtime.organisation",
+    "OrgRepository": "runtime.organisation",
 }
 
 _MODULES = ("aio", "sync", "otel")
