@@ -49,6 +49,7 @@ from pgnotifyq.wire.kinds import CallersConnection, ClosableConnection, ProxiedC
 
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client
+    from pgnotifyq.doors.for_org import OrgClient
     from pgnotifyq.runtime.worker import WorkerHandle, run_worker
     from pgnotifyq.runtime.metrics import Metrics
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings
@@ -134,6 +135,7 @@ __all__ = [
     "ProxiedConnection",
     "Client",
     "open_client",
+    "OrgClient",
     "WorkerHandle",
     "run_worker",
     "Metrics",
@@ -240,6 +242,7 @@ _LATE = {
     "Metrics": "runtime.metrics",
     "JobContext": "runtime.context",
     "FencedBlock": "runtime.fenced",
+    "OrgClient": "doors.for_org",
     "OrgContext": "runtime.organisation",
     "OrgConfig": "runtime.organisation",
     "OrgCredentials": "runtime.organisation",
