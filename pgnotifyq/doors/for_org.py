@@ -58,7 +58,13 @@ class OrgClient:
     async def enqueue(self, job_type: str, payload: object = None, **settings: Unpack[EnqueueSettings]) -> JobId: ...
 
     async def enqueue(
-        self, job_type: str | Handler, payload: object = None, *, connection: CallersConnection | None = None, **settings: Any
+        self,
+        job_type: str | Handler,
+        payload: object = None,
+        *,
+        connection: CallersConnection | None = None,
+        savepoint: bool = False,
+        **settings: Any,
     ) -> JobId:
         """Enqueue one job of the tenant and return its id.
 
@@ -66,6 +72,7 @@ class OrgClient:
             job_type: which handler runs it: the handler, or its name.
             payload: what the handler takes.
             connection: as of a client's `enqueue`.
+            savepoint: as of a client's `enqueue`.
             settings: as of a client's `enqueue`: queue, priority, delay_seconds, unique_key, ...
 
         Raises:
@@ -74,19 +81,20 @@ class OrgClient:
                 client's `enqueue`.
         """
         job = self._verbs.new_job({"job_type": job_type, "payload": payload, **settings})
-        if connection is None:
+        if connection is None and not savepoint:
             return await self._enqueue(job)
-        job_id: JobId = await self._ask(self._verbs.enqueue(job), connection)
+        job_id: JobId = await self._ask(self._verbs.enqueue(job), connection, savepoint=savepoint)
         return job_id
 
     async def enqueue_many(
-        self, jobs: Iterable[NewJob | Mapping[str, Any]], *, connection: CallersConnection | None = None
+        self, jobs: Iterable[NewJob | Mapping[str, Any]], *, connection: CallersConnection | None = None, savepoint: bool = False
     ) -> list[JobId]:
         """Enqueue jobs of the tenant, all or none, and return their ids in order.
 
         Args:
             jobs: as of a client's `enqueue_many`. What says no tenant is this one's.
             connection: as of a client's `enqueue`.
+            savepoint: as of a client's `enqueue`, around all of them.
 
         Raises: as `enqueue`.
         """
@@ -96,7 +104,7 @@ class OrgClient:
             made += part
             if len(made) < len(given):
                 await pause()
-        jobs_made: list[JobId] = await self._ask(self._verbs.enqueue_many(made), connection)
+        jobs_made: list[JobId] = await self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
         return jobs_made
 
     async def cancel(

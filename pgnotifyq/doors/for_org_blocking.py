@@ -55,7 +55,13 @@ class OrgClient:
     def enqueue(self, job_type: str, payload: object = None, **settings: Unpack[EnqueueSettings]) -> JobId: ...
 
     def enqueue(
-        self, job_type: str | Handler, payload: object = None, *, connection: CallersConnection | None = None, **settings: Any
+        self,
+        job_type: str | Handler,
+        payload: object = None,
+        *,
+        connection: CallersConnection | None = None,
+        savepoint: bool = False,
+        **settings: Any,
     ) -> JobId:
         """Enqueue one job of the tenant and return its id.
 
@@ -63,6 +69,7 @@ class OrgClient:
             job_type: which handler runs it: the handler, or its name.
             payload: what the handler takes.
             connection: as of a client's `enqueue`.
+            savepoint: as of a client's `enqueue`.
             settings: as of a client's `enqueue`: queue, priority, delay_seconds, unique_key, ...
 
         Raises:
@@ -71,23 +78,25 @@ class OrgClient:
                 client's `enqueue`.
         """
         job = self._verbs.new_job({"job_type": job_type, "payload": payload, **settings})
-        verb: Verb[JobId] = enqueue_alone(self._verbs.schema, job) if connection is None else self._verbs.enqueue(job)
-        job_id: JobId = self._ask(verb, connection)
+        alone = connection is None and not savepoint
+        verb: Verb[JobId] = enqueue_alone(self._verbs.schema, job) if alone else self._verbs.enqueue(job)
+        job_id: JobId = self._ask(verb, connection, savepoint=savepoint)
         return job_id
 
     def enqueue_many(
-        self, jobs: Iterable[NewJob | Mapping[str, Any]], *, connection: CallersConnection | None = None
+        self, jobs: Iterable[NewJob | Mapping[str, Any]], *, connection: CallersConnection | None = None, savepoint: bool = False
     ) -> list[JobId]:
         """Enqueue jobs of the tenant, all or none, and return their ids in order.
 
         Args:
             jobs: as of a client's `enqueue_many`. What says no tenant is this one's.
             connection: as of a client's `enqueue`.
+            savepoint: as of a client's `enqueue`, around all of them.
 
         Raises: as `enqueue`.
         """
         made = [job for part in self._verbs.new_jobs(list(jobs)) for job in part]
-        jobs_made: list[JobId] = self._ask(self._verbs.enqueue_many(made), connection)
+        jobs_made: list[JobId] = self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
         return jobs_made
 
     def cancel(self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None) -> CancelOutcome:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pgnotifyq.model.outcome import Interrupt
     from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
     from pgnotifyq.runtime.context import Reach
-    from pgnotifyq.runtime.running import Running
     from pgnotifyq.runtime.organisation import OrgContext
+    from pgnotifyq.runtime.running import Running
 
 _REFUSED = (
     "{} gives a connection that trio drives, and this handler runs on asyncio: use `async with ctx.session(...)` for SQLAlchemy, "

@@ -219,7 +219,9 @@ class JobContext:
             self._org = self._org_by(self._reach.open_transaction, direct)
         return self._org
 
-    def _org_by(self, open_transaction: OpenTransaction, carry: Callable[..., Awaitable[Any]]) -> OrgContext:
+    def _org_by(
+        self, open_transaction: OpenTransaction, carry: Callable[..., Awaitable[Any]], *, is_in_process: bool = False
+    ) -> OrgContext:
         reach = self._reach
 
         def fence(running: Running, complete: bool, result: object) -> Fence:
@@ -231,10 +233,10 @@ class JobContext:
             desk=reach.desk,
             fence=fence,
             child=self._child,
-            enqueue_child=self._enqueue,
+            enqueue_child=self.enqueue_made,
             carry=carry,
-            token=reach.token,
-            calls_here=self.calls_here,
+            token=lambda: reach.token,
+            calls_here=self.calls_here or is_in_process,
         )
 
     @property

@@ -20,7 +20,7 @@ from pgnotifyq.model.credentials import check_credential_name
 from pgnotifyq.model.errors import CredentialNotFound, OrgConfigUnfit, PayloadUndecodable, TransactionRefused
 from pgnotifyq.model.new_job import JobSettings, job_id_of
 from pgnotifyq.model.organisation import of_tenant
-from pgnotifyq.model.payload import structure, understood
+from pgnotifyq.model.structuring import structure, understood
 from pgnotifyq.runtime import tenants
 from pgnotifyq.runtime.fenced import FencedBlock, connection_block, django_block, session_block
 from pgnotifyq.wire.callers import ask_on
@@ -264,7 +264,7 @@ class OrgContext(tenants.OrgContext):
         child: Callable[[Any, object, Any], NewJob],
         enqueue_child: Callable[[NewJob], Awaitable[JobId]],
         carry: Callable[..., Awaitable[Any]] = direct,
-        token: trio.lowlevel.TrioToken,
+        token: Callable[[], trio.lowlevel.TrioToken],
         calls_here: bool = False,
     ) -> None:
         super().__init__(running, open_transaction)
@@ -401,7 +401,8 @@ class OrgContext(tenants.OrgContext):
             TransactionRefused: the handler is an async function, which awaits instead.
             Exception: what it raises.
         """
-        if self._calls_here:  # a program's test, on a blocking connection (testing/within.py): nothing waits
+        # In a program's test on a blocking connection (testing/within.py), or in a process.
+        if self._calls_here:
             try:
                 asked.send(None)
             except StopIteration as done:
@@ -411,4 +412,4 @@ class OrgContext(tenants.OrgContext):
         if trio.lowlevel.in_trio_task():
             asked.close()
             raise TransactionRefused("ctx.org.blocking() would hold the worker's loop: await it, in a handler that is async")
-        return trio.from_thread.run(direct, lambda: asked, trio_token=self._token)
+        return trio.from_thread.run(direct, lambda: asked, trio_token=self._token())

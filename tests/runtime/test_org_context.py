@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 import trio
 import trio.lowlevel
+from psycopg.types.json import Jsonb
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -24,6 +25,7 @@ from pgnotifyq.model.credentials import KEYS_VARIABLE, new_key
 from pgnotifyq.wire.asking import ask
 from tests.doors.callers_support import url
 from tests.ledger.support import SCHEMA, fetch, tenant_role, value
+from tests.runtime.apps import org_in_process
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 
 if TYPE_CHECKING:
@@ -559,6 +561,16 @@ async def test_session_whose_role_may_not_be_the_tenants(shop: Workplace, attrib
             assert "nothing would confine" in await died(shop, worker)
     finally:
         await shop.connection.execute(f"drop owned by {role}; drop role {role}".encode())
+
+
+async def test_in_a_process(shop: Workplace) -> None:
+    """A connection that the handler opens is confined, and what ctx.org asks goes over it; without one it is refused."""
+    worker = await shop.start(org_in_process.registry)
+    await shop.enqueue("other", org_id=THEIRS)
+    result = await ended(shop, worker, "in_process", payload=Jsonb({"dsn": shop.dsn}))
+    assert result == [3, 1, [["ours"]], str(OURS)]
+    (row,) = await ask(shop.connection, organisation.list_audit(SCHEMA, OURS))
+    assert (row.action, row.job_id is not None) == ("looked", True)
 
 
 @pytest.fixture
