@@ -11,11 +11,12 @@ import psycopg
 import trio
 
 from pgnotifyq.cli.act import find_database, open_ledger
+from pgnotifyq.cli.org_protected import judge_protected
 from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, Schema
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.ledger import doctor as asked
-from pgnotifyq.ledger import roles, workers
+from pgnotifyq.ledger import organisation, roles, workers
 from pgnotifyq.ledger.look import TroubleRow, list_troubles
 from pgnotifyq.ledger.roles import RoleKind
 from pgnotifyq.ledger.schema import code_version
@@ -83,6 +84,7 @@ async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow]
         _judge_tenants(tenants[0] if tenants else None, await ask(connection, asked.tenant_logins(schema)), facts["role_name"]),
         *_judge_roles(await ask(connection, roles.faults(schema))),
         *_judge_tables(facts, await ask(connection, asked.strangers(schema)), schema),
+        *(Finding(*each) for each in judge_protected(await ask(connection, organisation.protected(schema)))),
         *_judge_work(facts, await ask(connection, asked.due_queues(schema))),
         *_judge_unserved(await ask(connection, asked.unserved(schema))),
         *_judge_troubles(await ask(connection, list_troubles(schema, limit=TROUBLES_SHOWN_MAX + 1))),

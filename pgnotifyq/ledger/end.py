@@ -16,7 +16,7 @@ from pgnotifyq.ledger.lease import Surprise, job_order, lease_arrays, read_surpr
 from pgnotifyq.ledger.look import checked_limit
 from pgnotifyq.ledger.statements import call, query
 from pgnotifyq.model.errors import ConfigError, IllegalTransition, UniqueKeyHeld
-from pgnotifyq.model.job import JobId, Lease, WorkerId
+from pgnotifyq.model.job import JobId, Lease, OrgId, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, bounded
 
 if TYPE_CHECKING:
@@ -274,7 +274,14 @@ def requeue(schema: str, job_id: JobId) -> Ask[bool]:
     return Ask(call("requeue", "uuid", schema), (job_id.hex,), truth, on_error, may_repeat=False)
 
 
-def requeue_all(schema: str, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> Ask[int]:
+def requeue_all(
+    schema: str,
+    *,
+    queue: str | None = None,
+    job_type: str | None = None,
+    limit: int = 1000,
+    org_id: OrgId | None = None,
+) -> Ask[int]:
     """Bring back dead letters, the oldest first, in one transaction; return how many.
 
     Those whose unique key an unfinished job holds stay, and do not count.
@@ -282,11 +289,17 @@ def requeue_all(schema: str, *, queue: str | None = None, job_type: str | None =
     Raises:
         ConfigError: `limit` is negative.
     """
-    values = (queue, job_type, str(checked_limit(limit)))
-    return Ask(call("requeue_all", "text text integer", schema), values, number, said_of(schema), may_repeat=False)
+    values = (queue, job_type, str(checked_limit(limit)), text(org_id))
+    return Ask(call("requeue_all", "text text integer uuid", schema), values, number, said_of(schema), may_repeat=False)
 
 
-def purge_dead(schema: str, *, job_id: JobId | None = None, older_than_seconds: float | None = None) -> Ask[int]:
+def purge_dead(
+    schema: str,
+    *,
+    job_id: JobId | None = None,
+    older_than_seconds: float | None = None,
+    org_id: OrgId | None = None,
+) -> Ask[int]:
     """Delete a dead letter, or those that died longer ago than given; return how many.
 
     Without either none is deleted.
@@ -296,7 +309,7 @@ def purge_dead(schema: str, *, job_id: JobId | None = None, older_than_seconds: 
     """
     if older_than_seconds is not None and not 0 <= older_than_seconds < math.inf:
         raise ConfigError(f"older_than_seconds {older_than_seconds!r} is out of range: use 0, which is all of them, or more")
-    values = (text(job_id), text(older_than_seconds))
+    values = (text(job_id), text(older_than_seconds), text(org_id))
     return Ask(query("purge_dead", schema), values, number, said_of(schema), may_repeat=False)
 
 

@@ -137,10 +137,19 @@ def list_jobs(
 
     Source: sql/queries/jobs.sql
     """
-    if status is not None and status not in LABELS:
-        raise ConfigError(f"status {status!r} is not known: use one of {', '.join(LABELS)}")
+    check_label(status)
     values = (None, status, queue, job_type, text(org_id), str(checked_limit(limit)))
     return Ask(query("jobs", schema), values, _jobs, said_of(schema))
+
+
+def check_label(status: str | None) -> None:
+    """Refuse what is no state of a job.
+
+    Raises:
+        ConfigError: it is not a status, nor one of scheduled, retrying, stopping.
+    """
+    if status is not None and status not in LABELS:
+        raise ConfigError(f"status {status!r} is not known: use one of {', '.join(LABELS)}")
 
 
 def history(schema: str, job_id: JobId) -> Ask[list[Execution]]:
@@ -161,7 +170,14 @@ def explain(schema: str, job_id: JobId) -> Ask[Explanation | None]:
     return Ask(query("explain", schema), (job_id.hex,), read, said_of(schema))
 
 
-def list_dead(schema: str, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> Ask[list[DeadLetter]]:
+def list_dead(
+    schema: str,
+    *,
+    queue: str | None = None,
+    job_type: str | None = None,
+    org_id: OrgId | None = None,
+    limit: int = 50,
+) -> Ask[list[DeadLetter]]:
     """Return dead letters, the latest first.
 
     Raises:
@@ -169,7 +185,8 @@ def list_dead(schema: str, *, queue: str | None = None, job_type: str | None = N
 
     Source: sql/queries/dead.sql
     """
-    return Ask(query("dead", schema), (None, queue, job_type, str(checked_limit(limit))), _dead_letters, said_of(schema))
+    values = (None, queue, job_type, str(checked_limit(limit)), text(org_id))
+    return Ask(query("dead", schema), values, _dead_letters, said_of(schema))
 
 
 def get_dead(schema: str, job_id: JobId) -> Ask[DeadLetter | None]:
@@ -179,7 +196,7 @@ def get_dead(schema: str, job_id: JobId) -> Ask[DeadLetter | None]:
         found = _dead_letters(answer, encoding)
         return found[0] if found else None
 
-    return Ask(query("dead", schema), (job_id.hex, None, None, "1"), read, said_of(schema))
+    return Ask(query("dead", schema), (job_id.hex, None, None, "1", None), read, said_of(schema))
 
 
 def count_dead(schema: str, *, queue: str | None = None, job_type: str | None = None) -> Ask[int]:

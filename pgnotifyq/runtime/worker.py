@@ -44,6 +44,7 @@ from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import Calls, listen_for_ever
 from pgnotifyq.runtime.logs import is_routine_logged, naming
 from pgnotifyq.runtime.metrics import Metrics, close_meter, open_meter
+from pgnotifyq.runtime.organisations import Organisations, seconds_max_of
 from pgnotifyq.runtime.processes import Fenced, Processes, refuse_in_import
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.pulse import Pulse
@@ -277,7 +278,13 @@ class _Staff:
         self.settler = Settler(me, self.executions, self.durable)
         self.taker = Taker(me=me, executions=self.executions, wakeups=self.wakeups, settler=self.settler, quick=self.quick)
         self.loop = AsyncioLoop(lifespans_on(me.registry, RunsIn.ASYNCIO))
-        self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.loop)
+        seconds_max = seconds_max_of(
+            backstop_seconds=me.config.backstop_seconds,
+            poll_seconds=me.config.poll_seconds,
+            is_proven=lambda: self.wakeups.push.is_proven,
+        )
+        self.organisations = Organisations(me.schema, link("organisations"), seconds_max, me.registry.credentials)
+        self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.loop, self.organisations)
         self.processes = Processes(
             count=me.config.handler_processes_max,
             jobs_max=me.config.handler_process_jobs_max,
@@ -315,6 +322,7 @@ class _Staff:
             cancels=check,
             wake_up=partial(answer, self.taker),
             company=self.company.ring,
+            config=self.organisations.forget,
         )
 
 

@@ -9,6 +9,7 @@ from (
     where ($2::text is null or d.queue_name = $2)
       and ($3::text is null or d.job_type = $3)
       and ($1::uuid is null or d.id = $1)
+      and ($5::uuid is null or d.org_id = $5)
     order by d.died_at desc, d.id desc
     limit $4
 ) as d,

@@ -32,7 +32,7 @@ where (not o.relrowsecurity or not o.relforcerowsecurity)
 union all
 select 'policy_gone', o.name, 'one_tenant', '', ''
 from ours as o
-where o.name in ('jobs', 'job_executions', 'dead_letter_jobs', 'job_troubles')
+where o.name in ('jobs', 'job_executions', 'dead_letter_jobs', 'job_troubles', 'org_names', 'org_config', 'org_credentials', 'org_audit')
   and not exists (select from pg_policy as p where p.polrelid = o.oid and p.polname = 'one_tenant')
 union all
 select 'autovacuum_off', o.name, '', '', ''

@@ -280,4 +280,73 @@ PLAIN = _of(
     ("statements of others", "select query from pg_stat_activity where pid <> pg_backend_pid()"),
 )  # fmt: skip
 
-ATTACKS = [*HANDLER, *PRODUCER, *OBSERVER, *ADMIN, *WORKER, *PLAIN]
+CONFIG, TRAIL, PAPERS = "select * from pgnotifyq.org_config", "select * from pgnotifyq.org_audit", "select * from papers"
+CREDENTIALS = "select * from pgnotifyq.org_credentials"
+LEAK = "create function pg_temp.leak(text) returns boolean language plpgsql cost 0.0000001 as $$ begin raise notice '%', $1; return true; end $$"
+FORGE = "insert into pgnotifyq.org_audit (org_id, action) values ('{bob}', 'forged')"
+# What a tenant has besides its jobs, and a table of the application's that `protect` has named.
+ORG = [
+    *_of(
+        "handler",
+        ("other tenant's settings, trail, papers", (SET_BOB, CONFIG, TRAIL, PAPERS)),
+        ("the same by a forged token", (FORGED, CONFIG, TRAIL, PAPERS)),
+        ("the same without a tenant", ("set local pgnotifyq.org_id = ''", "set local pgnotifyq.token = ''", CONFIG, TRAIL, PAPERS)),
+        ("trail of the other tenant by the setting", (SET_BOB, "select pgnotifyq.audit('forged')")),
+        ("trail after the commit", ("commit", SET_BOB, "select pgnotifyq.audit('forged')")),
+        ("leaking condition on papers", (LEAK, "select count(*) from papers where pg_temp.leak(secret)")),
+        ("leaking condition on settings", (LEAK, "select count(*) from pgnotifyq.org_config where pg_temp.leak(value::text)")),
+        ("another org_or_null", ("create function pg_temp.org_or_null(text) returns uuid language sql as $$ select pgnotifyq.current_org() $$",
+                                 "set local search_path = pg_temp, public", PAPERS)),
+        ("another sha256", ("create function pg_temp.lower(text) returns text language sql as $$ select '{ann}' $$",
+                            "set local search_path = pg_temp, public, pg_catalog", PAPERS)),
+        ("papers' estimate", "explain select * from papers where account = '{bob}'"),
+    ),
+    *_of(
+        "handler",
+        ("credentials", CREDENTIALS),
+        ("credentials moved", "update pgnotifyq.org_credentials set org_id = '{ann}'"),
+        ("credential of its own", "insert into pgnotifyq.org_credentials (org_id, name, key_id, sealed) values ('{ann}', 'a', 'k', 's')"),
+        ("limit of its own", "select pgnotifyq.set_org_config('{ann}', 'limit', '1000')"),
+        ("limit gone", "select pgnotifyq.unset_org_config('{ann}', 'limit')"),
+        ("limit of the other tenant", (SET_BOB, "update pgnotifyq.org_config set value = '0'")),
+        ("trail changed", "update pgnotifyq.org_audit set action = 'nothing'"),
+        ("trail deleted", ("set local pgnotifyq.prunes_audit = 'yes'", "delete from pgnotifyq.org_audit")),
+        ("trail pruned", "select pgnotifyq.prune_audit(0)"),
+        ("trail truncated", "truncate pgnotifyq.org_audit"),
+        ("trail forged", FORGE),
+        ("trail forged by its function", "select pgnotifyq.audit_for('{bob}', 'forged')"),
+        ("trail's trigger off", "alter table pgnotifyq.org_audit disable trigger audit_is_append_only"),
+        ("name of the other tenant", "insert into pgnotifyq.org_names (org_id, name) values (pgnotifyq.org('bob'), 'bob')"),
+        ("papers for the other tenant", "insert into papers values ('{bob}', 'x')"),
+        ("papers for the other tenant, otherwise written", "insert into papers values (upper(replace('{bob}', '-', '')), 'x')"),
+        ("papers moved", "update papers set account = '{bob}'"),
+        ("papers for nobody", "insert into papers (secret) values ('x')"),
+        ("papers unprotected", "select pgnotifyq.unprotect('papers')"),
+        ("papers protected otherwise", "select pgnotifyq.protect('papers', 'secret')"),
+        ("policy dropped", "drop policy pgnotifyq_one_tenant on papers"),
+        refused=True,
+    ),
+    *(attack for who in ("producer", "observer", "plain") for attack in _of(
+        who,
+        ("settings", CONFIG),
+        ("credentials", CREDENTIALS),
+        ("trail", TRAIL),
+        ("setting set", "select pgnotifyq.set_org_config('{bob}', 'limit', '0')"),
+        ("trail forged", FORGE),
+        ("trail by its function", (SET_BOB, "select pgnotifyq.audit('forged')")),
+        refused=True,
+    )),
+    *_of(
+        "worker",
+        ("setting set", "select pgnotifyq.set_org_config('{bob}', 'limit', '0')"),
+        ("credential replaced", "update pgnotifyq.org_credentials set sealed = 'x'"),
+        ("trail changed", "update pgnotifyq.org_audit set action = 'nothing'"),
+        ("trail deleted", "delete from pgnotifyq.org_audit"),
+        ("papers unprotected", "select pgnotifyq.unprotect('papers')"),
+        refused=True,
+    ),
+    *_of("admin", ("trail changed", "update pgnotifyq.org_audit set action = 'nothing'"),
+         ("trail deleted", "delete from pgnotifyq.org_audit"), ("trail forged", "select pgnotifyq.audit('forged')"), refused=True),
+]  # fmt: skip
+
+ATTACKS = [*HANDLER, *PRODUCER, *OBSERVER, *ADMIN, *WORKER, *PLAIN, *ORG]

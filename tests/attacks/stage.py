@@ -34,7 +34,7 @@ ANN, BOB = uuid.UUID(int=0xA), uuid.UUID(int=0xB)
 MARK = "bobs_secret"  # in what is Bob's
 EXECUTION, WORKER = uuid.UUID(int=0xE), uuid.UUID(int=0xF)
 KINDS = ("owner", "worker", "producer", "other_producer", "observer", "admin", "plain")
-TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles")
+TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles", "org_config", "org_credentials", "org_audit")
 
 # What an administrator may do besides, who is a superuser: docs/rights.md, and a test compares.
 ADMINISTRATOR = """\
@@ -50,9 +50,17 @@ create policy one_tenant on accounts
     with check (not (select pgnotifyq.is_confined()) or org_id = (select pgnotifyq.current_org()));
 grant select, insert, update, delete on accounts to {login};
 grant usage on sequence accounts_id_seq to {login};
+create table papers (account text, secret text);
+create index on papers (pgnotifyq.org_or_null(account));
+select pgnotifyq.protect('papers', 'account', 'select, insert, update, delete');
 """
 BOBS = """
 insert into accounts (org_id, secret) values ('{ann}', 'anns'), ('{bob}', '{mark}');
+insert into papers values ('{ann}', 'anns'), ('{bob}', '{mark}');
+insert into pgnotifyq.org_config (org_id, name, value) values ('{ann}', 'limit', '5'), ('{bob}', 'limit', '"{mark}"');
+insert into pgnotifyq.org_credentials (org_id, name, key_id, sealed)
+values ('{ann}', 'bank', 'k', '{mark}'), ('{bob}', 'bank', 'k', '{mark}');
+insert into pgnotifyq.org_audit (org_id, action, details) values ('{bob}', 'billed', '{{"card": "{mark}"}}');
 select pgnotifyq.enqueue('noop', org_id => '{ann}', queue_name => 'held');
 select pgnotifyq.enqueue('noop', '{{"card": "{mark}"}}', '{bob}', 'held', unique_key => 'k');
 insert into pgnotifyq.jobs (job_type, org_id, queue_name, payload, status, attempts, locked_by, current_execution_id, started_at,
@@ -120,6 +128,10 @@ class Stage:
             for table in TABLES
         ]
         found.append(self.admin.execute("select ctid::text, xmin::text, * from accounts where org_id = %s", (BOB,)).fetchall())
+        found.append(
+            self.admin.execute("select ctid::text, xmin::text, * from papers where account = %s", (str(BOB),)).fetchall()
+        )
+        found.append(self.admin.execute("select polname, polroles::text from pg_policy order by 1, 2").fetchall())
         found.append(
             self.admin.execute(
                 "select rolname, rolsuper, rolcreaterole, rolbypassrls from pg_roles where rolname = any (%s) order by 1",

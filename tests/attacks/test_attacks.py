@@ -44,6 +44,10 @@ def test_what_a_handler_may_do(stage: Stage) -> None:
     with stage.as_handler() as session:
         assert session.execute("select distinct org_id from pgnotifyq.jobs").fetchall() == [(ANN,)]
         assert session.execute("select secret from accounts").fetchall() == [("anns",)]
+        assert session.execute("select secret from papers").fetchall() == [("anns",)]
+        assert session.execute("select name, value from pgnotifyq.org_config").fetchall() == [("limit", 5)]
+        assert session.execute("select pgnotifyq.audit('looked')").fetchone() is not None
+        assert session.execute("select distinct org_id from pgnotifyq.org_audit").fetchall() == [(ANN,)]
         row = session.execute("select pgnotifyq.enqueue('noop', org_id => %s, unique_key => 'mine')", (ANN,)).fetchone()
         assert row is not None
         assert session.execute("select pgnotifyq.enqueue('noop', org_id => %s, unique_key => 'mine')", (ANN,)).fetchone() == row

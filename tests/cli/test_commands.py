@@ -30,6 +30,11 @@ COMMANDS = [
     "requeue",
     "workers",
     "stats",
+    "config",
+    "credentials",
+    "audit",
+    "protect",
+    "unprotect",
     "doctor",
 ]
 

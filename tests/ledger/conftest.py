@@ -25,6 +25,10 @@ TABLES = (
     "handlers",
     "hooks",
     "retention",
+    "org_names",
+    "org_config",
+    "org_credentials",
+    "org_audit",
 )
 
 

@@ -36,6 +36,7 @@ KINDS = [kind.value for kind in RoleKind]
 OWNERS = {"fences", "tenant_keys", "tenant_logins"}
 # What runs with the owner's rights, and for whom. A trigger's function is called by its table alone.
 DEFINERS = {
+    "audit": {"tenant"},
     "check_fence": set(),
     "note_cancel": set(),
     "wake_after_insert": set(),

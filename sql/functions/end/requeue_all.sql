@@ -5,7 +5,8 @@
 --         does not count: an unfinished job holds its unique_key, a job has its id, a constraint or
 --         trigger refuses it.
 -- Locks:  the dead letters, `skip locked`: of two who requeue, each restores others.
-create or replace function {schema}.requeue_all(queue_name text, job_type text, jobs_max integer) returns integer
+create or replace function {schema}.requeue_all(queue_name text, job_type text, jobs_max integer, org_id uuid default null)
+returns integer
 language plpgsql volatile
 as $$
 #variable_conflict use_column
@@ -22,6 +23,7 @@ begin
         from {schema}.dead_letter_jobs as d
         where (requeue_all.queue_name is null or d.queue_name = requeue_all.queue_name)
           and (requeue_all.job_type is null or d.job_type = requeue_all.job_type)
+          and (requeue_all.org_id is null or d.org_id = requeue_all.org_id)
         order by d.died_at, d.id
         for update skip locked
     loop

@@ -65,6 +65,7 @@ begin
     loop
         execute format('grant execute on function {schema}.key_holder(uuid, text, text) to %I', each.name);
     end loop;
+    return query select * from {schema}.extend_protection();
 end
 $$;
 

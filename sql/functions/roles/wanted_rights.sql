@@ -39,6 +39,10 @@ as $$
             ('tenant', 'job_troubles', '{{select}}', null),
             ('tenant', 'handlers', '{{select}}', '{{job_type,queue_name,published_at}}'),
 
+            ('tenant', 'org_names', '{{select}}', null),
+            ('tenant', 'org_config', '{{select}}', null),
+            ('tenant', 'org_audit', '{{select}}', null),
+
             ('worker', 'schema_migrations', '{{select}}', null),
             ('worker', 'jobs', '{{select,insert,update,delete}}', null),
             ('worker', 'job_executions', '{{select,insert,delete}}', null),
@@ -51,6 +55,9 @@ as $$
             ('worker', 'sleepers', '{{select,insert,update,delete}}', null),
             ('worker', 'retention', '{{select}}', null),
             ('worker', 'hooks', '{{select,insert,delete}}', null),
+            ('worker', 'org_config', '{{select}}', null),
+            ('worker', 'org_credentials', '{{select}}', null),
+            ('worker', 'org_audit', '{{select,insert}}', null),
 
             ('observer', 'schema_migrations', '{{select}}', null),
             ('observer', 'jobs', '{{select}}', null),
@@ -74,11 +81,16 @@ as $$
             ('admin', 'handlers', '{{select}}', null),
             ('admin', 'sleepers', '{{select}}', null),
             ('admin', 'hooks', '{{select}}', null),
-            ('admin', 'retention', '{{select,insert,update,delete}}', null)
+            ('admin', 'retention', '{{select,insert,update,delete}}', null),
+            ('admin', 'org_names', '{{select,insert}}', null),
+            ('admin', 'org_config', '{{select,insert,update,delete}}', null),
+            ('admin', 'org_credentials', '{{select,insert,update,delete}}', null),
+            ('admin', 'org_audit', '{{select,insert,delete}}', null)
     ), callable (kind, object) as (
         values ('producer', 'fence(uuid, uuid)'), ('producer', 'meet_fence(uuid, uuid, text)'),
             ('producer', 'key_holder(uuid, text, text)'),
             ('tenant', 'fence(uuid, uuid)'), ('tenant', 'meet_fence(uuid, uuid, text)'), ('tenant', 'unsealed(text)'),
+            ('tenant', 'audit(text, jsonb)'),
             ('worker', 'fence(uuid, uuid)'), ('worker', 'meet_fence(uuid, uuid, text)'), ('worker', 'tenant_key()'),
             ('worker', 'tenant_login()')
     )
