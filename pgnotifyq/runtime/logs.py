@@ -164,7 +164,7 @@ class Logs:
         if self.level is not None:
             root.setLevel(self.level.upper())
         if self.format == "json":
-            _log_what_nobody_catches()
+            log_what_nobody_catches()
 
 
 def _read_config(file: str) -> Mapping[str, Any]:
@@ -178,7 +178,7 @@ def _read_config(file: str) -> Mapping[str, Any]:
     return {"version": 1, "disable_existing_loggers": False, **found}
 
 
-def _log_what_nobody_catches() -> None:
+def log_what_nobody_catches() -> None:
     """Have Python's own last words be records: of the program, and of its threads."""
 
     def of_program(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -272,6 +272,8 @@ def _details(record: logging.LogRecord) -> dict[str, str]:
     details = {}
     if record.exc_info and record.exc_info[0] is not None:
         details["exception"] = _FORMATTER.formatException(record.exc_info)
+    elif record.exc_text:  # of a handler in a process, or from a queue: it came as text
+        details["exception"] = record.exc_text
     if record.stack_info:
         details["stack"] = record.stack_info
     return details

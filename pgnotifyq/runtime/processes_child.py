@@ -7,8 +7,9 @@ The worker's side is processes.py, which says the rules. This file is what the c
 - Signals that a whole service is sent are heard and ignored: the worker decides. A handler of
   Python's ignores them, and not SIG_IGN, which programs that a job starts would inherit.
 - The handler runs in the main thread, as libraries want it that are not made for threads.
-- What is logged goes to the worker, which has the program's set-up of logging. If the program's own
-  modules set up logging by `dictConfig`, the child logs by that.
+- What is logged goes to the worker, which has the program's set-up of logging: warnings too, and
+  what threads raise and nobody catches. If the program's own modules set up logging by
+  `dictConfig`, the child logs by that.
 - A job's handler has context variables as new. What else it leaves behind is met by the next job:
   modules' globals, threads, the environment, the working folder.
 - If a job's handler forks, the fork loses the socket: it does not speak for the job.
@@ -46,6 +47,7 @@ from pgnotifyq.model.registry import JobRegistry, has_not_run
 from pgnotifyq.runtime import processes_messages as words
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.fenced import WorkerFence
+from pgnotifyq.runtime.logs import log_what_nobody_catches
 from pgnotifyq.runtime.running import Running
 from pgnotifyq.runtime.tenants import OrgContext
 
@@ -113,6 +115,8 @@ class _Child:
         sys.argv = list(hello.argv)
         logging.getLogger().addHandler(_ToWorker(self))
         logging.getLogger().setLevel(hello.level)
+        logging.captureWarnings(capture=True)
+        log_what_nobody_catches()
 
     # the thread that hears
 
