@@ -113,6 +113,7 @@ from pgnotifyq.model.errors import (
     TransactionLeft,
     LifespanFailed,
     HandlerProcessDied,
+    RaisedInProcess,
     UnsupportedPsycopg,
 )
 
@@ -212,6 +213,7 @@ __all__ = [
     "TransactionLeft",
     "LifespanFailed",
     "HandlerProcessDied",
+    "RaisedInProcess",
     "UnsupportedPsycopg",
 ]
 

@@ -41,6 +41,7 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── TransactionLeft
     ├── LifespanFailed                a worker's resources could not be made, or not be closed
     ├── HandlerProcessDied
+    ├── RaisedInProcess
     └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
 
 `testing.NoDatabaseInTest` and `testing.JobFailed` are two more, for tests. If PostgreSQL refuses a
@@ -223,6 +224,13 @@ class LifespanFailed(PgnotifyqError):
 
 class HandlerProcessDied(PgnotifyqError):
     """The process of a handler died before the handler had returned: a crash, or short memory."""
+
+
+class RaisedInProcess(PgnotifyqError):
+    """A handler raised in its process.
+
+    Its middleware sees this. The text is what the handler raised: type, message and traceback.
+    """
 
 
 class UnsupportedPsycopg(PgnotifyqError, ImportError):

@@ -56,6 +56,7 @@ from pgnotifyq.model.errors import ConfigError, HandlerProcessDied, LeaseLost, q
 from pgnotifyq.model.handler import Handler
 from pgnotifyq.model.outcome import Raised, Written
 from pgnotifyq.model.payload import Encoded, Undecodable, size_of
+from pgnotifyq.model.tracing import traced
 from pgnotifyq.runtime import processes_messages as words
 
 if TYPE_CHECKING:
@@ -444,8 +445,9 @@ async def _report(context: JobContext, message: words.Reported) -> words.Heard:
 
 async def _enqueue(context: JobContext, message: words.Enqueue) -> words.Heard:
     payload = Encoded(message.payload, size_of(message.payload))
+    job = attrs.evolve(message.job, payload=payload)
     try:
-        job_id = await context.enqueue_made(attrs.evolve(message.job, payload=payload))
+        job_id = await context.enqueue_made(job if message.is_traced else traced(job))
     except Exception as error:  # noqa: BLE001  # told to the handler, as to one in a thread
         return _refused(error)
     return words.Heard(job_id=str(job_id))

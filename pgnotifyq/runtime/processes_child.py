@@ -44,6 +44,7 @@ from pgnotifyq.model.job import JobId, WorkerId
 from pgnotifyq.model.outcome import Interrupt, Raised, Returned, encode_result, ended_by, is_wish, why_not_stored
 from pgnotifyq.model.payload import PayloadTooNew, decode, encoded
 from pgnotifyq.model.registry import JobRegistry, has_not_run
+from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime import processes_messages as words
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.fenced import WorkerFence
@@ -415,7 +416,11 @@ class _Context(JobContext):
         if connection is not None:
             return super().enqueue_blocking(job_type, payload, connection=connection, **settings)
         job = self._child(job_type, payload, settings)
-        heard = self._process.ask(words.Enqueue(job=attrs.evolve(job, payload=None), payload=encoded(job.payload).text))
+        heard = self._process.ask(
+            words.Enqueue(
+                job=attrs.evolve(job, payload=None), payload=encoded(job.payload).text, is_traced=in_place() is not None
+            )
+        )
         self._check(heard)
         assert heard.job_id is not None
         return JobId(UUID(heard.job_id))

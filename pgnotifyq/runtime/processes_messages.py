@@ -105,6 +105,7 @@ class Enqueue:
 
     job: NewJob  # without its payload
     payload: str  # JSON
+    is_traced: bool  # the child has made its span
 
 
 @attrs.frozen(kw_only=True)

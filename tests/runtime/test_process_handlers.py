@@ -16,7 +16,7 @@ import pytest
 import trio
 from psycopg.types.json import Jsonb
 
-from pgnotifyq import ConfigError, EventName, JobContext, JobRegistry
+from pgnotifyq import ConfigError, EventName, HandlerProcessDied, JobContext, JobRegistry, RaisedInProcess
 from pgnotifyq.model.job import JobId
 from pgnotifyq.testing import run_job
 from tests.runtime.apps import in_processes
@@ -138,7 +138,10 @@ async def test_children(place: Workplace) -> None:
 
 
 async def test_middleware_is_in_the_worker(place: Workplace) -> None:
-    """Middleware goes around a handler in a process, in the worker; it sees the result and the error."""
+    """Middleware goes around a handler in a process, in the worker; it sees the result, the error, and the death.
+
+    `retry_on` and `discard_on` go by what the handler raised, also if a nursery has wrapped it.
+    """
     seen: list[object] = []
     around = registry()
 
@@ -146,17 +149,31 @@ async def test_middleware_is_in_the_worker(place: Workplace) -> None:
     async def note(context: JobContext) -> AsyncIterator[None]:
         seen.append(os.getpid())
         try:
-            yield
-        except BaseException as error:
-            seen.append(str(error).splitlines()[0])
-            raise
-        seen.append(context.returned)
+            async with trio.open_nursery():
+                yield
+        except* (RaisedInProcess, HandlerProcessDied) as group:
+            (error,) = group.exceptions
+            seen.append((type(error), str(error).splitlines()[0]))
+            if context.job.job_type != "ends" or context.job.payload["how"] != "raise another":
+                raise
+        else:
+            seen.append(context.returned)
 
     worker = await place.start(around)
-    job_id = await enqueue(place, "typed", {"number": 1, "at": "2026-01-02T03:04:05+00:00"})
-    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
-    assert seen[0] == os.getpid()
-    assert len(seen) == 2, seen
+    told = await completed(place, worker, "typed", {"number": 1, "at": "2026-01-02T03:04:05+00:00"})
+    assert seen == [os.getpid(), told]
+    seen.clear()
+    job_id = await enqueue(place, "ends", {"how": "raise a subclass", "text": "no more"})
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    assert (await place.dead_letter(job_id))["error_message"].startswith("SoldOut: no more\nTraceback")
+    assert seen == [os.getpid(), (RaisedInProcess, "SoldOut: no more")]
+    seen.clear()
+    await dead(place, worker, "dies", {"how": "exit"})
+    assert seen == [
+        os.getpid(),
+        (HandlerProcessDied, "the process of the handler ended with exit code 3, and the handler had not returned"),
+    ]
+    assert await completed(place, worker, "ends", {"how": "raise another"}) is None  # the middleware swallows it
 
 
 ENDS = {
