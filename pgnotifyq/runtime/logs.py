@@ -142,13 +142,15 @@ class Logs:
         """Have all that is logged come on standard error, in lines or as JSON, warnings included.
 
         Call it when the application has been imported: if it has set up logging itself, only a
-        level that is given counts, and a configuration. As JSON, exceptions that nobody catches, in
-        whatever thread, are records, too.
+        level that is given counts, and a configuration. As JSON, warnings and exceptions that
+        nobody catches, in whatever thread, are records even then.
 
         Raises:
             ConfigError: the configuration is not one.
         """
         root = logging.getLogger()
+        if self.format == "json" or self.config is not None or not root.handlers:
+            logging.captureWarnings(capture=True)
         if self.config is not None:
             try:
                 logging.config.dictConfig(dict(self.config))
@@ -160,7 +162,6 @@ class Logs:
             handler.setFormatter(JsonFormatter() if self.format == "json" else LineFormatter())
             root.addHandler(handler)
             root.setLevel("INFO")
-            logging.captureWarnings(capture=True)
         if self.level is not None:
             root.setLevel(self.level.upper())
         if self.format == "json":
