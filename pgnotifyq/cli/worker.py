@@ -162,6 +162,7 @@ def worker(
         if config.http is not None:
             HttpAddress.read(config.http).nth(processes - 1)  # else the last process would fail again and again
         with _standard_output(logs.format) as tell:
+            attrs.evolve(logs, config=None).set_up()  # the parent has no application, whose classes a configuration may name
             return supervise(processes, reloads=reload, config=config, emit=tell, manager=manager)
     if parent is not None and config.http is not None:
         config = attrs.evolve(config, http=str(HttpAddress.read(config.http).nth(parent.index)))
