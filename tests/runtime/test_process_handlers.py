@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -379,7 +380,7 @@ async def test_no_process_outlives_a_killed_worker(place: Workplace, tmp_path: P
 async def test_ends_with_its_worker(tmp_path: Path, is_killed_by_kernel: bool) -> None:
     """Either of the two ways is enough: the kernel's signal, and the end of the socket, where there is no such signal."""
     off = (
-        ""
+        "import os; os.killpg = lambda *_: None\n"
         if is_killed_by_kernel
         else "from pgnotifyq.runtime import processes_child; processes_child._die_with = lambda _: None\n"
     )
@@ -398,11 +399,14 @@ trio.run(functools.partial(run_job, registry, "hangs", {{"file": sys.argv[1]}}, 
     pid, grandchild = map(int, (await lines(file))[0].split())
     worker.kill()
     await worker.wait()
-    await until_gone(pid)
-    if is_killed_by_kernel:
-        psutil.Process(grandchild).kill()  # the kernel kills the process alone
-    else:
-        await until_gone(grandchild)
+    try:
+        await until_gone(pid)
+        if not is_killed_by_kernel:  # the kernel kills the process alone
+            await until_gone(grandchild)
+    finally:
+        for each in (pid, grandchild):
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(each).kill()
 
 
 async def test_signals_to_the_whole_group_leave_jobs_to_the_worker(place: Workplace, tmp_path: Path) -> None:
