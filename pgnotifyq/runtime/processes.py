@@ -37,6 +37,7 @@ processor, and the program's own modules.
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import os
@@ -58,6 +59,7 @@ from pgnotifyq.model.outcome import Raised, Written
 from pgnotifyq.model.payload import Encoded, Undecodable, size_of
 from pgnotifyq.model.tracing import traced
 from pgnotifyq.runtime import processes_messages as words
+from pgnotifyq.runtime.logs import job_names
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -533,4 +535,12 @@ def _log(told: words.Logged) -> None:
             "exc_text": told.exception,
         }
     )
+    if told.is_astray:
+        contextvars.Context().run(_handle_unnamed, logger, record)
+    else:
+        quietly(logger.handle, record)
+
+
+def _handle_unnamed(logger: logging.Logger, record: logging.LogRecord) -> None:
+    job_names.set(dict)
     quietly(logger.handle, record)

@@ -36,7 +36,6 @@ import attrs
 
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.errors import SCHEMA_DEFAULT
-from pgnotifyq.model.around import NO_RESOURCES, Resources
 from pgnotifyq.model.errors import DatabaseError, LeaseLost, PayloadUndecodable, TransactionRefused, quietly
 from pgnotifyq.model.events import bounded_value
 from pgnotifyq.model.handler import Handler, RunsIn
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator, Iterator
     from typing import NoReturn, Unpack
 
+    from pgnotifyq.model.around import Resources
     from pgnotifyq.model.new_job import JobSettings
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.runtime.fenced import Fence
@@ -108,6 +108,7 @@ class _Child:
         self._is_left = False
         self._running: Running | None = None
         self._handlers: dict[str, Handler] = {}
+        self._left_behind: frozenset[int | None] = frozenset()  # threads that earlier jobs have started
         lines = words.Lines()
         self._lines = lines
         hello = self._next()
@@ -179,6 +180,7 @@ class _Child:
         self.say(words.Began())
         job = attrs.evolve(message.job, payload=decode(message.payload))
         handler = self._handlers[job.job_type]
+        self._left_behind = frozenset(each.ident for each in threading.enumerate()) - {threading.get_ident()}
         self._running = running = Running(job=ClaimedJob.from_job(job), renewed_at=0.0, handler=handler)
         try:
             with _limited(self.hello.memory_bytes_max):
@@ -219,6 +221,11 @@ class _Child:
         with self._asking:
             self.say(message)
             return words.Heard(error="this is a fork of the job's process") if self._is_left else self._answers.get()
+
+    def is_astray(self, thread: int | None) -> bool:
+        """Tell whether a thread is an earlier job's: it was there before, or no job runs."""
+        is_idle = self._running is None and thread != threading.main_thread().ident
+        return is_idle or thread in self._left_behind
 
     def leave(self) -> None:
         """Be a fork of the child: it has nothing to say to the worker."""
@@ -325,8 +332,14 @@ class _Reach:
         return JobRegistry()
 
     def resources_of(self, kind: RunsIn) -> Resources:  # noqa: ARG002  # there are none for any
-        """Return nothing: what a lifespan makes lives in the worker."""
-        return NO_RESOURCES
+        """Return nothing: what a lifespan makes lives in the worker.
+
+        Raises:
+            LookupError: always; it says what to do.
+        """
+        raise LookupError(
+            "a handler in a process has no resources, for what a lifespan makes lives in the worker: make it in the handler's module"
+        )
 
     def open_transaction(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: the connections that it would lend are the worker's."""
@@ -464,6 +477,7 @@ class _ToWorker(logging.Handler):
                 thread=record.threadName,
                 exception=told,
                 extra=dict(list(extra.items())[:EXTRAS_MAX]),
+                is_astray=self._child.is_astray(record.thread),
             )
         )
 

@@ -131,6 +131,7 @@ class Logged:
     thread: str | None
     exception: str | None
     extra: dict[str, Any]
+    is_astray: bool  # said by a thread that an earlier job has left behind
 
 
 @attrs.frozen(kw_only=True)

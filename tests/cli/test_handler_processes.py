@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from tests.cli.support import Floor
 
 APP = """
-import logging, os, threading, warnings, pgnotifyq
+import logging, os, sys, threading, time, warnings, pgnotifyq
+go = threading.Event()
+
+def frames():
+    frame = sys._current_frames()[threading.main_thread().ident]
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 registry = pgnotifyq.JobRegistry()
 
 @registry.handler("who", runs_in="process")
@@ -37,6 +44,24 @@ def noisy(payload: dict) -> None:
         raise KeyError("caught")
     except KeyError:
         logging.getLogger("shop").exception("told")
+
+@registry.handler("leaves", runs_in="process")
+def leaves(payload: dict) -> None:
+    def linger():
+        while any(frame.f_code.co_name in {"leaves", "_run"} for frame in frames()):
+            time.sleep(0.01)
+        logging.getLogger("shop").warning("from one that is idle")
+        go.wait()
+        logging.getLogger("shop").warning("from one that was left behind")
+    global left
+    left = threading.Thread(target=linger, daemon=True)
+    left.start()
+
+@registry.handler("next", runs_in="process")
+def next_one(payload: dict) -> None:
+    go.set()
+    left.join()
+    logging.getLogger("shop").warning("from the next job")
 """
 
 
@@ -79,3 +104,15 @@ def test_a_traceback_of_a_process_is_a_line_for_people_too(floor: Floor) -> None
     worker = floor.start("an_app")
     floor.until_completed(floor.enqueue("noisy"))
     assert "    KeyError: 'caught'" in worker.said.splitlines()
+
+
+def test_thread_that_a_job_has_left_behind(floor: Floor) -> None:
+    """What it logs while the next job runs in that process is not named after that job: it may be another tenant's."""
+    worker = floor.start("an_app", "--log-format", "json", "--handler-processes", "1")
+    floor.until_completed(floor.enqueue("leaves"))
+    job_id = floor.enqueue("next")
+    floor.until_completed(job_id)
+    records = {told["message"]: told for told in map(json.loads, worker.said.splitlines())}
+    for words in ("from one that is idle", "from one that was left behind"):
+        assert "job_id" not in records[words], words
+    assert records["from the next job"]["job_id"] == str(job_id)

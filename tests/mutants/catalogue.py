@@ -165,6 +165,13 @@ MUTANTS = (
         ("cli/test_handler_processes.py::test_all_that_a_process_logs_is_json",),
     ),
     Mutant(
+        "processes: a thread left behind speaks for the next job",
+        RUNTIME + "processes_child.py",
+        "is_astray=self._child.is_astray(record.thread)",
+        "is_astray=False",
+        ("cli/test_handler_processes.py::test_thread_that_a_job_has_left_behind",),
+    ),
+    Mutant(
         "processes: a span without its error",
         "pgnotifyq/otel.py",
         "_tell_as_text(span, raised)\n        finally",
