@@ -187,7 +187,7 @@ class _Trace:
         self._token = contexts.attach(trace.set_span_in_context(self._span, sent))
 
     @_harmless(lambda *_: None)
-    def leave(self, error: BaseException | None, interrupt: InterruptKind | None) -> None:
+    def leave(self, error: BaseException | None, interrupt: InterruptKind | None, raised: Raised | None = None) -> None:
         """End the handler's span."""
         self._ended_at = time_ns()
         span = self._span
@@ -199,6 +199,8 @@ class _Trace:
                 _fail(span, interrupt.value, "")
             elif interrupt is None and error is not None and isinstance(ended := ended_by(error), Raised):
                 _tell(span, error, ended)
+            elif interrupt is None and raised is not None and not raised.waited:
+                _tell_as_text(span, raised)
         finally:
             span.end(self._ended_at)
             if self._token is not None:
@@ -248,6 +250,14 @@ def _tell(span: Span, error: BaseException, ended: Raised) -> None:
     first, _, _ = ended.error.partition("\n")
     _fail(span, kind, first)
     span.add_event("exception", {"exception.type": kind, "exception.message": first, "exception.stacktrace": ended.error})
+
+
+def _tell_as_text(span: Span, raised: Raised) -> None:
+    """Tell a failure that has come as text, and begins with the type of what was raised, if any."""
+    first, _, _ = raised.error.partition("\n")
+    kind = first.partition(":")[0] if raised.kinds else "_OTHER"  # as the conventions call it
+    _fail(span, kind, first)
+    span.add_event("exception", {"exception.type": kind, "exception.message": first, "exception.stacktrace": raised.error})
 
 
 def _is_valid(span: Span) -> bool:

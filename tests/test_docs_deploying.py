@@ -84,8 +84,8 @@ def service() -> configparser.SectionProxy:
 
 def test_what_the_page_says_of_an_end() -> None:
     """It is what the code takes."""
-    assert PATIENCE_SECONDS + LAST_WORDS_SECONDS == 9
-    assert "`--grace-seconds` + 9**" in PAGE.read_text()
+    assert PATIENCE_SECONDS + LAST_WORDS_SECONDS == 12
+    assert "`--grace-seconds` + 12**" in PAGE.read_text()
 
 
 def test_unit_is_one(shop: Path) -> None:

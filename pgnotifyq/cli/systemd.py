@@ -14,9 +14,9 @@ Source: sd_notify(3), sd_watchdog_enabled(3)
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.events import Event
     from pgnotifyq.runtime.worker import WorkerHandle
 
+_log = logging.getLogger("pgnotifyq")
 # A keep-alive is due at each half of the watchdog's time. One may be late.
 BEATS_A_WATCHDOG = 3
 STATUS_BYTES_MAX = 200
@@ -51,17 +52,26 @@ class Listener(Protocol):
         """Tell it something, as `READY=1`. Never waits, and never fails."""
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class ServiceManager:
     """The socket of the service manager."""
 
     address: str
     watchdog_seconds: float | None
+    _is_complained_of: bool = False
 
     def say(self, *lines: str) -> None:
-        """Send one datagram."""
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as way:
-            way.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, self.address)
+        """Send one datagram. If that cannot be, say so once: the service would wait in vain."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as way:
+                way.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, self.address)
+        except BlockingIOError:
+            pass  # its queue is full: it will hear the next one
+        except OSError as error:
+            if not self._is_complained_of:
+                self._is_complained_of = True
+                address = self.address.replace("\0", "@", 1)
+                _log.warning("the service manager is not told that the worker is ready: NOTIFY_SOCKET=%s: %s", address, error)
 
 
 def find_service_manager(environment: MutableMapping[str, str] = os.environ) -> ServiceManager | None:

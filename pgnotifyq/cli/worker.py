@@ -75,6 +75,21 @@ def worker(
     handler_connections: Annotated[
         int, Parameter(converter=whole, help="Database sessions that handlers share for their own transactions, at most.")
     ] = 10,
+    handler_processes: Annotated[
+        int | None,
+        Parameter(
+            converter=whole,
+            show_default=False,
+            help='Processes for handlers with runs_in="process", at most; default: one a core.',
+        ),
+    ] = None,
+    handler_process_jobs: Annotated[
+        int | None, Parameter(converter=whole, show_default=False, help="Replace such a process after so many jobs.")
+    ] = None,
+    handler_process_memory_bytes: Annotated[
+        int | None,
+        Parameter(converter=whole, show_default=False, help="Data that such a process may have while a handler runs (Linux)."),
+    ] = None,
     tenant_dsn: Annotated[
         str | None,
         Parameter(
@@ -144,6 +159,9 @@ def worker(
         shutdown_seconds=shutdown_seconds,
         grace_seconds=grace_seconds,
         handler_connections_max=handler_connections,
+        handler_processes_max=handler_processes,
+        handler_process_jobs_max=handler_process_jobs,
+        handler_process_memory_bytes_max=handler_process_memory_bytes,
         tenant_dsn=tenant_dsn,
         schema=schema,
         http=http,
@@ -151,7 +169,10 @@ def worker(
     )
     parent, manager = find_parent(), find_service_manager()
     if parent is None and (processes != 1 or reload):
+        if config.http is not None:
+            HttpAddress.read(config.http).nth(processes - 1)  # else the last process would fail again and again
         with _standard_output(logs.format) as tell:
+            attrs.evolve(logs, config=None).set_up()  # the parent has no application, whose classes a configuration may name
             return supervise(processes, reloads=reload, config=config, emit=tell, manager=manager)
     if parent is not None and config.http is not None:
         config = attrs.evolve(config, http=str(HttpAddress.read(config.http).nth(parent.index)))

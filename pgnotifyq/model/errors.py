@@ -41,6 +41,7 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── TransactionLeft
     ├── LifespanFailed                a worker's resources could not be made, or not be closed
     ├── HandlerProcessDied
+    ├── RaisedInProcess
     ├── OrgConfigUnfit                from here on: situations of one tenant
     ├── CredentialNotFound
     ├── CredentialSealed
@@ -226,6 +227,13 @@ class LifespanFailed(PgnotifyqError):
 
 class HandlerProcessDied(PgnotifyqError):
     """The process of a handler died before the handler had returned: a crash, or short memory."""
+
+
+class RaisedInProcess(PgnotifyqError):
+    """A handler raised in its process.
+
+    Its middleware sees this. The text is what the handler raised: type, message and traceback.
+    """
 
 
 class OrgConfigUnfit(PgnotifyqError):

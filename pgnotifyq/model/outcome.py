@@ -152,15 +152,20 @@ def is_wish(kind: type) -> bool:
     return issubclass(kind, _Wish)
 
 
+def innermost(error: BaseException) -> BaseException:
+    """Return the error in a group of one, however deep; any other error itself."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def ended_by(error: BaseException) -> Returned | Raised:
     """Return how a handler ended that raised.
 
     A wish that is raised counts as one that is returned, also if the handler's own nursery has
     wrapped it in a group.
     """
-    cause = error
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
+    cause = innermost(error)
     if isinstance(cause, _Wish):
         return Returned(cause.with_traceback(None))  # its frames hold what the handler held
     return Raised.from_exception(error)

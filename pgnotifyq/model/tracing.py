@@ -21,18 +21,19 @@ if TYPE_CHECKING:
     from pgnotifyq.model.headers import Headers
     from pgnotifyq.model.job import JobId
     from pgnotifyq.model.new_job import NewJob
-    from pgnotifyq.model.outcome import InterruptKind, SettleKind
+    from pgnotifyq.model.outcome import InterruptKind, Raised, SettleKind
 
 
 class Trace(Protocol):
     """The trace of one execution."""
 
-    def leave(self, error: BaseException | None, interrupt: InterruptKind | None) -> None:
+    def leave(self, error: BaseException | None, interrupt: InterruptKind | None, raised: Raised | None = None) -> None:
         """The handler has ended. Called where `begin` was, in the same task.
 
         Args:
             error: what it raised.
             interrupt: why it was told to stop, if it was.
+            raised: its failure, if that has come as text: from a process, say.
         """
 
     def settled(self, verb: SettleKind, *, became: str | None, batch: int) -> None:

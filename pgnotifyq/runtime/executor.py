@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
-from pgnotifyq.model.errors import ConnectionsTaken, PayloadUndecodable
+from pgnotifyq.model.errors import ConnectionsTaken, HandlerProcessDied, PayloadUndecodable, RaisedInProcess
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.headers import NO_HEADERS, carried
@@ -29,12 +29,14 @@ from pgnotifyq.model.outcome import (
     Returned,
     SettleKind,
     Stopped,
+    Written,
     bounded,
     decide,
     ended_by,
     holds_ctrl_c,
+    innermost,
 )
-from pgnotifyq.model.payload import PayloadTooNew
+from pgnotifyq.model.payload import PayloadTooNew, decode
 from pgnotifyq.model.registry import PLAIN_RESULTS, finished
 from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.model.tracing import in_place
@@ -111,6 +113,7 @@ class Executor:
         running.handler = handler
         running.scope = scope
         token = self._enter(running)
+        value: object = None
         try:
             if not in_process:  # else when one is free
                 self._begin(running, handler, scope)
@@ -125,7 +128,7 @@ class Executor:
             else:
                 value = await self._call(handler, payload, JobContext(running, self.reach))
         finally:
-            self._end(running, handler, scope, token)
+            self._end(running, handler, scope, token, value)
         if value is None:
             return _NOTHING
         return value if type(value) is Raised else Returned(value)
@@ -146,13 +149,16 @@ class Executor:
         if self.meter is not None:
             self.meter.note_started(running)
 
-    def _end(self, running: Running, handler: Handler, scope: trio.CancelScope, token: Token[Headers | None] | None) -> None:
+    def _end(
+        self, running: Running, handler: Handler, scope: trio.CancelScope, token: Token[Headers | None] | None, value: object
+    ) -> None:
         if handler.timeout_seconds is not None:
             self.deadlines.tell(running)
             scope.deadline = math.inf
         running.scope = None
         if running.trace is not None:
-            running.trace.leave(sys.exception(), None if running.interrupt is None else running.interrupt.kind)
+            kind = None if running.interrupt is None else running.interrupt.kind
+            running.trace.leave(sys.exception(), kind, value if type(value) is Raised else None)
         if token is not None:
             carried.reset(token)
 
@@ -177,6 +183,8 @@ class Executor:
         kind = handler.runs_in
         context = JobContext(running, self.reach)
         value: object = None
+        if kind is RunsIn.PROCESS and self.processes is not None:
+            return await self._run_in_process_within(around, running, handler, context)
         async with AsyncExitStack() as stack:
             for each in around:
                 if each.is_on_trio(kind):
@@ -184,12 +192,38 @@ class Executor:
             if kind is RunsIn.ASYNCIO:
                 inner = [each for each in around if each.is_on_asyncio(kind)]
                 value = await self._run_on_asyncio(running, handler, payload, inner)
-            elif kind is RunsIn.PROCESS and self.processes is not None:
-                value = await self._run_in_process(running, handler)
             else:
                 value = await self._call(handler, *((payload, context) if handler.takes_context else (payload,)))
             running.returned = value
         return value
+
+    async def _run_in_process_within(
+        self, around: Sequence[Middleware], running: Running, handler: Handler, context: JobContext
+    ) -> object:
+        """Run a handler in a process within its middleware, which sees its end as any other's.
+
+        What was raised there comes back as text. So an exception that says it is raised here for
+        the middleware, and taken back outside of it.
+        """
+        value: object = None
+        told: Exception | None = None
+        try:
+            async with AsyncExitStack() as stack:
+                for each in around:
+                    if each.is_on_trio(RunsIn.PROCESS):
+                        await stack.enter_async_context(each.open(context))
+                value = await self._run_in_process(running, handler)
+                if isinstance(value, Raised):
+                    told = _told(value)
+                    raise told  # noqa: TRY301  # through the middleware
+                running.returned = _read_back(value)
+        except Exception as error:
+            if told is None or innermost(error) is not told:
+                raise
+            return value
+        if isinstance(value, Raised) and (value.waited or value.undecodable):
+            return value  # the middleware swallowed it, but the handler has not run
+        return None if isinstance(value, Raised) else value
 
     async def _run_on_asyncio(
         self, running: Running, handler: Handler, payload: Any, around: Sequence[Middleware] = ()
@@ -244,6 +278,19 @@ def _read(handler: Handler, job: ClaimedJob) -> Any:
     except PayloadUndecodable as error:
         return Raised(error=str(error), undecodable=True)
     return job.whole if handler.takes_job else payload
+
+
+def _told(raised: Raised) -> Exception:
+    """Return what middleware is shown of a failure in a process."""
+    kind = HandlerProcessDied if HandlerProcessDied in raised.kinds else RaisedInProcess
+    return kind(raised.error.removeprefix(f"{HandlerProcessDied.__name__}: "))
+
+
+def _read_back(value: object) -> object:
+    """Return what a handler in a process has returned, as the JSON that it became."""
+    if not isinstance(value, Written):
+        return value
+    return None if value.text is None else decode(value.text)
 
 
 def as_ended(error: BaseException) -> Returned | Raised:

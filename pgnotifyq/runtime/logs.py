@@ -142,13 +142,15 @@ class Logs:
         """Have all that is logged come on standard error, in lines or as JSON, warnings included.
 
         Call it when the application has been imported: if it has set up logging itself, only a
-        level that is given counts, and a configuration. As JSON, exceptions that nobody catches, in
-        whatever thread, are records, too.
+        level that is given counts, and a configuration. As JSON, warnings and exceptions that
+        nobody catches, in whatever thread, are records even then.
 
         Raises:
             ConfigError: the configuration is not one.
         """
         root = logging.getLogger()
+        if self.format == "json" or self.config is not None or not root.handlers:
+            logging.captureWarnings(capture=True)
         if self.config is not None:
             try:
                 logging.config.dictConfig(dict(self.config))
@@ -160,11 +162,10 @@ class Logs:
             handler.setFormatter(JsonFormatter() if self.format == "json" else LineFormatter())
             root.addHandler(handler)
             root.setLevel("INFO")
-            logging.captureWarnings(capture=True)
         if self.level is not None:
             root.setLevel(self.level.upper())
         if self.format == "json":
-            _log_what_nobody_catches()
+            log_what_nobody_catches()
 
 
 def _read_config(file: str) -> Mapping[str, Any]:
@@ -178,7 +179,7 @@ def _read_config(file: str) -> Mapping[str, Any]:
     return {"version": 1, "disable_existing_loggers": False, **found}
 
 
-def _log_what_nobody_catches() -> None:
+def log_what_nobody_catches() -> None:
     """Have Python's own last words be records: of the program, and of its threads."""
 
     def of_program(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -272,6 +273,8 @@ def _details(record: logging.LogRecord) -> dict[str, str]:
     details = {}
     if record.exc_info and record.exc_info[0] is not None:
         details["exception"] = _FORMATTER.formatException(record.exc_info)
+    elif record.exc_text:  # of a handler in a process, or from a queue: it came as text
+        details["exception"] = record.exc_text
     if record.stack_info:
         details["stack"] = record.stack_info
     return details

@@ -37,6 +37,7 @@ processor, and the program's own modules.
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import os
@@ -56,7 +57,9 @@ from pgnotifyq.model.errors import ConfigError, HandlerProcessDied, LeaseLost, q
 from pgnotifyq.model.handler import Handler
 from pgnotifyq.model.outcome import Raised, Written
 from pgnotifyq.model.payload import Encoded, Undecodable, size_of
+from pgnotifyq.model.tracing import traced
 from pgnotifyq.runtime import processes_messages as words
+from pgnotifyq.runtime.logs import job_names
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -444,8 +447,9 @@ async def _report(context: JobContext, message: words.Reported) -> words.Heard:
 
 async def _enqueue(context: JobContext, message: words.Enqueue) -> words.Heard:
     payload = Encoded(message.payload, size_of(message.payload))
+    job = attrs.evolve(message.job, payload=payload)
     try:
-        job_id = await context.enqueue_made(attrs.evolve(message.job, payload=payload))
+        job_id = await context.enqueue_made(job if message.is_traced else traced(job))
     except Exception as error:  # noqa: BLE001  # told to the handler, as to one in a thread
         return _refused(error)
     return words.Heard(job_id=str(job_id))
@@ -531,4 +535,12 @@ def _log(told: words.Logged) -> None:
             "exc_text": told.exception,
         }
     )
+    if told.is_astray:
+        contextvars.Context().run(_handle_unnamed, logger, record)
+    else:
+        quietly(logger.handle, record)
+
+
+def _handle_unnamed(logger: logging.Logger, record: logging.LogRecord) -> None:
+    job_names.set(dict)
     quietly(logger.handle, record)

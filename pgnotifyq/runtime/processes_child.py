@@ -7,8 +7,9 @@ The worker's side is processes.py, which says the rules. This file is what the c
 - Signals that a whole service is sent are heard and ignored: the worker decides. A handler of
   Python's ignores them, and not SIG_IGN, which programs that a job starts would inherit.
 - The handler runs in the main thread, as libraries want it that are not made for threads.
-- What is logged goes to the worker, which has the program's set-up of logging. If the program's own
-  modules set up logging by `dictConfig`, the child logs by that.
+- What is logged goes to the worker, which has the program's set-up of logging: warnings too, and
+  what threads raise and nobody catches. If the program's own modules set up logging by
+  `dictConfig`, the child logs by that.
 - A job's handler has context variables as new. What else it leaves behind is met by the next job:
   modules' globals, threads, the environment, the working folder.
 - If a job's handler forks, the fork loses the socket: it does not speak for the job.
@@ -35,7 +36,6 @@ import attrs
 
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.errors import SCHEMA_DEFAULT
-from pgnotifyq.model.around import NO_RESOURCES, Resources
 from pgnotifyq.model.errors import DatabaseError, LeaseLost, PayloadUndecodable, TransactionRefused, quietly
 from pgnotifyq.model.events import bounded_value
 from pgnotifyq.model.handler import Handler, RunsIn
@@ -43,9 +43,11 @@ from pgnotifyq.model.job import JobId, WorkerId
 from pgnotifyq.model.outcome import Interrupt, Raised, Returned, encode_result, ended_by, is_wish, why_not_stored
 from pgnotifyq.model.payload import PayloadTooNew, decode, encoded
 from pgnotifyq.model.registry import JobRegistry, has_not_run
+from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime import processes_messages as words
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.fenced import WorkerFence
+from pgnotifyq.runtime.logs import log_what_nobody_catches
 from pgnotifyq.runtime.organisation import OrgContext, direct
 from pgnotifyq.runtime.organisation_fence import OrgFence
 from pgnotifyq.runtime.running import Running
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator, Iterator
     from typing import NoReturn, Unpack
 
+    from pgnotifyq.model.around import Resources
     from pgnotifyq.model.new_job import JobSettings
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.runtime.fenced import Fence
@@ -106,6 +109,7 @@ class _Child:
         self._is_left = False
         self._running: Running | None = None
         self._handlers: dict[str, Handler] = {}
+        self._left_behind: frozenset[int | None] = frozenset()  # threads that earlier jobs have started
         lines = words.Lines()
         self._lines = lines
         hello = self._next()
@@ -114,6 +118,8 @@ class _Child:
         sys.argv = list(hello.argv)
         logging.getLogger().addHandler(_ToWorker(self))
         logging.getLogger().setLevel(hello.level)
+        logging.captureWarnings(capture=True)
+        log_what_nobody_catches()
 
     # the thread that hears
 
@@ -175,6 +181,7 @@ class _Child:
         self.say(words.Began())
         job = attrs.evolve(message.job, payload=decode(message.payload))
         handler = self._handlers[job.job_type]
+        self._left_behind = frozenset(each.ident for each in threading.enumerate()) - {threading.get_ident()}
         self._running = running = Running(job=ClaimedJob.from_job(job), renewed_at=0.0, handler=handler)
         try:
             with _limited(self.hello.memory_bytes_max):
@@ -215,6 +222,11 @@ class _Child:
         with self._asking:
             self.say(message)
             return words.Heard(error="this is a fork of the job's process") if self._is_left else self._answers.get()
+
+    def is_astray(self, thread: int | None) -> bool:
+        """Tell whether a thread is an earlier job's: it was there before, or no job runs."""
+        is_idle = self._running is None and thread != threading.main_thread().ident
+        return is_idle or thread in self._left_behind
 
     def leave(self) -> None:
         """Be a fork of the child: it has nothing to say to the worker."""
@@ -321,8 +333,14 @@ class _Reach:
         return JobRegistry()
 
     def resources_of(self, kind: RunsIn) -> Resources:  # noqa: ARG002  # there are none for any
-        """Return nothing: what a lifespan makes lives in the worker."""
-        return NO_RESOURCES
+        """Return nothing: what a lifespan makes lives in the worker.
+
+        Raises:
+            LookupError: always; it says what to do.
+        """
+        raise LookupError(
+            "a handler in a process has no resources, for what a lifespan makes lives in the worker: make it in the handler's module"
+        )
 
     def open_transaction(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: the connections that it would lend are the worker's."""
@@ -454,7 +472,11 @@ class _Context(JobContext):
         if connection is not None:
             return super().enqueue_blocking(job_type, payload, connection=connection, **settings)
         job = self._child(job_type, payload, settings)
-        heard = self._process.ask(words.Enqueue(job=attrs.evolve(job, payload=None), payload=encoded(job.payload).text))
+        heard = self._process.ask(
+            words.Enqueue(
+                job=attrs.evolve(job, payload=None), payload=encoded(job.payload).text, is_traced=in_place() is not None
+            )
+        )
         self._check(heard)
         assert heard.job_id is not None
         return JobId(UUID(heard.job_id))
@@ -498,6 +520,7 @@ class _ToWorker(logging.Handler):
                 thread=record.threadName,
                 exception=told,
                 extra=dict(list(extra.items())[:EXTRAS_MAX]),
+                is_astray=self._child.is_astray(record.thread),
             )
         )
 

@@ -105,6 +105,7 @@ class Enqueue:
 
     job: NewJob  # without its payload
     payload: str  # JSON
+    is_traced: bool  # the child has made its span
 
 
 @attrs.frozen(kw_only=True)
@@ -130,6 +131,7 @@ class Logged:
     thread: str | None
     exception: str | None
     extra: dict[str, Any]
+    is_astray: bool  # said by a thread that an earlier job has left behind
 
 
 @attrs.frozen(kw_only=True)

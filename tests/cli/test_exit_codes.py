@@ -31,6 +31,7 @@ CODES: dict[int, list[type[PgnotifyqError]]] = {
         errors.WrongLoop,
         errors.LifespanFailed,
         errors.HandlerProcessDied,
+        errors.RaisedInProcess,
         errors.OrgConfigUnfit,
         errors.CredentialNotFound,
         errors.CredentialSealed,

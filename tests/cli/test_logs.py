@@ -219,3 +219,23 @@ def test_configuration_that_is_none(run: Callable[..., Any], tmp_path: Path, nam
     ran = run("worker", "--app", "pgnotifyq.cli.demo_handlers:registry", "--log-config", str(tmp_path / name))
     assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err
     assert "--log-config" in ran.err
+
+
+@pytest.mark.parametrize("set_up", ["by the application", "by --log-config"])
+def test_warnings_are_json_whoever_sets_up_logging(work: Callable[..., tuple[str, str]], tmp_path: Path, set_up: str) -> None:
+    """With `--log-format json` a warning is a record of its job, too, in the form that the set-up gives it."""
+    config = {
+        "formatters": {"json": {"()": "pgnotifyq.runtime.logs.JsonFormatter"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "root": {"handlers": ["stderr"], "level": "INFO"},
+    }
+    app = APP.replace('    own.info("%d", "no number")\n', "")
+    if set_up == "by the application":
+        app = f"import logging.config; logging.config.dictConfig({ {'version': 1, **config}!r})\n{app}"
+        _, err = work("--log-format", "json", app=app)
+    else:
+        (tmp_path / "whole.json").write_text(json.dumps(config))
+        _, err = work("--log-format", "json", "--log-config", "whole.json", app=app)
+    records = [json.loads(line) for line in err.splitlines()]
+    (told,) = [told for told in records if "old habits" in told["message"]]
+    assert (told["logger"], told["job_type"]) == ("py.warnings", "work")

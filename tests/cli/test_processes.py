@@ -238,3 +238,14 @@ def test_worst_exit_code() -> None:
     assert worst([4, 5, 0]) == worst([4, -signal.SIGKILL]) == 5
     assert worst([5, 3]) == 3
     assert worst([5, -signal.SIGSEGV]) == 139
+
+
+def test_more_processes_than_ports(dsn: str, tmp_path: Path) -> None:
+    """It is refused before any process is started: the last one could never answer."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "pgnotifyq", "worker", "--app", "an_app:registry", "--processes", "3", "--http", "127.0.0.1:65534"],
+        cwd=tmp_path, env={**os.environ, "PGNOTIFYQ_DSN": dsn}, capture_output=True, text=True, check=False,
+        timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout, len(ran.stderr.splitlines())) == (2, "", 1)
+    assert "process 3 would have port 65536" in ran.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -204,3 +205,16 @@ def test_status_is_one_line(manager: Manager) -> None:
     manager.hear(1.0)
     (line,) = manager.told
     assert line.startswith("STATUS=waiting for the database: gone READY=1") and len(line) < 300
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_socket_that_is_not_there(floor: Floor, tmp_path: Path, processes: str) -> None:
+    """The worker works all the same, and says once why its service will not be ready."""
+    nowhere = str(tmp_path / "nowhere")
+    asks = {"NOTIFY_SOCKET": nowhere, "WATCHDOG_USEC": "300000000"}
+    worker = floor.start("an_app", "--processes", processes, "--log-format", "json", environment=asks, is_heard=False)
+    floor.until("count(*) = %s from pgnotifyq.worker_heartbeats where has_session", int(processes), of=worker)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    told = [line for line in worker.said.splitlines() if nowhere in line]
+    assert [json.loads(line)["level"] for line in told] == ["warning"]

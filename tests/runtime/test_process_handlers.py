@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import pytest
 import trio
 from psycopg.types.json import Jsonb
 
-from pgnotifyq import ConfigError, EventName, JobContext, JobRegistry
+from pgnotifyq import ConfigError, EventName, HandlerProcessDied, JobContext, JobRegistry, RaisedInProcess
 from pgnotifyq.model.job import JobId
 from pgnotifyq.testing import run_job
 from tests.runtime.apps import in_processes
@@ -138,7 +139,10 @@ async def test_children(place: Workplace) -> None:
 
 
 async def test_middleware_is_in_the_worker(place: Workplace) -> None:
-    """Middleware goes around a handler in a process, in the worker; it sees the result and the error."""
+    """Middleware goes around a handler in a process, in the worker; it sees the result, the error, and the death.
+
+    `retry_on` and `discard_on` go by what the handler raised, also if a nursery has wrapped it.
+    """
     seen: list[object] = []
     around = registry()
 
@@ -146,17 +150,31 @@ async def test_middleware_is_in_the_worker(place: Workplace) -> None:
     async def note(context: JobContext) -> AsyncIterator[None]:
         seen.append(os.getpid())
         try:
-            yield
-        except BaseException as error:
-            seen.append(str(error).splitlines()[0])
-            raise
-        seen.append(context.returned)
+            async with trio.open_nursery():
+                yield
+        except* (RaisedInProcess, HandlerProcessDied) as group:
+            (error,) = group.exceptions
+            seen.append((type(error), str(error).splitlines()[0]))
+            if context.job.job_type != "ends" or context.job.payload["how"] != "raise another":
+                raise
+        else:
+            seen.append(context.returned)
 
     worker = await place.start(around)
-    job_id = await enqueue(place, "typed", {"number": 1, "at": "2026-01-02T03:04:05+00:00"})
-    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
-    assert seen[0] == os.getpid()
-    assert len(seen) == 2, seen
+    told = await completed(place, worker, "typed", {"number": 1, "at": "2026-01-02T03:04:05+00:00"})
+    assert seen == [os.getpid(), told]
+    seen.clear()
+    job_id = await enqueue(place, "ends", {"how": "raise a subclass", "text": "no more"})
+    await worker.log.wait(EventName.JOB_DEAD, job_id=job_id)
+    assert (await place.dead_letter(job_id))["error_message"].startswith("SoldOut: no more\nTraceback")
+    assert seen == [os.getpid(), (RaisedInProcess, "SoldOut: no more")]
+    seen.clear()
+    await dead(place, worker, "dies", {"how": "exit"})
+    assert seen == [
+        os.getpid(),
+        (HandlerProcessDied, "the process of the handler ended with exit code 3, and the handler had not returned"),
+    ]
+    assert await completed(place, worker, "ends", {"how": "raise another"}) is None  # the middleware swallows it
 
 
 ENDS = {
@@ -362,7 +380,7 @@ async def test_no_process_outlives_a_killed_worker(place: Workplace, tmp_path: P
 async def test_ends_with_its_worker(tmp_path: Path, is_killed_by_kernel: bool) -> None:
     """Either of the two ways is enough: the kernel's signal, and the end of the socket, where there is no such signal."""
     off = (
-        ""
+        "import os; os.killpg = lambda *_: None\n"
         if is_killed_by_kernel
         else "from pgnotifyq.runtime import processes_child; processes_child._die_with = lambda _: None\n"
     )
@@ -381,11 +399,14 @@ trio.run(functools.partial(run_job, registry, "hangs", {{"file": sys.argv[1]}}, 
     pid, grandchild = map(int, (await lines(file))[0].split())
     worker.kill()
     await worker.wait()
-    await until_gone(pid)
-    if is_killed_by_kernel:
-        psutil.Process(grandchild).kill()  # the kernel kills the process alone
-    else:
-        await until_gone(grandchild)
+    try:
+        await until_gone(pid)
+        if not is_killed_by_kernel:  # the kernel kills the process alone
+            await until_gone(grandchild)
+    finally:
+        for each in (pid, grandchild):
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(each).kill()
 
 
 async def test_signals_to_the_whole_group_leave_jobs_to_the_worker(place: Workplace, tmp_path: Path) -> None:

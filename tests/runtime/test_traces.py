@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from psycopg.types.json import Jsonb
 
 import pgnotifyq
 import pgnotifyq.aio
@@ -41,6 +42,7 @@ from pgnotifyq import (
 from pgnotifyq.model import tracing
 from pgnotifyq.runtime.logs import JsonFormatter
 from pgnotifyq.testing import run_job
+from tests.runtime.apps import in_processes
 from tests.runtime.support import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -507,3 +509,20 @@ async def test_without_an_sdk(place: Workplace) -> None:
         otel.uninstrument()
     assert (await place.job(plain))["headers"] is None
     assert (await place.job(traced))["headers"] == {"traceparent": sent}
+
+
+async def test_handler_in_a_process(place: Workplace, collector: Collector) -> None:
+    """Its span is the worker's: what it enqueues is created in it, and a crash or an error there is an error of the span."""
+    await place.start(in_processes.registry)
+    for how in ("raise", "kill"):
+        await place.enqueue("ends" if how == "raise" else "dies", payload=Jsonb({"how": how, "text": "none"}), max_attempts=1)
+    await collector.wait("bury default", 2)
+    told = {str((span.attributes or {})["error.type"]): span for span in collector.named("process default")}
+    assert set(told) == {"OutOfStock", "HandlerProcessDied"}
+    assert all(span.status.status_code is StatusCode.ERROR for span in told.values())
+    assert "SIGKILL" in (told["HandlerProcessDied"].status.description or "")
+    await place.enqueue("parent")
+    await collector.wait("complete default")
+    (create,) = collector.named("create default")
+    assert parent_of(create) == context_of(collector.named("process default")[-1]).span_id
+    await place.until("headers ? 'traceparent' from pgnotifyq.jobs where job_type = 'who'")
