@@ -73,6 +73,7 @@ from pgnotifyq.model.job import NIL_ORG, DeadLetter, EndedJob, Execution, Execut
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
 from pgnotifyq.ledger.look import Explanation, QueueRow, TroubleRow, WorkerRow
+from pgnotifyq.ledger.pauses import PauseRow
 
 # Errors: the tree is drawn in model/errors.py.
 from pgnotifyq.model.errors import (
@@ -174,6 +175,7 @@ __all__ = [
     "QueueRow",
     "TroubleRow",
     "WorkerRow",
+    "PauseRow",
     # Errors.
     "PgnotifyqError",
     "Refused",

@@ -20,7 +20,7 @@ import trio
 from cyclopts import App, CycloptsError
 
 from pgnotifyq._version import __version__
-from pgnotifyq.cli import db, dead, demo, doctor, explain, jobs, schema, worker, workers
+from pgnotifyq.cli import db, dead, demo, doctor, explain, jobs, pauses, schema, worker, workers
 from pgnotifyq.cli.streams import as_error, leave_streams, prepare_streams, silence
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import errors
@@ -50,6 +50,10 @@ for command in (
     jobs.cancel,
     dead.dead,
     dead.requeue,
+    pauses.pause,
+    pauses.resume,
+    pauses.drain,
+    pauses.pauses,
     workers.workers,
     workers.stats,
     doctor.doctor,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from pgnotifyq.doors.verbs import SAVEPOINT_ALONE, CancelOutcome, ended
+from pgnotifyq.doors.verbs import SAVEPOINT_ALONE, CancelOutcome, ended, scope_of
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
 from pgnotifyq.model.new_job import NewJob, job_id_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pgnotifyq.doors.verbs import EnqueueSettings, Verbs
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
@@ -315,6 +316,85 @@ class AwaitedVerbs:
             InvalidJob: a value is out of range.
         """
         await self._ask(self._verbs.set_retention(queue, keep_seconds, ending=ending))
+
+    async def pause(
+        self,
+        queue: str | None = None,
+        *,
+        job_type: str | None = None,
+        everything: bool = False,
+        why: str | None = None,
+        who: str | None = None,
+    ) -> bool:
+        """Let nothing of a queue start, on any worker, until it is resumed. What runs goes on.
+
+        Args:
+            queue: the queue; it need not hold jobs, nor have workers.
+            job_type: instead of a queue: jobs of this type, in all queues.
+            everything: instead of either: all jobs.
+            why: for those who ask why a job waits.
+            who: who pauses it; None: the connection's role.
+
+        Returns: whether it was not paused before; if it was, `why` and `who` are replaced.
+
+        Raises:
+            InvalidJob: a value is out of range, or not one of the three was said.
+        """
+        return await self._ask(self._verbs.pause(queue, job_type=job_type, everything=everything, why=why, who=who))
+
+    async def resume(self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False) -> bool:
+        """Let start again what was paused; workers that sleep are woken.
+
+        Args:
+            queue: what was paused, in the same words.
+            job_type: what was paused, in the same words.
+            everything: what was paused, in the same words. Pauses of queues and types stay.
+
+        Returns: whether it was paused.
+
+        Raises:
+            InvalidJob: a value is out of range, or not one of the three was said.
+        """
+        return await self._ask(self._verbs.resume(queue, job_type=job_type, everything=everything))
+
+    async def drain(
+        self,
+        queue: str | None = None,
+        *,
+        job_type: str | None = None,
+        everything: bool = False,
+        why: str | None = None,
+        who: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Pause a queue, as `pause` does, and wait until nothing of it runs any more.
+
+        What runs is not stopped: it ends, or is given back to be tried again later.
+
+        Args:
+            queue: the queue; it need not hold jobs, nor have workers.
+            job_type: instead of a queue: jobs of this type, in all queues.
+            everything: instead of either: all jobs.
+            why: for those who ask why a job waits.
+            who: who pauses it; None: the connection's role.
+            timeout_seconds: wait at most this long.
+
+        Cancellation: it stays paused, and what runs goes on.
+
+        Raises:
+            InvalidJob: a value is out of range, or not one of the three was said.
+            WaitTimeout: something still runs after `timeout_seconds`; it goes on, and it stays
+                paused.
+            DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a
+                minute.
+        """
+        scope = scope_of(queue, job_type, everything)
+        await self._ask(self._verbs.pause(queue, job_type=job_type, everything=everything, why=why, who=who))
+        await self._ends.drain(scope, timeout_seconds)
+
+    async def pauses(self) -> list[PauseRow]:
+        """Return what is paused, the oldest first."""
+        return await self._ask(self._verbs.pauses())
 
     async def workers(self) -> list[WorkerRow]:
         """Return the worker processes, the oldest first."""

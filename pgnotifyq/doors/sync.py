@@ -12,7 +12,7 @@ from weakref import WeakSet
 import attrs
 
 from pgnotifyq.doors.blocking_ends import BlockingEnds
-from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, SAVEPOINT_ALONE, CancelOutcome, Verbs, ended, enqueue_alone
+from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, SAVEPOINT_ALONE, CancelOutcome, Verbs, ended, enqueue_alone, scope_of
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.model.errors import ClientClosed, JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pgnotifyq.doors.verbs import EnqueueSettings
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.registry import JobRegistry
@@ -391,6 +392,83 @@ class Client:
             InvalidJob: a value is out of range.
         """
         self._ask(self._verbs.set_retention(queue, keep_seconds, ending=ending))
+
+    def pause(
+        self,
+        queue: str | None = None,
+        *,
+        job_type: str | None = None,
+        everything: bool = False,
+        why: str | None = None,
+        who: str | None = None,
+    ) -> bool:
+        """Let nothing of a queue start, on any worker, until it is resumed. What runs goes on.
+
+        Args:
+            queue: the queue; it need not hold jobs, nor have workers.
+            job_type: instead of a queue: jobs of this type, in all queues.
+            everything: instead of either: all jobs.
+            why: for those who ask why a job waits.
+            who: who pauses it; None: the connection's role.
+
+        Returns: whether it was not paused before; if it was, `why` and `who` are replaced.
+
+        Raises:
+            InvalidJob: a value is out of range, or not one of the three was said.
+        """
+        return self._ask(self._verbs.pause(queue, job_type=job_type, everything=everything, why=why, who=who))
+
+    def resume(self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False) -> bool:
+        """Let start again what was paused; workers that sleep are woken.
+
+        Args:
+            queue: what was paused, in the same words.
+            job_type: what was paused, in the same words.
+            everything: what was paused, in the same words. Pauses of queues and types stay.
+
+        Returns: whether it was paused.
+
+        Raises:
+            InvalidJob: a value is out of range, or not one of the three was said.
+        """
+        return self._ask(self._verbs.resume(queue, job_type=job_type, everything=everything))
+
+    def drain(
+        self,
+        queue: str | None = None,
+        *,
+        job_type: str | None = None,
+        everything: bool = False,
+        why: str | None = None,
+        who: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Pause a queue, as `pause` does, and wait until nothing of it runs any more.
+
+        What runs is not stopped: it ends, or is given back to be tried again later.
+
+        Args:
+            queue: the queue; it need not hold jobs, nor have workers.
+            job_type: instead of a queue: jobs of this type, in all queues.
+            everything: instead of either: all jobs.
+            why: for those who ask why a job waits.
+            who: who pauses it; None: the connection's role.
+            timeout_seconds: wait at most this long.
+
+        Raises:
+            InvalidJob: a value is out of range, or not one of the three was said.
+            WaitTimeout: something still runs after `timeout_seconds`; it goes on, and it stays
+                paused.
+            DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a
+                minute.
+        """
+        scope = scope_of(queue, job_type, everything)
+        self._ask(self._verbs.pause(queue, job_type=job_type, everything=everything, why=why, who=who))
+        self._inside().ends.drain(scope, timeout_seconds)
+
+    def pauses(self) -> list[PauseRow]:
+        """Return what is paused, the oldest first."""
+        return self._ask(self._verbs.pauses())
 
     def workers(self) -> list[WorkerRow]:
         """Return the worker processes, the oldest first."""

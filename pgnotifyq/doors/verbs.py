@@ -2,7 +2,7 @@
 
 This is the one table of verbs. If a public method of `Verbs` returns a verb of the ledger, each
 client has a method of that name: awaited on trio and asyncio (awaited.py), blocking (sync.py).
-`wait` is the only one that a door must do by itself (ends.py, blocking_ends.py).
+`wait` and `drain` a door must do by itself (ends.py, blocking_ends.py).
 tests/doors/test_verbs.py compares the doors with this table, and with each other.
 
 Nothing here waits or knows a connection. Each method checks what it was given before it returns.
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from pgnotifyq.ledger import bulk, end, enqueue, look
+from pgnotifyq.ledger import bulk, end, enqueue, look, pauses
 from pgnotifyq.ledger.ask import Plan
+from pgnotifyq.ledger.pauses import Scope
 from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
 from pgnotifyq.model.handler import make_job
 from pgnotifyq.model.headers import carried
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from pgnotifyq.ledger.ask import Answer, Ask, Steps
     from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.model.job import Execution, Job, OrgId
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
@@ -183,6 +185,26 @@ class Verbs:
         """Say how long finished jobs are kept."""
         return end.set_retention(self.schema, queue, keep_seconds, ending=ending)
 
+    def pause(
+        self,
+        queue: str | None = None,
+        *,
+        job_type: str | None = None,
+        everything: bool = False,
+        why: str | None = None,
+        who: str | None = None,
+    ) -> Ask[bool]:
+        """Let nothing start of a queue, a job type, or at all."""
+        return pauses.pause(self.schema, scope_of(queue, job_type, everything), why=why, who=who)
+
+    def resume(self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False) -> Ask[bool]:
+        """Let start again what was paused."""
+        return pauses.resume(self.schema, scope_of(queue, job_type, everything))
+
+    def pauses(self) -> Ask[list[PauseRow]]:
+        """Look at what is paused."""
+        return pauses.list_pauses(self.schema)
+
     def workers(self) -> Ask[list[WorkerRow]]:
         """Look at the workers."""
         return look.list_workers(self.schema)
@@ -249,6 +271,22 @@ def no_job(job_id: JobId) -> JobNotFound:
 def not_ended(job_id: JobId, timeout_seconds: float) -> WaitTimeout:
     """Return the error of a job that has not ended in the time given."""
     return WaitTimeout(f"job {job_id} has not ended within {timeout_seconds:g} s; it goes on")
+
+
+def scope_of(queue: str | None, job_type: str | None, everything: bool) -> Scope:
+    """Return what a pause is of.
+
+    Raises:
+        InvalidJob: it is not one of the three.
+    """
+    if (queue is not None) + (job_type is not None) + everything != 1:
+        raise InvalidJob("say one of a queue, job_type= and everything=True")
+    return Scope(queue=queue, job_type=job_type, everything=everything)
+
+
+def still_runs(scope: Scope, timeout_seconds: float) -> WaitTimeout:
+    """Return the error of a drain that has not come to its end in the time given."""
+    return WaitTimeout(f"jobs of {scope} still run after {timeout_seconds:g} s; it stays paused")
 
 
 def _no_letter(job_id: JobId) -> JobNotFound:

@@ -110,6 +110,10 @@ class Explanation:
     trouble: str | None  # what the database said of it
     trouble_tries: int | None
     trouble_look_in_seconds: float | None  # nobody tries again before
+    paused: str | None  # what is paused that it waits for: queue, job_type or everything; None: nothing, or it is not pending
+    paused_by: str | None
+    paused_why: str | None
+    paused_for_seconds: float | None
 
 
 def get_job(schema: str, job_id: JobId) -> Ask[Job | None]:

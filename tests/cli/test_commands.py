@@ -28,6 +28,10 @@ COMMANDS = [
     "cancel",
     "dead",
     "requeue",
+    "pause",
+    "resume",
+    "drain",
+    "pauses",
     "workers",
     "stats",
     "doctor",
@@ -118,6 +122,22 @@ def test_a_dead_letter_is_shown_requeued_and_purged(run: Callable[..., Any], dsn
     bury(dsn, job_id)
     assert run("dead", "--purge", job_id).out.strip() == "purged 1"
     assert run("dead", "--json").data == []
+
+
+def test_a_pause_and_its_end(run: Callable[..., Any]) -> None:
+    """Who and why are listed, and explained; resume says when there was nothing to resume."""
+    job_id = run("enqueue", "x", "--queue", "images").out.strip()
+    assert run("pause", "images", "--why", "S3 is down", "--who", "ann").out.strip() == "paused queue images"
+    (row,) = run("pauses", "--json").data
+    assert (row["scope"], row["name"], row["who"], row["why"]) == ("queue", "images", "ann", "S3 is down")
+    explained = run("explain", job_id)
+    assert "by ann: S3 is down" in explained.out and "resume images" in explained.out
+    assert run("drain", "--type", "x", "--timeout-seconds", "20").out.strip() == "drained job type x"
+    assert "@" in run("pauses", "--json").data[1]["who"]
+    assert [run("resume", "images").code, run("resume", "images").code] == [0, 1]
+    assert "resume --type x" in run("explain", job_id).out
+    assert run("resume", "--type", "x").out.strip() == "resumed job type x"
+    assert run("pause").code == 2
 
 
 def test_requeue_of_all_passes_over_one_whose_key_is_held(run: Callable[..., Any], dsn: str) -> None:

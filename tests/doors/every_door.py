@@ -124,6 +124,19 @@ class Psql:
             "select pgnotifyq.set_retention(%(queue)s, %(keep)s, %(ending)s)", queue=queue, keep=keep_seconds, ending=ending
         )
 
+    def _pause(
+        self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False,
+        why: str | None = None, who: str | None = None,
+    ) -> Any:  # fmt: skip
+        return self._value(
+            "select pgnotifyq.pause(%(queue)s, job_type => %(type)s, everything => %(all)s, why => %(why)s, who => %(who)s)",
+            queue=queue, type=job_type, all=everything, why=why, who=who,
+        )  # fmt: skip
+
+    def _resume(self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False) -> Any:
+        statement = "select pgnotifyq.resume(%(queue)s, job_type => %(type)s, everything => %(all)s)"
+        return self._value(statement, queue=queue, type=job_type, all=everything)
+
 
 @contextmanager
 def open_psql(dsn: str) -> Iterator[Psql]:

@@ -222,6 +222,36 @@ def retention(case: Case) -> None:
     case.do("set_retention", "images", 1.0, ending="nonsense")
 
 
+def pauses(case: Case) -> None:
+    waiting = case.do("enqueue", "noop", queue="images")
+    case.do("pause", "images", why="S3 is down", who="ann")
+    case.do("explain", waiting)
+    case.do("pause", "images")
+    case.do("pause", job_type="noop")
+    case.do("pause", everything=True)
+    case.do("pauses")
+    for verb in ("pause", "resume"):
+        case.do(verb)
+        case.do(verb, "images", everything=True)
+        case.do(verb, "no such name")
+    case.do("resume", "images")
+    case.do("resume", "images")
+    case.do("resume", job_type="noop")
+    case.do("resume", everything=True)
+
+
+def drains(case: Case) -> None:
+    case.do("drain", "other", timeout_seconds=10.0, why="new disks", who="ann")
+    case.do("drain")
+    case.do("drain", "no such name")
+    case.do("enqueue", "noop")
+    lease = case.claim()
+    case.do("drain", job_type="noop", timeout_seconds=0.3)
+    ask_blocking(case._worker, end.settle(SCHEMA, worker_id=ANN, settlements=[(lease, ENDINGS["retry"])]))
+    case.do("drain", job_type="noop", timeout_seconds=10.0)
+    case.do("pauses")
+
+
 def looks_at_nothing(case: Case) -> None:
     for verb in ("get", "get_dead", "explain", "history"):
         case.do(verb, NOBODY)
@@ -246,8 +276,8 @@ def what_is_no_id(case: Case) -> None:
 ENQUEUES: list[Callable[[Case], None]] = [
     enqueue_with_everything, enqueue_with_nothing, a_key_that_is_held, many_at_once, headers, refusals,
 ]  # fmt: skip
-EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention]
-CLIENTS_ONLY: list[Callable[[Case], None]] = [a_key_that_keeps_a_letter, looks_at_nothing, what_is_no_id]
+EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention, pauses]
+CLIENTS_ONLY: list[Callable[[Case], None]] = [a_key_that_keeps_a_letter, drains, looks_at_nothing, what_is_no_id]
 
 
 def told_by(door_name: str, dsn: str, tell: Callable[[Case], None], **options: Any) -> tuple[list[Any], list[Any]]:

@@ -25,6 +25,7 @@ TABLES = (
     "handlers",
     "hooks",
     "retention",
+    "pauses",
 )
 
 

@@ -16,7 +16,7 @@ import attrs
 import psycopg
 from psycopg import pq
 
-from pgnotifyq.ledger import bulk, claim, demo, doctor, end, enqueue, fences, lease, look, schema, sessions, workers
+from pgnotifyq.ledger import bulk, claim, demo, doctor, end, enqueue, fences, lease, look, pauses, schema, sessions, workers
 from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     Story = Generator[Verb[Any], Any, None]
 
-MODULES = (bulk, claim, demo, doctor, end, enqueue, fences, lease, look, schema, sessions, workers)
+MODULES = (bulk, claim, demo, doctor, end, enqueue, fences, lease, look, pauses, schema, sessions, workers)
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
 CLAIM: dict[str, Any] = {"worker_id": ANN, "queues": ["default", "other"], "lease_seconds": 60.0}
@@ -173,6 +173,20 @@ def story() -> Story:
     yield end.purge_dead(SCHEMA, older_than_seconds=0.0)
     yield end.set_retention(SCHEMA, "default", 5.0, ending="completed")
     yield end.set_retention(SCHEMA, "default", -5.0)
+    yield pauses.pause(SCHEMA, pauses.Scope(queue="default"), why="é", who="ann")
+    yield pauses.pause(SCHEMA, pauses.Scope(queue="default"))
+    yield pauses.pause(SCHEMA, pauses.Scope())
+    yield pauses.pause(SCHEMA, pauses.Scope(job_type="no such thing"))
+    yield pauses.pause(SCHEMA, pauses.Scope(everything=True), who="ann")
+    yield pauses.list_pauses(SCHEMA)
+    yield look.explain(SCHEMA, first)
+    yield pauses.await_claims(SCHEMA)
+    yield pauses.first_held(SCHEMA, pauses.Scope(everything=True))
+    yield pauses.let_go(SCHEMA, made)
+    yield pauses.let_go(SCHEMA, first)
+    yield pauses.resume(SCHEMA, pauses.Scope(queue="default"))
+    yield pauses.resume(SCHEMA, pauses.Scope(queue="default"))
+    yield pauses.resume(SCHEMA, pauses.Scope(everything=True))
     yield look.list_troubles(SCHEMA, job_ids=[first], within_seconds=5.0)
     yield look.count_troubles(SCHEMA)
     yield end.prune(SCHEMA, older_than_seconds=0.0, after_id=None, jobs_max=10, queues=["default"])

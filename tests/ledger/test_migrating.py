@@ -45,6 +45,11 @@ def as_app(blank_dsn: str) -> AbstractAsyncContextManager[Link]:
     return open_connection(make_conninfo(blank_dsn, user=ROLE, password="x"))
 
 
+def since(version: int) -> list[int]:
+    """Return the versions from one on."""
+    return [number for name, _ in files("migrations") if (number := int(name.partition("_")[0])) >= version]
+
+
 async def test_schema_that_a_dba_has_made(admin: Link, blank_dsn: str) -> None:
     """Its owner needs no right on the database: to install, to install by the script of a dry run, to upgrade, to look."""
     await admin.execute(f"create schema {SCHEMA} authorization {ROLE}".encode())
@@ -165,7 +170,7 @@ async def test_upgrade_of_functions_whose_parameters_had_other_names(admin: Link
     await admin.execute(ROWS.encode())
     rows = await rows_of_all(admin)
 
-    assert [step.version for step in await migrate(admin)] == [*range(11, code_version() + 1), 0]
+    assert [step.version for step in await migrate(admin)] == [*since(11), 0]
     assert await rows_of_all(admin) == rows
     forms = await fetch(
         admin, "select proname from pg_proc where pronamespace = 'pgnotifyq'::regnamespace group by 1 having count(*) > 1"
@@ -218,12 +223,12 @@ async def test_schema_of_a_time_before_that_was_noted(admin: Link) -> None:
     await admin.execute("delete from pgnotifyq.schema_migrations where version >= 9 or version = 0")
     await admin.execute("drop table pgnotifyq.retention; drop trigger jobs_history_goes_with_them on pgnotifyq.jobs")
     await admin.execute(
-        "drop table pgnotifyq.hooks; drop domain pgnotifyq.headers cascade; alter table pgnotifyq.dead_letter_jobs drop column headers"
+        "drop table pgnotifyq.hooks, pgnotifyq.pauses; drop domain pgnotifyq.headers cascade; alter table pgnotifyq.dead_letter_jobs drop column headers"
     )
     await admin.execute(
         "drop table pgnotifyq.fences; drop function pgnotifyq.check_fence(); drop type pgnotifyq.claimed_job, pgnotifyq.ended_attempt cascade"
     )
     with pytest.raises(SchemaOutOfDate):
         await check_schema(admin)
-    assert [step.version for step in await migrate(admin)] == [*range(9, code_version() + 1), 0]
+    assert [step.version for step in await migrate(admin)] == [*since(9), 0]
     assert await check_schema(admin) == code_version()

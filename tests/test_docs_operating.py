@@ -1,0 +1,17 @@
+"""The SQL of docs/operating.md."""
+
+from __future__ import annotations
+
+import psycopg
+
+from tests.pages import DOCS, named
+
+
+def test_pauses_in_sql(dsn: str) -> None:
+    """Each statement is right as it stands, and what it says is so."""
+    statements = named(DOCS / "operating.md")["pauses in SQL"].split(";\n")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        answers = [connection.execute(statement.encode()).fetchall() for statement in statements if statement.strip()]
+    assert answers[:3] == [[(True,)]] * 3
+    assert sorted(row[0] for row in answers[3]) == ["everything", "job_type", "queue"]
+    assert answers[4] == [(True,)]
