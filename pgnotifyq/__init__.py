@@ -72,7 +72,7 @@ from pgnotifyq.model.headers import Headers
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, EndedJob, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
-from pgnotifyq.ledger.look import Explanation, QueueRow, TroubleRow, WorkerRow
+from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
 
 # Errors: the tree is drawn in model/errors.py.
@@ -171,6 +171,7 @@ __all__ = [
     "JobSettings",
     "NewJob",
     "Status",
+    "DeadGroup",
     "Explanation",
     "QueueRow",
     "TroubleRow",

@@ -1,4 +1,4 @@
-"""The SQL of docs/operating.md."""
+"""The SQL of docs/operating.md and docs/dead_letters.md."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ def test_pauses_in_sql(dsn: str) -> None:
     assert answers[:3] == [[(True,)]] * 3
     assert sorted(row[0] for row in answers[3]) == ["everything", "job_type", "queue"]
     assert answers[4] == [(True,)]
+
+
+def test_requeue_in_sql(dsn: str) -> None:
+    """The statement of docs/dead_letters.md is right as it stands."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        assert connection.execute(named(DOCS / "dead_letters.md")["requeue in SQL"].encode()).fetchone() == (0,)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pgnotifyq.doors.gathering import Gatherer
     from pgnotifyq.doors.verbs import EnqueueSettings, Verbs
     from pgnotifyq.ledger.ask import Verb
-    from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
     from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
@@ -232,11 +232,12 @@ class AwaitedVerbs:
         return ended(await self._ends.wait(job_id_of(job_id), timeout_seconds))
 
     async def get(self, job_id: JobId | UUID | str) -> Job:
-        """Return a job.
+        """Return a job; a dead letter as the job that it was, with the status `dead`.
 
         Raises:
             InvalidJob: `job_id` is not an id.
-            JobNotFound: there is none: it never was, was pruned, or is a dead letter.
+            JobNotFound: there is none: it never was, or was pruned; or it is a dead letter, and the
+                connection's role may not look at those.
         """
         return await self._ask(self._verbs.get(job_id))
 
@@ -282,9 +283,75 @@ class AwaitedVerbs:
         """
         return await self._ask(self._verbs.jobs(status=status, queue=queue, job_type=job_type, org_id=org_id, limit=limit))
 
-    async def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> list[DeadLetter]:
-        """Return dead letters, the latest first."""
-        return await self._ask(self._verbs.dead(queue=queue, job_type=job_type, limit=limit))
+    async def dead(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 50,
+    ) -> list[DeadLetter]:
+        """Return dead letters, the latest first.
+
+        Args:
+            queue: only of this queue.
+            job_type: only of this job type.
+            org_id: only of this tenant.
+            error: only those whose error message has this text, in any case.
+            died_after: only those that died after this time, aware.
+            fingerprint: only those of this group, as `dead_groups` names it.
+            limit: how many at the most.
+
+        Raises:
+            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            ConfigError: `limit` is out of range.
+        """
+        return await self._ask(
+            self._verbs.dead(
+                queue=queue,
+                job_type=job_type,
+                org_id=org_id,
+                error=error,
+                died_after=died_after,
+                fingerprint=fingerprint,
+                limit=limit,
+            )
+        )
+
+    async def dead_groups(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        limit: int = 50,
+    ) -> list[DeadGroup]:
+        """Return dead letters by what they died of, the largest group first.
+
+        Errors are of one group if their first lines differ in ids, numbers and quoted text alone.
+
+        Args:
+            queue: only of this queue.
+            job_type: only of this job type.
+            org_id: only of this tenant.
+            error: only those whose error message has this text, in any case.
+            died_after: only those that died after this time, aware.
+            limit: how many groups at the most.
+
+        Raises:
+            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            ConfigError: `limit` is out of range.
+        """
+        return await self._ask(
+            self._verbs.dead_groups(
+                queue=queue, job_type=job_type, org_id=org_id, error=error, died_after=died_after, limit=limit
+            )
+        )
 
     async def requeue(self, job_id: JobId | UUID | str) -> None:
         """Bring a dead letter back as the job it was, with all its attempts before it.
@@ -296,9 +363,48 @@ class AwaitedVerbs:
         """
         await self._ask(self._verbs.requeue(job_id))
 
-    async def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> int:
-        """Bring back dead letters, the oldest first, and return how many."""
-        return await self._ask(self._verbs.requeue_all(queue=queue, job_type=job_type, limit=limit))
+    async def requeue_all(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 1000,
+        per_second: float | None = None,
+    ) -> int:
+        """Bring back dead letters, the oldest first, and return how many.
+
+        Those whose unique key an unfinished job holds stay, and do not count.
+
+        Args:
+            queue: only of this queue.
+            job_type: only of this job type.
+            org_id: only of this tenant.
+            error: only those whose error message has this text, in any case.
+            died_after: only those that died after this time, aware.
+            fingerprint: only those of this group, as `dead_groups` names it.
+            limit: how many at the most, in one transaction.
+            per_second: they fall due one after the other, at this rate; None: all at once.
+
+        Raises:
+            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            ConfigError: `limit` or `per_second` is out of range.
+        """
+        return await self._ask(
+            self._verbs.requeue_all(
+                queue=queue,
+                job_type=job_type,
+                org_id=org_id,
+                error=error,
+                died_after=died_after,
+                fingerprint=fingerprint,
+                limit=limit,
+                per_second=per_second,
+            )
+        )
 
     async def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> int:
         """Delete a dead letter, or those that died longer ago than given; return how many."""

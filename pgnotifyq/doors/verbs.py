@@ -29,10 +29,11 @@ from pgnotifyq.model.tracing import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from pgnotifyq.ledger.ask import Answer, Ask, Steps
-    from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
     from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.model.job import Execution, Job, OrgId
     from pgnotifyq.model.registry import JobRegistry
@@ -126,10 +127,15 @@ class Verbs:
 
         return _then(end.cancel(self.schema, wanted, why), told)
 
-    def get(self, job_id: JobId | UUID | str) -> Ask[Job]:
-        """Look at a job."""
+    def get(self, job_id: JobId | UUID | str) -> Plan[Job]:
+        """Look at a job, or a dead letter."""
         wanted = job_id_of(job_id)
-        return _then(look.get_job(self.schema, wanted), lambda job: _found(job, no_job, wanted))
+
+        def steps() -> Steps[Job]:
+            job: Job | None = yield look.find_job(self.schema, wanted)
+            return _found(job, no_job, wanted)
+
+        return Plan(steps)
 
     def get_dead(self, job_id: JobId | UUID | str) -> Ask[DeadLetter]:
         """Look at a dead letter."""
@@ -158,9 +164,34 @@ class Verbs:
         org = None if org_id is None else org_id_of(org_id)
         return look.list_jobs(self.schema, status=status, queue=queue, job_type=job_type, org_id=org, limit=limit)
 
-    def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> Ask[list[DeadLetter]]:
+    def dead(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 50,
+    ) -> Ask[list[DeadLetter]]:
         """Look at dead letters."""
-        return look.list_dead(self.schema, queue=queue, job_type=job_type, limit=limit)
+        only = dead_filter(queue, job_type, org_id, error, died_after, fingerprint)
+        return look.list_dead(self.schema, only, limit=limit)
+
+    def dead_groups(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        limit: int = 50,
+    ) -> Ask[list[DeadGroup]]:
+        """Look at dead letters by what they died of."""
+        only = dead_filter(queue, job_type, org_id, error, died_after, None)
+        return look.list_dead_groups(self.schema, only, limit=limit)
 
     def requeue(self, job_id: JobId | UUID | str) -> Ask[None]:
         """Bring a dead letter back."""
@@ -172,9 +203,21 @@ class Verbs:
 
         return _then(end.requeue(self.schema, wanted), told)
 
-    def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> Ask[int]:
+    def requeue_all(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 1000,
+        per_second: float | None = None,
+    ) -> Ask[int]:
         """Bring dead letters back."""
-        return end.requeue_all(self.schema, queue=queue, job_type=job_type, limit=limit)
+        only = dead_filter(queue, job_type, org_id, error, died_after, fingerprint)
+        return end.requeue_all(self.schema, only, limit=limit, per_second=per_second)
 
     def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> Ask[int]:
         """Delete dead letters."""
@@ -271,6 +314,27 @@ def no_job(job_id: JobId) -> JobNotFound:
 def not_ended(job_id: JobId, timeout_seconds: float) -> WaitTimeout:
     """Return the error of a job that has not ended in the time given."""
     return WaitTimeout(f"job {job_id} has not ended within {timeout_seconds:g} s; it goes on")
+
+
+def dead_filter(
+    queue: str | None,
+    job_type: str | None,
+    org_id: OrgId | UUID | str | None,
+    error: str | None,
+    died_after: datetime | None,
+    fingerprint: str | None,
+) -> look.DeadFilter:
+    """Return which dead letters are meant.
+
+    Raises:
+        InvalidJob: `org_id` is no id, or `died_after` says no time zone.
+    """
+    if died_after is not None and died_after.tzinfo is None:
+        raise InvalidJob(f"died_after {died_after!r} has no time zone: use datetime.now(UTC), say")
+    org = None if org_id is None else org_id_of(org_id)
+    return look.DeadFilter(
+        queue=queue, job_type=job_type, org_id=org, error=error, died_after=died_after, fingerprint=fingerprint
+    )
 
 
 def scope_of(queue: str | None, job_type: str | None, everything: bool) -> Scope:

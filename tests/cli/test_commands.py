@@ -140,6 +140,24 @@ def test_a_pause_and_its_end(run: Callable[..., Any]) -> None:
     assert run("pause").code == 2
 
 
+def test_dead_letters_by_group(run: Callable[..., Any], dsn: str) -> None:
+    """A group's fingerprint finds its letters, and requeues them alone, at a rate."""
+    for kind in ("a", "a", "b"):
+        bury(dsn, run("enqueue", kind).out.strip())
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute(
+            "update pgnotifyq.dead_letter_jobs set error_message = 'no user ' || extract(epoch from died_at) where job_type = 'a'"
+        )
+    first, second = run("dead", "--groups", "--json").data
+    assert (first["error_pattern"], first["letters"], first["job_types"], second["letters"]) == ("no user <n>", 2, ["a"], 1)
+    assert {row["job_type"] for row in run("dead", "--fingerprint", first["fingerprint"], "--json").data} == {"a"}
+    assert [row["job_type"] for row in run("dead", "--error", "BOOM", "--json").data] == ["b"]
+    assert run("dead", "--died-after", "2100-01-01T00:00:00+00:00", "--json").data == []
+    assert run("dead", "--died-after", "2100").code == 2
+    assert run("requeue", "--all", "--fingerprint", first["fingerprint"], "--per-second", "0.001").out.strip() == "requeued 2"
+    assert sorted(row["status"] for row in run("jobs", "--json").data) == ["pending", "scheduled"]
+
+
 def test_requeue_of_all_passes_over_one_whose_key_is_held(run: Callable[..., Any], dsn: str) -> None:
     """Those of a kind come back; one whose unique key an unfinished job holds stays, and is told, with exit code 1."""
     dead = [run("enqueue", kind, "--unique-key", kind).out.strip() for kind in ("a", "b", "c")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -25,6 +25,7 @@ from tests.ledger.test_every_verb import Plainly
 __all__ = ["dsn", "dsn_of_file"]
 
 NOBODY = uuid.UUID(int=1)
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 ORG = uuid.UUID(int=3)
 TIME = re.compile(r"\d{4}-\d{2}-\d{2}T")
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
@@ -193,6 +194,9 @@ def dead_letters(case: Case) -> None:
     case.do("get", letter)
     case.do("get_dead", letter)
     case.do("dead", queue="default", job_type="noop", limit=3)
+    case.do("dead", org_id="00000000-0000-0000-0000-000000000000", error="OO", died_after=LONG_AGO)
+    case.do("dead", error="something else")
+    case.do("dead_groups", queue="default", died_after=LONG_AGO)
     case.do("history", letter)
     case.do("requeue", letter)
     case.do("history", letter)
@@ -204,6 +208,20 @@ def dead_letters(case: Case) -> None:
     case.do("purge_dead", job_id=letter)
     case.do("purge_dead", job_id=NOBODY)
     case.do("get_dead", letter)
+
+
+def letters_that_are_requeued_slowly(case: Case) -> None:
+    for _ in range(3):
+        case.do("enqueue", "noop")
+        case.end("bury")
+    case.do("requeue_all", queue="other", per_second=1.0)
+    case.do("requeue_all", fingerprint="none")
+    case.do("requeue_all", job_type="noop", error="oo", died_after=LONG_AGO, per_second=0.1, limit=2)
+    case.do("jobs", status="scheduled")
+    case.do("requeue_all", per_second=0.0)
+    case.do("dead", died_after=datetime(2000, 1, 1))  # noqa: DTZ001  # it is refused
+    case.do("dead", org_id="nobody")
+    case.do("dead_groups", limit=-1)
 
 
 def a_key_that_keeps_a_letter(case: Case) -> None:
@@ -277,7 +295,13 @@ ENQUEUES: list[Callable[[Case], None]] = [
     enqueue_with_everything, enqueue_with_nothing, a_key_that_is_held, many_at_once, headers, refusals,
 ]  # fmt: skip
 EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention, pauses]
-CLIENTS_ONLY: list[Callable[[Case], None]] = [a_key_that_keeps_a_letter, drains, looks_at_nothing, what_is_no_id]
+CLIENTS_ONLY: list[Callable[[Case], None]] = [
+    a_key_that_keeps_a_letter,
+    letters_that_are_requeued_slowly,
+    drains,
+    looks_at_nothing,
+    what_is_no_id,
+]
 
 
 def told_by(door_name: str, dsn: str, tell: Callable[[Case], None], **options: Any) -> tuple[list[Any], list[Any]]:

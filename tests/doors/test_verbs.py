@@ -84,8 +84,8 @@ def test_a_verb_of_one_client_alone_is_found() -> None:
         def renew(self) -> None: ...
 
     class Other(pgnotifyq.sync.Client):
-        def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 51) -> list[pgnotifyq.DeadLetter]:
-            """Return dead letters, the latest first."""
+        def stats(self, *, limit: int = 51) -> list[pgnotifyq.QueueRow]:
+            """Return what each queue holds, by name."""
             raise NotImplementedError
 
         def get(self, job_id: Any) -> pgnotifyq.Job:
@@ -100,7 +100,7 @@ def test_a_verb_of_one_client_alone_is_found() -> None:
         pass
 
     assert differences({"trio": pgnotifyq.Client, "sync": More}) == ["sync renew: not in both"]
-    assert {found.split(":")[0] for found in differences({"trio": pgnotifyq.Client, "sync": Other})} == {"sync dead", "sync get"}
+    assert {found.split(":")[0] for found in differences({"trio": pgnotifyq.Client, "sync": Other})} == {"sync stats", "sync get"}
     assert len(differences({"trio": pgnotifyq.Client, "sync": Less})) == len(table() | BY_THE_DOOR)
 
 
