@@ -74,6 +74,7 @@ from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
 from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
+from pgnotifyq.ledger.changes import Batch, JobFilter
 
 # Errors: the tree is drawn in model/errors.py.
 from pgnotifyq.model.errors import (
@@ -177,6 +178,8 @@ __all__ = [
     "TroubleRow",
     "WorkerRow",
     "PauseRow",
+    "Batch",
+    "JobFilter",
     # Errors.
     "PgnotifyqError",
     "Refused",

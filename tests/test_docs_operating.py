@@ -21,3 +21,12 @@ def test_requeue_in_sql(dsn: str) -> None:
     """The statement of docs/dead_letters.md is right as it stands."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         assert connection.execute(named(DOCS / "dead_letters.md")["requeue in SQL"].encode()).fetchone() == (0,)
+
+
+def test_edits_in_sql(dsn: str) -> None:
+    """An edit, and both bulks, are right as they stand."""
+    page = named(DOCS / "operating.md")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        assert connection.execute(page["edit in SQL"].encode()).fetchone() == ("unknown",)
+        for statement in page["bulk in SQL"].strip().split("\n"):
+            assert connection.execute(statement.encode()).fetchone() == (0, 0, None)

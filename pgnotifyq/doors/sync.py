@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from pgnotifyq.doors.verbs import EnqueueSettings
     from pgnotifyq.ledger.ask import Verb
+    from pgnotifyq.ledger.changes import Batch, JobFilter
     from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
     from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
@@ -306,6 +307,126 @@ class Client:
                 minute.
         """
         return ended(self._inside().ends.wait(job_id_of(job_id), timeout_seconds))
+
+    def edit(
+        self,
+        job_id: JobId | UUID | str,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+    ) -> bool:
+        """Change a job that waits: when it is due, its priority, its queue, its payload.
+
+        Args:
+            job_id: the job, as a UUID or its text.
+            queue: another queue. A worker of that queue is woken.
+            priority: higher first, -32768 to 32767.
+            scheduled_at: not before this time, aware.
+            delay_seconds: not before this many seconds from now, on the database's clock, in place
+                of `scheduled_at`. 0: now.
+            payload: another payload, whole. It is not checked by a handler until it runs.
+
+        Returns: whether it was changed. Not if a worker holds it, or it has ended.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
+            JobNotFound: there is no such job.
+        """
+        return self._ask(
+            self._verbs.edit(
+                job_id,
+                queue=queue,
+                priority=priority,
+                scheduled_at=scheduled_at,
+                delay_seconds=delay_seconds,
+                payload=payload,
+            )
+        )
+
+    def edit_all(
+        self,
+        only: JobFilter,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+        after_id: JobId | None = None,
+        limit: int = 1000,
+    ) -> Batch:
+        """Change jobs that wait, as `edit` does, one batch of them.
+
+        Args:
+            only: which jobs.
+            queue: another queue. A worker of that queue is woken.
+            priority: higher first, -32768 to 32767.
+            scheduled_at: not before this time, aware.
+            delay_seconds: not before this many seconds from now, on the database's clock, in place
+                of `scheduled_at`. 0: now.
+            payload: another payload, whole. It is not checked by a handler until it runs.
+            after_id: what the batch before returned; None: from the start.
+            limit: how many jobs are looked at, in one transaction.
+
+        Returns: how many were changed, how many a constraint or a trigger refused, and where to go
+            on from.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
+            ConfigError: `limit` is out of range.
+        """
+        return self._ask(
+            self._verbs.edit_all(
+                only,
+                queue=queue,
+                priority=priority,
+                scheduled_at=scheduled_at,
+                delay_seconds=delay_seconds,
+                payload=payload,
+                after_id=after_id,
+                limit=limit,
+            )
+        )
+
+    def cancel_all(self, only: JobFilter, *, why: str | None = None, after_id: JobId | None = None, limit: int = 1000) -> Batch:
+        """Cancel jobs, as `cancel` does, one batch of them; do not wait for their handlers.
+
+        Args:
+            only: which jobs.
+            why: for the handlers and the record.
+            after_id: what the batch before returned; None: from the start.
+            limit: how many jobs are looked at, in one transaction.
+
+        Returns: how many were changed, how many a constraint or a trigger refused, and where to go
+            on from.
+
+        Raises:
+            ConfigError: `limit` is out of range.
+        """
+        return self._ask(self._verbs.cancel_all(only, why=why, after_id=after_id, limit=limit))
+
+    def delete_all(self, only: JobFilter, *, after_id: JobId | None = None, limit: int = 1000) -> Batch:
+        """Delete jobs that no worker holds, with their history, one batch of them.
+
+        Args:
+            only: which jobs.
+            after_id: what the batch before returned; None: from the start.
+            limit: how many jobs are looked at, in one transaction.
+
+        Returns: how many were changed, how many a constraint or a trigger refused, and where to go
+            on from.
+
+        Raises:
+            ConfigError: `limit` is out of range.
+        """
+        return self._ask(self._verbs.delete_all(only, after_id=after_id, limit=limit))
+
+    def count(self, only: JobFilter) -> int:
+        """Return how many jobs fit a filter, dead letters left out."""
+        return self._ask(self._verbs.count(only))
 
     def get(self, job_id: JobId | UUID | str) -> Job:
         """Return a job; a dead letter as the job that it was, with the status `dead`.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from pgnotifyq.ledger import bulk, end, enqueue, look, pauses
+from pgnotifyq.ledger import bulk, changes, end, enqueue, look, pauses
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.pauses import Scope
 from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from pgnotifyq.ledger.ask import Answer, Ask, Steps
+    from pgnotifyq.ledger.changes import Batch, JobFilter
     from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
     from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.model.job import Execution, Job, OrgId
@@ -126,6 +127,61 @@ class Verbs:
             return CancelOutcome(word)
 
         return _then(end.cancel(self.schema, wanted, why), told)
+
+    def edit(
+        self,
+        job_id: JobId | UUID | str,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+    ) -> Ask[bool]:
+        """Change a job that waits."""
+        wanted = job_id_of(job_id)
+        change = changes.Edit(
+            queue=queue, priority=priority, scheduled_at=scheduled_at, delay_seconds=delay_seconds, payload=payload
+        )
+
+        def told(word: str) -> bool:
+            if word == "unknown":
+                raise no_job(wanted)
+            return word == "edited"
+
+        return _then(changes.edit(self.schema, wanted, change), told)
+
+    def edit_all(
+        self,
+        only: JobFilter,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+        after_id: JobId | None = None,
+        limit: int = 1000,
+    ) -> Ask[Batch]:
+        """Change jobs that wait."""
+        change = changes.Edit(
+            queue=queue, priority=priority, scheduled_at=scheduled_at, delay_seconds=delay_seconds, payload=payload
+        )
+        return changes.change_all(self.schema, "edit", only, change=change, after_id=after_id, limit=limit)
+
+    def cancel_all(
+        self, only: JobFilter, *, why: str | None = None, after_id: JobId | None = None, limit: int = 1000
+    ) -> Ask[Batch]:
+        """Ask jobs to stop."""
+        return changes.change_all(self.schema, "cancel", only, why=why, after_id=after_id, limit=limit)
+
+    def delete_all(self, only: JobFilter, *, after_id: JobId | None = None, limit: int = 1000) -> Ask[Batch]:
+        """Delete jobs that no worker holds."""
+        return changes.change_all(self.schema, "delete", only, after_id=after_id, limit=limit)
+
+    def count(self, only: JobFilter) -> Ask[int]:
+        """Count jobs."""
+        return changes.count_jobs(self.schema, only)
 
     def get(self, job_id: JobId | UUID | str) -> Plan[Job]:
         """Look at a job, or a dead letter."""

@@ -108,6 +108,15 @@ class Psql:
             raise JobNotFound(str(job_id))
         return told
 
+    def _edit(self, job_id: Any, *, payload: Any = None, queue: str | None = None, **fields: Any) -> Any:
+        fields |= {} if payload is None else {"payload": json.dumps(payload)}
+        fields |= {} if queue is None else {"queue_name": queue}
+        said = [f"{name} => %({name})s" for name in fields]
+        told = self._value(f"select pgnotifyq.edit(%(job_id)s, {', '.join(said)})", job_id=job_id, **fields)
+        if told == "unknown":
+            raise JobNotFound(str(job_id))
+        return told == "edited"
+
     def _requeue(self, job_id: Any) -> None:
         if not self._value("select pgnotifyq.requeue(%(job_id)s)", job_id=job_id):
             raise JobNotFound(str(job_id))

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+import pgnotifyq
 from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.ledger import end
 from pgnotifyq.model.errors import JobDead, PgnotifyqError, Refused
@@ -240,6 +241,32 @@ def retention(case: Case) -> None:
     case.do("set_retention", "images", 1.0, ending="nonsense")
 
 
+def edits(case: Case) -> None:
+    job_id = case.do("enqueue", "noop", {"a": 1}, queue="images")
+    case.do("edit", job_id, priority=5, payload={"b": 2})
+    case.do("edit", str(job_id), queue="default", delay_seconds=600.0)
+    case.do("edit", job_id, delay_seconds=0.0)
+    case.do("edit", NOBODY, priority=5)
+    case.do("edit", job_id, queue="no such name")
+    case.do("edit", job_id, priority=40_000)
+    case.claim()
+    case.do("edit", job_id, priority=6)
+
+
+def bulks(case: Case) -> None:
+    for n in range(3):
+        case.do("enqueue", "noop", {"n": n}, queue="images")
+    images = pgnotifyq.JobFilter(queue="images")
+    case.do("count", images)
+    case.do("count", pgnotifyq.JobFilter())
+    case.do("edit_all", images, queue="videos", priority=3, limit=2)
+    case.do("cancel_all", images, why="enough")
+    case.do("delete_all", pgnotifyq.JobFilter(status="cancelled"))
+    case.do("delete_all", images, limit=-1)
+    case.do("edit_all", images)
+    case.do("jobs")
+
+
 def pauses(case: Case) -> None:
     waiting = case.do("enqueue", "noop", queue="images")
     case.do("pause", "images", why="S3 is down", who="ann")
@@ -294,10 +321,11 @@ def what_is_no_id(case: Case) -> None:
 ENQUEUES: list[Callable[[Case], None]] = [
     enqueue_with_everything, enqueue_with_nothing, a_key_that_is_held, many_at_once, headers, refusals,
 ]  # fmt: skip
-EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention, pauses]
+EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention, edits, pauses]
 CLIENTS_ONLY: list[Callable[[Case], None]] = [
     a_key_that_keeps_a_letter,
     letters_that_are_requeued_slowly,
+    bulks,
     drains,
     looks_at_nothing,
     what_is_no_id,

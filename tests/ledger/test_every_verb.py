@@ -16,7 +16,22 @@ import attrs
 import psycopg
 from psycopg import pq
 
-from pgnotifyq.ledger import bulk, claim, demo, doctor, end, enqueue, fences, lease, look, pauses, schema, sessions, workers
+from pgnotifyq.ledger import (
+    bulk,
+    changes,
+    claim,
+    demo,
+    doctor,
+    end,
+    enqueue,
+    fences,
+    lease,
+    look,
+    pauses,
+    schema,
+    sessions,
+    workers,
+)
 from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
@@ -39,7 +54,7 @@ if TYPE_CHECKING:
 
     Story = Generator[Verb[Any], Any, None]
 
-MODULES = (bulk, claim, demo, doctor, end, enqueue, fences, lease, look, pauses, schema, sessions, workers)
+MODULES = (bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, pauses, schema, sessions, workers)
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
 CLAIM: dict[str, Any] = {"worker_id": ANN, "queues": ["default", "other"], "lease_seconds": 60.0}
@@ -181,6 +196,14 @@ def story() -> Story:
     yield end.purge_dead(SCHEMA, older_than_seconds=0.0)
     yield end.set_retention(SCHEMA, "default", 5.0, ending="completed")
     yield end.set_retention(SCHEMA, "default", -5.0)
+    change = changes.Edit(queue="third", priority=5, delay_seconds=3.0, payload=HOSTILE)
+    yield changes.edit(SCHEMA, first, change)
+    yield changes.edit(SCHEMA, NOBODY.job_id, changes.Edit(scheduled_at=datetime(2030, 1, 1, tzinfo=UTC)))
+    copied = changes.JobFilter(queue="third", job_type="copied", org_id=keyed.org_id, status="pending", created_after=EPOCH)
+    yield changes.count_jobs(SCHEMA, copied)
+    yield changes.change_all(SCHEMA, "edit", copied, change=change, limit=2)
+    yield changes.change_all(SCHEMA, "cancel", copied, why="é", limit=1)
+    yield changes.change_all(SCHEMA, "delete", changes.JobFilter(error="none"), after_id=first)
     yield pauses.pause(SCHEMA, pauses.Scope(queue="default"), why="é", who="ann")
     yield pauses.pause(SCHEMA, pauses.Scope(queue="default"))
     yield pauses.pause(SCHEMA, pauses.Scope())
