@@ -49,6 +49,7 @@ from pgnotifyq.wire.kinds import CallersConnection, ClosableConnection, ProxiedC
 
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client
+    from pgnotifyq.doors.for_org import OrgClient
     from pgnotifyq.runtime.worker import WorkerHandle, run_worker
     from pgnotifyq.runtime.metrics import Metrics
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings
@@ -64,11 +65,13 @@ from pgnotifyq.model.retry import RetryPolicy
 if TYPE_CHECKING:
     from pgnotifyq.runtime.context import JobContext
     from pgnotifyq.runtime.fenced import FencedBlock
-    from pgnotifyq.runtime.tenants import OrgContext
+    from pgnotifyq.runtime.organisation import OrgContext, OrgConfig, OrgCredentials, OrgRepository
+from pgnotifyq.model.credentials import CredentialsProvider, CredentialKeys, SealedCredential
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
 # Values: a job, what became of it, and what is looked at.
 from pgnotifyq.model.headers import Headers
+from pgnotifyq.model.organisation import org
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, EndedJob, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
@@ -115,6 +118,9 @@ from pgnotifyq.model.errors import (
     TransactionLeft,
     LifespanFailed,
     HandlerProcessDied,
+    OrgConfigUnfit,
+    CredentialNotFound,
+    CredentialSealed,
     UnsupportedPsycopg,
 )
 
@@ -131,6 +137,7 @@ __all__ = [
     "ProxiedConnection",
     "Client",
     "open_client",
+    "OrgClient",
     "WorkerHandle",
     "run_worker",
     "Metrics",
@@ -153,6 +160,12 @@ __all__ = [
     "JobContext",
     "FencedBlock",
     "OrgContext",
+    "OrgConfig",
+    "OrgCredentials",
+    "OrgRepository",
+    "CredentialsProvider",
+    "CredentialKeys",
+    "SealedCredential",
     "Discard",
     "Interrupt",
     "InterruptKind",
@@ -160,6 +173,7 @@ __all__ = [
     "Snooze",
     # Values.
     "Headers",
+    "org",
     "NIL_ORG",
     "DeadLetter",
     "EndedJob",
@@ -218,6 +232,9 @@ __all__ = [
     "TransactionLeft",
     "LifespanFailed",
     "HandlerProcessDied",
+    "OrgConfigUnfit",
+    "CredentialNotFound",
+    "CredentialSealed",
     "UnsupportedPsycopg",
 ]
 
@@ -231,7 +248,11 @@ _LATE = {
     "Metrics": "runtime.metrics",
     "JobContext": "runtime.context",
     "FencedBlock": "runtime.fenced",
-    "OrgContext": "runtime.tenants",
+    "OrgClient": "doors.for_org",
+    "OrgContext": "runtime.organisation",
+    "OrgConfig": "runtime.organisation",
+    "OrgCredentials": "runtime.organisation",
+    "OrgRepository": "runtime.organisation",
 }
 
 _MODULES = ("aio", "sync", "otel")

@@ -99,6 +99,11 @@ class _database:  # noqa: N801  # reads as a function
     def __exit__(self, *_: object) -> None:
         with psycopg.connect(self._server_dsn, autocommit=True) as server:
             server.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(self._name)))
+            # What `migrate` made for it. Roles are the server's.
+            for (role,) in server.execute(
+                "select rolname from pg_roles where position(%s in rolname) > 0", (self._name,)
+            ).fetchall():
+                server.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
 
 
 def _name(dsn: str) -> str:

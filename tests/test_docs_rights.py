@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import secrets
+import subprocess
+import sys
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +20,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import pgnotifyq
 import pgnotifyq.sync
-from pgnotifyq.ledger import doctor
+from pgnotifyq.ledger import doctor, roles
 from pgnotifyq.wire.asking import ask_blocking
+from tests.attacks.stage import ADMINISTRATOR
 from tests.pages import DOCS, named
 
 if TYPE_CHECKING:
@@ -66,14 +70,25 @@ class Shop:
     def say(self, block: str, *, but_not: tuple[str, str] | None = None) -> None:
         """Say a block; then take one right of it back."""
         self.admin.execute(self.ours(BLOCKS[block]))
+        if "pgnotifyq." in BLOCKS[block]:
+            self.admin.execute("select pgnotifyq.keep_roles()")  # as `migrate` does
         if but_not is not None:
             what, role = but_not
             self.admin.execute(self.ours(f"revoke {what} from {role}"))
 
     def ours(self, text: str) -> Any:
         database = str(conninfo_to_dict(self.dsn)["dbname"])
-        text = text.replace("database shop ", f"database {database} ")
+        text = text.replace("database shop ", f"database {database} ").replace("pgnotifyq_shop_tenant", self.tenant)
         return re.sub(r"\b(shop_\w+)", rf"\1_{self.suffix}", text)
+
+    @property
+    def tenant(self) -> str:
+        """Return the role of tenants. It has the name of the database that was migrated, a template of this one perhaps."""
+        if self.admin.execute("select to_regclass('pgnotifyq.roles')").fetchone() != (None,):
+            row = self.admin.execute("select role_name from pgnotifyq.roles where kind = 'tenant'").fetchone()
+            if row is not None:
+                return str(row[0])
+        return f"pgnotifyq_{self.admin.info.dbname}_tenant"
 
     def of(self, role: str) -> str:
         return make_conninfo(self.dsn, user=f"{role}_{self.suffix}")
@@ -223,8 +238,29 @@ def test_every_block_is_said() -> None:
     """Here."""
     assert set(BLOCKS) == {
         "roles", "owner", "tenant role", "everybody", "producer", "producer by name", "producer cancels", "producer looks",
-        "worker", "worker tenant", "observer",
+        "worker", "worker tenant", "observer", "short way", "superuser",
     }  # fmt: skip
+
+
+def test_short_way(dsn: str, open_shop: Callable[[str], Shop]) -> None:
+    """The command gives each role all that it needs, and nothing that is too much."""
+    shop = open_shop(dsn)
+    for line in shop.ours(BLOCKS["short way"]).splitlines():
+        subprocess.run([sys.executable, *line.split()[1:]], check=True, env={**os.environ, "PGNOTIFYQ_DSN": dsn})
+    enqueue(shop)
+    cancel(shop)
+    look(shop)
+    shop.admin.execute("delete from pgnotifyq.jobs")
+    assert work(shop, "who")["who"].result == f"pgnotifyq_{shop.admin.info.dbname}_tenant_login"
+    with psycopg.connect(dsn, autocommit=True) as session:
+        assert [each for each in ask_blocking(session, roles.faults("pgnotifyq")) if shop.suffix in each.role_name] == []
+    shop.admin.execute("delete from pgnotifyq.jobs")
+    observe(shop)
+
+
+def test_superuser() -> None:
+    """What superusers may say besides is what is said before attacks are made (tests/attacks)."""
+    assert BLOCKS["superuser"] == ADMINISTRATOR
 
 
 def test_owner(blank_dsn: str, open_shop: Callable[[str], Shop]) -> None:
@@ -247,17 +283,16 @@ def test_tenant_role_made_before(blank_dsn: str, open_shop: Callable[[str], Shop
     """An owner who makes no roles uses it."""
     shop = open_shop(blank_dsn)
     shop.say("owner")
-    with suppress(psycopg.errors.DuplicateObject):  # of another test's: roles belong to the server
-        shop.admin.execute(BLOCKS["tenant role"].split("\n")[0])
-    shop.admin.execute(shop.ours(BLOCKS["tenant role"].split("\n")[1]))
+    shop.say("tenant role")
 
     async def migrate() -> None:
         async with await pgnotifyq.connect(shop.of("shop_owner")) as connection:
             await pgnotifyq.migrate(connection)
 
     trio.run(migrate)
-    row = shop.admin.execute("select has_table_privilege('pgnotifyq_tenant', 'pgnotifyq.jobs', 'insert')").fetchone()
+    row = shop.admin.execute("select has_any_column_privilege(%s, 'pgnotifyq.jobs', 'insert')", (shop.tenant,)).fetchone()
     assert row == (True,)
+    shop.admin.execute(f"drop owned by {shop.tenant}".encode())
 
 
 def test_producer(shop: Shop) -> None:
@@ -326,7 +361,7 @@ def test_worker(shop: Shop) -> None:
     assert shop.admin.execute("select count(*) from pgnotifyq.job_troubles").fetchone() == (0,)
     shop.say("worker tenant")
     shop.admin.execute("delete from pgnotifyq.jobs")
-    assert work(shop, "who")["who"].result == "pgnotifyq_tenant"
+    assert work(shop, "who")["who"].result == shop.tenant
 
 
 def test_worker_without_one_right(shop: Shop) -> None:

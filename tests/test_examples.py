@@ -28,6 +28,12 @@ grace@example.org has an account, and a mail is on its way
 ada@example.org has an account already: nothing was enqueued
 2 mails to send
 """,
+    "tenants.py": """\
+acme: 2000 of 5000 (pro)
+42: 2000 of 100 (free)
+acme: 4000 of 5000 (pro)
+[(True, 'over the limit', '2000')]
+""",
     "encode_video.py": """\
 short: completed short.mp4
 long: cancelled

@@ -8,6 +8,8 @@
 | `workers.py` | `workers`, `stats` |
 | `worker.py` | `worker`; its signals and its end are in `ending.py` |
 | `schema.py` | `migrate` |
+| `org.py` | `config` (get, set, unset, list), `audit`, `protect`, `unprotect` |
+| `org_credentials.py` | `credentials` (set, delete, list, rotate, new-key) |
 | `doctor.py` | `doctor` |
 | `demo.py` | `demo`; the play is in `demo_play.py`, its handlers in `demo_handlers.py` |
 | `db.py` | `db start`, `db stop`, `db url` |

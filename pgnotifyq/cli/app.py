@@ -20,7 +20,7 @@ import trio
 from cyclopts import App, CycloptsError
 
 from pgnotifyq._version import __version__
-from pgnotifyq.cli import changes, db, dead, demo, doctor, explain, jobs, pauses, schema, worker, workers
+from pgnotifyq.cli import changes, db, dead, demo, doctor, explain, jobs, org, org_credentials, pauses, schema, worker, workers
 from pgnotifyq.cli.streams import as_error, leave_streams, prepare_streams, silence
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import errors
@@ -58,6 +58,11 @@ for command in (
     pauses.pauses,
     workers.workers,
     workers.stats,
+    org.config,
+    org_credentials.credentials,
+    org.audit,
+    org.protect,
+    org.unprotect,
     doctor.doctor,
     db.db,
 ):

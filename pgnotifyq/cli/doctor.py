@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,16 @@ import psycopg
 import trio
 
 from pgnotifyq.cli.act import find_database, open_ledger
+from pgnotifyq.cli.org_protected import judge_protected
 from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, Schema
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.ledger import doctor as asked
-from pgnotifyq.ledger import workers
+from pgnotifyq.ledger import organisation, roles, workers
 from pgnotifyq.ledger.look import TroubleRow, list_troubles
+from pgnotifyq.ledger.roles import RoleKind
 from pgnotifyq.ledger.schema import code_version
+from pgnotifyq.runtime.tenants import AGAINST_INTENT, AGAINST_MISTAKES
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.notifications import listen, unlisten, wait_notifications
@@ -25,11 +29,13 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from pgnotifyq.ledger.doctor import Facts
+    from pgnotifyq.ledger.roles import RoleFault
     from pgnotifyq.wire.connection import Connection
 
 LISTEN_SECONDS = 3.0  # for a notification to ourselves
 SNAPSHOT_SECONDS_MAX = 60.0  # an older transaction holds dead rows for longer than a queue likes
 QUEUE_USAGE_MAX = 0.1  # of the 8 GiB that notifications may pile up to
+QUEUE_USAGE_FULL = 0.9  # from here on, nobody of ours notifies (sql/functions/worker/notify.sql)
 WAITING_SECONDS_MAX = 60.0
 DEAD_SHARE_MAX, DEAD_ROWS_MIN = 0.5, 10_000
 UNSERVED_SHOWN_MAX = 10
@@ -71,11 +77,14 @@ def doctor(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnoti
 async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow], schema: str) -> list[Finding]:
     # The one look outside of a transaction that others could mistake for an old one.
     (facts,) = await ask(connection, asked.facts(schema))
-    roles = await ask(connection, asked.tenant(schema))
+    tenants = await ask(connection, asked.tenant(schema))
     findings = [
         Finding("ok", f"PostgreSQL {facts['server_version']}, schema {schema} at version {code_version()}"),
-        *_judge_role(facts, roles[0] if roles else None, schema),
+        *_judge_role(facts),
+        _judge_tenants(tenants[0] if tenants else None, await ask(connection, asked.tenant_logins(schema)), facts["role_name"]),
+        *_judge_roles(await ask(connection, roles.faults(schema))),
         *_judge_tables(facts, await ask(connection, asked.strangers(schema)), schema),
+        *(Finding(*each) for each in judge_protected(await ask(connection, organisation.protected(schema)))),
         *_judge_work(facts, await ask(connection, asked.due_queues(schema))),
         *_judge_unserved(await ask(connection, asked.unserved(schema))),
         *_judge_troubles(await ask(connection, list_troubles(schema, limit=TROUBLES_SHOWN_MAX + 1))),
@@ -89,8 +98,8 @@ def _either(holds: bool, good: str, bad: str, hint: str, verdict: str = "warn") 
     return Finding("ok", good) if holds else Finding(verdict, bad, hint)
 
 
-def _judge_role(facts: Facts, tenant: Facts | None, schema: str) -> list[Finding]:
-    """Judge what the connected role may do, and what confines a tenant's transactions."""
+def _judge_role(facts: Facts) -> list[Finding]:
+    """Judge what the connected role may do."""
     role, owner = facts["role_name"], facts["owner_name"]
     if facts["is_standby"]:
         writes = Finding("fail", "the server is a standby, nothing can be written", "connect to the primary")
@@ -109,9 +118,8 @@ def _judge_role(facts: Facts, tenant: Facts | None, schema: str) -> list[Finding
             not (facts["is_superuser"] or facts["bypasses_row_security"]),
             f"role {role} obeys row security",
             f"role {role} is exempt from row security",
-            "tenant transactions take on the tenant role and are confined all the same; for the rest use a lesser role",
+            "tenants' transactions are confined all the same; for the rest use a lesser role",
         ),
-        _judge_tenant(tenant, role, schema),
         Finding("ok", f"a dump as {owner}, the tables' owner, is whole")
         if facts["is_owner_exempt"]
         else Finding(
@@ -122,25 +130,42 @@ def _judge_role(facts: Facts, tenant: Facts | None, schema: str) -> list[Finding
     ]
 
 
-def _judge_tenant(tenant: Facts | None, role: str, schema: str) -> Finding:
-    name, by_setting = f"{schema}_tenant", "tenants are confined by a setting only"
+def _judge_tenants(tenant: Facts | None, logins: list[str], role: str) -> Finding:
+    """Judge what confines tenants: which of the two grades, and by what."""
+    to_intent = "as a role that may make roles: migrate --tenant-login; or have a login made, and see docs/rights.md"
+    if logins:
+        return Finding("ok", f"tenants are {AGAINST_INTENT}: by sessions of {', '.join(logins)}")
     if tenant is None:
-        hint = f"as a role that may: create role {name} nologin; grant {name} to {role}; then migrate again"
-        return Finding("warn", f"role {name} does not exist: {by_setting}", hint)
+        return Finding("warn", f"tenants are {AGAINST_MISTAKES}: by a setting only, for there is no role of theirs", to_intent)
+    name = tenant["name"]
     if not tenant["may_be_set"]:
-        return Finding(
-            "warn",
-            f"role {role} may not take on role {name}: {by_setting}",
-            f"as a role that may: grant {name} to {role}; since PostgreSQL 16 a membership may lack it: ... with set true",
-        )
+        hint = f"as a role that may: grant {name} to {role} (since PostgreSQL 16: with set true, inherit false), or {to_intent}"
+        return Finding("warn", f"tenants are {AGAINST_MISTAKES}: by a setting only, for role {role} may not take on {name}", hint)
     if not tenant["has_rights"]:
         hint = "migrate again as the owner of the schema, which grants them"
-        return Finding("warn", f"role {name} has no rights in schema {schema}: {by_setting}", hint)
+        return Finding("warn", f"tenants are {AGAINST_MISTAKES}: by a setting only, for role {name} has no rights", hint)
     if not tenant["is_bound"]:
         return Finding(
             "fail", f"role {name} is exempt from row security: nothing confines tenants", f"alter role {name} nobypassrls"
         )
-    return Finding("ok", f"role {name} confines tenant transactions")
+    return Finding("ok", f"tenants are {AGAINST_MISTAKES}: by role {name}", to_intent)
+
+
+def _judge_roles(faults: list[RoleFault]) -> list[Finding]:
+    """Judge the rights of the roles that `migrate` knows: what is missing, and what is too much."""
+    found = []
+    by_role = itertools.groupby(faults, key=lambda each: (each.role_name, each.kind, each.fault))
+    for (name, kind, fault), group in by_role:
+        each = list(group)
+        what = ", ".join(one.what for one in each)
+        if fault == "missing":
+            hint = "migrate again, as the owner of the schema"
+            found.append(Finding("fail", f"role {name}, {kind}, lacks {what}"[:WHAT_CHARS_MAX], hint))
+        else:
+            hint = "; ".join(one.remedy for one in each if one.remedy) or "use another role"
+            verdict = "fail" if kind is RoleKind.TENANT else "warn"
+            found.append(Finding(verdict, f"role {name}, {kind}, has too much: {what}"[:WHAT_CHARS_MAX], hint[:WHAT_CHARS_MAX]))
+    return found or [Finding("ok", "the roles that migrate knows have their rights, and no more")]
 
 
 def _judge_tables(facts: Facts, strangers: list[Facts], schema: str) -> list[Finding]:
@@ -164,7 +189,8 @@ def _judge_tables(facts: Facts, strangers: list[Facts], schema: str) -> list[Fin
             facts["notification_queue_usage"] < QUEUE_USAGE_MAX,
             f"notification queue {facts['notification_queue_usage']:.1%} full",
             f"notification queue {facts['notification_queue_usage']:.1%} full",
-            "a session that listens sits in a transaction: find it in pg_stat_activity and end it; when it is full nobody can enqueue",
+            "a session that listens sits in a transaction: find it in pg_stat_activity and end it; from 90% on workers poll",
+            "fail" if facts["notification_queue_usage"] >= QUEUE_USAGE_FULL else "warn",
         ),
         _either(
             (facts["dead_row_share"] or 0) < DEAD_SHARE_MAX or (facts["dead_rows"] or 0) < DEAD_ROWS_MIN,

@@ -23,6 +23,8 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=Fals
 OfJob = Annotated[str, Parameter(help="Its id, as `enqueue` and `jobs` print them.")]
 OfQueue = Annotated[str | None, Parameter(name="--queue", help="Only of this queue.")]
 OfType = Annotated[str | None, Parameter(name="--type", help="Only of this job type.")]
+OfOrg = Annotated[str, Parameter(name="--org", help="The tenant: its id, its name, or its number.")]
+OfAnyOrg = Annotated[str | None, Parameter(name="--org", help="Only of this tenant: its id, its name, or its number.")]
 Limit = Annotated[int, Parameter(converter=whole, help="At most so many.")]
 
 

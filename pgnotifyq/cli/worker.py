@@ -23,7 +23,8 @@ from pgnotifyq.cli.parameters import Dsn, Schema, whole
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.cli.streams import LAST_LINES_SECONDS, as_error, open_unfailing, tell_errors_as
 from pgnotifyq.cli.systemd import Progress, find_service_manager
-from pgnotifyq.ledger import look
+from pgnotifyq.ledger import look, roles
+from pgnotifyq.ledger.roles import RoleKind
 from pgnotifyq.model.config import WorkerConfig, queue_of
 from pgnotifyq.model.errors import AppNotFound, ConfigError, quietly, text_of
 from pgnotifyq.model.events import Event, EventName, as_json, as_line
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.worker import WorkerHandle
 
 _log = logging.getLogger("pgnotifyq")
+RIGHTS_CHARS_MAX = 400  # of one line
 EXIT_INTERRUPTED = 4  # some jobs were cut off and released
 
 
@@ -73,6 +75,13 @@ def worker(
     handler_connections: Annotated[
         int, Parameter(converter=whole, help="Database sessions that handlers share for their own transactions, at most.")
     ] = 10,
+    tenant_dsn: Annotated[
+        str | None,
+        Parameter(
+            env_var="PGNOTIFYQ_TENANT_DSN",
+            help="The address of a login for transactions of a tenant's. Default: what `migrate --tenant-login` made.",
+        ),
+    ] = None,
     listen_dsn: Annotated[str | None, Parameter(help="A direct address for LISTEN, when --dsn leads to a pooler.")] = None,
     http: Annotated[
         str | None,
@@ -135,6 +144,7 @@ def worker(
         shutdown_seconds=shutdown_seconds,
         grace_seconds=grace_seconds,
         handler_connections_max=handler_connections,
+        tenant_dsn=tenant_dsn,
         schema=schema,
         http=http,
         **settings,
@@ -363,3 +373,15 @@ async def _warn_of_powers(connection: Any, schema: str) -> None:
         if is_superuser or is_exempt:
             power = "a superuser" if is_superuser else "exempt from row security"
             _log.warning("connected as %s, %s: use a role of less power, see `doctor`", name, power)
+        await _warn_of_rights(connection, schema, name)
+
+
+async def _warn_of_rights(connection: Any, schema: str, role_name: str) -> None:
+    """Say what the connected role and the tenants' lack, and have too much."""
+    said: dict[tuple[str, str, str], list[str]] = {}
+    for each in await ask(connection, roles.faults(schema)):
+        if each.kind is RoleKind.TENANT or (each.kind is RoleKind.WORKER and each.role_name == role_name):
+            said.setdefault((each.role_name, each.kind, each.fault), []).append(each.what)
+    for (name, kind, fault), what in said.items():
+        has = "lacks" if fault == "missing" else "has too much"
+        _log.warning("role %s, %s, %s: %s; see `doctor`", name, kind, has, ", ".join(what)[:RIGHTS_CHARS_MAX])

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
+from pgnotifyq.doors.for_org import OrgClient
+from pgnotifyq.doors.org_verbs import OrgVerbs
 from pgnotifyq.doors.verbs import SAVEPOINT_ALONE, CancelOutcome, ended, scope_of
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
 from pgnotifyq.model.new_job import NewJob, job_id_of
+from pgnotifyq.model.organisation import org
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.callers import ask_on
 from pgnotifyq.wire.plans import pause
@@ -56,6 +59,19 @@ class AwaitedVerbs:
         async with self._pool.connection() as own:
             return await ask(own, verb)
 
+    def for_org(self, org_id: OrgId | UUID | str | int) -> OrgClient:
+        """Return a client that sees one tenant: its jobs, its dead letters, and no others.
+
+        It shares this client's connections, and lives as long.
+
+        Args:
+            org_id: the tenant: its id, or its name or number, as `pgnotifyq.org` takes it.
+
+        Raises:
+            InvalidJob: it names no tenant.
+        """
+        return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._gatherer.enqueue, self._ends.wait)
+
     # A checker takes the first form that fits. The second is for JSON that is written where it is
     # enqueued: mypy takes {"a": 1} for a dict[str, int], which is no dict[str, object].
 
@@ -77,7 +93,7 @@ class AwaitedVerbs:
         job_type: str | Handler,
         payload: object = None,
         *,
-        org_id: OrgId | UUID | str = NIL_ORG,
+        org_id: OrgId | UUID | str | int = NIL_ORG,
         queue: str | None = None,
         priority: int = 0,
         scheduled_at: datetime | None = None,
@@ -396,7 +412,7 @@ class AwaitedVerbs:
         status: Status | Label | None = None,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         limit: int = 50,
     ) -> list[Job]:
         """Return jobs, newest first.

@@ -12,11 +12,14 @@ from weakref import WeakSet
 import attrs
 
 from pgnotifyq.doors.blocking_ends import BlockingEnds
+from pgnotifyq.doors.for_org_blocking import OrgClient
+from pgnotifyq.doors.org_verbs import OrgVerbs
 from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, SAVEPOINT_ALONE, CancelOutcome, Verbs, ended, enqueue_alone, scope_of
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.model.errors import ClientClosed, JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
 from pgnotifyq.model.new_job import NewJob, job_id_of
+from pgnotifyq.model.organisation import org
 from pgnotifyq.wire.asking import ask_blocking
 from pgnotifyq.wire.blocking import Pool, connect
 from pgnotifyq.wire.callers import ask_on_blocking
@@ -155,6 +158,22 @@ class Client:
             opened.ends.forget()
             opened.pool.forget()
 
+    def for_org(self, org_id: OrgId | UUID | str | int) -> OrgClient:
+        """Return a client that sees one tenant: its jobs, its dead letters, and no others.
+
+        It shares this client's connections, and lives as long.
+
+        Args:
+            org_id: the tenant: its id, or its name or number, as `pgnotifyq.org` takes it.
+
+        Raises:
+            InvalidJob: it names no tenant.
+        """
+        return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._wait)
+
+    def _wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
+        return self._inside().ends.wait(job_id, timeout_seconds)
+
     # A checker takes the first form that fits. The second is for JSON that is written where it is
     # enqueued: mypy takes {"a": 1} for a dict[str, int], which is no dict[str, object].
 
@@ -174,7 +193,7 @@ class Client:
         job_type: str | Handler,
         payload: object = None,
         *,
-        org_id: OrgId | UUID | str = NIL_ORG,
+        org_id: OrgId | UUID | str | int = NIL_ORG,
         queue: str | None = None,
         priority: int = 0,
         scheduled_at: datetime | None = None,
@@ -470,7 +489,7 @@ class Client:
         status: Status | Label | None = None,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         limit: int = 50,
     ) -> list[Job]:
         """Return jobs, newest first.

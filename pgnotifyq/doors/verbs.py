@@ -213,7 +213,7 @@ class Verbs:
         status: Status | Label | None = None,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         limit: int = 50,
     ) -> Ask[list[Job]]:
         """Look at jobs."""

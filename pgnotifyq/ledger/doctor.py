@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from pgnotifyq.ledger.ask import Ask
-from pgnotifyq.ledger.columns import records
+from pgnotifyq.ledger.columns import records, rows
 from pgnotifyq.ledger.statements import query
 
 Facts: TypeAlias = dict[str, Any]
@@ -25,6 +25,14 @@ def tenant(schema: str) -> Ask[list[Facts]]:
     Source: sql/queries/tenant_role.sql
     """
     return Ask(query("tenant_role", schema), (), records)
+
+
+def tenant_logins(schema: str) -> Ask[list[str]]:
+    """Return the logins that are tenants', by name.
+
+    Source: sql/queries/tenant_logins.sql
+    """
+    return Ask(query("tenant_logins", schema), (), lambda answer, encoding: [name for (name,) in rows(answer, encoding)])
 
 
 def strangers(schema: str) -> Ask[list[Facts]]:

@@ -16,7 +16,7 @@ from pgnotifyq.ledger.lease import Surprise, job_order, lease_arrays, read_surpr
 from pgnotifyq.ledger.look import ANY_LETTER, checked_limit
 from pgnotifyq.ledger.statements import call, query
 from pgnotifyq.model.errors import ConfigError, IllegalTransition, UniqueKeyHeld
-from pgnotifyq.model.job import JobId, Lease, WorkerId
+from pgnotifyq.model.job import JobId, Lease, OrgId, WorkerId
 from pgnotifyq.model.new_job import DELAY_SECONDS_MAX
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, bounded
 
@@ -308,7 +308,13 @@ def requeue_all(
     return Ask(call("requeue_all", types, schema), values, number, said_of(schema), may_repeat=False)
 
 
-def purge_dead(schema: str, *, job_id: JobId | None = None, older_than_seconds: float | None = None) -> Ask[int]:
+def purge_dead(
+    schema: str,
+    *,
+    job_id: JobId | None = None,
+    older_than_seconds: float | None = None,
+    org_id: OrgId | None = None,
+) -> Ask[int]:
     """Delete a dead letter, or those that died longer ago than given; return how many.
 
     Without either none is deleted.
@@ -318,7 +324,7 @@ def purge_dead(schema: str, *, job_id: JobId | None = None, older_than_seconds: 
     """
     if older_than_seconds is not None and not 0 <= older_than_seconds < math.inf:
         raise ConfigError(f"older_than_seconds {older_than_seconds!r} is out of range: use 0, which is all of them, or more")
-    values = (text(job_id), text(older_than_seconds))
+    values = (text(job_id), text(older_than_seconds), text(org_id))
     return Ask(query("purge_dead", schema), values, number, said_of(schema), may_repeat=False)
 
 

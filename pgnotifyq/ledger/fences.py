@@ -6,6 +6,7 @@ case.
 
 from __future__ import annotations
 
+import hmac
 from typing import TYPE_CHECKING
 
 import attrs
@@ -46,20 +47,51 @@ def fence(schema: str, lease: Lease, org_id: OrgId | None, tenant_role: str | No
     return with_values(query("begin_fence", schema), whose)
 
 
-def meet_fence(schema: str, lease: Lease, *, begun_in: str) -> Ask[str]:
+def fence_of_login(schema: str, lease: Lease) -> bytes:
+    """Return what binds a transaction to an execution, in a session of a tenant's login.
+
+    It is sent together with the transaction's `begin`.
+
+    Its columns are the transaction's id, for `meet_fence`; what a token has to say, in hexadecimal;
+    whether the session is one that only a token confines, `t` or `f`; the session's role.
+
+    Source: sql/queries/begin_fence_of_login.sql
+    """
+    return with_values(query("begin_fence_of_login", schema), (lease.job_id.hex, lease.execution_id.hex))
+
+
+def seal_tenant(schema: str, org_id: OrgId, *, key: bytes, says: bytes) -> Ask[None]:
+    """Say which tenant a transaction is of, by a token that holds in it alone.
+
+    Args:
+        schema: ours.
+        org_id: the tenant.
+        key: of the tokens (ledger/roles.py).
+        says: what `fence_of_login` told that the token has to say.
+
+    Source: sql/queries/seal_tenant.sql, `unsealed` in sql/migrations/0013_tenants_by_token.sql
+    """
+    tenant = str(org_id)
+    digest = hmac.digest(key, tenant.encode() + says, "sha256").hex()
+    return Ask(query("seal_tenant", schema), (tenant + digest, tenant), nothing, may_repeat=False)
+
+
+def meet_fence(schema: str, lease: Lease, *, begun_in: str, stays_confined: bool = False) -> Ask[str]:
     """Lock the job's row, and tell whether the transaction may commit.
 
-    What a handler or we have confined it by is taken off first.
+    What a handler or we have confined it by is taken off first, unless it stays confined: then
+    what runs in the commit itself is confined, too, as a cursor `with hold` and deferred triggers.
 
     Returns: `held`, `cancelled` or `lost`; `left` when this is not the transaction that was bound.
 
     Source: sql/queries/meet_fence.sql, sql/functions/lease/fence.sql
     """
-    return Ask(query("meet_fence", schema), (lease.job_id.hex, lease.execution_id.hex, begun_in), _told, may_repeat=False)
+    statement = call("meet_fence", "uuid uuid text", schema) if stays_confined else query("meet_fence", schema)
+    return Ask(statement, (lease.job_id.hex, lease.execution_id.hex, begun_in), _told, may_repeat=False)
 
 
 def _told(answer: Answer, encoding: str) -> str:
-    ((_, _, told),) = rows(answer, encoding)
+    ((*_, told),) = rows(answer, encoding)
     return str(told)
 
 
@@ -117,7 +149,10 @@ def meet_own_fence(schema: str, lease: Lease, *, begun_in: str, worker_id: Worke
 
 
 # What the role of a handler's own connection needs, for people; {schema} is to be filled in.
-FENCE_RIGHTS = "it needs usage on the schema {schema}"
+FENCE_RIGHTS = (
+    "it needs usage on the schema {schema}, and the right to its functions fence and meet_fence, which `migrate` gives to all"
+    " who have that usage"
+)
 COMPLETE_RIGHTS = (
     "for complete=True it needs usage on the schema {schema}, select and update on {schema}.jobs, and insert on"
     " {schema}.job_executions"

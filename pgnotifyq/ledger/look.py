@@ -142,10 +142,19 @@ def list_jobs(
 
     Source: sql/queries/jobs.sql
     """
-    if status is not None and status not in LABELS:
-        raise ConfigError(f"status {status!r} is not known: use one of {', '.join(LABELS)}")
+    check_label(status)
     values = (None, status, queue, job_type, text(org_id), str(checked_limit(limit)))
     return Ask(query("jobs", schema), values, _jobs, said_of(schema))
+
+
+def check_label(status: str | None) -> None:
+    """Refuse what is no state of a job.
+
+    Raises:
+        ConfigError: it is not a status, nor one of scheduled, retrying, stopping.
+    """
+    if status is not None and status not in LABELS:
+        raise ConfigError(f"status {status!r} is not known: use one of {', '.join(LABELS)}")
 
 
 def history(schema: str, job_id: JobId) -> Ask[list[Execution]]:
@@ -392,8 +401,8 @@ def tenant_role(schema: str) -> Ask[str | None]:
     """
 
     def read(answer: Answer, encoding: str) -> str | None:
-        found = [may_be_set and has_rights for may_be_set, has_rights, _ in rows(answer, encoding)]
-        return f"{schema}_tenant" if any(found) else None
+        found = [name for name, may_be_set, has_rights, _ in rows(answer, encoding) if may_be_set and has_rights]
+        return found[0] if found else None
 
     return Ask(query("tenant_role", schema), (), read)
 

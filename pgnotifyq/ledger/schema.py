@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from pgnotifyq.ledger import roles
 from pgnotifyq.ledger.ask import Aside, Ask, Plan, Script, nothing
 from pgnotifyq.ledger.columns import rows
 from pgnotifyq.ledger.errors import migrate_command, said_of
-from pgnotifyq.ledger.statements import bookkeeping, compose, files, with_values
+from pgnotifyq.ledger.statements import bookkeeping, call, compose, files, with_values
 from pgnotifyq.model.errors import ConfigError, DatabaseTooOld, SchemaMissing, SchemaOutOfDate, SchemaTooNew
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def migrate(schema: str = "pgnotifyq", *, dry_run: bool = False) -> Plan[list[St
         return done
 
     def apply() -> Steps[list[Step]]:
-        yield Script(bookkeeping("lock", schema))
+        yield Script(bookkeeping("lock", schema), said_of(schema))
         applied: dict[int, _Applied] | None = yield _look(schema)
         if applied is None:
             yield _refuse_foreign(schema)
@@ -99,14 +100,17 @@ def migrate(schema: str = "pgnotifyq", *, dry_run: bool = False) -> Plan[list[St
             return []  # it may stay as it is, and an older function must not take the place of a newer one
         missing = [step for step in steps(schema) if step.version not in applied or step.digest != applied[step.version].digest]
         missing = [step for step in missing if step.version == _FUNCTIONS_VERSION or step.version not in applied]
-        if dry_run or not missing:
+        if dry_run:
             return missing
         say = said_of(schema)
-        yield Script(bookkeeping("begin", schema), say)
+        if missing:
+            yield Script(bookkeeping("begin", schema), say)
         for step in missing:
             yield Script(step.text, say)
             values = (str(step.version), step.name, step.digest, str(OLDEST_CODE))
             yield Ask(bookkeeping("note", schema), values, nothing, say)
+        # Each time: roles belong to the server, so a dump that was restored may lack their grants.
+        yield roles.keep(schema)
         return missing
 
     return Plan(check)
@@ -120,7 +124,7 @@ def as_script(missing: Sequence[Step], schema: str) -> str:
     parts = [b"begin;", bookkeeping("lock", schema).strip(), bookkeeping("begin", schema).strip()]
     for step in missing:
         parts += [f"-- {step.name}".encode(), step.text.strip(), _note(step, schema)]
-    return b"\n\n".join([*parts, b"commit;"]).decode()
+    return b"\n\n".join([*parts, call("keep_roles", "", schema) + b";", b"commit;"]).decode()
 
 
 def _note(step: Step, schema: str) -> bytes:

@@ -134,6 +134,14 @@ def show_life(schema: str) -> Ask[None]:
     return Ask(query("answer", schema), (), nothing)
 
 
+def prove(schema: str, channel: str, nonce: str) -> Ask[None]:
+    """Send a proof that a listener hears, unless the server's queue of notifications is full.
+
+    Source: sql/functions/worker/notify.sql
+    """
+    return Ask(call("notify", "text text", schema), (channel, nonce), nothing)
+
+
 def notify(schema: str, channel: str, payload: str) -> Ask[None]:
     """Send a notification. Source: sql/queries/notify.sql."""
     return Ask(query("notify", schema), (channel, payload), nothing)

@@ -4,7 +4,7 @@
 |---|---|
 | `<schema>_w_<worker id>`, that worker's | `work <queue>`, `work <queue> <job>` |
 | the same | `cancel <job> <execution>`, `nonce <text>` |
-| `<schema>_work`, every worker's | `<queue>`, `+company` |
+| `<schema>_work`, every worker's | `<queue>`, `+company`, `+config` |
 | `<schema>_finished`, waiting clients' | `<job>` |
 
 A message of one word is the name of a queue, whatever the name: a queue may be called `nonce`,
@@ -57,13 +57,18 @@ class Company:
 
 
 @attrs.frozen
+class ConfigChanged:
+    """Settings or credentials of some tenant have changed. Which tenant's, it does not say."""
+
+
+@attrs.frozen
 class Finished:
     """A job has ended, for which somebody waits."""
 
     job_id: JobId
 
 
-News = Work | Cancel | Nonce | Company
+News = Work | Cancel | Nonce | Company | ConfigChanged
 
 
 def of_worker(schema: str, worker_id: WorkerId) -> str:
@@ -89,6 +94,8 @@ def write(news: News | Finished) -> str:
             return f"nonce {text}"
         case Company():
             return "+company"
+        case ConfigChanged():
+            return "+config"
         case Finished(job_id=job_id):
             return str(job_id)
 
@@ -102,6 +109,8 @@ def read(payload: str) -> News | None:
     match payload.split(" "):
         case ["+company"]:
             return Company()
+        case ["+config"]:
+            return ConfigChanged()
         case [queue] | ["work", queue] if is_queue_name(queue):
             return Work(queue)
         case ["work", queue, named] if is_queue_name(queue):

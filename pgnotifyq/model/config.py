@@ -85,6 +85,11 @@ _OF_PROCESSES = (
 )
 
 
+def _check_address(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{attribute.name} is a {type(value).__name__}, not an address")
+
+
 # Used in `attrs.Factory`. pyright sees no default in a method that `@field.default` decorates.
 
 
@@ -140,6 +145,10 @@ class WorkerConfig:
     # handler asks. If all are taken, the handler waits.
     handler_connections_max: int = HANDLER_CONNECTIONS_DEFAULT
     handler_connection_seconds: float = 30.0  # of that wait; then the job is put back, uncharged
+    # The address of a login that is a tenant's (`migrate --grant-tenant`), for
+    # ctx.org.transaction(). None: the login that `migrate --tenant-login` made, if there is one;
+    # else these transactions share the sessions above, and are confined against mistakes only.
+    tenant_dsn: str | None = attrs.field(default=None, repr=False, validator=_check_address)
     # How many processes handlers with runs_in="process" share. None: one a core that this process
     # may use. A quota of processor time, as containers have, is not seen.
     handler_processes_max: int | None = None
@@ -225,6 +234,7 @@ class WorkerSettings(TypedDict, total=False):
     retention_seconds: float
     handler_connections_max: int
     handler_connection_seconds: float
+    tenant_dsn: str | None
     handler_processes_max: int | None
     handler_process_jobs_max: int | None
     handler_process_memory_bytes_max: int | None

@@ -41,6 +41,9 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── TransactionLeft
     ├── LifespanFailed                a worker's resources could not be made, or not be closed
     ├── HandlerProcessDied
+    ├── OrgConfigUnfit                from here on: situations of one tenant
+    ├── CredentialNotFound
+    ├── CredentialSealed
     └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
 
 `testing.NoDatabaseInTest` and `testing.JobFailed` are two more, for tests. If PostgreSQL refuses a
@@ -223,6 +226,18 @@ class LifespanFailed(PgnotifyqError):
 
 class HandlerProcessDied(PgnotifyqError):
     """The process of a handler died before the handler had returned: a crash, or short memory."""
+
+
+class OrgConfigUnfit(PgnotifyqError):
+    """A tenant's settings do not fit the type that the handler asks for."""
+
+
+class CredentialNotFound(PgnotifyqError):
+    """The tenant has no credential of this name."""
+
+
+class CredentialSealed(PgnotifyqError):
+    """A stored credential does not open: its key is not here, or its row was changed or moved."""
 
 
 class UnsupportedPsycopg(PgnotifyqError, ImportError):

@@ -92,6 +92,7 @@ class WorkerStarted(TypedDict):
     queues: str  # in order of preference, with commas in between
     concurrency: Annotated[int, "jobs"]
     handlers: str  # job types, sorted, with commas in between
+    tenants: str  # how transactions of a tenant's are confined, and by what
     http: NotRequired[str]  # where probes and metrics are answered
     queue_concurrency: NotRequired[str]  # of queues that have their own: name:jobs, with commas in between
 

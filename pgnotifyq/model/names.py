@@ -13,6 +13,7 @@ from pgnotifyq.model.errors import InvalidName
 # A queue's name travels in notifications and logs; 63 is what PostgreSQL gives identifiers.
 _QUEUE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,62}", re.ASCII)
 _JOB_TYPE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,126}", re.ASCII)
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", re.ASCII)
 # 24 characters leave room for `<schema>_w_<32 hex digits>` in the 63 bytes of a channel.
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,23}", re.ASCII)
 
@@ -29,6 +30,11 @@ def check_queue_name(name: object) -> str:
 def is_queue_name(text: str) -> bool:
     """Tell whether a queue may be called so."""
     return _fits(text, _QUEUE)
+
+
+def is_setting_name(text: str) -> bool:
+    """Tell whether a tenant's setting or credential may be called so."""
+    return _fits(text, _SETTING)
 
 
 def check_job_type(name: object) -> str:

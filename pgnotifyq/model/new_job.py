@@ -15,6 +15,7 @@ from pgnotifyq.model.errors import InvalidJob, InvalidPayload, PayloadTooLarge
 from pgnotifyq.model.headers import NO_HEADERS, Headers
 from pgnotifyq.model.job import NIL_ORG, JobId, OrgId
 from pgnotifyq.model.names import check_job_type, check_queue_name
+from pgnotifyq.model.organisation import org
 from pgnotifyq.model.payload import encode_value
 
 PRIORITY_MIN, PRIORITY_MAX = -32768, 32767  # PostgreSQL's smallint
@@ -48,12 +49,12 @@ def job_id_of(value: object) -> JobId:
 
 
 def org_id_of(value: object) -> OrgId:
-    """Return a tenant's id, given as a UUID or its text.
+    """Return a tenant's id, given as a UUID or its text, or as the tenant's name or number.
 
     Raises:
-        InvalidJob: it is neither.
+        InvalidJob: it is none of them. See model/organisation.py.
     """
-    return OrgId(_to_uuid("org_id", value))
+    return org(value)  # type: ignore[arg-type]  # it refuses what it does not take
 
 
 def _to_uuid(name: str, value: object) -> UUID:
@@ -77,7 +78,7 @@ class NewJob:
 
     job_type: str
     payload: Any = None  # dict, list, attrs class, dataclass: anything that is JSON in the end
-    org_id: OrgId = NIL_ORG  # or its text
+    org_id: OrgId = NIL_ORG  # or its text, the tenant's name, or its number
     # None: the queue that the handler wants, if a handler is known; else `default`.
     queue_name: str | None = None
     priority: int = PRIORITY_DEFAULT
@@ -138,7 +139,7 @@ class NewJob:
 class JobSettings(TypedDict, total=False):
     """What `enqueue` and its kin take as keywords, besides a type and a payload."""
 
-    org_id: OrgId | UUID | str  # the tenant
+    org_id: OrgId | UUID | str | int  # the tenant: its id, name or number
     queue: str | None  # None: the handler's
     priority: int
     scheduled_at: datetime | None

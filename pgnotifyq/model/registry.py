@@ -20,6 +20,7 @@ import cattrs
 
 from pgnotifyq.model.around import Lifespan, Middleware, lifespan_of, middleware_of
 from pgnotifyq.model.converting import bare, converter_that, is_pydantic, is_structured, name_of
+from pgnotifyq.model.credentials import CredentialKeys, CredentialsProvider
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
 from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what a registry has
 from pgnotifyq.model.handler import RunsIn
@@ -67,6 +68,8 @@ class JobRegistry:
             pgnotifyq's own drops them. A handler may say it for itself.
         runs_in: where its async functions run that say nothing: trio or asyncio.
         middleware: what stands around each handler, in order, as `@registry.middleware` takes it.
+        credentials: who gives `ctx.org.credentials`: a provider of the program's, or the keys of
+            the built-in store. None: the built-in store, with the keys that the environment has.
 
     Raises:
         ConfigError: `converter` is no converter, or another setting is none of its words.
@@ -79,6 +82,7 @@ class JobRegistry:
         unknown_keys: UnknownKeys | None = None,
         runs_in: Literal["trio", "asyncio"] = "trio",
         middleware: Iterable[Around] = (),
+        credentials: CredentialsProvider | CredentialKeys | None = None,
     ) -> None:
         _check_converting(converter, unknown_keys)
         if runs_in not in _ASYNC:
@@ -86,6 +90,9 @@ class JobRegistry:
         self.converter = converter
         self.unknown_keys = unknown_keys
         self.runs_in = RunsIn(runs_in)
+        if credentials is not None and not isinstance(credentials, (CredentialKeys, CredentialsProvider)):
+            raise ConfigError(f"credentials is a {name_of(type(credentials))}: pass an object with get(org_id, name), or keys")
+        self.credentials = credentials
         self._handlers: dict[str, Handler] = {}
         self.generation = 0  # grows when a handler comes
         # Each is called when a handler has come, in the thread that brought the handler.

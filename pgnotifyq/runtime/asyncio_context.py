@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import trio.lowlevel
+
 from pgnotifyq.model.errors import TransactionRefused
 from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.runtime.asyncio_loop import in_trio
 from pgnotifyq.runtime.context import JobContext
-from pgnotifyq.runtime.tenants import OrgContext
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
     from typing import NoReturn
 
     from pgnotifyq.model.around import Resources
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.outcome import Interrupt
     from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
     from pgnotifyq.runtime.context import Reach
+    from pgnotifyq.runtime.organisation import OrgContext
     from pgnotifyq.runtime.running import Running
 
 _REFUSED = (
@@ -43,10 +45,15 @@ class AsyncioContext(JobContext):
 
     @property
     def org(self) -> OrgContext:
-        """The job's tenant: its id. Its transactions are refused."""
+        """The job's tenant, to be awaited here. `ctx.org.transaction()` is refused."""
         if self._org is None:
-            self._org = OrgContext(self._running, _refuse_of_org)
+            self._org = self._org_by(_refuse_of_org, self._carry)
         return self._org
+
+    async def _carry(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+        if trio.lowlevel.in_trio_task():  # by way of ctx.org.blocking(), in a thread that the handler has started
+            return await function(*arguments)
+        return await in_trio(self._reach.token, function, *arguments)
 
     async def cancelled(self) -> Interrupt:
         """Wait until this execution shall stop, and return why."""

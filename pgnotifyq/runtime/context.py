@@ -18,7 +18,8 @@ from pgnotifyq.model.outcome import Outcome, SettleKind, encode_result
 from pgnotifyq.runtime.children import child_of
 from pgnotifyq.runtime.fenced import WorkerFence, connection_block, django_block, session_block
 from pgnotifyq.runtime.logs import JobLog
-from pgnotifyq.runtime.tenants import OrgContext
+from pgnotifyq.runtime.organisation import OrgContext, direct
+from pgnotifyq.runtime.organisation_fence import OrgFence
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.callers import ask_on, ask_on_blocking
 
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
     from pgnotifyq.runtime.fenced import Fence, FencedBlock
     from pgnotifyq.runtime.link import Link
+    from pgnotifyq.runtime.organisation import Desk
+    from pgnotifyq.runtime.organisations import Organisations
     from pgnotifyq.runtime.running import Running
+    from pgnotifyq.runtime.tenants import OpenTransaction
     from pgnotifyq.runtime.transactions import Databases
     from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.kinds import CallersConnection
@@ -88,6 +92,13 @@ class Reach(Protocol):
     def fence(self, running: Running, outcome: Outcome | None) -> Fence:
         """Return what fences a transaction on a connection of the handler's own. See fenced.py."""
 
+    @property
+    def desk(self) -> Desk:
+        """Where questions about the job's tenant go."""
+
+    def fence_org(self, running: Running, outcome: Outcome | None) -> Fence:
+        """Return what `fence` does, for a transaction that is confined to the job's tenant."""
+
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
         """Publish how far an execution has come; False: it no longer owns the job."""
 
@@ -101,6 +112,7 @@ class WorkerReach:
     databases: Databases
     quick: Link
     loop: AsyncioLoop
+    desk: Organisations
     resources: Resources = NO_RESOURCES  # of lifespans on trio, once they are entered
     token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
 
@@ -122,6 +134,17 @@ class WorkerReach:
     def resources_of(self, kind: RunsIn) -> Resources:
         """Return what the lifespans have made; on trio nothing that is asyncio's."""
         return self.resources if kind is RunsIn.TRIO else self.loop.resources + self.resources
+
+    def fence_org(self, running: Running, outcome: Outcome | None) -> Fence:
+        """Return the fence of an execution of this worker's, confined to the job's tenant."""
+        tenants = self.databases.tenants
+        return OrgFence(
+            running=running,
+            schema=self.schema,
+            worker_id=self.databases.worker_id,
+            outcome=outcome,
+            key=None if tenants is None else tenants.key,
+        )
 
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
         """Publish how far an execution has come."""
@@ -191,10 +214,30 @@ class JobContext:
 
     @property
     def org(self) -> OrgContext:
-        """The job's tenant: its id, and transactions confined to it."""
+        """The job's tenant: transactions confined to it, its settings, credentials, jobs, trail."""
         if self._org is None:
-            self._org = OrgContext(self._running, self._reach.open_transaction)
+            self._org = self._org_by(self._reach.open_transaction, direct)
         return self._org
+
+    def _org_by(
+        self, open_transaction: OpenTransaction, carry: Callable[..., Awaitable[Any]], *, is_in_process: bool = False
+    ) -> OrgContext:
+        reach = self._reach
+
+        def fence(running: Running, complete: bool, result: object) -> Fence:
+            return reach.fence_org(running, _completion(running, complete, result))
+
+        return OrgContext(
+            self._running,
+            open_transaction,
+            desk=reach.desk,
+            fence=fence,
+            child=self._child,
+            enqueue_child=self.enqueue_made,
+            carry=carry,
+            token=lambda: reach.token,
+            calls_here=self.calls_here or is_in_process,
+        )
 
     @property
     def resources(self) -> Resources:

@@ -35,7 +35,7 @@ import trio
 from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import channels
-from pgnotifyq.model.channels import Cancel, Company, Nonce, Work
+from pgnotifyq.model.channels import Cancel, Company, ConfigChanged, Nonce, Work
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import connect
@@ -84,6 +84,8 @@ class Calls:
     """There is work, it is said: of this queue, and this job, if it is named."""
     company: Callable[[], None]
     """A worker has come, it is said."""
+    config: Callable[[], None]
+    """Settings or credentials of some tenant have changed, it is said; or nobody has listened."""
 
 
 async def listen_for_ever(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: Calls) -> None:
@@ -147,6 +149,7 @@ async def _listen(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: 
         push.is_proven = True
         push.has_session = True
         push.generation += 1
+        calls.config()
         me.emit(Event(name=EventName.LISTENER_CONNECTED, fields={}))
         wakeups.bell.ring()
         await calls.catch_up()
@@ -202,7 +205,7 @@ class _Ears:
             trio.TooSlowError: it could not be sent.
         """
         nonce = channels.write(Nonce(uuid.uuid4().hex))
-        notify = workers.notify(self.me.schema, self.channel, nonce)
+        notify = workers.prove(self.me.schema, self.channel, nonce)
         with trio.fail_after(PROOF_DEADLINE_SECONDS):
             await (ask(self.connection, notify) if by is None else by.ask(notify))
         with trio.move_on_after(PROOF_DEADLINE_SECONDS):
@@ -229,6 +232,8 @@ class _Ears:
                     cancels.append(cancel)
                 case Company():
                     self.calls.company()
+                case ConfigChanged():
+                    self.calls.config()
                 case Work(queue=queue) as work if queue in self.me.queues:
                     wake_ups.append(work)
                     self.wakeups.heard_of.add(queue)

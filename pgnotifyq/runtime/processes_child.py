@@ -46,8 +46,9 @@ from pgnotifyq.model.registry import JobRegistry, has_not_run
 from pgnotifyq.runtime import processes_messages as words
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.fenced import WorkerFence
+from pgnotifyq.runtime.organisation import OrgContext, direct
+from pgnotifyq.runtime.organisation_fence import OrgFence
 from pgnotifyq.runtime.running import Running
-from pgnotifyq.runtime.tenants import OrgContext
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator, Iterator
@@ -335,6 +336,17 @@ class _Reach:
         worker_id: WorkerId = UUID(hello.worker_id)  # type: ignore[assignment]  # a NewType
         return _Fence(running=running, schema=hello.schema, worker_id=worker_id, outcome=outcome, child=self.child)
 
+    def fence_org(self, running: Running, outcome: Outcome | None) -> Fence:
+        """Return what `fence` does, for a transaction that is confined to the job's tenant."""
+        fence = self.fence(running, outcome)
+        assert isinstance(fence, _Fence)
+        return _OrgFence(running=running, schema=fence.schema, worker_id=fence.worker_id, outcome=outcome, child=self.child)
+
+    @property
+    def desk(self) -> _NoDesk:
+        """What refuses questions about the tenant: they would go over the worker's connections."""
+        return _NoDesk(self.schema)
+
     async def report(self, *_: object) -> NoReturn:
         """Refuse: `_Context.progress` is not awaited."""
         raise NotImplementedError
@@ -361,6 +373,37 @@ class _Fence(WorkerFence):
             self.child.say(words.Settled())
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class _OrgFence(OrgFence):
+    """The same, confined to the job's tenant."""
+
+    child: _Child
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Do as `OrgFence.around`, and tell."""
+        with OrgFence.around(self):
+            yield
+        if self.running.is_settled:
+            self.child.say(words.Settled())
+
+
+@attrs.frozen
+class _NoDesk:
+    """Refuses what `ctx.org` would ask of the worker."""
+
+    schema: str
+
+    async def ask(self, *_: object) -> NoReturn:
+        """Refuse."""
+        raise TransactionRefused(
+            "a handler in a process asks its tenant's things on a connection that it opens here: pass connection=, or say it in SQL"
+        )
+
+    config_of = ask
+    credential_of = ask
+
+
 class _Context(JobContext):
     """The job under way, for a handler in a process."""
 
@@ -370,9 +413,9 @@ class _Context(JobContext):
 
     @property
     def org(self) -> OrgContext:
-        """The job's tenant: its id. Its transactions are refused."""
+        """The job's tenant: its id, and what there is on a connection that is opened here."""
         if self._org is None:
-            self._org = OrgContext(self._running, _refuse_of_org)
+            self._org = self._org_by(_refuse_of_org, direct, is_in_process=True)
         return self._org
 
     def transaction(self, **_: Any) -> Any:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from pgnotifyq.ledger import look
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pgnotifyq.ledger import look, roles
+from pgnotifyq.model.errors import MissingRights
+from pgnotifyq.wire import addresses
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
@@ -16,7 +20,11 @@ if TYPE_CHECKING:
 
     from pgnotifyq.model.job import OrgId
     from pgnotifyq.runtime.running import Running
+    from pgnotifyq.runtime.transactions import Databases
     from pgnotifyq.wire.connection import Connection
+
+AGAINST_INTENT = "confined against intent"
+AGAINST_MISTAKES = "confined against mistakes, not against SQL of the handler's own"
 
 
 class OpenTransaction(Protocol):
@@ -58,11 +66,24 @@ class OrgContext:
             yield connection
 
 
-async def find_tenant_role(connection: Connection, schema: str) -> str | None:
-    """Return the role that confines tenants.
+async def confine(databases: Databases, connection: Connection, dsn: str, tenant_dsn: str | None) -> str:
+    """Find out what confines tenants' transactions, and have them confined by it.
 
-    None: it does not exist, may not be taken on, or has no rights in the schema.
+    Returns: what holds, for people: the grade, and by what.
 
-    Source: sql/queries/tenant_role.sql
+    Source: sql/functions/roles, sql/queries/tenant_role.sql
     """
-    return await ask(connection, look.tenant_role(schema))
+    schema = databases.schema
+    login = None if tenant_dsn is not None else await ask(connection, roles.tenant_login(schema))
+    if login is not None:
+        tenant_dsn = make_conninfo(addresses.normal(dsn), user=login.role_name, password=login.password)
+    key = await ask(connection, roles.tenant_key(schema))
+    if tenant_dsn is not None:
+        if key is None:
+            raise MissingRights("the worker's role may not read the tenants' key: say migrate --grant-worker with its name")
+        await databases.confine_by(tenant_dsn, key)
+        name = conninfo_to_dict(addresses.normal(tenant_dsn)).get("user")
+        return f"{AGAINST_INTENT}: by sessions of {name or 'their own'}"
+    databases.tenant_role = await ask(connection, look.tenant_role(schema))
+    by = "a setting" if databases.tenant_role is None else f"role {databases.tenant_role}"
+    return f"{AGAINST_MISTAKES}: by {by}"

@@ -23,7 +23,7 @@ the connection is the handler's own.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, cast
 
@@ -36,6 +36,7 @@ from pgnotifyq.model.errors import (
     ConnectionsTaken,
     JobCancelled,
     LeaseLost,
+    MissingRights,
     PgnotifyqError,
     PoolTimeout,
     TransactionLeft,
@@ -48,7 +49,8 @@ from pgnotifyq.wire.sessions import For
 from pgnotifyq.wire.words import in_psycopgs_words
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from psycopg.rows import TupleRow
 
@@ -60,15 +62,51 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.pool import Pool
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class TenantLogin:
+    """Sessions of a login that is a tenant's, and the key to say by which tenant one is used.
+
+    Such a session has no role to go back to. It sees nothing without a token, and a token holds for
+    one tenant in one transaction.
+    """
+
+    pool: Pool
+    key: bytes = attrs.field(repr=False)
+
+    async def seal(self, connection: Lent[TupleRow], schema: str, org_id: OrgId) -> None:
+        """Say which tenant the transaction is of that has just begun.
+
+        Raises:
+            MissingRights: the session's role is not confined by tokens.
+        """
+        says, is_sealed, role = (_told_by(connection, place) for place in (1, 2, 3))
+        if is_sealed != "t":
+            raise MissingRights(
+                f"role {role} of --tenant-dsn is not confined to a tenant: it sees all, or lacks a right; say migrate"
+                f" --grant-tenant {role}, and see doctor"
+            )
+        await ask(connection, fences.seal_tenant(schema, org_id, key=self.key, says=bytes.fromhex(says)))
+
+
 @attrs.define(eq=False, kw_only=True)
 class Databases:
-    """The connections that handlers use: a pool that is empty until a handler asks."""
+    """The connections that handlers use: pools that are empty until a handler asks."""
 
     pool: Pool
     schema: str
     worker_id: WorkerId
     connections_max: int  # as the worker is set to, for people
-    tenant_role: str | None  # None where the role does not exist: the setting alone confines then
+    # Taken on for a tenant's transaction, where no login is known. None: there is no such role, and
+    # the setting alone confines.
+    tenant_role: str | None = None
+    tenants: TenantLogin | None = None  # None: none is known
+    _stack: AsyncExitStack
+    _open_pool: Callable[[str], AbstractAsyncContextManager[Pool]]
+
+    async def confine_by(self, dsn: str, key: bytes) -> None:
+        """Have tenants' transactions run over sessions of a login of their own."""
+        pool = await self._stack.enter_async_context(self._open_pool(dsn))
+        self.tenants = TenantLogin(pool=pool, key=key)
 
     @asynccontextmanager
     async def open_transaction(
@@ -95,15 +133,22 @@ class Databases:
         """
         schema, lease = self.schema, running.lease
         with noted(running, completes=outcome is not None), told(running):
-            async with self._lend() as connection:
+            login = None if org_id is None else self.tenants
+            async with self._lend(self.pool if login is None else login.pool) as connection:
                 if isolation is not None:
                     await connection.set_isolation_level(isolation)
-                connection.begins_with = fences.fence(schema, lease, org_id, self.tenant_role)
+                if login is None:
+                    connection.begins_with = fences.fence(schema, lease, org_id, self.tenant_role)
+                else:
+                    connection.begins_with = fences.fence_of_login(schema, lease)
                 async with connection.transaction():
-                    begun_in = _xact_of(connection)
+                    begun_in = _told_by(connection, 0)
+                    if login is not None and org_id is not None:
+                        await login.seal(connection, schema, org_id)
                     with _guarded(connection, running):
                         yield connection
-                    held = await ask(connection, fences.meet_fence(schema, lease, begun_in=begun_in))
+                    met = fences.meet_fence(schema, lease, begun_in=begun_in, stays_confined=org_id is not None)
+                    held = await ask(connection, met)
                     if held != "held":
                         raise refusal(running, held)
                     if outcome is not None:
@@ -114,10 +159,10 @@ class Databases:
                     running.is_settled = True
 
     @asynccontextmanager
-    async def _lend(self) -> AsyncIterator[Lent[TupleRow]]:
+    async def _lend(self, pool: Pool) -> AsyncIterator[Lent[TupleRow]]:
         taken = False
         try:
-            async with self.pool.connection() as connection:
+            async with pool.connection() as connection:
                 taken = True
                 yield cast("Lent[TupleRow]", connection)
         except PoolTimeout as error:
@@ -132,20 +177,25 @@ class Databases:
 @asynccontextmanager
 async def open_databases(dsn: str, config: WorkerConfig, worker_id: WorkerId) -> AsyncIterator[Databases]:
     """Open the pool of a worker's handlers."""
-    async with open_pool(
-        dsn,
-        size_max=config.handler_connections_max,
-        acquire_seconds=config.handler_connection_seconds,
-        application_name="pgnotifyq handler",
-        is_for_others=True,
-        used_for=For.HANDLER,
-    ) as pool:
+
+    def open_to(dsn: str) -> AbstractAsyncContextManager[Pool]:
+        return open_pool(
+            dsn,
+            size_max=config.handler_connections_max,
+            acquire_seconds=config.handler_connection_seconds,
+            application_name="pgnotifyq handler",
+            is_for_others=True,
+            used_for=For.HANDLER,
+        )
+
+    async with AsyncExitStack() as stack:
         yield Databases(
-            pool=pool,
+            pool=await stack.enter_async_context(open_to(dsn)),
             schema=config.schema,
             worker_id=worker_id,
             connections_max=config.handler_connections_max,
-            tenant_role=f"{config.schema}_tenant",
+            stack=stack,
+            open_pool=open_to,
         )
 
 
@@ -240,8 +290,8 @@ def refusal(running: Running, held: str) -> Exception:
             return LeaseLost(f"execution {execution_id} no longer owns job {job_id}; the transaction was rolled back")
 
 
-def _xact_of(connection: Lent[TupleRow]) -> str:
-    """Return the id of the transaction that has just begun."""
-    value = None if connection.answer is None else connection.answer.get_value(0, 0)
+def _told_by(connection: Lent[TupleRow], place: int) -> str:
+    """Return a column of what went with `begin`: the first is the transaction's id."""
+    value = None if connection.answer is None else connection.answer.get_value(0, place)
     assert value is not None  # what goes with `begin` selects it
     return value.decode()

@@ -44,6 +44,7 @@ from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import Calls, listen_for_ever
 from pgnotifyq.runtime.logs import is_routine_logged, naming
 from pgnotifyq.runtime.metrics import Metrics, close_meter, open_meter
+from pgnotifyq.runtime.organisations import Organisations, seconds_max_of
 from pgnotifyq.runtime.processes import Fenced, Processes, refuse_in_import
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.pulse import Pulse
@@ -53,7 +54,7 @@ from pgnotifyq.runtime.settler import RELEASED, Settler
 from pgnotifyq.runtime.shortcuts import Taker, answer, open_door
 from pgnotifyq.runtime.slots import run_slot
 from pgnotifyq.runtime.telling import Telling
-from pgnotifyq.runtime.tenants import find_tenant_role
+from pgnotifyq.runtime.tenants import confine
 from pgnotifyq.runtime.transactions import open_databases
 from pgnotifyq.runtime.trust import (
     Trust,
@@ -254,6 +255,7 @@ class _Staff:
     def __init__(self, me: Identity, databases: Databases, link: Callable[[str], Link]) -> None:
         self.me = me
         self.databases = databases
+        self.tenants = ""  # how they are confined, for people; known once the worker has begun
         # Claims, heartbeats, sleep, watch: short statements whose commits do not wait for the disk.
         self.quick = link("claimer")
         # Outcomes, reclaim, prune: durable.
@@ -276,7 +278,13 @@ class _Staff:
         self.settler = Settler(me, self.executions, self.durable)
         self.taker = Taker(me=me, executions=self.executions, wakeups=self.wakeups, settler=self.settler, quick=self.quick)
         self.loop = AsyncioLoop(lifespans_on(me.registry, RunsIn.ASYNCIO))
-        self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.loop)
+        seconds_max = seconds_max_of(
+            backstop_seconds=me.config.backstop_seconds,
+            poll_seconds=me.config.poll_seconds,
+            is_proven=lambda: self.wakeups.push.is_proven,
+        )
+        self.organisations = Organisations(me.schema, link("organisations"), seconds_max, me.registry.credentials)
+        self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.loop, self.organisations)
         self.processes = Processes(
             count=me.config.handler_processes_max,
             jobs_max=me.config.handler_process_jobs_max,
@@ -314,6 +322,7 @@ class _Staff:
             cancels=check,
             wake_up=partial(answer, self.taker),
             company=self.company.ring,
+            config=self.organisations.forget,
         )
 
 
@@ -321,8 +330,8 @@ async def _begin(staff: _Staff, connection: Connection, dsn: str) -> None:
     """Check what the worker stands on, and publish it."""
     me = staff.me
     await check_schema(connection, me.schema)
-    staff.databases.tenant_role = await find_tenant_role(connection, me.schema)
     with translated(me.schema):
+        staff.tenants = await confine(staff.databases, connection, dsn, me.config.tenant_dsn)
         staff.trust.postmaster = await find_postmaster(connection, dsn)
         await register(me, staff.trust, staff.executions, connection)
 
@@ -364,6 +373,7 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
                 "queues": ",".join(me.queues),
                 "concurrency": executions.count,
                 "handlers": ",".join(sorted(me.registry.job_types)),
+                "tenants": staff.tenants,
             }
             if me.config.queue_concurrency:
                 fields["queue_concurrency"] = ",".join(f"{name}:{most}" for name, most in me.config.queue_concurrency.items())

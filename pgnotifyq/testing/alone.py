@@ -21,7 +21,7 @@ from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import JobCancelled, LeaseLost, PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, Job, JobId, OrgId, WorkerId
-from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT, headers_of
+from pgnotifyq.model.new_job import MAX_ATTEMPTS_DEFAULT, headers_of, org_id_of
 from pgnotifyq.model.outcome import Ended, Interrupt, InterruptKind, Outcome, Raised, SettleKind, Stopped
 from pgnotifyq.model.registry import handler_of
 from pgnotifyq.model.states import Status
@@ -30,6 +30,8 @@ from pgnotifyq.runtime.executor import Executor, as_ended
 from pgnotifyq.runtime.lifespans import open_resources
 from pgnotifyq.runtime.processes import Processes
 from pgnotifyq.runtime.running import Running
+from pgnotifyq.testing.desk import Desk
+from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -69,12 +71,14 @@ async def run_job(
     job_type: str | Handler[Any, Any, Any],
     payload: object = None,
     *,
-    org_id: OrgId | uuid.UUID = NIL_ORG,
+    org_id: OrgId | uuid.UUID | str | int = NIL_ORG,
     attempt: int = 1,
     max_attempts: int | None = None,
     headers: Mapping[str, Any] | None = None,
     resources: Iterable[object] | None = None,
     connection: Connection[Any] | None = None,
+    org_config: Mapping[str, Any] | None = None,
+    org_credentials: Mapping[str, str] | None = None,
     cancel_after: float | None = None,
     lose_lease_after: float | None = None,
     in_process: bool = False,
@@ -97,7 +101,10 @@ async def run_job(
         connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
             its own (a savepoint in an open one); without the worker's fence and confinement, for
             there is no execution in the database. `ctx.session()`, `ctx.django()` and
-            `ctx.connection()` go where your libraries lead, without the fence, too.
+            `ctx.connection()` go where your libraries lead, without the fence, too. So do those of
+            `ctx.org`. The rest of `ctx.org` asks it.
+        org_config: what `ctx.org.config` gives, by the settings' names, instead of the database's.
+        org_credentials: what `ctx.org.credentials` gives, by name.
         cancel_after: seconds after which somebody cancels the job. 0: at the handler's first
             checkpoint. A cooperative handler has the worker's grace of 5 seconds after that.
         lose_lease_after: seconds after which the execution loses its lease. What the handler does
@@ -113,15 +120,16 @@ async def run_job(
         UnknownJobType: the registry has no such handler.
         InvalidJob: another handler than this one has its name in the registry.
         InvalidPayload, PayloadTooLarge: it could not be enqueued.
-        NoDatabaseInTest: the handler opens a transaction, and there is no `connection`.
+        NoDatabaseInTest: the handler opens a transaction, or asks `ctx.org` what the test does not
+            give, and there is no `connection`.
     """
     handler = handler_of(job_type, registry)
     assert handler is not None  # there is a registry
-    job = _job(handler, json.loads(handler.written(payload).text), OrgId(org_id), attempt, max_attempts)
+    job = _job(handler, json.loads(handler.written(payload).text), org_id_of(org_id), attempt, max_attempts)
     if headers is not None:
         job = attrs.evolve(job, headers=headers_of(headers))
     running = Running(job=ClaimedJob.from_job(job), renewed_at=trio.current_time())
-    reach = Reach(connection, registry)
+    reach = Reach(connection, registry, org_config, org_credentials)
     stops = []
     if cancel_after is not None:
         stops.append((cancel_after, Interrupt(kind=InterruptKind.CANCELLED, by=BY)))
@@ -171,11 +179,13 @@ def run_job_blocking(
     job_type: str | Handler[Any, Any, Any],
     payload: object = None,
     *,
-    org_id: OrgId | uuid.UUID = NIL_ORG,
+    org_id: OrgId | uuid.UUID | str | int = NIL_ORG,
     attempt: int = 1,
     max_attempts: int | None = None,
     headers: Mapping[str, Any] | None = None,
     resources: Iterable[object] | None = None,
+    org_config: Mapping[str, Any] | None = None,
+    org_credentials: Mapping[str, str] | None = None,
     cancel_after: float | None = None,
     lose_lease_after: float | None = None,
     in_process: bool = False,
@@ -196,6 +206,8 @@ def run_job_blocking(
         max_attempts=max_attempts,
         headers=headers,
         resources=resources,
+        org_config=org_config,
+        org_credentials=org_credentials,
         cancel_after=cancel_after,
         lose_lease_after=lose_lease_after,
         in_process=in_process,
@@ -256,13 +268,34 @@ class Reach:
 
     schema = SCHEMA_DEFAULT
 
-    def __init__(self, connection: Connection[Any] | None, registry: JobRegistry) -> None:
+    def __init__(
+        self,
+        connection: Connection[Any] | None,
+        registry: JobRegistry,
+        org_config: Mapping[str, Any] | None = None,
+        org_credentials: Mapping[str, str] | None = None,
+    ) -> None:
         self.registry = registry
         self.resources = NO_RESOURCES
         self.token = trio.lowlevel.current_trio_token()
         self.reported: list[tuple[float | None, str | None]] = []
         self.completed_with: Outcome | None = None
         self._connection = connection
+        self.desk = Desk(
+            schema=SCHEMA_DEFAULT,
+            tell=self._ask,
+            provider=registry.credentials,
+            config=org_config,
+            credentials=org_credentials,
+        )
+
+    async def _ask(self, verb: Verb[Any]) -> Any:
+        if self._connection is None:
+            raise NoDatabaseInTest(
+                "the handler asks ctx.org, and run_job has no database: pass run_job(..., connection=...), org_config= or"
+                " org_credentials=, or test it with drain"
+            )
+        return await ask(self._connection, verb)
 
     @asynccontextmanager
     async def open_transaction(
@@ -297,6 +330,8 @@ class Reach:
     def fence(self, running: Running, outcome: Outcome | None) -> Fence:
         """Return what fences nothing: there is no execution in the database."""
         return NoFence(self, running, outcome)
+
+    fence_org = fence
 
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
         """Keep what the handler reports; False: the execution no longer owns the job."""

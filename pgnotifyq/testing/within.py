@@ -46,6 +46,7 @@ from pgnotifyq.runtime.executor import Executor
 from pgnotifyq.runtime.lifespans import open_resources
 from pgnotifyq.runtime.running import Running
 from pgnotifyq.testing.alone import MIDDLE, NoDatabaseInTest, NoFence, execute
+from pgnotifyq.testing.desk import Desk
 from pgnotifyq.testing.noting import Wishes, noting
 from pgnotifyq.wire.callers import ask_on, ask_on_blocking
 from pgnotifyq.wire.connection import Connection
@@ -241,6 +242,7 @@ class _Reach:
         self._session = session
         self._tell = tell
         self._is_open = False
+        self.desk = Desk(schema=crew.schema, tell=tell, provider=crew.registry.credentials)
 
     def resources_of(self, kind: RunsIn) -> Resources:  # noqa: ARG002  # a test's are for all
         """Return what the lifespans have made."""
@@ -285,6 +287,8 @@ class _Reach:
     def fence(self, running: Running, outcome: Outcome | None) -> Fence:
         """Return what fences nothing: drain settles the job when its handler has ended."""
         return NoFence(self, running, outcome, calls_here=self._crew.kind.is_blocking)
+
+    fence_org = fence
 
     async def _check(self, running: Running) -> None:
         job = await self._tell(get_job(self._crew.schema, running.job.id))

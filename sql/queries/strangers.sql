@@ -23,7 +23,7 @@ from pg_rewrite as r join ours as o on o.oid = r.ev_class
 union all
 select 'policy', o.name, p.polname::text, '', case when p.polpermissive then 'permissive' else 'restrictive' end
 from pg_policy as p join ours as o on o.oid = p.polrelid
-where p.polname <> 'one_tenant'
+where p.polname not in ('one_tenant', 'own_jobs', 'as_enqueued', 'as_cancelled')
 union all
 select 'row_security_off', o.name, '', '', ''
 from ours as o
@@ -32,7 +32,7 @@ where (not o.relrowsecurity or not o.relforcerowsecurity)
 union all
 select 'policy_gone', o.name, 'one_tenant', '', ''
 from ours as o
-where o.name in ('jobs', 'job_executions', 'dead_letter_jobs', 'job_troubles')
+where o.name in ('jobs', 'job_executions', 'dead_letter_jobs', 'job_troubles', 'org_names', 'org_config', 'org_credentials', 'org_audit')
   and not exists (select from pg_policy as p where p.polrelid = o.oid and p.polname = 'one_tenant')
 union all
 select 'autovacuum_off', o.name, '', '', ''

@@ -1,15 +1,19 @@
--- tenant_role: what the role that confines tenants is worth to the connected one. One row, or none
--- where the role does not exist.
--- Out: whether it may be taken on. Since PostgreSQL 16 a member may be one without that right.
--- Out: whether it may look into the schema at all. One that was made after the schema has no rights
---      there until `migrate` grants them.
+-- tenant_role: what the role that a worker takes on for tenants is worth to the connected one. One
+-- row, or none where there is no such role.
+-- Out: its name; whether it may be taken on. Since PostgreSQL 16 a member may be one without that
+--      right.
+-- Out: whether it may look into the schema at all. A dump that was restored into another cluster
+--      has no grants for it, until `migrate` gives them.
 -- Out: whether row security binds it.
 select
-    pg_has_role(current_user, r.oid, case when current_setting('server_version_num')::integer >= 160000 then 'SET' else 'MEMBER' end)
-        as may_be_set,
-    coalesce(has_schema_privilege(r.oid, to_regnamespace({schema_text}), 'usage'), false)
-        and coalesce(has_table_privilege(r.oid, to_regclass('{schema}.jobs'), 'select'), false)
-        and coalesce(has_table_privilege(r.oid, to_regclass('{schema}.jobs'), 'insert'), false) as has_rights,
-    not (r.rolsuper or r.rolbypassrls) as is_bound
-from pg_roles as r
-where r.rolname = {tenant_role_text}
+    p.rolname::text as name,
+    {schema}.may_take_on(current_user::text, r.role_name) as may_be_set,
+    coalesce(has_schema_privilege(p.oid, to_regnamespace({schema_text}), 'usage'), false)
+        and coalesce(has_table_privilege(p.oid, to_regclass('{schema}.jobs'), 'select'), false)
+        and coalesce(has_any_column_privilege(p.oid, to_regclass('{schema}.jobs'), 'insert'), false) as has_rights,
+    not (p.rolsuper or p.rolbypassrls) as is_bound
+from {schema}.roles as r
+join pg_roles as p on p.rolname = r.role_name
+where r.kind = 'tenant' and not p.rolcanlogin
+order by 2 desc, 3 desc, 1
+limit 1

@@ -36,6 +36,11 @@ COMMANDS = [
     "pauses",
     "workers",
     "stats",
+    "config",
+    "credentials",
+    "audit",
+    "protect",
+    "unprotect",
     "doctor",
 ]
 

@@ -12,11 +12,12 @@ import pytest
 import trio
 from psycopg.conninfo import make_conninfo
 
-from pgnotifyq.cli import doctor
+from pgnotifyq.cli import doctor, worker
 from pgnotifyq.embedded import open_temporary_server
 from pgnotifyq.ledger import doctor as asked
+from pgnotifyq.ledger import roles
+from pgnotifyq.ledger.look import tenant_role
 from pgnotifyq.migrating import migrate
-from pgnotifyq.runtime.tenants import find_tenant_role
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 
@@ -179,6 +180,7 @@ def test_role_that_lacks_a_right(dsn: str, session: Session) -> None:
     with role(session) as name:
         session.execute(f"grant usage on schema pgnotifyq to {name}".encode())
         session.execute(f"grant select, insert, update, delete on all tables in schema pgnotifyq to {name}".encode())
+        session.execute("select pgnotifyq.keep_roles()")  # as `migrate` does
         theirs = make_conninfo(dsn, user=name)
         assert verdict_of(look(theirs), f"role {name} can write") == "ok"
         session.execute(f"revoke update on pgnotifyq.jobs, pgnotifyq.sleepers from {name}".encode())
@@ -191,8 +193,8 @@ def test_role_that_lacks_a_right(dsn: str, session: Session) -> None:
 def test_role_whose_transactions_are_read_only(dsn: str) -> None:
     """Rights alone do not make it write. What counts is what the connection is under, which may choose for itself."""
     found = facts(dsn)
-    assert (found["is_read_only"], doctor._judge_role(found, None, "pgnotifyq")[0].verdict) == (False, "ok")
-    judged = doctor._judge_role({**found, "is_read_only": True}, None, "pgnotifyq")[0]
+    assert (found["is_read_only"], doctor._judge_role(found)[0].verdict) == (False, "ok")
+    judged = doctor._judge_role({**found, "is_read_only": True})[0]
     assert judged.verdict == "fail"
     assert "read-only" in judged.what
 
@@ -211,7 +213,7 @@ def facts(dsn: str) -> dict[str, Any]:
 def test_standby_is_told_apart() -> None:
     """Nothing can be written there, whatever the rights."""
     row = {"role_name": "r", "owner_name": "o", "is_standby": True, "is_superuser": True, "bypasses_row_security": True}
-    judged = doctor._judge_role({**row, "is_owner_exempt": True}, None, "pgnotifyq")
+    judged = doctor._judge_role({**row, "is_owner_exempt": True})
     assert (judged[0].verdict, judged[0].hint) == ("fail", "connect to the primary")
 
 
@@ -221,7 +223,6 @@ def test_tenant_role(blank_dsn: str) -> None:
     A worker takes it on exactly where doctor says that it may: elsewhere each tenant transaction would fail.
     """
     schema = f"q{uuid.uuid4().hex[:8]}"
-    tenant = f"{schema}_tenant"
 
     async def make() -> None:
         async with open_connection(make_conninfo(blank_dsn, user=owner)) as connection:
@@ -229,34 +230,93 @@ def test_tenant_role(blank_dsn: str) -> None:
 
     async def taken_on() -> str | None:
         async with open_connection(make_conninfo(blank_dsn, user=owner)) as connection:
-            return await find_tenant_role(connection, schema)
+            return await ask(connection, tenant_role(schema))
 
     with psycopg.connect(blank_dsn, autocommit=True) as session, role(session) as owner:
+        tenant = f"{schema}_{session.info.dbname}_tenant"
         theirs = make_conninfo(blank_dsn, user=owner)
         session.execute(f"grant create on database {session.info.dbname} to {owner}".encode())
         trio.run(make)
-        assert verdict_of(look(theirs, schema), f"role {tenant} does not exist") == "warn"
+        mistakes = "confined against mistakes, not against SQL of the handler's own: by "
+        assert verdict_of(look(theirs, schema), f"{mistakes}a setting only, for there is no role") == "warn"
         assert trio.run(taken_on) is None
         session.execute(f"create role {tenant} nologin".encode())
         try:
-            assert verdict_of(look(theirs, schema), f"role {owner} may not take on role {tenant}") == "warn"
+            trio.run(make)
+            assert (
+                verdict_of(look(theirs, schema), f"{mistakes}a setting only, for role {owner} may not take on {tenant}") == "warn"
+            )
             assert trio.run(taken_on) is None
             session.execute(f"grant {tenant} to {owner}".encode())
-            assert verdict_of(look(theirs, schema), f"role {tenant} has no rights in schema {schema}") == "warn"
+            session.execute(f"revoke all on schema {schema} from {tenant}".encode())
+            found = look(theirs, schema)
+            assert verdict_of(found, f"{mistakes}a setting only, for role {tenant} has no rights") == "warn"
+            assert verdict_of(found, f"role {tenant}, tenant, lacks usage on schema {schema}") == "fail"
             assert trio.run(taken_on) is None
-            session.execute(f"grant usage on schema {schema} to {tenant}".encode())
-            session.execute(f"grant select, insert on {schema}.jobs to {tenant}".encode())
-            assert verdict_of(look(theirs, schema), f"role {tenant} confines") == "ok"
+            trio.run(make)
+            found = look(theirs, schema)
+            assert verdict_of(found, f"{mistakes}role {tenant}") == "ok"
+            assert verdict_of(found, "the roles that migrate knows have their rights, and no more") == "ok"
             assert trio.run(taken_on) == tenant
             session.execute(f"alter role {tenant} bypassrls".encode())
-            assert verdict_of(look(theirs, schema), f"role {tenant} is exempt") == "fail"
+            found = look(theirs, schema)
+            assert verdict_of(found, f"role {tenant} is exempt") == "fail"
+            assert verdict_of(found, f"role {tenant}, tenant, has too much: exempt from row security") == "fail"
             assert trio.run(taken_on) == tenant
             if session.info.server_version >= 160_000:
                 session.execute(f"alter role {tenant} nobypassrls; grant {tenant} to {owner} with set false".encode())
-                assert verdict_of(look(theirs, schema), f"role {owner} may not take on role {tenant}") == "warn"
+                assert verdict_of(look(theirs, schema), f"role {owner} may not take on {tenant}") == "warn"
                 assert trio.run(taken_on) is None
         finally:
             session.execute(f"drop owned by {tenant}; drop role {tenant}".encode())
+
+
+def test_tenant_login(blank_dsn: str) -> None:
+    """A login of the tenants' confines against intent, and what it has too much is a failure."""
+
+    async def make() -> str:
+        async with open_connection(blank_dsn) as connection:
+            await migrate(connection)
+            name = await ask(connection, roles.make_tenant_login("pgnotifyq"))
+            await ask(connection, roles.keep("pgnotifyq"))
+            return name
+
+    name = trio.run(make)
+    found = look(blank_dsn)
+    assert verdict_of(found, f"tenants are confined against intent: by sessions of {name}") == "ok"
+    assert verdict_of(found, "the roles that migrate knows have their rights, and no more") == "ok"
+    with psycopg.connect(blank_dsn, autocommit=True) as session, role(session, "nologin") as other:
+        session.execute(f"grant {other} to {name}; grant delete on pgnotifyq.jobs to {name}".encode())
+        session.execute(f"grant update (attempts) on pgnotifyq.jobs to {name}".encode())
+        session.execute(f"grant execute on function pgnotifyq.tenant_key to {name}".encode())
+        found = look(blank_dsn)
+        what = (
+            f"role {name}, tenant, has too much: delete on jobs, execute on pgnotifyq.tenant_key(), member of {other},"
+            " update (attempts) on jobs"
+        )
+        assert verdict_of(found, what) == "fail"
+        hint = next(hint for _, said, hint in found if what in said)
+        session.execute(hint.encode())
+        assert verdict_of(look(blank_dsn), "the roles that migrate knows have their rights, and no more") == "ok"
+
+
+def test_worker_says_it_at_its_start(blank_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What its own role and the tenants' login lack and have too much is in its log."""
+
+    async def main() -> None:
+        async with open_connection(blank_dsn) as connection:
+            await migrate(connection)
+            name = await ask(connection, roles.make_tenant_login("pgnotifyq"))
+            await ask(connection, roles.keep("pgnotifyq"))
+            await worker._warn_of_powers(connection, "pgnotifyq")
+            assert f"role {name}" not in caplog.text
+            await connection.execute(f"revoke select on pgnotifyq.jobs from {name}".encode())
+            await connection.execute(f"grant delete on pgnotifyq.jobs to {name}".encode())
+            await worker._warn_of_powers(connection, "pgnotifyq")
+            assert f"role {name}, tenant, lacks: select on jobs" in caplog.text
+            assert f"role {name}, tenant, has too much: delete on jobs" in caplog.text
+
+    trio.run(main)
 
 
 def test_owner_whom_row_security_binds(blank_dsn: str) -> None:
@@ -316,7 +376,7 @@ def test_notification_queue_that_is_full_and_a_forgotten_prepared_transaction(mo
             session.execute("begin; select pg_current_xact_id(); prepare transaction 'forgotten'")
             found = look(server.dsn)
             assert verdict_of(found, "a notification to ourselves was refused: too many notifications") == "fail"
-            assert any("notification queue" in what and verdict == "warn" for verdict, what, _ in found)
+            assert any("notification queue" in what and verdict == "fail" for verdict, what, _ in found)
             assert verdict_of(found, "prepared transaction 'forgotten'") == "warn"
             session.execute("rollback prepared 'forgotten'")
 

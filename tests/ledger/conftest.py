@@ -26,6 +26,10 @@ TABLES = (
     "hooks",
     "retention",
     "pauses",
+    "org_names",
+    "org_config",
+    "org_credentials",
+    "org_audit",
 )
 
 

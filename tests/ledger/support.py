@@ -154,3 +154,8 @@ async def pass_time(connection: Connection[Any], seconds: float) -> None:
 async def update_status(connection: Connection[Any], job_id: JobId, status: str = "cancelled") -> None:
     """Do what people do: set a job's status by a plain update."""
     await connection.execute("update pgnotifyq.jobs set status = %s where id = %s", (status, job_id))
+
+
+async def tenant_role(connection: Connection[Any]) -> str:
+    """Return the role that `migrate` has made for tenants' transactions. Its name has the database in it."""
+    return str(await value(connection, "select role_name from pgnotifyq.roles where kind = 'tenant'"))

@@ -542,7 +542,9 @@ class Everybody(RuleBasedStateMachine):
         strangers = [job_id for job_id, row in self.log.jobs.items() if row["org_id"] != str(org_id)]
         with self.connection.transaction(force_rollback=True):
             self.connection.execute("select set_config('pgnotifyq.org_id', %s, true)", (str(org_id),))
-            self.connection.execute(f"set local role {SCHEMA}_tenant".encode())
+            self.connection.execute(
+                f"select set_config('role', role_name, true) from {SCHEMA}.roles where kind = 'tenant'".encode()
+            )
             for table, rows in tables.items():
                 found = self.connection.execute(f"select org_id, count(*) from {SCHEMA}.{table} group by 1".encode()).fetchall()
                 ours = sum(row["org_id"] == str(org_id) for row in rows)

@@ -11,19 +11,23 @@ import psycopg
 import pytest
 
 from pgnotifyq.wire.connection import Connection
-from tests.ledger.support import ENDINGS, claim_one, enqueue, fetch, settle, value
+from tests.ledger.support import ENDINGS, claim_one, enqueue, fetch, settle, tenant_role, value
 
 Link = Connection[Any]
 OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
 TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles")
+DEFINERS = (
+    "audit", "check_fence", "fence", "key_holder", "meet_fence", "note_cancel", "tenant_key", "tenant_login", "unsealed", "wake_after_insert",
+    "wake_after_reschedule",
+)  # fmt: skip
 
 
 @asynccontextmanager
-async def as_tenant(connection: Link, org_id: uuid.UUID | None, *, role: str = "pgnotifyq_tenant") -> AsyncIterator[Link]:
+async def as_tenant(connection: Link, org_id: uuid.UUID | None, *, role: str | None = None) -> AsyncIterator[Link]:
     """Do what a handler's tenant transaction does; rolled back at the end."""
     async with connection.transaction(force_rollback=True):
         await connection.execute("select set_config('pgnotifyq.org_id', %s, true)", (str(org_id or ""),))
-        await connection.execute(f"set local role {role}".encode())
+        await connection.execute(f"set local role {role or await tenant_role(connection)}".encode())
         yield connection
 
 
@@ -48,7 +52,8 @@ async def test_every_table_with_a_tenant_column(connection: Link) -> None:
         " from pg_class as c join pg_attribute as a on a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped"
         " where c.relnamespace = 'pgnotifyq'::regnamespace and c.relkind in ('r', 'p') order by 1",
     )
-    assert found == [(table, True, True, True) for table in sorted(TABLES)]
+    ours = (*TABLES, "org_audit", "org_config", "org_credentials", "org_names")  # these are looked at in test_organisations.py
+    assert found == [(table, True, True, True) for table in sorted(ours)]
 
 
 async def test_views_run_as_who_asks(connection: Link) -> None:
@@ -61,11 +66,11 @@ async def test_views_run_as_who_asks(connection: Link) -> None:
 
 
 async def test_functions_run_as_who_calls(connection: Link) -> None:
-    """No function lends its owner's rights but those of the fence, which only bind whoever calls them; their search path is pinned."""
+    """No function lends its owner's rights but those that are named here; their search path is pinned."""
     assert await fetch(
         connection,
         "select proname, proconfig[1] from pg_proc where pronamespace = 'pgnotifyq'::regnamespace and prosecdef order by proname",
-    ) == [(name, "search_path=pg_catalog, pg_temp") for name in ("check_fence", "fence", "meet_fence")]  # fmt: skip
+    ) == [(name, "search_path=pg_catalog, pg_temp") for name in DEFINERS]  # fmt: skip
 
 
 @pytest.mark.parametrize("relation", [*TABLES, "executions"])
@@ -128,6 +133,39 @@ async def test_cancelling_for_another_tenant(shared: Link) -> None:
         assert cursor.rowcount == 0
 
 
+async def test_id_that_another_tenant_had(connection: Link) -> None:
+    """A job under an id that another tenant's dead job has: neither's history nor letter reaches the other."""
+    theirs = await enqueue(connection, org_id=THEIRS)
+    await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    letter = await fetch(connection, "select * from pgnotifyq.dead_letter_jobs")
+    for _ in range(2):
+        await connection.execute("insert into pgnotifyq.jobs (id, org_id, job_type) values (%s, %s, 'noop')", (theirs, OURS))
+        await settle(connection, await claim_one(connection), ENDINGS["complete"])
+        await connection.execute("delete from pgnotifyq.jobs")
+        assert await fetch(connection, "select org_id from pgnotifyq.job_executions") == [(THEIRS,)]
+    await connection.execute("insert into pgnotifyq.jobs (id, org_id, job_type) values (%s, %s, 'noop')", (theirs, OURS))
+    await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    assert await fetch(connection, "select * from pgnotifyq.dead_letter_jobs where org_id = %s", THEIRS) == letter
+    assert (
+        await value(connection, "select jsonb_array_length(history) from pgnotifyq.dead_letter_jobs where org_id = %s", OURS) == 1
+    )
+    async with as_tenant(connection, OURS):
+        assert await value(connection, "select count(*) from pgnotifyq.executions") == 1
+
+
+async def test_hook_of_a_job_that_its_tenant_cancels(connection: Link) -> None:
+    """It is enqueued for the tenant, though the tenant may neither read hooks nor say what the hook is told."""
+    await connection.execute("insert into pgnotifyq.hooks (job_type, ending, hook_type) values ('noop', 'cancelled', 'tidy')")
+    job_id = await enqueue(connection, org_id=OURS)
+    async with as_tenant(connection, OURS):
+        assert await value(connection, "select pgnotifyq.cancel(%s)", job_id) == "cancelled"
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            async with connection.transaction():
+                await connection.execute("select from pgnotifyq.hooks")
+        found = await fetch(connection, "select org_id, payload ->> 'ending' from pgnotifyq.jobs where job_type = 'tidy'")
+        assert found == [(OURS, "cancelled")]
+
+
 async def test_unique_key_of_another_tenant(connection: Link) -> None:
     """One tenant's unique key is free for another, and tells it nothing."""
     theirs = await enqueue(connection, org_id=THEIRS, unique_key="k")
@@ -141,7 +179,7 @@ async def test_setting_alone(shared: Link) -> None:
     async with shared.transaction(force_rollback=True):
         await shared.execute("create role pgnotifyq_test_owner")
         await shared.execute("grant usage on schema pgnotifyq to pgnotifyq_test_owner")
-        for table in TABLES:
+        for table in (*TABLES, "worker_heartbeats"):
             await shared.execute(f"alter table pgnotifyq.{table} owner to pgnotifyq_test_owner".encode())
         async with as_tenant(shared, None, role="pgnotifyq_test_owner"):
             assert await value(shared, everything) == [OURS, THEIRS]

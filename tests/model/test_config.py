@@ -69,7 +69,7 @@ def test_bad_names_are_refused() -> None:
         {"scheduled_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-12)))},
         {"unique_key": ""},
         {"unique_key": "\x00"},
-        {"org_id": "not a uuid"},
+        {"org_id": "5d3c0f0e-6a0b-4c3e-9f43-0c1f6f7a8b2"},  # a digit is missing
     ],
 )
 def test_a_job_out_of_range_is_refused(fields: dict[str, Any]) -> None:

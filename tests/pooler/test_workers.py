@@ -12,7 +12,7 @@ import trio
 from pgnotifyq import EventName, JobContext, JobRegistry
 from pgnotifyq.runtime import listener
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.support import fetch, value
+from tests.ledger.support import fetch, tenant_role, value
 from tests.runtime.test_faults import Gate
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ async def test_tenant_transaction_leaves_nothing_in_the_session(
         worker.handle.stop()
     ends = {"commits": EventName.JOB_COMPLETED, "raises": EventName.JOB_DEAD, "is cancelled": EventName.JOB_RELEASED}
     await worker.log.wait(ends[ending], job_id=job_id)
-    assert seen == [[(2,)], [("pgnotifyq_tenant", tenant_id, 1)]]
+    assert seen == [[(2,)], [(await tenant_role(place.connection), tenant_id, 1)]]
     async with open_connection(pooler.dsn) as pooled:
         found = await fetch(pooled, "select current_user = session_user, pgnotifyq.current_org(), count(*) from pgnotifyq.jobs")
         assert found == [(True, None, 1 if ending == "raises" else 2)]

@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from pgnotifyq import EventName, JobContext, JobRegistry, MissingRights, TransactionAborted, TransactionRefused
 from tests.doors.callers_support import django_at, parts_of, url
-from tests.ledger.support import fetch
+from tests.ledger.support import fetch, tenant_role
 from tests.runtime.own_ways import WAYS, Way
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ async def role(place: Workplace) -> Any:
     await place.connection.execute("drop owned by shop_of_orm; drop role shop_of_orm")
 
 
-SCHEMA_RIGHT = "grant usage on schema pgnotifyq to shop_of_orm"
+SCHEMA_RIGHT = "grant usage on schema pgnotifyq to shop_of_orm; select pgnotifyq.keep_roles()"
 COMPLETE_RIGHTS = (
     "grant usage on schema pgnotifyq to shop_of_orm;"
     "grant select, update on pgnotifyq.jobs to shop_of_orm;"
@@ -298,19 +298,20 @@ async def test_confined_to_another_tenant(place: Workplace) -> None:
     @registry.handler()
     def work(payload: Payload, ctx: JobContext) -> None:
         with psycopg.connect(place.dsn, options="-c pgnotifyq.org_id=00000000-0000-0000-0000-00000000000a") as mine:
-            mine.execute("set role pgnotifyq_tenant")
+            mine.execute(f"set role {tenant}".encode())
             mine.commit()
             with ctx.connection(mine, complete=True):
                 pass
 
-    await place.connection.execute("grant update on pgnotifyq.jobs to pgnotifyq_tenant")
-    await place.connection.execute("grant insert on pgnotifyq.job_executions to pgnotifyq_tenant")
+    tenant = await tenant_role(place.connection)
+    await place.connection.execute(f"grant update on pgnotifyq.jobs to {tenant}".encode())
+    await place.connection.execute(f"grant insert on pgnotifyq.job_executions to {tenant}".encode())
     try:
         assert "pgnotifyq.org_id" in await outcome_of(place, registry)
     finally:
-        await place.connection.execute("revoke update on pgnotifyq.jobs from pgnotifyq_tenant")
-        await place.connection.execute("revoke insert on pgnotifyq.job_executions from pgnotifyq_tenant")
-        await place.connection.execute("grant update (status, awaited, error_message) on pgnotifyq.jobs to pgnotifyq_tenant")
+        await place.connection.execute(f"revoke update on pgnotifyq.jobs from {tenant}".encode())
+        await place.connection.execute(f"revoke insert on pgnotifyq.job_executions from {tenant}".encode())
+        await place.connection.execute(f"grant update (status, awaited, error_message) on pgnotifyq.jobs to {tenant}".encode())
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from pgnotifyq import (
 from pgnotifyq.ledger.lease import heartbeat
 from pgnotifyq.model.job import Lease
 from pgnotifyq.wire.asking import ask
-from tests.ledger.support import SCHEMA, fetch
+from tests.ledger.support import SCHEMA, fetch, tenant_role
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]
@@ -43,7 +43,8 @@ OPENERS: dict[str, Open] = {
 async def place(place: Workplace) -> Workplace:
     """Give a queue beside a table of a user's, which tenants may write."""
     await place.connection.execute(
-        "drop table if exists marks; create table marks (what text); grant all on marks to pgnotifyq_tenant"
+        "drop table if exists marks; create table marks (what text);"
+        f" grant all on marks to {await tenant_role(place.connection)}".encode()
     )
     return place
 
@@ -366,8 +367,8 @@ LOOK = """
         (select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'advisory')
 """
 LEAVES = {
-    "role": "set role pgnotifyq_tenant",
-    "session authorization": "set session authorization pgnotifyq_tenant",
+    "role": "set role {tenant}",
+    "session authorization": "set session authorization {tenant}",
     "tenant": "set pgnotifyq.org_id = '00000000-0000-0000-0000-00000000000a'",
     "setting": "set statement_timeout = '59s'",
     "search path": "set search_path = pg_temp, public",
@@ -386,7 +387,8 @@ LEAVES = {
 async def test_left_in_the_session(place: Workplace, opener: str, statement: str) -> None:
     """What one job leaves in its session, the next one in that very session does not find."""
     registry, seen = JobRegistry(), []
-    await place.connection.execute("grant temporary on database " + place.connection.info.dbname + " to pgnotifyq_tenant")
+    tenant = await tenant_role(place.connection)
+    await place.connection.execute(f"grant temporary on database {place.connection.info.dbname} to {tenant}".encode())
 
     async def found(connection: Any) -> Any:
         return await fetch(connection, LOOK)
@@ -396,7 +398,7 @@ async def test_left_in_the_session(place: Workplace, opener: str, statement: str
         async with ctx.transaction() as connection:
             seen.append((connection.info.backend_pid, await found(connection)))
         async with OPENERS[opener](ctx) as connection:
-            await connection.execute(statement.encode())
+            await connection.execute(statement.format(tenant=tenant).encode())
 
     worker = await place.start(registry, concurrency=1)
     for _ in range(2):

@@ -20,7 +20,7 @@ import trio
 
 from pgnotifyq import JobNotFound, JobRegistry, RetryPolicy, open_client
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.support import fetch
+from tests.ledger.support import fetch, tenant_role
 from tests.runtime.support import Workplace
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ async def writers(dsn: str, connection: Connection[Any]) -> AsyncIterator[list[C
     try:
         async with open_connection(dsn) as owner, open_connection(dsn) as worker, open_connection(dsn) as tenant:
             await worker.execute(f"set role {role}".encode())
-            await tenant.execute(b"set role pgnotifyq_tenant")
+            await tenant.execute(f"set role {await tenant_role(owner)}".encode())
             await tenant.execute(f"set pgnotifyq.org_id = '{OURS}'".encode())
             for session in (owner, worker, tenant):
                 await session.execute(b"set lock_timeout = '2s'")

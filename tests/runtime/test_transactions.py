@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, JobCancelled, JobContext, JobRegistry, RetryPolicy
-from tests.ledger.support import fetch
+from tests.ledger.support import fetch, tenant_role
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]
@@ -21,15 +21,15 @@ OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
 async def place(place: Workplace) -> Workplace:
     """Give a queue beside the tables of a user: one plain, one whose rows belong to tenants."""
     await place.connection.execute(
-        """
+        f"""
         drop table if exists marks, notes;
         create table marks (what text);
         create table notes (org_id uuid not null default pgnotifyq.current_org(), what text);
         alter table notes enable row level security;
         create policy one_tenant on notes
             using (org_id = pgnotifyq.current_org()) with check (org_id = pgnotifyq.current_org());
-        grant select, insert, update, delete on notes to pgnotifyq_tenant;
-        """
+        grant select, insert, update, delete on notes to {await tenant_role(place.connection)};
+        """.encode()
     )
     await place.connection.execute("insert into notes values (%s, 'ours'), (%s, 'theirs')", (OURS, THEIRS))
     return place
@@ -216,6 +216,26 @@ async def test_connection_after_a_tenant(place: Workplace) -> None:
         await worker.log.wait(event, job_id=job_id)
         await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("free", org_id=THEIRS))
     assert seen == [[(True, None)]] * 2
+
+
+async def test_cursor_that_is_filled_in_the_commit(place: Workplace) -> None:
+    """A cursor `with hold` is filled when its transaction commits, and holds the tenant's rows alone, though only a role confines."""
+    registry, held = JobRegistry(), list[Any]()
+
+    @registry.handler()
+    async def work(payload: Payload, ctx: JobContext) -> None:
+        async with ctx.org.transaction() as connection:
+            await connection.execute("declare c cursor with hold for select distinct org_id from pgnotifyq.jobs")
+            cursor = await connection.execute("commit; fetch all from c")
+            assert cursor.nextset()
+            held.extend(await cursor.fetchall())
+
+    await place.enqueue("elsewhere", org_id=THEIRS, scheduled_at="2100-01-01")
+    worker = await place.start(registry)
+    assert worker.log.find(EventName.WORKER_STARTED)[0]["tenants"].startswith("confined against mistakes, not against SQL")
+    told = await worker.log.wait(EventName.JOB_DEAD, job_id=await place.enqueue("work", org_id=OURS, max_attempts=1))
+    assert "TransactionLeft" in told["why"]
+    assert held == [(OURS,)]
 
 
 async def test_progress(place: Workplace) -> None:

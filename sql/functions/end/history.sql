@@ -9,11 +9,15 @@ as $$
         'started_at', started_at, 'ended_at', ended_at, 'error_message', error_message)
 $$;
 
-create or replace function {schema}.history(job_id uuid) returns jsonb
+-- Another tenant's job may have had the same id: its history is not this one's.
+--
+-- The earlier form goes: it took the job for enough.
+drop function if exists {schema}.history(uuid);
+create or replace function {schema}.history(job_id uuid, org_id uuid) returns jsonb
 language sql stable
 as $$
     select coalesce(jsonb_agg({schema}.attempt(
         e.id, e.attempt, e.worker_id, e.outcome, e.started_at, e.ended_at, e.error_message) order by e.started_at, e.id), '[]')
     from {schema}.job_executions as e
-    where e.job_id = history.job_id
+    where e.job_id = history.job_id and e.org_id = history.org_id
 $$;

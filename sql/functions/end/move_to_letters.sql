@@ -40,10 +40,10 @@ begin
     ), letters as (
         insert into {schema}.dead_letter_jobs (
             id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, unique_key,
-            created_at, reason, error_message, history, died_at, headers)
+            created_at, reason, error_message, history, died_at, enqueued_by, headers)
         select g.id, d.org_id, d.queue_name, d.job_type, d.payload, d.priority, d.scheduled_at, d.charged, d.max_attempts,
-            d.unique_key, d.created_at, d.reason, {schema}.letter_error(g.id, d.id, d.error), {schema}.history(d.id),
-            move_to_letters.died_at, d.headers
+            d.unique_key, d.created_at, d.reason, {schema}.letter_error(g.id, d.id, d.error), {schema}.history(d.id, d.org_id),
+            move_to_letters.died_at, d.enqueued_by, d.headers
         from dead as d, lateral (select {schema}.letter_id(d.id, pg_column_size(d.payload)) as id offset 0) as g
         returning id
     )
@@ -56,6 +56,6 @@ begin
     if pg_relation_size('{schema}.hooks') > 0 then
         perform {schema}.fire_hooks_of_dead(letter_ids);
     end if;
-    perform pg_notify({schema_text} || '_finished', d.id::text) from unnest(awaited_ids) as d(id);
+    perform {schema}.notify({schema_text} || '_finished', d.id::text) from unnest(awaited_ids) as d(id);
 end
 $$;

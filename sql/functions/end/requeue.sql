@@ -21,10 +21,10 @@ begin
     )
     insert into {schema}.jobs (
         id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, created_at, error_message,
-        headers)
+        enqueued_by, headers)
     select l.id, l.org_id, l.queue_name, l.job_type, l.payload, l.priority,
         {schema}.clock() + make_interval(secs => requeue.delay_seconds), l.max_attempts, l.unique_key, l.created_at,
-        l.error_message, l.headers
+        l.error_message, l.enqueued_by, l.headers
     from letter as l;
     return found;
 end

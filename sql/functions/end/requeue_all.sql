@@ -14,8 +14,9 @@
 -- The rate is in the jobs' times. Naively somebody stays and requeues one job after the other, and
 -- if that process ends, so does the rest of the requeue.
 --
--- The earlier form is dropped. Otherwise a call with three arguments would fit both.
+-- The earlier forms are dropped. Otherwise a call with three arguments would fit all.
 drop function if exists {schema}.requeue_all(text, text, integer);
+drop function if exists {schema}.requeue_all(text, text, integer, uuid);
 create or replace function {schema}.requeue_all(
     queue_name text default null, job_type text default null, jobs_max integer default 1000, org_id uuid default null,
     error_text text default null, died_after timestamptz default null, fingerprint text default null,

@@ -81,9 +81,14 @@ begin
         on conflict (org_id, job_type, unique_key) where holds_unique_key do nothing
         returning j.id into job_id;
         exit when job_id is not null;
-        select j.id into job_id
-        from {schema}.jobs as j
-        where j.org_id = enqueue.org_id and j.job_type = enqueue.job_type and j.unique_key = enqueue.unique_key and j.holds_unique_key;
+        if {schema}.own_only() then
+            job_id := {schema}.key_holder(enqueue.org_id, enqueue.job_type, enqueue.unique_key);
+        else
+            select j.id into job_id
+            from {schema}.jobs as j
+            where j.org_id = enqueue.org_id and j.job_type = enqueue.job_type and j.unique_key = enqueue.unique_key
+              and j.holds_unique_key;
+        end if;
         exit when job_id is not null;
     end loop;
     return job_id;

@@ -25,7 +25,21 @@ declare
     time_now timestamptz := {schema}.clock();
     found_ids uuid[];
     known_queues text[];
+    own_only constant boolean := {schema}.own_only();
 begin
+    -- A tenant chooses no ids. Its jobs get others than it says, and it is told them.
+    if not has_column_privilege('{schema}.jobs', 'id', 'insert') then
+        return query
+        select n.place, {schema}.enqueue(
+            n.job_type, n.payload::jsonb, n.org_id, n.queue_name, n.priority,
+            coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts, n.unique_key,
+            n.headers::jsonb)
+        from unnest(org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys, enqueue_many.headers)
+            with ordinality
+            as n(org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key, headers, place)
+        order by n.org_id, n.job_type collate "C", n.unique_key collate "C", n.place;
+        return;
+    end if;
     if array_position(queue_names, null) is not null then
         select array_agg(case when n.queue_name is null then {schema}.queue_of(n.job_type) end order by n.place)
         into known_queues
@@ -63,9 +77,11 @@ begin
         select array_agg(
             coalesce(
                 (select j.id from {schema}.jobs as j where j.id = n.id),
-                (select j.id from {schema}.jobs as j
-                 where j.org_id = n.org_id and j.job_type = n.job_type and j.unique_key = n.unique_key
-                   and j.holds_unique_key))
+                case when own_only then {schema}.key_holder(n.org_id, n.job_type, n.unique_key)
+                    else (
+                        select j.id from {schema}.jobs as j
+                        where j.org_id = n.org_id and j.job_type = n.job_type and j.unique_key = n.unique_key
+                          and j.holds_unique_key) end)
             order by n.place)
         into found_ids
         from unnest(job_ids, org_ids, job_types, unique_keys) with ordinality as n(id, org_id, job_type, unique_key, place);

@@ -3,7 +3,7 @@
 --
 -- Out:    the transaction's id, for meet_fence.
 -- Rights: its owner's, for a worker's role needs none on the table. A role that calls it binds
---         only a transaction of its own.
+--         only a transaction of its own. `migrate` grants it to who may use the schema.
 create or replace function {schema}.fence(job_id uuid, execution_id uuid) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -14,6 +14,7 @@ begin
     return pg_current_xact_id()::text;
 end
 $$;
+revoke all on function {schema}.fence(uuid, uuid) from public;
 
 -- meet_fence: the end of the block. Asks now what the commit would ask, so that an outcome can be
 -- written behind the answer: the job's row is locked from here on, and the commit asks nothing any
@@ -50,3 +51,4 @@ begin
     return held;
 end
 $$;
+revoke all on function {schema}.meet_fence(uuid, uuid, text) from public;

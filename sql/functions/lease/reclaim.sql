@@ -177,7 +177,7 @@ begin
                     perform {schema}.fire_hooks(array[lost.id]);
                 end if;
                 if lost.awaited and became in ('cancelled', 'pending') then
-                    perform pg_notify({schema_text} || '_finished', lost.id::text);
+                    perform {schema}.notify({schema_text} || '_finished', lost.id::text);
                 end if;
             end if;
             if not is_written then

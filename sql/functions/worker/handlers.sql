@@ -55,7 +55,7 @@ language plpgsql stable
 as $$
 #variable_conflict use_column
 begin
-    if not has_table_privilege({schema_text} || '.handlers', 'select') then
+    if not has_any_column_privilege({schema_text} || '.handlers', 'select') then
         return null;
     end if;
     return (

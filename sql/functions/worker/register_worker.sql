@@ -24,7 +24,7 @@ as $$
     set last_beat_at = excluded.last_beat_at, has_session = excluded.has_session, grace_seconds = excluded.grace_seconds,
         session_lost_at = null, dead_since = null;
     -- Workers that were alone begin to watch. No queue's name begins with a plus.
-    select pg_notify({schema_text} || '_work', '+company');
+    select {schema}.notify({schema_text} || '_work', '+company');
 $$;
 
 -- unregister_worker: a worker has ended, and nothing of it stays. Sleepers of its queues look once:

@@ -45,7 +45,8 @@ $$;
 -- session, it publishes itself anew.
 --
 -- Naively: go by the row in worker_heartbeats. But that row may be deleted while its worker lives
--- and hears.
+-- and hears. Or go by the lock alone. But any role that may connect can hold the lock of a worker
+-- that is gone: so a session whose backend is gone hears nothing, whoever holds its lock.
 --
 -- The swallowed wake-up may have been for a job of the future. So all sleepers of such a queue look
 -- once, 64 of them at most.
@@ -64,7 +65,10 @@ begin
         select a.worker_id
         from asleep as a
         left join {schema}.worker_heartbeats as w on w.worker_id = a.worker_id
-        where pg_try_advisory_xact_lock_shared(coalesce(w.session_lock, {schema}.session_key(a.worker_id)))
+        where case
+            when w.session_pid is not null
+                and not {schema}.backend_lives(w.session_pid, w.session_started_at, w.session_role::bigint) then true
+            else pg_try_advisory_xact_lock_shared(coalesce(w.session_lock, {schema}.session_key(a.worker_id))) end
     ), locked as materialized (
         select s.queue_name, s.worker_id
         from {schema}.sleepers as s

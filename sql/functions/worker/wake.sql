@@ -27,7 +27,7 @@ declare
     time_now timestamptz := {schema}.clock();
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
-        perform pg_notify({schema_text} || '_work', wake.queue_name);
+        perform {schema}.notify({schema_text} || '_work', wake.queue_name);
         return;
     end if;
     if due_at > time_now or current_setting('pgnotifyq.has_named', true) = 'yes' then
@@ -35,7 +35,7 @@ begin
     elsif wake.job_id is not null then
         perform set_config('pgnotifyq.has_named', 'yes', true);
     end if;
-    perform pg_notify({schema}.worker_channel(s.worker_id), concat_ws(' ', 'work', wake.queue_name, wake.job_id))
+    perform {schema}.notify({schema}.worker_channel(s.worker_id), concat_ws(' ', 'work', wake.queue_name, wake.job_id))
     from (
         select sleeper.worker_id
         from {schema}.sleepers as sleeper

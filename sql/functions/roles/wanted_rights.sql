@@ -1,0 +1,108 @@
+-- wanted_rights: what each kind of role may do, and no more. `migrate` grants it, doctor and a
+-- worker's start compare it with what is there, and a test walks the catalog: nothing is left out.
+--
+-- Out:    kind of role; `relation` or `function`; the object's name; one privilege; the columns
+--         that it is for (`column_names`), null: all.
+--
+-- What is not in it is nobody's but the owner's. The functions that run with the rights of who
+-- calls them are everybody's who may use the schema, and open nothing.
+create or replace function {schema}.wanted_rights()
+returns table (kind text, class text, object text, privilege text, column_names text[])
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with enqueued (columns) as (
+        values ('{{org_id,queue_name,job_type,payload,priority,scheduled_at,max_attempts,unique_key,queue_not_said,headers}}'::text[])
+    ), wanted (kind, object, privileges, columns) as (
+        values
+            ('producer', 'schema_migrations', '{{select}}'::text[], null::text[]),
+            ('producer', 'roles', '{{select}}', null),
+            ('tenant', 'roles', '{{select}}', null),
+            ('worker', 'roles', '{{select}}', null),
+            ('admin', 'roles', '{{select}}', null),
+            ('observer', 'roles', '{{select}}', null),
+
+            ('producer', 'jobs', '{{select}}', null),
+            ('producer', 'jobs', '{{insert}}', (select '{{id,created_at}}'::text[] || e.columns from enqueued as e)),
+            ('producer', 'jobs', '{{update}}', '{{status,awaited,error_message}}'),
+            ('producer', 'job_executions', '{{select}}', null),
+            ('producer', 'executions', '{{select}}', null),
+            ('producer', 'dead_letter_jobs', '{{select}}', null),
+            ('producer', 'handlers', '{{select}}', '{{job_type,queue_name,published_at}}'),
+
+            ('tenant', 'jobs', '{{select}}', null),
+            ('tenant', 'jobs', '{{insert}}', (select e.columns from enqueued as e)),
+            ('tenant', 'jobs', '{{update}}', '{{status,awaited,error_message}}'),
+            ('tenant', 'job_executions', '{{select}}', null),
+            ('tenant', 'executions', '{{select}}', null),
+            ('tenant', 'dead_letter_jobs', '{{select}}', null),
+            ('tenant', 'job_troubles', '{{select}}', null),
+            ('tenant', 'handlers', '{{select}}', '{{job_type,queue_name,published_at}}'),
+
+            ('tenant', 'org_names', '{{select}}', null),
+            ('tenant', 'org_config', '{{select}}', null),
+            ('tenant', 'org_audit', '{{select}}', null),
+
+            ('worker', 'schema_migrations', '{{select}}', null),
+            ('worker', 'jobs', '{{select,insert,update,delete}}', null),
+            ('worker', 'job_executions', '{{select,insert,delete}}', null),
+            ('worker', 'job_executions', '{{update}}', '{{error_message}}'),
+            ('worker', 'executions', '{{select}}', null),
+            ('worker', 'dead_letter_jobs', '{{select,insert,delete}}', null),
+            ('worker', 'job_troubles', '{{select,insert,update,delete}}', null),
+            ('worker', 'worker_heartbeats', '{{select,insert,update,delete}}', null),
+            ('worker', 'handlers', '{{select,insert,update,delete}}', null),
+            ('worker', 'sleepers', '{{select,insert,update,delete}}', null),
+            ('worker', 'retention', '{{select}}', null),
+            ('worker', 'pauses', '{{select}}', null),
+            ('worker', 'hooks', '{{select,insert,delete}}', null),
+            ('worker', 'org_config', '{{select}}', null),
+            ('worker', 'org_credentials', '{{select}}', null),
+            ('worker', 'org_audit', '{{select,insert}}', null),
+
+            ('observer', 'schema_migrations', '{{select}}', null),
+            ('observer', 'jobs', '{{select}}', null),
+            ('observer', 'job_executions', '{{select}}', null),
+            ('observer', 'executions', '{{select}}', null),
+            ('observer', 'dead_letter_jobs', '{{select}}', null),
+            ('observer', 'job_troubles', '{{select}}', null),
+            ('observer', 'worker_heartbeats', '{{select}}', null),
+            ('observer', 'handlers', '{{select}}', null),
+            ('observer', 'sleepers', '{{select}}', null),
+            ('observer', 'retention', '{{select}}', null),
+            ('observer', 'pauses', '{{select}}', null),
+            ('observer', 'hooks', '{{select}}', null),
+
+            ('admin', 'schema_migrations', '{{select}}', null),
+            ('admin', 'jobs', '{{select,insert,update,delete}}', null),
+            ('admin', 'job_executions', '{{select,delete}}', null),
+            ('admin', 'executions', '{{select}}', null),
+            ('admin', 'dead_letter_jobs', '{{select,delete}}', null),
+            ('admin', 'job_troubles', '{{select,delete}}', null),
+            ('admin', 'worker_heartbeats', '{{select}}', null),
+            ('admin', 'handlers', '{{select}}', null),
+            ('admin', 'sleepers', '{{select}}', null),
+            ('admin', 'hooks', '{{select}}', null),
+            ('admin', 'retention', '{{select,insert,update,delete}}', null),
+            ('admin', 'pauses', '{{select,insert,update,delete}}', null),
+            ('admin', 'org_names', '{{select,insert}}', null),
+            ('admin', 'org_config', '{{select,insert,update,delete}}', null),
+            ('admin', 'org_credentials', '{{select,insert,update,delete}}', null),
+            ('admin', 'org_audit', '{{select,insert,delete}}', null)
+    ), callable (kind, object) as (
+        values ('producer', 'fence(uuid, uuid)'), ('producer', 'meet_fence(uuid, uuid, text)'),
+            ('producer', 'key_holder(uuid, text, text)'),
+            ('tenant', 'fence(uuid, uuid)'), ('tenant', 'meet_fence(uuid, uuid, text)'), ('tenant', 'unsealed(text)'),
+            ('tenant', 'audit(text, jsonb)'),
+            ('worker', 'fence(uuid, uuid)'), ('worker', 'meet_fence(uuid, uuid, text)'), ('worker', 'tenant_key()'),
+            ('worker', 'tenant_login()')
+    )
+    -- A schema that is older than a column does without it.
+    select w.kind, 'relation', w.object, p.name, case when w.columns is not null then array(
+        select a.attname::text from pg_attribute as a
+        where a.attrelid = to_regclass('{schema}.' || w.object) and a.attname = any (w.columns) and not a.attisdropped
+        order by a.attnum) end
+    from wanted as w, unnest(w.privileges) as p(name)
+    union all
+    select c.kind, 'function', c.object, 'execute', null from callable as c
+$$;

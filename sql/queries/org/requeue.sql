@@ -1,0 +1,2 @@
+-- requeue: bring a dead letter of a tenant back. In: tenant, job. Out: whether there was one.
+select {schema}.requeue({schema}.of_org($1::uuid, $2::uuid))

@@ -1,0 +1,170 @@
+"""`client.for_org(...)`, in each door: one tenant's jobs, and no others."""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+import pgnotifyq
+import pgnotifyq.aio
+import pgnotifyq.sync
+from pgnotifyq import CancelOutcome, InvalidJob, JobDead, JobNotFound, JobRegistry, NewJob, WaitTimeout, org
+from pgnotifyq.doors import for_org, for_org_blocking
+from tests.cli.test_commands import bury
+from tests.doors.test_every_client import complete
+from tests.doors.test_verbs import between, public_methods
+
+OURS, THEIRS = org("acme"), org("umbrella")
+Do = Callable[..., Any]
+
+
+@contextmanager
+def _open(door: str, dsn: str, **options: Any) -> Iterator[Do]:
+    if door == "sync":
+        with pgnotifyq.sync.open_client(dsn, **options) as client:
+            yield lambda whose, verb, *given, **named: getattr(client.for_org(whose), verb)(*given, **named)
+        return
+    open_client: Any = {"trio": pgnotifyq.open_client, "asyncio": pgnotifyq.aio.open_client}[door]
+    with (
+        start_blocking_portal(door) as portal,
+        portal.wrap_async_context_manager(open_client(dsn, **options)) as client,
+    ):
+        yield lambda whose, verb, *given, **named: portal.call(partial(getattr(client.for_org(whose), verb), *given, **named))
+
+
+@pytest.fixture(params=["trio", "asyncio", "sync"])
+def do(request: pytest.FixtureRequest, dsn: str) -> Iterator[Do]:
+    with _open(request.param, dsn) as do:
+        yield do
+
+
+def test_jobs_of_a_tenant(do: Do) -> None:
+    """Are enqueued, looked at, counted and cancelled, whether the tenant is named by its name, its text or its id."""
+    made = do("acme", "enqueue", "noop", {"n": 1}, queue="images", priority=3)
+    more = do(str(OURS), "enqueue_many", [{"job_type": "noop"}, NewJob(job_type="noop"), NewJob(job_type="noop", org_id=OURS)])
+    theirs = do(THEIRS, "enqueue", "noop")
+    assert {job.org_id for job in do(OURS, "jobs")} == {OURS}
+    assert [job.id for job in do(OURS, "jobs", queue="images")] == [made] == [do(OURS, "get", made).id]
+    assert [job.id for job in do(THEIRS, "jobs")] == [theirs]
+    assert (do(OURS, "count"), do(OURS, "count", status="pending", queue="default"), do(THEIRS, "count")) == (4, 3, 1)
+    assert do(OURS, "cancel", more[0], why="a test") is CancelOutcome.CANCELLED
+    assert do(OURS, "wait", more[0], 10).status == "cancelled"
+    assert do(7, "jobs") == [] and do(7, "count") == 0
+
+
+def test_waiting(do: Do, dsn: str) -> None:
+    """For a job of the tenant: it ends, it goes on, or it is dead."""
+    made = do(OURS, "enqueue", "noop")
+    with pytest.raises(WaitTimeout):
+        do(OURS, "wait", made, 0.05)
+    complete(dsn)
+    assert do(OURS, "wait", made, 10).status == "completed"
+    assert len(do(OURS, "history", made)) == 1
+    dies = do(OURS, "enqueue", "noop")
+    bury(dsn, str(dies))
+    with pytest.raises(JobDead):
+        do(OURS, "wait", dies, 10)
+
+
+def test_dead_letters(do: Do, dsn: str) -> None:
+    """Of the tenant alone are listed, counted, brought back and purged."""
+    ours, theirs = (do(whose, "enqueue", "noop") for whose in (OURS, THEIRS))
+    for job_id in (ours, theirs):
+        with psycopg.connect(dsn, autocommit=True) as session:
+            session.execute("update pgnotifyq.jobs set priority = 9 where id = %s", (job_id,))
+        bury(dsn, str(job_id))
+    assert [letter.id for letter in do(OURS, "dead")] == [ours] == [do(OURS, "get_dead", ours).id]
+    assert (do(OURS, "count_dead"), do(OURS, "count_dead", queue="images")) == (1, 0)
+    assert do(OURS, "purge_dead", job_id=theirs) == 0
+    assert do(OURS, "requeue_all") == 1
+    assert do(OURS, "cancel", ours) is CancelOutcome.CANCELLED
+    assert [letter.id for letter in do(THEIRS, "dead")] == [theirs]
+    do(THEIRS, "requeue", theirs)
+    bury(dsn, str(theirs))
+    assert do(OURS, "purge_dead", older_than_seconds=0) == 0
+    assert do(THEIRS, "purge_dead", older_than_seconds=0) == 1
+
+
+@pytest.mark.parametrize("state", ["pending", "running", "dead"])
+def test_job_of_another_tenant(do: Do, dsn: str, state: str) -> None:
+    """Is unknown, by the very words for a job that never was; nothing of it is changed."""
+    theirs, never = do(THEIRS, "enqueue", "noop"), uuid.uuid4()
+    with psycopg.connect(dsn, autocommit=True) as session:
+        if state == "running":
+            session.execute("select from pgnotifyq.claim(gen_random_uuid(), '{default}', 1, 600)")
+        elif state == "dead":
+            bury(dsn, str(theirs))
+        rows = "select xmin::text, id::text, t::text from pgnotifyq.{} as t"
+        before = [session.execute(rows.format(table).encode()).fetchall() for table in ("jobs", "dead_letter_jobs")]
+        for verb, named in (("get", {}), ("get_dead", {}), ("cancel", {}), ("cancel", {"wait_seconds": 1}), ("requeue", {}), ("wait", {})):  # fmt: skip
+            told = []
+            for job_id in (theirs, never):
+                with pytest.raises(JobNotFound) as error:
+                    do(OURS, verb, job_id, **named)
+                told.append(str(error.value).replace(str(job_id), ""))
+            assert told[0] == told[1], verb
+        assert do(OURS, "history", theirs) == []
+        assert before == [session.execute(rows.format(table).encode()).fetchall() for table in ("jobs", "dead_letter_jobs")]
+
+
+def test_saying_another_tenant(do: Do) -> None:
+    """Is refused: what a request says cannot lead out of its tenant."""
+    for given in ({"org_id": THEIRS}, {"org_id": "umbrella"}):
+        with pytest.raises(InvalidJob, match="another tenant"):
+            do(OURS, "enqueue", "noop", **given)
+        with pytest.raises(InvalidJob, match="another tenant"):
+            do(OURS, "enqueue_many", [{"job_type": "noop", **given}])
+    with pytest.raises(InvalidJob, match="another tenant"):
+        do(OURS, "enqueue_many", [NewJob(job_type="noop", org_id=THEIRS)])
+    assert do(OURS, "enqueue", "noop", org_id="acme")
+    assert do(THEIRS, "count") == 0
+
+
+def test_name_of_none(do: Do) -> None:
+    """Is refused at once."""
+    with pytest.raises(InvalidJob):
+        do("", "count")
+
+
+def test_unique_keys(do: Do) -> None:
+    """Are the tenant's own."""
+    first = do(OURS, "enqueue", "noop", unique_key="k")
+    assert do(OURS, "enqueue", "noop", unique_key="k") == first != do(THEIRS, "enqueue", "noop", unique_key="k")
+
+
+@pytest.mark.parametrize("door", ["trio", "asyncio", "sync"])
+def test_registry_of_the_client(door: str, dsn: str, registry: JobRegistry) -> None:
+    """Gives the handler's defaults, as without a tenant."""
+    with _open(door, dsn, registry=registry) as do:
+        job = do(OURS, "get", do(OURS, "enqueue", "resize", {"path": "a", "width": 1}))
+        assert (job.queue_name, job.max_attempts, job.org_id) == ("images", 7, OURS)
+        with pytest.raises(pgnotifyq.UnknownJobType):
+            do(OURS, "enqueue", "nonsense")
+
+
+def test_connection_of_the_callers(do: Do, dsn: str) -> None:
+    """The job exists if and only if its transaction commits."""
+    with psycopg.connect(dsn) as mine:
+        made = do(OURS, "enqueue", "noop", connection=mine)
+        many = do(OURS, "enqueue_many", [{"job_type": "noop"}], connection=mine)
+        with pytest.raises(JobNotFound):
+            do(OURS, "get", made)
+        mine.commit()
+    assert do(OURS, "get", made).org_id == do(OURS, "get", many[0]).org_id == OURS
+
+
+def test_the_two_clients_are_alike() -> None:
+    """The blocking one has the same methods, with the same arguments and words; each is a verb of the table, or the door's own."""
+    ours, theirs = public_methods(for_org.OrgClient), public_methods(for_org_blocking.OrgClient)
+    assert ours.keys() == theirs.keys()
+    assert [found for name, method in ours.items() for found in between(method, theirs[name])] == []
+    table = {name for name, _ in inspect.getmembers(pgnotifyq.doors.org_verbs.OrgVerbs, inspect.isfunction) if name[0] != "_"}
+    assert ours.keys() - {"wait"} == table - {"new_job", "new_jobs", "own"}
