@@ -138,6 +138,7 @@ async def test_drain_of_a_worker_that_has_died(place: Workplace) -> None:
 
 async def test_claim_that_did_not_see_the_pause(place: Workplace) -> None:
     """A claim that began before the pause and has not committed is waited for, and what it took as well."""
+    await place.connection.execute("select pgnotifyq.pause('other'), pgnotifyq.resume('other')")  # not the first of all
     job_id = await place.enqueue("noop")
     async with pgnotifyq.open_client(place.dsn) as client, open_connection(place.dsn) as claimer, trio.open_nursery() as nursery:
         async with claimer.transaction():

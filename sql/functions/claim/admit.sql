@@ -17,6 +17,10 @@
 -- claim that has read nothing may commit after a pause has committed, and whoever waits until
 -- nothing runs looks in between. await_claims takes the lock alone, for a moment: all claims that
 -- began before have committed then, and all that begin later see the pause.
+--
+-- The lock costs a claim of one job 3 % and more. So it is taken only where the table has a
+-- page: where something was paused before. A claim that began before the first pause of all is not
+-- waited for.
 create or replace function {schema}.admit(inout queue_names text[], inout job_types text[], inout maxima integer[])
 language plpgsql volatile
 set jit = off

@@ -140,11 +140,11 @@ declare
     has_passed boolean;
     has_changed boolean;
     promised_at timestamptz;
-    shared text := pg_advisory_xact_lock_shared({schema}.pauses_lock());
 begin
     perform set_config('synchronous_commit', 'off', true);
     jobs_max := coalesce(jobs_max, 0);  -- `limit null` has no limit
     if pg_relation_size('{schema}.pauses') > 0 then
+        perform pg_advisory_xact_lock_shared({schema}.pauses_lock());
         select a.queue_names, a.job_types, a.maxima into queue_names, job_types, maxima
         from {schema}.admit(queue_names, job_types, maxima) as a;
     end if;

@@ -32,9 +32,9 @@ declare
     commits text := set_config('synchronous_commit', 'off', true);
     time_now timestamptz := {schema}.clock();
     has_troubles boolean := false;
-    shared text := pg_advisory_xact_lock_shared({schema}.pauses_lock());
 begin
     if pg_relation_size('{schema}.pauses') > 0 then
+        perform pg_advisory_xact_lock_shared({schema}.pauses_lock());
         select a.queue_names, a.job_types, a.maxima into queue_names, job_types, maxima
         from {schema}.admit(queue_names, job_types, maxima) as a;
     end if;

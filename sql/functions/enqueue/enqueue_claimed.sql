@@ -24,7 +24,6 @@ as $$
 #variable_conflict use_column
 declare
     job {schema}.jobs;
-    shared text := pg_advisory_xact_lock_shared({schema}.pauses_lock());
 begin
     time_now := {schema}.clock();
     -- may_start reads no more of such a job: its worker has a handler for it, and no worker can
@@ -33,6 +32,7 @@ begin
     job.scheduled_at := time_now;
     is_claimed := coalesce({schema}.may_start(job, null, false, time_now), false);
     if is_claimed and pg_relation_size('{schema}.pauses') > 0 then
+        perform pg_advisory_xact_lock_shared({schema}.pauses_lock());
         is_claimed := (
             select cardinality(a.queue_names) > 0 and cardinality(a.job_types) > 0
             from {schema}.admit(array[enqueue_claimed.queue_name], array[enqueue_claimed.job_type], null) as a);
