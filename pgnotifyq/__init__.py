@@ -75,7 +75,9 @@ from pgnotifyq.model.organisation import org
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, EndedJob, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
-from pgnotifyq.ledger.look import Explanation, QueueRow, TroubleRow, WorkerRow
+from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
+from pgnotifyq.ledger.pauses import PauseRow
+from pgnotifyq.ledger.changes import Batch, JobFilter
 
 # Errors: the tree is drawn in model/errors.py.
 from pgnotifyq.model.errors import (
@@ -185,10 +187,14 @@ __all__ = [
     "JobSettings",
     "NewJob",
     "Status",
+    "DeadGroup",
     "Explanation",
     "QueueRow",
     "TroubleRow",
     "WorkerRow",
+    "PauseRow",
+    "Batch",
+    "JobFilter",
     # Errors.
     "PgnotifyqError",
     "Refused",

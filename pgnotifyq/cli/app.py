@@ -20,7 +20,7 @@ import trio
 from cyclopts import App, CycloptsError
 
 from pgnotifyq._version import __version__
-from pgnotifyq.cli import db, dead, demo, doctor, explain, jobs, org, org_credentials, schema, worker, workers
+from pgnotifyq.cli import changes, db, dead, demo, doctor, explain, jobs, org, org_credentials, pauses, schema, worker, workers
 from pgnotifyq.cli.streams import as_error, leave_streams, prepare_streams, silence
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import errors
@@ -48,8 +48,14 @@ for command in (
     jobs.show,
     explain.explain,
     jobs.cancel,
+    changes.edit,
+    changes.bulk,
     dead.dead,
     dead.requeue,
+    pauses.pause,
+    pauses.resume,
+    pauses.drain,
+    pauses.pauses,
     workers.workers,
     workers.stats,
     org.config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -10,6 +11,7 @@ from cyclopts import Parameter
 from pgnotifyq.cli.act import run_with
 from pgnotifyq.cli.output import print_json, print_rows
 from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfQueue, OfType, Schema, job_id_of
+from pgnotifyq.doors.verbs import dead_filter
 from pgnotifyq.ledger import end, look
 from pgnotifyq.model.errors import InvalidJob, JobNotFound
 from pgnotifyq.wire.asking import ask
@@ -17,6 +19,7 @@ from pgnotifyq.wire.asking import ask
 if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
+    from pgnotifyq.ledger.look import DeadFilter
     from pgnotifyq.wire.connection import Connection
 
 REQUEUE_BATCH_MAX = 1000  # dead letters in one transaction: it holds their locks
@@ -24,10 +27,34 @@ COLUMNS = ["id", "queue_name", "job_type", "reason", "attempts", "died_at", "err
 COLUMNS_IN_TERMINAL = ["id", "queue_name", "job_type", "reason", "died_at", "attempts", "error_message"]
 
 
+OfOrg = Annotated[str | None, Parameter(name="--org", help="Only of this tenant, a uuid.")]
+OfError = Annotated[str | None, Parameter(name="--error", help="Only those whose error has this text, in any case.")]
+DiedAfter = Annotated[str | None, Parameter(help="Only those that died later: ISO 8601 with a time zone.")]
+Fingerprint = Annotated[str | None, Parameter(help="Only those of this group, as --groups prints it.")]
+PerSecond = Annotated[float | None, Parameter(help="They fall due one after the other, so many a second; default: at once.")]
+COLUMNS_OF_GROUPS = [
+    "fingerprint",
+    "letters",
+    "error_pattern",
+    "job_types",
+    "queue_names",
+    "first_died_at",
+    "last_died_at",
+    "last_id",
+]
+
+
 def dead(
     *,
     queue: OfQueue = None,
     job_type: OfType = None,
+    org: OfOrg = None,
+    error: OfError = None,
+    died_after: DiedAfter = None,
+    fingerprint: Fingerprint = None,
+    groups: Annotated[
+        bool, Parameter(name="--groups", negative="", show_default=False, help="By what they died of, the largest group first.")
+    ] = False,
     limit: Limit = 50,
     purge: Annotated[str | None, Parameter(help="Delete this one for good.")] = None,
     purge_older_than_seconds: Annotated[float | None, Parameter(help="Delete those that died longer ago, for good.")] = None,
@@ -37,17 +64,29 @@ def dead(
 ) -> int:
     """List dead letters, the latest first; or purge them."""
     key = None if purge is None else job_id_of(purge)
+    only = dead_filter(queue, job_type, org, error, _time_of(died_after), fingerprint)
 
     async def act(connection: Connection[TupleRow]) -> int:
         if key is not None or purge_older_than_seconds is not None:
             purged = await ask(connection, end.purge_dead(schema, job_id=key, older_than_seconds=purge_older_than_seconds))
             print_json({"purged": purged}) if as_json else print(f"purged {purged}")
             return 0 if purged or key is None else 1
-        found = await ask(connection, look.list_dead(schema, queue=queue, job_type=job_type, limit=limit))
+        if groups:
+            grouped = await ask(connection, look.list_dead_groups(schema, only, limit=limit))
+            print_rows(grouped, COLUMNS_OF_GROUPS, as_json=as_json, nothing="no dead letters")
+            return 0
+        found = await ask(connection, look.list_dead(schema, only, limit=limit))
         print_rows(found, COLUMNS, as_json=as_json, nothing="no dead letters", in_terminal=COLUMNS_IN_TERMINAL)
         return 0
 
     return run_with(dsn, schema, act)
+
+
+def _time_of(text: str | None) -> datetime | None:
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidJob(f"--died-after {text!r} is not a time: use 2030-01-31T12:00:00+00:00") from None
 
 
 def requeue(
@@ -55,10 +94,15 @@ def requeue(
     /,
     *,
     all_of_them: Annotated[
-        bool, Parameter(name="--all", negative="", show_default=False, help="Every dead letter of --queue and --type.")
+        bool, Parameter(name="--all", negative="", show_default=False, help="Every dead letter that the other options admit.")
     ] = False,
     queue: OfQueue = None,
     job_type: OfType = None,
+    org: OfOrg = None,
+    error: OfError = None,
+    died_after: DiedAfter = None,
+    fingerprint: Fingerprint = None,
+    per_second: PerSecond = None,
     as_json: AsJson = False,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
@@ -67,6 +111,7 @@ def requeue(
     if (job_id is None) == (not all_of_them):
         raise InvalidJob("name one dead letter, or say --all: `python -m pgnotifyq requeue ID`")
     key = None if job_id is None else job_id_of(job_id)
+    only = dead_filter(queue, job_type, org, error, _time_of(died_after), fingerprint)
 
     async def act(connection: Connection[TupleRow]) -> int:
         if key is not None:
@@ -74,7 +119,7 @@ def requeue(
                 raise JobNotFound(f"{key} was not requeued: there is no such dead letter; list them with `dead`")
             done, left = 1, 0
         else:
-            done, left = await _requeue_all(connection, schema, queue=queue, job_type=job_type)
+            done, left = await _requeue_all(connection, schema, only, per_second)
         print_json({"requeued": done, "left": left}) if as_json else print(f"requeued {done}")
         if left:
             print(f"pgnotifyq: {left} stay dead letters: unfinished jobs hold their unique keys", file=sys.stderr)
@@ -84,18 +129,21 @@ def requeue(
 
 
 async def _requeue_all(
-    connection: Connection[TupleRow], schema: str, *, queue: str | None, job_type: str | None
+    connection: Connection[TupleRow], schema: str, only: DeadFilter, per_second: float | None
 ) -> tuple[int, int]:
     """Requeue the dead letters that there are now, batch after batch.
 
     Return how many were requeued and how many were left. The number of letters now is the bound:
     some jobs may die again meanwhile.
     """
-    before = await ask(connection, look.count_dead(schema, queue=queue, job_type=job_type))
+    before = await ask(connection, look.count_dead(schema, only))
     done = 0
     while done < before:
         limit = min(before - done, REQUEUE_BATCH_MAX)
-        restored = await ask(connection, end.requeue_all(schema, queue=queue, job_type=job_type, limit=limit))
+        delay_seconds = 0.0 if per_second is None or not done else done / per_second
+        restored = await ask(
+            connection, end.requeue_all(schema, only, limit=limit, per_second=per_second, delay_seconds=delay_seconds)
+        )
         done += restored
         if restored < limit:
             break

@@ -52,7 +52,7 @@ def explain(job_id: OfJob, /, *, as_json: AsJson = False, dsn: Dsn = None, schem
 
 def sentences(found: Explanation) -> list[str]:
     """Return what there is to say of a job, as sentences."""
-    said = [*_of_state(found)]
+    said = [*_of_state(found), *_of_pause(found)]
     if found.trouble_with is not None:
         when = span(found.trouble_look_in_seconds or 0)
         look = f"in {when}" if (found.trouble_look_in_seconds or 0) > 0 else "due"
@@ -61,6 +61,18 @@ def sentences(found: Explanation) -> list[str]:
             f"the next look is {look}."
         )
     return said
+
+
+def _of_pause(found: Explanation) -> list[str]:
+    if found.paused is None:
+        return []
+    what, words = {
+        "queue": (f"Queue {found.queue_name}", found.queue_name),
+        "job_type": (f"Job type {found.job_type}", f"--type {found.job_type}"),
+    }.get(found.paused, ("Everything", "--everything"))
+    why = f": {found.paused_why}" if found.paused_why else ""
+    by = f"{what} was paused {span(found.paused_for_seconds or 0)} ago by {found.paused_by}{why}"
+    return [by, f"It goes on with python -m pgnotifyq resume {words}"]
 
 
 def _of_state(found: Explanation) -> list[str]:
@@ -98,6 +110,8 @@ def _is_never(seconds: float | None) -> bool:
 def _of_waiting(found: Explanation) -> list[str]:
     """Say what a job that is due waits for, the first cause first."""
     if found.trouble_with is not None and (found.trouble_look_in_seconds or 0) > 0:
+        return []  # told of below
+    if found.paused is not None:
         return []  # told of below
     if found.workers == 0:
         return _of_no_worker(found)

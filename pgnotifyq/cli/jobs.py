@@ -21,7 +21,7 @@ from pgnotifyq.ledger import look
 from pgnotifyq.model.errors import InvalidJob, InvalidPayload, JobNotFound
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.new_job import NewJob
-from pgnotifyq.model.states import Status
+from pgnotifyq.model.states import STORED
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import DeadLetter
     from pgnotifyq.wire.connection import Connection
 
-LABELS = [*Status, "scheduled", "retrying", "stopping"]
+LABELS = [*STORED, "scheduled", "retrying", "stopping"]
 COLUMNS = ["id", "queue_name", "job_type", "status", "priority", "attempts", "scheduled_at", "completed_at", "error_message"]
 COLUMNS_IN_TERMINAL = ["id", "queue_name", "job_type", "status", "when", "attempts", "priority", "error_message"]
 COLUMNS_OF_ATTEMPTS = ["attempt", "outcome", "started_at", "ended_at", "error_message"]

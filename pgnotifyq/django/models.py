@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import models
 
 from pgnotifyq.ledger.errors import SCHEMA_DEFAULT
-from pgnotifyq.model.states import Status
+from pgnotifyq.model.states import STORED
 
 
 def _schema() -> str:
@@ -35,7 +35,7 @@ class QueuedJob(models.Model):
     job_type = models.CharField("task", max_length=127)
     payload = models.JSONField()
     priority = models.SmallIntegerField()
-    status = models.CharField(max_length=20, choices=[(status.value, status.value) for status in Status])
+    status = models.CharField(max_length=20, choices=[(status.value, status.value) for status in STORED])
     scheduled_at = models.DateTimeField()
     attempts = models.IntegerField()
     max_attempts = models.IntegerField(null=True)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
 from pgnotifyq.doors import ends
-from pgnotifyq.doors.verbs import end_of, not_ended
+from pgnotifyq.doors.verbs import end_of, not_ended, still_runs
+from pgnotifyq.ledger import pauses
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.channels import read_finished
 from pgnotifyq.model.errors import DatabaseUnreachable, PoolTimeout
@@ -26,15 +27,20 @@ from pgnotifyq.wire.pooling import is_fit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pgnotifyq.ledger.ask import Verb
+    from pgnotifyq.ledger.pauses import Scope
     from pgnotifyq.model.job import DeadLetter, Job, JobId
     from pgnotifyq.wire.blocking import Connection, Pool
 
+T = TypeVar("T")
+
 
 class _Waiter:
-    """One thread that waits for the end of one job."""
+    """One thread that waits for the end of one job, or until a worker lets go of it."""
 
-    def __init__(self, job_id: JobId) -> None:
+    def __init__(self, job_id: JobId, look: Verb[Any]) -> None:
         self.job_id = job_id
+        self.look = look  # answers None as long as there is something to wait for
         self.rung = threading.Event()  # set: look at the table, then see whether anybody leads
 
 
@@ -66,17 +72,36 @@ class BlockingEnds:
                 `OUTAGE_SECONDS_MAX`.
         """
         deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
-        waiter = _Waiter(job_id)
-        with self._lock:
-            self._waiters.setdefault(job_id, []).append(waiter)
-        try:
-            ended = self._wait(waiter, deadline)
-        finally:
-            self._leave(waiter)
+        ended: Job | DeadLetter | None = self._wait_beside_others(job_id, end_of(self._schema, job_id), deadline)
         if ended is None:
             assert timeout_seconds is not None
             raise not_ended(job_id, timeout_seconds)
         return ended
+
+    def drain(self, scope: Scope, timeout_seconds: float | None) -> None:
+        """Wait until nothing runs any more of what was paused.
+
+        Raises: as `wait` does, but JobNotFound.
+        """
+        deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while not self._ask(pauses.await_claims(self._schema), deadline):
+            if time.monotonic() >= deadline:
+                assert timeout_seconds is not None
+                raise still_runs(scope, timeout_seconds)
+            time.sleep(ends.RETRY_SECONDS)
+        while (job_id := self._ask(pauses.first_held(self._schema, scope), deadline)) is not None:
+            if self._wait_beside_others(job_id, pauses.let_go(self._schema, job_id), deadline) is None:
+                assert timeout_seconds is not None
+                raise still_runs(scope, timeout_seconds)
+
+    def _wait_beside_others(self, job_id: JobId, look: Verb[Any], deadline: float) -> Any:
+        waiter = _Waiter(job_id, look)
+        with self._lock:
+            self._waiters.setdefault(job_id, []).append(waiter)
+        try:
+            return self._wait(waiter, deadline)
+        finally:
+            self._leave(waiter)
 
     def close(self) -> None:
         """Close the connection. Threads that wait look, and learn that the client is closed."""
@@ -100,7 +125,7 @@ class BlockingEnds:
             if connection is not None:
                 connection.pgconn.finish()
 
-    def _wait(self, waiter: _Waiter, deadline: float) -> Job | DeadLetter | None:
+    def _wait(self, waiter: _Waiter, deadline: float) -> Any:
         """Look until the job has ended, or for as long as given.
 
         Forgive failures that pass for `OUTAGE_SECONDS_MAX`.
@@ -111,7 +136,7 @@ class BlockingEnds:
             listener = self._listen(deadline)
             waiter.rung.clear()
             try:
-                ended = self._look(waiter.job_id, deadline)
+                ended = self._ask(waiter.look, deadline)
             except Exception as error:
                 is_late = isinstance(error, PoolTimeout)
                 if not (is_late or is_passing(error)):
@@ -134,11 +159,11 @@ class BlockingEnds:
             self._hear(waiter, min(answered_at + patience, deadline))
             heard = waiter.rung.is_set()
 
-    def _look(self, job_id: JobId, deadline: float) -> Job | DeadLetter | None:
-        """Return a job that has ended, or its dead letter; else have its end announced."""
+    def _ask(self, verb: Verb[T], deadline: float) -> T:
+        """Ask on a connection of the pool."""
         seconds = min(ends.LOOK_DEADLINE_SECONDS, max(deadline - time.monotonic(), ends.RETRY_SECONDS))
         with self._pool.connection(seconds) as connection, connection.bounded(seconds):
-            return ask_blocking(connection, end_of(self._schema, job_id))
+            return ask_blocking(connection, verb)
 
     def _hear(self, waiter: _Waiter, until: float) -> None:
         """Return when the leader has rung for this waiter, or when it is time.

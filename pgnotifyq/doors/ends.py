@@ -24,17 +24,21 @@ What one waiter does, again and again until a look finds the end:
 2. Look: read the job. If it has not ended, the look also marks the job as awaited; then its end
    will be announced.
 3. `_hear`: lead, or wait until the leader rings; for `LOOK_SECONDS` at most.
+
+A drain waits in the same way, for one job after the other: its look asks whether a worker still
+holds the job. That a job was given back is announced on the same channel.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 import psycopg
 
-from pgnotifyq.doors.verbs import end_of, not_ended
+from pgnotifyq.doors.verbs import end_of, not_ended, still_runs
+from pgnotifyq.ledger import pauses
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.channels import read_finished
 from pgnotifyq.model.errors import DatabaseUnreachable
@@ -45,8 +49,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from pgnotifyq.ledger.ask import Verb
+    from pgnotifyq.ledger.pauses import Scope
     from pgnotifyq.model.job import DeadLetter, Job, JobId
     from pgnotifyq.wire.ours import Awaited
+
+T = TypeVar("T")
 
 # A waiter looks at the table this often even if it hears nothing: a notification may be lost with
 # its connection.
@@ -75,10 +83,11 @@ class Pool(Protocol):
 
 
 class _Waiter:
-    """One task that waits for the end of one job."""
+    """One task that waits for the end of one job, or until a worker lets go of it."""
 
-    def __init__(self, job_id: JobId) -> None:
+    def __init__(self, job_id: JobId, look: Verb[Any]) -> None:
         self.job_id = job_id
+        self.look = look  # answers None as long as there is something to wait for
         self.rung = anyio.Event()  # set: look at the table, then see whether anybody leads
 
 
@@ -114,12 +123,35 @@ class Ends:
         self._pool.check()  # before this task waits with those of another loop
         ended: Job | DeadLetter | None = None
         with anyio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds):
-            ended = await self._wait_beside_others(job_id)
+            ended = await self._wait_beside_others(job_id, end_of(self._schema, job_id))
         if ended is None:
             assert timeout_seconds is not None
             raise not_ended(job_id, timeout_seconds)
         await self._hush()
         return ended
+
+    async def drain(self, scope: Scope, timeout_seconds: float | None) -> None:
+        """Wait until nothing runs any more of what was paused.
+
+        Cancellation: what runs goes on.
+
+        Raises: as `wait` does, but JobNotFound.
+        """
+        self._pool.check()
+        with anyio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds):
+            # Nobody tells of the end of a claim; it takes milliseconds.
+            while not await self._ask(pauses.await_claims(self._schema)):  # noqa: ASYNC110
+                await anyio.sleep(RETRY_SECONDS)
+            while (job_id := await self._ask(pauses.first_held(self._schema, scope))) is not None:
+                await self._wait_beside_others(job_id, pauses.let_go(self._schema, job_id))
+            await self._hush()
+            return
+        assert timeout_seconds is not None
+        raise still_runs(scope, timeout_seconds)
+
+    async def _ask(self, verb: Verb[T]) -> T:
+        async with self._pool.connection() as connection:
+            return await ask(connection, verb)
 
     def close_nowait(self) -> None:
         """Close the connection. The waiters still find the ends by looking."""
@@ -128,19 +160,22 @@ class Ends:
         if connection is not None:
             connection.close_nowait()
 
-    async def _wait_beside_others(self, job_id: JobId) -> Job | DeadLetter:
-        waiter = _Waiter(job_id)
+    async def _wait_beside_others(self, job_id: JobId, look: Verb[T | None]) -> T:
+        waiter = _Waiter(job_id, look)
         self._waiters.setdefault(job_id, []).append(waiter)
         has_ended = False
         try:
-            ended = await self._wait(waiter)
+            ended: T = await self._wait(waiter)
             has_ended = True
             return ended
         finally:
             self._leave_nowait(waiter, keeps_connection=has_ended)
 
-    async def _wait(self, waiter: _Waiter) -> Job | DeadLetter:
-        """Look until the job has ended. Forgive failures that pass for `OUTAGE_SECONDS_MAX`."""
+    async def _wait(self, waiter: _Waiter) -> Any:
+        """Look until the job has ended, and return what the look found.
+
+        Forgive failures that pass for `OUTAGE_SECONDS_MAX`.
+        """
         answered_at = anyio.current_time()
         heard = True  # the first look owes nothing to the listener
         while True:
@@ -149,7 +184,7 @@ class Ends:
             try:
                 with anyio.fail_after(LOOK_DEADLINE_SECONDS):
                     async with self._pool.connection() as connection:
-                        ended = await ask(connection, end_of(self._schema, waiter.job_id))
+                        ended = await ask(connection, waiter.look)
             except Exception as error:
                 if not (isinstance(error, TimeoutError) or is_passing(error)):
                     raise

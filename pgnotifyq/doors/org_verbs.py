@@ -116,7 +116,7 @@ class OrgVerbs:
 
     def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> Ask[list[DeadLetter]]:
         """Look at dead letters."""
-        return look.list_dead(self.schema, queue=queue, job_type=job_type, org_id=self.org_id, limit=limit)
+        return look.list_dead(self.schema, look.DeadFilter(queue=queue, job_type=job_type, org_id=self.org_id), limit=limit)
 
     def count_dead(self, *, queue: str | None = None, job_type: str | None = None) -> Ask[int]:
         """Count dead letters."""
@@ -128,7 +128,7 @@ class OrgVerbs:
 
     def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> Ask[int]:
         """Bring dead letters back."""
-        return end.requeue_all(self.schema, queue=queue, job_type=job_type, limit=limit, org_id=self.org_id)
+        return end.requeue_all(self.schema, look.DeadFilter(queue=queue, job_type=job_type, org_id=self.org_id), limit=limit)
 
     def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> Ask[int]:
         """Delete dead letters."""

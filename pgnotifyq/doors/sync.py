@@ -14,7 +14,7 @@ import attrs
 from pgnotifyq.doors.blocking_ends import BlockingEnds
 from pgnotifyq.doors.for_org_blocking import OrgClient
 from pgnotifyq.doors.org_verbs import OrgVerbs
-from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, SAVEPOINT_ALONE, CancelOutcome, Verbs, ended, enqueue_alone
+from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, SAVEPOINT_ALONE, CancelOutcome, Verbs, ended, enqueue_alone, scope_of
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.model.errors import ClientClosed, JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from pgnotifyq.doors.verbs import EnqueueSettings
     from pgnotifyq.ledger.ask import Verb
-    from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.changes import Batch, JobFilter
+    from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.registry import JobRegistry
@@ -325,12 +327,133 @@ class Client:
         """
         return ended(self._inside().ends.wait(job_id_of(job_id), timeout_seconds))
 
+    def edit(
+        self,
+        job_id: JobId | UUID | str,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+    ) -> bool:
+        """Change a job that waits: when it is due, its priority, its queue, its payload.
+
+        Args:
+            job_id: the job, as a UUID or its text.
+            queue: another queue. A worker of that queue is woken.
+            priority: higher first, -32768 to 32767.
+            scheduled_at: not before this time, aware.
+            delay_seconds: not before this many seconds from now, on the database's clock, in place
+                of `scheduled_at`. 0: now.
+            payload: another payload, whole. It is not checked by a handler until it runs.
+
+        Returns: whether it was changed. Not if a worker holds it, or it has ended.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
+            JobNotFound: there is no such job.
+        """
+        return self._ask(
+            self._verbs.edit(
+                job_id,
+                queue=queue,
+                priority=priority,
+                scheduled_at=scheduled_at,
+                delay_seconds=delay_seconds,
+                payload=payload,
+            )
+        )
+
+    def edit_all(
+        self,
+        only: JobFilter,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+        after_id: JobId | None = None,
+        limit: int = 1000,
+    ) -> Batch:
+        """Change jobs that wait, as `edit` does, one batch of them.
+
+        Args:
+            only: which jobs.
+            queue: another queue. A worker of that queue is woken.
+            priority: higher first, -32768 to 32767.
+            scheduled_at: not before this time, aware.
+            delay_seconds: not before this many seconds from now, on the database's clock, in place
+                of `scheduled_at`. 0: now.
+            payload: another payload, whole. It is not checked by a handler until it runs.
+            after_id: what the batch before returned; None: from the start.
+            limit: how many jobs are looked at, in one transaction.
+
+        Returns: how many were changed, how many a constraint or a trigger refused, and where to go
+            on from.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
+            ConfigError: `limit` is out of range.
+        """
+        return self._ask(
+            self._verbs.edit_all(
+                only,
+                queue=queue,
+                priority=priority,
+                scheduled_at=scheduled_at,
+                delay_seconds=delay_seconds,
+                payload=payload,
+                after_id=after_id,
+                limit=limit,
+            )
+        )
+
+    def cancel_all(self, only: JobFilter, *, why: str | None = None, after_id: JobId | None = None, limit: int = 1000) -> Batch:
+        """Cancel jobs, as `cancel` does, one batch of them; do not wait for their handlers.
+
+        Args:
+            only: which jobs.
+            why: for the handlers and the record.
+            after_id: what the batch before returned; None: from the start.
+            limit: how many jobs are looked at, in one transaction.
+
+        Returns: how many were changed, how many a constraint or a trigger refused, and where to go
+            on from.
+
+        Raises:
+            ConfigError: `limit` is out of range.
+        """
+        return self._ask(self._verbs.cancel_all(only, why=why, after_id=after_id, limit=limit))
+
+    def delete_all(self, only: JobFilter, *, after_id: JobId | None = None, limit: int = 1000) -> Batch:
+        """Delete jobs that no worker holds, with their history, one batch of them.
+
+        Args:
+            only: which jobs.
+            after_id: what the batch before returned; None: from the start.
+            limit: how many jobs are looked at, in one transaction.
+
+        Returns: how many were changed, how many a constraint or a trigger refused, and where to go
+            on from.
+
+        Raises:
+            ConfigError: `limit` is out of range.
+        """
+        return self._ask(self._verbs.delete_all(only, after_id=after_id, limit=limit))
+
+    def count(self, only: JobFilter) -> int:
+        """Return how many jobs fit a filter, dead letters left out."""
+        return self._ask(self._verbs.count(only))
+
     def get(self, job_id: JobId | UUID | str) -> Job:
-        """Return a job.
+        """Return a job; a dead letter as the job that it was, with the status `dead`.
 
         Raises:
             InvalidJob: `job_id` is not an id.
-            JobNotFound: there is none: it never was, was pruned, or is a dead letter.
+            JobNotFound: there is none: it never was, or was pruned; or it is a dead letter, and the
+                connection's role may not look at those.
         """
         return self._ask(self._verbs.get(job_id))
 
@@ -376,9 +499,75 @@ class Client:
         """
         return self._ask(self._verbs.jobs(status=status, queue=queue, job_type=job_type, org_id=org_id, limit=limit))
 
-    def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> list[DeadLetter]:
-        """Return dead letters, the latest first."""
-        return self._ask(self._verbs.dead(queue=queue, job_type=job_type, limit=limit))
+    def dead(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 50,
+    ) -> list[DeadLetter]:
+        """Return dead letters, the latest first.
+
+        Args:
+            queue: only of this queue.
+            job_type: only of this job type.
+            org_id: only of this tenant.
+            error: only those whose error message has this text, in any case.
+            died_after: only those that died after this time, aware.
+            fingerprint: only those of this group, as `dead_groups` names it.
+            limit: how many at the most.
+
+        Raises:
+            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            ConfigError: `limit` is out of range.
+        """
+        return self._ask(
+            self._verbs.dead(
+                queue=queue,
+                job_type=job_type,
+                org_id=org_id,
+                error=error,
+                died_after=died_after,
+                fingerprint=fingerprint,
+                limit=limit,
+            )
+        )
+
+    def dead_groups(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        limit: int = 50,
+    ) -> list[DeadGroup]:
+        """Return dead letters by what they died of, the largest group first.
+
+        Errors are of one group if their first lines differ in ids, numbers and quoted text alone.
+
+        Args:
+            queue: only of this queue.
+            job_type: only of this job type.
+            org_id: only of this tenant.
+            error: only those whose error message has this text, in any case.
+            died_after: only those that died after this time, aware.
+            limit: how many groups at the most.
+
+        Raises:
+            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            ConfigError: `limit` is out of range.
+        """
+        return self._ask(
+            self._verbs.dead_groups(
+                queue=queue, job_type=job_type, org_id=org_id, error=error, died_after=died_after, limit=limit
+            )
+        )
 
     def requeue(self, job_id: JobId | UUID | str) -> None:
         """Bring a dead letter back as the job it was, with all its attempts before it.
@@ -390,9 +579,48 @@ class Client:
         """
         self._ask(self._verbs.requeue(job_id))
 
-    def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> int:
-        """Bring back dead letters, the oldest first, and return how many."""
-        return self._ask(self._verbs.requeue_all(queue=queue, job_type=job_type, limit=limit))
+    def requeue_all(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 1000,
+        per_second: float | None = None,
+    ) -> int:
+        """Bring back dead letters, the oldest first, and return how many.
+
+        Those whose unique key an unfinished job holds stay, and do not count.
+
+        Args:
+            queue: only of this queue.
+            job_type: only of this job type.
+            org_id: only of this tenant.
+            error: only those whose error message has this text, in any case.
+            died_after: only those that died after this time, aware.
+            fingerprint: only those of this group, as `dead_groups` names it.
+            limit: how many at the most, in one transaction.
+            per_second: they fall due one after the other, at this rate; None: all at once.
+
+        Raises:
+            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            ConfigError: `limit` or `per_second` is out of range.
+        """
+        return self._ask(
+            self._verbs.requeue_all(
+                queue=queue,
+                job_type=job_type,
+                org_id=org_id,
+                error=error,
+                died_after=died_after,
+                fingerprint=fingerprint,
+                limit=limit,
+                per_second=per_second,
+            )
+        )
 
     def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> int:
         """Delete a dead letter, or those that died longer ago than given; return how many."""
@@ -410,6 +638,83 @@ class Client:
             InvalidJob: a value is out of range.
         """
         self._ask(self._verbs.set_retention(queue, keep_seconds, ending=ending))
+
+    def pause(
+        self,
+        queue: str | None = None,
+        *,
+        job_type: str | None = None,
+        everything: bool = False,
+        why: str | None = None,
+        who: str | None = None,
+    ) -> bool:
+        """Let nothing of a queue start, on any worker, until it is resumed. What runs goes on.
+
+        Args:
+            queue: the queue; it need not hold jobs, nor have workers.
+            job_type: instead of a queue: jobs of this type, in all queues.
+            everything: instead of either: all jobs.
+            why: for those who ask why a job waits.
+            who: who pauses it; None: the connection's role.
+
+        Returns: whether it was not paused before; if it was, `why` and `who` are replaced.
+
+        Raises:
+            InvalidJob: a value is out of range, or not one of the three was said.
+        """
+        return self._ask(self._verbs.pause(queue, job_type=job_type, everything=everything, why=why, who=who))
+
+    def resume(self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False) -> bool:
+        """Let start again what was paused; workers that sleep are woken.
+
+        Args:
+            queue: what was paused, in the same words.
+            job_type: what was paused, in the same words.
+            everything: what was paused, in the same words. Pauses of queues and types stay.
+
+        Returns: whether it was paused.
+
+        Raises:
+            InvalidJob: a value is out of range, or not one of the three was said.
+        """
+        return self._ask(self._verbs.resume(queue, job_type=job_type, everything=everything))
+
+    def drain(
+        self,
+        queue: str | None = None,
+        *,
+        job_type: str | None = None,
+        everything: bool = False,
+        why: str | None = None,
+        who: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Pause a queue, as `pause` does, and wait until nothing of it runs any more.
+
+        What runs is not stopped: it ends, or is given back to be tried again later.
+
+        Args:
+            queue: the queue; it need not hold jobs, nor have workers.
+            job_type: instead of a queue: jobs of this type, in all queues.
+            everything: instead of either: all jobs.
+            why: for those who ask why a job waits.
+            who: who pauses it; None: the connection's role.
+            timeout_seconds: wait at most this long.
+
+        Raises:
+            InvalidJob: a value is out of range, or not one of the three was said.
+            WaitTimeout: something still runs after `timeout_seconds`; it goes on, and it stays
+                paused.
+            DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a
+                minute.
+        """
+        scope = scope_of(queue, job_type, everything)
+        self._ask(self._verbs.pause(queue, job_type=job_type, everything=everything, why=why, who=who))
+        self._inside().ends.drain(scope, timeout_seconds)
+
+    def pauses(self) -> list[PauseRow]:
+        """Return what is paused, the oldest first."""
+        return self._ask(self._verbs.pauses())
 
     def workers(self) -> list[WorkerRow]:
         """Return the worker processes, the oldest first."""

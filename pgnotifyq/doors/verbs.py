@@ -2,7 +2,7 @@
 
 This is the one table of verbs. If a public method of `Verbs` returns a verb of the ledger, each
 client has a method of that name: awaited on trio and asyncio (awaited.py), blocking (sync.py).
-`wait` is the only one that a door must do by itself (ends.py, blocking_ends.py).
+`wait` and `drain` a door must do by itself (ends.py, blocking_ends.py).
 tests/doors/test_verbs.py compares the doors with this table, and with each other.
 
 Nothing here waits or knows a connection. Each method checks what it was given before it returns.
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from pgnotifyq.ledger import bulk, end, enqueue, look
+from pgnotifyq.ledger import bulk, changes, end, enqueue, look, pauses
 from pgnotifyq.ledger.ask import Plan
+from pgnotifyq.ledger.pauses import Scope
 from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
 from pgnotifyq.model.handler import make_job
 from pgnotifyq.model.headers import carried
@@ -28,10 +29,13 @@ from pgnotifyq.model.tracing import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from pgnotifyq.ledger.ask import Answer, Ask, Steps
-    from pgnotifyq.ledger.look import Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.changes import Batch, JobFilter
+    from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.model.job import Execution, Job, OrgId
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
@@ -124,10 +128,70 @@ class Verbs:
 
         return _then(end.cancel(self.schema, wanted, why), told)
 
-    def get(self, job_id: JobId | UUID | str) -> Ask[Job]:
-        """Look at a job."""
+    def edit(
+        self,
+        job_id: JobId | UUID | str,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+    ) -> Ask[bool]:
+        """Change a job that waits."""
         wanted = job_id_of(job_id)
-        return _then(look.get_job(self.schema, wanted), lambda job: _found(job, no_job, wanted))
+        change = changes.Edit(
+            queue=queue, priority=priority, scheduled_at=scheduled_at, delay_seconds=delay_seconds, payload=payload
+        )
+
+        def told(word: str) -> bool:
+            if word == "unknown":
+                raise no_job(wanted)
+            return word == "edited"
+
+        return _then(changes.edit(self.schema, wanted, change), told)
+
+    def edit_all(
+        self,
+        only: JobFilter,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+        after_id: JobId | None = None,
+        limit: int = 1000,
+    ) -> Ask[Batch]:
+        """Change jobs that wait."""
+        change = changes.Edit(
+            queue=queue, priority=priority, scheduled_at=scheduled_at, delay_seconds=delay_seconds, payload=payload
+        )
+        return changes.change_all(self.schema, "edit", only, change=change, after_id=after_id, limit=limit)
+
+    def cancel_all(
+        self, only: JobFilter, *, why: str | None = None, after_id: JobId | None = None, limit: int = 1000
+    ) -> Ask[Batch]:
+        """Ask jobs to stop."""
+        return changes.change_all(self.schema, "cancel", only, why=why, after_id=after_id, limit=limit)
+
+    def delete_all(self, only: JobFilter, *, after_id: JobId | None = None, limit: int = 1000) -> Ask[Batch]:
+        """Delete jobs that no worker holds."""
+        return changes.change_all(self.schema, "delete", only, after_id=after_id, limit=limit)
+
+    def count(self, only: JobFilter) -> Ask[int]:
+        """Count jobs."""
+        return changes.count_jobs(self.schema, only)
+
+    def get(self, job_id: JobId | UUID | str) -> Plan[Job]:
+        """Look at a job, or a dead letter."""
+        wanted = job_id_of(job_id)
+
+        def steps() -> Steps[Job]:
+            job: Job | None = yield look.find_job(self.schema, wanted)
+            return _found(job, no_job, wanted)
+
+        return Plan(steps)
 
     def get_dead(self, job_id: JobId | UUID | str) -> Ask[DeadLetter]:
         """Look at a dead letter."""
@@ -156,9 +220,34 @@ class Verbs:
         org = None if org_id is None else org_id_of(org_id)
         return look.list_jobs(self.schema, status=status, queue=queue, job_type=job_type, org_id=org, limit=limit)
 
-    def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> Ask[list[DeadLetter]]:
+    def dead(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 50,
+    ) -> Ask[list[DeadLetter]]:
         """Look at dead letters."""
-        return look.list_dead(self.schema, queue=queue, job_type=job_type, limit=limit)
+        only = dead_filter(queue, job_type, org_id, error, died_after, fingerprint)
+        return look.list_dead(self.schema, only, limit=limit)
+
+    def dead_groups(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        limit: int = 50,
+    ) -> Ask[list[DeadGroup]]:
+        """Look at dead letters by what they died of."""
+        only = dead_filter(queue, job_type, org_id, error, died_after, None)
+        return look.list_dead_groups(self.schema, only, limit=limit)
 
     def requeue(self, job_id: JobId | UUID | str) -> Ask[None]:
         """Bring a dead letter back."""
@@ -170,9 +259,21 @@ class Verbs:
 
         return _then(end.requeue(self.schema, wanted), told)
 
-    def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> Ask[int]:
+    def requeue_all(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        org_id: OrgId | UUID | str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 1000,
+        per_second: float | None = None,
+    ) -> Ask[int]:
         """Bring dead letters back."""
-        return end.requeue_all(self.schema, queue=queue, job_type=job_type, limit=limit)
+        only = dead_filter(queue, job_type, org_id, error, died_after, fingerprint)
+        return end.requeue_all(self.schema, only, limit=limit, per_second=per_second)
 
     def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> Ask[int]:
         """Delete dead letters."""
@@ -182,6 +283,26 @@ class Verbs:
     def set_retention(self, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> Ask[None]:
         """Say how long finished jobs are kept."""
         return end.set_retention(self.schema, queue, keep_seconds, ending=ending)
+
+    def pause(
+        self,
+        queue: str | None = None,
+        *,
+        job_type: str | None = None,
+        everything: bool = False,
+        why: str | None = None,
+        who: str | None = None,
+    ) -> Ask[bool]:
+        """Let nothing start of a queue, a job type, or at all."""
+        return pauses.pause(self.schema, scope_of(queue, job_type, everything), why=why, who=who)
+
+    def resume(self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False) -> Ask[bool]:
+        """Let start again what was paused."""
+        return pauses.resume(self.schema, scope_of(queue, job_type, everything))
+
+    def pauses(self) -> Ask[list[PauseRow]]:
+        """Look at what is paused."""
+        return pauses.list_pauses(self.schema)
 
     def workers(self) -> Ask[list[WorkerRow]]:
         """Look at the workers."""
@@ -249,6 +370,43 @@ def no_job(job_id: JobId) -> JobNotFound:
 def not_ended(job_id: JobId, timeout_seconds: float) -> WaitTimeout:
     """Return the error of a job that has not ended in the time given."""
     return WaitTimeout(f"job {job_id} has not ended within {timeout_seconds:g} s; it goes on")
+
+
+def dead_filter(
+    queue: str | None,
+    job_type: str | None,
+    org_id: OrgId | UUID | str | None,
+    error: str | None,
+    died_after: datetime | None,
+    fingerprint: str | None,
+) -> look.DeadFilter:
+    """Return which dead letters are meant.
+
+    Raises:
+        InvalidJob: `org_id` is no id, or `died_after` says no time zone.
+    """
+    if died_after is not None and died_after.tzinfo is None:
+        raise InvalidJob(f"died_after {died_after!r} has no time zone: use datetime.now(UTC), say")
+    org = None if org_id is None else org_id_of(org_id)
+    return look.DeadFilter(
+        queue=queue, job_type=job_type, org_id=org, error=error, died_after=died_after, fingerprint=fingerprint
+    )
+
+
+def scope_of(queue: str | None, job_type: str | None, everything: bool) -> Scope:
+    """Return what a pause is of.
+
+    Raises:
+        InvalidJob: it is not one of the three.
+    """
+    if (queue is not None) + (job_type is not None) + everything != 1:
+        raise InvalidJob("say one of a queue, job_type= and everything=True")
+    return Scope(queue=queue, job_type=job_type, everything=everything)
+
+
+def still_runs(scope: Scope, timeout_seconds: float) -> WaitTimeout:
+    """Return the error of a drain that has not come to its end in the time given."""
+    return WaitTimeout(f"jobs of {scope} still run after {timeout_seconds:g} s; it stays paused")
 
 
 def _no_letter(job_id: JobId) -> JobNotFound:

@@ -13,16 +13,18 @@ from pgnotifyq.ledger.ask import Ask, Plan, array, nothing, text
 from pgnotifyq.ledger.columns import number, rows, truth, word
 from pgnotifyq.ledger.errors import Whose, raise_translated, said_of, whose
 from pgnotifyq.ledger.lease import Surprise, job_order, lease_arrays, read_surprises
-from pgnotifyq.ledger.look import checked_limit
+from pgnotifyq.ledger.look import ANY_LETTER, checked_limit
 from pgnotifyq.ledger.statements import call, query
 from pgnotifyq.model.errors import ConfigError, IllegalTransition, UniqueKeyHeld
 from pgnotifyq.model.job import JobId, Lease, OrgId, WorkerId
+from pgnotifyq.model.new_job import DELAY_SECONDS_MAX
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, SettleKind, bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pgnotifyq.ledger.ask import Answer, Steps, Verb
+    from pgnotifyq.ledger.look import DeadFilter
     from pgnotifyq.model.outcome import Outcome
 
     _Way = Callable[[str, Sequence[str], Sequence[Outcome]], Ask[list[Surprise]]]
@@ -276,21 +278,34 @@ def requeue(schema: str, job_id: JobId) -> Ask[bool]:
 
 def requeue_all(
     schema: str,
+    only: DeadFilter = ANY_LETTER,
     *,
-    queue: str | None = None,
-    job_type: str | None = None,
     limit: int = 1000,
-    org_id: OrgId | None = None,
+    per_second: float | None = None,
+    delay_seconds: float = 0.0,
 ) -> Ask[int]:
     """Bring back dead letters, the oldest first, in one transaction; return how many.
 
     Those whose unique key an unfinished job holds stay, and do not count.
 
+    Args:
+        schema: ours.
+        only: which of them.
+        limit: how many at the most.
+        per_second: they fall due one after the other, at this rate; None: all at once.
+        delay_seconds: the first is due then.
+
     Raises:
-        ConfigError: `limit` is negative.
+        ConfigError: `limit` is negative, or `per_second` or `delay_seconds` is out of range.
     """
-    values = (queue, job_type, str(checked_limit(limit)), text(org_id))
-    return Ask(call("requeue_all", "text text integer uuid", schema), values, number, said_of(schema), may_repeat=False)
+    if per_second is not None and not 0 < per_second < math.inf:
+        raise ConfigError(f"per_second {per_second!r} is out of range: use more than 0")
+    if not 0 <= delay_seconds <= DELAY_SECONDS_MAX:
+        raise ConfigError(f"delay_seconds {delay_seconds!r} is out of range: use 0 to {DELAY_SECONDS_MAX:g}")
+    queue, job_type, *more = only.values
+    values = (queue, job_type, str(checked_limit(limit)), *more, text(per_second), str(float(delay_seconds)))
+    types = "text text integer uuid text timestamptz text float8 float8"
+    return Ask(call("requeue_all", types, schema), values, number, said_of(schema), may_repeat=False)
 
 
 def purge_dead(

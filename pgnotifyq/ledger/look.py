@@ -5,30 +5,31 @@ Jobs, attempts, dead letters, queues, workers, troubles, and what the connected 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import attrs
 
-from pgnotifyq.ledger.ask import Ask, array, text
+from pgnotifyq.ledger.ask import Ask, Plan, array, text
 from pgnotifyq.ledger.columns import number, records, rows, time_from_text, truth
 from pgnotifyq.ledger.errors import said_of
 from pgnotifyq.ledger.statements import query
-from pgnotifyq.model.errors import ConfigError
+from pgnotifyq.model.errors import ConfigError, MissingRights
 from pgnotifyq.model.headers import headers_in
 from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.payload import Undecodable
-from pgnotifyq.model.states import Status
+from pgnotifyq.model.states import STORED, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from pgnotifyq.ledger.ask import Answer
+    from pgnotifyq.ledger.ask import Answer, Steps
 
 T = TypeVar("T")
 # What `list_jobs` knows a job's state by: the statuses, and the labels derived from them.
-LABELS = (*Status, "scheduled", "retrying", "stopping")
+LABELS = (*STORED, "scheduled", "retrying", "stopping")
 
 
 @attrs.frozen(kw_only=True)
@@ -110,6 +111,10 @@ class Explanation:
     trouble: str | None  # what the database said of it
     trouble_tries: int | None
     trouble_look_in_seconds: float | None  # nobody tries again before
+    paused: str | None  # what is paused that it waits for: queue, job_type or everything; None: nothing, or it is not pending
+    paused_by: str | None
+    paused_why: str | None
+    paused_for_seconds: float | None
 
 
 def get_job(schema: str, job_id: JobId) -> Ask[Job | None]:
@@ -170,14 +175,42 @@ def explain(schema: str, job_id: JobId) -> Ask[Explanation | None]:
     return Ask(query("explain", schema), (job_id.hex,), read, said_of(schema))
 
 
-def list_dead(
-    schema: str,
-    *,
-    queue: str | None = None,
-    job_type: str | None = None,
-    org_id: OrgId | None = None,
-    limit: int = 50,
-) -> Ask[list[DeadLetter]]:
+@attrs.frozen(kw_only=True)
+class DeadFilter:
+    """Which dead letters are meant; None: it does not matter."""
+
+    queue: str | None = None
+    job_type: str | None = None
+    org_id: OrgId | None = None
+    error: str | None = None  # a part of the error message, in any case
+    died_after: datetime | None = None
+    fingerprint: str | None = None  # as `DeadGroup` has it
+
+    @property
+    def values(self) -> tuple[str | None, ...]:
+        """What SQL is given."""
+        return (self.queue, self.job_type, text(self.org_id), self.error, text(self.died_after), self.fingerprint)
+
+
+ANY_LETTER = DeadFilter()
+
+
+@attrs.frozen(kw_only=True)
+class DeadGroup:
+    """Dead letters whose errors are of one kind."""
+
+    fingerprint: str  # names the group, in filters
+    error_pattern: str  # the first line of their errors, without ids, numbers and what is in quotes
+    letters: int  # how many
+    job_types: list[str]
+    queue_names: list[str]
+    first_died_at: datetime
+    last_died_at: datetime
+    last_id: JobId  # the letter that died last
+    error_message: str | None  # of that letter
+
+
+def list_dead(schema: str, only: DeadFilter = ANY_LETTER, *, limit: int = 50) -> Ask[list[DeadLetter]]:
     """Return dead letters, the latest first.
 
     Raises:
@@ -185,8 +218,21 @@ def list_dead(
 
     Source: sql/queries/dead.sql
     """
-    values = (None, queue, job_type, str(checked_limit(limit)), text(org_id))
+    queue, job_type, *more = only.values
+    values = (None, queue, job_type, str(checked_limit(limit)), *more)
     return Ask(query("dead", schema), values, _dead_letters, said_of(schema))
+
+
+def list_dead_groups(schema: str, only: DeadFilter = ANY_LETTER, *, limit: int = 50) -> Ask[list[DeadGroup]]:
+    """Return dead letters by what they died of, the largest group first.
+
+    Raises:
+        ConfigError: `limit` is negative.
+
+    Source: sql/queries/dead_groups.sql
+    """
+    values = (*only.values[:-1], str(checked_limit(limit)))
+    return Ask(query("dead_groups", schema), values, _list_of(DeadGroup), said_of(schema))
 
 
 def get_dead(schema: str, job_id: JobId) -> Ask[DeadLetter | None]:
@@ -196,12 +242,34 @@ def get_dead(schema: str, job_id: JobId) -> Ask[DeadLetter | None]:
         found = _dead_letters(answer, encoding)
         return found[0] if found else None
 
-    return Ask(query("dead", schema), (job_id.hex, None, None, "1", None), read, said_of(schema))
+    return Ask(query("dead", schema), (job_id.hex, None, None, "1", None, None, None, None), read, said_of(schema))
 
 
-def count_dead(schema: str, *, queue: str | None = None, job_type: str | None = None) -> Ask[int]:
+def count_dead(schema: str, only: DeadFilter = ANY_LETTER) -> Ask[int]:
     """Return how many dead letters there are of some kind."""
-    return Ask(query("count_dead", schema), (queue, job_type), number, said_of(schema))
+    return Ask(query("count_dead", schema), only.values, number, said_of(schema))
+
+
+def find_job(schema: str, job_id: JobId) -> Plan[Job | None]:
+    """Return a job, or a dead letter as the job that it was, or None: it never was, or was pruned.
+
+    A role that may not look at dead letters finds none.
+    """
+
+    def steps() -> Steps[Job | None]:
+        job: Job | None = yield get_job(schema, job_id)
+        if job is not None:
+            return job
+        letter: DeadLetter | None = None
+        with suppress(MissingRights):
+            letter = yield get_dead(schema, job_id)
+        if letter is not None:
+            return letter.as_job()
+        # Somebody may have requeued it between the two reads.
+        job = yield get_job(schema, job_id)
+        return job
+
+    return Plan(steps)
 
 
 def list_workers(schema: str) -> Ask[list[WorkerRow]]:

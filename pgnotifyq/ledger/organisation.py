@@ -136,7 +136,7 @@ def get_dead(schema: str, org_id: OrgId, job_id: JobId) -> Ask[DeadLetter]:
     Source: sql/queries/dead.sql
     """
     one = look.get_dead(schema, job_id)
-    values = (job_id.hex, None, None, "1", org_id.hex)
+    values = (job_id.hex, None, None, "1", org_id.hex, None, None, None)
     return Ask(one.statement, values, _found(one.read, lambda: no_letter(job_id)), said_of(schema))
 
 

@@ -79,7 +79,7 @@ class Job(Generic[Result_co]):
     current_execution_id: ExecutionId | None  # the attempt under way; also while stopping
     lease_expires_at: datetime | None  # renewed by heartbeats
     started_at: datetime | None  # of the last claim
-    completed_at: datetime | None = None  # when it was completed or cancelled
+    completed_at: datetime | None = None  # when it was completed or cancelled, or died
     error_message: str | None = None  # of the last failure, or why it was cancelled
     result: Result_co = None  # type: ignore[assignment]  # what the handler returned, decoded JSON; None before, and if cancelled
     progress: float | None = None  # 0 to 1, written by the handler
@@ -148,3 +148,28 @@ class DeadLetter:
     history: tuple[Execution, ...]  # oldest first
     died_at: datetime
     headers: Headers = NO_HEADERS
+
+    def as_job(self) -> Job:
+        """Return the job that it was, with the status `dead`."""
+        return Job(
+            id=self.id,
+            org_id=self.org_id,
+            queue_name=self.queue_name,
+            job_type=self.job_type,
+            payload=self.payload,
+            priority=self.priority,
+            status=Status.DEAD,
+            scheduled_at=self.scheduled_at,
+            attempts=self.attempts,
+            max_attempts=self.max_attempts,
+            locked_by=None,
+            current_execution_id=None,
+            lease_expires_at=None,
+            started_at=self.history[-1].started_at if self.history else None,
+            completed_at=self.died_at,
+            error_message=self.error_message,
+            unique_key=self.unique_key,
+            created_at=self.created_at,
+            label="dead",
+            headers=self.headers,
+        )

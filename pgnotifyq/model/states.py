@@ -11,13 +11,17 @@ from typing import Literal
 
 
 class Status(StrEnum):
-    """What `jobs.status` may hold."""
+    """What a job is, as it is read: what `jobs.status` may hold, or dead."""
 
     PENDING = "pending"
     RUNNING = "running"
     COMPLETED = "completed"
     CANCELLED = "cancelled"
+    DEAD = "dead"  # no row of `jobs` has it: the job is a dead letter, and `get` has found it
 
+
+# What `jobs.status` may hold.
+STORED = (Status.PENDING, Status.RUNNING, Status.COMPLETED, Status.CANCELLED)
 
 # A status, or what is derived from one when a job is looked at: it is not due yet (scheduled), it
 # waits after a failure (retrying), or its handler was told to stop (stopping).
@@ -47,10 +51,10 @@ LEGAL_STATUS_CHANGES: frozenset[tuple[Status, Status]] = frozenset(
     (Status(before), Status(after))
     for changes in TRANSITIONS.values()
     for before, after in changes
-    if before in set(Status) and after in set(Status)
+    if before in STORED and after in STORED
 )
 
-FINISHED = frozenset({Status.COMPLETED, Status.CANCELLED})
+FINISHED = frozenset({Status.COMPLETED, Status.CANCELLED, Status.DEAD})
 
 
 def as_mermaid() -> str:

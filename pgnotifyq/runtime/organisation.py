@@ -240,7 +240,7 @@ class OrgRepository:
     ) -> list[DeadLetter]:
         """Return dead letters, the latest first."""
         schema, org_id = self._whose
-        verb = look.list_dead(schema, queue=queue, job_type=job_type, org_id=org_id, limit=limit)
+        verb = look.list_dead(schema, look.DeadFilter(queue=queue, job_type=job_type, org_id=org_id), limit=limit)
         return await self._inside.ask(verb, connection)
 
     async def count_dead(

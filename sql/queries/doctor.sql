@@ -9,7 +9,8 @@ with workers as materialized (
     from (values ('jobs', '{{select,insert,update,delete}}'::text[]), ('job_executions', '{{select,insert,delete}}'),
         ('dead_letter_jobs', '{{select,insert,delete}}'), ('worker_heartbeats', '{{select,insert,update,delete}}'),
         ('sleepers', '{{select,insert,update,delete}}'), ('job_troubles', '{{select,insert,update,delete}}'),
-        ('handlers', '{{select,insert,update,delete}}'), ('hooks', '{{select,insert,delete}}'), ('retention', '{{select}}')) as n(name, wanted)
+        ('handlers', '{{select,insert,update,delete}}'), ('hooks', '{{select,insert,delete}}'), ('retention', '{{select}}'),
+        ('pauses', '{{select}}')) as n(name, wanted)
 )
 select
     current_setting('server_version') as server_version,

@@ -39,7 +39,16 @@ select
     case when f.is_held then coalesce({schema}.is_alive(f.locked_by), false) end as is_holder_alive,
     -{schema}.seconds_until(f.completed_at, f.now) as ended_for_seconds,
     t.verb as trouble_with, t.error_message as trouble, t.tries as trouble_tries,
-    {schema}.seconds_until(t.look_at, f.now) as trouble_look_in_seconds
+    {schema}.seconds_until(t.look_at, f.now) as trouble_look_in_seconds,
+    p.scope as paused, p.who as paused_by, p.why as paused_why, -{schema}.seconds_until(p.paused_at, f.now) as paused_for_seconds
 from found as f
 left join {schema}.worker_heartbeats as h on h.worker_id = f.locked_by
 left join {schema}.job_troubles as t on t.org_id = f.org_id and t.job_id = f.id
+left join lateral (
+    select p.*
+    from {schema}.pauses as p
+    where f.status = 'pending'
+      and (p.scope = 'everything' or (p.scope = 'queue' and p.name = f.queue_name) or (p.scope = 'job_type' and p.name = f.job_type))
+    order by p.scope
+    limit 1
+) as p on true

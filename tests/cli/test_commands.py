@@ -26,8 +26,14 @@ COMMANDS = [
     "show",
     "explain",
     "cancel",
+    "edit",
+    "bulk",
     "dead",
     "requeue",
+    "pause",
+    "resume",
+    "drain",
+    "pauses",
     "workers",
     "stats",
     "config",
@@ -123,6 +129,72 @@ def test_a_dead_letter_is_shown_requeued_and_purged(run: Callable[..., Any], dsn
     bury(dsn, job_id)
     assert run("dead", "--purge", job_id).out.strip() == "purged 1"
     assert run("dead", "--json").data == []
+
+
+def test_an_edit(run: Callable[..., Any]) -> None:
+    """Of one job; it says what became of it."""
+    job_id = run("enqueue", "x").out.strip()
+    assert run("edit", job_id, "--priority", "-3", "--to-queue", "other", "--payload", '{"a": 1}').out.strip() == "edited"
+    (job,) = run("jobs", "--json").data
+    assert (job["priority"], job["queue_name"], job["payload"]) == (-3, "other", {"a": 1})
+    run("edit", job_id, "--at", "2100-01-01T00:00:00+00:00")
+    assert run("jobs", "--json").data[0]["status"] == "scheduled"
+    run("edit", job_id, "--delay-seconds", "0")
+    assert run("jobs", "--json").data[0]["status"] == "pending"
+    run("cancel", job_id)
+    ended = run("edit", job_id, "--priority", "1")
+    assert (ended.code, ended.out.strip()) == (1, "finished")
+    assert [run("edit", job_id).code, run("edit", job_id, "--at", "soon").code] == [2, 2]
+    assert run("edit", str(uuid.UUID(int=1)), "--priority", "1").code == 1
+
+
+def test_a_bulk(run: Callable[..., Any]) -> None:
+    """It counts; with --yes it goes batch after batch, says where it is, and goes on behind a job."""
+    ids = [run("enqueue", "x").out.strip() for _ in range(5)]
+    assert "5 job(s) fit" in run("bulk", "edit", "--type", "x", "--priority", "7").out
+    assert {job["priority"] for job in run("jobs", "--json").data} == {0}
+    ran = run("bulk", "edit", "--type", "x", "--priority", "7", "--batch", "2", "--yes")
+    assert ran.out.strip() == "5 of 5: edit"
+    assert [line.split("; ")[0] for line in ran.err.splitlines()] == ["pgnotifyq: 2 of 5", "pgnotifyq: 4 of 5"]
+    assert ran.err.splitlines()[0].endswith(f"--after {ids[1]}")
+    assert run("bulk", "cancel", "--type", "x", "--after", ids[1], "--why", "enough", "--yes", "--json").data["done"] == 3
+    assert run("bulk", "delete", "--status", "cancelled", "--yes", "--json").data == {"jobs": 3, "done": 3, "refused": 0}
+    assert [job["id"] for job in run("jobs", "--type", "x", "--json").data] == ids[1::-1]
+    assert [run("bulk", "nonsense").code, run("bulk", "cancel", "--batch", "0").code] == [2, 2]
+
+
+def test_a_pause_and_its_end(run: Callable[..., Any]) -> None:
+    """Who and why are listed, and explained; resume says when there was nothing to resume."""
+    job_id = run("enqueue", "x", "--queue", "images").out.strip()
+    assert run("pause", "images", "--why", "S3 is down", "--who", "ann").out.strip() == "paused queue images"
+    (row,) = run("pauses", "--json").data
+    assert (row["scope"], row["name"], row["who"], row["why"]) == ("queue", "images", "ann", "S3 is down")
+    explained = run("explain", job_id)
+    assert "by ann: S3 is down" in explained.out and "resume images" in explained.out
+    assert run("drain", "--type", "x", "--timeout-seconds", "20").out.strip() == "drained job type x"
+    assert "@" in run("pauses", "--json").data[1]["who"]
+    assert [run("resume", "images").code, run("resume", "images").code] == [0, 1]
+    assert "resume --type x" in run("explain", job_id).out
+    assert run("resume", "--type", "x").out.strip() == "resumed job type x"
+    assert run("pause").code == 2
+
+
+def test_dead_letters_by_group(run: Callable[..., Any], dsn: str) -> None:
+    """A group's fingerprint finds its letters, and requeues them alone, at a rate."""
+    for kind in ("a", "a", "b"):
+        bury(dsn, run("enqueue", kind).out.strip())
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute(
+            "update pgnotifyq.dead_letter_jobs set error_message = 'no user ' || extract(epoch from died_at) where job_type = 'a'"
+        )
+    first, second = run("dead", "--groups", "--json").data
+    assert (first["error_pattern"], first["letters"], first["job_types"], second["letters"]) == ("no user <n>", 2, ["a"], 1)
+    assert {row["job_type"] for row in run("dead", "--fingerprint", first["fingerprint"], "--json").data} == {"a"}
+    assert [row["job_type"] for row in run("dead", "--error", "BOOM", "--json").data] == ["b"]
+    assert run("dead", "--died-after", "2100-01-01T00:00:00+00:00", "--json").data == []
+    assert run("dead", "--died-after", "2100").code == 2
+    assert run("requeue", "--all", "--fingerprint", first["fingerprint"], "--per-second", "0.001").out.strip() == "requeued 2"
+    assert sorted(row["status"] for row in run("jobs", "--json").data) == ["pending", "scheduled"]
 
 
 def test_requeue_of_all_passes_over_one_whose_key_is_held(run: Callable[..., Any], dsn: str) -> None:

@@ -108,6 +108,15 @@ class Psql:
             raise JobNotFound(str(job_id))
         return told
 
+    def _edit(self, job_id: Any, *, payload: Any = None, queue: str | None = None, **fields: Any) -> Any:
+        fields |= {} if payload is None else {"payload": json.dumps(payload)}
+        fields |= {} if queue is None else {"queue_name": queue}
+        said = [f"{name} => %({name})s" for name in fields]
+        told = self._value(f"select pgnotifyq.edit(%(job_id)s, {', '.join(said)})", job_id=job_id, **fields)
+        if told == "unknown":
+            raise JobNotFound(str(job_id))
+        return told == "edited"
+
     def _requeue(self, job_id: Any) -> None:
         if not self._value("select pgnotifyq.requeue(%(job_id)s)", job_id=job_id):
             raise JobNotFound(str(job_id))
@@ -123,6 +132,19 @@ class Psql:
         self._value(
             "select pgnotifyq.set_retention(%(queue)s, %(keep)s, %(ending)s)", queue=queue, keep=keep_seconds, ending=ending
         )
+
+    def _pause(
+        self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False,
+        why: str | None = None, who: str | None = None,
+    ) -> Any:  # fmt: skip
+        return self._value(
+            "select pgnotifyq.pause(%(queue)s, job_type => %(type)s, everything => %(all)s, why => %(why)s, who => %(who)s)",
+            queue=queue, type=job_type, all=everything, why=why, who=who,
+        )  # fmt: skip
+
+    def _resume(self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False) -> Any:
+        statement = "select pgnotifyq.resume(%(queue)s, job_type => %(type)s, everything => %(all)s)"
+        return self._value(statement, queue=queue, type=job_type, all=everything)
 
 
 @contextmanager

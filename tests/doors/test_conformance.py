@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
 
+import pgnotifyq
 from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.ledger import end
 from pgnotifyq.model.errors import JobDead, PgnotifyqError, Refused
@@ -25,6 +26,7 @@ from tests.ledger.test_every_verb import Plainly
 __all__ = ["dsn", "dsn_of_file"]
 
 NOBODY = uuid.UUID(int=1)
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 ORG = uuid.UUID(int=3)
 TIME = re.compile(r"\d{4}-\d{2}-\d{2}T")
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
@@ -193,6 +195,9 @@ def dead_letters(case: Case) -> None:
     case.do("get", letter)
     case.do("get_dead", letter)
     case.do("dead", queue="default", job_type="noop", limit=3)
+    case.do("dead", org_id="00000000-0000-0000-0000-000000000000", error="OO", died_after=LONG_AGO)
+    case.do("dead", error="something else")
+    case.do("dead_groups", queue="default", died_after=LONG_AGO)
     case.do("history", letter)
     case.do("requeue", letter)
     case.do("history", letter)
@@ -204,6 +209,20 @@ def dead_letters(case: Case) -> None:
     case.do("purge_dead", job_id=letter)
     case.do("purge_dead", job_id=NOBODY)
     case.do("get_dead", letter)
+
+
+def letters_that_are_requeued_slowly(case: Case) -> None:
+    for _ in range(3):
+        case.do("enqueue", "noop")
+        case.end("bury")
+    case.do("requeue_all", queue="other", per_second=1.0)
+    case.do("requeue_all", fingerprint="none")
+    case.do("requeue_all", job_type="noop", error="oo", died_after=LONG_AGO, per_second=0.1, limit=2)
+    case.do("jobs", status="scheduled")
+    case.do("requeue_all", per_second=0.0)
+    case.do("dead", died_after=datetime(2000, 1, 1))  # noqa: DTZ001  # it is refused
+    case.do("dead", org_id="nobody")
+    case.do("dead_groups", limit=-1)
 
 
 def a_key_that_keeps_a_letter(case: Case) -> None:
@@ -220,6 +239,62 @@ def retention(case: Case) -> None:
     case.do("set_retention", "images", None)
     case.do("set_retention", "images", -1.0)
     case.do("set_retention", "images", 1.0, ending="nonsense")
+
+
+def edits(case: Case) -> None:
+    job_id = case.do("enqueue", "noop", {"a": 1}, queue="images")
+    case.do("edit", job_id, priority=5, payload={"b": 2})
+    case.do("edit", str(job_id), queue="default", delay_seconds=600.0)
+    case.do("edit", job_id, delay_seconds=0.0)
+    case.do("edit", NOBODY, priority=5)
+    case.do("edit", job_id, queue="no such name")
+    case.do("edit", job_id, priority=40_000)
+    case.claim()
+    case.do("edit", job_id, priority=6)
+
+
+def bulks(case: Case) -> None:
+    for n in range(3):
+        case.do("enqueue", "noop", {"n": n}, queue="images")
+    images = pgnotifyq.JobFilter(queue="images")
+    case.do("count", images)
+    case.do("count", pgnotifyq.JobFilter())
+    case.do("edit_all", images, queue="videos", priority=3, limit=2)
+    case.do("cancel_all", images, why="enough")
+    case.do("delete_all", pgnotifyq.JobFilter(status="cancelled"))
+    case.do("delete_all", images, limit=-1)
+    case.do("edit_all", images)
+    case.do("jobs")
+
+
+def pauses(case: Case) -> None:
+    waiting = case.do("enqueue", "noop", queue="images")
+    case.do("pause", "images", why="S3 is down", who="ann")
+    case.do("explain", waiting)
+    case.do("pause", "images")
+    case.do("pause", job_type="noop")
+    case.do("pause", everything=True)
+    case.do("pauses")
+    for verb in ("pause", "resume"):
+        case.do(verb)
+        case.do(verb, "images", everything=True)
+        case.do(verb, "no such name")
+    case.do("resume", "images")
+    case.do("resume", "images")
+    case.do("resume", job_type="noop")
+    case.do("resume", everything=True)
+
+
+def drains(case: Case) -> None:
+    case.do("drain", "other", timeout_seconds=10.0, why="new disks", who="ann")
+    case.do("drain")
+    case.do("drain", "no such name")
+    case.do("enqueue", "noop")
+    lease = case.claim()
+    case.do("drain", job_type="noop", timeout_seconds=0.3)
+    ask_blocking(case._worker, end.settle(SCHEMA, worker_id=ANN, settlements=[(lease, ENDINGS["retry"])]))
+    case.do("drain", job_type="noop", timeout_seconds=10.0)
+    case.do("pauses")
 
 
 def looks_at_nothing(case: Case) -> None:
@@ -246,8 +321,15 @@ def what_is_no_id(case: Case) -> None:
 ENQUEUES: list[Callable[[Case], None]] = [
     enqueue_with_everything, enqueue_with_nothing, a_key_that_is_held, many_at_once, headers, refusals,
 ]  # fmt: skip
-EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention]
-CLIENTS_ONLY: list[Callable[[Case], None]] = [a_key_that_keeps_a_letter, looks_at_nothing, what_is_no_id]
+EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention, edits, pauses]
+CLIENTS_ONLY: list[Callable[[Case], None]] = [
+    a_key_that_keeps_a_letter,
+    letters_that_are_requeued_slowly,
+    bulks,
+    drains,
+    looks_at_nothing,
+    what_is_no_id,
+]
 
 
 def told_by(door_name: str, dsn: str, tell: Callable[[Case], None], **options: Any) -> tuple[list[Any], list[Any]]:

@@ -25,6 +25,7 @@ TABLES = (
     "handlers",
     "hooks",
     "retention",
+    "pauses",
     "org_names",
     "org_config",
     "org_credentials",

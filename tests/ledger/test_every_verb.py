@@ -16,7 +16,23 @@ import attrs
 import psycopg
 from psycopg import pq
 
-from pgnotifyq.ledger import bulk, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, schema, sessions, workers
+from pgnotifyq.ledger import (
+    bulk,
+    changes,
+    claim,
+    demo,
+    doctor,
+    end,
+    enqueue,
+    fences,
+    lease,
+    look,
+    organisation,
+    pauses,
+    schema,
+    sessions,
+    workers,
+)
 from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
@@ -40,7 +56,7 @@ if TYPE_CHECKING:
 
     Story = Generator[Verb[Any], Any, None]
 
-MODULES = (bulk, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, schema, sessions, workers)
+MODULES = (bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, schema, sessions, workers)
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
 CLAIM: dict[str, Any] = {"worker_id": ANN, "queues": ["default", "other"], "lease_seconds": 60.0}
@@ -172,14 +188,44 @@ def story() -> Story:
     yield look.list_dead(SCHEMA)
     yield look.get_dead(SCHEMA, first)
     yield look.get_dead(SCHEMA, NOBODY.job_id)
-    yield look.count_dead(SCHEMA, queue="default")
+    only = look.DeadFilter(
+        queue="default", job_type="noop", org_id=keyed.org_id, error="O", died_after=datetime(2020, 1, 1, tzinfo=UTC)
+    )
+    yield look.list_dead(SCHEMA, only)
+    yield look.list_dead_groups(SCHEMA, only)
+    yield look.count_dead(SCHEMA, only)
+    yield look.find_job(SCHEMA, first)
+    yield look.find_job(SCHEMA, NOBODY.job_id)
     yield enqueue.enqueue(SCHEMA, keyed)
     yield end.requeue(SCHEMA, first)
     yield end.requeue(SCHEMA, NOBODY.job_id)
-    yield end.requeue_all(SCHEMA, limit=1)
+    yield end.requeue_all(SCHEMA, look.DeadFilter(fingerprint="none"), limit=1)
+    yield end.requeue_all(SCHEMA, limit=1, per_second=2.0, delay_seconds=60.0)
     yield end.purge_dead(SCHEMA, older_than_seconds=0.0)
     yield end.set_retention(SCHEMA, "default", 5.0, ending="completed")
     yield end.set_retention(SCHEMA, "default", -5.0)
+    change = changes.Edit(queue="third", priority=5, delay_seconds=3.0, payload=HOSTILE)
+    yield changes.edit(SCHEMA, first, change)
+    yield changes.edit(SCHEMA, NOBODY.job_id, changes.Edit(scheduled_at=datetime(2030, 1, 1, tzinfo=UTC)))
+    copied = changes.JobFilter(queue="third", job_type="copied", org_id=keyed.org_id, status="pending", created_after=EPOCH)
+    yield changes.count_jobs(SCHEMA, copied)
+    yield changes.change_all(SCHEMA, "edit", copied, change=change, limit=2)
+    yield changes.change_all(SCHEMA, "cancel", copied, why="é", limit=1)
+    yield changes.change_all(SCHEMA, "delete", changes.JobFilter(error="none"), after_id=first)
+    yield pauses.pause(SCHEMA, pauses.Scope(queue="default"), why="é", who="ann")
+    yield pauses.pause(SCHEMA, pauses.Scope(queue="default"))
+    yield pauses.pause(SCHEMA, pauses.Scope())
+    yield pauses.pause(SCHEMA, pauses.Scope(job_type="no such thing"))
+    yield pauses.pause(SCHEMA, pauses.Scope(everything=True), who="ann")
+    yield pauses.list_pauses(SCHEMA)
+    yield look.explain(SCHEMA, first)
+    yield pauses.await_claims(SCHEMA)
+    yield pauses.first_held(SCHEMA, pauses.Scope(everything=True))
+    yield pauses.let_go(SCHEMA, made)
+    yield pauses.let_go(SCHEMA, first)
+    yield pauses.resume(SCHEMA, pauses.Scope(queue="default"))
+    yield pauses.resume(SCHEMA, pauses.Scope(queue="default"))
+    yield pauses.resume(SCHEMA, pauses.Scope(everything=True))
     yield look.list_troubles(SCHEMA, job_ids=[first], within_seconds=5.0)
     yield look.count_troubles(SCHEMA)
     yield end.prune(SCHEMA, older_than_seconds=0.0, after_id=None, jobs_max=10, queues=["default"])

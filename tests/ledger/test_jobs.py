@@ -478,10 +478,10 @@ async def test_requeue_all_takes_the_oldest_that_can_be(connection: Link) -> Non
     rest = [await bury(connection) for _ in range(3)]
     elsewhere = await bury(connection, queue_name="q")
     await ask(connection, enqueue.enqueue(SCHEMA, NewJob(job_type="noop", unique_key="k")))
-    assert await ask(connection, end.requeue_all(SCHEMA, queue="default", limit=2)) == 2
+    assert await ask(connection, end.requeue_all(SCHEMA, look_verbs.DeadFilter(queue="default"), limit=2)) == 2
     assert [letter.id for letter in await ask(connection, look_verbs.list_dead(SCHEMA))] == [elsewhere, rest[2], held]
     assert await ask(connection, end.requeue_all(SCHEMA, limit=0)) == 0
-    assert await ask(connection, end.requeue_all(SCHEMA, job_type="other")) == 0
+    assert await ask(connection, end.requeue_all(SCHEMA, look_verbs.DeadFilter(job_type="other"))) == 0
     assert await ask(connection, end.requeue_all(SCHEMA)) == 2
     assert [letter.id for letter in await ask(connection, look_verbs.list_dead(SCHEMA))] == [held]
 

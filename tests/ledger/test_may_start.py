@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Link = Connection[Any]
 
 # Each is for a worker of the queue `default` that has handlers for `mine` and `more`. Told of one job; looks for it, or for any.
-TYPES = "array['mine', 'more']"
+TYPES = "array['mine', 'more', 'paused']"
 LOOK = f"claim('{ANN}', array['default'], {{jobs_max}}, 60, job_types => {TYPES}"
 WAYS = {
     "a look": LOOK + ")",
@@ -68,6 +68,14 @@ async def cancelled(connection: Link) -> JobId:
     return job_id
 
 
+async def paused(connection: Link, scope: str) -> JobId:
+    """Enqueue a job beside jobs that wait, and pause what it is of."""
+    await enqueue(connection, "paused")
+    job_id = await enqueue(connection, "paused")
+    await fetch(connection, f"select pgnotifyq.pause({scope})")
+    return job_id
+
+
 # Each makes a job that may not start.
 SITUATIONS: dict[str, Callable[[Link], Awaitable[JobId]]] = {
     "not due": lambda link: enqueue(link, "mine", scheduled_at="2100-01-01"),
@@ -76,7 +84,10 @@ SITUATIONS: dict[str, Callable[[Link], Awaitable[JobId]]] = {
     "in trouble": put_aside,
     "held by another": held,
     "cancelled": cancelled,
+    "of a paused type": lambda link: paused(link, "job_type => 'paused'"),
 }
+# Nothing else starts beside these.
+PAUSES = {"its queue": "'default'", "its type": "job_type => 'mine'", "everything": "everything => true"}
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
@@ -98,6 +109,50 @@ async def test_job_that_may_start(connection: Link, way: str) -> None:
     assert await start(connection, way, job_id) == [job_id]
     job = await existing(connection, job_id)
     assert (job["status"], job["attempts"], job["locked_by"]) == ("running", 1, str(ANN))
+
+
+@pytest.mark.parametrize("scope", PAUSES)
+@pytest.mark.parametrize("way", WAYS)
+async def test_job_that_is_paused(connection: Link, way: str, scope: str) -> None:
+    """Nothing starts, and nothing is written, until it is resumed; another queue's pause counts for nothing."""
+    job_id = await enqueue(connection, "mine")
+    before = await existing(connection, job_id)
+    await fetch(connection, "select pgnotifyq.pause('elsewhere'), pgnotifyq.pause(job_type => 'others')")
+    await fetch(connection, f"select pgnotifyq.pause({PAUSES[scope]})")
+    assert await start(connection, way, job_id) == []
+    assert await existing(connection, job_id) == before
+    await fetch(connection, f"select pgnotifyq.resume({PAUSES[scope]})")
+    assert await start(connection, way, job_id) == [job_id]
+
+
+@pytest.mark.parametrize("function", ["claim", "claim_apart"])
+async def test_paused_type_of_a_worker_that_takes_all(connection: Link, function: str) -> None:
+    """A claim that names no types takes all others."""
+    await fetch(connection, "select pgnotifyq.pause(job_type => 'paused')")
+    others = [await enqueue(connection, kind) for kind in ("paused", "mine", "paused", "others")]
+    found = await fetch(
+        connection, f"select id from pgnotifyq.{function}('{ANN}', array['default'], 10, 60) where id is not null"
+    )
+    assert [job_id for (job_id,) in found] == [others[1], others[3]]
+
+
+async def test_maximum_beside_a_paused_type(connection: Link) -> None:
+    """Each type keeps its own maximum of attempts when a type before it is left out."""
+    await fetch(connection, "select pgnotifyq.pause(job_type => 'more')")
+    job_id = await enqueue(connection, "mine", max_attempts=None)
+    statement = (
+        "select from pgnotifyq.claim(%s, array['default'], 1, 60, job_types => array['more', 'mine'], maxima => array[3, 7])"
+    )
+    await fetch(connection, statement, ANN)
+    assert (await existing(connection, job_id))["max_attempts"] == 7
+
+
+async def test_claim_says_nothing_of_what_is_paused(connection: Link) -> None:
+    """A worker that runs dry is not told to look again at once for a job that is due and paused."""
+    await enqueue(connection, "mine")
+    await fetch(connection, "select pgnotifyq.pause('default')")
+    ((job_id, due),) = await fetch(connection, f"select id, next_due_seconds from pgnotifyq.{LOOK.format(jobs_max=1)})")
+    assert (job_id, due) == (None, None)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -142,6 +197,16 @@ async def test_statement_that_inserts_it(connection: Link, beside: str) -> None:
     assert (await existing(connection, job_id))["status"] == ("running" if may_start else "pending")
 
 
+@pytest.mark.parametrize("scope", PAUSES)
+async def test_statement_that_inserts_what_is_paused(connection: Link, scope: str) -> None:
+    """The job is pending."""
+    await fetch(connection, f"select pgnotifyq.pause({PAUSES[scope]})")
+    job_id = JobId(uuid.uuid4())
+    statement = "select is_claimed from pgnotifyq.enqueue_claimed(%s, %s, %s, 60, %s, 'default', 'mine', '{}', 0::smallint, 3)"
+    assert not await value(connection, statement, job_id, uuid.uuid4(), ANN, uuid.UUID(int=0))
+    assert (await existing(connection, job_id))["status"] == "pending"
+
+
 async def test_every_way_asks(connection: Link) -> None:
     """What makes a job running asks `may_start`, and is tried here."""
     rows = await fetch(
@@ -151,6 +216,12 @@ async def test_every_way_asks(connection: Link) -> None:
         r"set status = 'running'", r"\n\s*'running', 1,",
     )  # fmt: skip
     assert dict(rows) == dict.fromkeys(FUNCTIONS, True)
+    asking = await fetch(
+        connection,
+        "select proname from pg_proc where pronamespace = 'pgnotifyq'::regnamespace and prosrc like '%%pauses_lock()%%admit(%%'",
+    )
+    # claim gives claim_by_type its types.
+    assert {name for (name,) in asking} == FUNCTIONS - {"claim_by_type"} | {"claim_apart"}
 
 
 async def test_rule_becomes_part_of_the_statement(connection: Link) -> None:

@@ -266,8 +266,8 @@ async def test_job_of_another_tenant(connection: Link, theirs: tuple[JobId, JobI
     for job_id in theirs:
         assert await ask(connection, organisation.history(SCHEMA, OURS, job_id)) == []
         assert await ask(connection, end.purge_dead(SCHEMA, job_id=job_id, org_id=OURS)) == 0
-    assert await ask(connection, end.requeue_all(SCHEMA, org_id=OURS)) == 0
-    assert await ask(connection, look.list_dead(SCHEMA, org_id=OURS)) == []
+    assert await ask(connection, end.requeue_all(SCHEMA, look.DeadFilter(org_id=OURS))) == 0
+    assert await ask(connection, look.list_dead(SCHEMA, look.DeadFilter(org_id=OURS))) == []
     assert await ask(connection, organisation.count_jobs(SCHEMA, OURS)) == 0
     assert await ask(connection, organisation.count_dead(SCHEMA, OURS)) == 0
     assert await fetch(connection, "select xmin::text, * from pgnotifyq.jobs") == before
@@ -281,7 +281,7 @@ async def test_jobs_of_its_own(connection: Link, theirs: tuple[JobId, JobId]) ->
     assert [each.outcome for each in await ask(connection, organisation.history(SCHEMA, THEIRS, letter))] == ["failed"]
     assert await ask(connection, organisation.count_jobs(SCHEMA, THEIRS, status="pending", queue="default")) == 1
     assert await ask(connection, organisation.count_dead(SCHEMA, THEIRS, job_type="noop")) == 1
-    assert [each.id for each in await ask(connection, look.list_dead(SCHEMA, org_id=THEIRS))] == [letter]
+    assert [each.id for each in await ask(connection, look.list_dead(SCHEMA, look.DeadFilter(org_id=THEIRS)))] == [letter]
     assert await ask(connection, organisation.cancel(SCHEMA, THEIRS, job_id)) == "cancelled"
     assert await ask(connection, organisation.cancel(SCHEMA, THEIRS, letter)) == "finished"
     await ask(connection, organisation.requeue(SCHEMA, THEIRS, letter))

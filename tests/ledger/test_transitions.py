@@ -14,7 +14,7 @@ from pgnotifyq.ledger.errors import ILLEGAL_TRANSITION, translated
 from pgnotifyq.model.errors import IllegalTransition
 from pgnotifyq.model.job import JobId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
-from pgnotifyq.model.states import LEGAL_STATUS_CHANGES, Status
+from pgnotifyq.model.states import LEGAL_STATUS_CHANGES, STORED, Status
 from pgnotifyq.wire.connection import Connection
 from tests.ledger.support import (
     BLOCKED,
@@ -47,7 +47,7 @@ async def make(connection: Link, status: Status) -> JobId:
     return job_id
 
 
-@pytest.mark.parametrize(("before", "after"), list(itertools.product(Status, Status)))
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(STORED, STORED)))
 async def test_every_pair_of_statuses(connection: Link, before: Status, after: Status) -> None:
     """The guard lets through what the model's table holds, and refuses the rest with our SQLSTATE and a hint."""
     job_id = await make(connection, before)

@@ -43,6 +43,56 @@ RUNTIME = "pgnotifyq/runtime/"
 FENCE = r" and j\.current_execution_id = e\.execution_id"
 
 MUTANTS = (
+    # What is paused.
+    Mutant(
+        "pause: a look does not ask",
+        SQL + "claim/claim.sql",
+        "if pg_relation_size('{schema}.pauses') > 0 then",
+        "if false then",
+        ("ledger/test_may_start.py::test_job_that_is_paused",),
+    ),
+    Mutant(
+        "pause: a wake-up that names a job does not ask",
+        SQL + "claim/claim_named.sql",
+        "if pg_relation_size('{schema}.pauses') > 0 then",
+        "if false then",
+        ("ledger/test_may_start.py::test_job_that_is_paused",),
+    ),
+    Mutant(
+        "pause: the insert does not ask",
+        SQL + "enqueue/enqueue_claimed.sql",
+        "if is_claimed and pg_relation_size('{schema}.pauses') > 0 then",
+        "if false then",
+        ("ledger/test_may_start.py::test_statement_that_inserts_what_is_paused",),
+    ),
+    Mutant(
+        "pause: it wakes for what is paused",
+        SQL + "worker/wake.sql",
+        "is_paused := pg_relation_size('{schema}.pauses') > 0;",
+        "is_paused := false;",
+        ("runtime/test_pausing.py::test_nobody_is_woken_for_what_is_paused",),
+    ),
+    Mutant(
+        "resume: it wakes nobody",
+        SQL + "claim/pause.sql",
+        "if was_paused then",
+        "if false then",
+        ("runtime/test_pausing.py::test_pause_and_resume",),
+    ),
+    Mutant(
+        "drain: a claim under way is not waited for",
+        SQL + "claim/admit.sql",
+        "perform pg_advisory_xact_lock({schema}.pauses_lock());",
+        "null;",
+        ("runtime/test_pausing.py::test_claim_that_did_not_see_the_pause",),
+    ),
+    Mutant(
+        "drain: what is given back is not announced",
+        SQL + "end/give_back.sql",
+        "if awaited_ids is not null then",
+        "if false then",
+        ("runtime/test_pausing.py::test_drain",),
+    ),
     # What follows an end, and what goes along.
     Mutant(
         "hooks: none of a completion",

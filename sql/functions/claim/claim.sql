@@ -36,6 +36,7 @@
 -- Locks:  the claimed rows, `skip locked`; workers never wait on each other. Some rows more are
 --         locked and left as they are: those that the bytes leave no room for, and, when a claim
 --         goes on, jobs of others among its own.
+--         `pauses_lock`, shared (admit.sql).
 -- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now);
 --         jobs_claimable_by_type where the head of that range is others' (claim_by_type.sql).
 -- Errors: one row that cannot be updated fails the whole claim; claim_apart.sql is asked then. Jobs
@@ -142,6 +143,11 @@ declare
 begin
     perform set_config('synchronous_commit', 'off', true);
     jobs_max := coalesce(jobs_max, 0);  -- `limit null` has no limit
+    if pg_relation_size('{schema}.pauses') > 0 then
+        perform pg_advisory_xact_lock_shared({schema}.pauses_lock());
+        select a.queue_names, a.job_types, a.maxima into queue_names, job_types, maxima
+        from {schema}.admit(queue_names, job_types, maxima) as a;
+    end if;
     -- A file without a page has no rows: as a rule nothing is looked up.
     if pg_relation_size('{schema}.job_troubles') > 0 then
         has_troubles := exists (select from {schema}.job_troubles);

@@ -10,7 +10,8 @@
 --         over those.
 -- Errors: the server's own (a deadlock, a lock, no memory, no disk) are raised: they say nothing of
 --         the row.
--- Locks:  the rows, one after the other, for 20 ms at the most (claim_named).
+-- Locks:  `pauses_lock`, shared (admit.sql). The rows, one after the other, for 20 ms at the most
+--         (claim_named).
 create or replace function {schema}.claim_apart(
     worker_id uuid, queue_names text[], jobs_max integer, lease_seconds double precision, job_types text[] default null,
     maxima integer[] default null, payload_bytes_max bigint default null)
@@ -38,6 +39,9 @@ declare
 begin
     -- A constraint that waits for the commit would fail the whole of it.
     set constraints all immediate;
+    perform pg_advisory_xact_lock_shared({schema}.pauses_lock());
+    select a.queue_names, a.job_types, a.maxima into queue_names, job_types, maxima
+    from {schema}.admit(queue_names, job_types, maxima) as a;
     jobs_max := least(coalesce(jobs_max, 0), rows_max);
     <<queues>>
     foreach queue in array coalesce(queue_names, '{{}}') loop

@@ -4,12 +4,12 @@
 -- In:     as for claim, and the job. One that is in trouble, or of a type that is not for this
 --         worker, is left.
 -- Out:    the job, as claim gives it, but for what claim says in its last row. No row: the job is
---         there and was not taken (another queue's, not due, its row locked for long), so the
---         worker looks at its queues. A row whose `id` is null: nobody needs to look, for the job
---         has been taken, or has ended, or never was.
+--         there and was not taken (another queue's, paused, not due, its row locked for long), so
+--         the worker looks at its queues. A row whose `id` is null: nobody needs to look, for the
+--         job has been taken, or has ended, or never was.
 -- Errors: lock_not_available: somebody holds the row. A claim holds it for less than 20 ms.
--- Locks:  the job. Not `skip locked`: of two sleepers that are told of one job, the second is to
---         learn that it was taken.
+-- Locks:  `pauses_lock`, shared (admit.sql). The job. Not `skip locked`: of two sleepers that are
+--         told of one job, the second is to learn that it was taken.
 -- Index:  jobs_pkey. The statement says `status = 'pending'` and not `is_claimable`, which would
 --         offer the planner jobs_claimable: after an analyze of an empty table that seems cheaper,
 --         and is a walk over the queue.
@@ -33,6 +33,11 @@ declare
     time_now timestamptz := {schema}.clock();
     has_troubles boolean := false;
 begin
+    if pg_relation_size('{schema}.pauses') > 0 then
+        perform pg_advisory_xact_lock_shared({schema}.pauses_lock());
+        select a.queue_names, a.job_types, a.maxima into queue_names, job_types, maxima
+        from {schema}.admit(queue_names, job_types, maxima) as a;
+    end if;
     if pg_relation_size('{schema}.job_troubles') > 0 then
         has_troubles := exists (select from {schema}.job_troubles);
     end if;

@@ -22,6 +22,8 @@
 --               whatever their type, and updates those of the worker's types (claim.sql,
 --               `is_mine`). Both pass null for the types here.
 --   draining    A worker that drains does not ask.
+--   pause       Each way asks admit first (admit.sql), which leaves paused queues and types out of
+--               what the way looks at. claim_by_type is given the types by claim.
 --
 -- It is SQL of one expression, so that the planner puts the expression in its place, and a column
 -- in the place of each field of the row: `scheduled_at <= time_now` is then the end of a range of
@@ -32,9 +34,6 @@
 --
 -- What will come, and where:
 --
---   pause       Of a queue, a lane, or a job type. The claim reads what is paused once, as it reads
---               `has_troubles`, and passes it in; the row says its queue, tenant and type. A paused
---               queue is not looked at.
 --   limit       How many of a queue or lane run, and what its rate still admits, is counted by the
 --               claim: first the lock of the governed queue, then the count in a statement of its
 --               own, whose snapshot is newer than the lock. It passes in how many of which lanes it

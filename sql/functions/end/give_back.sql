@@ -27,6 +27,7 @@ declare
     exhausted_ids uuid[];
     given_back {schema}.ended_attempt[];
     notable integer;
+    awaited_ids uuid[];
 begin
     -- Each row is locked before it is looked at, so all that follows sees one state.
     select array_agg(
@@ -61,7 +62,7 @@ begin
             as e(id, execution_id, kind, outcome, delay, error)
         where j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
           and e.kind in ('retry', 'snooze', 'release')
-        returning j.queue_name, j.job_type, j.status, j.scheduled_at,
+        returning j.queue_name, j.job_type, j.status, j.scheduled_at, j.awaited,
             row(j.id, e.execution_id, j.org_id,
                 j.attempts + case when j.status = 'pending' and e.kind in ('snooze', 'release') then 1 else 0 end,
                 coalesce(j.started_at, j.created_at),
@@ -73,13 +74,17 @@ begin
         where t.status = 'pending' and exists (select from {schema}.sleepers)
         group by t.queue_name, t.job_type
     )
-    select array_agg(t.attempt), count(*) filter (where t.status = 'cancelled') + (select 0 * count(*) from woken)
-    into given_back, notable
+    select array_agg(t.attempt), count(*) filter (where t.status = 'cancelled') + (select 0 * count(*) from woken),
+        array_agg((t.attempt).job_id) filter (where t.awaited and t.status = 'pending')
+    into given_back, notable, awaited_ids
     from ended as t;
     perform {schema}.note_attempts(give_back.worker_id, given_back, time_now);
     if pg_relation_size('{schema}.hooks') > 0 then
         perform {schema}.fire_hooks(array(
             select e.job_id from unnest(given_back) as e where e.outcome not in ('snoozed', 'released')));
+    end if;
+    if awaited_ids is not null then  -- somebody waits until it runs no more
+        perform {schema}.notify({schema_text} || '_finished', d.id::text) from unnest(awaited_ids) as d(id);
     end if;
     if notable > 0
         or coalesce(cardinality(exhausted), 0) + coalesce(cardinality(given_back), 0) < cardinality(job_ids)

@@ -1,11 +1,26 @@
 -- requeue_all: bring back dead letters, the oldest first, as requeue() does. Every filter may be
--- null.
+-- null (letter_fits, fingerprint.sql).
 --
+-- In:     jobs_max       how many at the most
+--         per_second     null: all are due at once. Else they fall due one after the other, at this
+--                        rate, so that what they failed over is not flooded
+--         delay_seconds  how long the first is not due from now on: behind those of a batch before
 -- Out:    how many were restored, at most `jobs_max`. One that cannot be stays a dead letter, and
 --         does not count: an unfinished job holds its unique_key, a job has its id, a constraint or
 --         trigger refuses it.
+-- Errors: a rate that is not above zero is refused with PNQ02.
 -- Locks:  the dead letters, `skip locked`: of two who requeue, each restores others.
-create or replace function {schema}.requeue_all(queue_name text, job_type text, jobs_max integer, org_id uuid default null)
+--
+-- The rate is in the jobs' times. Naively somebody stays and requeues one job after the other, and
+-- if that process ends, so does the rest of the requeue.
+--
+-- The earlier forms are dropped. Otherwise a call with three arguments would fit all.
+drop function if exists {schema}.requeue_all(text, text, integer);
+drop function if exists {schema}.requeue_all(text, text, integer, uuid);
+create or replace function {schema}.requeue_all(
+    queue_name text default null, job_type text default null, jobs_max integer default 1000, org_id uuid default null,
+    error_text text default null, died_after timestamptz default null, fingerprint text default null,
+    per_second double precision default null, delay_seconds double precision default 0)
 returns integer
 language plpgsql volatile
 as $$
@@ -15,21 +30,25 @@ declare
     was_there boolean;
     restored integer := 0;
 begin
+    if requeue_all.per_second <= 0 then
+        raise exception 'per_second % is out of range', requeue_all.per_second
+            using errcode = 'PNQ02', hint = 'Use more than 0, or null: all are due at once.';
+    end if;
     if jobs_max < 1 then
         return 0;
     end if;
     for letter in
         select d.id
         from {schema}.dead_letter_jobs as d
-        where (requeue_all.queue_name is null or d.queue_name = requeue_all.queue_name)
-          and (requeue_all.job_type is null or d.job_type = requeue_all.job_type)
-          and (requeue_all.org_id is null or d.org_id = requeue_all.org_id)
+        where {schema}.letter_fits(
+            d, requeue_all.queue_name, requeue_all.job_type, requeue_all.org_id, error_text, died_after, fingerprint)
         order by d.died_at, d.id
         for update skip locked
     loop
         begin
             set constraints all deferred;
-            was_there := {schema}.requeue(letter.id);
+            was_there := {schema}.requeue(
+                letter.id, requeue_all.delay_seconds + coalesce(restored / requeue_all.per_second, 0));
             set constraints all immediate;
             restored := restored + was_there::integer;
         exception

@@ -7,6 +7,7 @@
 --         (model/new_job.py).
 -- Out:    whether the job was claimed, and the database's time. If another job of the queue is due
 --         already, that one comes first, and this one is enqueued as any other.
+-- Locks:  `pauses_lock`, shared (admit.sql).
 -- Index:  jobs_claimable.
 --
 -- The commit is durable: the job has been promised to its caller, claimed or not.
@@ -30,6 +31,12 @@ begin
     -- pending.
     job.scheduled_at := time_now;
     is_claimed := coalesce({schema}.may_start(job, null, false, time_now), false);
+    if is_claimed and pg_relation_size('{schema}.pauses') > 0 then
+        perform pg_advisory_xact_lock_shared({schema}.pauses_lock());
+        is_claimed := (
+            select cardinality(a.queue_names) > 0 and cardinality(a.job_types) > 0
+            from {schema}.admit(array[enqueue_claimed.queue_name], array[enqueue_claimed.job_type], null) as a);
+    end if;
     if is_claimed then
         -- An empty queue takes one look. A queue that holds only jobs of the future takes the long
         -- one.

@@ -176,7 +176,7 @@ begin
                 if became = 'cancelled' and pg_relation_size('{schema}.hooks') > 0 then
                     perform {schema}.fire_hooks(array[lost.id]);
                 end if;
-                if lost.awaited and became = 'cancelled' then
+                if lost.awaited and became in ('cancelled', 'pending') then
                     perform {schema}.notify({schema_text} || '_finished', lost.id::text);
                 end if;
             end if;

@@ -54,6 +54,7 @@ as $$
             ('worker', 'handlers', '{{select,insert,update,delete}}', null),
             ('worker', 'sleepers', '{{select,insert,update,delete}}', null),
             ('worker', 'retention', '{{select}}', null),
+            ('worker', 'pauses', '{{select}}', null),
             ('worker', 'hooks', '{{select,insert,delete}}', null),
             ('worker', 'org_config', '{{select}}', null),
             ('worker', 'org_credentials', '{{select}}', null),
@@ -69,6 +70,7 @@ as $$
             ('observer', 'handlers', '{{select}}', null),
             ('observer', 'sleepers', '{{select}}', null),
             ('observer', 'retention', '{{select}}', null),
+            ('observer', 'pauses', '{{select}}', null),
             ('observer', 'hooks', '{{select}}', null),
 
             ('admin', 'schema_migrations', '{{select}}', null),
@@ -82,6 +84,7 @@ as $$
             ('admin', 'sleepers', '{{select}}', null),
             ('admin', 'hooks', '{{select}}', null),
             ('admin', 'retention', '{{select,insert,update,delete}}', null),
+            ('admin', 'pauses', '{{select,insert,update,delete}}', null),
             ('admin', 'org_names', '{{select,insert}}', null),
             ('admin', 'org_config', '{{select,insert,update,delete}}', null),
             ('admin', 'org_credentials', '{{select,insert,update,delete}}', null),

@@ -52,7 +52,8 @@ $$;
 --
 -- Naively: wake two of the queue's sleepers whenever a job is due. But the head of a queue may be
 -- full of jobs that these have no handlers for. Then each claim of a full worker would wake them in
--- vain. A sleeper with a handler for a job further behind would never be woken.
+-- vain. A sleeper with a handler for a job further behind would never be woken. What is paused
+-- wakes nobody.
 create or replace function {schema}.wake_able(queue_name text, but_not uuid default null) returns void
 language plpgsql volatile
 as $$
@@ -61,8 +62,15 @@ declare
     sleepers_max constant integer := 8;  -- at each call; the next call asks others
     sleeper record;
     kind text;
+    is_paused boolean;
 begin
     if not {schema}.has_due(wake_able.queue_name) then
+        return;
+    end if;
+    is_paused := pg_relation_size('{schema}.pauses') > 0;
+    if is_paused and (
+        select cardinality(a.queue_names) from {schema}.admit(array[wake_able.queue_name], null, null) as a) = 0
+    then
         return;
     end if;
     for sleeper in
@@ -72,6 +80,10 @@ begin
         order by random()
         limit sleepers_max
     loop
+        if is_paused then
+            select a.job_types into sleeper.job_types
+            from {schema}.admit(array[wake_able.queue_name], sleeper.job_types, null) as a;
+        end if;
         kind := {schema}.due_type(wake_able.queue_name, sleeper.job_types);
         if kind is not null or sleeper.job_types is null then
             perform {schema}.wake(wake_able.queue_name, {schema}.clock(), 1, null, kind);
