@@ -24,7 +24,7 @@ def in_psycopgs_words(error: Exception) -> Exception:
                 pq.DiagnosticField.MESSAGE_DETAIL: None if detail is None else str(detail).encode(),
                 pq.DiagnosticField.MESSAGE_HINT: None if hint is None else str(hint).encode(),
             }
-            said = _class_of(state)(str(cause), info=fields)
+            said = _class_of(state)(str(cause).rstrip("\n"), info=fields)
             said.__cause__ = error
             return said
     return error
@@ -51,7 +51,7 @@ def _class_of(state: str) -> type[psycopg.Error]:
     try:
         return errors.lookup(state)
     except KeyError:  # ours, and those of the user's triggers
-        return psycopg.DatabaseError
+        return errors.get_base_exception(state)
 
 
 def sqlstate_of(error: BaseException) -> str | None:

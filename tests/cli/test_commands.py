@@ -328,7 +328,7 @@ def test_code_older_than_the_schema_refuses(run: Callable[..., Any], dsn: str) -
         (["enqueue", "x", "--queue", "a b"], 2, "queue name 'a b' is not valid"),
         (["enqueue", "x", "--at", "tomorrow"], 2, "not a time"),
         (["enqueue", "x", "--at", "2030-01-01T00:00:00"], 2, "no time zone"),
-        (["enqueue", "x", "--org", "me"], 2, "not a UUID"),
+        (["enqueue", "x", "--org", "0190b5c4-7a11-7c0f-9c0f-0190b5c4"], 2, "names no tenant"),
         (["enqueue", "x", "--priority", "99999"], 2, "out of range"),
         (["show", "nonsense"], 2, "not a job id"),
         (["show", str(uuid.UUID(int=1))], 1, "there is no job"),

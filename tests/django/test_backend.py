@@ -94,7 +94,7 @@ def test_refused_task_leaves_the_transaction_usable(project: Project, database: 
                 lambda: tasks.echo.using(max_attempts=0),
                 lambda: tasks.echo.using(timeout_seconds=-1),
                 lambda: tasks.echo.using(retry_on=("OSError",)),
-                lambda: tasks.echo.using(org_id="me"),
+                lambda: tasks.echo.using(org_id=" me "),
             ):
                 try:
                     refuse()

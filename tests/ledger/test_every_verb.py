@@ -304,8 +304,8 @@ class Plainly:
         return value
 
     def raised(self, error: Exception) -> Any:
-        """Return an error as plain data."""
-        return [type(error).__name__, self.put(str(error))]
+        """Return an error as plain data. Not every driver's text has PostgreSQL's context."""
+        return [type(error).__name__, self.put(str(error).partition("\nCONTEXT:")[0])]
 
 
 RAISED = (PgnotifyqError, psycopg.Error)
