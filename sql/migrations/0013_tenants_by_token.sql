@@ -105,11 +105,20 @@ return not has_table_privilege(connected_role::name, '{schema}.worker_heartbeats
 --
 -- In a session of a tenant's login, a token says it. Elsewhere the setting does, and narrows what
 -- the session sees anyway.
+--
+-- A table may be protected by two queues of one database. Then it is asked by tenants of the other
+-- queue, who have nothing in this schema, not even to look names up. This schema's tokens are not
+-- theirs, so the setting says it, and the other queue's policy confines them by its token. If only
+-- the role that was taken on has nothing here, there is no tenant, and no rows.
 create or replace function {schema}.current_org() returns uuid
 language plpgsql stable parallel restricted
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if not has_schema_privilege(current_user, {schema_text}, 'usage') then
+        return case when not has_schema_privilege(session_user, {schema_text}, 'usage')
+            then nullif(current_setting('pgnotifyq.org_id', true), '')::uuid end;
+    end if;
     if {schema}.is_sealed(session_user) then
         return {schema}.unsealed(current_setting('pgnotifyq.token', true));
     end if;
