@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -84,6 +84,26 @@ def test_token_of_another_key(stage: Stage) -> None:
     stage.admin.execute("select pgnotifyq.new_tenant_key()")
     with stage.as_handler() as session:
         assert session.execute("select pgnotifyq.current_org()").fetchone() == (ANN,)
+
+
+@pytest.mark.parametrize("table", ["pgnotifyq.jobs", "pgnotifyq.org_config", "accounts", "papers"])
+def test_token_is_checked_once_a_statement(stage: Stage, table: str) -> None:
+    """And not once a row: of ours and of the application's tables, as the documentation has them written."""
+    with stage.as_handler() as session:
+        row = session.execute(f"explain (analyze, verbose, format json) select from {table}".encode()).fetchone()
+        assert row is not None
+        found = list(_nodes(row[0][0]["Plan"]))
+        asks = [node for node in found if "current_org" in str(node.get("Output"))]
+        assert asks
+        assert {node["Node Type"] for node in asks} == {"Result"}
+        assert max(node["Actual Loops"] for node in asks) == 1
+        assert not [node for node in found if "current_org()" in str(node.get("Filter")) + str(node.get("Index Cond"))]
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from _nodes(each)
 
 
 KEY = "about_to_be_taken"
