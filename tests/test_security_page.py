@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pgnotifyq.runtime.tenants import AGAINST_INTENT, AGAINST_MISTAKES
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 
@@ -26,3 +28,9 @@ def test_each_line_has_a_test() -> None:
     rows = [line for line in TEXT.splitlines() if line.startswith("| ") and not line.startswith(("| who", "| the owner"))]
     assert len(rows) >= 8
     assert [row for row in rows if "tests/" not in row] == []
+
+
+def test_grades_are_said_in_one_way() -> None:
+    """The worker's start and doctor take their words from one place, and the page has the same."""
+    for grade in (AGAINST_INTENT, AGAINST_MISTAKES):
+        assert f"**{grade[0].upper()}{grade[1:]}.**" in TEXT

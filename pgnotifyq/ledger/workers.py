@@ -134,12 +134,14 @@ def show_life(schema: str) -> Ask[None]:
     return Ask(query("answer", schema), (), nothing)
 
 
-def prove(schema: str, channel: str, nonce: str) -> Ask[None]:
+def prove(schema: str, channel: str, nonce: str) -> Ask[bool]:
     """Send a proof that a listener hears, unless the server's queue of notifications is full.
 
-    Source: sql/functions/worker/notify.sql
+    Returns: whether it had room.
+
+    Source: sql/queries/prove.sql, sql/functions/worker/notify.sql
     """
-    return Ask(call("notify", "text text", schema), (channel, nonce), nothing)
+    return Ask(query("prove", schema), (channel, nonce), truth)
 
 
 def notify(schema: str, channel: str, payload: str) -> Ask[None]:

@@ -58,12 +58,19 @@ CONNECT_DEADLINE_SECONDS = 10.0
 # Where LISTEN connects but hears nothing, as behind a pooler in transaction mode, it is tried again
 # this seldom.
 DEAF_RETRY_SECONDS = 30.0
+# Where the server's queue of notifications is full, it is tried again this often. A session that
+# begins to listen may have to read all that is in the queue, so not more often.
+FULL_RETRY_SECONDS = 5.0
 PAUSE_SECONDS_FIRST = 0.05
 PAUSE_SECONDS_MAX = 1.0
 
 
 class Deaf(Exception):
     """A notification to ourselves did not arrive in time."""
+
+
+class QueueFull(Exception):
+    """The server's queue of notifications takes none."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -95,11 +102,13 @@ async def listen_for_ever(me: Identity, dsn: str, quick: Link, wakeups: Wakeups,
     told = ""  # why the worker polls
     while True:
         why: str
-        is_deaf = False
+        seldom: float | None = None
         try:
             await _listen(me, dsn, quick, wakeups, calls)
         except Deaf as error:
-            why, is_deaf = str(error), True
+            why, seldom = str(error), DEAF_RETRY_SECONDS
+        except QueueFull as error:
+            why, seldom = str(error), FULL_RETRY_SECONDS
         except trio.TooSlowError:
             why = "no answer in time"
         except Exception as error:
@@ -110,7 +119,7 @@ async def listen_for_ever(me: Identity, dsn: str, quick: Link, wakeups: Wakeups,
             raise AssertionError("listening ends by cancellation or by an error")
         if push.is_proven:
             me.emit(Event(name=EventName.LISTENER_LOST, fields={"why": why}))
-            pause, is_deaf, told = PAUSE_SECONDS_FIRST, False, ""
+            pause, seldom, told = PAUSE_SECONDS_FIRST, None, ""
         elif why != told:
             me.emit(Event(name=EventName.LISTENER_POLLING, fields={"why": why}))
             told = why
@@ -118,8 +127,8 @@ async def listen_for_ever(me: Identity, dsn: str, quick: Link, wakeups: Wakeups,
         push.has_session = False
         calls.lost()
         wakeups.bell.ring()  # the claimer may have planned to sleep until it was told
-        await trio.sleep((DEAF_RETRY_SECONDS if is_deaf else pause) * (0.5 + me.random.random()))
-        pause = PAUSE_SECONDS_FIRST if is_deaf else min(pause * 2, PAUSE_SECONDS_MAX)
+        await trio.sleep((pause if seldom is None else seldom) * (0.5 + me.random.random()))
+        pause = min(pause * 2, PAUSE_SECONDS_MAX) if seldom is None else PAUSE_SECONDS_FIRST
 
 
 async def _listen(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: Calls) -> None:
@@ -202,12 +211,14 @@ class _Ears:
 
         Raises:
             Deaf: it did not.
+            QueueFull: it was not sent.
             trio.TooSlowError: it could not be sent.
         """
         nonce = channels.write(Nonce(uuid.uuid4().hex))
         notify = workers.prove(self.me.schema, self.channel, nonce)
         with trio.fail_after(PROOF_DEADLINE_SECONDS):
-            await (ask(self.connection, notify) if by is None else by.ask(notify))
+            if not await (ask(self.connection, notify) if by is None else by.ask(notify)):
+                raise QueueFull("the server's queue of notifications is full: see doctor")
         with trio.move_on_after(PROOF_DEADLINE_SECONDS):
             while True:
                 heard = await wait_notifications(self.connection)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
 from tests.attacks.catalogue import ATTACKS, JOBS, Attack
 from tests.attacks.running import judge, run
-from tests.attacks.stage import ANN, MARK, Stage, open_stage
+from tests.attacks.stage import ANN, BOB, MARK, Stage, open_stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +84,70 @@ def test_token_of_another_key(stage: Stage) -> None:
     stage.admin.execute("select pgnotifyq.new_tenant_key()")
     with stage.as_handler() as session:
         assert session.execute("select pgnotifyq.current_org()").fetchone() == (ANN,)
+
+
+@pytest.mark.parametrize("table", ["pgnotifyq.jobs", "pgnotifyq.org_config", "accounts", "papers"])
+def test_token_is_checked_once_a_statement(stage: Stage, table: str) -> None:
+    """And not once a row: of ours and of the application's tables, as the documentation has them written."""
+    with stage.as_handler() as session:
+        row = session.execute(f"explain (analyze, verbose, format json) select from {table}".encode()).fetchone()
+        assert row is not None
+        found = list(_nodes(row[0][0]["Plan"]))
+        asks = [node for node in found if "current_org" in str(node.get("Output"))]
+        assert asks
+        assert {node["Node Type"] for node in asks} == {"Result"}
+        assert max(node["Actual Loops"] for node in asks) == 1
+        assert not [node for node in found if "current_org()" in str(node.get("Filter")) + str(node.get("Index Cond"))]
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from _nodes(each)
+
+
+KEY = "about_to_be_taken"
+BY_KEY = (
+    ("handler", "select pgnotifyq.enqueue('noop', org_id => '{ann}', unique_key => %s)", False),
+    ("handler", "insert into pgnotifyq.jobs (job_type, org_id, unique_key) values ('noop', '{bob}', %s)", True),
+    (
+        "handler",
+        "insert into pgnotifyq.jobs (job_type, org_id, unique_key) values ('noop', '{bob}', %s) on conflict do nothing",
+        True,
+    ),
+    ("handler", "insert into accounts (org_id, secret) values ('{ann}', %s)", False),
+    ("handler", "insert into accounts (org_id, secret) values ('{bob}', %s)", True),
+    ("producer", "select pgnotifyq.enqueue('noop', org_id => '{ann}', unique_key => %s)", False),
+)
+
+
+@pytest.mark.parametrize(("who", "statement", "refused"), BY_KEY)
+def test_timing_of_unique_violations(stage: Stage, who: str, statement: str, refused: bool) -> None:
+    """A key that another tenant's open transaction takes makes nobody of this tenant wait, so how long it takes tells nothing.
+
+    A unique index waits for such a transaction. If the statement came so far as to meet Bob's key there, it would end by its
+    lock_timeout. An answer, or a refusal by a policy, shows that it did not.
+    """
+    with stage.as_role("owner") as theirs:
+        theirs.execute("select pgnotifyq.enqueue('noop', org_id => %s, unique_key => %s)", (BOB, KEY))
+        theirs.execute("select set_config('pgnotifyq.org_id', %s, true)", (str(BOB),))
+        theirs.execute("insert into accounts (org_id, secret) values (%s, %s)", (BOB, KEY))
+        with stage.as_handler() if who == "handler" else stage.as_role(who) as session:
+            session.execute("set local lock_timeout = '2s'")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege) if refused else nullcontext():
+                session.execute(stage.fill(statement).encode(), (KEY,))
+            session.execute("rollback")
+        theirs.execute("rollback")
+
+
+def test_key_that_the_same_tenant_takes_is_waited_for(stage: Stage) -> None:
+    """The test above could fail: a key of one's own tenant, in an open transaction, is waited for."""
+    with stage.as_role("owner") as mine, stage.as_handler() as session:
+        mine.execute("select pgnotifyq.enqueue('noop', org_id => %s, unique_key => %s)", (ANN, KEY))
+        session.execute("set local lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            session.execute("select pgnotifyq.enqueue('noop', org_id => %s, unique_key => %s)", (ANN, KEY))
+        mine.execute("rollback")
 
 
 @pytest.mark.parametrize("name", ["other tenant by the setting", "commit by hand"])

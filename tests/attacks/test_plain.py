@@ -10,14 +10,13 @@ import pytest
 import trio
 from psycopg.conninfo import make_conninfo
 
-from pgnotifyq import EventName, JobRegistry
+from pgnotifyq import EventName, JobRegistry, WorkerConfig
 from pgnotifyq.cli import doctor
 from pgnotifyq.embedded import open_temporary_server
 from pgnotifyq.migrating import migrate
-from pgnotifyq.runtime import listener
 from pgnotifyq.wire.connection import open_connection
 from tests.ledger.support import value
-from tests.runtime.support import Workplace, open_workplace
+from tests.runtime.support import SETTINGS, Workplace, open_workplace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -62,17 +61,19 @@ def fill(dsn: str) -> psycopg.Connection[Any]:
     raise AssertionError("the queue did not fill")
 
 
-async def test_full_queue_of_notifications(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs are enqueued, cancelled and run by polling; doctor says it; and the worker is told again when the queue has drained."""
-    monkeypatch.setattr(listener, "DEAF_RETRY_SECONDS", 0.2)
-    monkeypatch.setattr(listener, "PROOF_DEADLINE_SECONDS", 0.5)
+async def test_full_queue_of_notifications(place: Workplace) -> None:
+    """Jobs are enqueued, cancelled and run by polling; doctor says it; and the worker is told again when the queue has drained.
+
+    The worker has the default settings.
+    """
     registry = JobRegistry()
 
     @registry.handler()
     async def work(payload: Payload) -> None:
         pass
 
-    worker = await place.start(registry, poll_seconds=0.1)
+    defaults = {name: getattr(WorkerConfig(), name) for name in SETTINGS}
+    worker = await place.start(registry, **defaults)
     await place.until_asleep(worker)
     keeper = await trio.to_thread.run_sync(fill, make_conninfo(place.dsn, user="plain"))
     usage = "pg_notification_queue_usage() >= 0.9"
@@ -83,7 +84,8 @@ async def test_full_queue_of_notifications(place: Workplace, monkeypatch: pytest
     await place.connection.execute(
         "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgnotifyq listener'"
     )
-    await worker.log.wait(EventName.LISTENER_POLLING)
+    polling = await worker.log.wait(EventName.LISTENER_POLLING)
+    assert polling["why"] == "the server's queue of notifications is full: see doctor"
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("work"))
     found = await trio.to_thread.run_sync(_doctor, place.dsn)
     assert [each.verdict for each in found if each.what.startswith("notification queue")] == ["fail"]

@@ -207,18 +207,18 @@ async def test_attempts_that_nobody_said(connection: Link, way: str) -> None:
 
 
 async def test_attempts_that_neither_said(connection: Link) -> None:
-    """Three; and what the job says itself stands."""
+    """Fifteen; and what the job says itself stands."""
     await enqueue(connection, "mine")
     await enqueue(connection, "mine", max_attempts=7)
-    assert [job.max_attempts for job in (await take(connection, 2, "mine")).jobs] == [3, 7]
+    assert [job.max_attempts for job in (await take(connection, 2, "mine")).jobs] == [15, 7]
 
 
-@pytest.mark.parametrize("attempts", [0, 3, 999])
+@pytest.mark.parametrize("attempts", [0, 15, 999])
 async def test_attempts_written_by_hand(connection: Link, attempts: int) -> None:
     """A row that says many attempts and no maximum runs once more, and breaks no rule of the table."""
     await connection.execute("insert into pgnotifyq.jobs (job_type, attempts) values ('mine', %s)", (attempts,))
     (job,) = (await take(connection, 1, "mine")).jobs
-    assert (job.attempts, job.max_attempts) == (attempts + 1, max(3, attempts + 1))
+    assert (job.attempts, job.max_attempts) == (attempts + 1, max(15, attempts + 1))
 
 
 async def test_a_thousand_attempts_are_the_bound_of_all(connection: Link) -> None:

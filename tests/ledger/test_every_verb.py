@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -29,6 +30,7 @@ from pgnotifyq.ledger import (
     look,
     organisation,
     pauses,
+    roles,
     schema,
     sessions,
     workers,
@@ -37,7 +39,7 @@ from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
 from pgnotifyq.model.credentials import SealedCredential
-from pgnotifyq.model.errors import PgnotifyqError
+from pgnotifyq.model.errors import MissingRights, PgnotifyqError
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, JobId, Lease, OrgId, WorkerId
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.payload import encode
@@ -56,7 +58,9 @@ if TYPE_CHECKING:
 
     Story = Generator[Verb[Any], Any, None]
 
-MODULES = (bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, schema, sessions, workers)
+MODULES = (
+    bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, roles, schema, sessions, workers,
+)  # fmt: skip
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
 CLAIM: dict[str, Any] = {"worker_id": ANN, "queues": ["default", "other"], "lease_seconds": 60.0}
@@ -230,6 +234,7 @@ def story() -> Story:
     yield look.count_troubles(SCHEMA)
     yield end.prune(SCHEMA, older_than_seconds=0.0, after_id=None, jobs_max=10, queues=["default"])
     yield from story_of_a_tenant()
+    yield from story_of_roles()
     yield lease.reclaim(SCHEMA, worker_id=BOB, jobs_max=10, dead=[ANN])
     yield workers.unregister(SCHEMA, ANN)
     yield look.get_job("elsewhere", first)
@@ -274,6 +279,18 @@ def story_of_a_tenant() -> Story:
     yield organisation.protected(SCHEMA)
 
 
+def story_of_roles() -> Story:
+    """Say every verb about roles."""
+    yield roles.act_as("nobody_at_all")
+    yield roles.grant(SCHEMA, roles.RoleKind.PRODUCER, "nobody_at_all")
+    yield roles.make_tenant_login(SCHEMA)
+    yield roles.keep(SCHEMA)
+    yield roles.tenant_login(SCHEMA)
+    yield roles.tenant_key(SCHEMA)
+    yield roles.faults(SCHEMA)
+    yield roles.faults(SCHEMA, "pg_monitor", roles.RoleKind.WORKER)
+
+
 class Plainly:
     """Makes answers of different runs comparable: ids by order of appearance, times and measures by their kind."""
 
@@ -287,6 +304,8 @@ class Plainly:
                 return self.put(value.whole)
             case UUID():
                 return self._ids.setdefault(str(value), f"id {len(self._ids)}")
+            case roles.TenantLogin():
+                return value.role_name, type(value.password)  # a new one each time
             case datetime():
                 return "before the era of PostgreSQL" if value < EPOCH else "time"
             case float():
@@ -368,6 +387,9 @@ def empty(dsn: str) -> None:
 
 async def test_every_door_says_the_same(dsn: str, connection: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every verb: on trio, on a blocking connection, and where answers come as text."""
+    for once in (roles.make_tenant_login(SCHEMA), roles.keep(SCHEMA)):  # the second time there is nothing to make
+        with suppress(MissingRights):
+            await ask(connection, once)
     on_trio = await tell_on_trio(connection)
     with psycopg.connect(dsn, autocommit=True) as other:
         empty(dsn)
@@ -379,7 +401,7 @@ async def test_every_door_says_the_same(dsn: str, connection: Connection[Any], m
 
 def test_every_verb_is_asked() -> None:
     """None of the ledger's verbs is left out of the story."""
-    told = inspect.getsource(story) + inspect.getsource(story_of_a_tenant)
+    told = "".join(inspect.getsource(each) for each in (story, story_of_a_tenant, story_of_roles))
     assert {name for name in verbs() if f"{name}(" not in told} == set()
 
 
