@@ -338,7 +338,10 @@ def name_of(verb: Verb[Any]) -> str:
 
 
 async def tell_on_trio(connection: Connection[Any]) -> list[Any]:
-    """Ask all on trio."""
+    """Ask all on trio, first of all doors."""
+    for once in (roles.make_tenant_login(SCHEMA), roles.keep(SCHEMA)):  # the second time there is nothing to make
+        with suppress(MissingRights):
+            await ask(connection, once)
     told, plainly, answer, each = [], Plainly(), None, story()
     while (verb := _next(each, answer)) is not None:
         try:
@@ -387,9 +390,6 @@ def empty(dsn: str) -> None:
 
 async def test_every_door_says_the_same(dsn: str, connection: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every verb: on trio, on a blocking connection, and where answers come as text."""
-    for once in (roles.make_tenant_login(SCHEMA), roles.keep(SCHEMA)):  # the second time there is nothing to make
-        with suppress(MissingRights):
-            await ask(connection, once)
     on_trio = await tell_on_trio(connection)
     with psycopg.connect(dsn, autocommit=True) as other:
         empty(dsn)
