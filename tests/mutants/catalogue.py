@@ -600,6 +600,27 @@ MUTANTS = (
         ("attacks/test_attacks.py::test_attacks",),
     ),
     Mutant(
+        "who is confined to a tenant sees all",
+        "sql/migrations/0013_tenants_by_token.sql",
+        "            or org_id = (select {schema}.current_org())$$;\n",
+        "            or true$$;\n",
+        ("attacks/test_attacks.py::test_attacks",),
+    ),
+    Mutant(
+        "a table is one queue's to protect",
+        "sql/migrations/0013_tenants_by_token.sql",
+        "    if not has_schema_privilege(current_user, {schema_text}, 'usage') then\n",
+        "    if false then\n",
+        ("ledger/test_organisations_elsewhere.py::test_two_schemas_of_one_database",),
+    ),
+    Mutant(
+        "a full queue of notifications is a pooler",
+        "sql/queries/prove.sql",
+        "pg_notification_queue_usage() < 0.9 as had_room",
+        "true as had_room",
+        ("attacks/test_plain.py::test_full_queue_of_notifications",),
+    ),
+    Mutant(
         "a producer sees all jobs",
         "sql/migrations/0013_tenants_by_token.sql",
         "            or not has_column_privilege('{schema}.jobs'::regclass, 'id', 'insert'))\n        or enqueued_by",
