@@ -119,7 +119,7 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 begin
-    update {schema}.jobs as j set awaited = true where j.id = await_release.job_id and j.is_held;
-    return found;
+    update {schema}.jobs as j set awaited = true where j.id = await_release.job_id and j.is_held and not j.awaited;
+    return found or exists (select from {schema}.jobs as j where j.id = await_release.job_id and j.is_held);
 end
 $$;
