@@ -311,7 +311,8 @@ class JobRegistry:
 
     def mapped(self, change: Callable[[Handler], Handler]) -> JobRegistry:
         """Return a registry of changed handlers, with the same things around them. For tests."""
-        copy = JobRegistry()
+        copy = JobRegistry(converter=self.converter, unknown_keys=self.unknown_keys, credentials=self.credentials)
+        copy.runs_in = self.runs_in
         for handler in self._handlers.values():
             copy._add(change(handler))
         copy._middleware, copy._inner, copy._lifespans = self._middleware, self._inner, self._lifespans

@@ -11,6 +11,8 @@ import attrs
 import pytest
 import trio
 
+from pgnotifyq.model.converting import make_converter
+from pgnotifyq.model.credentials import CredentialKeys
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidName, UnknownJobType
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.registry import JobRegistry, finished
@@ -396,3 +398,12 @@ def test_place_where_a_handler_cannot_run() -> None:
     with pytest.raises(ConfigError, match="'thread' of a registry"):
         JobRegistry(runs_in="thread")  # type: ignore[arg-type]
     assert registry.handlers == ()
+
+
+def test_a_registry_of_changed_handlers() -> None:
+    """It is as the first one in all else: a test that drains gives handlers the credentials that a worker gives."""
+    keys = CredentialKeys([bytes(32)])
+    registry = JobRegistry(converter=make_converter(), unknown_keys="refuse", runs_in="asyncio", credentials=keys)
+    copy = registry.mapped(lambda handler: handler)
+    for name in ("converter", "unknown_keys", "runs_in", "credentials"):
+        assert getattr(copy, name) is getattr(registry, name), name
