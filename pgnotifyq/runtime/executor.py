@@ -112,9 +112,10 @@ class Executor:
 
         running.handler = handler
         running.scope = scope
-        token = self._enter(running)
+        token: Token[Headers | None] | None = None
         value: object = None
         try:
+            token = self._enter(running)
             if not in_process:  # else when one is free
                 self._begin(running, handler, scope)
             if around := self.registry.around(handler):
@@ -141,12 +142,16 @@ class Executor:
         return None if job.headers is NO_HEADERS else carried.set(job.headers)
 
     def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> None:
-        """Note that a handler begins; from now on its time counts."""
+        """Note that a handler begins; from now on its time counts.
+
+        It begins again if its process died before it had the job. It is counted once.
+        """
+        is_again = running.started_at is not None
         running.started_at = trio.current_time()
         if handler.timeout_seconds is not None:
             scope.deadline = running.started_at + handler.timeout_seconds
             self.deadlines.note(scope.deadline)
-        if self.meter is not None:
+        if self.meter is not None and not is_again:
             self.meter.note_started(running)
 
     def _end(
@@ -156,11 +161,11 @@ class Executor:
             self.deadlines.tell(running)
             scope.deadline = math.inf
         running.scope = None
+        if token is not None:
+            carried.reset(token)
         if running.trace is not None:
             kind = None if running.interrupt is None else running.interrupt.kind
             running.trace.leave(sys.exception(), kind, value if type(value) is Raised else None)
-        if token is not None:
-            carried.reset(token)
 
     async def _run_in_process(self, running: Running, handler: Handler) -> object:
         assert self.processes is not None

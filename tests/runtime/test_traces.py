@@ -11,6 +11,7 @@ import logging
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import attrs
 import httpx
@@ -39,9 +40,15 @@ from pgnotifyq import (
     open_client,
     otel,
 )
+from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.model import tracing
+from pgnotifyq.model.job import JobId
+from pgnotifyq.runtime.deadlines import Deadlines
+from pgnotifyq.runtime.executor import Executor
 from pgnotifyq.runtime.logs import JsonFormatter
+from pgnotifyq.runtime.running import Running
 from pgnotifyq.testing import run_job
+from pgnotifyq.testing.alone import Reach, execute
 from tests.runtime.apps import in_processes
 from tests.runtime.support import PATIENCE_SECONDS
 
@@ -418,6 +425,39 @@ async def test_processor_that_raises(place: Workplace, collector: Collector, cap
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
     await worker.log.wait(EventName.JOB_COMPLETED, count=2)
     assert any("a span was not made" in record.message for record in caplog.records)
+
+
+async def test_tracing_that_raises() -> None:
+    """A tracing of somebody's own that raises at a handler's begin fails that job, whose scope is let go of."""
+
+    class Raises:
+        def begin(self, *_: object) -> tracing.Trace:
+            raise RuntimeError("no trace")
+
+        def created(self, job: NewJob) -> NewJob:
+            return job
+
+        def ids(self) -> dict[str, str]:
+            return {}
+
+    registry = JobRegistry()
+
+    @registry.handler
+    async def work(payload: Payload) -> None: ...
+
+    executor = Executor(registry=registry, reach=Reach(None, registry), deadlines=Deadlines(Running.stop), random=lambda: 0.5)
+    job = ClaimedJob()
+    job.id, job.job_type, job.queue_name, job.attempts, job.max_attempts = JobId(uuid4()), "work", "default", 1, 2
+    job.payload_text, job.problem, job._headers, job._whole = "{}", "", None, None  # as a claim sets them
+    running = Running(job=job, renewed_at=trio.current_time())
+    before = tracing.in_place()
+    tracing.put_in_place(Raises())
+    try:
+        outcome, error = await execute(executor, running)
+    finally:
+        tracing.put_in_place(before)
+    assert outcome is not None and outcome.name == "failed" and str(error) == "no trace"
+    assert running.scope is None, "the slot's scope is the next job's"
 
 
 async def test_logs_are_correlated(place: Workplace, collector: Collector) -> None:
