@@ -46,6 +46,7 @@ import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -369,16 +370,31 @@ def _popen(socket_of_child: socket.socket) -> subprocess.Popen[bytes]:
 
 
 async def _wait_for_end(popen: subprocess.Popen[bytes]) -> None:
-    """Wait until a process has ended. On Linux it is not reaped by then: its number is its own."""
-    if sys.platform == "linux":
-        with suppress(ProcessLookupError):  # SIGCHLD is ignored, and the process is reaped already
-            fileno = os.pidfd_open(popen.pid)
-            try:
-                await trio.lowlevel.wait_readable(fileno)
-            finally:
-                os.close(fileno)
-    else:
-        await trio.to_thread.run_sync(popen.wait, abandon_on_cancel=True)
+    """Wait until a process has ended. On Linux it is not reaped by then: its number is its own.
+
+    It raises nothing: an error of the task that it runs in would end the worker.
+    """
+    if sys.platform != "linux":
+        await _in_thread(popen.wait)
+        return
+    try:
+        fileno = os.pidfd_open(popen.pid)
+    except ProcessLookupError:
+        return  # SIGCHLD is ignored, and the process is reaped already
+    except (OSError, AttributeError):
+        # No file is free, a sandbox refuses the call, or this Python was built without it.
+        with suppress(ChildProcessError):  # as above
+            await _in_thread(partial(os.waitid, os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT))
+        return
+    try:
+        await trio.lowlevel.wait_readable(fileno)
+    finally:
+        os.close(fileno)
+
+
+async def _in_thread(wait: Callable[[], object]) -> None:
+    """Wait in a thread of its own: such a wait is long, and takes nobody's place."""
+    await trio.to_thread.run_sync(wait, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
 
 
 # One job

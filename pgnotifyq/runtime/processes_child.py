@@ -108,6 +108,7 @@ class _Child:
         self._is_busy = False
         self._is_left = False
         self._running: Running | None = None
+        self._stop: Interrupt | None = None  # what was heard for the last job
         self._handlers: dict[str, Handler] = {}
         self._left_behind: frozenset[int | None] = frozenset()  # threads that earlier jobs have started
         lines = words.Lines()
@@ -129,12 +130,15 @@ class _Child:
             while (message := self._next()) is not None:
                 match message:
                     case words.Load() | words.Run():
-                        self._is_busy = True
+                        self._is_busy, self._stop = True, None
                         self._jobs.put(message)
                     case words.Heard():
                         self._answers.put(message)
-                    case words.Stop() if self._running is not None:
-                        self._running.interrupt = Interrupt(kind=message.kind, by=message.by, why=message.why)
+                    case words.Stop():
+                        # Kept first: the main thread may not have taken up the job yet.
+                        self._stop = Interrupt(kind=message.kind, by=message.by, why=message.why)
+                        if (running := self._running) is not None:
+                            running.interrupt = self._stop
             if not self._is_busy:
                 self._jobs.put(None)
                 threading.Event().wait(EXIT_SECONDS)
@@ -183,6 +187,7 @@ class _Child:
         handler = self._handlers[job.job_type]
         self._left_behind = frozenset(each.ident for each in threading.enumerate()) - {threading.get_ident()}
         self._running = running = Running(job=ClaimedJob.from_job(job), renewed_at=0.0, handler=handler)
+        running.interrupt = self._stop  # heard before; what is heard from now on is told to `running`
         try:
             with _limited(self.hello.memory_bytes_max):
                 done = self._call(handler, running)

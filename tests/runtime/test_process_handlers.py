@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from pgnotifyq import ConfigError, EventName, HandlerProcessDied, JobContext, Jo
 from pgnotifyq.model.job import JobId
 from pgnotifyq.testing import run_job
 from tests.runtime.apps import in_processes
+from tests.runtime.probing import parsed, until, value
 from tests.runtime.support import PATIENCE_SECONDS, ROOT, Worker, Workplace
 
 if TYPE_CHECKING:
@@ -251,6 +254,36 @@ async def test_process_that_dies_between_jobs(place: Workplace) -> None:
     assert await place.history(job_id) == [(1, "completed")]
 
 
+async def test_process_that_dies_before_it_has_the_job(place: Workplace) -> None:
+    """The job was sent already, and goes to another process: it is charged once, and counted once in the metrics."""
+    worker = await place.start(registry(), handler_processes_max=1, http="127.0.0.1:0")
+    active = partial(value, name="worker_active_jobs", worker_id=str(worker.handle.worker_id))
+    first = await completed(place, worker, "who")
+    process = psutil.Process(first["pid"])
+    process.suspend()
+    job_id = await enqueue(place, "who", max_attempts=1)
+    await until(worker, "/metrics", lambda answer: active(parsed(answer.body)) == 1)
+    process.kill()
+    await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+    assert await place.history(job_id) == [(1, "completed")]
+    answer = await until(worker, "/metrics", lambda answer: active(parsed(answer.body)) == 0)
+    assert value(parsed(answer.body), "job_duration_seconds_count", job_type="who") == 2
+
+
+async def test_no_file_is_free_to_watch_a_process_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pidfd_open is refused, handlers run, and a crash is a failed attempt: nothing else ends."""
+
+    def refuse(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    ran = await run_job(in_processes.registry, "who", {}, in_process=True)
+    assert ran.result["parent"] == os.getpid()
+    await until_gone(ran.result["pid"])
+    ran = await run_job(in_processes.registry, "dies", {"how": "exit"}, in_process=True)
+    assert "exit code 3" in (ran.error_message or "")
+
+
 @pytest.mark.parametrize("kind", ["cancelled", "lease_lost", "shutdown"])
 async def test_killed_by_what_interrupts_it(place: Workplace, tmp_path: Path, kind: str) -> None:
     """A handler that ignores every signal is killed, and the program that it started with it; nothing of it runs on.
@@ -315,6 +348,14 @@ async def test_cooperative_handler_is_told(place: Workplace, tmp_path: Path) -> 
     assert (await lines(file, 2))[1] == "cancelled None"
     await worker.log.wait(EventName.JOB_CANCELLED, job_id=job_id)
     assert (await completed(place, worker, "who"))["pid"] == int(pid)
+
+
+async def test_cooperative_handler_is_told_before_it_begins(tmp_path: Path) -> None:
+    """A cancel that comes right behind the job is told, too: the process may not have taken up the job by then."""
+    file = tmp_path / "noted"
+    ran = await run_job(in_processes.registry, "looks", {"file": str(file)}, in_process=True, cancel_after=0)
+    assert ran.outcome == "cancelled"
+    assert _noted(file)[1:] == ["cancelled None"], "it was told, and not killed when its grace was over"
 
 
 async def test_cooperative_handler_that_does_not_look(place: Workplace, tmp_path: Path) -> None:
