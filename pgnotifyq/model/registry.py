@@ -134,7 +134,7 @@ class JobRegistry:
         that takes a context and returns an async context manager. What the handler raises, it
         raises at the `yield`. What a middleware raises is the job's error. After the `yield`,
         `ctx.returned` is what the handler returned. Context variables that it sets reach the
-        handler, of whatever kind.
+        handler, but one in a process.
 
         Args:
             function: the middleware. Those declared first stand outside.
@@ -305,7 +305,8 @@ class JobRegistry:
                 self._inner[handler.job_type] = tuple(inner)
         own = {name for _, _, name in other._hooks}
         for ending, types, name in other._hooks:  # of its own handlers, as the middleware
-            self._hooks.append((ending, types or tuple(sorted(other._handlers.keys() - own)), name))
+            if types or (types := tuple(sorted(other._handlers.keys() - own))):  # none: would be all of this registry's
+                self._hooks.append((ending, types, name))
         self._lifespans += [each for each in other._lifespans if each not in self._lifespans]
         self._tell()
 

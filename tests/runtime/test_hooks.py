@@ -209,3 +209,16 @@ def test_of_an_included_registry() -> None:
     outer.include(inner)
     assert ("work", "dead", "on_dead.tell_dead") in outer.hooks
     assert not [hook for hook in outer.hooks if hook[0] == "other"]
+
+
+def test_of_an_included_registry_without_handlers() -> None:
+    """A hook of all types of a registry that has none is of no type, and not of those of the registry that includes it."""
+    outer, inner = JobRegistry(), JobRegistry()
+    outer.handler("other")(lambda payload: None)
+
+    @inner.on_dead()
+    def tell_dead(ended: EndedJob) -> None:
+        """Do nothing."""
+
+    outer.include(inner)
+    assert outer.hooks == []
