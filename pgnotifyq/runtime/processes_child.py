@@ -10,8 +10,9 @@ The worker's side is processes.py, which says the rules. This file is what the c
 - What is logged goes to the worker, which has the program's set-up of logging: warnings too, and
   what threads raise and nobody catches. If the program's own modules set up logging by
   `dictConfig`, the child logs by that.
-- A job's handler has context variables as new. What else it leaves behind is met by the next job:
-  modules' globals, threads, the environment, the working folder.
+- A job's handler has context variables as new. Its job's headers are what a client takes for what
+  it enqueues. What else a job leaves behind is met by the next one: modules' globals, threads, the
+  environment, the working folder.
 - If a job's handler forks, the fork loses the socket: it does not speak for the job.
 """
 
@@ -39,6 +40,7 @@ from pgnotifyq.ledger.errors import SCHEMA_DEFAULT
 from pgnotifyq.model.errors import DatabaseError, LeaseLost, PayloadUndecodable, TransactionRefused, quietly
 from pgnotifyq.model.events import bounded_value
 from pgnotifyq.model.handler import Handler, RunsIn
+from pgnotifyq.model.headers import carried
 from pgnotifyq.model.job import JobId, WorkerId
 from pgnotifyq.model.outcome import Interrupt, Raised, Returned, encode_result, ended_by, is_wish, why_not_stored
 from pgnotifyq.model.payload import PayloadTooNew, decode, encoded
@@ -203,7 +205,10 @@ class _Child:
             return words.Done(error=str(error), is_undecodable=True, is_too_new=isinstance(error, PayloadTooNew))
         arguments = (payload, _Context(running, _Reach(self))) if handler.takes_context else (payload,)
         try:
-            value = contextvars.copy_context().run(handler.call, *arguments)
+            context = contextvars.copy_context()
+            if job.headers:
+                context.run(carried.set, job.headers)
+            value = context.run(handler.call, *arguments)
             _check_has_run(handler, value)
         except BaseException as error:  # noqa: BLE001  # SystemExit and KeyboardInterrupt too are the handler's own
             return _told(error, handler)

@@ -141,6 +141,16 @@ async def test_children(place: Workplace) -> None:
     assert told == ["InvalidName", "TransactionRefused", "LookupError"]
 
 
+async def test_children_by_a_client(place: Workplace) -> None:
+    """What a client enqueues in a process has the headers of the handler's job, as in a thread; the next job's are its own."""
+    worker = await place.start(registry(), handler_processes_max=1)
+    for headers in ({"locale": "de"}, {}):
+        job_id = await enqueue(place, "parent_by_client", {"dsn": place.dsn}, headers=Jsonb(headers))
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
+        children = [await place.job(JobId(uuid.UUID(each))) for each in (await place.job(job_id))["result"]]
+        assert [child["headers"] or {} for child in children] == [headers, {"other": 1}]
+
+
 async def test_middleware_is_in_the_worker(place: Workplace) -> None:
     """Middleware goes around a handler in a process, in the worker; it sees the result, the error, and the death.
 

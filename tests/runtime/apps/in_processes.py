@@ -19,6 +19,7 @@ import attrs
 import psycopg
 
 from pgnotifyq import Discard, JobContext, JobRegistry, PgnotifyqError, Retry, Snooze
+from pgnotifyq.sync import open_client
 
 registry = JobRegistry()
 TENANT = ContextVar("TENANT", default="nobody")
@@ -237,6 +238,12 @@ def transacts(payload: dict[str, Any], ctx: JobContext) -> None:
 @registry.handler("parent", runs_in="process")
 def parent(payload: dict[str, Any], ctx: JobContext) -> str:
     return str(ctx.enqueue_blocking("who", payload, delay_seconds=3600.0, priority=3))
+
+
+@registry.handler("parent_by_client", runs_in="process")
+def parent_by_client(payload: dict[str, Any]) -> list[str]:
+    with open_client(payload["dsn"]) as client:
+        return [str(client.enqueue("child", {})), str(client.enqueue("child", {}, headers={"other": 1}))]
 
 
 @registry.handler("refuses", runs_in="process")
