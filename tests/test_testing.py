@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
@@ -329,6 +329,19 @@ async def test_a_cancel_of_a_cooperative_handler(autojump_clock: object, is_deaf
     ran = await run_job(registry, steps, cancel_after=10)
     assert ran.outcome == "cancelled"
     assert trio.current_time() - began == pytest.approx(15 if is_deaf else 10, abs=1.1)
+
+
+@pytest.mark.parametrize("runs_in", ["asyncio", "trio"])
+async def test_a_cancel_of_asyncios_that_nobody_asked_for(runs_in: Literal["asyncio", "trio"]) -> None:
+    """A handler that raises CancelledError by itself has failed, as in a worker; the test goes on."""
+    registry = JobRegistry(runs_in=runs_in)
+
+    @registry.handler
+    async def gives_up(payload: dict[str, Any]) -> None:
+        raise asyncio.CancelledError
+
+    ran = await run_job(registry, gives_up)
+    assert (ran.outcome, type(ran.exception)) == ("failed", asyncio.CancelledError)
 
 
 async def test_a_lease_that_is_lost(connection: Link) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import uuid
@@ -230,7 +231,7 @@ async def execute(executor: Executor, running: Running) -> tuple[Outcome | None,
             ended = await executor.run(running, scope)
     except NoDatabaseInTest:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a handler raises is its outcome
+    except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001  # whatever a handler raises is its outcome
         ended, exception = as_ended(error), error
     if isinstance(ended, Raised) and ended.undecodable:
         exception = PayloadUndecodable(ended.error)
