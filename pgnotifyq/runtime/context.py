@@ -53,7 +53,7 @@ S = TypeVar("S")
 _log = logging.getLogger("pgnotifyq.job")
 
 
-class _Done:
+class Already:
     """What is awaited of something that has been done already."""
 
     def __await__(self) -> Generator[None, None, None]:
@@ -441,7 +441,7 @@ class JobContext:
         if trio.lowlevel.in_trio_task():
             return self._report(fraction, message)
         trio.from_thread.run(self._report, fraction, message, trio_token=self._reach.token)
-        return _Done()
+        return Already()
 
     async def _report(self, fraction: float | None, message: str | None) -> None:
         if fraction is not None and not 0 <= fraction <= 1:

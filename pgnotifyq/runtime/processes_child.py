@@ -47,7 +47,7 @@ from pgnotifyq.model.payload import PayloadTooNew, decode, encoded
 from pgnotifyq.model.registry import JobRegistry, has_not_run
 from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime import processes_messages as words
-from pgnotifyq.runtime.context import JobContext
+from pgnotifyq.runtime.context import Already, JobContext
 from pgnotifyq.runtime.fenced import WorkerFence
 from pgnotifyq.runtime.logs import log_what_nobody_catches
 from pgnotifyq.runtime.organisation import OrgContext, direct
@@ -55,7 +55,7 @@ from pgnotifyq.runtime.organisation_fence import OrgFence
 from pgnotifyq.runtime.running import Running
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Generator, Iterator
+    from collections.abc import Awaitable, Iterator
     from typing import NoReturn, Unpack
 
     from pgnotifyq.model.around import Resources
@@ -313,14 +313,6 @@ def _module_of(kind: type) -> str:
 # What a handler is given
 
 
-class _Done:
-    """What is awaited of something that has been done already."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        return
-        yield
-
-
 @attrs.frozen(eq=False)
 class _Reach:
     """What a handler in a process can reach of its worker."""
@@ -464,7 +456,7 @@ class _Context(JobContext):
             )
         )
         self._check(heard)
-        return _Done()
+        return Already()
 
     async def enqueue(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: nothing awaits here."""
