@@ -208,7 +208,10 @@ class JobRegistry:
         return self._hook("completed", of, settings)
 
     def on_retried(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
-        """Do what `on_completed` does, after each failure of a job that is tried again."""
+        """Do what `on_completed` does, after each failure of a job that is tried again.
+
+        An attempt that was lost with its worker is none.
+        """
         return self._hook("retried", of, settings)
 
     def on_dead(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
