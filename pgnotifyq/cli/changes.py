@@ -11,11 +11,10 @@ from cyclopts import Parameter
 
 from pgnotifyq.cli.act import run_with
 from pgnotifyq.cli.output import print_json
-from pgnotifyq.cli.parameters import AsJson, Dsn, OfJob, OfQueue, OfType, Schema, job_id_of, whole
+from pgnotifyq.cli.parameters import AsJson, Dsn, OfAnyOrg, OfJob, OfQueue, OfType, Schema, job_id_of, whole
 from pgnotifyq.ledger import changes
 from pgnotifyq.ledger.changes import Edit, JobFilter
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, JobNotFound
-from pgnotifyq.model.new_job import org_id_of
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def bulk(
     *,
     queue: OfQueue = None,
     job_type: OfType = None,
-    org: Annotated[str | None, Parameter(name="--org", help="Only of this tenant, a uuid.")] = None,
+    org: OfAnyOrg = None,
     status: Annotated[str | None, Parameter(help="Only these: pending, scheduled, retrying, running, completed, ...")] = None,
     error: Annotated[str | None, Parameter(help="Only those whose error has this text, in any case.")] = None,
     created_after: Annotated[str | None, Parameter(help="Only those enqueued later: ISO 8601 with a time zone.")] = None,
@@ -100,7 +99,7 @@ def bulk(
     only = JobFilter(
         queue=queue,
         job_type=job_type,
-        org_id=None if org is None else org_id_of(org),
+        org_id=org,
         status=status,
         error=error,
         created_after=_time_of("--created-after", created_after),

@@ -10,10 +10,11 @@ from cyclopts import Parameter
 
 from pgnotifyq.cli.act import run_with
 from pgnotifyq.cli.output import print_json, print_rows
-from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfQueue, OfType, Schema, job_id_of
+from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfAnyOrg, OfQueue, OfType, Schema, job_id_of
 from pgnotifyq.doors.verbs import dead_filter
 from pgnotifyq.ledger import end, look
-from pgnotifyq.model.errors import InvalidJob, JobNotFound
+from pgnotifyq.ledger.look import ANY_LETTER
+from pgnotifyq.model.errors import ConfigError, InvalidJob, JobNotFound
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ REQUEUE_BATCH_MAX = 1000  # dead letters in one transaction: it holds their lock
 COLUMNS = ["id", "queue_name", "job_type", "reason", "attempts", "died_at", "error_message"]
 COLUMNS_IN_TERMINAL = ["id", "queue_name", "job_type", "reason", "died_at", "attempts", "error_message"]
 
-
-OfOrg = Annotated[str | None, Parameter(name="--org", help="Only of this tenant, a uuid.")]
 OfError = Annotated[str | None, Parameter(name="--error", help="Only those whose error has this text, in any case.")]
 DiedAfter = Annotated[str | None, Parameter(help="Only those that died later: ISO 8601 with a time zone.")]
 Fingerprint = Annotated[str | None, Parameter(help="Only those of this group, as --groups prints it.")]
@@ -48,7 +47,7 @@ def dead(
     *,
     queue: OfQueue = None,
     job_type: OfType = None,
-    org: OfOrg = None,
+    org: OfAnyOrg = None,
     error: OfError = None,
     died_after: DiedAfter = None,
     fingerprint: Fingerprint = None,
@@ -62,9 +61,11 @@ def dead(
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
 ) -> int:
-    """List dead letters, the latest first; or purge them."""
+    """List dead letters, the latest first; or purge them. A purge takes no filters."""
     key = None if purge is None else job_id_of(purge)
     only = dead_filter(queue, job_type, org, error, _time_of(died_after), fingerprint)
+    if (key is not None or purge_older_than_seconds is not None) and only != ANY_LETTER:
+        raise ConfigError("a purge is of one letter, or of all that died longer ago: leave the filters out")
 
     async def act(connection: Connection[TupleRow]) -> int:
         if key is not None or purge_older_than_seconds is not None:
@@ -98,7 +99,7 @@ def requeue(
     ] = False,
     queue: OfQueue = None,
     job_type: OfType = None,
-    org: OfOrg = None,
+    org: OfAnyOrg = None,
     error: OfError = None,
     died_after: DiedAfter = None,
     fingerprint: Fingerprint = None,
@@ -112,6 +113,8 @@ def requeue(
         raise InvalidJob("name one dead letter, or say --all: `python -m pgnotifyq requeue ID`")
     key = None if job_id is None else job_id_of(job_id)
     only = dead_filter(queue, job_type, org, error, _time_of(died_after), fingerprint)
+    if key is not None and (only != ANY_LETTER or per_second is not None):
+        raise InvalidJob("name one dead letter, or say --all and which: filters and a rate go with --all")
 
     async def act(connection: Connection[TupleRow]) -> int:
         if key is not None:

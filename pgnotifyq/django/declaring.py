@@ -44,7 +44,7 @@ class PgnotifyqTask(Task):
     # after every one.
     retry_on: tuple[type[BaseException], ...] | None = None
     timeout_seconds: float | None = None  # of one attempt; None: no limit
-    org_id: UUID | str | None = None  # the tenant; None: the one of those who have one
+    org_id: UUID | str | int | None = None  # the tenant; None: the one of those who have one
     # What goes with it and is not an argument: a JSON object. None: those of the task that enqueues
     # it.
     headers: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
@@ -59,7 +59,7 @@ class PgnotifyqTask(Task):
         max_attempts: int | None = None,
         retry_on: tuple[type[BaseException], ...] | None = None,
         timeout_seconds: float | None = None,
-        org_id: UUID | str | None = None,
+        org_id: UUID | str | int | None = None,
         headers: Mapping[str, Any] | None = None,
     ) -> PgnotifyqTask:
         given: dict[str, Any] = {
@@ -90,7 +90,7 @@ def task(
     max_attempts: int | None = None,
     retry_on: tuple[type[BaseException], ...] | None = None,
     timeout_seconds: float | None = None,
-    org_id: UUID | str | None = None,
+    org_id: UUID | str | int | None = None,
     headers: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], PgnotifyqTask]: ...
 

@@ -427,7 +427,7 @@ class AwaitedVerbs:
         *,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         error: str | None = None,
         died_after: datetime | None = None,
         fingerprint: str | None = None,
@@ -445,7 +445,7 @@ class AwaitedVerbs:
             limit: how many at the most.
 
         Raises:
-            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            InvalidJob: `org_id` names no tenant, or `died_after` has no time zone.
             ConfigError: `limit` is out of range.
         """
         return await self._ask(
@@ -465,7 +465,7 @@ class AwaitedVerbs:
         *,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         error: str | None = None,
         died_after: datetime | None = None,
         limit: int = 50,
@@ -483,7 +483,7 @@ class AwaitedVerbs:
             limit: how many groups at the most.
 
         Raises:
-            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            InvalidJob: `org_id` names no tenant, or `died_after` has no time zone.
             ConfigError: `limit` is out of range.
         """
         return await self._ask(
@@ -507,7 +507,7 @@ class AwaitedVerbs:
         *,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         error: str | None = None,
         died_after: datetime | None = None,
         fingerprint: str | None = None,
@@ -529,7 +529,7 @@ class AwaitedVerbs:
             per_second: they fall due one after the other, at this rate; None: all at once.
 
         Raises:
-            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            InvalidJob: `org_id` names no tenant, or `died_after` has no time zone.
             ConfigError: `limit` or `per_second` is out of range.
         """
         return await self._ask(

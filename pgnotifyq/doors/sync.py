@@ -504,7 +504,7 @@ class Client:
         *,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         error: str | None = None,
         died_after: datetime | None = None,
         fingerprint: str | None = None,
@@ -522,7 +522,7 @@ class Client:
             limit: how many at the most.
 
         Raises:
-            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            InvalidJob: `org_id` names no tenant, or `died_after` has no time zone.
             ConfigError: `limit` is out of range.
         """
         return self._ask(
@@ -542,7 +542,7 @@ class Client:
         *,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         error: str | None = None,
         died_after: datetime | None = None,
         limit: int = 50,
@@ -560,7 +560,7 @@ class Client:
             limit: how many groups at the most.
 
         Raises:
-            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            InvalidJob: `org_id` names no tenant, or `died_after` has no time zone.
             ConfigError: `limit` is out of range.
         """
         return self._ask(
@@ -584,7 +584,7 @@ class Client:
         *,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         error: str | None = None,
         died_after: datetime | None = None,
         fingerprint: str | None = None,
@@ -606,7 +606,7 @@ class Client:
             per_second: they fall due one after the other, at this rate; None: all at once.
 
         Raises:
-            InvalidJob: `org_id` is not an id, or `died_after` has no time zone.
+            InvalidJob: `org_id` names no tenant, or `died_after` has no time zone.
             ConfigError: `limit` or `per_second` is out of range.
         """
         return self._ask(

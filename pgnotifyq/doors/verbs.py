@@ -183,12 +183,12 @@ class Verbs:
         """Count jobs."""
         return changes.count_jobs(self.schema, only)
 
-    def get(self, job_id: JobId | UUID | str) -> Plan[Job]:
-        """Look at a job, or a dead letter."""
+    def get(self, job_id: JobId | UUID | str, org_id: OrgId | None = None) -> Plan[Job]:
+        """Look at a job, or a dead letter; at one of a tenant, if that is given."""
         wanted = job_id_of(job_id)
 
         def steps() -> Steps[Job]:
-            job: Job | None = yield look.find_job(self.schema, wanted)
+            job: Job | None = yield look.find_job(self.schema, wanted, org_id)
             return _found(job, no_job, wanted)
 
         return Plan(steps)
@@ -225,7 +225,7 @@ class Verbs:
         *,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         error: str | None = None,
         died_after: datetime | None = None,
         fingerprint: str | None = None,
@@ -240,7 +240,7 @@ class Verbs:
         *,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         error: str | None = None,
         died_after: datetime | None = None,
         limit: int = 50,
@@ -264,7 +264,7 @@ class Verbs:
         *,
         queue: str | None = None,
         job_type: str | None = None,
-        org_id: OrgId | UUID | str | None = None,
+        org_id: OrgId | UUID | str | int | None = None,
         error: str | None = None,
         died_after: datetime | None = None,
         fingerprint: str | None = None,
@@ -375,7 +375,7 @@ def not_ended(job_id: JobId, timeout_seconds: float) -> WaitTimeout:
 def dead_filter(
     queue: str | None,
     job_type: str | None,
-    org_id: OrgId | UUID | str | None,
+    org_id: OrgId | UUID | str | int | None,
     error: str | None,
     died_after: datetime | None,
     fingerprint: str | None,
@@ -383,7 +383,7 @@ def dead_filter(
     """Return which dead letters are meant.
 
     Raises:
-        InvalidJob: `org_id` is no id, or `died_after` says no time zone.
+        InvalidJob: `org_id` names no tenant, or `died_after` has no time zone.
     """
     if died_after is not None and died_after.tzinfo is None:
         raise InvalidJob(f"died_after {died_after!r} has no time zone: use datetime.now(UTC), say")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
+from uuid import UUID
 
 import attrs
 
 from pgnotifyq.ledger.ask import Ask, text
 from pgnotifyq.ledger.columns import number, records, word
 from pgnotifyq.ledger.errors import said_of
-from pgnotifyq.ledger.look import LABELS, checked_limit
+from pgnotifyq.ledger.look import check_label, checked_limit
 from pgnotifyq.ledger.statements import call, query
-from pgnotifyq.model.errors import ConfigError, InvalidJob
+from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.job import JobId, OrgId
-from pgnotifyq.model.new_job import NewJob
+from pgnotifyq.model.new_job import NewJob, org_id_of
 from pgnotifyq.model.outcome import bounded
 from pgnotifyq.model.payload import encode
 
@@ -25,18 +26,23 @@ _FILTER_TYPES = "text text uuid text text timestamptz timestamptz"
 _EDIT_TYPES = "text integer timestamptz float8 jsonb"
 
 
+def _org_id(name: UUID | str | int | None) -> OrgId | None:
+    return None if name is None else org_id_of(name)
+
+
 @attrs.frozen(kw_only=True)
 class JobFilter:
     """Which jobs are meant; None: it does not matter. Without any, all jobs are.
 
     Raises:
         ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping.
-        InvalidJob: a time has no time zone.
+        InvalidJob: a time has no time zone, or `org_id` names no tenant.
     """
 
     queue: str | None = None
     job_type: str | None = None
-    org_id: OrgId | None = None
+    # The tenant: its id, or its name or number, of which the id is kept.
+    org_id: OrgId | None = attrs.field(default=None, converter=_org_id)
     status: str | None = None  # a status, or scheduled, retrying, stopping
     error: str | None = None  # a part of the error message, in any case
     created_after: datetime | None = None
@@ -44,8 +50,7 @@ class JobFilter:
 
     def __attrs_post_init__(self) -> None:
         """Check the values."""
-        if self.status is not None and self.status not in LABELS:
-            raise ConfigError(f"status {self.status!r} is not known: use one of {', '.join(LABELS)}")
+        check_label(self.status)
         for time in (self.created_after, self.created_before):
             if time is not None and time.tzinfo is None:
                 raise InvalidJob(f"{time!r} has no time zone: pass an aware datetime")

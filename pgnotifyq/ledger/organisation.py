@@ -122,9 +122,8 @@ def get_job(schema: str, org_id: OrgId, job_id: JobId) -> Ask[Job]:
 
     Source: sql/queries/jobs.sql
     """
-    one = look.get_job(schema, job_id)
-    values = (job_id.hex, None, None, None, org_id.hex, "1")
-    return Ask(one.statement, values, _found(one.read, lambda: no_job(job_id)), said_of(schema))
+    one = look.get_job(schema, job_id, org_id)
+    return Ask(one.statement, one.parameters, _found(one.read, lambda: no_job(job_id)), said_of(schema))
 
 
 def get_dead(schema: str, org_id: OrgId, job_id: JobId) -> Ask[DeadLetter]:
@@ -135,9 +134,8 @@ def get_dead(schema: str, org_id: OrgId, job_id: JobId) -> Ask[DeadLetter]:
 
     Source: sql/queries/dead.sql
     """
-    one = look.get_dead(schema, job_id)
-    values = (job_id.hex, None, None, "1", org_id.hex, None, None, None)
-    return Ask(one.statement, values, _found(one.read, lambda: no_letter(job_id)), said_of(schema))
+    one = look.get_dead(schema, job_id, org_id)
+    return Ask(one.statement, one.parameters, _found(one.read, lambda: no_letter(job_id)), said_of(schema))
 
 
 def history(schema: str, org_id: OrgId, job_id: JobId) -> Ask[list[Execution]]:

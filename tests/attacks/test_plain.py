@@ -126,3 +126,21 @@ async def test_lock_of_migrations(place: Workplace) -> None:
         plain.execute("select pg_advisory_lock(hashtextextended('pgnotifyq migrate pgnotifyq', 0))")
         async with open_connection(place.dsn, options="-c lock_timeout=5s") as owner:
             assert await migrate(owner) == []
+
+
+async def test_lock_of_claims(place: Workplace) -> None:
+    """Whoever holds it, jobs start, where something was paused before, too. The worker has the default settings."""
+    registry = JobRegistry()
+
+    @registry.handler()
+    async def work(payload: Payload) -> None:
+        pass
+
+    await place.connection.execute("select pgnotifyq.pause('other'), pgnotifyq.resume('other')")
+    key = await value(place.connection, "select pgnotifyq.pauses_lock()")
+    with psycopg.connect(make_conninfo(place.dsn, user="plain"), autocommit=True) as plain:
+        plain.execute("select pg_advisory_lock(%s)", (key,))
+        worker = await place.start(registry, **{name: getattr(WorkerConfig(), name) for name in SETTINGS})
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("work"))
+        await place.until_asleep(worker)
+        await worker.log.wait(EventName.JOB_COMPLETED, job_id=await place.enqueue("work"))

@@ -82,6 +82,7 @@ def test_dead_letters(do: Do, dsn: str) -> None:
             session.execute("update pgnotifyq.jobs set priority = 9 where id = %s", (job_id,))
         bury(dsn, str(job_id))
     assert [letter.id for letter in do(OURS, "dead")] == [ours] == [do(OURS, "get_dead", ours).id]
+    assert (do(OURS, "get", ours).id, do(OURS, "get", ours).status) == (ours, "dead")
     assert (do(OURS, "count_dead"), do(OURS, "count_dead", queue="images")) == (1, 0)
     assert do(OURS, "purge_dead", job_id=theirs) == 0
     assert do(OURS, "requeue_all") == 1

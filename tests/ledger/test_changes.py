@@ -13,6 +13,7 @@ from pgnotifyq.ledger import changes, look
 from pgnotifyq.ledger.changes import Edit, JobFilter
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidName, PayloadTooLarge
 from pgnotifyq.model.job import JobId, OrgId
+from pgnotifyq.model.new_job import org_id_of
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
 from tests.ledger.support import ENDINGS, SCHEMA, claim_one, enqueue, everything, existing, fetch, history, row, settle, value
@@ -133,6 +134,18 @@ async def test_each_filter(connection: Link, name: str) -> None:
     assert await everything(connection) == before
     assert (await ask(connection, changes.change_all(SCHEMA, "edit", mine, change=Edit(priority=1)))).done == 1
     assert (await ask(connection, changes.change_all(SCHEMA, "delete", mine))).done == 1
+
+
+@pytest.mark.parametrize("name", ["acme", 42, str(ORG), ORG])
+def test_tenant_by_any_name(name: str | int | UUID) -> None:
+    """It is taken as everywhere: by its id, its name or its number."""
+    assert JobFilter(org_id=name).org_id == org_id_of(name)
+
+
+def test_name_of_no_tenant() -> None:
+    """It is refused."""
+    with pytest.raises(InvalidJob, match="names no tenant"):
+        JobFilter(org_id="")
 
 
 @pytest.mark.parametrize("given", [{"status": "dead"}, {"status": "nonsense"}])

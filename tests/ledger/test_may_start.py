@@ -218,7 +218,8 @@ async def test_every_way_asks(connection: Link) -> None:
     assert dict(rows) == dict.fromkeys(FUNCTIONS, True)
     asking = await fetch(
         connection,
-        "select proname from pg_proc where pronamespace = 'pgnotifyq'::regnamespace and prosrc like '%%pauses_lock()%%admit(%%'",
+        "select proname from pg_proc where pronamespace = 'pgnotifyq'::regnamespace"
+        " and prosrc like '%%pg_try_advisory_xact_lock_shared(%%pauses_lock())%%admit(%%'",
     )
     # claim gives claim_by_type its types.
     assert {name for (name,) in asking} == FUNCTIONS - {"claim_by_type"} | {"claim_apart"}

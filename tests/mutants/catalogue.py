@@ -80,6 +80,13 @@ MUTANTS = (
         ("runtime/test_pausing.py::test_pause_and_resume",),
     ),
     Mutant(
+        "claim: it waits for whoever holds the lock of pauses",
+        SQL + "claim/claim.sql",
+        "perform pg_try_advisory_xact_lock_shared({schema}.pauses_lock());",
+        "perform pg_advisory_xact_lock_shared({schema}.pauses_lock());",
+        ("attacks/test_plain.py::test_lock_of_claims",),
+    ),
+    Mutant(
         "drain: a claim under way is not waited for",
         SQL + "claim/admit.sql",
         "perform pg_advisory_xact_lock({schema}.pauses_lock());",

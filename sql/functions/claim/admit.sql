@@ -13,14 +13,19 @@
 --
 -- A file without a page has no rows. As a rule nothing has ever been paused, and nothing is read.
 --
--- A claim takes `pauses_lock` shared before it reads what is paused. Naively it does not. Then a
--- claim that has read nothing may commit after a pause has committed, and whoever waits until
--- nothing runs looks in between. await_claims takes the lock alone, for a moment: all claims that
--- began before have committed then, and all that begin later see the pause.
+-- A claim tries to take `pauses_lock` shared before it reads what is paused. Naively it does not.
+-- Then a claim that has read nothing may commit after a pause has committed, and whoever waits
+-- until nothing runs looks in between. await_claims takes the lock alone, for a moment: all claims
+-- that began before have committed then, and all that begin later see the pause.
 --
--- The lock costs a claim of one job 3 % and more. So it is taken only where the table has a
--- page: where something was paused before. A claim that began before the first pause of all is not
--- waited for.
+-- A claim never waits for the lock. Any role that may connect can hold it, and would stop all work.
+-- A claim that does not get it goes on without: as a rule await_claims has it, or waits for it, and
+-- then the pause is committed and the claim sees it. What is left: of two who wait for claims at
+-- the same moment, one may not have waited for a claim that the other kept from the lock.
+--
+-- The lock costs a claim of one job 3 % and more. So it is tried only where the table has a page:
+-- where something was paused before. A claim that began before the first pause of all is not waited
+-- for.
 create or replace function {schema}.admit(inout queue_names text[], inout job_types text[], inout maxima integer[])
 language plpgsql volatile
 set jit = off
@@ -75,8 +80,8 @@ as $$ select hashtextextended({schema_text} || ' pauses', 0) $$;
 -- await_claims: wait until every claim has committed that may not have seen the pauses that are
 -- there now.
 --
--- Out:    true; false if some claim has not ended in 0.2 seconds. Claims wait for this one behind
---         it. So it gives up soon, and is asked again.
+-- Out:    true; false if somebody has held the lock for 0.2 seconds. Claims go without it
+--         meanwhile. So it gives up soon, and is asked again.
 -- Locks:  pauses_lock, alone. It holds nothing else.
 create or replace function {schema}.await_claims() returns boolean
 language plpgsql volatile

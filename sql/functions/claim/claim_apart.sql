@@ -39,7 +39,7 @@ declare
 begin
     -- A constraint that waits for the commit would fail the whole of it.
     set constraints all immediate;
-    perform pg_advisory_xact_lock_shared({schema}.pauses_lock());
+    perform pg_try_advisory_xact_lock_shared({schema}.pauses_lock());
     select a.queue_names, a.job_types, a.maxima into queue_names, job_types, maxima
     from {schema}.admit(queue_names, job_types, maxima) as a;
     jobs_max := least(coalesce(jobs_max, 0), rows_max);

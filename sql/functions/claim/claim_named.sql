@@ -34,7 +34,7 @@ declare
     has_troubles boolean := false;
 begin
     if pg_relation_size('{schema}.pauses') > 0 then
-        perform pg_advisory_xact_lock_shared({schema}.pauses_lock());
+        perform pg_try_advisory_xact_lock_shared({schema}.pauses_lock());
         select a.queue_names, a.job_types, a.maxima into queue_names, job_types, maxima
         from {schema}.admit(queue_names, job_types, maxima) as a;
     end if;

@@ -32,7 +32,7 @@ begin
     job.scheduled_at := time_now;
     is_claimed := coalesce({schema}.may_start(job, null, false, time_now), false);
     if is_claimed and pg_relation_size('{schema}.pauses') > 0 then
-        perform pg_advisory_xact_lock_shared({schema}.pauses_lock());
+        perform pg_try_advisory_xact_lock_shared({schema}.pauses_lock());
         is_claimed := (
             select cardinality(a.queue_names) > 0 and cardinality(a.job_types) > 0
             from {schema}.admit(array[enqueue_claimed.queue_name], array[enqueue_claimed.job_type], null) as a);
