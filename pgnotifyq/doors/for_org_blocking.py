@@ -142,11 +142,12 @@ class OrgClient:
         return ended(owned(self._wait(job_id_of(job_id), timeout_seconds), self.org_id))
 
     def get(self, job_id: JobId | UUID | str) -> Job:
-        """Return a job.
+        """Return a job; a dead letter as the job that it was, with the status `dead`.
 
         Raises:
             InvalidJob: `job_id` is not an id.
-            JobNotFound: the tenant has none: it never was, was pruned, or is a dead letter.
+            JobNotFound: the tenant has none: it never was, or was pruned; or it is a dead letter,
+                and the connection's role may not look at those.
         """
         job: Job = self._ask(self._verbs.get(job_id))
         return job

@@ -87,8 +87,8 @@ class OrgVerbs:
         """Refuse a job that is not the tenant's."""
         return organisation.own(self.schema, self.org_id, job_id_of(job_id))
 
-    def get(self, job_id: JobId | UUID | str) -> Ask[Job]:
-        """Look at a job."""
+    def get(self, job_id: JobId | UUID | str) -> Plan[Job]:
+        """Look at a job, or a dead letter."""
         return organisation.get_job(self.schema, self.org_id, job_id_of(job_id))
 
     def get_dead(self, job_id: JobId | UUID | str) -> Ask[DeadLetter]:

@@ -177,10 +177,12 @@ class OrgRepository:
         self._whose = (inside.desk.schema, inside.org_id)
 
     async def get(self, job_id: JobId | UUID | str, *, connection: CallersConnection | None = None) -> Job:
-        """Return a job.
+        """Return a job; a dead letter as the job that it was, with the status `dead`.
 
         Raises:
             JobNotFound: the tenant has no such job.
+            MissingRights: the tenant has no such job but, perhaps, a dead letter, and the role of
+                `connection` may not look at those. Its transaction is aborted.
         """
         return await self._inside.ask(organisation.get_job(*self._whose, job_id_of(job_id)), connection)
 

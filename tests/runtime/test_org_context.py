@@ -420,6 +420,7 @@ async def test_repository(place: Workplace) -> None:
                 await ask_for(theirs)
         assert await repository.history(theirs) == []
         assert (await repository.get_dead(letter.id)).id == letter.id
+        assert (await repository.get(letter.id)).status == "dead"
         assert await repository.count_dead() == 1
         assert {job.org_id for job in await repository.jobs()} == {OURS}
         (attempt,) = await repository.history(ctx.job.id)
