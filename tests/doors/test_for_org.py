@@ -142,22 +142,27 @@ def test_name_of_none(do: Do) -> None:
 
 @pytest.mark.parametrize("door", ["trio", "asyncio", "sync"])
 def test_looking_without_a_right_to_dead_letters(door: str, dsn: str) -> None:
-    """A role that may see jobs alone finds its jobs, and no dead letter: that is unknown to it."""
-    with psycopg.connect(dsn, autocommit=True) as session, _role(session, "jobs") as role:
+    """A role that may see jobs alone finds its jobs. A dead letter is unknown to it, as is another tenant's job."""
+    with psycopg.connect(dsn, autocommit=True) as session, _role(session) as role:
         with _open(door, dsn) as do:
             lives, dies = (do(OURS, "enqueue", "noop", priority=each) for each in (0, 9))
+            theirs = do(THEIRS, "enqueue", "noop")
         bury(dsn, str(dies))
         with _open(door, make_conninfo(dsn, options=f"-c role={role}")) as do:
             assert do(OURS, "get", lives).id == lives
-            with pytest.raises(JobNotFound):
-                do(OURS, "get", dies)
+            for verb in ("get", "wait"):
+                for job_id in (dies, theirs, uuid.uuid4()):
+                    with pytest.raises(JobNotFound):
+                        do(OURS, verb, job_id)
+            with pytest.raises(pgnotifyq.MissingRights):
+                do(OURS, "requeue", dies)
 
 
 def test_looking_without_a_right_to_dead_letters_in_a_transaction(dsn: str) -> None:
     """Says which right is missing: PostgreSQL has aborted the transaction, so nothing more can be asked in it."""
     with (
         psycopg.connect(dsn, autocommit=True) as session,
-        _role(session, "jobs") as role,
+        _role(session) as role,
         psycopg.connect(dsn, options=f"-c role={role}") as mine,
         pytest.raises(pgnotifyq.MissingRights, match="dead_letter_jobs"),
     ):
@@ -165,12 +170,13 @@ def test_looking_without_a_right_to_dead_letters_in_a_transaction(dsn: str) -> N
 
 
 @contextmanager
-def _role(session: psycopg.Connection[Any], table: str) -> Iterator[str]:
-    """Make a role that is exempt from row security, and may read one table of the schema."""
+def _role(session: psycopg.Connection[Any]) -> Iterator[str]:
+    """Make a role that may see and cancel all jobs, as docs/rights.md has it, and no dead letters."""
     role = f"looks_{uuid.uuid4().hex[:8]}"
     session.execute(f"create role {role} bypassrls".encode())
     session.execute(f"grant usage on schema pgnotifyq to {role}".encode())
-    session.execute(f"grant select on pgnotifyq.{table}, pgnotifyq.schema_migrations to {role}".encode())
+    session.execute(f"grant select on pgnotifyq.jobs, pgnotifyq.schema_migrations to {role}".encode())
+    session.execute(f"grant update (status, awaited, error_message) on pgnotifyq.jobs to {role}".encode())
     try:
         yield role
     finally:
