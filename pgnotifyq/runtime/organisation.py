@@ -115,10 +115,9 @@ class OrgConfig:
         found = deepcopy(await self._all())
         converter = self._inside.converter
         try:
-            made: S = structure(found, understood(kind, converter), converter)
+            made: S = structure(found, understood(kind, converter), converter, what="config")
         except PayloadUndecodable as error:
-            why = str(error).removeprefix("the payload does not fit ").replace("payload", "config")
-            raise OrgConfigUnfit(f"the settings do not fit {why} (tenant {self._inside.org_id})") from error
+            raise OrgConfigUnfit(f"{error} (tenant {self._inside.org_id})") from error
         return made
 
     async def get(self, name: str, default: object = None) -> Any:
