@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import pgnotifyq
 import pgnotifyq.sync
 from pgnotifyq.ledger import doctor, roles
+from pgnotifyq.model.credentials import new_key
 from pgnotifyq.wire.asking import ask_blocking
 from tests.attacks.stage import ADMINISTRATOR
 from tests.pages import DOCS, named
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 BLOCKS = named(DOCS / "rights.md")
 ROLES = ("shop_owner", "shop_web", "shop_worker", "shop_grafana")
 GRANT = re.compile(r"grant ([^;]*?) on (?!schema|database)([^;]*?) to ([^;]*?);")
-registry = pgnotifyq.JobRegistry()
+registry = pgnotifyq.JobRegistry(credentials=pgnotifyq.CredentialKeys([new_key()]))
 
 
 @registry.handler("who", max_attempts=1)
@@ -52,6 +53,17 @@ async def write(payload: dict[str, str], ctx: pgnotifyq.JobContext) -> None:
 @registry.handler("fail", max_attempts=2)
 async def fail(payload: dict[str, str], ctx: pgnotifyq.JobContext) -> pgnotifyq.Retry | pgnotifyq.Discard:
     return pgnotifyq.Retry(seconds=0.01) if ctx.attempt == 1 else pgnotifyq.Discard(reason="that was all")
+
+
+@registry.handler("ask", max_attempts=1)
+async def ask_for_org(payload: dict[str, str], ctx: pgnotifyq.JobContext) -> list[str]:
+    found = []
+    for ask in (ctx.org.config(dict), ctx.org.credentials.get("bank"), ctx.org.audit("asked")):
+        try:
+            await ask
+        except (pgnotifyq.MissingRights, pgnotifyq.CredentialNotFound) as error:
+            found.append(f"{type(error).__name__} {error}")
+    return found
 
 
 @registry.handler("stay")
@@ -238,7 +250,7 @@ def test_every_block_is_said() -> None:
     """Here."""
     assert set(BLOCKS) == {
         "roles", "owner", "tenant role", "everybody", "producer", "producer by name", "producer cancels", "producer looks",
-        "worker", "worker tenant", "observer", "short way", "superuser",
+        "worker", "worker tenant", "worker of tenants", "observer", "short way", "superuser",
     }  # fmt: skip
 
 
@@ -362,6 +374,17 @@ def test_worker(shop: Shop) -> None:
     shop.say("worker tenant")
     shop.admin.execute("delete from pgnotifyq.jobs")
     assert work(shop, "who")["who"].result == shop.tenant
+
+
+def test_worker_of_tenants(shop: Shop) -> None:
+    """Is asked for settings, credentials and the trail with the block, and is told each right that it lacks."""
+    shop.say("worker")
+    for right in (None, *rights("worker of tenants")):
+        shop.say("worker of tenants", but_not=right)
+        shop.admin.execute("delete from pgnotifyq.jobs")
+        told = [each for each in work(shop, "ask")["ask"].result if not each.startswith("CredentialNotFound ")]
+        assert len(told) == (right is not None)
+        assert right is None or right[0].partition("pgnotifyq.")[2] in told[0]
 
 
 def test_worker_without_one_right(shop: Shop) -> None:

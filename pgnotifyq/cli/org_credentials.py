@@ -13,7 +13,7 @@ from pgnotifyq.cli.output import print_json, print_rows
 from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfAnyOrg, OfOrg, Schema
 from pgnotifyq.ledger import organisation
 from pgnotifyq.model.credentials import CredentialKeys, SealedCredential, check_credential_name, new_key
-from pgnotifyq.model.errors import CredentialSealed
+from pgnotifyq.model.errors import ConfigError, CredentialSealed
 from pgnotifyq.model.organisation import org
 from pgnotifyq.wire.asking import ask
 
@@ -119,9 +119,18 @@ async def _note(connection: Connection[TupleRow], schema: str, sealed: SealedCre
 
 
 def _secret(name: str) -> str:
-    """Return what is typed or piped, without the end of its line."""
+    """Return what is typed or piped, without the end of its line.
+
+    Raises:
+        ConfigError: it is no text in the encoding of the terminal.
+    """
     if sys.stdin.isatty():
         import getpass
 
         return getpass.getpass(f"{name}: ")
-    return sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    try:
+        piped = sys.stdin.read()
+    except UnicodeDecodeError:
+        # Not `from`: the error has the value in it.
+        raise ConfigError(f"credential {name} is not a text in {sys.stdin.encoding.upper()}: put bytes into base64") from None
+    return piped.removesuffix("\n").removesuffix("\r")

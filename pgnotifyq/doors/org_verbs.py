@@ -89,7 +89,7 @@ class OrgVerbs:
 
     def get(self, job_id: JobId | UUID | str) -> Plan[Job]:
         """Look at a job, or a dead letter."""
-        return self.verbs.get(job_id, self.org_id)
+        return organisation.get_job(self.schema, self.org_id, job_id_of(job_id))
 
     def get_dead(self, job_id: JobId | UUID | str) -> Ask[DeadLetter]:
         """Look at a dead letter."""

@@ -183,12 +183,12 @@ class Verbs:
         """Count jobs."""
         return changes.count_jobs(self.schema, only)
 
-    def get(self, job_id: JobId | UUID | str, org_id: OrgId | None = None) -> Plan[Job]:
-        """Look at a job, or a dead letter; at one of a tenant, if that is given."""
+    def get(self, job_id: JobId | UUID | str) -> Plan[Job]:
+        """Look at a job, or a dead letter."""
         wanted = job_id_of(job_id)
 
         def steps() -> Steps[Job]:
-            job: Job | None = yield look.find_job(self.schema, wanted, org_id)
+            job: Job | None = yield look.find_job(self.schema, wanted)
             return _found(job, no_job, wanted)
 
         return Plan(steps)

@@ -5,14 +5,13 @@ Jobs, attempts, dead letters, queues, workers, troubles, and what the connected 
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import attrs
 
-from pgnotifyq.ledger.ask import Ask, Plan, array, text
+from pgnotifyq.ledger.ask import Aside, Ask, Plan, array, text
 from pgnotifyq.ledger.columns import number, records, rows, time_from_text, truth
 from pgnotifyq.ledger.errors import said_of
 from pgnotifyq.ledger.statements import query
@@ -117,8 +116,8 @@ class Explanation:
     paused_for_seconds: float | None
 
 
-def get_job(schema: str, job_id: JobId, org_id: OrgId | None = None) -> Ask[Job | None]:
-    """Return a job, or None: it never was, was pruned, is a dead letter, or another tenant's.
+def get_job(schema: str, job_id: JobId, *, org_id: OrgId | None = None) -> Ask[Job | None]:
+    """Return a job, or None: it never was, was pruned, is a dead letter, or is not this tenant's.
 
     Source: sql/queries/jobs.sql
     """
@@ -235,15 +234,17 @@ def list_dead_groups(schema: str, only: DeadFilter = ANY_LETTER, *, limit: int =
     return Ask(query("dead_groups", schema), values, _list_of(DeadGroup), said_of(schema))
 
 
-def get_dead(schema: str, job_id: JobId, org_id: OrgId | None = None) -> Ask[DeadLetter | None]:
-    """Return a dead letter, or None. Source: sql/queries/dead.sql."""
+def get_dead(schema: str, job_id: JobId, *, org_id: OrgId | None = None) -> Ask[DeadLetter | None]:
+    """Return a dead letter, or None: there is none, or it is not this tenant's.
+
+    Source: sql/queries/dead.sql
+    """
 
     def read(answer: Answer, encoding: str) -> DeadLetter | None:
         found = _dead_letters(answer, encoding)
         return found[0] if found else None
 
-    values = (job_id.hex, None, None, "1", text(org_id), None, None, None)
-    return Ask(query("dead", schema), values, read, said_of(schema))
+    return Ask(query("dead", schema), (job_id.hex, None, None, "1", text(org_id), None, None, None), read, said_of(schema))
 
 
 def count_dead(schema: str, only: DeadFilter = ANY_LETTER) -> Ask[int]:
@@ -251,25 +252,31 @@ def count_dead(schema: str, only: DeadFilter = ANY_LETTER) -> Ask[int]:
     return Ask(query("count_dead", schema), only.values, number, said_of(schema))
 
 
-def find_job(schema: str, job_id: JobId, org_id: OrgId | None = None) -> Plan[Job | None]:
-    """Return a job, or a dead letter as the job that it was; one of a tenant, if that is given.
+def find_job(schema: str, job_id: JobId, *, org_id: OrgId | None = None) -> Plan[Job | None]:
+    """Return a job, or a dead letter as the job that it was.
 
-    None: it never was, was pruned, or is another tenant's.
+    None: it never was, was pruned, or is not this tenant's.
 
     A role that may not look at dead letters finds none.
+
+    Raises:
+        MissingRights: it is so within a transaction, which that has aborted.
     """
 
     def steps() -> Steps[Job | None]:
-        job: Job | None = yield get_job(schema, job_id, org_id)
+        job: Job | None = yield get_job(schema, job_id, org_id=org_id)
         if job is not None:
             return job
         letter: DeadLetter | None = None
-        with suppress(MissingRights):
-            letter = yield get_dead(schema, job_id, org_id)
+        try:
+            letter = yield get_dead(schema, job_id, org_id=org_id)
+        except MissingRights:
+            if not (yield Aside.IS_ALONE):
+                raise
         if letter is not None:
             return letter.as_job()
         # Somebody may have requeued it between the two reads.
-        job = yield get_job(schema, job_id, org_id)
+        job = yield get_job(schema, job_id, org_id=org_id)
         return job
 
     return Plan(steps)

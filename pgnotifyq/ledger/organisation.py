@@ -114,16 +114,21 @@ def own(schema: str, org_id: OrgId, job_id: JobId) -> Ask[None]:
     return Ask(query("org/of_org", schema), (org_id.hex, job_id.hex), read, said_of(schema))
 
 
-def get_job(schema: str, org_id: OrgId, job_id: JobId) -> Ask[Job]:
-    """Return a job of a tenant.
+def get_job(schema: str, org_id: OrgId, job_id: JobId) -> Plan[Job]:
+    """Return a job of a tenant; a dead letter as the job that it was, with the status `dead`.
 
     Raises:
         JobNotFound: the tenant has no such job.
-
-    Source: sql/queries/jobs.sql
+        MissingRights: as of `look.find_job`.
     """
-    one = look.get_job(schema, job_id, org_id)
-    return Ask(one.statement, one.parameters, _found(one.read, lambda: no_job(job_id)), said_of(schema))
+
+    def steps() -> Steps[Job]:
+        job: Job | None = yield look.find_job(schema, job_id, org_id=org_id)
+        if job is None:
+            raise no_job(job_id)
+        return job
+
+    return Plan(steps)
 
 
 def get_dead(schema: str, org_id: OrgId, job_id: JobId) -> Ask[DeadLetter]:
@@ -134,8 +139,15 @@ def get_dead(schema: str, org_id: OrgId, job_id: JobId) -> Ask[DeadLetter]:
 
     Source: sql/queries/dead.sql
     """
-    one = look.get_dead(schema, job_id, org_id)
-    return Ask(one.statement, one.parameters, _found(one.read, lambda: no_letter(job_id)), said_of(schema))
+    one = look.get_dead(schema, job_id, org_id=org_id)
+
+    def read(answer: Answer, encoding: str) -> DeadLetter:
+        letter = one.read(answer, encoding)
+        if letter is None:
+            raise no_letter(job_id)
+        return letter
+
+    return Ask(one.statement, one.parameters, read, said_of(schema))
 
 
 def history(schema: str, org_id: OrgId, job_id: JobId) -> Ask[list[Execution]]:
@@ -194,16 +206,6 @@ def no_job(job_id: JobId) -> JobNotFound:
 def no_letter(job_id: JobId) -> JobNotFound:
     """Return the error of a dead letter that a tenant does not have."""
     return JobNotFound(f"the tenant has no dead letter {job_id}")
-
-
-def _found(read: Callable[[Answer, str], T | None], not_found: Callable[[], JobNotFound]) -> Callable[[Answer, str], T]:
-    def read_on(answer: Answer, encoding: str) -> T:
-        found = read(answer, encoding)
-        if found is None:
-            raise not_found()
-        return found
-
-    return read_on
 
 
 # Transactions of a library's, confined to it

@@ -112,10 +112,15 @@ class CredentialKeys:
 
         Raises:
             InvalidName: the name does not fit.
-            ConfigError: the value is empty or too large; or `cryptography` is not installed.
+            ConfigError: the value is empty, too large, or no text that has an encoding; or
+                `cryptography` is not installed.
         """
         check_credential_name(name)
-        data = value.encode()
+        try:
+            data = value.encode()
+        except UnicodeEncodeError:
+            # Not `from`: the error has the value in it.
+            raise ConfigError(f"credential {name} is not a text in UTF-8: put bytes into base64") from None
         if not 1 <= len(data) <= VALUE_BYTES_MAX:
             raise ConfigError(f"a credential has 1 to {VALUE_BYTES_MAX} bytes, and {name} has {len(data)}")
         nonce = os.urandom(_NONCE_BYTES)
@@ -129,18 +134,20 @@ class CredentialKeys:
 
         Raises:
             CredentialSealed: none of the keys has sealed it, or it was changed or moved.
+            ConfigError: `cryptography` is not installed.
         """
-        from cryptography.exceptions import InvalidTag
-
         what = f"credential {sealed.name} of tenant {sealed.org_id}"
         key = self._keys.get(sealed.key_id)
         if key is None:
             raise CredentialSealed(
                 f"{what} was sealed with key {sealed.key_id}, and here are {', '.join(self._keys)}: add that key, or set it anew"
             )
+        cipher = _cipher(key)
+        from cryptography.exceptions import InvalidTag
+
         try:
             data = base64.b64decode(sealed.sealed.removeprefix(_FORM), validate=True)
-            opened: bytes = _cipher(key).decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _bound_to(sealed.org_id, sealed.name))
+            opened: bytes = cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _bound_to(sealed.org_id, sealed.name))
             return opened.decode()
         except (InvalidTag, ValueError) as error:
             raise CredentialSealed(

@@ -43,13 +43,14 @@ def understood(wanted: Any, converter: Converter | None = None) -> Any:
     return wanted
 
 
-def structure(payload: Any, wanted: Any, converter: Converter | None = None) -> Any:
+def structure(payload: Any, wanted: Any, converter: Converter | None = None, *, what: str = "payload") -> Any:
     """Return a decoded payload as the type a handler asks for; plain JSON when it asks for none.
 
     Args:
         payload: as `decode` gave it.
         wanted: as `understood` gave it.
         converter: the handler's own; None: pgnotifyq's.
+        what: how an error names it.
 
     Raises:
         PayloadUndecodable: it does not fit, and why.
@@ -60,7 +61,7 @@ def structure(payload: Any, wanted: Any, converter: Converter | None = None) -> 
         return payload
     if wanted is dict:
         if not isinstance(payload, dict):
-            raise PayloadUndecodable(f"the payload is {type(payload).__name__}, the handler asks for an object")
+            raise PayloadUndecodable(f"the {what} is {type(payload).__name__}, the handler asks for an object")
         return payload
     try:
         return (converter or default_converter()).structure(payload, wanted)
@@ -68,10 +69,10 @@ def structure(payload: Any, wanted: Any, converter: Converter | None = None) -> 
         if payload == {} and may_be_none(wanted):
             return None  # nothing was enqueued
         try:
-            reasons = "; ".join(cattrs.transform_error(error, path="payload", format_exception=_reason))
+            reasons = "; ".join(cattrs.transform_error(error, path=what, format_exception=_reason))
         except Exception:  # noqa: BLE001  # the explanation is best effort
             reasons = f"{type(error).__name__}: {text_of(error)}"
-        raise PayloadUndecodable(f"the payload does not fit {name_of(wanted)}: {reasons}") from error
+        raise PayloadUndecodable(f"the {what} does not fit {name_of(wanted)}: {reasons}") from error
 
 
 def _reason(error: BaseException, wanted: type | None) -> str:

@@ -115,10 +115,9 @@ class OrgConfig:
         found = deepcopy(await self._all())
         converter = self._inside.converter
         try:
-            made: S = structure(found, understood(kind, converter), converter)
+            made: S = structure(found, understood(kind, converter), converter, what="config")
         except PayloadUndecodable as error:
-            why = str(error).removeprefix("the payload does not fit ").replace("payload", "config")
-            raise OrgConfigUnfit(f"the settings do not fit {why} (tenant {self._inside.org_id})") from error
+            raise OrgConfigUnfit(f"{error} (tenant {self._inside.org_id})") from error
         return made
 
     async def get(self, name: str, default: object = None) -> Any:
@@ -177,10 +176,12 @@ class OrgRepository:
         self._whose = (inside.desk.schema, inside.org_id)
 
     async def get(self, job_id: JobId | UUID | str, *, connection: CallersConnection | None = None) -> Job:
-        """Return a job.
+        """Return a job; a dead letter as the job that it was, with the status `dead`.
 
         Raises:
             JobNotFound: the tenant has no such job.
+            MissingRights: the tenant has no such job but, perhaps, a dead letter, and the role of
+                `connection` may not look at those. Its transaction is aborted.
         """
         return await self._inside.ask(organisation.get_job(*self._whose, job_id_of(job_id)), connection)
 

@@ -30,7 +30,6 @@ import trio
 from pgnotifyq.ledger import organisation, workers
 from pgnotifyq.model.credentials import CredentialKeys
 from pgnotifyq.model.errors import ConfigError
-from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -114,7 +113,7 @@ class Organisations:
         if verb.may_repeat:
             return await self._link.ask(verb)
         await self._link.ask(workers.show_life(self.schema))
-        return await self._link.attempt(lambda connection: ask(connection, verb))
+        return await self._link.ask_once(verb)
 
     async def config_of(self, org_id: OrgId) -> dict[str, Any]:
         """Return the settings of a tenant by their names. They are shared: change none."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from pgnotifyq import CredentialKeys, org
+from pgnotifyq import ConfigError, CredentialKeys, org
+from pgnotifyq.cli import org_credentials
 from pgnotifyq.ledger import organisation
 from pgnotifyq.model.credentials import FILE_VARIABLE, KEYS_VARIABLE, new_key
 from pgnotifyq.wire.asking import ask_blocking
@@ -104,6 +107,16 @@ def test_mistakes(
     ran = run(*arguments, stdin=stdin, **environment)
     assert (ran.code, ran.out) == (2, "")
     assert says in ran.err and len(ran.err.splitlines()) == 1
+
+
+def test_bytes_for_a_credential(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are refused, and are not in the error: a credential is a text."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hush\xff"), encoding="utf-8"))
+    monkeypatch.setenv(KEYS_VARIABLE, new_key())
+    with pytest.raises(ConfigError, match="is not a text in UTF-8") as refused:
+        org_credentials.set_("stripe", of="acme")
+    assert "hush" not in str(refused.value)
+    assert refused.value.__cause__ is None and refused.value.__suppress_context__
 
 
 def test_trail(run: Callable[..., Any], session: psycopg.Connection[Any]) -> None:

@@ -12,12 +12,16 @@ from typing import Any
 import psycopg
 import pytest
 from anyio.from_thread import start_blocking_portal
+from psycopg.conninfo import make_conninfo
 
 import pgnotifyq
 import pgnotifyq.aio
 import pgnotifyq.sync
 from pgnotifyq import CancelOutcome, InvalidJob, JobDead, JobNotFound, JobRegistry, NewJob, WaitTimeout, org
 from pgnotifyq.doors import for_org, for_org_blocking
+from pgnotifyq.ledger import organisation
+from pgnotifyq.model.job import JobId
+from pgnotifyq.wire.callers import ask_on_blocking
 from tests.cli.test_commands import bury
 from tests.doors.test_every_client import complete
 from tests.doors.test_verbs import between, public_methods
@@ -82,7 +86,8 @@ def test_dead_letters(do: Do, dsn: str) -> None:
             session.execute("update pgnotifyq.jobs set priority = 9 where id = %s", (job_id,))
         bury(dsn, str(job_id))
     assert [letter.id for letter in do(OURS, "dead")] == [ours] == [do(OURS, "get_dead", ours).id]
-    assert (do(OURS, "get", ours).id, do(OURS, "get", ours).status) == (ours, "dead")
+    found = do(OURS, "get", ours)
+    assert (found.id, found.org_id, found.status, found.label) == (ours, OURS, "dead", "dead")
     assert (do(OURS, "count_dead"), do(OURS, "count_dead", queue="images")) == (1, 0)
     assert do(OURS, "purge_dead", job_id=theirs) == 0
     assert do(OURS, "requeue_all") == 1
@@ -133,6 +138,50 @@ def test_name_of_none(do: Do) -> None:
     """Is refused at once."""
     with pytest.raises(InvalidJob):
         do("", "count")
+
+
+@pytest.mark.parametrize("door", ["trio", "asyncio", "sync"])
+def test_looking_without_a_right_to_dead_letters(door: str, dsn: str) -> None:
+    """A role that may see jobs alone finds its jobs. A dead letter is unknown to it, as is another tenant's job."""
+    with psycopg.connect(dsn, autocommit=True) as session, _role(session) as role:
+        with _open(door, dsn) as do:
+            lives, dies = (do(OURS, "enqueue", "noop", priority=each) for each in (0, 9))
+            theirs = do(THEIRS, "enqueue", "noop")
+        bury(dsn, str(dies))
+        with _open(door, make_conninfo(dsn, options=f"-c role={role}")) as do:
+            assert do(OURS, "get", lives).id == lives
+            for verb in ("get", "wait"):
+                for job_id in (dies, theirs, uuid.uuid4()):
+                    with pytest.raises(JobNotFound):
+                        do(OURS, verb, job_id)
+            with pytest.raises(pgnotifyq.MissingRights):
+                do(OURS, "requeue", dies)
+
+
+def test_looking_without_a_right_to_dead_letters_in_a_transaction(dsn: str) -> None:
+    """Says which right is missing: PostgreSQL has aborted the transaction, so nothing more can be asked in it."""
+    with (
+        psycopg.connect(dsn, autocommit=True) as session,
+        _role(session) as role,
+        psycopg.connect(dsn, options=f"-c role={role}") as mine,
+        pytest.raises(pgnotifyq.MissingRights, match="dead_letter_jobs"),
+    ):
+        ask_on_blocking(mine, organisation.get_job("pgnotifyq", OURS, JobId(uuid.uuid4())))
+
+
+@contextmanager
+def _role(session: psycopg.Connection[Any]) -> Iterator[str]:
+    """Make a role that may see and cancel all jobs, as docs/rights.md has it, and no dead letters."""
+    role = f"looks_{uuid.uuid4().hex[:8]}"
+    session.execute(f"create role {role} bypassrls".encode())
+    session.execute(f"grant usage on schema pgnotifyq to {role}".encode())
+    session.execute(f"grant select on pgnotifyq.jobs, pgnotifyq.schema_migrations to {role}".encode())
+    session.execute(f"grant update (status, awaited, error_message) on pgnotifyq.jobs to {role}".encode())
+    try:
+        yield role
+    finally:
+        session.execute(f"drop owned by {role}".encode())
+        session.execute(f"drop role {role}".encode())
 
 
 def test_unique_keys(do: Do) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,26 @@ def test_row_that_was_moved_or_changed(moved: dict[str, Any]) -> None:
     keys = CredentialKeys([new_key()])
     with pytest.raises(CredentialSealed, match="does not open"):
         keys.open(attrs.evolve(keys.seal(OURS, "stripe", "secret"), **moved))
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to install is said, by who seals and by who opens."""
+    keys = CredentialKeys([new_key()])
+    sealed = keys.seal(OURS, "stripe", "secret")
+    for module in [name for name in sys.modules if name.split(".")[0] == "cryptography"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    for ask_for in (lambda: keys.seal(OURS, "stripe", "secret"), lambda: keys.open(sealed)):
+        with pytest.raises(ConfigError, match=r"pgnotifyq\[credentials\]"):
+            ask_for()
+
+
+def test_bytes_that_are_no_text() -> None:
+    """Are refused, as a terminal in another encoding gives them; the error does not have them in it."""
+    with pytest.raises(ConfigError, match="is not a text in UTF-8") as refused:
+        CredentialKeys([new_key()]).seal(OURS, "stripe", "secret\udcff")
+    assert "secret" not in str(refused.value)
+    assert refused.value.__cause__ is None and refused.value.__suppress_context__
 
 
 def test_each_bit_counts() -> None:

@@ -158,6 +158,28 @@ async def test_setting_that_does_not_fit(place: Workplace, kind: Any) -> None:
     assert "max_mb" in raised[0] and "hush" not in raised[0] and str(OURS) in raised[0] and kind.__name__ in raised[0]
 
 
+async def test_setting_with_payload_in_its_name(place: Workplace) -> None:
+    """Is named as it is written."""
+    registry, raised = JobRegistry(), []
+
+    @attrs.frozen
+    class Bounds:
+        payload_bytes: int = 1
+
+    @registry.handler
+    async def work(payload: Payload, ctx: JobContext) -> None:
+        try:
+            await ctx.org.config(Bounds)
+        except pgnotifyq.OrgConfigUnfit as error:
+            raised.append(str(error))
+            raise
+
+    await set_config(place, "payload_bytes", "hush")
+    worker = await place.start(registry)
+    await died(place, worker)
+    assert "config.payload_bytes" in raised[0], raised
+
+
 async def test_settings_are_kept_and_a_change_is_heard(place: Workplace) -> None:
     """A thousand questions read once; after a change, by whomever, the next question sees it. Backstops are an hour."""
     registry = JobRegistry()
@@ -420,6 +442,7 @@ async def test_repository(place: Workplace) -> None:
                 await ask_for(theirs)
         assert await repository.history(theirs) == []
         assert (await repository.get_dead(letter.id)).id == letter.id
+        assert (await repository.get(letter.id)).status == "dead"
         assert await repository.count_dead() == 1
         assert {job.org_id for job in await repository.jobs()} == {OURS}
         (attempt,) = await repository.history(ctx.job.id)
