@@ -10,6 +10,7 @@ import json
 import logging
 import subprocess
 import sys
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -40,6 +41,8 @@ from pgnotifyq import (
     otel,
 )
 from pgnotifyq.model import tracing
+from pgnotifyq.model.headers import Headers
+from pgnotifyq.model.job import JobId
 from pgnotifyq.runtime.logs import JsonFormatter
 from pgnotifyq.testing import run_job
 from tests.runtime.apps import in_processes
@@ -418,6 +421,23 @@ async def test_processor_that_raises(place: Workplace, collector: Collector, cap
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
     await worker.log.wait(EventName.JOB_COMPLETED, count=2)
     assert any("a span was not made" in record.message for record in caplog.records)
+
+
+class BrokenAtTheEnd(Broken):
+    """One that bears a span's start."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None: ...
+
+
+def test_processor_that_raises_leaves_no_span_behind(collector: Collector) -> None:
+    """What the task does next is in no span of the job's."""
+    collector.provider.add_span_processor(BrokenAtTheEnd())
+    in_place = tracing.in_place()
+    assert in_place is not None
+    made = in_place.begin(JobId(uuid.uuid4()), "work", "default", 1, Headers({}))
+    assert trace.get_current_span().get_span_context().is_valid
+    made.leave(None, None)
+    assert not trace.get_current_span().get_span_context().is_valid
 
 
 async def test_logs_are_correlated(place: Workplace, collector: Collector) -> None:
