@@ -69,8 +69,8 @@ SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 SYSTEM = "pgnotifyq"
 # Of what a propagator writes. A baggage may be as long as all headers together.
 HEADER_CHARS_MAX = 4096
-# An interrupt that is a fault of the job's, or of its worker's; a user's cancel is none.
 _NO_IDS: Mapping[str, str] = {}
+# An interrupt that is a fault of the job's, or of its worker's; a user's cancel is none.
 _FAULTS = frozenset({InterruptKind.TIMED_OUT, InterruptKind.LEASE_LOST})
 
 
@@ -202,9 +202,10 @@ class _Trace:
             elif interrupt is None and raised is not None and not raised.waited:
                 _tell_as_text(span, raised)
         finally:
-            span.end(self._ended_at)
+            # Before the span ends: a processor that raises then leaves its context in no task.
             if self._token is not None:
                 contexts.detach(self._token)
+            span.end(self._ended_at)
 
     @_harmless(lambda *_: None)
     def settled(self, verb: SettleKind, *, became: str | None, batch: int) -> None:

@@ -14,6 +14,8 @@ Rules:
 
 - A process that ends by itself is started again, whatever its end: at once if it has lived for
   STEADY_SECONDS; else after a pause that doubles. Each end is told (`process.ended`).
+- A process that cannot be started, as there is no memory for it say, is tried again after such a
+  pause. The others go on.
 - If the command or its input is wrong (exit code 2), and no process has ever been ready, the parent
   gives up: it would be wrong N times more.
 - If the watchdog's time passes and a child has said nothing, that child is killed and started
@@ -89,8 +91,8 @@ class Parent:
         threading.Thread(target=self._listen, args=(ear,), name="pgnotifyq parent", daemon=True).start()
 
     def _listen(self, ear: Ear) -> None:
-        told = b""
         while True:
+            told = b""  # an error is an end, too
             with suppress(OSError):
                 told = self.link.recv(64)
             if not told:
@@ -168,7 +170,13 @@ class _Parent:
         deaths = 0
         while not self.is_ending():
             began = trio.current_time()
-            child = await self._start(index)
+            try:
+                child = await self._start(index)
+            except OSError as error:  # the machine has no process, file or memory left for it
+                deaths += 1
+                await self._pause(deaths, {"process": index + 1, "why": f"it could not be started: {error}"})
+                continue
+            await self._attend(index, child)
             code = child.process.returncode
             assert code is not None
             if self.is_ending():
@@ -190,40 +198,55 @@ class _Parent:
                 await self.end(INTERRUPT)
                 return
             deaths = 0 if trio.current_time() - began >= STEADY_SECONDS else deaths + 1
-            pause = min(PAUSE_SECONDS_FIRST * 2 ** min(deaths - 1, 10), PAUSE_SECONDS_MAX) if deaths else 0.0
-            pause *= 0.75 + 0.5 * random.random()  # noqa: S311  # so that a crowd does not come at once
-            self._tell(EventName.PROCESS_ENDED, fields, restart_seconds=round(pause, 2))
-            with trio.move_on_after(pause):
-                await self.news.wait()
+            await self._pause(deaths, fields)
+
+    async def _pause(self, deaths: int, fields: dict[str, object]) -> None:
+        """Tell how a process ended, and wait until it may be started again."""
+        pause = min(PAUSE_SECONDS_FIRST * 2 ** min(deaths - 1, 10), PAUSE_SECONDS_MAX) if deaths else 0.0
+        pause *= 0.75 + 0.5 * random.random()  # noqa: S311  # so that a crowd does not come at once
+        self._tell(EventName.PROCESS_ENDED, fields, restart_seconds=round(pause, 2))
+        with trio.move_on_after(pause):
+            await self.news.wait()
 
     async def _start(self, index: int) -> _Child:
-        """Start a process, hear what it says, and wait for its end."""
+        """Start a process.
+
+        Raises:
+            OSError: there can be none now.
+        """
         ours, theirs = socket.socketpair()
         watchdog_seconds = (self.manager.watchdog_seconds if self.manager is not None else None) or 0.0
         with theirs:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, *sys.orig_argv[1:]],
-                env={**os.environ, VARIABLE: f"{index}:{theirs.fileno()}:{watchdog_seconds}"},
-                pass_fds=[theirs.fileno()],
-            )
+            try:
+                process = await trio.lowlevel.open_process(
+                    [sys.executable, *sys.orig_argv[1:]],
+                    env={**os.environ, VARIABLE: f"{index}:{theirs.fileno()}:{watchdog_seconds}"},
+                    pass_fds=[theirs.fileno()],
+                )
+            except BaseException:
+                ours.close()
+                raise
         child = _Child(process, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
         if watchdog_seconds:
             child.silence_ends_at = trio.current_time() + max(START_SECONDS_MAX, watchdog_seconds)
         self.children[index] = child
         self._tell(EventName.PROCESS_STARTED, {"process": index + 1, "pid": process.pid})
+        return child
+
+    async def _attend(self, index: int, child: _Child) -> None:
+        """Hear what a process says, and wait for its end."""
         try:
             if self.level:
                 await child.tell(self.level)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hear, index, child)
-                await process.wait()
+                await child.process.wait()
                 nursery.cancel_scope.cancel()
         finally:
             del self.children[index]
             with trio.CancelScope(shield=True):
                 await child.link.aclose()
         self._say_status()
-        return child
 
     async def _hear(self, index: int, child: _Child) -> None:
         rest = b""

@@ -230,11 +230,11 @@ class ProcessStarted(TypedDict):
 
 
 class ProcessEnded(TypedDict):
-    """A worker process has ended, and was not told to."""
+    """A worker process has ended, and was not told to; or it could not be started."""
 
     process: int
-    pid: int
-    exit_code: int  # below zero: the signal that has ended it
+    pid: NotRequired[int]  # of one that was started
+    exit_code: NotRequired[int]  # of one that was started; below zero: the signal that has ended it
     why: NotRequired[str]
     restart_seconds: NotRequired[Seconds]  # until it is started again
 

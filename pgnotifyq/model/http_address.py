@@ -35,7 +35,7 @@ class HttpAddress:
             raise ConfigError(f"http {text!r} is not an address: put the host in brackets, as [::1]:9100")
         if not host or not host.isascii() or not host.isprintable() or any(c in host for c in " /[]"):
             raise ConfigError(f"http {text!r} names no host: {wanted}")
-        if not (port.isascii() and port.isdigit()) or int(port) > PORT_MAX:
+        if not (port.isascii() and port.isdigit()) or len(port) > len(str(PORT_MAX)) or int(port) > PORT_MAX:
             raise ConfigError(f"http {text!r} names no port: {wanted}")
         return cls(host, int(port))
 

@@ -77,6 +77,8 @@ def _open(address: HttpAddress, meter: Meter, metrics: Metrics, config: WorkerCo
             0
         ]
         return _Server(family, where, meter, metrics, config)
+    except UnicodeError as error:  # of a name that has an empty part, or one of more than 63 letters
+        raise ConfigError(f"http {address} cannot be opened: {address.host!r} is no name of a host") from error
     except OSError as error:
         raise ConfigError(f"http {address} cannot be opened: {error.strerror or error}; is the port taken?") from error
 

@@ -122,7 +122,7 @@ class Vitals:
     """How a worker is, as it said at its last beat."""
 
     at: float  # of time.monotonic(), seconds
-    state: str = "starting"  # starting, working, draining, ended
+    state: str = "starting"  # starting, working, draining
     is_listening: bool = False  # notifications are proven to arrive; else it polls
     is_database_up: bool = False  # no statement has failed without one that succeeded after it
     database_seconds: float | None = None  # since the database last answered; None: it has not yet
@@ -134,8 +134,11 @@ class Vitals:
     def silent_seconds(self) -> float:
         """Return how long a beat is overdue.
 
-        So long the loop has been held, or the process was frozen.
+        So long the loop has been held, or the process was frozen. A worker that starts makes no
+        beats yet, and holds no lease: it may wait long for the application's lifespans.
         """
+        if self.state == "starting":
+            return 0.0
         return max(0.0, monotonic() - self.at - BEAT_SECONDS)
 
 

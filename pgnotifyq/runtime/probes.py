@@ -6,7 +6,8 @@ what they decide.
 Live means that a restart would not help. Only a held loop fails it, and only once the leases of the
 worker's jobs are lost by it: `lease_seconds - margin_seconds`, 55 s at the defaults. Before that a
 restart would charge every other job of the worker. A database that is away fails no liveness: all
-workers would be restarted for it, and again and again.
+workers would be restarted for it, and again and again. A worker that starts is live, however long
+the application's lifespans take: it holds no lease, and would begin anew with each restart.
 
 Ready means that a job which is enqueued now would start now.
 

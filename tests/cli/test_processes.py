@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+import trio
 
-from pgnotifyq.cli.processes import worst
+from pgnotifyq import Event, WorkerConfig
+from pgnotifyq.cli.processes import DRAIN, INTERRUPT, Parent, _Parent, worst
 from tests.cli.support import PATIENCE_SECONDS, open_floor
 
 if TYPE_CHECKING:
@@ -177,6 +181,62 @@ def test_crash_loop(floor: Floor) -> None:
     for pauses in seats.values():
         assert all(later > sooner for sooner, later in pairwise(pauses))
         assert pauses[0] > 0.3
+
+
+async def test_machine_that_starts_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The parent tells it, tries again after a pause until the machine has recovered, and leaks no socket."""
+    told: list[Event] = []
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", "import sys; sys.exit(3)"])
+    good = sys.executable
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "not_there"))
+
+    def tell(event: Event) -> None:
+        told.append(event)
+        if len(told) == 2:
+            monkeypatch.setattr(sys, "executable", good)
+
+    parent = _Parent(1, reloads=False, config=WorkerConfig(), emit=tell, manager=None)
+    before = psutil.Process().num_fds()
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parent.keep, 0)
+            while len(told) < 4:
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    assert [event.name.value for event in told] == ["process.ended", "process.ended", "process.started", "process.ended"]
+    for event in told[:2]:
+        assert "could not be started" in str(event.fields["why"])
+        assert "exit_code" not in event.fields
+    assert told[3].fields["exit_code"] == 3
+    assert psutil.Process().num_fds() <= before
+
+
+def test_socket_to_the_parent_that_is_closed_behind_our_back() -> None:
+    """As a handler does that closes every descriptor: it counts as the parent's end, and no thread spins."""
+
+    class Link:
+        def __init__(self) -> None:
+            self.said = [b"2"]
+
+        def recv(self, _bytes_max: int) -> bytes:
+            if self.said:
+                return self.said.pop()
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    class Ears:
+        def __init__(self) -> None:
+            self.told: list[int] = []
+
+        def be_told(self, level: int) -> None:
+            self.told.append(level)
+            if len(self.told) > 10:
+                raise SystemExit  # ends the thread alone
+
+    ears: Any = Ears()
+    link: Any = Link()
+    Parent(0, link, None).obey(ears)
+    wait(lambda: "pgnotifyq parent" not in {thread.name for thread in threading.enumerate()})
+    assert ears.told == [INTERRUPT, DRAIN]
 
 
 def test_wrong_command(floor: Floor) -> None:

@@ -27,6 +27,12 @@ def test_refused(text: object) -> None:
         HttpAddress.read(text)
 
 
+def test_port_that_is_very_long() -> None:
+    """It is refused as any other that there is not, also where Python reads no number of so many digits."""
+    with pytest.raises(ConfigError, match="names no port"):
+        HttpAddress.read("localhost:" + "9" * 5000)
+
+
 def test_refused_as_a_setting() -> None:
     """When the worker is configured, not when it starts."""
     with pytest.raises(ConfigError, match="9100"):

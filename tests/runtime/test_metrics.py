@@ -16,12 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pgnotifyq import ConfigError, Discard, Event, EventName, JobContext, JobRegistry, Metrics, RetryPolicy, Snooze, run_worker
 from pgnotifyq.model.job import WorkerId
-from pgnotifyq.runtime.meter import KNOWN_MAX, LONG_SECONDS, OTHER, Histogram
+from pgnotifyq.runtime.meter import BEAT_SECONDS, KNOWN_MAX, LONG_SECONDS, OTHER, Histogram
 from pgnotifyq.runtime.metrics import SERIES, close_meter, open_meter
 from tests.ledger.support import BOB
 from tests.runtime.probing import ask, parsed, until, value
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.runtime.probing import Samples
     from tests.runtime.support import Worker, Workplace
 
@@ -199,6 +201,21 @@ async def test_metrics_of_a_program_that_serves_its_own(place: Workplace) -> Non
     assert value(both, "worker_concurrency") == 8 and value(left, "worker_concurrency") == 4
     assert [dict(labels)["worker_id"] for (name, labels) in left if name == "worker_active_jobs"] == [str(two.handle.worker_id)]
     assert one.handle.http is None
+
+
+async def test_lifespan_that_takes_long(place: Workplace) -> None:
+    """A worker that still starts makes no beats, and its event loop is not held for that."""
+    metrics, registry = Metrics(), registry_of_all_ends()
+    told: list[float] = []
+
+    @registry.lifespan
+    async def model() -> AsyncIterator[str]:
+        await trio.sleep(3 * BEAT_SECONDS)
+        told.append(value(parsed(metrics.text()[0].decode()), "worker_loop_held_seconds"))
+        yield "loaded"
+
+    await place.start(registry, metrics=metrics)
+    assert told == [0.0]
 
 
 async def test_what_is_no_metrics(place: Workplace) -> None:

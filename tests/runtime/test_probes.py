@@ -197,6 +197,13 @@ def test_when_a_worker_lives(held_seconds: float, *, lives: bool) -> None:
     assert all(check.is_ok for check in live(silent, config).values()) is lives
 
 
+def test_worker_that_starts_lives() -> None:
+    """However long its lifespans take: it holds no lease, and a restart would begin anew. It is not ready."""
+    starting = vitals(at=time.monotonic() - 3600, state="starting", database_seconds=None)
+    assert all(check.is_ok for check in live(starting, WorkerConfig()).values())
+    assert not ready(starting, WorkerConfig())["worker"].is_ok
+
+
 @pytest.mark.parametrize(
     ("fields", "failed"),
     [
@@ -302,8 +309,9 @@ async def test_address_that_is_taken(place: Workplace) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}.*taken"):
             await run_worker(JobRegistry(), place.dsn, http=f"127.0.0.1:{port}")
-    with pytest.raises(ConfigError, match=r"nowhere\.invalid:1 cannot be opened"):
-        await run_worker(JobRegistry(), place.dsn, http="nowhere.invalid:1")
+    for host in ("nowhere.invalid", "worker..internal", "a" * 64):
+        with pytest.raises(ConfigError, match=rf"{host}:1 cannot be opened"):
+            await run_worker(JobRegistry(), place.dsn, http=f"{host}:1")
 
 
 async def test_worker_without_probes(place: Workplace) -> None:

@@ -42,6 +42,7 @@ from pgnotifyq import (
 )
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.model import tracing
+from pgnotifyq.model.headers import Headers
 from pgnotifyq.model.job import JobId
 from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.executor import Executor
@@ -458,6 +459,23 @@ async def test_tracing_that_raises() -> None:
         tracing.put_in_place(before)
     assert outcome is not None and outcome.name == "failed" and str(error) == "no trace"
     assert running.scope is None, "the slot's scope is the next job's"
+
+
+class BrokenAtTheEnd(Broken):
+    """One that bears a span's start."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None: ...
+
+
+def test_processor_that_raises_leaves_no_span_behind(collector: Collector) -> None:
+    """What the task does next is in no span of the job's."""
+    collector.provider.add_span_processor(BrokenAtTheEnd())
+    in_place = tracing.in_place()
+    assert in_place is not None
+    made = in_place.begin(JobId(uuid4()), "work", "default", 1, Headers({}))
+    assert trace.get_current_span().get_span_context().is_valid
+    made.leave(None, None)
+    assert not trace.get_current_span().get_span_context().is_valid
 
 
 async def test_logs_are_correlated(place: Workplace, collector: Collector) -> None:

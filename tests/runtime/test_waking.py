@@ -175,6 +175,34 @@ async def test_named_job_of_a_worker_that_has_drained_meanwhile(place: Workplace
     assert await place.history(job_id) == [(1, "released")]
 
 
+async def test_named_job_of_a_worker_that_drains_for_long(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given back at once, while another job has the worker wait: not when that has ended."""
+    registry, let_go = quick(), trio.Event()
+
+    @registry.handler("long")
+    async def long(payload: Payload) -> None:
+        await let_go.wait()
+
+    worker = await place.start(registry, concurrency=4, shutdown_seconds=3600.0)
+    long_id = await place.enqueue("long")
+    await place.until("status = 'running' from pgnotifyq.jobs where id = %s", long_id)
+    await place.until_idle(worker)
+
+    async def slow(go: Go, **kwargs: Any) -> Any:
+        found = await go()
+        worker.handle.drain()
+        await trio.sleep(0.1)
+        return found
+
+    detour(monkeypatch, claim_verbs, "claim_named", slow)
+    job_id = await place.enqueue()
+    await place.until("outcome = 'released' from pgnotifyq.job_executions where job_id = %s", job_id)
+    assert (await place.job(job_id))["status"] == "pending"
+    assert (await place.job(long_id))["status"] == "running"
+    let_go.set()
+    await worker.ended.wait()
+
+
 async def test_worker_that_is_full_of_a_named_job(place: Workplace) -> None:
     """It takes itself off the list with the first wake-up that finds it so, and hands that on."""
     registry, let_go = JobRegistry(), trio.Event()
