@@ -69,9 +69,9 @@ SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 SYSTEM = "pgnotifyq"
 # Of what a propagator writes. A baggage may be as long as all headers together.
 HEADER_CHARS_MAX = 4096
-_NO_IDS: Mapping[str, str] = {}
 # An interrupt that is a fault of the job's, or of its worker's; a user's cancel is none.
 _FAULTS = frozenset({InterruptKind.TIMED_OUT, InterruptKind.LEASE_LOST})
+_NO_IDS: Mapping[str, str] = {}  # of a log beside any span
 
 
 def instrument(*, tracer_provider: TracerProvider | None = None, parent: bool = False) -> None:
