@@ -75,6 +75,7 @@ from pgnotifyq.model.organisation import org
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, EndedJob, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
+from pgnotifyq.model.unique import Enqueued, EnqueueOutcome, OnConflict, Replaced, Unique, UniqueScope, UniqueWhile
 from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
 from pgnotifyq.ledger.changes import Batch, JobFilter
@@ -187,6 +188,13 @@ __all__ = [
     "JobSettings",
     "NewJob",
     "Status",
+    "Enqueued",
+    "EnqueueOutcome",
+    "OnConflict",
+    "Replaced",
+    "Unique",
+    "UniqueScope",
+    "UniqueWhile",
     "DeadGroup",
     "Explanation",
     "QueueRow",

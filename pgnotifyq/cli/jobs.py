@@ -22,6 +22,7 @@ from pgnotifyq.model.errors import InvalidJob, InvalidPayload, JobNotFound
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.states import STORED
+from pgnotifyq.model.unique import EnqueueOutcome, OnConflict, Unique, UniqueWhile
 from pgnotifyq.wire.asking import ask
 
 if TYPE_CHECKING:
@@ -49,7 +50,18 @@ def enqueue(
         int | None, Parameter(converter=whole, help="Then it is a dead letter; default: its handler's, else 15.")
     ] = None,
     org: Annotated[str | None, Parameter(help="The tenant, a uuid.")] = None,
-    unique_key: Annotated[str | None, Parameter(help="At most one unfinished job a tenant, type and key.")] = None,
+    unique_key: Annotated[
+        str | None, Parameter(name=("--unique-key", "--unique"), help="At most one unfinished job a tenant, type and key.")
+    ] = None,
+    while_: Annotated[
+        UniqueWhile | None, Parameter(name="--unique-while", help="With --unique: how long it has the key; default: unfinished.")
+    ] = None,
+    for_seconds: Annotated[
+        float | None, Parameter(name="--unique-for-seconds", help="With --unique: so long, in place of --unique-while.")
+    ] = None,
+    on_conflict: Annotated[
+        OnConflict, Parameter(name="--on-conflict", help="With --unique: what follows if another job has the key.")
+    ] = "keep",
     header: Annotated[
         list[str] | None,
         Parameter(
@@ -68,7 +80,7 @@ def enqueue(
         "priority": priority,
         "delay_seconds": delay_seconds,
         "max_attempts": max_attempts,
-        "unique_key": unique_key,
+        "unique": _unique_of(unique_key, while_, for_seconds, on_conflict),
         "headers": dict(map(_header_of, header or ())) or None,
     }
     if at is not None:
@@ -78,11 +90,13 @@ def enqueue(
     job = NewJob(**fields)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        job_id = await ask(connection, enqueue_verbs.enqueue(schema, job))
+        told = await ask(connection, enqueue_verbs.enqueue_told(schema, job))
         if as_json:
-            print_json({"id": job_id})
+            print_json({"id": told.job_id, "outcome": told.outcome})
         else:
-            print(job_id)
+            print(told.job_id)
+            if told.outcome is not EnqueueOutcome.CREATED:
+                print(f"{told.outcome}: a job held the key", file=sys.stderr)
         return 0
 
     return run_with(dsn, schema, act)
@@ -95,6 +109,14 @@ def _payload_of(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidPayload(f"the payload is not JSON ({error}): quote it for the shell, as in '{{\"a\": 1}}'") from None
+
+
+def _unique_of(key: str | None, while_: UniqueWhile | None, for_seconds: float | None, on_conflict: OnConflict) -> Unique | None:
+    if key is None:
+        if while_ is not None or for_seconds is not None or on_conflict != "keep":
+            raise InvalidJob("what is unique is said, and no key: use --unique KEY")
+        return None
+    return Unique(key=key, while_=while_, for_seconds=for_seconds, on_conflict=on_conflict)
 
 
 def _header_of(text: str) -> tuple[str, str]:

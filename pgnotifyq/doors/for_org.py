@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
+    from pgnotifyq.model.unique import Enqueued
     from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
@@ -106,6 +107,80 @@ class OrgClient:
                 await pause()
         jobs_made: list[JobId] = await self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
         return jobs_made
+
+    # The same, and the answer also says what became of the unique key.
+
+    @overload
+    async def enqueue_told(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueSettings]) -> Enqueued[R]: ...
+    @overload
+    async def enqueue_told(
+        self, job_type: Handler[dict[str, V], R], payload: Mapping[str, V], **settings: Unpack[EnqueueSettings]
+    ) -> Enqueued[R]: ...
+    @overload
+    async def enqueue_told(
+        self, job_type: Handler[P | None, R], payload: None = None, **settings: Unpack[EnqueueSettings]
+    ) -> Enqueued[R]: ...
+    @overload
+    async def enqueue_told(self, job_type: str, payload: object = None, **settings: Unpack[EnqueueSettings]) -> Enqueued: ...
+
+    async def enqueue_told(
+        self,
+        job_type: str | Handler,
+        payload: object = None,
+        *,
+        connection: CallersConnection | None = None,
+        savepoint: bool = False,
+        **settings: Any,
+    ) -> Enqueued:
+        """Enqueue one job, as `enqueue` does, and tell what became of its unique key.
+
+        Args:
+            job_type: as of `enqueue`.
+            payload: as of `enqueue`.
+            connection: as of `enqueue`.
+            savepoint: as of `enqueue`.
+            settings: as of `enqueue`: unique, queue, priority, ...
+
+        Returns: the job's id, and the outcome: created, kept, replaced or superseded.
+
+        Raises:
+            UniqueKeyHeld: another job holds the key, and `unique` says refuse.
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as
+                of `enqueue`.
+        """
+        job = self._verbs.new_job({"job_type": job_type, "payload": payload, **settings})
+        told: Enqueued = await self._ask(self._verbs.enqueue_told(job), connection, savepoint=savepoint)
+        return told
+
+    async def enqueue_many_told(
+        self,
+        jobs: Iterable[NewJob | Mapping[str, Any]],
+        *,
+        connection: CallersConnection | None = None,
+        savepoint: bool = False,
+    ) -> list[Enqueued]:
+        """Enqueue jobs, as `enqueue_many` does, and tell what became of each key, in order.
+
+        Args:
+            jobs: as of `enqueue_many`.
+            connection: as of `enqueue`.
+            savepoint: as of `enqueue`, around all of them.
+
+        Returns: for each job its id, and the outcome: created, kept, replaced or superseded.
+
+        Raises:
+            UniqueKeyHeld: another job holds the key of one that says refuse; none is enqueued.
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as
+                of `enqueue_many`.
+        """
+        made: list[NewJob] = []
+        given = list(jobs)
+        for part in self._verbs.new_jobs(given):
+            made += part
+            if len(made) < len(given):
+                await pause()
+        told: list[Enqueued] = await self._ask(self._verbs.enqueue_many_told(made), connection, savepoint=savepoint)
+        return told
 
     async def cancel(
         self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None

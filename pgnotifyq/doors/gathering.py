@@ -150,7 +150,7 @@ class Gatherer:
         """
         self._pool.check()  # before this task gathers with those of another loop
         payload = encode(job.payload)
-        if job.unique_key is not None or (self._shortcut is not None and self._shortcut.find(job) is not None):
+        if job.is_unique or (self._shortcut is not None and self._shortcut.find(job) is not None):
             return await self._enqueue_alone(job, payload)
         if self._in_flight < IN_FLIGHT_MAX and not self._gathered:
             self._in_flight += 1

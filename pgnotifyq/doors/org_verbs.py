@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Answer, Ask, Plan
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
+    from pgnotifyq.model.unique import Enqueued
 
 
 @attrs.frozen
@@ -72,6 +73,14 @@ class OrgVerbs:
     def enqueue_many(self, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
         """Enqueue jobs that `new_jobs` made, all or none."""
         return self.verbs.enqueue_many(jobs)
+
+    def enqueue_told(self, job: NewJob) -> Plan[Enqueued]:
+        """Enqueue a job that `new_job` made, and tell what became of its unique key."""
+        return self.verbs.enqueue_told(job)
+
+    def enqueue_many_told(self, jobs: Sequence[NewJob]) -> Plan[list[Enqueued]]:
+        """Enqueue jobs that `new_jobs` made, all or none, and tell what became of each."""
+        return self.verbs.enqueue_many_told(jobs)
 
     def cancel(self, job_id: JobId | UUID | str, why: str | None = None) -> Ask[CancelOutcome]:
         """Ask a job to stop."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
+    from pgnotifyq.model.unique import Enqueued, Unique
     from pgnotifyq.wire.blocking import Connection
     from pgnotifyq.wire.kinds import CallersConnection
 
@@ -200,6 +201,7 @@ class Client:
         delay_seconds: float | None = None,
         max_attempts: int | None = None,
         unique_key: str | None = None,
+        unique: Unique | None = None,
         headers: Mapping[str, Any] | None = None,
         connection: CallersConnection | None = None,
         savepoint: bool = False,
@@ -221,6 +223,9 @@ class Client:
                 else 15.
             unique_key: while an unfinished job of the tenant and type has it, that job's id is
                 returned and none is made.
+            unique: more of that: by fields of the payload, for a time, and whether the job that has
+                the key is kept, replaced or superseded, or this one refused: docs/unique.md.
+                `enqueue_told` says which it was.
             headers: what goes with the job and is not its payload, as a trace's context: a JSON
                 object of at most 8 KiB. The handler reads them as `ctx.job.headers`. None: those of
                 the job whose handler calls this, if there is one; {}: none.
@@ -232,6 +237,7 @@ class Client:
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
             UnknownJobType: the client has a registry, and it has no such handler.
+            UniqueKeyHeld: another job holds the key, and `unique` says refuse.
             TypeError: `connection` is of a kind that this client cannot use; or `savepoint` is
                 without it.
         """
@@ -246,6 +252,7 @@ class Client:
                 "delay_seconds": delay_seconds,
                 "max_attempts": max_attempts,
                 "unique_key": unique_key,
+                "unique": unique,
                 "headers": headers,
             }
         )
@@ -278,6 +285,73 @@ class Client:
         """
         made = [job for part in self._verbs.new_jobs(list(jobs)) for job in part]
         return self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
+
+    # The same, and the answer also says what became of the unique key.
+
+    @overload
+    def enqueue_told(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueSettings]) -> Enqueued[R]: ...
+    @overload
+    def enqueue_told(
+        self, job_type: Handler[dict[str, V], R], payload: Mapping[str, V], **settings: Unpack[EnqueueSettings]
+    ) -> Enqueued[R]: ...
+    @overload
+    def enqueue_told(
+        self, job_type: Handler[P | None, R], payload: None = None, **settings: Unpack[EnqueueSettings]
+    ) -> Enqueued[R]: ...
+    @overload
+    def enqueue_told(self, job_type: str, payload: object = None, **settings: Unpack[EnqueueSettings]) -> Enqueued: ...
+
+    def enqueue_told(
+        self,
+        job_type: str | Handler,
+        payload: object = None,
+        *,
+        connection: CallersConnection | None = None,
+        savepoint: bool = False,
+        **settings: Any,
+    ) -> Enqueued:
+        """Enqueue one job, as `enqueue` does, and tell what became of its unique key.
+
+        Args:
+            job_type: as of `enqueue`.
+            payload: as of `enqueue`.
+            connection: as of `enqueue`.
+            savepoint: as of `enqueue`.
+            settings: as of `enqueue`: unique, queue, priority, ...
+
+        Returns: the job's id, and the outcome: created, kept, replaced or superseded.
+
+        Raises:
+            UniqueKeyHeld: another job holds the key, and `unique` says refuse.
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as
+                of `enqueue`.
+        """
+        job = self._verbs.new_job({"job_type": job_type, "payload": payload, **settings})
+        return self._ask(self._verbs.enqueue_told(job), connection, savepoint=savepoint)
+
+    def enqueue_many_told(
+        self,
+        jobs: Iterable[NewJob | Mapping[str, Any]],
+        *,
+        connection: CallersConnection | None = None,
+        savepoint: bool = False,
+    ) -> list[Enqueued]:
+        """Enqueue jobs, as `enqueue_many` does, and tell what became of each key, in order.
+
+        Args:
+            jobs: as of `enqueue_many`.
+            connection: as of `enqueue`.
+            savepoint: as of `enqueue`, around all of them.
+
+        Returns: for each job its id, and the outcome: created, kept, replaced or superseded.
+
+        Raises:
+            UniqueKeyHeld: another job holds the key of one that says refuse; none is enqueued.
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as
+                of `enqueue_many`.
+        """
+        made = [job for part in self._verbs.new_jobs(list(jobs)) for job in part]
+        return self._ask(self._verbs.enqueue_many_told(made), connection, savepoint=savepoint)
 
     def cancel(self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None) -> CancelOutcome:
         """Cancel a job: a pending one never starts, a running one's handler is stopped.

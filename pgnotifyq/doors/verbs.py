@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import Execution, Job, OrgId
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
+    from pgnotifyq.model.unique import Enqueued
     from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
@@ -116,6 +117,14 @@ class Verbs:
     def enqueue_many(self, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
         """Enqueue jobs that `new_jobs` made, all or none."""
         return bulk.enqueue_many(self.schema, jobs)
+
+    def enqueue_told(self, job: NewJob) -> Plan[Enqueued]:
+        """Enqueue a job that `new_job` made, and tell what became of its unique key."""
+        return enqueue.enqueue_told(self.schema, job)
+
+    def enqueue_many_told(self, jobs: Sequence[NewJob]) -> Plan[list[Enqueued]]:
+        """Enqueue jobs that `new_jobs` made, all or none, and tell what became of each."""
+        return bulk.enqueue_many_told(self.schema, jobs)
 
     def cancel(self, job_id: JobId | UUID | str, why: str | None = None) -> Ask[CancelOutcome]:
         """Ask a job to stop. A door that is to wait for its handler goes on with `stopped`."""

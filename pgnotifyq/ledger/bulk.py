@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING
 
 from pgnotifyq.ledger.ask import Aside, Ask, Copy, Plan, array
 from pgnotifyq.ledger.columns import rows
-from pgnotifyq.ledger.enqueue import AT_ONCE_JOBS_MAX, ONE_STATEMENT_JOBS_MAX, enqueue_together, insert, new_ids
+from pgnotifyq.ledger.enqueue import (
+    AT_ONCE_JOBS_MAX,
+    ONE_STATEMENT_JOBS_MAX,
+    enqueue_together_told,
+    insert,
+    new_ids,
+)
 from pgnotifyq.ledger.errors import said_of
 from pgnotifyq.ledger.statements import query
 from pgnotifyq.model.job import JobId
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.payload import encode
+from pgnotifyq.model.unique import Enqueued, EnqueueOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,8 +30,23 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Answer, Steps
 
 
+# Of jobs with unique keys. In one statement they are taken in an order in which no two callers
+# deadlock; a larger batch goes in several.
+UNIQUE_JOBS_MAX = 10_000
+
+
 def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
-    """Enqueue jobs, all or none, and return their ids in order.
+    """Do what `enqueue_many_told` does, and return the jobs' ids in order."""
+    told = enqueue_many_told(schema, jobs)
+
+    def steps() -> Steps[list[JobId]]:
+        return [one.job_id for one in (yield from told.steps())]
+
+    return Plan(steps, may_repeat=False)
+
+
+def enqueue_many_told(schema: str, jobs: Sequence[NewJob]) -> Plan[list[Enqueued]]:
+    """Enqueue jobs, all or none, and return what became of each, in order.
 
     Up to ONE_STATEMENT_JOBS_MAX go in one statement. More are copied, but for those with a unique
     key, and but for a role that row security binds, to which PostgreSQL denies COPY: those go in
@@ -36,24 +58,27 @@ def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
     Raises:
         InvalidPayload, PayloadTooLarge: a payload cannot be stored; none is enqueued, and a
             transaction of yours goes on.
+        UniqueKeyHeld: a job was refused; none is enqueued.
     """
     jobs = list(jobs)
 
-    def steps() -> Steps[list[JobId]]:
+    def steps() -> Steps[list[Enqueued]]:
         if not jobs:
             return []
-        is_plain = (yield Aside.IS_ALONE) and all(job.unique_key is None for job in jobs)
+        is_plain = (yield Aside.IS_ALONE) and not any(job.is_unique for job in jobs)
         if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
             payloads = [encode(job.payload) for job in jobs]
-            ids: list[JobId] = yield (insert if is_plain else enqueue_together)(schema, jobs, payloads)
-            return ids
+            if is_plain:
+                return _created((yield insert(schema, jobs, payloads)))
+            told: list[Enqueued] = yield enqueue_together_told(schema, jobs, payloads)
+            return told
 
         if is_plain and (yield Aside.COPIES):
             now, may_copy, queues = yield _look_before_copy(schema, jobs)
             if may_copy:
                 # One statement, so all or none. It may begin before all payloads are checked:
                 # nobody else's transaction would fail.
-                return (yield from _copy(schema, jobs, (encode(job.payload) for job in jobs), now, queues))
+                return _created((yield from _copy(schema, jobs, (encode(job.payload) for job in jobs), now, queues)))
         payloads = []
         for start in range(0, len(jobs), AT_ONCE_JOBS_MAX):
             payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
@@ -61,46 +86,54 @@ def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
         # A connection that is not in autocommit is in its owner's transaction already, or about to
         # be: it is not ours to commit.
         is_whole: bool = yield Aside.COMMITS
-        ids = yield Plan(lambda: _in_parts(schema, jobs, payloads), is_whole=is_whole, may_repeat=False)
-        return ids
+        told = yield Plan(lambda: _in_parts(schema, jobs, payloads), is_whole=is_whole, may_repeat=False)
+        return told
 
     return Plan(steps, may_repeat=False)
 
 
-def _in_parts(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Steps[list[JobId]]:
+def _created(ids: Iterable[JobId]) -> list[Enqueued]:
+    return [Enqueued(job_id, EnqueueOutcome.CREATED) for job_id in ids]
+
+
+def _in_parts(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Steps[list[Enqueued]]:
     """Copy what can be copied, and send the rest in statements, within a transaction.
 
-    A statement has ONE_STATEMENT_JOBS_MAX jobs at most.
+    A statement has ONE_STATEMENT_JOBS_MAX jobs at most; of those with unique keys,
+    UNIQUE_JOBS_MAX.
     """
-    ids: dict[int, JobId] = {}
+    told: dict[int, Enqueued] = {}
     if (yield Aside.COPIES):
         now, may_copy, queues = yield _look_before_copy(schema, jobs)
         if may_copy:
-            plain = [place for place, job in enumerate(jobs) if job.unique_key is None]
+            plain = [place for place, job in enumerate(jobs) if not job.is_unique]
             made = yield from _copy(schema, [jobs[p] for p in plain], [payloads[p] for p in plain], now, queues)
-            ids.update(zip(plain, made, strict=True))
-    for places in _batches([place for place in _in_key_order(jobs) if place not in ids]):
-        made = yield enqueue_together(schema, [jobs[p] for p in places], [payloads[p] for p in places])
-        ids.update(zip(places, made, strict=True))
-    return [ids[place] for place in range(len(jobs))]
+            told.update(zip(plain, _created(made), strict=True))
+    plain = [place for place, job in enumerate(jobs) if not job.is_unique and place not in told]
+    for places in (*_batches(plain, ONE_STATEMENT_JOBS_MAX), *_batches(_in_key_order(jobs), UNIQUE_JOBS_MAX)):
+        yield Aside.PAUSE
+        made = yield enqueue_together_told(schema, [jobs[p] for p in places], [payloads[p] for p in places])
+        told.update(zip(places, made, strict=True))
+    return [told[place] for place in range(len(jobs))]
 
 
 def _in_key_order(jobs: Sequence[NewJob]) -> list[int]:
-    """Return the places of the jobs, in the order in which they are sent.
-
-    Plain ones come in order, then those with a unique key by tenant, type and key.
+    """Return the places of the jobs that have unique keys, by tenant, scope and key.
 
     Two who enqueue the same keys wait for each other; in one order they do not deadlock.
-    sql/functions/enqueue/enqueue_many.sql keeps the same order within a statement.
+    sql/functions/enqueue/enqueue_unique.sql keeps the same order within a statement. It makes the
+    keys of payloads: those come in any order here.
     """
     keyed = [
-        (job.org_id.bytes, job.job_type, job.unique_key, place) for place, job in enumerate(jobs) if job.unique_key is not None
+        (job.org_id.bytes, "*" if job.unique and job.unique.scope == "global" else job.job_type, job.unique_key or "", place)
+        for place, job in enumerate(jobs)
+        if job.is_unique
     ]
-    return [place for place, job in enumerate(jobs) if job.unique_key is None] + [place for *_, place in sorted(keyed)]
+    return [place for *_, place in sorted(keyed)]
 
 
-def _batches(places: list[int]) -> list[list[int]]:
-    return [places[start : start + ONE_STATEMENT_JOBS_MAX] for start in range(0, len(places), ONE_STATEMENT_JOBS_MAX)]
+def _batches(places: list[int], jobs_max: int) -> list[list[int]]:
+    return [places[start : start + jobs_max] for start in range(0, len(places), jobs_max)]
 
 
 def _look_before_copy(schema: str, jobs: Sequence[NewJob]) -> Ask[tuple[datetime, bool, dict[str, str]]]:

@@ -59,7 +59,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pgnotifyq.model.job import DeadLetter
+    from pgnotifyq.model.job import DeadLetter, JobId
 
 
 class PgnotifyqError(Exception):
@@ -184,7 +184,14 @@ class WaitTimeout(PgnotifyqError):
 
 
 class UniqueKeyHeld(PgnotifyqError):
-    """An unfinished job holds the unique key, so a second one with it cannot be restored."""
+    """Another job holds the unique key, so a second one cannot be enqueued or restored.
+
+    `job_id` is the job that holds it, if that is known.
+    """
+
+    def __init__(self, message: str, job_id: JobId | None = None) -> None:
+        super().__init__(message)
+        self.job_id = job_id
 
 
 class IllegalTransition(PgnotifyqError):

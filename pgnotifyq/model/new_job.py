@@ -17,6 +17,7 @@ from pgnotifyq.model.job import NIL_ORG, JobId, OrgId
 from pgnotifyq.model.names import check_job_type, check_queue_name
 from pgnotifyq.model.organisation import org
 from pgnotifyq.model.payload import encode_value
+from pgnotifyq.model.unique import Unique, check_key
 
 PRIORITY_MIN, PRIORITY_MAX = -32768, 32767  # PostgreSQL's smallint
 PRIORITY_DEFAULT = 0
@@ -26,7 +27,6 @@ QUEUE_DEFAULT = "default"  # of a job that names none, and whose handler names n
 MAX_ATTEMPTS_MAX = 1000  # bounds the history of a job
 # In any time zone, such a time is a datetime of Python's, whose years are 1 to 9999.
 SCHEDULED_YEAR_MIN, SCHEDULED_YEAR_MAX = 2, 9998
-UNIQUE_KEY_CHARS_MAX = 512  # an index entry holds 2,700 bytes
 HEADERS_BYTES_MAX = 8192  # as compact JSON; web servers admit as much in a request
 HEADERS_DEPTH_MAX = 16
 DELAY_SECONDS_MAX = 10 * 366 * 86_400.0  # ten years; more is a mistake in the unit
@@ -87,6 +87,8 @@ class NewJob:
     max_attempts: int | None = None  # None: what the handler says that claims it, else 15
     # If an unfinished job of the tenant and type has this key, enqueue returns that job's id.
     unique_key: str | None = None
+    # More of that: by fields of the payload, for a time, and what follows if the key is taken.
+    unique: Unique | None = None
     # What goes with the job and is not its payload: a JSON object. None: not said, so those of the
     # job whose handler enqueues it, if there is one; {}: none.
     headers: Mapping[str, Any] | None = None
@@ -107,9 +109,16 @@ class NewJob:
         if self.delay_seconds is not None:
             self._check_delay(self.delay_seconds)
         if self.unique_key is not None:
-            self._check_key(self.unique_key)
+            check_key(self.unique_key)
+        if self.unique is not None:
+            self._take_unique(self.unique)
         if self.headers is not None:
             _set(self, "headers", headers_of(self.headers))
+
+    @property
+    def is_unique(self) -> bool:
+        """Whether the job has a unique key, or its payload makes one."""
+        return self.unique_key is not None or self.unique is not None
 
     @property
     def headers_text(self) -> str | None:
@@ -130,10 +139,12 @@ class NewJob:
         if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay <= DELAY_SECONDS_MAX:
             raise InvalidJob(f"delay_seconds {delay!r} is out of range: use 0 to {DELAY_SECONDS_MAX:.0f}")
 
-    @staticmethod
-    def _check_key(key: object) -> None:
-        if not isinstance(key, str) or not 1 <= len(key) <= UNIQUE_KEY_CHARS_MAX or "\x00" in key or not _is_text(key):
-            raise InvalidJob(f"unique_key is not valid: use 1 to {UNIQUE_KEY_CHARS_MAX} characters, without NUL")
+    def _take_unique(self, unique: object) -> None:
+        if not isinstance(unique, Unique):
+            raise InvalidJob(f"unique {unique!r:.80} is no pgnotifyq.Unique: use unique=Unique(key='...'), or unique_key='...'")
+        if self.unique_key is not None and self.unique_key != unique.key:
+            raise InvalidJob("both unique_key and unique are given: pass one")
+        _set(self, "unique_key", unique.key)
 
 
 class JobSettings(TypedDict, total=False):
@@ -146,15 +157,8 @@ class JobSettings(TypedDict, total=False):
     delay_seconds: float | None
     max_attempts: int | None  # None: the handler's
     unique_key: str | None
+    unique: Unique | None
     headers: Mapping[str, Any] | None  # None: those of the job whose handler enqueues it
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def headers_of(given: object) -> Headers:

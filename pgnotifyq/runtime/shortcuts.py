@@ -176,7 +176,7 @@ def open_door(taker: Taker, dsn: str) -> Iterator[None]:
 def find_taker(dsn: str, schema: str, job: NewJob) -> Taker | None:
     """Return a worker of this event loop that could start the job as soon as it exists."""
     takers = _takers.get()
-    if not takers or job.scheduled_at is not None or job.delay_seconds or job.unique_key is not None:
+    if not takers or job.scheduled_at is not None or job.delay_seconds or job.is_unique:
         return None
     for taker in takers.get((dsn, schema), ()):
         if (

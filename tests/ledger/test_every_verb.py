@@ -43,6 +43,7 @@ from pgnotifyq.model.errors import MissingRights, PgnotifyqError
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, JobId, Lease, OrgId, WorkerId
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.payload import encode
+from pgnotifyq.model.unique import Unique
 from pgnotifyq.wire import asking
 from pgnotifyq.wire.asking import ask, ask_blocking
 from tests.ledger.conftest import TABLES
@@ -128,6 +129,10 @@ def story() -> Story:
     yield enqueue.enqueue_one(SCHEMA, NewJob(job_type="other", queue_name="third"), "{}", is_alone=True)
     yield enqueue.insert(SCHEMA, [NewJob(job_type="noop")] * 2, ["[]", encode(HOSTILE)])
     yield enqueue.enqueue_together(SCHEMA, [NewJob(job_type="noop", unique_key="a")] * 2, ["{}", "{}"])
+    unique = NewJob(job_type="noop", payload=HOSTILE, unique=Unique(by=("text",), on_conflict="replace", for_seconds=0.001))
+    yield enqueue.enqueue_told(SCHEMA, unique)
+    yield enqueue.enqueue_together_told(SCHEMA, [unique, NewJob(job_type="noop")], [encode(HOSTILE), "{}"])
+    yield bulk.enqueue_many_told(SCHEMA, [unique, NewJob(job_type="noop")])
     many = yield bulk.enqueue_many(SCHEMA, [NewJob(job_type="copied", payload=HOSTILE, queue_name="third")] * 101)
     assert len(set(many)) == 101
     yield bulk.enqueue_many(SCHEMA, [NewJob(job_type="copied", unique_key=str(n % 90), queue_name="third") for n in range(102)])

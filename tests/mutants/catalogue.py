@@ -132,8 +132,8 @@ MUTANTS = (
     Mutant(
         "headers: lost by a requeue",
         SQL + "end/requeue.sql",
-        "l.enqueued_by, l.headers",
-        "l.enqueued_by, null",
+        "letter.enqueued_by, letter.headers",
+        "letter.enqueued_by, null",
         ("runtime/test_headers.py::test_every_attempt_has_them",),
     ),
     # Handlers in processes, and worker processes under a parent.

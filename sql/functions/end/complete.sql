@@ -62,6 +62,7 @@ begin
         perform {schema}.fire_hooks(array(select e.job_id from unnest(ended) as e));
     end if;
     if notable > 0 or coalesce(cardinality(ended), 0) < cardinality(job_ids) then
+        perform {schema}.start_successors(job_ids);
         return query select * from {schema}.surprises(job_ids, execution_ids, 'completed');
     end if;
 end

@@ -89,6 +89,7 @@ begin
     if notable > 0
         or coalesce(cardinality(exhausted), 0) + coalesce(cardinality(given_back), 0) < cardinality(job_ids)
     then
+        perform {schema}.start_successors(job_ids);
         return query select * from {schema}.surprises(job_ids, execution_ids, null);
     end if;
 end

@@ -2,10 +2,11 @@
 -- headers and key, attempts at zero.
 --
 -- In:     delay_seconds  how long it is not due from now on
--- Out:    true when it was restored, false when there is no such dead letter. A unique_key that an
---         unfinished job holds meanwhile is an error (unique_violation), as is a job that has its
---         id, and the dead letter stays.
--- Locks:  the dead letter: of two who requeue, one wins.
+-- Out:    true when it was restored, false when there is no such dead letter. A unique_key that
+--         another job holds meanwhile is an error (unique_violation), as is a job that has its id,
+--         and the dead letter stays. If that job is stopping, this one waits for its end; if its
+--         period is over, it gives up the key (pass_key.sql).
+-- Locks:  the dead letter: of two who requeue, one wins. A job that gives up the key.
 --
 -- The earlier form is dropped. Otherwise a call without the last argument would fit both.
 drop function if exists {schema}.requeue(uuid);
@@ -15,17 +16,31 @@ set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
+declare
+    letter {schema}.dead_letter_jobs;
+    wait_id uuid;
+    is_restored boolean;
 begin
-    with letter as (
-        delete from {schema}.dead_letter_jobs as d where d.id = requeue.job_id returning d.*
-    )
+    delete from {schema}.dead_letter_jobs as d where d.id = requeue.job_id returning d.* into letter;
+    if not found then
+        return false;
+    end if;
+    if letter.unique_key is not null then
+        select p.waits_for into wait_id
+        from {schema}.pass_key(letter.org_id, coalesce(letter.unique_scope, letter.job_type), letter.unique_key, 'keep') as p;
+    end if;
     insert into {schema}.jobs (
         id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, created_at, error_message,
-        enqueued_by, headers)
-    select l.id, l.org_id, l.queue_name, l.job_type, l.payload, l.priority,
-        {schema}.clock() + make_interval(secs => requeue.delay_seconds), l.max_attempts, l.unique_key, l.created_at,
-        l.error_message, l.enqueued_by, l.headers
-    from letter as l;
-    return found;
+        enqueued_by, headers, unique_scope, unique_while, unique_until)
+    values (
+        letter.id, letter.org_id, letter.queue_name, letter.job_type, letter.payload, letter.priority,
+        {schema}.clock() + make_interval(secs => requeue.delay_seconds), letter.max_attempts, letter.unique_key,
+        letter.created_at, letter.error_message, letter.enqueued_by, letter.headers, letter.unique_scope, letter.unique_while,
+        letter.unique_until);
+    is_restored := found;
+    if wait_id is not null then
+        perform {schema}.run_after(letter.id, wait_id);
+    end if;
+    return is_restored;
 end
 $$;

@@ -25,6 +25,7 @@ declare
     time_now constant timestamptz := {schema}.clock();
     ended {schema}.ended_attempt[];
     awaited integer;
+    succeeded integer;
 begin
     with ended as (
         update {schema}.jobs as j
@@ -34,16 +35,19 @@ begin
             error_message = coalesce(case when j.status = 'cancelled' then j.error_message end, e.error)
         from unnest(job_ids, execution_ids, error_messages) as e(id, execution_id, error)
         where j.id = any (job_ids) and j.id = e.id and j.current_execution_id = e.execution_id
-        returning j.awaited,
+        returning j.awaited, j.key_passed_on,
             row(j.id, e.execution_id, j.org_id, j.attempts, coalesce(j.started_at, j.created_at), 'cancelled', e.error)
                 ::{schema}.ended_attempt as attempt
     )
-    select array_agg(t.attempt), count(*) filter (where t.awaited)
-    into ended, awaited
+    select array_agg(t.attempt), count(*) filter (where t.awaited), count(*) filter (where t.key_passed_on)
+    into ended, awaited, succeeded
     from ended as t;
     perform {schema}.note_attempts(stop.worker_id, ended, time_now);
     if pg_relation_size('{schema}.hooks') > 0 then
         perform {schema}.fire_hooks(array(select e.job_id from unnest(ended) as e));
+    end if;
+    if succeeded > 0 then
+        perform {schema}.start_successors(job_ids);
     end if;
     if awaited > 0 or coalesce(cardinality(ended), 0) < cardinality(job_ids) then
         return query select * from {schema}.surprises(job_ids, execution_ids, 'cancelled');

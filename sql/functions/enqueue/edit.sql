@@ -8,7 +8,8 @@
 -- Locks:  the job. A claim that has locked it is waited for; it comes first.
 --
 -- A job that falls due earlier, or comes to another queue, wakes a worker (migration 0002). A job
--- that was moved has said its queue: no handler's queue takes it elsewhere.
+-- that was moved has said its queue: no handler's queue takes it elsewhere. A job that waits for
+-- another to end (pass_key.sql) goes on waiting, and is due then as is said here.
 create or replace function {schema}.edit(
     job_id uuid, queue_name text default null, priority integer default null, scheduled_at timestamptz default null,
     delay_seconds double precision default null, payload jsonb default null)
@@ -48,8 +49,10 @@ begin
     set queue_name = coalesce(edit.queue_name, j.queue_name),
         queue_not_said = j.queue_not_said and edit.queue_name is null,
         priority = coalesce(edit.priority::smallint, j.priority),
-        scheduled_at = coalesce(
-            {schema}.clock() + make_interval(secs => edit.delay_seconds), edit.scheduled_at, j.scheduled_at),
+        scheduled_at = case when j.waits_for is null then coalesce(
+            {schema}.clock() + make_interval(secs => edit.delay_seconds), edit.scheduled_at, j.scheduled_at) else j.scheduled_at end,
+        due_after_wait = case when j.waits_for is not null then coalesce(
+            {schema}.clock() + make_interval(secs => edit.delay_seconds), edit.scheduled_at, j.due_after_wait) end,
         payload = coalesce(edit.payload, j.payload)
     where j.id = edit.job_id and j.status = 'pending';
     if found then

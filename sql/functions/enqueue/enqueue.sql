@@ -5,9 +5,14 @@
 --         handler is known yet, the first that is published takes the job to its queue.
 --         `max_attempts` null: what the handler says that claims the job, else 15. `headers`: a
 --         JSON object, which the handler sees as job.headers.
--- Out:    the id of the job. If an unfinished job of the tenant and type holds the unique_key, the
---         id of that job.
--- Errors: invalid names, numbers and times are refused with PNQ02 and a hint, by the rules of
+--         `unique_key` alone: while an unfinished job of the tenant and type has it, no other is
+--         made. `unique_by`: the fields of the payload that make the key; an empty array: all of
+--         it. The other `unique_...` are in enqueue_unique.sql; `unique_while` is pending or
+--         unfinished, `unique_scope` job_type or global.
+-- Out:    the id of the job; if its key is taken, and the job that holds it is kept or replaced,
+--         the id of that job.
+-- Errors: a job that is refused, as its key is taken, raises unique_violation. Invalid names,
+--         numbers and times are refused with PNQ02 and a hint, by the rules of
 --         pgnotifyq/model/new_job.py. The payload is a JSON value.
 create or replace function {schema}.enqueue(
     job_type text,
@@ -18,13 +23,27 @@ create or replace function {schema}.enqueue(
     scheduled_at timestamptz default null,
     max_attempts integer default null,
     unique_key text default null,
-    headers jsonb default null)
+    headers jsonb default null,
+    unique_by text[] default null,
+    unique_while text default null,
+    unique_for_seconds double precision default null,
+    unique_on_conflict text default null,
+    unique_replace text[] default null,
+    unique_scope text default null,
+    unique_longest_wait_seconds double precision default null)
 returns uuid
 language plpgsql volatile
 as $$
 #variable_conflict use_column
 declare
+    rule constant jsonb := jsonb_strip_nulls(jsonb_build_object(
+        'scope', case enqueue.unique_scope when 'global' then '*' when 'job_type' then null else enqueue.unique_scope end,
+        'while', nullif(enqueue.unique_while, 'unfinished'), 'for_seconds', unique_for_seconds,
+        'on_conflict', unique_on_conflict, 'replace', to_jsonb(unique_replace),
+        'longest_wait_seconds', unique_longest_wait_seconds));
+    own_key text := enqueue.unique_key;
     job_id uuid;
+    outcome text;
     known_queue text;
     own_queue text;
 begin
@@ -69,29 +88,72 @@ begin
     end if;
     own_queue := coalesce(enqueue.queue_name, known_queue, 'default');
 
-    -- Naively: insert, and if the key is taken, look up the job that holds it. If that job ends
-    -- between the two statements, neither finds it.
-    loop
+    if unique_by is not null then
+        if own_key is not null then
+            raise exception 'both unique_key and unique_by are given'
+                using errcode = 'PNQ02', hint = 'Pass one of them.';
+        end if;
+        own_key := {schema}.unique_key_of(coalesce(enqueue.payload, 'null'), nullif(unique_by, '{{}}'));
+    end if;
+    if own_key is null then
+        if rule <> '{{}}' then
+            raise exception 'what is unique is said, and no key' using errcode = 'PNQ02', hint = 'Pass unique_key or unique_by.';
+        end if;
         insert into {schema}.jobs as j (
-            org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said, headers)
+            org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, queue_not_said, headers)
         values (
             enqueue.org_id, own_queue, enqueue.job_type, coalesce(enqueue.payload, 'null'), enqueue.priority::smallint,
-            coalesce(enqueue.scheduled_at, {schema}.clock()), enqueue.max_attempts, enqueue.unique_key,
+            coalesce(enqueue.scheduled_at, {schema}.clock()), enqueue.max_attempts,
             enqueue.queue_name is null and known_queue is null, nullif(enqueue.headers, '{{}}'))
-        on conflict (org_id, job_type, unique_key) where holds_unique_key do nothing
         returning j.id into job_id;
-        exit when job_id is not null;
-        if {schema}.own_only() then
-            job_id := {schema}.key_holder(enqueue.org_id, enqueue.job_type, enqueue.unique_key);
-        else
-            select j.id into job_id
-            from {schema}.jobs as j
-            where j.org_id = enqueue.org_id and j.job_type = enqueue.job_type and j.unique_key = enqueue.unique_key
-              and j.holds_unique_key;
-        end if;
-        exit when job_id is not null;
-    end loop;
+        return job_id;
+    end if;
+
+    perform {schema}.check_unique(rule);
+    select i.job_id, i.outcome into job_id, outcome
+    from {schema}.insert_unique(
+        null, enqueue.org_id, own_queue, enqueue.job_type, coalesce(enqueue.payload, 'null'), enqueue.priority::smallint,
+        coalesce(enqueue.scheduled_at, {schema}.clock()), enqueue.max_attempts, own_key,
+        enqueue.queue_name is null and known_queue is null, nullif(enqueue.headers, '{{}}'), rule) as i;
+    if outcome = 'refused' then
+        raise exception 'the key % is held by job %', quote_literal(own_key), job_id
+            using errcode = 'unique_violation', hint = 'Wait for that job, cancel it, or pass another unique_on_conflict.';
+    end if;
     return job_id;
+end
+$$;
+
+-- check_unique: refuse what a `unique` may not say, by the rules of pgnotifyq/model/unique.py.
+create or replace function {schema}.check_unique(rule jsonb) returns void
+language plpgsql immutable
+as $$
+begin
+    if rule->>'on_conflict' not in ('keep', 'replace', 'refuse', 'supersede') then
+        raise exception 'unique_on_conflict % is not known', quote_literal(rule->>'on_conflict')
+            using errcode = 'PNQ02', hint = 'Use keep, replace, refuse or supersede.';
+    end if;
+    if rule->>'while' <> 'pending' then
+        raise exception 'unique_while % is not known', quote_literal(rule->>'while')
+            using errcode = 'PNQ02', hint = 'Use pending or unfinished.';
+    end if;
+    if rule->>'scope' <> '*' then
+        raise exception 'unique_scope % is not known', quote_literal(rule->>'scope')
+            using errcode = 'PNQ02', hint = 'Use job_type or global.';
+    end if;
+    if rule ? 'for_seconds' and (rule ? 'while'
+        or not ((rule->>'for_seconds')::double precision > 0 and (rule->>'for_seconds')::double precision <= 316224000))
+    then
+        raise exception 'unique_for_seconds % is out of range, or given with unique_while', rule->>'for_seconds'
+            using errcode = 'PNQ02', hint = 'Use more than 0, to 316224000, ten years.';
+    end if;
+    if not (rule->>'longest_wait_seconds')::double precision between 0 and 316224000 then
+        raise exception 'unique_longest_wait_seconds % is out of range', rule->>'longest_wait_seconds'
+            using errcode = 'PNQ02', hint = 'Use 0 to 316224000, ten years.';
+    end if;
+    if not rule->'replace' <@ '["payload", "scheduled_at", "priority"]' or rule->'replace' = '[]' then
+        raise exception 'unique_replace % is not known', rule->>'replace'
+            using errcode = 'PNQ02', hint = 'Use some of payload, scheduled_at and priority.';
+    end if;
 end
 $$;
 

@@ -152,6 +152,9 @@ begin
                     set locked_by = null, current_execution_id = null, lease_expires_at = null
                     where j.id = lost.id and j.current_execution_id = lost.current_execution_id;
                     is_written := found;
+                    if lost.key_passed_on then
+                        perform {schema}.start_successors(array[lost.id]);
+                    end if;
                 elsif charged >= lost.max_attempts then
                     became := 'dead';
                     perform {schema}.move_to_letters(

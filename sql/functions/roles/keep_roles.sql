@@ -55,15 +55,15 @@ begin
     loop
         execute format('grant execute on function {schema}.fence(uuid, uuid), {schema}.meet_fence(uuid, uuid, text) to %I', each.name);
     end loop;
-    -- And who enqueues is told which job has a key.
+    -- And who enqueues is told which job has a key, and may take it.
     for each in
-        select distinct p.rolname as name
-        from pg_class as c, aclexplode(c.relacl) as a join pg_roles as p on p.oid = a.grantee
+        select distinct p.rolname as name, w.object
+        from {schema}.wanted_rights() as w, pg_class as c, aclexplode(c.relacl) as a join pg_roles as p on p.oid = a.grantee
         where c.oid = '{schema}.jobs'::regclass and a.privilege_type = 'INSERT' and not p.rolsuper
             and not exists (select from {schema}.roles as r where r.role_name = p.rolname)
-            and not has_function_privilege(p.oid, '{schema}.key_holder(uuid, text, text)', 'execute')
+            and w.kind = 'producer' and w.class = 'function' and not has_function_privilege(p.oid, '{schema}.' || w.object, 'execute')
     loop
-        execute format('grant execute on function {schema}.key_holder(uuid, text, text) to %I', each.name);
+        execute format('grant execute on function {schema}.%s to %I', each.object, each.name);
     end loop;
     return query select * from {schema}.extend_protection();
 end

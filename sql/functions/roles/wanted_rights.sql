@@ -12,7 +12,7 @@ language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     with enqueued (columns) as (
-        values ('{{org_id,queue_name,job_type,payload,priority,scheduled_at,max_attempts,unique_key,queue_not_said,headers}}'::text[])
+        values ('{{org_id,queue_name,job_type,payload,priority,scheduled_at,max_attempts,unique_key,queue_not_said,headers,unique_scope,unique_while,unique_until}}'::text[])
     ), wanted (kind, object, privileges, columns) as (
         values
             ('producer', 'schema_migrations', '{{select}}'::text[], null::text[]),
@@ -92,6 +92,18 @@ as $$
     ), callable (kind, object) as (
         values ('producer', 'fence(uuid, uuid)'), ('producer', 'meet_fence(uuid, uuid, text)'),
             ('producer', 'key_holder(uuid, text, text)'),
+            ('producer', 'pass_key(uuid, text, text, text, text[], jsonb, timestamptz, smallint, double precision, uuid)'),
+            ('producer', 'run_after(uuid, uuid)'),
+            ('producer', 'lock_keys(uuid[], text[], text[])'),
+            ('tenant', 'pass_key(uuid, text, text, text, text[], jsonb, timestamptz, smallint, double precision, uuid)'),
+            ('tenant', 'run_after(uuid, uuid)'),
+            ('tenant', 'lock_keys(uuid[], text[], text[])'),
+            ('worker', 'pass_key(uuid, text, text, text, text[], jsonb, timestamptz, smallint, double precision, uuid)'),
+            ('worker', 'run_after(uuid, uuid)'),
+            ('worker', 'lock_keys(uuid[], text[], text[])'),
+            ('admin', 'pass_key(uuid, text, text, text, text[], jsonb, timestamptz, smallint, double precision, uuid)'),
+            ('admin', 'run_after(uuid, uuid)'),
+            ('admin', 'lock_keys(uuid[], text[], text[])'),
             ('tenant', 'fence(uuid, uuid)'), ('tenant', 'meet_fence(uuid, uuid, text)'), ('tenant', 'unsealed(text)'),
             ('tenant', 'audit(text, jsonb)'),
             ('worker', 'fence(uuid, uuid)'), ('worker', 'meet_fence(uuid, uuid, text)'), ('worker', 'tenant_key()'),

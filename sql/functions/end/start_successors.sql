@@ -1,0 +1,44 @@
+-- start_successors: jobs were cancelled while they ran, and their handlers have ended. Let go the
+-- jobs that got their keys and wait for that end (pass_key.sql).
+--
+-- In:     jobs; those that are still held, or have no successor, are passed over.
+-- Locks:  the successors. The callers hold the rows of the jobs.
+-- Index:  jobs_pkey, jobs_unique_key.
+--
+-- Naively one update lets go whoever waits. If the successor is superseded itself at that moment,
+-- the update waits for its row and finds it cancelled, and its own successor is not in the update's
+-- snapshot: that one would wait for ever. So it looks again.
+create or replace function {schema}.start_successors(job_ids uuid[]) returns void
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+    time_now timestamptz;
+    holder {schema}.jobs;
+begin
+    for holder in
+        select j.* from {schema}.jobs as j where j.id = any (job_ids) and j.key_passed_on and not j.is_held order by j.id
+    loop
+        loop
+            perform
+            from {schema}.jobs as j
+            where j.org_id = holder.org_id and {schema}.key_scope(j) = {schema}.key_scope(holder)
+              and j.unique_key = holder.unique_key and {schema}.holds_key(j) and j.waits_for = holder.id;
+            exit when not found;
+            time_now := {schema}.clock();
+            -- This wakes a worker (jobs_wake_after_reschedule).
+            update {schema}.jobs as j
+            set waits_for = null,
+                due_after_wait = null,
+                scheduled_at = case when j.status = 'pending' then coalesce(j.due_after_wait, time_now) else j.scheduled_at end
+            where j.org_id = holder.org_id and {schema}.key_scope(j) = {schema}.key_scope(holder)
+              and j.unique_key = holder.unique_key and {schema}.holds_key(j) and j.waits_for = holder.id;
+        end loop;
+    end loop;
+end
+$$;

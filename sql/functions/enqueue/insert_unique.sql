@@ -1,0 +1,129 @@
+-- insert_unique: one job that has a unique key. enqueue asks it, and enqueue_unique of those jobs
+-- of a batch whose keys are taken.
+--
+-- In:     `new_id` null: the database chooses the id. `queue_name` is resolved, and the rest is
+--         checked. `rule` says what `unique` says (enqueue_unique.sql); null or empty: the key is
+--         the type's, until the job has ended, and on conflict the job that has it is kept.
+-- Out:    `outcome`: created; superseded: created, and the job that had the key was cancelled;
+--         kept, replaced, refused: `job_id` is the job that has the key.
+-- Locks:  the entry of jobs_unique_key: who inserts the same key waits for this transaction. The
+--         job that holds the key, as pass_key says.
+-- Index:  jobs_unique_key, which decides.
+create or replace function {schema}.insert_unique(
+    new_id uuid, org_id uuid, queue_name text, job_type text, payload jsonb, priority smallint, scheduled_at timestamptz,
+    max_attempts integer, unique_key text, queue_not_said boolean, headers jsonb, rule jsonb)
+returns table (job_id uuid, outcome text)
+language plpgsql volatile
+as $$
+#variable_conflict use_column
+declare
+    until_time constant timestamptz := {schema}.clock() + make_interval(secs => (rule->>'for_seconds')::double precision);
+    own_only constant boolean := {schema}.own_only();
+    passed record;
+    wait_id uuid;
+begin
+    outcome := 'created';
+    loop
+        if insert_unique.new_id is not null then
+            insert into {schema}.jobs as j (
+                id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said, headers,
+                    unique_scope, unique_while, unique_until)
+            values (
+                insert_unique.new_id, insert_unique.org_id, insert_unique.queue_name, insert_unique.job_type, insert_unique.payload,
+                insert_unique.priority, insert_unique.scheduled_at, insert_unique.max_attempts, insert_unique.unique_key,
+                insert_unique.queue_not_said, insert_unique.headers, rule->>'scope', rule->>'while', until_time)
+            on conflict (org_id, (coalesce(unique_scope::text, job_type::text)), unique_key)
+            where unique_key is not null and key_passed_on is null
+              and (unique_until is not null or waits_for is not null or (is_claimable and (started_at is null or unique_while is null))
+                   or (is_held and unique_while is null))
+            do nothing
+            returning j.id into job_id;
+        else
+            insert into {schema}.jobs as j (
+                org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said, headers,
+                    unique_scope, unique_while, unique_until)
+            values (
+                insert_unique.org_id, insert_unique.queue_name, insert_unique.job_type, insert_unique.payload,
+                insert_unique.priority, insert_unique.scheduled_at, insert_unique.max_attempts, insert_unique.unique_key,
+                insert_unique.queue_not_said, insert_unique.headers, rule->>'scope', rule->>'while', until_time)
+            on conflict (org_id, (coalesce(unique_scope::text, job_type::text)), unique_key)
+            where unique_key is not null and key_passed_on is null
+              and (unique_until is not null or waits_for is not null or (is_claimable and (started_at is null or unique_while is null))
+                   or (is_held and unique_while is null))
+            do nothing
+            returning j.id into job_id;
+        end if;
+        if job_id is not null then
+            if wait_id is not null then
+                perform {schema}.run_after(job_id, wait_id);
+            end if;
+            return next;
+            return;
+        end if;
+        -- Who may not ask pass_key may keep.
+        if coalesce(rule->>'on_conflict', 'keep') = 'keep' then
+            if own_only then
+                job_id := {schema}.key_holder(
+                    insert_unique.org_id, coalesce(rule->>'scope', insert_unique.job_type), insert_unique.unique_key);
+            else
+                select j.id into job_id
+                from {schema}.jobs as j
+                where j.org_id = insert_unique.org_id
+                  and {schema}.key_scope(j) = coalesce(rule->>'scope', insert_unique.job_type)
+                  and j.unique_key = insert_unique.unique_key
+                  and {schema}.holds_key(j) and not {schema}.gives_up_key(j, {schema}.clock());
+            end if;
+            if job_id is not null then
+                outcome := 'kept';
+                return next;
+                return;
+            end if;
+        end if;
+        select p.* into passed
+        from {schema}.pass_key(
+            insert_unique.org_id, coalesce(rule->>'scope', insert_unique.job_type), insert_unique.unique_key,
+            coalesce(rule->>'on_conflict', 'keep'),
+            array(select jsonb_array_elements_text(coalesce(rule->'replace', '["payload", "scheduled_at", "priority"]'))),
+            insert_unique.payload, insert_unique.scheduled_at, insert_unique.priority,
+            (rule->>'longest_wait_seconds')::double precision, insert_unique.new_id) as p;
+        if passed.became in ('kept', 'replaced', 'refused') then
+            job_id := passed.holder;
+            outcome := passed.became;
+            return next;
+            return;
+        end if;
+        wait_id := passed.waits_for;
+        if passed.became = 'superseded' then
+            outcome := 'superseded';
+        end if;
+    end loop;
+end
+$$;
+
+-- unique_key_of: the key that a job's payload makes, by some of its fields, or by all of it
+-- (`fields` null): a digest, so that the key tells nothing of the payload.
+--
+-- Errors: a field that the payload lacks is refused with PNQ02: a name that is wrong would make one
+--         job of all.
+create or replace function {schema}.unique_key_of(payload jsonb, fields text[]) returns text
+language plpgsql immutable
+as $$
+declare
+    said jsonb := payload;
+    missing text;
+begin
+    if fields is not null then
+        if jsonb_typeof(payload) is distinct from 'object' then
+            raise exception 'the payload is no JSON object, so it has no fields to be unique by'
+                using errcode = 'PNQ02', hint = 'Use by=True, the whole payload, or a key.';
+        end if;
+        select f.name into missing from unnest(fields) as f(name) where not payload ? f.name limit 1;
+        if found then
+            raise exception 'the payload has no field %, which it is to be unique by', quote_literal(missing)
+                using errcode = 'PNQ02', hint = 'Name fields that every payload of the type has, or use a key.';
+        end if;
+        select jsonb_object_agg(f.name, payload -> f.name) into said from unnest(fields) as f(name);
+    end if;
+    return 'by ' || encode(sha256(convert_to(said::text, 'UTF8')), 'hex');
+end
+$$;

@@ -1,0 +1,431 @@
+"""Unique keys: who holds one, what follows if it is taken, and who waits for whom."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+import trio
+
+from pgnotifyq.ledger import bulk, end
+from pgnotifyq.ledger import enqueue as enqueue_verbs
+from pgnotifyq.model.errors import InvalidJob, UniqueKeyHeld
+from pgnotifyq.model.new_job import NewJob
+from pgnotifyq.model.outcome import PLAIN_COMPLETION
+from pgnotifyq.model.unique import Unique
+from pgnotifyq.wire.asking import ask
+from tests.ledger.support import (
+    ANN,
+    ENDINGS,
+    SCHEMA,
+    claim,
+    claim_one,
+    enqueue,
+    existing,
+    fetch,
+    lease,
+    pass_time,
+    reclaim,
+    row,
+    settle,
+    update_status,
+    value,
+)
+from tests.proxy import until
+
+if TYPE_CHECKING:
+    from pgnotifyq.model.job import JobId
+    from pgnotifyq.wire.connection import Connection
+
+    Link = Connection[Any]
+
+
+async def put(connection: Link, payload: object = None, *, job_type: str = "noop", **fields: Any) -> tuple[JobId, str]:
+    """Enqueue a job with a `unique`; return its id and what became of its key."""
+    settings = {name: fields.pop(name) for name in ("delay_seconds", "priority") if name in fields}
+    fields.setdefault("key", None if "by" in fields else "k")
+    job = NewJob(job_type=job_type, payload=payload or {}, unique=Unique(**fields), **settings)
+    told = await ask(connection, enqueue_verbs.enqueue_told(SCHEMA, job))
+    return told.job_id, str(told.outcome)
+
+
+async def put_many(connection: Link, *jobs: NewJob) -> list[tuple[JobId, str]]:
+    """Enqueue jobs in bulk; return their ids and outcomes."""
+    told = await ask(connection, bulk.enqueue_many_told(SCHEMA, jobs))
+    return [(one.job_id, str(one.outcome)) for one in told]
+
+
+def keyed(key: str = "k", payload: object = None, **fields: Any) -> NewJob:
+    """Make a job that is unique."""
+    return NewJob(job_type="noop", payload=payload or {}, unique=Unique(key=key, **fields))
+
+
+async def test_kept_until_it_has_ended(connection: Link) -> None:
+    """A job holds its key while it waits and runs; then the key is free."""
+    first, outcome = await put(connection)
+    assert outcome == "created"
+    assert await put(connection) == (first, "kept")
+    job = await claim_one(connection)
+    assert await put(connection) == (first, "kept")
+    await settle(connection, job, ENDINGS["retry"])
+    assert await put(connection) == (first, "kept")
+    await pass_time(connection, 60)
+    await settle(connection, await claim_one(connection), PLAIN_COMPLETION)
+    second, outcome = await put(connection)
+    assert (outcome, second != first) == ("created", True)
+
+
+async def test_held_while_pending_only(connection: Link) -> None:
+    """With `pending` the key is free once the job has started, and does not come back to it."""
+    first, _ = await put(connection, while_="pending")
+    assert await put(connection, while_="pending") == (first, "kept")
+    job = await claim_one(connection)
+    second, outcome = await put(connection, while_="pending")
+    assert outcome == "created"
+    for ending in ("retry", "snooze", "release"):
+        assert await settle(connection, job, ENDINGS[ending]) is None, "another job has the key, and it goes back all the same"
+        await connection.execute("update pgnotifyq.jobs set scheduled_at = now() - interval '1 h' where id = %s", (first,))
+        job = await claim_one(connection)
+        assert job.id == first
+    assert await put(connection, while_="pending") == (second, "kept")
+
+
+async def test_held_for_a_period(connection: Link) -> None:
+    """With `for_seconds` the key is held for so long, also beyond the job's end, and not longer."""
+    first, _ = await put(connection, for_seconds=60)
+    await settle(connection, await claim_one(connection), PLAIN_COMPLETION)
+    assert await put(connection, for_seconds=60) == (first, "kept")
+    await pass_time(connection, 61)
+    second, outcome = await put(connection, for_seconds=60)
+    assert (outcome, second != first) == ("created", True)
+    await claim_one(connection)
+    await pass_time(connection, 122)
+    third, outcome = await put(connection, for_seconds=60)
+    assert outcome == "created", "its period is over, though it runs"
+    assert len({first, second, third}) == 3
+
+
+async def test_pruning_spares_a_period(connection: Link) -> None:
+    """A job that has ended is not pruned while it holds its key."""
+    first, _ = await put(connection, for_seconds=600)
+    await settle(connection, await claim_one(connection), PLAIN_COMPLETION)
+    await pass_time(connection, 500)
+    await fetch(connection, "select * from pgnotifyq.prune(10, null, 1000)")
+    assert await put(connection, for_seconds=600) == (first, "kept")
+    await pass_time(connection, 601)
+    await fetch(connection, "select * from pgnotifyq.prune(10, null, 1000)")
+    assert await row(connection, first) is None
+
+
+@pytest.mark.parametrize("was", ["pending", "running"])
+async def test_cancelled_within_its_period(connection: Link, was: str) -> None:
+    """A job that is cancelled gives up its period."""
+    first, _ = await put(connection, for_seconds=60)
+    if was == "running":
+        job = await claim_one(connection)
+    await update_status(connection, first)
+    if was == "running":
+        await settle(connection, job, ENDINGS["cancel"])
+    assert (await put(connection, for_seconds=60))[1] == "created"
+
+
+async def test_replaced(connection: Link) -> None:
+    """A job that waits gets what is named of the new one, and keeps the rest."""
+    first, _ = await put(connection, {"n": 1}, delay_seconds=10, priority=1)
+    told = await put(connection, {"n": 2}, delay_seconds=99, priority=2, on_conflict="replace", replace=("payload",))
+    assert told == (first, "replaced")
+    found = await existing(connection, first)
+    assert (found["payload"], found["priority"]) == ({"n": 2}, 1)
+    assert await put(connection, {"n": 3}, priority=3, on_conflict="replace") == (first, "replaced")
+    found = await existing(connection, first)
+    assert (found["payload"], found["priority"]) == ({"n": 3}, 3)
+    job = await claim_one(connection)
+    assert job.payload == {"n": 3}
+    assert await put(connection, {"n": 4}, on_conflict="replace") == (first, "kept"), "it runs"
+    assert (await existing(connection, first))["payload"] == {"n": 3}
+
+
+async def test_debounced_with_a_longest_wait(connection: Link) -> None:
+    """Each enqueue puts the job off, but not beyond its longest wait."""
+    unique: dict[str, Any] = {"while_": "pending", "on_conflict": "replace", "longest_wait_seconds": 30}
+    due = "extract(epoch from scheduled_at - created_at)::integer"
+    await pass_time(connection, 0)
+    first, _ = await put(connection, {"n": 1}, delay_seconds=20, **unique)
+    for passed, wanted in ((5, 25), (9, 29), (25, 30), (31, 31)):
+        await connection.execute(
+            "select set_config('pgnotifyq.clock', (created_at + make_interval(secs => %s))::text, false) from pgnotifyq.jobs",
+            (passed,),
+        )
+        assert await put(connection, {"n": passed}, delay_seconds=20, **unique) == (first, "replaced")
+        assert await fetch(connection, f"select {due}, payload->'n' from pgnotifyq.jobs") == [(wanted, passed)]
+
+
+async def test_refused(connection: Link) -> None:
+    """The caller is told who holds the key, and its transaction goes on."""
+    first, _ = await put(connection)
+    async with connection.transaction():
+        with pytest.raises(UniqueKeyHeld, match=str(first)) as told:
+            await put(connection, on_conflict="refuse")
+        assert told.value.job_id == first
+        await put(connection, key="another", on_conflict="refuse")
+    assert await value(connection, "select count(*) from pgnotifyq.jobs") == 2
+
+
+async def test_pending_job_superseded(connection: Link) -> None:
+    """A job that waits is cancelled, and the new one is due at once."""
+    first, _ = await put(connection)
+    second, outcome = await put(connection, on_conflict="supersede")
+    assert outcome == "superseded"
+    found = await existing(connection, first)
+    assert (found["status"], found["error_message"]) == ("cancelled", f"superseded by {second}")
+    assert (await claim_one(connection)).id == second
+
+
+STOPS = ["cancel", "complete plainly", "complete", "retry", "snooze", "release", "bury", "reclaim"]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+async def test_running_job_superseded(connection: Link, stop: str) -> None:
+    """The new job starts when the other's handler has ended, in whatever way."""
+    first, _ = await put(connection)
+    job = await claim_one(connection)
+    second, outcome = await put(connection, on_conflict="supersede")
+    assert outcome == "superseded"
+    found = await existing(connection, first)
+    assert (found["status"], found["is_held"], found["error_message"]) == ("cancelled", True, f"superseded by {second}")
+    assert await claim(connection) == [], "the other's handler has not ended"
+    assert await put(connection) == (second, "kept"), "the new one holds the key while it waits"
+    if stop == "reclaim":
+        await pass_time(connection, 61)
+        assert await reclaim(connection) == {first: "cancelled"}
+    else:
+        await settle(connection, job, ENDINGS[stop])
+    assert (await existing(connection, first))["status"] == "cancelled"
+    assert (await claim_one(connection)).id == second
+
+
+async def test_successor_superseded(connection: Link) -> None:
+    """Of several that supersede, the last one runs, after the first has ended."""
+    first, _ = await put(connection)
+    job = await claim_one(connection)
+    ids = [(await put(connection, {"n": n}, on_conflict="supersede"))[0] for n in range(3)]
+    assert await claim(connection) == []
+    await settle(connection, job, ENDINGS["cancel"])
+    assert [(await existing(connection, one))["status"] for one in ids] == ["cancelled", "cancelled", "pending"]
+    last = await claim_one(connection)
+    assert (last.id, last.payload) == (ids[2], {"n": 2})
+    assert first not in ids
+
+
+async def test_successor_with_a_time_of_its_own(connection: Link) -> None:
+    """A successor that is due later is due then; so is one that was edited while it waits."""
+    await put(connection)
+    job = await claim_one(connection)
+    second, _ = await put(connection, delay_seconds=600, on_conflict="supersede")
+    assert await value(connection, "select pgnotifyq.edit(%s, delay_seconds => 0)", second) == "edited"
+    assert await claim(connection) == [], "the other's handler has not ended"
+    assert await value(connection, "select pgnotifyq.edit(%s, delay_seconds => 300)", second) == "edited"
+    await settle(connection, job, ENDINGS["cancel"])
+    assert await claim(connection) == []
+    await pass_time(connection, 301)
+    assert (await claim_one(connection)).id == second
+
+
+@pytest.mark.parametrize("on_conflict", ["keep", "replace", "refuse", "supersede"])
+async def test_key_of_a_job_that_is_stopping(connection: Link, on_conflict: str) -> None:
+    """Whatever is on conflict: a job that was cancelled gives up its key, and the new one waits for its end."""
+    first, _ = await put(connection)
+    job = await claim_one(connection)
+    await update_status(connection, first)
+    second, outcome = await put(connection, on_conflict=on_conflict)
+    assert outcome == "created"
+    assert await claim(connection) == []
+    await settle(connection, job, ENDINGS["cancel"])
+    assert (await claim_one(connection)).id == second
+
+
+async def test_successor_cancelled(connection: Link) -> None:
+    """If the one that waits is cancelled, the next waits in its place."""
+    await put(connection)
+    job = await claim_one(connection)
+    second, _ = await put(connection, on_conflict="supersede")
+    await update_status(connection, second)
+    third, outcome = await put(connection)
+    assert outcome == "created"
+    assert await claim(connection) == []
+    await settle(connection, job, ENDINGS["cancel"])
+    assert (await claim_one(connection)).id == third
+
+
+@pytest.mark.parametrize("n", range(2))
+async def test_by_fields(connection: Link, n: int) -> None:
+    """The fields named make the key, and their order and the rest of the payload do not matter."""
+    by = [("path", "size"), ("size", "path")][n]
+    first, _ = await put(connection, {"path": "a", "size": [1, {"x": 2}], "n": 1}, by=("path", "size"))
+    assert await put(connection, {"n": 2, "size": [1, {"x": 2}], "path": "a"}, by=by) == (first, "kept")
+    assert (await put(connection, {"path": "b", "size": [1, {"x": 2}]}, by=by))[1] == "created"
+    assert (await put(connection, {"path": "a", "size": 1}, by=by))[1] == "created"
+    assert "path" not in (await existing(connection, first))["unique_key"], "the key tells nothing of the payload"
+    with pytest.raises(InvalidJob, match="no field 'size'"):
+        await put(connection, {"path": "a"}, by=by)
+
+
+async def test_by_the_whole_payload(connection: Link) -> None:
+    """With True, equal payloads are one job."""
+    first, _ = await put(connection, {"a": 1, "b": [2]}, by=True)
+    assert await put(connection, {"b": [2], "a": 1}, by=True) == (first, "kept")
+    assert (await put(connection, {"b": [2], "a": 1, "c": None}, by=True))[1] == "created"
+
+
+async def test_scopes(connection: Link) -> None:
+    """A key is the type's; a global one is that of all types of the tenant; both are the tenant's."""
+    first, _ = await put(connection)
+    assert (await put(connection, job_type="other"))[1] == "created"
+    third, outcome = await put(connection, scope="global")
+    assert outcome == "created"
+    assert await put(connection, job_type="other", scope="global") == (third, "kept")
+    job = NewJob(job_type="noop", org_id=ANN, unique=Unique(key="k"))  # type: ignore[arg-type]  # some uuid
+    assert (await ask(connection, enqueue_verbs.enqueue_told(SCHEMA, job))).outcome == "created"
+    assert await put(connection) == (first, "kept")
+
+
+async def test_key_of_a_dead_job(connection: Link) -> None:
+    """A job that dies frees its key. It comes back with it, if the key is free then."""
+    first, _ = await put(connection, while_="pending")
+    await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    second, outcome = await put(connection, while_="pending")
+    assert outcome == "created"
+    with pytest.raises(UniqueKeyHeld):
+        await ask(connection, end.requeue(SCHEMA, first))
+    assert await value(connection, "select pgnotifyq.requeue_all()") == 0
+    assert (await claim_one(connection)).id == second
+    assert await ask(connection, end.requeue(SCHEMA, first))
+    assert await put(connection, while_="pending") == (first, "kept")
+
+
+async def test_requeued_beside_a_job_that_is_stopping(connection: Link) -> None:
+    """A dead letter that comes back waits for the end of one that was cancelled."""
+    first, _ = await put(connection)
+    await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    second, _ = await put(connection)
+    job = await claim_one(connection)
+    await update_status(connection, second)
+    assert await ask(connection, end.requeue(SCHEMA, first))
+    assert await claim(connection) == []
+    await settle(connection, job, ENDINGS["cancel"])
+    assert (await claim_one(connection)).id == first
+
+
+async def test_reclaimed_job_holds_its_key(connection: Link) -> None:
+    """A job whose lease ran out waits again, and has held its key all the time."""
+    first, _ = await put(connection)
+    await claim_one(connection)
+    await pass_time(connection, 61)
+    assert await put(connection) == (first, "kept")
+    assert await reclaim(connection) == {first: "pending"}
+    assert await put(connection) == (first, "kept")
+
+
+async def test_bulk(connection: Link) -> None:
+    """Each job of a batch is told its outcome, in the order given; of a batch's own duplicates, too."""
+    first, _ = await put(connection, key="b")
+    (a, b, c, d, e, plain) = await put_many(
+        connection, keyed("a", {"n": 1}), keyed("b"), keyed("a"), keyed("a", {"n": 2}, on_conflict="replace"),
+        keyed("b", on_conflict="supersede"), NewJob(job_type="noop"),
+    )  # fmt: skip
+    assert [one[1] for one in (a, b, c, d, e, plain)] == ["created", "kept", "kept", "replaced", "superseded", "created"]
+    assert (b[0], c[0], d[0]) == (first, a[0], a[0])
+    assert (await existing(connection, a[0]))["payload"] == {"n": 2}
+    assert (await existing(connection, first))["error_message"] == f"superseded by {e[0]}"
+    assert await value(connection, "select count(*) from pgnotifyq.jobs where is_claimable") == 3
+
+
+async def test_bulk_refused(connection: Link) -> None:
+    """If one of a batch is refused, none is there."""
+    first, _ = await put(connection, key="z")
+    with pytest.raises(UniqueKeyHeld, match=str(first)):
+        await put_many(connection, NewJob(job_type="noop"), keyed("a"), keyed("z", on_conflict="refuse"))
+    assert await value(connection, "select count(*) from pgnotifyq.jobs") == 1
+
+
+async def test_large_bulk(connection: Link) -> None:
+    """A batch that is copied as far as it can be is told the same, in order."""
+    jobs = [NewJob(job_type="noop") if n % 3 == 0 else keyed(f"key {n // 6}") for n in range(600)]
+    told = await put_many(connection, *jobs)
+    outcomes = [outcome for _, outcome in told]
+    assert outcomes[:6] == ["created", "created", "kept", "created", "kept", "kept"]
+    assert outcomes == outcomes[:6] * 100
+    assert len({job_id for job_id, _ in told}) == 300
+
+
+async def test_by_sql(connection: Link) -> None:
+    """The function for SQL says the same, and makes the same keys."""
+    first, _ = await put(connection, {"path": "a", "n": 1}, by=("path",))
+    same = await enqueue(connection, payload=json.dumps({"path": "a", "n": 2}), unique_by=["path"], unique_on_conflict="replace")
+    assert same == first
+    assert (await existing(connection, first))["payload"] == {"path": "a", "n": 2}
+    with pytest.raises(psycopg.errors.UniqueViolation, match=str(first)):
+        await enqueue(connection, payload=json.dumps({"path": "a"}), unique_by=["path"], unique_on_conflict="refuse")
+    assert await enqueue(connection, payload="{}", unique_by=[]) == (await put(connection, {}, by=True))[0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"unique_while": "pending"}, {"unique_key": "k", "unique_by": ["a"]}, {"unique_key": "k", "unique_while": "x"},
+        {"unique_key": "k", "unique_scope": "x"}, {"unique_key": "k", "unique_on_conflict": "x"},
+        {"unique_key": "k", "unique_for_seconds": 0}, {"unique_key": "k", "unique_for_seconds": 9e9},
+        {"unique_key": "k", "unique_for_seconds": 1, "unique_while": "pending"}, {"unique_key": "k", "unique_replace": ["x"]},
+        {"unique_key": "k", "unique_replace": []}, {"unique_key": "k", "unique_longest_wait_seconds": -1},
+        {"unique_by": ["missing"]},
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_what_sql_refuses(connection: Link, wrong: dict[str, Any]) -> None:
+    """What a client would refuse, the function for SQL refuses too."""
+    with pytest.raises(psycopg.Error) as told:
+        await enqueue(connection, **wrong)
+    assert told.value.sqlstate == "PNQ02"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {}, {"key": "k", "by": True}, {"key": ""}, {"key": "x" * 513}, {"key": "\0"}, {"by": "path"}, {"by": ()},
+        {"by": (1,)}, {"key": "k", "while_": "x"}, {"key": "k", "scope": "x"}, {"key": "k", "on_conflict": "x"},
+        {"key": "k", "replace": ()}, {"key": "k", "replace": "payload"}, {"key": "k", "replace": ("x",)},
+        {"key": "k", "for_seconds": 0}, {"key": "k", "for_seconds": True}, {"key": "k", "for_seconds": float("nan")},
+        {"key": "k", "for_seconds": 1, "while_": "pending"}, {"key": "k", "longest_wait_seconds": 1},
+        {"key": "k", "longest_wait_seconds": 1, "on_conflict": "replace", "replace": ("payload",)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_refused(wrong: dict[str, Any]) -> None:
+    """A `unique` that makes no sense is refused when it is made."""
+    with pytest.raises(InvalidJob):
+        Unique(**wrong)
+
+
+async def test_key_passes_within_an_open_transaction(connection: Link, other: Link) -> None:
+    """A holder that another transaction replaces neither starts nor ends before that commits."""
+    first, _ = await put(connection, {"n": 1})
+    async with other.transaction():
+        assert await put(other, {"n": 2}, on_conflict="replace") == (first, "replaced")
+        assert await claim(connection) == []
+    job = await claim_one(connection)
+    assert job.payload == {"n": 2}
+    assert lease(job)
+
+
+async def test_end_of_the_holder_waits_for_who_supersedes_it(connection: Link, other: Link, dsn: str) -> None:
+    """If the handler ends while the new job is not committed, the new one starts all the same."""
+    await put(connection)
+    job = await claim_one(connection)
+    async with trio.open_nursery() as nursery, other.transaction():
+        second, _ = await put(other, on_conflict="supersede")
+        nursery.start_soon(settle, connection, job, PLAIN_COMPLETION)
+        await until(dsn, "exists (select from pg_locks where not granted)")
+    assert (await existing(connection, job.id))["status"] == "cancelled"
+    assert (await claim_one(connection)).id == second
