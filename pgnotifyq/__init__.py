@@ -78,6 +78,8 @@ from pgnotifyq.model.states import Status
 from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
 from pgnotifyq.ledger.changes import Batch, JobFilter
+from pgnotifyq.ledger.schedules import ScheduleRow
+from pgnotifyq.model.schedule import Excluded, NewSchedule, Tick, When
 
 # Errors: the tree is drawn in model/errors.py.
 from pgnotifyq.model.errors import (
@@ -122,6 +124,7 @@ from pgnotifyq.model.errors import (
     OrgConfigUnfit,
     CredentialNotFound,
     CredentialSealed,
+    ScheduleNotFound,
     UnsupportedPsycopg,
 )
 
@@ -195,6 +198,11 @@ __all__ = [
     "PauseRow",
     "Batch",
     "JobFilter",
+    "ScheduleRow",
+    "Excluded",
+    "NewSchedule",
+    "Tick",
+    "When",
     # Errors.
     "PgnotifyqError",
     "Refused",
@@ -237,6 +245,7 @@ __all__ = [
     "OrgConfigUnfit",
     "CredentialNotFound",
     "CredentialSealed",
+    "ScheduleNotFound",
     "UnsupportedPsycopg",
 ]
 

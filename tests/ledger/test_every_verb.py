@@ -31,6 +31,7 @@ from pgnotifyq.ledger import (
     organisation,
     pauses,
     roles,
+    schedules,
     schema,
     sessions,
     workers,
@@ -59,7 +60,8 @@ if TYPE_CHECKING:
     Story = Generator[Verb[Any], Any, None]
 
 MODULES = (
-    bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, roles, schema, sessions, workers,
+    bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, roles, schedules, schema, sessions,
+    workers,
 )  # fmt: skip
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
