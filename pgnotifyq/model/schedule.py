@@ -61,6 +61,7 @@ _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DATE = r"\d{4}-\d{2}-\d{2}"
 _DATES = re.compile(rf"({_DATE})(?:\s*/\s*({_DATE}))?", re.ASCII)
+_CHANGES_APART = timedelta(days=1)  # at the least: two changes of the clocks
 _BACK = tuple(timedelta(seconds=seconds) for seconds in (60, 3600, 86_400, 32 * 86_400, 370 * 86_400))
 
 
@@ -98,12 +99,58 @@ class _Cron:
     zone: ZoneInfo
 
     def after(self, at: datetime) -> datetime | None:
-        zone = UTC if self.zone.key == "UTC" else self.zone
-        for tick in CronSim(self.text, at.astimezone(zone)):
+        if not _is_of_the_day(self.text) or self.zone.key == "UTC":
+            return self._by_the_clock(at)
+        for tick in CronSim(self.text, at.astimezone(self.zone)):
             found = tick.astimezone(UTC)
             if found > at:  # in an hour that comes twice, cronsim goes by the first
                 return found
         return None
+
+    def _by_the_clock(self, at: datetime) -> datetime | None:
+        """Return the first moment after another at which the clock shows what the text says.
+
+        cronsim is asked without a time zone, between one change of the clocks and the next. With
+        one it takes steps of an hour, and leaves out ticks where clocks change by less, or not on
+        the hour.
+        """
+        while True:
+            offset = at.astimezone(self.zone).utcoffset() or timedelta()
+            tick = next(CronSim(self.text, (at + offset).replace(tzinfo=None)), None)
+            if tick is None:
+                return None
+            found = tick.replace(tzinfo=UTC) - offset
+            change = _change_between(at, found, self.zone)
+            if change is None:
+                return found
+            shown = change.astimezone(self.zone).replace(tzinfo=None)
+            if next(CronSim(self.text, shown - timedelta(seconds=1)), None) == shown:
+                return change
+            at = change
+
+
+def _is_of_the_day(cron: str) -> bool:
+    """Tell whether a part is for times of the day, as Debian's cron has it."""
+    minute, hour, *others = cron.split()
+    return len(others) == 3 and not minute.startswith("*") and not hour.startswith("*")
+
+
+def _change_between(after: datetime, until: datetime, zone: ZoneInfo) -> datetime | None:
+    """Return the first second after a moment, and not after another, of which clocks differ."""
+    offset = after.astimezone(zone).utcoffset()
+    low = after
+    while low < until:
+        high = min(low + _CHANGES_APART, until)
+        if high.astimezone(zone).utcoffset() != offset:
+            while high - low > timedelta(seconds=1):
+                middle = low + (high - low) // 2
+                if middle.astimezone(zone).utcoffset() == offset:
+                    low = middle
+                else:
+                    high = middle
+            return high.replace(microsecond=0)
+        low = high
+    return None
 
 
 @attrs.frozen

@@ -145,10 +145,9 @@ begin
     where t.schedule_id = one.id and t.tick in (
         select old.tick
         from {schema}.schedule_ticks as old
-        where old.schedule_id = one.id and old.tick < fire_tick.tick - ticks_kept
+        where old.schedule_id = one.id and old.tick < fire_tick.tick - ticks_kept and old.state in ('skipped', 'enqueued')
         order by old.tick
-        limit forgotten_max)
-      and t.state in ('skipped', 'enqueued');
+        limit forgotten_max);
     return next;
 end
 $$;
