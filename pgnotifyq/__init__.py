@@ -79,6 +79,8 @@ from pgnotifyq.model.unique import Enqueued, EnqueueOutcome, OnConflict, Replace
 from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
 from pgnotifyq.ledger.changes import Batch, JobFilter
+from pgnotifyq.ledger.schedules import ScheduleRow
+from pgnotifyq.model.schedule import Excluded, NewSchedule, Tick, When
 
 # Errors: the tree is drawn in model/errors.py.
 from pgnotifyq.model.errors import (
@@ -123,6 +125,7 @@ from pgnotifyq.model.errors import (
     OrgConfigUnfit,
     CredentialNotFound,
     CredentialSealed,
+    ScheduleNotFound,
     UnsupportedPsycopg,
 )
 
@@ -203,6 +206,11 @@ __all__ = [
     "PauseRow",
     "Batch",
     "JobFilter",
+    "ScheduleRow",
+    "Excluded",
+    "NewSchedule",
+    "Tick",
+    "When",
     # Errors.
     "PgnotifyqError",
     "Refused",
@@ -245,6 +253,7 @@ __all__ = [
     "OrgConfigUnfit",
     "CredentialNotFound",
     "CredentialSealed",
+    "ScheduleNotFound",
     "UnsupportedPsycopg",
 ]
 

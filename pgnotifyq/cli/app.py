@@ -21,7 +21,22 @@ import trio
 from cyclopts import App, CycloptsError, Parameter
 
 from pgnotifyq._version import __version__
-from pgnotifyq.cli import changes, db, dead, demo, doctor, explain, jobs, org, org_credentials, pauses, schema, worker, workers
+from pgnotifyq.cli import (
+    changes,
+    db,
+    dead,
+    demo,
+    doctor,
+    explain,
+    jobs,
+    org,
+    org_credentials,
+    pauses,
+    schedules,
+    schema,
+    worker,
+    workers,
+)
 from pgnotifyq.cli.streams import as_error, leave_streams, prepare_streams, silence
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import errors
@@ -57,6 +72,7 @@ for command in (
     pauses.resume,
     pauses.drain,
     pauses.pauses,
+    schedules.schedules,
     workers.workers,
     workers.stats,
     org.config,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from pgnotifyq.doors.for_org import OrgClient
 from pgnotifyq.doors.org_verbs import OrgVerbs
+from pgnotifyq.doors.schedules import AwaitedSchedules
 from pgnotifyq.doors.verbs import SAVEPOINT_ALONE, CancelOutcome, ended, scope_of
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AwaitedVerbs:
+class AwaitedVerbs(AwaitedSchedules):
     """What a client on trio and a client on asyncio can do."""
 
     def __init__(self, verbs: Verbs, pool: Pool, gatherer: Gatherer, ends: Ends) -> None:

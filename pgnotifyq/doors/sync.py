@@ -14,6 +14,7 @@ import attrs
 from pgnotifyq.doors.blocking_ends import BlockingEnds
 from pgnotifyq.doors.for_org_blocking import OrgClient
 from pgnotifyq.doors.org_verbs import OrgVerbs
+from pgnotifyq.doors.schedules_blocking import BlockingSchedules
 from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, SAVEPOINT_ALONE, CancelOutcome, Verbs, ended, enqueue_alone, scope_of
 from pgnotifyq.ledger.schema import check_schema
 from pgnotifyq.model.errors import ClientClosed, JobNotFound, WaitTimeout
@@ -91,7 +92,7 @@ class _Inside:
     ends: BlockingEnds
 
 
-class Client:
+class Client(BlockingSchedules):
     """A door to the queue for programs that block: threads, scripts, WSGI.
 
     Made by `open_client`.

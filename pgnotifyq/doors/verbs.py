@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
+from pgnotifyq.doors.schedule_verbs import ScheduleVerbs
 from pgnotifyq.ledger import bulk, changes, end, enqueue, look, pauses
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.pauses import Scope
@@ -66,7 +67,7 @@ class CancelOutcome(StrEnum):
 
 
 @attrs.frozen
-class Verbs:
+class Verbs(ScheduleVerbs):
     """What can be asked of one queue's schema."""
 
     schema: str

@@ -4,7 +4,7 @@
 |---|---|
 | `<schema>_w_<worker id>`, that worker's | `work <queue>`, `work <queue> <job>` |
 | the same | `cancel <job> <execution>`, `nonce <text>` |
-| `<schema>_work`, every worker's | `<queue>`, `+company`, `+config` |
+| `<schema>_work`, every worker's | `<queue>`, `+company`, `+config`, `+schedules` |
 | `<schema>_finished`, waiting clients' | `<job>` |
 
 A message of one word is the name of a queue, whatever the name: a queue may be called `nonce`,
@@ -62,13 +62,18 @@ class ConfigChanged:
 
 
 @attrs.frozen
+class SchedulesChanged:
+    """Some schedule has changed, or what the next run of one waits for has ended."""
+
+
+@attrs.frozen
 class Finished:
     """A job has ended, for which somebody waits."""
 
     job_id: JobId
 
 
-News = Work | Cancel | Nonce | Company | ConfigChanged
+News = Work | Cancel | Nonce | Company | ConfigChanged | SchedulesChanged
 
 
 def of_worker(schema: str, worker_id: WorkerId) -> str:
@@ -96,6 +101,8 @@ def write(news: News | Finished) -> str:
             return "+company"
         case ConfigChanged():
             return "+config"
+        case SchedulesChanged():
+            return "+schedules"
         case Finished(job_id=job_id):
             return str(job_id)
 
@@ -111,6 +118,8 @@ def read(payload: str) -> News | None:
             return Company()
         case ["+config"]:
             return ConfigChanged()
+        case ["+schedules"]:
+            return SchedulesChanged()
         case [queue] | ["work", queue] if is_queue_name(queue):
             return Work(queue)
         case ["work", queue, named] if is_queue_name(queue):

@@ -45,6 +45,7 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── OrgConfigUnfit                from here on: situations of one tenant
     ├── CredentialNotFound
     ├── CredentialSealed
+    ├── ScheduleNotFound
     └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
 
 `testing.NoDatabaseInTest` and `testing.JobFailed` are two more, for tests. If PostgreSQL refuses a
@@ -169,6 +170,10 @@ class WrongLoop(ClientError):
 
 class JobNotFound(PgnotifyqError):
     """There is no such job (of this tenant)."""
+
+
+class ScheduleNotFound(PgnotifyqError):
+    """There is no such schedule (of this tenant)."""
 
 
 class JobDead(PgnotifyqError):

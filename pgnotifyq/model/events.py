@@ -38,6 +38,12 @@ class EventName(StrEnum):
     JOB_LEFT_OPEN = "job.left_open"
     JOB_RECLAIMED = "job.reclaimed"
     JOBS_PRUNED = "jobs.pruned"
+    # A schedule: a tick has its job; ticks were left out, by what it says of missed ones or of
+    # overlap; it could not be followed, and is looked at again later.
+    SCHEDULE_FIRED = "schedule.fired"
+    SCHEDULE_MISSED = "schedule.missed"
+    SCHEDULE_SKIPPED = "schedule.skipped"
+    SCHEDULE_FAILED = "schedule.failed"
     # The job's row could not be written, read or ended. It is looked at again later.
     JOB_PUT_ASIDE = "job.put_aside"
     LEASE_LOST = "lease.lost"
@@ -57,8 +63,8 @@ class EventName(StrEnum):
     EVENTS_DROPPED = "events.dropped"
 
 
-# Every job that goes as planned makes these events. All others are worth a look.
-ROUTINE = frozenset({EventName.JOB_CLAIMED, EventName.JOB_COMPLETED})
+# Every job and tick that goes as planned makes these events. All others are worth a look.
+ROUTINE = frozenset({EventName.JOB_CLAIMED, EventName.JOB_COMPLETED, EventName.SCHEDULE_FIRED})
 
 
 @attrs.frozen(kw_only=True)
@@ -163,6 +169,35 @@ class JobsPruned(TypedDict):
     """Finished jobs were deleted after their retention."""
 
     jobs: Annotated[int, "jobs"]
+
+
+class ScheduleFired(TypedDict):
+    """A tick of a schedule has its job."""
+
+    schedule: str
+    scheduled_for: str  # the tick, in UTC
+    job_id: JobId
+
+
+class ScheduleMissed(TypedDict):
+    """Ticks of a schedule were left out: no worker was there in time."""
+
+    schedule: str
+    missed_from: str  # the first of them, in UTC
+
+
+class ScheduleSkipped(TypedDict):
+    """A tick of a schedule was left out: the run before had not ended."""
+
+    schedule: str
+    scheduled_for: str
+
+
+class ScheduleFailed(TypedDict):
+    """A schedule could not be published or followed."""
+
+    schedule: NotRequired[str]  # not there if it is about all of them
+    why: str | None
 
 
 class JobPutAside(TypedDict):
@@ -276,6 +311,10 @@ SHAPES: Mapping[EventName, type] = {
     EventName.JOB_LEFT_OPEN: JobLeftOpen,
     EventName.JOB_RECLAIMED: JobReclaimed,
     EventName.JOBS_PRUNED: JobsPruned,
+    EventName.SCHEDULE_FIRED: ScheduleFired,
+    EventName.SCHEDULE_MISSED: ScheduleMissed,
+    EventName.SCHEDULE_SKIPPED: ScheduleSkipped,
+    EventName.SCHEDULE_FAILED: ScheduleFailed,
     EventName.JOB_PUT_ASIDE: JobPutAside,
     EventName.LEASE_LOST: JobEnded,
     EventName.OUTCOME_REFUSED: OutcomeRefused,

@@ -36,6 +36,10 @@ class Headers(Mapping[str, Any]):
 
 NO_HEADERS = Headers({})
 
+# Which schedule enqueued a job, and for which tick: {"name": ..., "tick": ...}. It is the job's
+# own, and goes no further (`to_carry`).
+SCHEDULE_KEY = "pgnotifyq_schedule"
+
 # Those of the job whose handler runs, for what it enqueues. None: no handler runs, or its job has
 # none.
 carried: ContextVar[Headers | None] = ContextVar("pgnotifyq_headers", default=None)
@@ -44,3 +48,10 @@ carried: ContextVar[Headers | None] = ContextVar("pgnotifyq_headers", default=No
 def headers_in(decoded: object) -> Headers:
     """Return headers that were decoded. What is no object, as raw SQL may store it, is none."""
     return Headers(decoded) if isinstance(decoded, dict) else NO_HEADERS
+
+
+def to_carry(headers: Headers) -> Headers:
+    """Return what of a job's headers goes on to what its handler enqueues."""
+    if SCHEDULE_KEY not in headers:
+        return headers
+    return Headers({key: value for key, value in headers.items() if key != SCHEDULE_KEY})

@@ -23,19 +23,23 @@ from pgnotifyq.model.converting import bare, converter_that, is_pydantic, is_str
 from pgnotifyq.model.credentials import CredentialKeys, CredentialsProvider
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
 from pgnotifyq.model.handler import Handler as Handler  # noqa: PLC0414  # what a registry has
-from pgnotifyq.model.handler import RunsIn
-from pgnotifyq.model.job import Job
+from pgnotifyq.model.handler import RunsIn, make_job
+from pgnotifyq.model.job import NIL_ORG, Job
 from pgnotifyq.model.names import check_job_type
 from pgnotifyq.model.retry import Errors, RetryPolicy
+from pgnotifyq.model.schedule import NewSchedule, joined
 from pgnotifyq.model.structuring import understood
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Unpack
+    from uuid import UUID
 
     from cattrs import Converter
 
+    from pgnotifyq.model.job import OrgId
+    from pgnotifyq.model.schedule import Excluded, When
     from pgnotifyq.model.typed import Async, Ctx, Fits
 
     Around = Callable[[Any], AsyncIterator[Any] | AbstractAsyncContextManager[Any]]
@@ -102,6 +106,7 @@ class JobRegistry:
         self._inner: dict[str, tuple[Middleware, ...]] = {}
         self._lifespans: list[Lifespan] = []
         self._hooks: list[tuple[str, tuple[str, ...], str]] = []  # ending, of which types (none: all), own type
+        self._schedules: dict[str, NewSchedule] = {}  # by name
 
     @property
     def job_types(self) -> frozenset[str]:
@@ -244,6 +249,89 @@ class JobRegistry:
             for job_type in types or sorted(self._handlers.keys() - own)
         ]
 
+    def every(
+        self,
+        when: When | Iterable[When],
+        /,
+        *,
+        tz: str = "UTC",
+        payload: object = None,
+        name: str | None = None,
+        missed: Literal["last", "none", "all"] = "last",
+        window_seconds: float | None = None,
+        overlap: Literal["skip", "queue", "cancel_running", "allow"] = "skip",
+        jitter_seconds: float = 0.0,
+        exclude: Excluded | Iterable[Excluded] = (),
+        queue: str | None = None,
+        priority: int = 0,
+        max_attempts: int | None = None,
+        org_id: OrgId | UUID | str | int = NIL_ORG,
+        owner: str | None = None,
+    ) -> Callable[[H], H]:
+        """Have a job of the decorated handler enqueued at times; workers publish it at their start.
+
+        It stands above `@registry.handler`. A function that is no handler yet becomes one, of its
+        own name. docs/schedules.md has the rules.
+
+        Args:
+            when: cron (`0 3 * * *`, or six fields with seconds first), `every 45m`, `09:00`, a
+                time; or several of these.
+            tz: the time zone of cron, of times of the day, and of exclusions.
+            payload: what each job is given.
+            name: by which the schedule is known; default: the handler's job type.
+            missed: what becomes of ticks that no worker was there for: the `last` of them runs
+                late, `none` or `all` do.
+            window_seconds: a tick that is later than this is missed for good; None: however late it
+                is, or 60 with `none`.
+            overlap: what becomes of a tick while the run before has not ended: `skip` leaves it
+                out, `queue` runs it after that, `cancel_running` cancels that, `allow` runs both.
+            jitter_seconds: each job is due up to so much after its tick.
+            exclude: dates, `2026-12-24/2027-01-02`, times, or cron: no tick falls on these.
+            queue: of the jobs; default: the handler's.
+            priority: of the jobs.
+            max_attempts: of the jobs; default: the handler's.
+            org_id: the tenant whose jobs they are.
+            owner: the program that has the schedule; default: the handler's package.
+
+        Raises:
+            ConfigError: this registry has a schedule of that name.
+            InvalidJob, InvalidName, InvalidPayload, PayloadTooLarge: it is refused.
+        """
+
+        def add(function: Any) -> Any:
+            around = sys._getframe(1).f_locals  # noqa: SLF001  # for annotations
+            handler = function
+            if not isinstance(function, Handler):
+                handler = HandlerDecorator(registry=self)._declare(function, around)  # noqa: SLF001  # this module's own
+            settings = {"queue": queue, "priority": priority, "max_attempts": max_attempts, "org_id": org_id}
+            new = NewSchedule(
+                name=handler.job_type if name is None else name,
+                rule=joined(when),
+                tz=tz,
+                exclude=joined(exclude),
+                missed=missed,
+                window_seconds=window_seconds,
+                overlap=overlap,
+                jitter_seconds=jitter_seconds,
+                owner=handler.name.partition(":")[0].partition(".")[0] if owner is None else owner,
+                job=make_job(handler.job_type, payload, settings, handler),
+            )
+            self._add_schedules([new])
+            return handler
+
+        return add
+
+    def _add_schedules(self, schedules: Iterable[NewSchedule]) -> None:
+        for new in schedules:
+            if new.name in self._schedules:
+                raise ConfigError(f"this registry has a schedule {new.name!r} already: give one of them another name=")
+        self._schedules.update({new.name: new for new in schedules})
+
+    @property
+    def schedules(self) -> tuple[NewSchedule, ...]:
+        """The schedules that `every` has made, in order."""
+        return tuple(self._schedules.values())
+
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
 
@@ -299,9 +387,11 @@ class JobRegistry:
 
         Raises:
             HandlerAlreadyRegistered: a type is in both; nothing was taken in.
+            ConfigError: so is a schedule.
         """
         for handler in other._handlers.values():
             self._refuse_second(handler)
+        self._add_schedules(other.schedules)
         self._handlers.update(other._handlers)
         for handler in other._handlers.values():
             if inner := other.around(handler):

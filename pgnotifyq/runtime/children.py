@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pgnotifyq.model.handler import make_job
+from pgnotifyq.model.headers import to_carry
 from pgnotifyq.model.registry import handler_of
 from pgnotifyq.model.tracing import traced
 
@@ -32,7 +33,7 @@ def child_of(
     given: dict[str, Any] = {**settings}
     given.setdefault("org_id", parent.whole.org_id)
     if given.get("headers") is None:
-        given["headers"] = parent.headers
+        given["headers"] = to_carry(parent.headers)
     if isinstance(job_type, str):
         return traced(make_job(job_type, payload, given, registry.find(job_type)))
     handler = handler_of(job_type, None)

@@ -15,6 +15,7 @@ from pgnotifyq.model.around import NO_RESOURCES
 from pgnotifyq.model.errors import LeaseLost, TransactionRefused
 from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.outcome import Outcome, SettleKind, encode_result
+from pgnotifyq.model.schedule import scheduled_for
 from pgnotifyq.runtime.children import child_of
 from pgnotifyq.runtime.fenced import WorkerFence, connection_block, django_block, session_block
 from pgnotifyq.runtime.logs import JobLog
@@ -26,6 +27,7 @@ from pgnotifyq.wire.callers import ask_on, ask_on_blocking
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from datetime import datetime
     from types import TracebackType
     from typing import NoReturn, Unpack
 
@@ -211,6 +213,11 @@ class JobContext:
     def attempt(self) -> int:
         """Which attempt this is; the first is 1."""
         return self._running.job.attempts
+
+    @property
+    def scheduled_for(self) -> datetime | None:
+        """The tick that a schedule enqueued the job for, in UTC; None: no schedule did."""
+        return scheduled_for(self._running.job.headers)
 
     @property
     def org(self) -> OrgContext:

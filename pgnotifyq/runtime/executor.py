@@ -20,7 +20,7 @@ import trio
 from pgnotifyq.model.errors import ConnectionsTaken, HandlerProcessDied, PayloadUndecodable, RaisedInProcess
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.handler import RunsIn
-from pgnotifyq.model.headers import NO_HEADERS, carried
+from pgnotifyq.model.headers import NO_HEADERS, carried, to_carry
 from pgnotifyq.model.outcome import (
     PLAIN_COMPLETION,
     Ended,
@@ -139,7 +139,7 @@ class Executor:
         job = running.job
         if (tracing := in_place()) is not None:
             running.trace = tracing.begin(job.id, job.job_type, job.queue_name, job.attempts, job.headers)
-        return None if job.headers is NO_HEADERS else carried.set(job.headers)
+        return None if job.headers is NO_HEADERS else carried.set(to_carry(job.headers))
 
     def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> None:
         """Note that a handler begins; from now on its time counts.

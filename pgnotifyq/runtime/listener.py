@@ -35,7 +35,7 @@ import trio
 from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import channels
-from pgnotifyq.model.channels import Cancel, Company, ConfigChanged, Nonce, Work
+from pgnotifyq.model.channels import Cancel, Company, ConfigChanged, Nonce, SchedulesChanged, Work
 from pgnotifyq.model.errors import first_line_of
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.wire.asking import ask
@@ -94,6 +94,8 @@ class Calls:
     """A worker has come, it is said."""
     config: Callable[[], None]
     """Settings or credentials of some tenant have changed, it is said; or nobody has listened."""
+    schedules: Callable[[], None]
+    """Some schedule has changed, it is said; or nobody has listened, or does."""
 
 
 async def listen_for_ever(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: Calls) -> None:
@@ -127,6 +129,7 @@ async def listen_for_ever(me: Identity, dsn: str, quick: Link, wakeups: Wakeups,
         push.is_proven = False
         push.has_session = False
         calls.lost()
+        calls.schedules()
         wakeups.bell.ring()  # the claimer may have planned to sleep until it was told
         await trio.sleep((pause if seldom is None else seldom) * (0.5 + me.random.random()))
         pause = min(pause * 2, PAUSE_SECONDS_MAX) if seldom is None else PAUSE_SECONDS_FIRST
@@ -160,6 +163,7 @@ async def _listen(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: 
         push.has_session = True
         push.generation += 1
         calls.config()
+        calls.schedules()
         me.emit(Event(name=EventName.LISTENER_CONNECTED, fields={}))
         wakeups.bell.ring()
         await calls.catch_up()
@@ -246,6 +250,8 @@ class _Ears:
                     self.calls.company()
                 case ConfigChanged():
                     self.calls.config()
+                case SchedulesChanged():
+                    self.calls.schedules()
                 case Work(queue=queue) as work if queue in self.me.queues:
                     wake_ups.append(work)
                     self.wakeups.heard_of.add(queue)

@@ -40,7 +40,7 @@ from pgnotifyq.ledger.errors import SCHEMA_DEFAULT
 from pgnotifyq.model.errors import DatabaseError, LeaseLost, PayloadUndecodable, TransactionRefused, quietly
 from pgnotifyq.model.events import bounded_value
 from pgnotifyq.model.handler import Handler, RunsIn
-from pgnotifyq.model.headers import carried
+from pgnotifyq.model.headers import carried, to_carry
 from pgnotifyq.model.job import JobId, WorkerId
 from pgnotifyq.model.outcome import Interrupt, Raised, Returned, encode_result, ended_by, is_wish, why_not_stored
 from pgnotifyq.model.payload import PayloadTooNew, decode, encoded
@@ -207,7 +207,7 @@ class _Child:
         try:
             context = contextvars.copy_context()
             if job.headers:
-                context.run(carried.set, job.headers)
+                context.run(carried.set, to_carry(job.headers))
             value = context.run(handler.call, *arguments)
             _check_has_run(handler, value)
         except BaseException as error:  # noqa: BLE001  # SystemExit and KeyboardInterrupt too are the handler's own

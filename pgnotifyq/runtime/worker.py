@@ -49,6 +49,7 @@ from pgnotifyq.runtime.processes import Fenced, Processes, refuse_in_import
 from pgnotifyq.runtime.pruner import prune_for_ever
 from pgnotifyq.runtime.pulse import Pulse
 from pgnotifyq.runtime.reclaimer import reclaim_for_ever
+from pgnotifyq.runtime.scheduler import publish_schedules, schedule_for_ever
 from pgnotifyq.runtime.served import Served, ring_for_new_handlers
 from pgnotifyq.runtime.settler import RELEASED, Settler
 from pgnotifyq.runtime.shortcuts import Taker, answer, open_door
@@ -272,6 +273,10 @@ class _Staff:
             permits=me.config.queue_concurrency,
             opened=self.wakeups.bell,
         )
+        # Ticks of schedules. It connects when the first comes.
+        self.ticking = link("scheduler")
+        # Rung when schedules should be looked at at once.
+        self.schedules = Bell()
         # Rung when other workers should be looked at at once.
         self.company = Bell()
         self.deadlines = Deadlines(partial(interrupt, me, self.executions))
@@ -323,6 +328,7 @@ class _Staff:
             wake_up=partial(answer, self.taker),
             company=self.company.ring,
             config=self.organisations.forget,
+            schedules=self.schedules.ring,
         )
 
 
@@ -334,6 +340,7 @@ async def _begin(staff: _Staff, connection: Connection, dsn: str) -> None:
         staff.tenants = await confine(staff.databases, connection, dsn, me.config.tenant_dsn)
         staff.trust.postmaster = await find_postmaster(connection, dsn)
         await register(me, staff.trust, staff.executions, connection)
+        await publish_schedules(me, connection)
 
 
 async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_status: trio.TaskStatus[WorkerHandle]) -> None:
@@ -351,6 +358,7 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
         services.start_soon(tell_deadlines_for_ever, staff.deadlines, executions)
         services.start_soon(reclaim_for_ever, me, quick, durable, trust.grace_seconds, staff.company, wakeups)
         services.start_soon(prune_for_ever, me, durable)
+        services.start_soon(schedule_for_ever, me, quick, staff.ticking, staff.schedules, push)
         services.start_soon(listen_for_ever, me, listen_dsn, quick, wakeups, staff.calls())
         services.start_soon(watch_for_ever, me, executions)
         services.start_soon(watch_asyncio_for_ever, me, staff.loop)

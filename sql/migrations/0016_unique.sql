@@ -61,7 +61,7 @@ begin
         perform {schema}.notify(
             {schema}.worker_channel(new.locked_by), 'cancel ' || new.id || ' ' || new.current_execution_id);
     elsif new.awaited then
-        perform {schema}.notify({schema_text} || '_finished', new.id::text);
+        perform {schema}.announce_end(new.id);
     end if;
     if old.status = 'pending' and pg_relation_size('{schema}.hooks') > 0 then
         perform {schema}.fire_hook(new);

@@ -34,6 +34,7 @@ COMMANDS = [
     "resume",
     "drain",
     "pauses",
+    "schedules",
     "workers",
     "stats",
     "config",
@@ -177,6 +178,34 @@ def test_a_pause_and_its_end(run: Callable[..., Any]) -> None:
     assert "resume --type x" in run("explain", job_id).out
     assert run("resume", "--type", "x").out.strip() == "resumed job type x"
     assert run("pause").code == 2
+
+
+def test_a_schedule(run: Callable[..., Any]) -> None:
+    """It is added, listed, shown, paused, resumed, run, backfilled and deleted; what is not there is said."""
+    added = run(
+        "schedules", "add", "nightly", "30 2 * * *", "report", '{"to": "ann"}', "--tz", "Europe/Berlin", "--exclude", "2026-12-25"
+    )
+    assert added.out.strip() == "nightly: created"
+    assert run("schedules", "add", "nightly", "30 3 * * *", "report", "--json").data == {
+        "schedule": "nightly",
+        "became": "changed",
+    }
+    (row,) = run("schedules", "--json").data
+    assert (row["name"], row["rule"], row["tz"], row["owner"]) == ("nightly", "30 3 * * *", "UTC", None)
+    ticks = run("schedules", "next", "nightly", "--count", "3", "--json").data
+    assert [tick["utc"][11:16] for tick in ticks] == ["03:30"] * 3
+    assert run("schedules", "pause", "nightly", "--why", "holidays").out.strip() == "paused nightly"
+    assert "@" in run("schedules", "--json").data[0]["who"]
+    assert [run("schedules", "resume", "nightly").code, run("schedules", "resume", "nightly").code] == [0, 1]
+    job_id = run("schedules", "run", "nightly").out.strip()
+    assert run("show", job_id, "--json").data["job_type"] == "report"
+    taken = run("schedules", "backfill", "nightly", "2020-01-01T00:00+00:00", "2020-01-03T00:00+00:00", "--json")
+    assert taken.data == {"ticks": 2}
+    assert run("schedules", "backfill", "nightly", "yesterday").code == 2
+    assert [run("schedules", "delete", "nightly").code, run("schedules", "delete", "nightly").code] == [0, 1]
+    assert [run("schedules", verb, "nightly").code for verb in ("next", "pause", "run")] == [1, 1, 1]
+    assert run("schedules", "add", "x", "now and then", "report").code == 2
+    assert run("schedules", "add", "x", "09:00", "report", "--tz", "Mars/Olympus").code == 2
 
 
 def test_dead_letters_by_group(run: Callable[..., Any], dsn: str) -> None:

@@ -16,6 +16,7 @@ CODES: dict[int, list[type[PgnotifyqError]]] = {
         errors.PoolTimeout,
         errors.ConnectionsTaken,
         errors.JobNotFound,
+        errors.ScheduleNotFound,
         errors.JobDead,
         errors.WaitTimeout,
         errors.UniqueKeyHeld,

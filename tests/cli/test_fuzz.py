@@ -73,6 +73,7 @@ COMMANDS = {
     "pause": ["--type", "--why"],
     "resume": ["--type"],
     "pauses": [],
+    "schedules": ["--why", "--org"],
     "workers": [],
     "stats": [],
     "migrate": ["--dry-run"],

@@ -285,6 +285,31 @@ def pauses(case: Case) -> None:
     case.do("resume", everything=True)
 
 
+def schedules(case: Case) -> None:
+    case.do("schedule", "nightly", "0 3 * * *", "report", {"to": "ann"}, tz="Europe/Berlin", exclude="2026-12-25")
+    case.do("schedule", "nightly", "0 3 * * *", "report", {"to": "ann"}, tz="Europe/Berlin", exclude="2026-12-25")
+    case.do("schedule", "nightly", ["0 3 * * *", "0 4 * * *"], "report", missed="all", overlap="queue", jitter_seconds=5)
+    case.do("schedule", "no name", "0 3 * * *", "report")
+    case.do("schedule", "other", "now and then", "report")
+    case.do("schedule", "other", "0 3 * * *", "report", tz="Mars/Olympus")
+    case.do("schedule", "other", "0 3 * * *", "no type")
+    case.do("schedule", "other", "0 3 * * *", "report", missed="some")
+    case.do("schedules")
+    case.do("upcoming", "nightly", 3)
+    case.do("pause_schedule", "nightly", why="holidays", who="ann")
+    case.do("resume_schedule", "nightly")
+    case.do("resume_schedule", "nightly")
+    case.do("run_schedule", "nightly")
+    case.do("backfill", "nightly", datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 1, 3, tzinfo=UTC))
+    case.do("backfill", "nightly", datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 1, 3, tzinfo=UTC))
+    case.do("jobs")
+    case.do("unschedule", "nightly")
+    case.do("unschedule", "nightly")
+    for verb in ("upcoming", "pause_schedule", "run_schedule"):
+        case.do(verb, "nightly")
+    case.do("backfill", "nightly", datetime(2020, 1, 1))  # noqa: DTZ001
+
+
 def drains(case: Case) -> None:
     case.do("drain", "other", timeout_seconds=10.0, why="new disks", who="ann")
     case.do("drain")
@@ -321,7 +346,7 @@ def what_is_no_id(case: Case) -> None:
 ENQUEUES: list[Callable[[Case], None]] = [
     enqueue_with_everything, enqueue_with_nothing, a_key_that_is_held, many_at_once, headers, refusals,
 ]  # fmt: skip
-EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention, edits, pauses]
+EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention, edits, pauses, schedules]
 CLIENTS_ONLY: list[Callable[[Case], None]] = [
     a_key_that_keeps_a_letter,
     letters_that_are_requeued_slowly,

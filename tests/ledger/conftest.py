@@ -26,6 +26,8 @@ TABLES = (
     "hooks",
     "retention",
     "pauses",
+    "schedules",
+    "schedule_ticks",
     "org_names",
     "org_config",
     "org_credentials",

@@ -31,6 +31,7 @@ from pgnotifyq.ledger import (
     organisation,
     pauses,
     roles,
+    schedules,
     schema,
     sessions,
     workers,
@@ -43,6 +44,7 @@ from pgnotifyq.model.errors import MissingRights, PgnotifyqError
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, JobId, Lease, OrgId, WorkerId
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.payload import encode
+from pgnotifyq.model.schedule import Move, NewSchedule
 from pgnotifyq.model.unique import Unique
 from pgnotifyq.wire import asking
 from pgnotifyq.wire.asking import ask, ask_blocking
@@ -60,7 +62,8 @@ if TYPE_CHECKING:
     Story = Generator[Verb[Any], Any, None]
 
 MODULES = (
-    bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, roles, schema, sessions, workers,
+    bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, roles, schedules, schema, sessions,
+    workers,
 )  # fmt: skip
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
@@ -235,6 +238,7 @@ def story() -> Story:
     yield pauses.resume(SCHEMA, pauses.Scope(queue="default"))
     yield pauses.resume(SCHEMA, pauses.Scope(queue="default"))
     yield pauses.resume(SCHEMA, pauses.Scope(everything=True))
+    yield from story_of_schedules()
     yield look.list_troubles(SCHEMA, job_ids=[first], within_seconds=5.0)
     yield look.count_troubles(SCHEMA)
     yield end.prune(SCHEMA, older_than_seconds=0.0, after_id=None, jobs_max=10, queues=["default"])
@@ -243,6 +247,35 @@ def story() -> Story:
     yield lease.reclaim(SCHEMA, worker_id=BOB, jobs_max=10, dead=[ANN])
     yield workers.unregister(SCHEMA, ANN)
     yield look.get_job("elsewhere", first)
+
+
+def story_of_schedules() -> Story:
+    """Say every verb about schedules."""
+    new = NewSchedule(
+        name="hourly", rule="0 * * * *", overlap="queue", job=NewJob(job_type="noop", payload=HOSTILE), owner="shop"
+    )
+    yield schedules.schedule(SCHEMA, new)
+    yield schedules.schedule(SCHEMA, new)
+    yield schedules.schedule(SCHEMA, attrs.evolve(new, owner="accounts"))
+    yield schedules.schedule(SCHEMA, attrs.evolve(new, name="other", overlap="allow", window_seconds=5.0, exclude="2026-12-25"))
+    coming = yield schedules.due_schedules(SCHEMA, limit=10)
+    moves = [Move(of=each, ticks=[datetime(2020, 1, 1, n, tzinfo=UTC) for n in (1, 2)], next_at=None) for each in coming.pending]
+    for move in (*moves, moves[0]):
+        yield schedules.fire_schedules(SCHEMA, [move])
+    yield schedules.fire_schedules(SCHEMA, [attrs.evolve(moves[0], error_message="é")])
+    waiting = yield schedules.waiting_schedules(SCHEMA, limit=10)
+    yield schedules.start_waiting(SCHEMA, waiting[0])
+    yield schedules.backfill_schedule(SCHEMA, "hourly", NIL_ORG, [datetime(2020, 1, 2, tzinfo=UTC)])
+    yield schedules.backfill_schedule(SCHEMA, "none", NIL_ORG, [])
+    yield schedules.run_schedule(SCHEMA, "hourly", NIL_ORG)
+    yield schedules.run_schedule(SCHEMA, "none", NIL_ORG)
+    yield schedules.pause_schedule(SCHEMA, "hourly", NIL_ORG, why="é", who="ann")
+    yield schedules.unlist_schedules(SCHEMA, "shop", ["other"])
+    yield schedules.list_schedules(SCHEMA)
+    yield schedules.list_schedules(SCHEMA, org_id=OrgId(UUID(int=98)), name="hourly")
+    yield schedules.resume_schedule(SCHEMA, "hourly", NIL_ORG)
+    yield schedules.unschedule(SCHEMA, "hourly", NIL_ORG)
+    yield schedules.unschedule(SCHEMA, "hourly", NIL_ORG)
 
 
 def story_of_a_tenant() -> Story:
@@ -406,7 +439,7 @@ async def test_every_door_says_the_same(dsn: str, connection: Connection[Any], m
 
 def test_every_verb_is_asked() -> None:
     """None of the ledger's verbs is left out of the story."""
-    told = "".join(inspect.getsource(each) for each in (story, story_of_a_tenant, story_of_roles))
+    told = "".join(inspect.getsource(each) for each in (story, story_of_a_tenant, story_of_roles, story_of_schedules))
     assert {name for name in verbs() if f"{name}(" not in told} == set()
 
 

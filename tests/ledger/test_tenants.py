@@ -53,6 +53,7 @@ async def test_every_table_with_a_tenant_column(connection: Link) -> None:
         " where c.relnamespace = 'pgnotifyq'::regnamespace and c.relkind in ('r', 'p') order by 1",
     )
     ours = (*TABLES, "org_audit", "org_config", "org_credentials", "org_names")  # these are looked at in test_organisations.py
+    ours += ("schedules", "schedule_ticks")  # in test_schedules.py
     assert found == [(table, True, True, True) for table in sorted(ours)]
 
 

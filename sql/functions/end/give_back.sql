@@ -84,7 +84,7 @@ begin
             select e.job_id from unnest(given_back) as e where e.outcome not in ('snoozed', 'released')));
     end if;
     if awaited_ids is not null then  -- somebody waits until it runs no more
-        perform {schema}.notify({schema_text} || '_finished', d.id::text) from unnest(awaited_ids) as d(id);
+        perform {schema}.announce_end(d.id) from unnest(awaited_ids) as d(id);
     end if;
     if notable > 0
         or coalesce(cardinality(exhausted), 0) + coalesce(cardinality(given_back), 0) < cardinality(job_ids)

@@ -56,6 +56,6 @@ begin
     if pg_relation_size('{schema}.hooks') > 0 then
         perform {schema}.fire_hooks_of_dead(letter_ids);
     end if;
-    perform {schema}.notify({schema_text} || '_finished', d.id::text) from unnest(awaited_ids) as d(id);
+    perform {schema}.announce_end(d.id) from unnest(awaited_ids) as d(id);
 end
 $$;

@@ -21,7 +21,7 @@ set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
 begin
-    perform {schema}.notify({schema_text} || '_finished', j.id::text)
+    perform {schema}.announce_end(j.id)
     from {schema}.jobs as j
     where j.id = any (job_ids) and j.awaited and j.status in ('completed', 'cancelled') and not j.is_held;
 

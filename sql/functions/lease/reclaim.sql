@@ -180,7 +180,7 @@ begin
                     perform {schema}.fire_hooks(array[lost.id]);
                 end if;
                 if lost.awaited and became in ('cancelled', 'pending') then
-                    perform {schema}.notify({schema_text} || '_finished', lost.id::text);
+                    perform {schema}.announce_end(lost.id);
                 end if;
             end if;
             if not is_written then

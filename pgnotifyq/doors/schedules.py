@@ -1,0 +1,210 @@
+"""The verbs of schedules, of a door that is awaited, on trio and on asyncio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pgnotifyq.model.job import NIL_ORG
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+    from datetime import datetime
+    from uuid import UUID
+
+    from pgnotifyq.doors.verbs import Verbs
+    from pgnotifyq.ledger.schedules import ScheduleRow
+    from pgnotifyq.model.handler import Handler
+    from pgnotifyq.model.job import JobId, OrgId
+    from pgnotifyq.model.schedule import Excluded, Tick, When
+
+
+class AwaitedSchedules:
+    """What a client can do with schedules."""
+
+    _verbs: Verbs
+    _ask: Callable[..., Awaitable[Any]]
+
+    async def schedule(
+        self,
+        name: str,
+        when: When | Iterable[When],
+        job_type: str | Handler,
+        payload: object = None,
+        *,
+        tz: str = "UTC",
+        missed: str = "last",
+        window_seconds: float | None = None,
+        overlap: str = "skip",
+        jitter_seconds: float = 0.0,
+        exclude: Excluded | Iterable[Excluded] = (),
+        queue: str | None = None,
+        priority: int = 0,
+        max_attempts: int | None = None,
+        org_id: OrgId | UUID | str | int = NIL_ORG,
+    ) -> str:
+        """Have a job enqueued at times, or change the schedule of that name. A pause of it stays.
+
+        docs/schedules.md has the rules.
+
+        Args:
+            name: by which the schedule is known; a tenant has one of each name.
+            when: cron (`0 3 * * *`, or six fields with seconds first), `every 45m`, `09:00`, a
+                time; or several of these.
+            job_type: which handler runs it: the handler, or its name.
+            payload: what each job is given.
+            tz: the time zone of cron, of times of the day, and of exclusions.
+            missed: what becomes of ticks that no worker was there for: the `last` of them runs
+                late, `none` or `all` do.
+            window_seconds: a tick that is later than this is missed for good; None: however late it
+                is, or 60 with `none`.
+            overlap: what becomes of a tick while the run before has not ended: `skip` leaves it
+                out, `queue` runs it after that, `cancel_running` cancels that, `allow` runs both.
+            jitter_seconds: each job is due up to so much after its tick.
+            exclude: dates, `2026-12-24/2027-01-02`, times, or cron: no tick falls on these.
+            queue: of the jobs; default: the handler's.
+            priority: of the jobs.
+            max_attempts: of the jobs; default: the handler's.
+            org_id: the tenant whose jobs they are.
+
+        Returns: `created`, `changed` or `same`.
+
+        Raises:
+            InvalidJob, InvalidName, InvalidPayload, PayloadTooLarge, UnknownJobType: it is refused.
+        """
+        told: str = await self._ask(
+            self._verbs.schedule(
+                name,
+                when,
+                job_type,
+                payload,
+                tz=tz,
+                missed=missed,
+                window_seconds=window_seconds,
+                overlap=overlap,
+                jitter_seconds=jitter_seconds,
+                exclude=exclude,
+                queue=queue,
+                priority=priority,
+                max_attempts=max_attempts,
+                org_id=org_id,
+            )
+        )
+        return told
+
+    async def unschedule(self, name: str, *, org_id: OrgId | UUID | str | int = NIL_ORG) -> bool:
+        """Delete a schedule. Jobs that it has enqueued stay.
+
+        If a program's code has it, the next worker of that program makes it again.
+
+        Returns: whether there was one.
+
+        Raises:
+            InvalidJob: the name is none, or `org_id` names no tenant.
+        """
+        told: bool = await self._ask(self._verbs.unschedule(name, org_id=org_id))
+        return told
+
+    async def schedules(self, *, org_id: OrgId | UUID | str | int | None = None) -> list[ScheduleRow]:
+        """Return the schedules, by name.
+
+        Args:
+            org_id: only this tenant's; None: all.
+
+        Raises:
+            InvalidJob: `org_id` names no tenant.
+        """
+        told: list[ScheduleRow] = await self._ask(self._verbs.schedules(org_id=org_id))
+        return told
+
+    async def upcoming(self, name: str, count: int = 10, *, org_id: OrgId | UUID | str | int = NIL_ORG) -> list[Tick]:
+        """Return the next ticks of a schedule, in its time zone, and where clocks change.
+
+        A pause is not looked at.
+
+        Args:
+            name: the schedule.
+            count: how many, at most 1000.
+            org_id: the tenant whose it is.
+
+        Raises:
+            ScheduleNotFound: there is none of that name.
+            InvalidJob: a value is out of range, or the rule cannot be read.
+        """
+        told: list[Tick] = await self._ask(self._verbs.upcoming(name, count, org_id=org_id))
+        return told
+
+    async def pause_schedule(
+        self,
+        name: str,
+        *,
+        why: str | None = None,
+        who: str | None = None,
+        org_id: OrgId | UUID | str | int = NIL_ORG,
+    ) -> None:
+        """Let a schedule have no ticks until it is resumed. What it has enqueued goes on.
+
+        No deploy resumes it. Ticks of that time are not missed.
+
+        Args:
+            name: the schedule.
+            why: for those who ask why nothing runs.
+            who: who pauses it; None: the connection's role.
+            org_id: the tenant whose it is.
+
+        Raises:
+            ScheduleNotFound: there is none of that name.
+            InvalidJob: a value is out of range.
+        """
+        await self._ask(self._verbs.pause_schedule(name, why=why, who=who, org_id=org_id))
+
+    async def resume_schedule(self, name: str, *, org_id: OrgId | UUID | str | int = NIL_ORG) -> bool:
+        """Let a schedule have ticks again, from now on.
+
+        Returns: whether it was paused.
+
+        Raises:
+            InvalidJob: the name is none, or `org_id` names no tenant.
+        """
+        told: bool = await self._ask(self._verbs.resume_schedule(name, org_id=org_id))
+        return told
+
+    async def run_schedule(self, name: str, *, org_id: OrgId | UUID | str | int = NIL_ORG) -> JobId:
+        """Enqueue the job of a schedule now, and return its id.
+
+        Neither its rule, nor a pause, nor a run that has not ended holds it back. Its next ticks
+        stay as they are.
+
+        Raises:
+            ScheduleNotFound: there is none of that name.
+            InvalidJob: the name is none, or `org_id` names no tenant.
+        """
+        told: JobId = await self._ask(self._verbs.run_schedule(name, org_id=org_id))
+        return told
+
+    async def backfill(
+        self,
+        name: str,
+        since: datetime,
+        until: datetime | None = None,
+        *,
+        org_id: OrgId | UUID | str | int = NIL_ORG,
+    ) -> int:
+        """Run a schedule for ticks of the past that had no job.
+
+        They run one after the other, the oldest first, unless its runs may overlap. What had a job
+        in the last seven days is left out.
+
+        Args:
+            name: the schedule.
+            since: the first time that may be a tick, aware.
+            until: the last one; None, or a time in the future: now.
+            org_id: the tenant whose it is.
+
+        Returns: how many ticks were taken.
+
+        Raises:
+            ScheduleNotFound: there is none of that name.
+            InvalidJob: a time has no time zone, or the rule cannot be read.
+        """
+        told: int = await self._ask(self._verbs.backfill(name, since, until, org_id=org_id))
+        return told

@@ -1,0 +1,217 @@
+"""The scheduler: every worker enqueues the jobs of whichever schedule is due. There is no leader.
+
+When a schedule's next tick is, is data (sql/migrations/0017_schedules.sql). A worker looks which
+schedules come next, and sleeps until the first of their ticks. Then it sends one statement, which
+locks the schedules, enqueues their jobs, and moves them on to their next ticks, all in one
+transaction (sql/functions/schedule/fire.sql). The worker that comes second finds them moved.
+
+Nobody polls. A schedule that changes notifies every worker. If notifications may have been lost,
+the listener's session is new, and rings. While nothing is heard, the worker looks as often as the
+claimer polls.
+
+Which ticks there are is computed here, by cronsim, and never while a row is locked: the statement
+names the tick that was next when it was computed, and does nothing if that is not so any more.
+
+Several workers wake at the same tick. With ticks in quick succession all but one would come in
+vain, each time. So a worker whose statement has done nothing comes a moment later next time, and
+looks before it fires: mostly it finds the work done. If the one that is first is gone, another is,
+that moment later.
+
+Elapsed time is trio's; what time it is, the database says with each look. A sleep is never longer
+than an hour, and a long one ends a while before the tick, for another look: clocks drift.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from pgnotifyq.ledger import schedules
+from pgnotifyq.ledger.errors import raise_translated
+from pgnotifyq.model.errors import MissingRights
+from pgnotifyq.model.events import Event, EventName
+from pgnotifyq.model.schedule import Overlap, move_of
+from pgnotifyq.runtime.troubles import bear
+from pgnotifyq.wire.asking import ask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from pgnotifyq.ledger.schedules import Coming, Fired
+    from pgnotifyq.model.schedule import Move
+    from pgnotifyq.runtime.bell import Bell
+    from pgnotifyq.runtime.identity import Identity
+    from pgnotifyq.runtime.link import Link
+    from pgnotifyq.runtime.wakeups import Push
+    from pgnotifyq.wire.connection import Connection
+
+AT_ONCE_MAX = 64  # schedules in one statement, which holds their locks
+LOOK_SECONDS_MAX = 3600.0  # a clock that was set is noticed then, at the latest
+SOON_SECONDS = 60.0  # a longer sleep ends so much before the tick
+QUICK_SECONDS = 2.0  # ticks that follow within that leave the first turn to who had it
+STAGGER_SECONDS = (0.05, 0.25)  # how much later the others come
+AGAIN_SECONDS = 0.25  # until a schedule is tried again that did not move: somebody has its row
+REST_SECONDS = 0.01  # between looks that notifications call for: anybody can send them
+
+
+async def publish_schedules(me: Identity, connection: Connection) -> None:
+    """Make the schedules that the registry has, or change them; note those that it has no more."""
+    by_owner: dict[str, list[str]] = {}
+    for new in me.registry.schedules:
+        became = await ask(connection, schedules.schedule(me.schema, new))
+        if became == "refused":
+            why = f"a schedule of this name is another program's than {new.owner}: give this one another name"
+            me.emit(Event(name=EventName.SCHEDULE_FAILED, fields={"schedule": new.name, "why": why}))
+        by_owner.setdefault(new.owner or "", []).append(new.name)
+    for owner, names in by_owner.items():
+        await ask(connection, schedules.unlist_schedules(me.schema, owner, names))
+
+
+async def schedule_for_ever(me: Identity, quick: Link, ticking: Link, bell: Bell, push: Push) -> None:
+    """Enqueue the jobs of schedules as they come due, until cancelled.
+
+    Args:
+        me: the worker.
+        quick: by which schedules are looked at.
+        ticking: by which their jobs are enqueued.
+        bell: rung when schedules should be looked at at once.
+        push: whether changes are heard of.
+    """
+    scheduler = _Scheduler(me, quick, ticking)
+    is_rung = True
+    while True:
+        try:
+            seconds = await scheduler.look(starts_waiting=is_rung)
+        except MissingRights as error:
+            me.emit(Event(name=EventName.SCHEDULE_FAILED, fields={"why": str(error)}))
+            return
+        seconds = min(seconds, LOOK_SECONDS_MAX if push.is_proven else me.config.poll_seconds)
+        is_rung = await bell.wait(seconds)
+        if is_rung:
+            await trio.sleep(REST_SECONDS)
+        elif not scheduler.is_late:
+            await scheduler.fire_due()
+
+
+@attrs.define(eq=False)
+class _Scheduler:
+    """What one worker knows of the schedules that come next."""
+
+    me: Identity
+    quick: Link
+    ticking: Link
+    coming: Coming = attrs.field(factory=lambda: schedules.Coming(now=None, pending=()))
+    seen_at: float = 0.0  # when `coming` was read, on trio's clock
+    is_late: bool = False  # others come first
+    fired_at: float = -QUICK_SECONDS  # when this worker last fired, or tried
+    stuck: set[tuple[UUID, int, datetime | None]] = attrs.field(factory=set)  # tried, and may not have moved
+
+    @property
+    def now(self) -> datetime | None:
+        """The database's time, as far as we know; None: there is no schedule."""
+        if self.coming.now is None:
+            return None
+        return self.coming.now + timedelta(seconds=trio.current_time() - self.seen_at)
+
+    async def look(self, *, starts_waiting: bool) -> float:
+        """Look which schedules come next, and fire those that are due; return how long to sleep."""
+        while True:
+            try:
+                if starts_waiting:
+                    await self._start_waiting()
+                    starts_waiting = False
+                sent_at = trio.current_time()
+                self.coming = await self.quick.ask(schedules.due_schedules(self.me.schema, limit=AT_ONCE_MAX))
+                self.seen_at = trio.current_time()
+                # The answer was made in between. Half of that time is the best guess.
+                self.seen_at -= (self.seen_at - sent_at) / 2
+            except Exception as error:  # noqa: BLE001  # raised again
+                raise_translated(error, self.me.schema)
+            if self.now is None:
+                return LOOK_SECONDS_MAX
+            first = self.coming.pending[0]
+            if first.due_at is None or first.due_at <= self.now:
+                if await self.fire_due():
+                    continue
+                return AGAIN_SECONDS
+            return self._pause((first.due_at - self.now).total_seconds())
+
+    def _pause(self, seconds: float) -> float:
+        if seconds > 2 * SOON_SECONDS:
+            return seconds - SOON_SECONDS
+        # Ticks in quick succession, and others see to them.
+        if self.is_late and trio.current_time() + seconds - self.fired_at < QUICK_SECONDS:
+            low, high = STAGGER_SECONDS
+            return seconds + low + (high - low) * self.me.random.random()
+        self.is_late = False
+        return seconds
+
+    async def fire_due(self) -> bool:
+        """Fire what is due of what was seen; return whether to look again at once."""
+        now = self.now
+        if now is None:
+            return True
+        due = [each for each in self.coming.pending if each.due_at is None or each.due_at <= now]
+        keys = {(each.schedule_id, each.version, each.next_at) for each in due}
+        if not due:
+            return True
+        if keys <= self.stuck:
+            self.stuck = set()
+            return False
+        moves = []
+        for each in due:
+            moves.append(move_of(each, now))
+            await trio.lowlevel.checkpoint()  # a rule may take a while
+        # What locks jobs comes alone: no order of jobs is kept between schedules.
+        alone = [move for move in moves if move.of.overlap in {Overlap.QUEUE, Overlap.CANCEL_RUNNING} and move.ticks]
+        together = [move for move in moves if move not in alone]
+        has_fired = False
+        for batch in ([together] if together else []) + [[move] for move in alone]:
+            has_fired |= await self._fire(batch)
+        self.stuck = keys
+        self.fired_at = trio.current_time()
+        self.is_late = not has_fired
+        return True
+
+    async def _fire(self, moves: Sequence[Move]) -> bool:
+        """Send moves; return whether one of their ticks was ours."""
+        verb = schedules.fire_schedules(self.me.schema, moves)
+        fired = await bear(self.me.emit, "schedule", partial(self.ticking.ask, verb))
+        if fired is None:
+            return False
+        by_id = {move.of.schedule_id: move for move in moves}
+        for each in fired:
+            self._tell(by_id[each.schedule_id], each)
+        told = {each.schedule_id for each in fired}
+        for move in moves:
+            name = move.of.name
+            if move.error_message is not None:
+                self.me.emit(Event(name=EventName.SCHEDULE_FAILED, fields={"schedule": name, "why": move.error_message}))
+            elif move.missed_from is not None and (move.of.schedule_id in told or not move.ticks):
+                fields = {"schedule": name, "missed_from": move.missed_from.isoformat()}
+                self.me.emit(Event(name=EventName.SCHEDULE_MISSED, fields=fields))
+        return bool(fired)
+
+    def _tell(self, move: Move, fired: Fired) -> None:
+        emit, name = self.me.emit, move.of.name
+        if fired.tick is None:
+            why = "its job was refused: schedules --json says why"
+            emit(Event(name=EventName.SCHEDULE_FAILED, fields={"schedule": name, "why": why}))
+        elif fired.became == "skipped":
+            fields = {"schedule": name, "scheduled_for": fired.tick.isoformat()}
+            emit(Event(name=EventName.SCHEDULE_SKIPPED, fields=fields))
+        elif fired.became == "enqueued" and self.me.tells_routine:
+            told: dict[str, Any] = {"schedule": name, "scheduled_for": fired.tick.isoformat(), "job_id": fired.job_id}
+            emit(Event(name=EventName.SCHEDULE_FIRED, fields=told))
+
+    async def _start_waiting(self) -> None:
+        """Enqueue the runs that waited for those before them, if these have ended."""
+        for schedule_id in await self.quick.ask(schedules.waiting_schedules(self.me.schema, limit=AT_ONCE_MAX)):
+            verb = schedules.start_waiting(self.me.schema, schedule_id)
+            await bear(self.me.emit, "schedule", partial(self.ticking.ask, verb))
