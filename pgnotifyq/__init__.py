@@ -50,6 +50,7 @@ from pgnotifyq.wire.kinds import CallersConnection, ClosableConnection, ProxiedC
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client
     from pgnotifyq.doors.for_org import OrgClient
+    from pgnotifyq.doors.watching import Following
     from pgnotifyq.runtime.worker import WorkerHandle, run_worker
     from pgnotifyq.runtime.metrics import Metrics
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings
@@ -77,6 +78,7 @@ from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
 from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
+from pgnotifyq.model.watching import JobEvent, JobEventKind, LogLine
 from pgnotifyq.ledger.changes import Batch, JobFilter
 
 # Errors: the tree is drawn in model/errors.py.
@@ -139,6 +141,7 @@ __all__ = [
     "Client",
     "open_client",
     "OrgClient",
+    "Following",
     "WorkerHandle",
     "run_worker",
     "Metrics",
@@ -193,6 +196,9 @@ __all__ = [
     "TroubleRow",
     "WorkerRow",
     "PauseRow",
+    "JobEvent",
+    "JobEventKind",
+    "LogLine",
     "Batch",
     "JobFilter",
     # Errors.
@@ -251,6 +257,7 @@ _LATE = {
     "JobContext": "runtime.context",
     "FencedBlock": "runtime.fenced",
     "OrgClient": "doors.for_org",
+    "Following": "doors.watching",
     "OrgContext": "runtime.organisation",
     "OrgConfig": "runtime.organisation",
     "OrgCredentials": "runtime.organisation",

@@ -12,6 +12,7 @@ from weakref import WeakSet
 import attrs
 
 from pgnotifyq.doors.blocking_ends import BlockingEnds
+from pgnotifyq.doors.blocking_watching import BlockingWatching, BlockingWatchingVerbs
 from pgnotifyq.doors.for_org_blocking import OrgClient
 from pgnotifyq.doors.org_verbs import OrgVerbs
 from pgnotifyq.doors.verbs import CONNECTIONS_MAX_DEFAULT, SAVEPOINT_ALONE, CancelOutcome, Verbs, ended, enqueue_alone, scope_of
@@ -90,7 +91,7 @@ class _Inside:
     ends: BlockingEnds
 
 
-class Client:
+class Client(BlockingWatchingVerbs):
     """A door to the queue for programs that block: threads, scripts, WSGI.
 
     Made by `open_client`.
@@ -169,7 +170,11 @@ class Client:
         Raises:
             InvalidJob: it names no tenant.
         """
-        return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._wait)
+        return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._wait, self._watching)
+
+    @property
+    def _watching(self) -> BlockingWatching:
+        return BlockingWatching(lambda: self._inside().ends, self._ask, self._open_listener, self._verbs.schema)
 
     def _wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
         return self._inside().ends.wait(job_id, timeout_seconds)

@@ -30,6 +30,8 @@ TABLES = (
     "org_config",
     "org_credentials",
     "org_audit",
+    "followers",
+    "job_logs",
 )
 
 
