@@ -50,6 +50,7 @@ from pgnotifyq.wire.kinds import CallersConnection, ClosableConnection, ProxiedC
 if TYPE_CHECKING:
     from pgnotifyq.doors.client import Client, open_client
     from pgnotifyq.doors.for_org import OrgClient
+    from pgnotifyq.doors.watching import Following
     from pgnotifyq.runtime.worker import WorkerHandle, run_worker
     from pgnotifyq.runtime.metrics import Metrics
 from pgnotifyq.model.config import WorkerConfig, WorkerSettings
@@ -78,6 +79,7 @@ from pgnotifyq.model.states import Status
 from pgnotifyq.model.unique import Enqueued, EnqueueOutcome, OnConflict, Replaced, Unique, UniqueScope, UniqueWhile
 from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
+from pgnotifyq.model.watching import JobEvent, JobEventKind, LogLine
 from pgnotifyq.ledger.changes import Batch, JobFilter
 from pgnotifyq.ledger.schedules import ScheduleRow
 from pgnotifyq.model.schedule import Excluded, NewSchedule, Tick, When
@@ -143,6 +145,7 @@ __all__ = [
     "Client",
     "open_client",
     "OrgClient",
+    "Following",
     "WorkerHandle",
     "run_worker",
     "Metrics",
@@ -204,6 +207,9 @@ __all__ = [
     "TroubleRow",
     "WorkerRow",
     "PauseRow",
+    "JobEvent",
+    "JobEventKind",
+    "LogLine",
     "Batch",
     "JobFilter",
     "ScheduleRow",
@@ -268,6 +274,7 @@ _LATE = {
     "JobContext": "runtime.context",
     "FencedBlock": "runtime.fenced",
     "OrgClient": "doors.for_org",
+    "Following": "doors.watching",
     "OrgContext": "runtime.organisation",
     "OrgConfig": "runtime.organisation",
     "OrgCredentials": "runtime.organisation",

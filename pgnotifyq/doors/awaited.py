@@ -14,6 +14,7 @@ from pgnotifyq.doors.for_org import OrgClient
 from pgnotifyq.doors.org_verbs import OrgVerbs
 from pgnotifyq.doors.schedules import AwaitedSchedules
 from pgnotifyq.doors.verbs import SAVEPOINT_ALONE, CancelOutcome, ended, scope_of
+from pgnotifyq.doors.watching import WatchingVerbs
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.job import NIL_ORG
 from pgnotifyq.model.new_job import NewJob, job_id_of
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AwaitedVerbs(AwaitedSchedules):
+class AwaitedVerbs(AwaitedSchedules, WatchingVerbs):
     """What a client on trio and a client on asyncio can do."""
 
     def __init__(self, verbs: Verbs, pool: Pool, gatherer: Gatherer, ends: Ends) -> None:
@@ -72,7 +73,7 @@ class AwaitedVerbs(AwaitedSchedules):
         Raises:
             InvalidJob: it names no tenant.
         """
-        return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._gatherer.enqueue, self._ends.wait)
+        return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._gatherer.enqueue, self._ends.wait, self._watching)
 
     # A checker takes the first form that fits. The second is for JSON that is written where it is
     # enqueued: mypy takes {"a": 1} for a dict[str, int], which is no dict[str, object].

@@ -94,6 +94,14 @@ class BlockingEnds:
                 assert timeout_seconds is not None
                 raise still_runs(scope, timeout_seconds)
 
+    def change(self, job_id: JobId, look: Verb[T | None], deadline: float) -> T | None:
+        """Wait until a look at a job finds something, and return it; None: it was time.
+
+        Raises: as `wait` does, and what the look raises.
+        """
+        found: T | None = self._wait_beside_others(job_id, look, deadline)
+        return found
+
     def _wait_beside_others(self, job_id: JobId, look: Verb[Any], deadline: float) -> Any:
         waiter = _Waiter(job_id, look)
         with self._lock:

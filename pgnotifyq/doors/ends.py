@@ -149,6 +149,25 @@ class Ends:
         assert timeout_seconds is not None
         raise still_runs(scope, timeout_seconds)
 
+    async def open_listener(self) -> Awaited[Any]:
+        """Open a connection that is to listen, for whoever wants one of its own."""
+        return await self._connect()
+
+    async def change(self, job_id: JobId, look: Verb[T | None], deadline: float) -> T | None:
+        """Wait until a look at a job finds something, and return it; None: it was time.
+
+        Cancellation: nothing is lost; the next look finds it.
+
+        Raises: as `wait` does, and what the look raises.
+        """
+        self._pool.check()
+        found: T | None = None
+        with anyio.move_on_after(deadline - anyio.current_time()):
+            found = await self._wait_beside_others(job_id, look)
+        if found is not None:
+            await self._hush()
+        return found
+
     async def _ask(self, verb: Verb[T]) -> T:
         async with self._pool.connection() as connection:
             return await ask(connection, verb)

@@ -9,6 +9,7 @@ import attrs
 from pgnotifyq.doors.org_verbs import owned
 from pgnotifyq.doors.verbs import CancelOutcome, EnqueueSettings, ended
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
+from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import NewJob, job_id_of
 from pgnotifyq.wire.plans import pause
 
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from pgnotifyq.doors.org_verbs import OrgVerbs
+    from pgnotifyq.doors.watching import Following, Watching
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.model.unique import Enqueued
+    from pgnotifyq.model.watching import JobEvent, LogLine
     from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
@@ -37,6 +40,7 @@ class OrgClient:
     _ask: Callable[..., Awaitable[Any]]
     _enqueue: Callable[[NewJob], Awaitable[JobId]]
     _wait: Callable[[JobId, float | None], Awaitable[Job | DeadLetter]]
+    _watching: Watching
 
     @property
     def org_id(self) -> OrgId:
@@ -255,6 +259,40 @@ class OrgClient:
         """
         attempts: list[Execution] = await self._ask(self._verbs.history(job_id))
         return attempts
+
+    async def logs(self, job_id: JobId | UUID | str, *, attempt: int | None = None) -> list[LogLine]:
+        """Return what handlers of a job have logged by `ctx.log`, oldest first.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+        """
+        lines: list[LogLine] = await self._ask(self._verbs.logs(job_id, attempt=attempt))
+        return lines
+
+    def watch(self, job_id: JobId | UUID | str, *, timeout_seconds: float | None = None) -> Following[Job]:
+        """Yield a job as it is, and again each time that it has changed, until it has ended.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: the tenant has no such job, or it was deleted.
+            WaitTimeout: it has not ended within `timeout_seconds`; it goes on.
+        """
+        return self._watching.watch(job_id_of(job_id), timeout_seconds=timeout_seconds, org_id=self.org_id)
+
+    def follow_logs(self, job_id: JobId | UUID | str, *, timeout_seconds: float | None = None) -> Following[LogLine]:
+        """Yield the lines that handlers of a job log, from the first on, until it has ended.
+
+        Raises: as `watch`.
+        """
+        return self._watching.follow_logs(job_id_of(job_id), timeout_seconds=timeout_seconds, org_id=self.org_id)
+
+    def events(self, *, queue: str | None = None, timeout_seconds: float | None = None) -> Following[JobEvent]:
+        """Yield what happens to jobs of the tenant, as a client's `events` does.
+
+        Raises: as a client's `events`.
+        """
+        name = None if queue is None else check_queue_name(queue)
+        return self._watching.events(queue=name, timeout_seconds=timeout_seconds, org_id=self.org_id)
 
     async def jobs(
         self,

@@ -9,18 +9,21 @@ import attrs
 from pgnotifyq.doors.org_verbs import owned
 from pgnotifyq.doors.verbs import CancelOutcome, EnqueueSettings, ended, enqueue_alone
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
+from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import NewJob, job_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from uuid import UUID
 
+    from pgnotifyq.doors.blocking_watching import BlockingWatching
     from pgnotifyq.doors.org_verbs import OrgVerbs
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.model.unique import Enqueued
+    from pgnotifyq.model.watching import JobEvent, LogLine
     from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
@@ -36,6 +39,7 @@ class OrgClient:
     _verbs: OrgVerbs
     _ask: Callable[..., Any]
     _wait: Callable[[JobId, float | None], Job | DeadLetter]
+    _watching: BlockingWatching
 
     @property
     def org_id(self) -> OrgId:
@@ -240,6 +244,40 @@ class OrgClient:
         """
         attempts: list[Execution] = self._ask(self._verbs.history(job_id))
         return attempts
+
+    def logs(self, job_id: JobId | UUID | str, *, attempt: int | None = None) -> list[LogLine]:
+        """Return what handlers of a job have logged by `ctx.log`, oldest first.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+        """
+        lines: list[LogLine] = self._ask(self._verbs.logs(job_id, attempt=attempt))
+        return lines
+
+    def watch(self, job_id: JobId | UUID | str, *, timeout_seconds: float | None = None) -> Iterator[Job]:
+        """Yield a job as it is, and again each time that it has changed, until it has ended.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: the tenant has no such job, or it was deleted.
+            WaitTimeout: it has not ended within `timeout_seconds`; it goes on.
+        """
+        return self._watching.watch(job_id_of(job_id), timeout_seconds=timeout_seconds, org_id=self.org_id)
+
+    def follow_logs(self, job_id: JobId | UUID | str, *, timeout_seconds: float | None = None) -> Iterator[LogLine]:
+        """Yield the lines that handlers of a job log, from the first on, until it has ended.
+
+        Raises: as `watch`.
+        """
+        return self._watching.follow_logs(job_id_of(job_id), timeout_seconds=timeout_seconds, org_id=self.org_id)
+
+    def events(self, *, queue: str | None = None, timeout_seconds: float | None = None) -> Iterator[JobEvent]:
+        """Yield what happens to jobs of the tenant, as a client's `events` does.
+
+        Raises: as a client's `events`.
+        """
+        name = None if queue is None else check_queue_name(queue)
+        return self._watching.events(queue=name, timeout_seconds=timeout_seconds, org_id=self.org_id)
 
     def jobs(
         self,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pgnotifyq.doors.verbs import CancelOutcome
-from pgnotifyq.ledger import end, look, organisation
+from pgnotifyq.ledger import end, look, organisation, watching
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.job import NIL_ORG
 from pgnotifyq.model.new_job import NewJob, job_id_of
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.model.unique import Enqueued
+    from pgnotifyq.model.watching import LogLine
 
 
 @attrs.frozen
@@ -107,6 +108,10 @@ class OrgVerbs:
     def history(self, job_id: JobId | UUID | str) -> Ask[list[Execution]]:
         """Look at the attempts of a job."""
         return organisation.history(self.schema, self.org_id, job_id_of(job_id))
+
+    def logs(self, job_id: JobId | UUID | str, *, attempt: int | None = None) -> Ask[list[LogLine]]:
+        """Look at what handlers have logged."""
+        return watching.logs(self.schema, job_id_of(job_id), org_id=self.org_id, attempt=attempt)
 
     def jobs(
         self,

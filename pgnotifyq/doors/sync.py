@@ -12,6 +12,7 @@ from weakref import WeakSet
 import attrs
 
 from pgnotifyq.doors.blocking_ends import BlockingEnds
+from pgnotifyq.doors.blocking_watching import BlockingWatching, BlockingWatchingVerbs
 from pgnotifyq.doors.for_org_blocking import OrgClient
 from pgnotifyq.doors.org_verbs import OrgVerbs
 from pgnotifyq.doors.schedules_blocking import BlockingSchedules
@@ -92,7 +93,7 @@ class _Inside:
     ends: BlockingEnds
 
 
-class Client(BlockingSchedules):
+class Client(BlockingSchedules, BlockingWatchingVerbs):
     """A door to the queue for programs that block: threads, scripts, WSGI.
 
     Made by `open_client`.
@@ -171,7 +172,11 @@ class Client(BlockingSchedules):
         Raises:
             InvalidJob: it names no tenant.
         """
-        return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._wait)
+        return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._wait, self._watching)
+
+    @property
+    def _watching(self) -> BlockingWatching:
+        return BlockingWatching(lambda: self._inside().ends, self._ask, self._open_listener, self._verbs.schema)
 
     def _wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
         return self._inside().ends.wait(job_id, timeout_seconds)

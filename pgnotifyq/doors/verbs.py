@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from pgnotifyq.doors.schedule_verbs import ScheduleVerbs
-from pgnotifyq.ledger import bulk, changes, end, enqueue, look, pauses
+from pgnotifyq.ledger import bulk, changes, end, enqueue, look, pauses, watching
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.pauses import Scope
 from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.model.unique import Enqueued
+    from pgnotifyq.model.watching import LogLine
     from pgnotifyq.wire.kinds import CallersConnection
 
 T = TypeVar("T")
@@ -211,6 +212,10 @@ class Verbs(ScheduleVerbs):
     def history(self, job_id: JobId | UUID | str) -> Ask[list[Execution]]:
         """Look at the attempts of a job."""
         return look.history(self.schema, job_id_of(job_id))
+
+    def logs(self, job_id: JobId | UUID | str, *, attempt: int | None = None) -> Ask[list[LogLine]]:
+        """Look at what handlers have logged."""
+        return watching.logs(self.schema, job_id_of(job_id), attempt=attempt)
 
     def explain(self, job_id: JobId | UUID | str) -> Ask[Explanation]:
         """Look at why a job is where it is."""

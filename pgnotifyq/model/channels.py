@@ -6,6 +6,7 @@
 | the same | `cancel <job> <execution>`, `nonce <text>` |
 | `<schema>_work`, every worker's | `<queue>`, `+company`, `+config`, `+schedules` |
 | `<schema>_finished`, waiting clients' | `<job>` |
+| `<schema>_f_<follower id>`, that client's | lines of events: model/watching.py reads them |
 
 A message of one word is the name of a queue, whatever the name: a queue may be called `nonce`,
 `cancel` or `work`. Every other message begins with a verb and a blank, or with a plus. No queue's
@@ -18,11 +19,15 @@ makes `read` raise.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import attrs
 
 from pgnotifyq.model.job import ExecutionId, JobId, WorkerId, uuid_of
 from pgnotifyq.model.names import is_queue_name
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 _NONCE = re.compile(r"[0-9a-zA-Z]{1,64}", re.ASCII)
@@ -84,6 +89,11 @@ def of_worker(schema: str, worker_id: WorkerId) -> str:
 def of_all_workers(schema: str) -> str:
     """Return the channel that every worker hears."""
     return f"{schema}_work"
+
+
+def of_follower(schema: str, follower_id: UUID) -> str:
+    """Return the channel of one who follows many jobs, as SQL's `follower_channel` does."""
+    return f"{schema}_f_{follower_id.hex}"
 
 
 def write(news: News | Finished) -> str:

@@ -32,6 +32,8 @@ TABLES = (
     "org_config",
     "org_credentials",
     "org_audit",
+    "followers",
+    "job_logs",
 )
 
 

@@ -299,6 +299,12 @@ begin
         next_due := least(next_due, queue_due);
     end loop;
 
+    if taken > 0 and pg_relation_size('{schema}.followers') > 0 then
+        perform {schema}.tell_followers('started', array_agg(j.id), array_agg(j.attempts::text))
+        from {schema}.jobs as j
+        where j.is_held and j.started_at >= time_now and j.locked_by = claim.worker_id
+          and substring(uuid_send(j.current_execution_id) for 12) = claim_id;
+    end if;
     if has_troubles then
         -- What was taken is in trouble no more; what is not, is looked at again at its time.
         if taken > 0 then

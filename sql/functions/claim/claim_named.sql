@@ -62,8 +62,14 @@ begin
             or {schema}.fits(j.payload, payload_bytes_max) then j.payload::text end,
         j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at, j.lease_expires_at,
         j.headers::text;
-    if not found and not exists (select from {schema}.jobs as j where j.id = claim_named.job_id and j.status = 'pending') then
-        return next null::{schema}.claimed_job;
+    if not found then
+        if not exists (select from {schema}.jobs as j where j.id = claim_named.job_id and j.status = 'pending') then
+            return next null::{schema}.claimed_job;
+        end if;
+    elsif pg_relation_size('{schema}.followers') > 0 then
+        perform {schema}.tell_followers('started', array[j.id], array[j.attempts::text])
+        from {schema}.jobs as j
+        where j.id = claim_named.job_id;
     end if;
 end
 $$;

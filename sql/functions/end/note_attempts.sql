@@ -16,5 +16,8 @@ begin
     select e.execution_id, e.job_id, e.org_id, greatest(e.attempt, 1), note_attempts.worker_id, e.outcome,
         e.started_at, note_attempts.ended_at, e.error_message
     from unnest(ended) as e;
+    if ended is not null and pg_relation_size('{schema}.followers') > 0 then
+        perform {schema}.tell_of_ended(ended);
+    end if;
 end
 $$;

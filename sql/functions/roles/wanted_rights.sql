@@ -62,6 +62,15 @@ as $$
             ('worker', 'org_credentials', '{{select}}', null),
             ('worker', 'org_audit', '{{select,insert}}', null),
 
+            ('producer', 'job_logs', '{{select}}', null),
+            ('tenant', 'job_logs', '{{select}}', null),
+            ('worker', 'job_logs', '{{select,insert,update,delete}}', null),
+            ('worker', 'followers', '{{select}}', null),
+            ('observer', 'job_logs', '{{select}}', null),
+            ('observer', 'followers', '{{select}}', null),
+            ('admin', 'job_logs', '{{select,delete}}', null),
+            ('admin', 'followers', '{{select}}', null),
+
             ('observer', 'schema_migrations', '{{select}}', null),
             ('observer', 'jobs', '{{select}}', null),
             ('observer', 'job_executions', '{{select}}', null),
@@ -114,6 +123,13 @@ as $$
             ('tenant', 'audit(text, jsonb)'),
             ('worker', 'fence(uuid, uuid)'), ('worker', 'meet_fence(uuid, uuid, text)'), ('worker', 'tenant_key()'),
             ('worker', 'tenant_login()')
+        union all
+        select k.name, f.name
+        from unnest('{{producer,tenant,worker,admin,observer}}'::text[]) as k(name),
+            unnest('{{"follow(uuid, uuid, double precision)","unfollow(uuid)"}}'::text[]) as f(name)
+        union all
+        select k.name, 'follow_events(uuid, text, uuid, double precision)'
+        from unnest('{{tenant,worker,admin,observer}}'::text[]) as k(name)
     )
     -- A schema that is older than a column does without it.
     select w.kind, 'relation', w.object, p.name, case when w.columns is not null then array(

@@ -1,0 +1,97 @@
+-- tell_followers: tell those who follow jobs what has happened to some. Whoever changes a job asks
+-- it, if `pg_relation_size` says that somebody has followed one: nothing else is paid by those whom
+-- nobody follows.
+--
+-- In:     event      enqueued, started, progress, stopping, ended, logged
+--         job_ids    the jobs. They are rows of the table still.
+--         details    of each: the attempt, and then what belongs to the event: the fraction, or the
+--                    outcome. Null: nothing
+-- Locks:  none.
+-- Index:  jobs_pkey. The followers are read through: there are few (follow.sql).
+--
+-- Who follows one job is sent its key on `<schema>_finished`, and reads the row. Who follows many is
+-- sent lines on a channel of its own, with the time, the key and the details, and reads the rows of
+-- what it has not seen. Some lines go in one message, so that a batch costs few.
+--
+-- Clients forget to say that they follow no more, or die. So a follower counts until a time, and
+-- says again and again that it is there.
+create or replace function {schema}.tell_followers(event text, job_ids uuid[], details text[] default null) returns void
+language plpgsql volatile
+set pgnotifyq.tells = 'yes'
+set plan_cache_mode = force_generic_plan
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+declare
+    lines_max constant integer := 64;  -- of a message, which has 8,000 bytes at the most
+    time_now constant timestamptz := {schema}.clock();
+begin
+    perform from {schema}.followers as f where f.until > time_now limit 1;
+    if not found then
+        return;
+    end if;
+    perform {schema}.notify({schema_text} || '_finished', f.job_id::text)
+    from {schema}.followers as f
+    join {schema}.jobs as j on j.id = f.job_id
+    where f.until > time_now and f.job_id = any (job_ids) and (f.org_id is null or f.org_id = j.org_id);
+    if event = 'logged' then
+        return;
+    end if;
+    perform {schema}.notify({schema}.follower_channel(m.follower_id), string_agg(m.line, chr(10) order by m.place))
+    from (
+        select f.id as follower_id, t.place,
+            (row_number() over (partition by f.id order by t.place) - 1) / lines_max as part,
+            concat_ws(' ', event, round(extract(epoch from time_now), 3), t.job_id, t.detail) as line
+        from unnest(job_ids, details) with ordinality as t(job_id, detail, place)
+        join {schema}.jobs as j on j.id = any (job_ids) and j.id = t.job_id
+        join {schema}.followers as f on f.job_id is null and f.until > time_now
+            and (f.queue_name is null or f.queue_name = j.queue_name) and (f.org_id is null or f.org_id = j.org_id)
+    ) as m
+    group by m.follower_id, m.part
+    order by m.follower_id, m.part;
+end
+$$;
+
+-- tell_of_enqueued: tell of jobs that are new, and of those among them that have started already.
+create or replace function {schema}.tell_of_enqueued(job_ids uuid[], started_ids uuid[]) returns void
+language plpgsql volatile
+as $$
+begin
+    perform {schema}.tell_followers('enqueued', job_ids);
+    if cardinality(started_ids) > 0 then
+        perform {schema}.tell_followers('started', started_ids, array_fill('1'::text, array[cardinality(started_ids)]));
+    end if;
+end
+$$;
+
+-- tell_of_lost: tell those who follow a queue how many jobs more were enqueued there than is told
+-- one by one.
+create or replace function {schema}.tell_of_lost(org_id uuid, queue_name text, jobs bigint) returns void
+language plpgsql volatile
+set pgnotifyq.tells = 'yes'
+as $$
+#variable_conflict use_column
+begin
+    perform {schema}.notify({schema}.follower_channel(f.id), 'lost ' || tell_of_lost.jobs)
+    from {schema}.followers as f
+    where f.job_id is null and f.until > {schema}.clock()
+      and (f.queue_name is null or f.queue_name = tell_of_lost.queue_name)
+      and (f.org_id is null or f.org_id = tell_of_lost.org_id);
+end
+$$;
+
+-- tell_of_ended: tell of attempts that have ended, before or after their jobs' rows are changed.
+create or replace function {schema}.tell_of_ended(ended {schema}.ended_attempt[]) returns void
+language plpgsql volatile
+as $$
+begin
+    perform {schema}.tell_followers('ended', array_agg(e.job_id), array_agg(e.attempt || ' ' || e.outcome))
+    from unnest(ended) as e;
+end
+$$;
+
+-- follower_channel: the channel of one who follows many jobs.
+create or replace function {schema}.follower_channel(follower_id uuid) returns text
+language sql immutable parallel safe
+as $$ select {schema_text} || '_f_' || replace(follower_id::text, '-', '') $$;
