@@ -77,6 +77,7 @@ from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
 from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
+from pgnotifyq.ledger.retention import Erasable, Erased, Kept, RetentionRow
 from pgnotifyq.ledger.changes import Batch, JobFilter
 
 # Errors: the tree is drawn in model/errors.py.
@@ -193,6 +194,10 @@ __all__ = [
     "TroubleRow",
     "WorkerRow",
     "PauseRow",
+    "Erasable",
+    "Erased",
+    "Kept",
+    "RetentionRow",
     "Batch",
     "JobFilter",
     # Errors.

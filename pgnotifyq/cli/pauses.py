@@ -50,7 +50,7 @@ def pause(
     scope = scope_of(queue, job_type, everything)
 
     async def act(connection: Connection[TupleRow]) -> int:
-        is_new = await ask(connection, ledger.pause(schema, scope, why=why, who=who or _me()))
+        is_new = await ask(connection, ledger.pause(schema, scope, why=why, who=who or me()))
         print_json({"paused": True, "was_paused": not is_new}) if as_json else print(f"paused {scope}")
         return 0
 
@@ -104,7 +104,7 @@ def drain(
         async def on_ledger() -> None:
             async with open_ledger(database, schema), open_client(database.dsn, schema=schema) as client:
                 await client.drain(
-                    queue, job_type=job_type, everything=everything, why=why, who=who or _me(), timeout_seconds=timeout_seconds
+                    queue, job_type=job_type, everything=everything, why=why, who=who or me(), timeout_seconds=timeout_seconds
                 )
 
         await answered(database.dsn, on_ledger)
@@ -124,7 +124,8 @@ def pauses(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnoti
     return run_with(dsn, schema, act)
 
 
-def _me() -> str:
+def me() -> str:
+    """Return who says a command: the user, at this host."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name

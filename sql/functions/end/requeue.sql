@@ -5,6 +5,7 @@
 -- Out:    true when it was restored, false when there is no such dead letter. A unique_key that an
 --         unfinished job holds meanwhile is an error (unique_violation), as is a job that has its
 --         id, and the dead letter stays.
+-- Errors: PNQ01: its payload was blanked (prune_letters), so the job that it was cannot be made.
 -- Locks:  the dead letter: of two who requeue, one wins.
 --
 -- The earlier form is dropped. Otherwise a call without the last argument would fit both.
@@ -17,7 +18,7 @@ set enable_bitmapscan = off
 as $$
 begin
     with letter as (
-        delete from {schema}.dead_letter_jobs as d where d.id = requeue.job_id returning d.*
+        delete from {schema}.dead_letter_jobs as d where d.id = requeue.job_id and d.blanked_at is null returning d.*
     )
     insert into {schema}.jobs (
         id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, created_at, error_message,
@@ -26,6 +27,13 @@ begin
         {schema}.clock() + make_interval(secs => requeue.delay_seconds), l.max_attempts, l.unique_key, l.created_at,
         l.error_message, l.enqueued_by, l.headers
     from letter as l;
-    return found;
+    if found then
+        return true;
+    end if;
+    if exists (select from {schema}.dead_letter_jobs as d where d.id = requeue.job_id and d.blanked_at is not null) then
+        raise exception 'the payload of dead letter % was blanked', requeue.job_id
+            using errcode = 'PNQ01', hint = 'Its payload is not kept any more (retention). Enqueue the job anew.';
+    end if;
+    return false;
 end
 $$;
