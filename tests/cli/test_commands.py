@@ -34,6 +34,8 @@ COMMANDS = [
     "resume",
     "drain",
     "pauses",
+    "retention",
+    "erase",
     "workers",
     "stats",
     "config",

@@ -222,6 +222,7 @@ def story() -> Story:
     yield retention.erase(SCHEMA, retention.EraseFilter(org_id=UUID(int=77)), why="é", who="Ann")
     change = changes.Edit(queue="third", priority=5, delay_seconds=3.0, payload=HOSTILE)
     yield changes.edit(SCHEMA, first, change)
+    yield organisation.edit(SCHEMA, keyed.org_id, first, changes.Edit(priority=4))
     yield changes.edit(SCHEMA, NOBODY.job_id, changes.Edit(scheduled_at=datetime(2030, 1, 1, tzinfo=UTC)))
     copied = changes.JobFilter(queue="third", job_type="copied", org_id=keyed.org_id, status="pending", created_after=EPOCH)
     yield changes.count_jobs(SCHEMA, copied)
