@@ -80,6 +80,7 @@ from pgnotifyq.model.unique import Enqueued, EnqueueOutcome, OnConflict, Replace
 from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
 from pgnotifyq.model.watching import JobEvent, JobEventKind, LogLine
+from pgnotifyq.ledger.retention import Erasable, Erased, Kept, RetentionRow
 from pgnotifyq.ledger.changes import Batch, JobFilter
 from pgnotifyq.ledger.schedules import ScheduleRow
 from pgnotifyq.model.schedule import Excluded, NewSchedule, Tick, When
@@ -210,6 +211,10 @@ __all__ = [
     "JobEvent",
     "JobEventKind",
     "LogLine",
+    "Erasable",
+    "Erased",
+    "Kept",
+    "RetentionRow",
     "Batch",
     "JobFilter",
     "ScheduleRow",

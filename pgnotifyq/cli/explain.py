@@ -10,6 +10,7 @@ from pgnotifyq.cli.act import run_with
 from pgnotifyq.cli.output import print_json, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, OfJob, Schema, job_id_of
 from pgnotifyq.ledger import look
+from pgnotifyq.ledger.retention import kept
 from pgnotifyq.model.errors import JobNotFound
 from pgnotifyq.wire.asking import ask
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from pgnotifyq.ledger.look import Explanation
+    from pgnotifyq.ledger.retention import Kept
     from pgnotifyq.model.job import DeadLetter
     from pgnotifyq.wire.connection import Connection
 
@@ -41,6 +43,9 @@ def explain(job_id: OfJob, /, *, as_json: AsJson = False, dsn: Dsn = None, schem
             )
         else:
             raise JobNotFound(f"there is no job {key}: it never was, or was pruned after its retention")
+        going = await ask(connection, kept(schema, key))
+        if going is not None and going.is_said:
+            lines += of_kept(going)
         if as_json:
             print_json({"id": key, **data, "sentences": lines})
         else:
@@ -157,6 +162,29 @@ def of_dead_letter(letter: DeadLetter) -> list[str]:
         f"It is dead ({letter.reason}) after {letter.attempts} of {letter.max_attempts} attempts{why}",
         f"It stays so until somebody says python -m pgnotifyq requeue {letter.id}",
     ]
+
+
+def of_kept(kept: Kept | None) -> list[str]:
+    """Return when a job goes, as sentences."""
+    if kept is None or kept.ending is None:
+        return []
+    said = []
+    if kept.goes_in_seconds is not None:
+        said.append(f"It goes, with its history, {_when(kept.goes_in_seconds)}.")
+    elif kept.ending == "dead":
+        said.append("It is kept until somebody deletes it: the retention says nothing of it.")
+    else:
+        said.append("It is kept as long as the workers of its queue are set to: the retention says nothing of it.")
+    for what, seconds in (("payload", kept.payload_goes_in_seconds), ("result", kept.result_goes_in_seconds)):
+        if seconds is not None and (kept.goes_in_seconds is None or seconds < kept.goes_in_seconds):
+            said.append(f"Its {what} goes {_when(seconds)}.")
+    return said
+
+
+def _when(seconds: float) -> str:
+    if seconds <= 0:
+        return "with the next pass of a worker's pruner"
+    return f"in {span(seconds)}"
 
 
 def span(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import trio
 from cyclopts import Parameter
 
 from pgnotifyq.cli.act import find_database, open_ledger, run_with
+from pgnotifyq.cli.explain import of_kept
 from pgnotifyq.cli.lines import Lines, enqueue_lines, standard_input
 from pgnotifyq.cli.output import as_data, print_json, print_rows, shown, shown_whole
 from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfJob, OfQueue, OfType, Schema, job_id_of, seconds_of, time_of, whole
@@ -19,7 +21,8 @@ from pgnotifyq.doors.client import open_client
 from pgnotifyq.doors.verbs import CancelOutcome
 from pgnotifyq.ledger import enqueue as enqueue_verbs
 from pgnotifyq.ledger import look
-from pgnotifyq.model.errors import InvalidJob, InvalidPayload, JobNotFound
+from pgnotifyq.ledger.retention import kept
+from pgnotifyq.model.errors import InvalidJob, InvalidPayload, JobNotFound, MissingRights
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.states import STORED
@@ -199,7 +202,11 @@ def show(job_id: OfJob, /, *more: OfJob, as_json: AsJson = False, dsn: Dsn = Non
                 job = await ask(connection, look.get_dead(schema, key))
             if job is not None:
                 attempts = await ask(connection, look.history(schema, key))
-                found.append({**_shown_job(job), "history": [as_data(attempt) for attempt in attempts]})
+                goes: list[str] = []
+                with suppress(MissingRights):  # a producer sees its jobs, and no retention
+                    goes = of_kept(await ask(connection, kept(schema, key)))
+                history = [as_data(attempt) for attempt in attempts]
+                found.append({**_shown_job(job), "kept": " ".join(goes) or None, "history": history})
                 continue
             missing = f"there is no job {key}: it never was, or was pruned after its retention"
             if len(keys) == 1:

@@ -15,10 +15,14 @@ from pgnotifyq.wire.plans import pause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from datetime import datetime
     from uuid import UUID
 
     from pgnotifyq.doors.org_verbs import OrgVerbs
     from pgnotifyq.doors.watching import Following, Watching
+    from pgnotifyq.ledger.changes import Batch, JobFilter
+    from pgnotifyq.ledger.look import DeadGroup
+    from pgnotifyq.ledger.retention import Erasable, Erased
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
@@ -319,10 +323,63 @@ class OrgClient:
         count: int = await self._ask(self._verbs.count(status=status, queue=queue, job_type=job_type))
         return count
 
-    async def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> list[DeadLetter]:
-        """Return dead letters, the latest first."""
-        letters: list[DeadLetter] = await self._ask(self._verbs.dead(queue=queue, job_type=job_type, limit=limit))
+    async def dead(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 50,
+    ) -> list[DeadLetter]:
+        """Return dead letters, the latest first.
+
+        Args:
+            queue: only of this queue.
+            job_type: only of this job type.
+            error: only those whose error message has this text, in any case.
+            died_after: only those that died after this time, aware.
+            fingerprint: only those of this group, as `dead_groups` names it.
+            limit: how many at the most.
+
+        Raises:
+            InvalidJob: `died_after` has no time zone.
+            ConfigError: `limit` is out of range.
+        """
+        letters: list[DeadLetter] = await self._ask(
+            self._verbs.dead(
+                queue=queue, job_type=job_type, error=error, died_after=died_after, fingerprint=fingerprint, limit=limit
+            )
+        )
         return letters
+
+    async def dead_groups(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        limit: int = 50,
+    ) -> list[DeadGroup]:
+        """Return dead letters by what they died of, the largest group first.
+
+        Args:
+            queue: only of this queue.
+            job_type: only of this job type.
+            error: only those whose error message has this text, in any case.
+            died_after: only those that died after this time, aware.
+            limit: how many groups at the most.
+
+        Raises:
+            InvalidJob: `died_after` has no time zone.
+            ConfigError: `limit` is out of range.
+        """
+        groups: list[DeadGroup] = await self._ask(
+            self._verbs.dead_groups(queue=queue, job_type=job_type, error=error, died_after=died_after, limit=limit)
+        )
+        return groups
 
     async def count_dead(self, *, queue: str | None = None, job_type: str | None = None) -> int:
         """Return how many dead letters there are."""
@@ -339,12 +396,229 @@ class OrgClient:
         """
         await self._ask(self._verbs.requeue(job_id))
 
-    async def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> int:
-        """Bring back dead letters, the oldest first, and return how many."""
-        count: int = await self._ask(self._verbs.requeue_all(queue=queue, job_type=job_type, limit=limit))
+    async def requeue_all(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 1000,
+        per_second: float | None = None,
+    ) -> int:
+        """Bring back dead letters, the oldest first, and return how many.
+
+        Args:
+            queue: only of this queue.
+            job_type: only of this job type.
+            error: only those whose error message has this text, in any case.
+            died_after: only those that died after this time, aware.
+            fingerprint: only those of this group, as `dead_groups` names it.
+            limit: how many at the most, in one transaction.
+            per_second: they fall due one after the other, at this rate; None: all at once.
+
+        Raises:
+            InvalidJob: `died_after` has no time zone.
+            ConfigError: `limit` or `per_second` is out of range.
+        """
+        count: int = await self._ask(
+            self._verbs.requeue_all(
+                queue=queue,
+                job_type=job_type,
+                error=error,
+                died_after=died_after,
+                fingerprint=fingerprint,
+                limit=limit,
+                per_second=per_second,
+            )
+        )
         return count
 
     async def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> int:
         """Delete a dead letter, or those that died longer ago than given; return how many."""
         count: int = await self._ask(self._verbs.purge_dead(job_id=job_id, older_than_seconds=older_than_seconds))
         return count
+
+    async def edit(
+        self,
+        job_id: JobId | UUID | str,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+    ) -> bool:
+        """Change a job that waits: when it is due, its priority, its queue, its payload.
+
+        Args:
+            job_id: the job, as a UUID or its text.
+            queue: another queue. A worker of that queue is woken.
+            priority: higher first, -32768 to 32767.
+            scheduled_at: not before this time, aware.
+            delay_seconds: not before this many seconds from now, on the database's clock, in place
+                of `scheduled_at`. 0: now.
+            payload: another payload, whole. It is not checked by a handler until it runs.
+
+        Returns: whether it was changed. Not if a worker holds it, or it has ended.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
+            JobNotFound: the tenant has no such job.
+        """
+        is_edited: bool = await self._ask(
+            self._verbs.edit(
+                job_id, queue=queue, priority=priority, scheduled_at=scheduled_at, delay_seconds=delay_seconds, payload=payload
+            )
+        )
+        return is_edited
+
+    async def edit_all(
+        self,
+        only: JobFilter,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+        after_id: JobId | None = None,
+        limit: int = 1000,
+    ) -> Batch:
+        """Change jobs that wait, as `edit` does, one batch of them.
+
+        Args:
+            only: which jobs of the tenant.
+            queue: another queue. A worker of that queue is woken.
+            priority: higher first, -32768 to 32767.
+            scheduled_at: not before this time, aware.
+            delay_seconds: not before this many seconds from now, on the database's clock, in place
+                of `scheduled_at`. 0: now.
+            payload: another payload, whole. It is not checked by a handler until it runs.
+            after_id: what the batch before returned; None: from the start.
+            limit: how many jobs are looked at, in one transaction.
+
+        Returns: how many were changed, how many a constraint or a trigger refused, and where to go
+            on from.
+
+        Raises:
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent; also if
+                `only` says another tenant.
+            ConfigError: `limit` is out of range.
+        """
+        batch: Batch = await self._ask(
+            self._verbs.edit_all(
+                only,
+                queue=queue,
+                priority=priority,
+                scheduled_at=scheduled_at,
+                delay_seconds=delay_seconds,
+                payload=payload,
+                after_id=after_id,
+                limit=limit,
+            )
+        )
+        return batch
+
+    async def cancel_all(
+        self, only: JobFilter, *, why: str | None = None, after_id: JobId | None = None, limit: int = 1000
+    ) -> Batch:
+        """Cancel jobs, as `cancel` does, one batch of them; do not wait for their handlers.
+
+        Args:
+            only: which jobs of the tenant.
+            why: for the handlers and the record.
+            after_id: what the batch before returned; None: from the start.
+            limit: how many jobs are looked at, in one transaction.
+
+        Returns: how many were changed, how many a constraint or a trigger refused, and where to go
+            on from.
+
+        Raises:
+            InvalidJob: `only` says another tenant.
+            ConfigError: `limit` is out of range.
+        """
+        batch: Batch = await self._ask(self._verbs.cancel_all(only, why=why, after_id=after_id, limit=limit))
+        return batch
+
+    async def delete_all(self, only: JobFilter, *, after_id: JobId | None = None, limit: int = 1000) -> Batch:
+        """Delete jobs that no worker holds, with their history, one batch of them.
+
+        Args:
+            only: which jobs of the tenant.
+            after_id: what the batch before returned; None: from the start.
+            limit: how many jobs are looked at, in one transaction.
+
+        Returns: how many were changed, how many a constraint or a trigger refused, and where to go
+            on from.
+
+        Raises:
+            InvalidJob: `only` says another tenant.
+            ConfigError: `limit` is out of range.
+        """
+        batch: Batch = await self._ask(self._verbs.delete_all(only, after_id=after_id, limit=limit))
+        return batch
+
+    async def count_erasable(
+        self,
+        *,
+        unique_key: str | None = None,
+        payload: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+    ) -> Erasable:
+        """Return what `erase` would find, with the same arguments.
+
+        Args:
+            unique_key: only jobs that were enqueued under this key.
+            payload: only jobs whose payload contains this.
+            queue: only of this queue.
+            job_type: only of this job type.
+
+        Raises:
+            InvalidJob: a value is out of range.
+        """
+        found: Erasable = await self._ask(
+            self._verbs.count_erasable(unique_key=unique_key, payload=payload, queue=queue, job_type=job_type)
+        )
+        return found
+
+    async def erase(
+        self,
+        *,
+        unique_key: str | None = None,
+        payload: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+        why: str | None = None,
+        who: str | None = None,
+        limit: int = 1000,
+    ) -> Erased:
+        """Erase all that is kept of the tenant, or of somebody of it, as a client's `erase` does.
+
+        Without a filter its settings, its credentials and its name go, too.
+
+        Args:
+            unique_key: only jobs that were enqueued under this key.
+            payload: only jobs whose payload contains this, as `{"user": 17}`, at its top level.
+            queue: only of this queue.
+            job_type: only of this job type.
+            why: for the trail: the number of a request, say, and not the data.
+            who: for the trail; the role of the connection is noted in any case.
+            limit: how many rows a batch looks at.
+
+        Returns: how many jobs and letters are gone, and how many are still `held`: what runs is
+            cancelled, and stays until its handler has stopped. Say it again then.
+
+        Raises:
+            InvalidJob: a value is out of range.
+            ConfigError: `limit` is out of range.
+            MissingRights: the connection's role is neither an admin nor the owner.
+        """
+        erased: Erased = await self._ask(
+            self._verbs.erase(
+                unique_key=unique_key, payload=payload, queue=queue, job_type=job_type, why=why, who=who, limit=limit
+            )
+        )
+        return erased

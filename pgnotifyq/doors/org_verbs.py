@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from pgnotifyq.doors.verbs import CancelOutcome
-from pgnotifyq.ledger import end, look, organisation, watching
+from pgnotifyq.doors.verbs import CancelOutcome, dead_filter
+from pgnotifyq.ledger import changes, end, look, organisation, watching
+from pgnotifyq.ledger.changes import Edit
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.job import NIL_ORG
 from pgnotifyq.model.new_job import NewJob, job_id_of
@@ -20,10 +21,14 @@ from pgnotifyq.model.organisation import of_tenant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from pgnotifyq.doors.verbs import Verbs
     from pgnotifyq.ledger.ask import Answer, Ask, Plan
+    from pgnotifyq.ledger.changes import Batch, JobFilter
+    from pgnotifyq.ledger.look import DeadGroup
+    from pgnotifyq.ledger.retention import Erasable, Erased
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.model.unique import Enqueued
@@ -128,9 +133,32 @@ class OrgVerbs:
         """Count jobs."""
         return organisation.count_jobs(self.schema, self.org_id, status=status, queue=queue, job_type=job_type)
 
-    def dead(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 50) -> Ask[list[DeadLetter]]:
+    def dead(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 50,
+    ) -> Ask[list[DeadLetter]]:
         """Look at dead letters."""
-        return look.list_dead(self.schema, look.DeadFilter(queue=queue, job_type=job_type, org_id=self.org_id), limit=limit)
+        only = dead_filter(queue, job_type, self.org_id, error, died_after, fingerprint)
+        return look.list_dead(self.schema, only, limit=limit)
+
+    def dead_groups(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        limit: int = 50,
+    ) -> Ask[list[DeadGroup]]:
+        """Look at dead letters by what they died of."""
+        only = dead_filter(queue, job_type, self.org_id, error, died_after, None)
+        return look.list_dead_groups(self.schema, only, limit=limit)
 
     def count_dead(self, *, queue: str | None = None, job_type: str | None = None) -> Ask[int]:
         """Count dead letters."""
@@ -140,14 +168,100 @@ class OrgVerbs:
         """Bring a dead letter back."""
         return organisation.requeue(self.schema, self.org_id, job_id_of(job_id))
 
-    def requeue_all(self, *, queue: str | None = None, job_type: str | None = None, limit: int = 1000) -> Ask[int]:
+    def requeue_all(
+        self,
+        *,
+        queue: str | None = None,
+        job_type: str | None = None,
+        error: str | None = None,
+        died_after: datetime | None = None,
+        fingerprint: str | None = None,
+        limit: int = 1000,
+        per_second: float | None = None,
+    ) -> Ask[int]:
         """Bring dead letters back."""
-        return end.requeue_all(self.schema, look.DeadFilter(queue=queue, job_type=job_type, org_id=self.org_id), limit=limit)
+        only = dead_filter(queue, job_type, self.org_id, error, died_after, fingerprint)
+        return end.requeue_all(self.schema, only, limit=limit, per_second=per_second)
 
     def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> Ask[int]:
         """Delete dead letters."""
         letter = None if job_id is None else job_id_of(job_id)
         return end.purge_dead(self.schema, job_id=letter, older_than_seconds=older_than_seconds, org_id=self.org_id)
+
+    def edit(
+        self,
+        job_id: JobId | UUID | str,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+    ) -> Ask[bool]:
+        """Change a job that waits."""
+        change = Edit(queue=queue, priority=priority, scheduled_at=scheduled_at, delay_seconds=delay_seconds, payload=payload)
+        return organisation.edit(self.schema, self.org_id, job_id_of(job_id), change)
+
+    def edit_all(
+        self,
+        only: JobFilter,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        scheduled_at: datetime | None = None,
+        delay_seconds: float | None = None,
+        payload: object = None,
+        after_id: JobId | None = None,
+        limit: int = 1000,
+    ) -> Ask[Batch]:
+        """Change jobs that wait."""
+        change = Edit(queue=queue, priority=priority, scheduled_at=scheduled_at, delay_seconds=delay_seconds, payload=payload)
+        return changes.change_all(self.schema, "edit", self._own(only), change=change, after_id=after_id, limit=limit)
+
+    def cancel_all(
+        self, only: JobFilter, *, why: str | None = None, after_id: JobId | None = None, limit: int = 1000
+    ) -> Ask[Batch]:
+        """Ask jobs to stop."""
+        return changes.change_all(self.schema, "cancel", self._own(only), why=why, after_id=after_id, limit=limit)
+
+    def delete_all(self, only: JobFilter, *, after_id: JobId | None = None, limit: int = 1000) -> Ask[Batch]:
+        """Delete jobs that no worker holds."""
+        return changes.change_all(self.schema, "delete", self._own(only), after_id=after_id, limit=limit)
+
+    def _own(self, only: JobFilter) -> JobFilter:
+        if only.org_id not in {None, self.org_id}:
+            raise InvalidJob(f"org_id {only.org_id} is another tenant than {self.org_id}, whose jobs these are: leave it out")
+        return attrs.evolve(only, org_id=self.org_id)
+
+    def count_erasable(
+        self,
+        *,
+        unique_key: str | None = None,
+        payload: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+    ) -> Ask[Erasable]:
+        """Count what an erasure would find."""
+        return self.verbs.count_erasable(
+            org_id=self.org_id, unique_key=unique_key, payload=payload, queue=queue, job_type=job_type
+        )
+
+    def erase(
+        self,
+        *,
+        unique_key: str | None = None,
+        payload: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+        why: str | None = None,
+        who: str | None = None,
+        limit: int = 1000,
+    ) -> Plan[Erased]:
+        """Erase what is kept of the tenant."""
+        return self.verbs.erase(
+            org_id=self.org_id, unique_key=unique_key, payload=payload, queue=queue, job_type=job_type,
+            why=why, who=who, limit=limit,
+        )  # fmt: skip
 
 
 def owned(job: Job | DeadLetter, org_id: OrgId) -> Job | DeadLetter:

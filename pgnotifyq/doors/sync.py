@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.changes import Batch, JobFilter
     from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
     from pgnotifyq.ledger.pauses import PauseRow
+    from pgnotifyq.ledger.retention import Erasable, Erased, Kept, RetentionRow
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.registry import JobRegistry
@@ -706,18 +707,131 @@ class Client(BlockingSchedules, BlockingWatchingVerbs):
         """Delete a dead letter, or those that died longer ago than given; return how many."""
         return self._ask(self._verbs.purge_dead(job_id=job_id, older_than_seconds=older_than_seconds))
 
-    def set_retention(self, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> None:
+    def set_retention(
+        self,
+        queue: str,
+        keep_seconds: float | None = None,
+        *,
+        ending: str | None = None,
+        payload_seconds: float | None = None,
+        result_seconds: float | None = None,
+    ) -> None:
         """Say how long the finished jobs of a queue are kept, whatever its workers are set to.
 
+        What was said before of the queue and ending is replaced.
+
         Args:
-            queue: the queue; it need not hold jobs, nor have workers.
-            keep_seconds: from a job's end; None: the settings of the queue's workers count.
-            ending: completed or cancelled; None: both.
+            queue: the queue; it need not hold jobs, nor have workers. `*` is every queue, where its
+                own row says nothing.
+            keep_seconds: from a job's end, with its history. None: nothing is said, and the
+                settings of the queue's workers count; dead letters stay until somebody deletes
+                them. If nothing else is said either, the row goes.
+            ending: completed, cancelled or dead; None: completed and cancelled. If nothing is said
+                any more, None is all three.
+            payload_seconds: the payload and the headers are blanked then, before the row goes. A
+                dead letter cannot be requeued after that.
+            result_seconds: the result and the message of the progress are blanked then.
 
         Raises:
             InvalidJob: a value is out of range.
         """
-        self._ask(self._verbs.set_retention(queue, keep_seconds, ending=ending))
+        self._ask(
+            self._verbs.set_retention(
+                queue, keep_seconds, ending=ending, payload_seconds=payload_seconds, result_seconds=result_seconds
+            )
+        )
+
+    def retention(self) -> list[RetentionRow]:
+        """Return how long finished jobs are kept, as `set_retention` has said it.
+
+        What is said of every queue comes first.
+        """
+        return self._ask(self._verbs.retention())
+
+    def kept(self, job_id: JobId | UUID | str) -> Kept:
+        """Return when a job, or a dead letter, goes, and its payload and its result.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is no such job.
+        """
+        return self._ask(self._verbs.kept(job_id))
+
+    def count_erasable(
+        self,
+        *,
+        org_id: OrgId | UUID | str | int | None = None,
+        unique_key: str | None = None,
+        payload: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+    ) -> Erasable:
+        """Return what `erase` would find, with the same arguments.
+
+        Args:
+            org_id: whose: this tenant's.
+            unique_key: whose: jobs that were enqueued under this key.
+            payload: whose: jobs whose payload contains this.
+            queue: only of this queue.
+            job_type: only of this job type.
+
+        Raises:
+            InvalidJob: nobody is named, or a value is out of range.
+        """
+        return self._ask(
+            self._verbs.count_erasable(org_id=org_id, unique_key=unique_key, payload=payload, queue=queue, job_type=job_type)
+        )
+
+    def erase(
+        self,
+        *,
+        org_id: OrgId | UUID | str | int | None = None,
+        unique_key: str | None = None,
+        payload: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+        why: str | None = None,
+        who: str | None = None,
+        limit: int = 1000,
+    ) -> Erased:
+        """Erase all that is kept of somebody: jobs in any state, dead letters, their history.
+
+        In batches, each a transaction. If it is interrupted, what was erased stays so: say it
+        again. Each batch leaves a row in the audit trail of each tenant that it concerned: how
+        many, who, why, and not what.
+
+        Args:
+            org_id: whose: this tenant's. If nothing else is given, its settings, its credentials
+                and its name go, too; its audit trail stays.
+            unique_key: whose: jobs that were enqueued under this key.
+            payload: whose: jobs whose payload contains this, as `{"user": 17}`, at its top level.
+                Also hooks that such a job has enqueued.
+            queue: only of this queue.
+            job_type: only of this job type.
+            why: for the trail: the number of a request, say, and not the data.
+            who: for the trail; the role of the connection is noted in any case.
+            limit: how many rows a batch looks at.
+
+        Returns: how many jobs and letters are gone, and how many are still `held`: what runs is
+            cancelled, and stays until its handler has stopped. Say it again then.
+
+        Raises:
+            InvalidJob: nobody is named, or a value is out of range.
+            ConfigError: `limit` is out of range.
+            MissingRights: the connection's role is neither an admin nor the owner.
+        """
+        return self._ask(
+            self._verbs.erase(
+                org_id=org_id,
+                unique_key=unique_key,
+                payload=payload,
+                queue=queue,
+                job_type=job_type,
+                why=why,
+                who=who,
+                limit=limit,
+            )
+        )
 
     def pause(
         self,

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from pgnotifyq.doors.schedule_verbs import ScheduleVerbs
-from pgnotifyq.ledger import bulk, changes, end, enqueue, look, pauses, watching
+from pgnotifyq.ledger import bulk, changes, end, enqueue, look, pauses, retention, watching
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.pauses import Scope
+from pgnotifyq.ledger.retention import EraseFilter
 from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
 from pgnotifyq.model.handler import make_job
 from pgnotifyq.model.headers import carried
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.changes import Batch, JobFilter
     from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
     from pgnotifyq.ledger.pauses import PauseRow
+    from pgnotifyq.ledger.retention import Erasable, Erased, Kept, RetentionRow
     from pgnotifyq.model.job import Execution, Job, OrgId
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.model.states import Label, Status
@@ -295,9 +297,57 @@ class Verbs(ScheduleVerbs):
         letter = None if job_id is None else job_id_of(job_id)
         return end.purge_dead(self.schema, job_id=letter, older_than_seconds=older_than_seconds)
 
-    def set_retention(self, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> Ask[None]:
+    def set_retention(
+        self,
+        queue: str,
+        keep_seconds: float | None = None,
+        *,
+        ending: str | None = None,
+        payload_seconds: float | None = None,
+        result_seconds: float | None = None,
+    ) -> Ask[None]:
         """Say how long finished jobs are kept."""
-        return end.set_retention(self.schema, queue, keep_seconds, ending=ending)
+        return retention.set_retention(
+            self.schema, queue, keep_seconds, ending=ending, payload_seconds=payload_seconds, result_seconds=result_seconds
+        )
+
+    def retention(self) -> Ask[list[RetentionRow]]:
+        """Look at how long finished jobs are kept."""
+        return retention.list_retention(self.schema)
+
+    def kept(self, job_id: JobId | UUID | str) -> Ask[Kept]:
+        """Look at when a job goes."""
+        wanted = job_id_of(job_id)
+        return _then(retention.kept(self.schema, wanted), lambda found: _found(found, no_job, wanted))
+
+    def count_erasable(
+        self,
+        *,
+        org_id: OrgId | UUID | str | int | None = None,
+        unique_key: str | None = None,
+        payload: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+    ) -> Ask[Erasable]:
+        """Count what an erasure would find."""
+        only = EraseFilter(org_id=org_id, unique_key=unique_key, payload=payload, queue=queue, job_type=job_type)
+        return retention.count_erasable(self.schema, only)
+
+    def erase(
+        self,
+        *,
+        org_id: OrgId | UUID | str | int | None = None,
+        unique_key: str | None = None,
+        payload: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        job_type: str | None = None,
+        why: str | None = None,
+        who: str | None = None,
+        limit: int = 1000,
+    ) -> Plan[Erased]:
+        """Erase all that is kept of somebody."""
+        only = EraseFilter(org_id=org_id, unique_key=unique_key, payload=payload, queue=queue, job_type=job_type)
+        return retention.erase(self.schema, only, why=why, who=who, limit=limit)
 
     def pause(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 from psycopg import errors
 
-from pgnotifyq.ledger.ask import Ask, Plan, array, nothing, text
+from pgnotifyq.ledger.ask import Ask, Plan, array, text
 from pgnotifyq.ledger.columns import number, rows, truth, word
 from pgnotifyq.ledger.errors import Whose, raise_translated, said_of, whose
 from pgnotifyq.ledger.lease import Surprise, job_order, lease_arrays, read_surprises
@@ -326,18 +326,6 @@ def purge_dead(
         raise ConfigError(f"older_than_seconds {older_than_seconds!r} is out of range: use 0, which is all of them, or more")
     values = (text(job_id), text(older_than_seconds), text(org_id))
     return Ask(query("purge_dead", schema), values, number, said_of(schema), may_repeat=False)
-
-
-def set_retention(schema: str, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> Ask[None]:
-    """Say how long the finished jobs of a queue are kept, whatever workers are set to.
-
-    Raises:
-        InvalidJob: a value is out of range.
-
-    Source: sql/functions/end/set_retention.sql
-    """
-    values = (queue, text(keep_seconds), ending)
-    return Ask(call("set_retention", "text float8 text", schema), values, nothing, said_of(schema))
 
 
 def prune(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pgnotifyq.ledger.ask import Answer, Steps
+    from pgnotifyq.ledger.changes import Edit
     from pgnotifyq.ledger.lease import Surprise
     from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, Lease, WorkerId
     from pgnotifyq.model.outcome import Outcome
@@ -98,6 +99,24 @@ def cancel(schema: str, org_id: OrgId, job_id: JobId, why: str | None = None) ->
 
     reason = None if why is None else bounded(why)
     return Ask(query("org/cancel", schema), (org_id.hex, job_id.hex, reason), read, said_of(schema))
+
+
+def edit(schema: str, org_id: OrgId, job_id: JobId, change: Edit) -> Ask[bool]:
+    """Change a job of a tenant that waits; False: a worker holds it, or it has ended.
+
+    Raises:
+        JobNotFound: the tenant has no such job.
+
+    Source: sql/queries/org/edit.sql
+    """
+
+    def read(answer: Answer, encoding: str) -> bool:
+        told = word(answer, encoding)
+        if told == "unknown":
+            raise no_job(job_id)
+        return told == "edited"
+
+    return Ask(query("org/edit", schema), (org_id.hex, job_id.hex, *change.values), read, said_of(schema))
 
 
 def own(schema: str, org_id: OrgId, job_id: JobId) -> Ask[None]:

@@ -166,9 +166,11 @@ class JobReclaimed(OfExecution):
 
 
 class JobsPruned(TypedDict):
-    """Finished jobs were deleted after their retention."""
+    """Finished jobs were deleted after their retention; or something of them was."""
 
     jobs: Annotated[int, "jobs"]
+    letters: Annotated[int, "letters"]  # dead letters that were deleted
+    blanked: Annotated[int, "jobs"]  # whose payload or result was blanked, letters among them
 
 
 class ScheduleFired(TypedDict):

@@ -1,25 +1,33 @@
 """The pruner: deletes finished jobs and their history, after their retention, in bounded batches.
 
 A worker's setting counts for the queues that it serves. What the database says (set_retention) goes
-before it, for every queue.
+before it, for every queue. Payloads and results that are kept for a shorter time than their row are
+blanked, and dead letters are deleted, only if the database says so; else each of the two costs one
+statement a pass.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from pgnotifyq.ledger import end
+from pgnotifyq.ledger import end, retention
 from pgnotifyq.ledger.look import list_troubles
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.troubles import bear, tell_troubles
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgnotifyq.ledger.ask import Ask
     from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.identity import Identity
     from pgnotifyq.runtime.link import Link
+
+T = TypeVar("T")
 
 BATCH_MAX = 500
 EVERY_SECONDS = 600.0  # one pass; retention is counted in days
@@ -41,28 +49,55 @@ async def prune(me: Identity, durable: Link, told: set[JobId]) -> None:
     began_at = trio.current_time()
     after_id: JobId | None = None
     while True:
-        tries = 0
-
-        def batch(after_id: JobId | None = after_id) -> Ask[tuple[int, JobId | None]]:
-            nonlocal tries
-            jobs_max = max(BATCH_MAX >> (2 * tries), 1)  # what was late is asked for smaller
-            tries += 1
-            return end.prune(
-                me.schema,
-                older_than_seconds=me.config.retention_seconds,
-                after_id=after_id,
-                jobs_max=jobs_max,
-                queues=me.queues,
-            )
-
-        deleted, after_id = await durable.ask(batch)
+        deleted, after_id = await durable.ask(_smaller_each_time(partial(_prune, me, after_id)))
         deleted_in_all += deleted
         if after_id is None:
             break
         await trio.sleep(BETWEEN_BATCHES_SECONDS)
+    blanked, letters = await _blank(me, durable)
     await _tell_troubles(me, durable, trio.current_time() - began_at + LATE_SECONDS, told)
-    if deleted_in_all:
-        me.emit(Event(name=EventName.JOBS_PRUNED, fields={"jobs": deleted_in_all}))
+    if deleted_in_all or blanked or letters:
+        fields = {"jobs": deleted_in_all, "letters": letters, "blanked": blanked}
+        me.emit(Event(name=EventName.JOBS_PRUNED, fields=fields))
+
+
+def _prune(me: Identity, after_id: JobId | None, *, jobs_max: int) -> Ask[tuple[int, JobId | None]]:
+    return end.prune(
+        me.schema,
+        older_than_seconds=me.config.retention_seconds,
+        after_id=after_id,
+        jobs_max=jobs_max,
+        queues=me.queues,
+    )
+
+
+def _smaller_each_time(batch: Callable[..., Ask[T]]) -> Callable[[], Ask[T]]:
+    """Return what makes a batch for each try: what was late is asked for smaller."""
+    tries = itertools.count()
+    return lambda: batch(jobs_max=max(BATCH_MAX >> (2 * next(tries)), 1))
+
+
+async def _blank(me: Identity, durable: Link) -> tuple[int, int]:
+    """Blank payloads and results of jobs, and delete or blank dead letters, batch after batch.
+
+    Returns: how many were blanked, and how many letters were deleted.
+    """
+    blanked_in_all = letters_in_all = 0
+    after_id: JobId | None = None
+    while True:
+        blanked, after_id = await durable.ask(_smaller_each_time(partial(retention.blank, me.schema, after_id=after_id)))
+        blanked_in_all += blanked
+        if after_id is None:
+            break
+        await trio.sleep(BETWEEN_BATCHES_SECONDS)
+    while True:
+        ask = _smaller_each_time(partial(retention.prune_letters, me.schema, after_id=after_id))
+        deleted, blanked, after_id = await durable.ask(ask)
+        letters_in_all += deleted
+        blanked_in_all += blanked
+        if after_id is None:
+            return blanked_in_all, letters_in_all
+        await trio.sleep(BETWEEN_BATCHES_SECONDS)
 
 
 async def _tell_troubles(me: Identity, durable: Link, within_seconds: float, told: set[JobId]) -> None:

@@ -35,6 +35,8 @@ COMMANDS = [
     "drain",
     "pauses",
     "schedules",
+    "retention",
+    "erase",
     "workers",
     "stats",
     "config",

@@ -57,12 +57,13 @@ flags: dict[str, st.SearchStrategy[list[str]]] = {
         name: option(name)
         for name in (
             "--queue", "--priority", "--delay-seconds", "--at", "--max-attempts", "--org", "--unique-key", "--status", "--type",
-            "--limit", "--why", "--wait-seconds", "--purge", "--purge-older-than-seconds", "--schema",
+            "--limit", "--why", "--wait-seconds", "--purge", "--purge-older-than-seconds", "--schema", "--payload",
         )
     },
     "--dsn": st.sampled_from(DSNS).map(lambda value: ["--dsn", value]),
 }  # fmt: skip
 COMMANDS = {
+    "erase": ["--org", "--unique-key", "--payload", "--queue", "--type"],
     "enqueue": ["--queue", "--priority", "--delay-seconds", "--at", "--max-attempts", "--org", "--unique-key"],
     "jobs": ["--status", "--queue", "--type", "--limit"],
     "show": [],

@@ -128,10 +128,14 @@ class Psql:
         self._connection.execute("delete from pgnotifyq.job_executions where job_id = %s", (job_id,))
         return self._connection.execute("delete from pgnotifyq.dead_letter_jobs where id = %s", (job_id,)).rowcount
 
-    def _set_retention(self, queue: str, keep_seconds: float | None, *, ending: str | None = None) -> None:
+    def _set_retention(
+        self, queue: str, keep_seconds: float | None = None, *, ending: str | None = None,
+        payload_seconds: float | None = None, result_seconds: float | None = None,
+    ) -> None:  # fmt: skip
         self._value(
-            "select pgnotifyq.set_retention(%(queue)s, %(keep)s, %(ending)s)", queue=queue, keep=keep_seconds, ending=ending
-        )
+            "select pgnotifyq.set_retention(%(queue)s, %(keep)s, %(ending)s, %(payload)s, %(result)s)",
+            queue=queue, keep=keep_seconds, ending=ending, payload=payload_seconds, result=result_seconds,
+        )  # fmt: skip
 
     def _pause(
         self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False,

@@ -239,6 +239,40 @@ def retention(case: Case) -> None:
     case.do("set_retention", "images", None)
     case.do("set_retention", "images", -1.0)
     case.do("set_retention", "images", 1.0, ending="nonsense")
+    case.do("set_retention", "*", ending="dead", payload_seconds=60.0)
+    case.do("set_retention", "*", 1.0, payload_seconds=0.5, result_seconds=0.25)
+    case.do("set_retention", "*", ending="dead", result_seconds=60.0)
+
+
+def looks_at_retention(case: Case) -> None:
+    case.do("set_retention", "*", 1e9, ending="completed", payload_seconds=1e8)
+    case.do("set_retention", "default", ending="completed", result_seconds=1e7)
+    case.do("retention")
+    job_id = case.do("enqueue", "noop", {"a": 1})
+    case.do("kept", job_id)
+    case.do("kept", NOBODY)
+    case.do("kept", "no uuid")
+
+
+def erasures(case: Case) -> None:
+    case.do("enqueue", "noop", {"user": 17}, org_id=ORG, unique_key="k")
+    case.end("complete")
+    case.do("enqueue", "noop", {"user": 17}, org_id=ORG)
+    case.end("bury")
+    case.do("enqueue", "noop", {"user": 18}, org_id=ORG)
+    running = case.claim()
+    case.do("enqueue", "noop", {"user": 17})
+    whose: list[dict[str, Any]] = [
+        {"payload": {"user": 17}, "org_id": ORG}, {"unique_key": "k"}, {"org_id": ORG}, {"payload": {"user": 17}},
+    ]  # fmt: skip
+    for named in whose:
+        case.do("count_erasable", **named)
+        case.do("erase", why="request 4711", who="Ann", **named)
+    ask_blocking(case._worker, end.settle(SCHEMA, worker_id=ANN, settlements=[(running, ENDINGS["cancel"])]))
+    case.do("erase", org_id=ORG, limit=1)
+    wrongs: list[dict[str, Any]] = [{}, {"queue": "default"}, {"payload": {}}, {"org_id": ""}, {"org_id": ORG, "limit": 0}]
+    for wrong in wrongs:
+        case.do("erase", **wrong)
 
 
 def edits(case: Case) -> None:
@@ -351,6 +385,8 @@ CLIENTS_ONLY: list[Callable[[Case], None]] = [
     a_key_that_keeps_a_letter,
     letters_that_are_requeued_slowly,
     bulks,
+    looks_at_retention,
+    erasures,
     drains,
     looks_at_nothing,
     what_is_no_id,

@@ -134,6 +134,58 @@ def test_saying_another_tenant(do: Do) -> None:
     assert do(THEIRS, "count") == 0
 
 
+def test_changes_of_many(do: Do) -> None:
+    """An edit and each bulk change the tenant's jobs alone, whatever filter is given; a filter of another tenant is refused."""
+    ours = [do(OURS, "enqueue", "noop", {"n": n}) for n in range(3)]
+    theirs = do(THEIRS, "enqueue", "noop")
+    everything = pgnotifyq.JobFilter()
+    assert do(OURS, "edit", ours[0], priority=5, payload={"b": 1})
+    assert (do(OURS, "get", ours[0]).priority, do(OURS, "get", ours[0]).payload) == (5, {"b": 1})
+    with pytest.raises(JobNotFound):
+        do(OURS, "edit", theirs, priority=5)
+    assert do(OURS, "edit_all", everything, priority=7).done == 3
+    batch = do(OURS, "cancel_all", everything, why="enough", limit=2)
+    assert batch.done == 2
+    assert do(OURS, "cancel_all", pgnotifyq.JobFilter(org_id=OURS), after_id=batch.after_id).done == 1
+    assert not do(OURS, "edit", ours[0], priority=6)
+    assert do(OURS, "delete_all", pgnotifyq.JobFilter(status="cancelled")).done == 3
+    assert (do(THEIRS, "get", theirs).priority, do(THEIRS, "get", theirs).status) == (0, "pending")
+    for verb, named in (("edit_all", {"priority": 1}), ("cancel_all", {}), ("delete_all", {})):
+        with pytest.raises(InvalidJob, match="another tenant"):
+            do(OURS, verb, pgnotifyq.JobFilter(org_id=THEIRS), **named)
+
+
+def test_dead_letters_by_what_they_died_of(do: Do, dsn: str) -> None:
+    """Groups and filters are of the tenant's letters alone, and so is what they bring back."""
+    letters = {whose: do(whose, "enqueue", "noop") for whose in (OURS, THEIRS)}
+    for letter in letters.values():
+        with psycopg.connect(dsn, autocommit=True) as session:
+            session.execute("update pgnotifyq.jobs set priority = 9 where id = %s", (letter,))
+        bury(dsn, str(letter))
+    (group,) = do(OURS, "dead_groups", error="BOOM")
+    assert (group.letters, group.last_id) == (1, letters[OURS])
+    assert [letter.id for letter in do(OURS, "dead", fingerprint=group.fingerprint)] == [letters[OURS]]
+    assert do(OURS, "dead", error="none") == do(OURS, "dead_groups", queue="images") == []
+    assert do(OURS, "requeue_all", error="none") == 0
+    assert do(OURS, "requeue_all", fingerprint=group.fingerprint, per_second=1.0) == 1
+    assert [letter.id for letter in do(THEIRS, "dead")] == [letters[THEIRS]]
+
+
+def test_erasing(do: Do) -> None:
+    """Takes what is the tenant's, and leaves what is another's, by payload and whole."""
+    for whose in (OURS, THEIRS):
+        for user in (17, 18):
+            do(whose, "enqueue", "noop", {"user": user})
+    assert do(OURS, "count_erasable", payload={"user": 17}).jobs == 1
+    assert do(OURS, "erase", payload={"user": 17}, why="request 1").jobs == 1
+    assert (do(OURS, "count"), do(THEIRS, "count")) == (1, 2)
+    erased = do(OURS, "erase", why="request 2", who="Ann")
+    assert (erased.jobs, erased.is_whole) == (1, True)
+    assert (do(OURS, "count"), do(THEIRS, "count")) == (0, 2)
+    with pytest.raises(TypeError):
+        do(OURS, "erase", org_id=THEIRS)
+
+
 def test_name_of_none(do: Do) -> None:
     """Is refused at once."""
     with pytest.raises(InvalidJob):

@@ -30,6 +30,7 @@ from pgnotifyq.ledger import (
     look,
     organisation,
     pauses,
+    retention,
     roles,
     schedules,
     schema,
@@ -62,8 +63,8 @@ if TYPE_CHECKING:
     Story = Generator[Verb[Any], Any, None]
 
 MODULES = (
-    bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, roles, schedules, schema, sessions,
-    workers,
+    bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, retention, roles, schedules, schema,
+    sessions, workers,
 )  # fmt: skip
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
@@ -214,10 +215,22 @@ def story() -> Story:
     yield end.requeue_all(SCHEMA, look.DeadFilter(fingerprint="none"), limit=1)
     yield end.requeue_all(SCHEMA, limit=1, per_second=2.0, delay_seconds=60.0)
     yield end.purge_dead(SCHEMA, older_than_seconds=0.0)
-    yield end.set_retention(SCHEMA, "default", 5.0, ending="completed")
-    yield end.set_retention(SCHEMA, "default", -5.0)
+    yield retention.set_retention(SCHEMA, "default", 5.0, ending="completed")
+    yield retention.set_retention(SCHEMA, "*", ending="dead", payload_seconds=1e9)
+    yield retention.set_retention(SCHEMA, "default", -5.0)
+    yield retention.list_retention(SCHEMA)
+    yield retention.kept(SCHEMA, first)
+    yield retention.kept(SCHEMA, NOBODY.job_id)
+    yield retention.blank(SCHEMA, after_id=None, jobs_max=1)
+    yield retention.prune_letters(SCHEMA, after_id=first, jobs_max=1)
+    erased = retention.EraseFilter(org_id=UUID(int=77), unique_key="k", payload=HOSTILE, queue="third", job_type="noop")
+    yield retention.count_erasable(SCHEMA, erased)
+    yield retention.erase_batch(SCHEMA, erased, erasure_id=UUID(int=78), why="é", who="Ann", limit=1)
+    yield retention.erase(SCHEMA, retention.EraseFilter(unique_key="none"), why="é", who="Ann")
+    yield retention.erase(SCHEMA, retention.EraseFilter(org_id=UUID(int=77)), why="é", who="Ann")
     change = changes.Edit(queue="third", priority=5, delay_seconds=3.0, payload=HOSTILE)
     yield changes.edit(SCHEMA, first, change)
+    yield organisation.edit(SCHEMA, keyed.org_id, first, changes.Edit(priority=4))
     yield changes.edit(SCHEMA, NOBODY.job_id, changes.Edit(scheduled_at=datetime(2030, 1, 1, tzinfo=UTC)))
     copied = changes.JobFilter(queue="third", job_type="copied", org_id=keyed.org_id, status="pending", created_after=EPOCH)
     yield changes.count_jobs(SCHEMA, copied)

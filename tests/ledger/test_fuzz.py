@@ -78,7 +78,7 @@ SCALARS: dict[str, list[str]] = {
     "interval": ["1 s", "-1 s", "infinity", "no interval"],
     "bytea": ["", "\\x00", "\\xzz"],
     "pgnotifyq.jobs": ["(" + "," * 29 + ")", "()", "("],
-    "pgnotifyq.dead_letter_jobs": ["(" + "," * 16 + ")", "()", "("],
+    "pgnotifyq.dead_letter_jobs": ["(" + "," * 17 + ")", "()", "("],
     "pgnotifyq.ended_attempt": [
         f"({JOBS[1]},{OURS},{OURS},1,2020-01-01,failed,no luck)",
         f"({JOBS[1]},{OURS},,,,,)",

@@ -38,7 +38,7 @@ begin
     into seen, ended
     from (
         select j.id, not j.is_held and j.completed_at < time_now - make_interval(secs => coalesce(
-                (select r.keep_seconds from {schema}.retention as r where r.queue_name = j.queue_name and r.ending = j.status),
+                (select k.keep_seconds from {schema}.kept(j.queue_name, j.status) as k),
                 case when queue_names is null or j.queue_name = any (queue_names) then older_than_seconds end))
             and coalesce(j.unique_until <= time_now, true)  -- a period outlasts its job
             and not (has_troubles and {schema}.is_in_trouble(j.org_id, j.id, time_now)) as is_over

@@ -6,7 +6,11 @@
 --         another job holds meanwhile is an error (unique_violation), as is a job that has its id,
 --         and the dead letter stays. If that job is stopping, this one waits for its end; if its
 --         period is over, it gives up the key (pass_key.sql).
+-- Errors: PNQ01: its payload was blanked (prune_letters), so the job that it was cannot be made.
 -- Locks:  the dead letter: of two who requeue, one wins. A job that gives up the key.
+--
+-- The job is inserted before the letter goes: the history of a letter without a job goes with it
+-- (migrations/0019_retention.sql).
 --
 -- The earlier form is dropped. Otherwise a call without the last argument would fit both.
 drop function if exists {schema}.requeue(uuid);
@@ -19,11 +23,14 @@ as $$
 declare
     letter {schema}.dead_letter_jobs;
     wait_id uuid;
-    is_restored boolean;
 begin
-    delete from {schema}.dead_letter_jobs as d where d.id = requeue.job_id returning d.* into letter;
+    select d.* into letter from {schema}.dead_letter_jobs as d where d.id = requeue.job_id for update;
     if not found then
         return false;
+    end if;
+    if letter.blanked_at is not null then
+        raise exception 'the payload of dead letter % was blanked', requeue.job_id
+            using errcode = 'PNQ01', hint = 'Its payload is not kept any more (retention). Enqueue the job anew.';
     end if;
     if letter.unique_key is not null then
         select p.waits_for into wait_id
@@ -37,10 +44,13 @@ begin
         {schema}.clock() + make_interval(secs => requeue.delay_seconds), letter.max_attempts, letter.unique_key,
         letter.created_at, letter.error_message, letter.enqueued_by, letter.headers, letter.unique_scope, letter.unique_while,
         letter.unique_until);
-    is_restored := found;
+    if not found then
+        return false;  -- a trigger of the user's has left it out
+    end if;
+    delete from {schema}.dead_letter_jobs as d where d.id = requeue.job_id;
     if wait_id is not null then
         perform {schema}.run_after(letter.id, wait_id);
     end if;
-    return is_restored;
+    return true;
 end
 $$;

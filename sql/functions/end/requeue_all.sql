@@ -6,8 +6,8 @@
 --                        rate, so that what they failed over is not flooded
 --         delay_seconds  how long the first is not due from now on: behind those of a batch before
 -- Out:    how many were restored, at most `jobs_max`. One that cannot be stays a dead letter, and
---         does not count: an unfinished job holds its unique_key, a job has its id, a constraint or
---         trigger refuses it.
+--         does not count: an unfinished job holds its unique_key, a job has its id, its payload was
+--         blanked, a constraint or trigger refuses it.
 -- Errors: a rate that is not above zero, or is no number, is refused with PNQ02.
 -- Locks:  the dead letters, `skip locked`: of two who requeue, each restores others.
 --
@@ -41,7 +41,7 @@ begin
     for letter in
         select d.id
         from {schema}.dead_letter_jobs as d
-        where {schema}.letter_fits(
+        where d.blanked_at is null and {schema}.letter_fits(
             d, requeue_all.queue_name, requeue_all.job_type, requeue_all.org_id, error_text, died_after, fingerprint)
         order by d.died_at, d.id
         for update skip locked

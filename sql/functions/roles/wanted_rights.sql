@@ -49,6 +49,7 @@ as $$
             ('worker', 'job_executions', '{{update}}', '{{error_message}}'),
             ('worker', 'executions', '{{select}}', null),
             ('worker', 'dead_letter_jobs', '{{select,insert,delete}}', null),
+            ('worker', 'dead_letter_jobs', '{{update}}', '{{payload,headers,blanked_at}}'),
             ('worker', 'job_troubles', '{{select,insert,update,delete}}', null),
             ('worker', 'worker_heartbeats', '{{select,insert,update,delete}}', null),
             ('worker', 'handlers', '{{select,insert,update,delete}}', null),
@@ -91,6 +92,8 @@ as $$
             ('admin', 'job_executions', '{{select,delete}}', null),
             ('admin', 'executions', '{{select}}', null),
             ('admin', 'dead_letter_jobs', '{{select,delete}}', null),
+            -- To lock a letter takes a right to update some column of it.
+            ('admin', 'dead_letter_jobs', '{{update}}', '{{payload,headers,blanked_at}}'),
             ('admin', 'job_troubles', '{{select,delete}}', null),
             ('admin', 'worker_heartbeats', '{{select}}', null),
             ('admin', 'handlers', '{{select}}', null),
@@ -100,7 +103,7 @@ as $$
             ('admin', 'schedule_ticks', '{{select,insert,update,delete}}', null),
             ('admin', 'retention', '{{select,insert,update,delete}}', null),
             ('admin', 'pauses', '{{select,insert,update,delete}}', null),
-            ('admin', 'org_names', '{{select,insert}}', null),
+            ('admin', 'org_names', '{{select,insert,delete}}', null),
             ('admin', 'org_config', '{{select,insert,update,delete}}', null),
             ('admin', 'org_credentials', '{{select,insert,update,delete}}', null),
             ('admin', 'org_audit', '{{select,insert,delete}}', null)
