@@ -95,6 +95,8 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     version: int = 1  # of its payloads
     # Makes a payload of this version of an older one; it is given both, payload and old version.
     upgrade: Callable[[Any, int], Any] | None = None
+    # What `ctx.saved` is, as `understood` gave it. None: as decoded.
+    saved_type: Any = None
     # Where its registry's async functions run. On asyncio, an awaitable that a plain function
     # returns is an error: nobody can tell whose it is.
     home: RunsIn = RunsIn.TRIO

@@ -248,8 +248,8 @@ class JobRegistry:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
 
         It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative,
-        queue and runs_in. Its dependencies were given to it when it was made, so it can be tested
-        without a database.
+        queue, saved_type and runs_in. Its dependencies were given to it when it was made, so it can
+        be tested without a database.
 
         Returns: its handler, which `enqueue` takes.
 
@@ -287,6 +287,7 @@ class JobRegistry:
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
                 converter=self.converter,
+                saved_type=_saved_type(name, getattr(instance, "saved_type", None), self.converter),
                 home=self.runs_in,
                 runs_in=_runs_in(name, instance.handle, inner, getattr(instance, "runs_in", None), self.runs_in),
             )
@@ -384,6 +385,7 @@ class HandlerDecorator:
     unknown_keys: UnknownKeys | None = None
     version: int = 1
     upgrade: Callable[[Any, int], Any] | None = None
+    saved_type: Any = None
     runs_in: Literal["trio", "asyncio", "thread", "process"] | None = None
 
     # A checker takes the first form that fits. Job comes first: a handler that takes the whole job
@@ -421,6 +423,7 @@ class HandlerDecorator:
         unknown_keys: UnknownKeys | None = None,
         version: int = 1,
         upgrade: Callable[[Any, int], Any] | None = None,
+        saved_type: Any = None,
         runs_in: Literal["trio", "asyncio", "thread", "process"] | None = None,
     ) -> HandlerDecorator: ...
 
@@ -456,6 +459,8 @@ class HandlerDecorator:
                 `$version`; a payload that says none is of version 1.
             upgrade: a function of (payload, version), both as they are stored. It gives the payload
                 as of this version, as JSON. Needed above version 1.
+            saved_type: what `ctx.saved` gives, of what `ctx.save` was given; any type that a
+                payload's annotation may be. None: JSON as it is decoded.
             runs_in: trio, asyncio, thread or process. By default async functions run where the
                 registry says, on trio if it says nothing, and the others in a thread.
 
@@ -500,6 +505,7 @@ class HandlerDecorator:
                 converter=converter,
                 version=self.version,
                 upgrade=self.upgrade,
+                saved_type=_saved_type(name, self.saved_type, converter),
                 home=self.registry.runs_in,
                 runs_in=_runs_in(name, function, inner, self.runs_in, self.registry.runs_in),
             )
@@ -796,3 +802,10 @@ def _payload_type(name: str, wanted: Any, converter: Converter | None) -> Any:
         return understood(wanted, converter)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def _saved_type(name: str, wanted: Any, converter: Converter | None) -> Any:
+    try:
+        return None if wanted is None else understood(wanted, converter)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: saved_type: {error}") from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
+from pgnotifyq.model.checkpoint import read_state
 from pgnotifyq.model.errors import ConnectionsTaken, HandlerProcessDied, PayloadUndecodable, RaisedInProcess
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.handler import RunsIn
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextvars import Token
 
-    from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.model.around import Middleware
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.headers import Headers
@@ -106,7 +106,7 @@ class Executor:
         payload = None
         in_process = self.processes is not None and handler.runs_in is RunsIn.PROCESS
         if not in_process:  # else it is read there
-            payload = _read(handler, job)
+            payload = _read(handler, running)
             if type(payload) is Raised:
                 return payload
 
@@ -274,9 +274,12 @@ class Executor:
         )
 
 
-def _read(handler: Handler, job: ClaimedJob) -> Any:
-    """Return what a handler is given first, or `Raised`."""
+def _read(handler: Handler, running: Running) -> Any:
+    """Return what a handler is given first, or `Raised`; and have it find what was saved."""
+    job = running.job
     try:
+        if job.has_saved:
+            running.saved = read_state(job.saved, handler)
         payload = handler.read(job.whole.payload if handler.takes_job else job.payload)
     except PayloadTooNew as error:
         return Raised(error=str(error), undecodable=True, waited=True)

@@ -55,6 +55,8 @@ class Running:
     is_given_up: bool = False
     # What the handler returned, for the middleware around it. None: it has not, or nobody asks.
     returned: object = None
+    # What its handler, or an earlier attempt's, has saved; of the handler's type. None: nothing.
+    saved: Any = None
     # Cancels the handler once more, if it runs where a cancel may be caught and forgotten.
     cancel_again: Callable[[], object] | None = None
 

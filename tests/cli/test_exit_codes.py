@@ -46,6 +46,7 @@ CODES: dict[int, list[type[PgnotifyqError]]] = {
         errors.InvalidJob,
         errors.InvalidPayload,
         errors.PayloadTooLarge,
+        errors.StateTooLarge,
         errors.HandlerAlreadyRegistered,
         errors.AppNotFound,
     ],

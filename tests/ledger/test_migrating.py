@@ -138,7 +138,8 @@ async def rows_of_all(connection: Link) -> list[Any]:
     """Return every row, with its version; without a column that a later migration adds."""
     return [
         await fetch(
-            connection, f"select t.xmin::text, to_jsonb(t) - 'enqueued_by' - 'headers' from pgnotifyq.{table} as t order by t.id"
+            connection,
+            f"select t.xmin::text, to_jsonb(t) - 'enqueued_by' - 'headers' - 'saved' from pgnotifyq.{table} as t order by t.id",
         )
         for table in TABLES
     ]

@@ -91,6 +91,7 @@ as $$
             ('admin', 'org_audit', '{{select,insert,delete}}', null)
     ), callable (kind, object) as (
         values ('producer', 'fence(uuid, uuid)'), ('producer', 'meet_fence(uuid, uuid, text)'),
+            ('producer', 'save(uuid, uuid, text)'), ('tenant', 'save(uuid, uuid, text)'), ('worker', 'save(uuid, uuid, text)'),
             ('producer', 'key_holder(uuid, text, text)'),
             ('tenant', 'fence(uuid, uuid)'), ('tenant', 'meet_fence(uuid, uuid, text)'), ('tenant', 'unsealed(text)'),
             ('tenant', 'audit(text, jsonb)'),
