@@ -78,6 +78,7 @@ from pgnotifyq.model.states import Status
 from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
 from pgnotifyq.ledger.changes import Batch, JobFilter
+from pgnotifyq.model.batch import BatchItem
 
 # Errors: the tree is drawn in model/errors.py.
 from pgnotifyq.model.errors import (
@@ -196,6 +197,7 @@ __all__ = [
     "PauseRow",
     "Batch",
     "JobFilter",
+    "BatchItem",
     # Errors.
     "PgnotifyqError",
     "Refused",

@@ -206,6 +206,11 @@ class ClaimedJob:
         return NO_HEADERS if raw is None else _headers(raw.decode(self._lazy[1], "replace"))
 
     @property
+    def org_id(self) -> OrgId:
+        """The tenant."""
+        return self._whole.org_id if self._whole is not None else OrgId(uuid_from(self._lazy[2]))
+
+    @property
     def has_saved(self) -> bool:
         """Whether a handler has saved a state."""
         return self._saved is not None or (self._whole is not None and self._whole.saved is not None)

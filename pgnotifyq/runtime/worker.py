@@ -301,6 +301,8 @@ class _Staff:
             emit=me.emit,
             meter=me.meter,
             random=me.random.random,
+            take_more=self.executions.take_more,
+            add=self.settler.add,
         )
 
     def calls(self) -> Calls:

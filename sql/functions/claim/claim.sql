@@ -23,8 +23,8 @@
 --                        a payload of more bytes of text is not sent: the worker buries such a job.
 --                        Null: all are sent
 -- Out:    one row a job, in the order of claiming: the columns of a claimed_job but its
---         saved state and its headers, then two columns more, then those: workers read by place. When fewer than
---         jobs_max were found, one more row whose `id` is null:
+--         saved state and its headers, then two columns more, then those: workers read by place.
+--         When fewer than jobs_max were found, one more row whose `id` is null:
 --         `next_due_seconds` until the earliest job of these queues that was not taken (null: none
 --         known; zero: it is due, and somebody else's transaction holds its row, so look again
 --         soon), and
