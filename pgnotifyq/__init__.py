@@ -84,6 +84,7 @@ from pgnotifyq.ledger.retention import Erasable, Erased, Kept, RetentionRow
 from pgnotifyq.ledger.changes import Batch, JobFilter
 from pgnotifyq.ledger.schedules import ScheduleRow
 from pgnotifyq.model.schedule import Excluded, NewSchedule, Tick, When
+from pgnotifyq.model.batch import BatchItem
 
 # Errors: the tree is drawn in model/errors.py.
 from pgnotifyq.model.errors import (
@@ -94,6 +95,7 @@ from pgnotifyq.model.errors import (
     InvalidJob,
     InvalidPayload,
     PayloadTooLarge,
+    StateTooLarge,
     UnknownJobType,
     HandlerAlreadyRegistered,
     AppNotFound,
@@ -222,6 +224,7 @@ __all__ = [
     "NewSchedule",
     "Tick",
     "When",
+    "BatchItem",
     # Errors.
     "PgnotifyqError",
     "Refused",
@@ -230,6 +233,7 @@ __all__ = [
     "InvalidJob",
     "InvalidPayload",
     "PayloadTooLarge",
+    "StateTooLarge",
     "UnknownJobType",
     "HandlerAlreadyRegistered",
     "AppNotFound",

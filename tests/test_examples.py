@@ -39,6 +39,12 @@ short: completed short.mp4
 long: cancelled
 left: ['short.mp4']
 """,
+    "import_lines.py": """\
+the first worker was killed
+completed by attempt 2
+it began at the start: False
+lines, and different ones: (2000, 2000)
+""",
     "thumbnails.py": """\
 trap: cancelled
 completed {'file': 'a.jpg', 'size': [64, 48]}

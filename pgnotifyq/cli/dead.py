@@ -31,6 +31,7 @@ OfError = Annotated[str | None, Parameter(name="--error", help="Only those whose
 DiedAfter = Annotated[str | None, Parameter(help="Only those that died later: ISO 8601 with a time zone.")]
 Fingerprint = Annotated[str | None, Parameter(help="Only those of this group, as --groups prints it.")]
 PerSecond = Annotated[float | None, Parameter(help="They fall due one after the other, so many a second; default: at once.")]
+FromStart = Annotated[bool, Parameter(negative="", show_default=False, help="Without what their handlers had saved.")]
 COLUMNS_OF_GROUPS = [
     "fingerprint",
     "letters",
@@ -104,6 +105,7 @@ def requeue(
     died_after: DiedAfter = None,
     fingerprint: Fingerprint = None,
     per_second: PerSecond = None,
+    from_start: FromStart = False,
     as_json: AsJson = False,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
@@ -118,11 +120,11 @@ def requeue(
 
     async def act(connection: Connection[TupleRow]) -> int:
         if key is not None:
-            if not await ask(connection, end.requeue(schema, key)):
+            if not await ask(connection, end.requeue(schema, key, from_start=from_start)):
                 raise JobNotFound(f"{key} was not requeued: there is no such dead letter; list them with `dead`")
             done, left = 1, 0
         else:
-            done, left = await _requeue_all(connection, schema, only, per_second)
+            done, left = await _requeue_all(connection, schema, only, per_second, from_start)
         print_json({"requeued": done, "left": left}) if as_json else print(f"requeued {done}")
         if left:
             print(f"pgnotifyq: {left} stay dead letters: unfinished jobs hold their unique keys", file=sys.stderr)
@@ -132,7 +134,7 @@ def requeue(
 
 
 async def _requeue_all(
-    connection: Connection[TupleRow], schema: str, only: DeadFilter, per_second: float | None
+    connection: Connection[TupleRow], schema: str, only: DeadFilter, per_second: float | None, from_start: bool
 ) -> tuple[int, int]:
     """Requeue the dead letters that there are now, batch after batch.
 
@@ -145,7 +147,8 @@ async def _requeue_all(
         limit = min(before - done, REQUEUE_BATCH_MAX)
         delay_seconds = 0.0 if per_second is None or not done else done / per_second
         restored = await ask(
-            connection, end.requeue_all(schema, only, limit=limit, per_second=per_second, delay_seconds=delay_seconds)
+            connection,
+            end.requeue_all(schema, only, limit=limit, per_second=per_second, delay_seconds=delay_seconds, from_start=from_start),
         )
         done += restored
         if restored < limit:

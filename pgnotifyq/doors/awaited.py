@@ -574,15 +574,17 @@ class AwaitedVerbs(AwaitedSchedules, WatchingVerbs):
             )
         )
 
-    async def requeue(self, job_id: JobId | UUID | str) -> None:
+    async def requeue(self, job_id: JobId | UUID | str, *, from_start: bool = False) -> None:
         """Bring a dead letter back as the job it was, with all its attempts before it.
+
+        It goes on from what its handler has saved; with `from_start` from nothing.
 
         Raises:
             InvalidJob: `job_id` is not an id.
             JobNotFound: there is no such dead letter.
             UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
         """
-        await self._ask(self._verbs.requeue(job_id))
+        await self._ask(self._verbs.requeue(job_id, from_start=from_start))
 
     async def requeue_all(
         self,
@@ -595,6 +597,7 @@ class AwaitedVerbs(AwaitedSchedules, WatchingVerbs):
         fingerprint: str | None = None,
         limit: int = 1000,
         per_second: float | None = None,
+        from_start: bool = False,
     ) -> int:
         """Bring back dead letters, the oldest first, and return how many.
 
@@ -609,6 +612,7 @@ class AwaitedVerbs(AwaitedSchedules, WatchingVerbs):
             fingerprint: only those of this group, as `dead_groups` names it.
             limit: how many at the most, in one transaction.
             per_second: they fall due one after the other, at this rate; None: all at once.
+            from_start: without what their handlers had saved.
 
         Raises:
             InvalidJob: `org_id` names no tenant, or `died_after` has no time zone.
@@ -624,6 +628,7 @@ class AwaitedVerbs(AwaitedSchedules, WatchingVerbs):
                 fingerprint=fingerprint,
                 limit=limit,
                 per_second=per_second,
+                from_start=from_start,
             )
         )
 

@@ -371,15 +371,17 @@ class OrgClient:
         count: int = self._ask(self._verbs.count_dead(queue=queue, job_type=job_type))
         return count
 
-    def requeue(self, job_id: JobId | UUID | str) -> None:
+    def requeue(self, job_id: JobId | UUID | str, *, from_start: bool = False) -> None:
         """Bring a dead letter back as the job it was, with all its attempts before it.
+
+        It goes on from what its handler has saved; with `from_start` from nothing.
 
         Raises:
             InvalidJob: `job_id` is not an id.
             JobNotFound: the tenant has no such dead letter.
             UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
         """
-        self._ask(self._verbs.requeue(job_id))
+        self._ask(self._verbs.requeue(job_id, from_start=from_start))
 
     def requeue_all(
         self,

@@ -164,9 +164,9 @@ class OrgVerbs:
         """Count dead letters."""
         return organisation.count_dead(self.schema, self.org_id, queue=queue, job_type=job_type)
 
-    def requeue(self, job_id: JobId | UUID | str) -> Ask[None]:
+    def requeue(self, job_id: JobId | UUID | str, *, from_start: bool = False) -> Ask[None]:
         """Bring a dead letter back."""
-        return organisation.requeue(self.schema, self.org_id, job_id_of(job_id))
+        return organisation.requeue(self.schema, self.org_id, job_id_of(job_id), from_start=from_start)
 
     def requeue_all(
         self,

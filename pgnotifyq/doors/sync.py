@@ -650,15 +650,17 @@ class Client(BlockingSchedules, BlockingWatchingVerbs):
             )
         )
 
-    def requeue(self, job_id: JobId | UUID | str) -> None:
+    def requeue(self, job_id: JobId | UUID | str, *, from_start: bool = False) -> None:
         """Bring a dead letter back as the job it was, with all its attempts before it.
+
+        It goes on from what its handler has saved; with `from_start` from nothing.
 
         Raises:
             InvalidJob: `job_id` is not an id.
             JobNotFound: there is no such dead letter.
             UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
         """
-        self._ask(self._verbs.requeue(job_id))
+        self._ask(self._verbs.requeue(job_id, from_start=from_start))
 
     def requeue_all(
         self,
@@ -671,6 +673,7 @@ class Client(BlockingSchedules, BlockingWatchingVerbs):
         fingerprint: str | None = None,
         limit: int = 1000,
         per_second: float | None = None,
+        from_start: bool = False,
     ) -> int:
         """Bring back dead letters, the oldest first, and return how many.
 
@@ -685,6 +688,7 @@ class Client(BlockingSchedules, BlockingWatchingVerbs):
             fingerprint: only those of this group, as `dead_groups` names it.
             limit: how many at the most, in one transaction.
             per_second: they fall due one after the other, at this rate; None: all at once.
+            from_start: without what their handlers had saved.
 
         Raises:
             InvalidJob: `org_id` names no tenant, or `died_after` has no time zone.
@@ -700,6 +704,7 @@ class Client(BlockingSchedules, BlockingWatchingVerbs):
                 fingerprint=fingerprint,
                 limit=limit,
                 per_second=per_second,
+                from_start=from_start,
             )
         )
 

@@ -266,7 +266,7 @@ class Verbs(ScheduleVerbs):
         only = dead_filter(queue, job_type, org_id, error, died_after, None)
         return look.list_dead_groups(self.schema, only, limit=limit)
 
-    def requeue(self, job_id: JobId | UUID | str) -> Ask[None]:
+    def requeue(self, job_id: JobId | UUID | str, *, from_start: bool = False) -> Ask[None]:
         """Bring a dead letter back."""
         wanted = job_id_of(job_id)
 
@@ -274,7 +274,7 @@ class Verbs(ScheduleVerbs):
             if not was_there:
                 raise _no_letter(wanted)
 
-        return _then(end.requeue(self.schema, wanted), told)
+        return _then(end.requeue(self.schema, wanted, from_start=from_start), told)
 
     def requeue_all(
         self,
@@ -287,10 +287,11 @@ class Verbs(ScheduleVerbs):
         fingerprint: str | None = None,
         limit: int = 1000,
         per_second: float | None = None,
+        from_start: bool = False,
     ) -> Ask[int]:
         """Bring dead letters back."""
         only = dead_filter(queue, job_type, org_id, error, died_after, fingerprint)
-        return end.requeue_all(self.schema, only, limit=limit, per_second=per_second)
+        return end.requeue_all(self.schema, only, limit=limit, per_second=per_second, from_start=from_start)
 
     def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> Ask[int]:
         """Delete dead letters."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     ID, EXECUTION_ID, ORG_ID, QUEUE_NAME, JOB_TYPE, PAYLOAD, PRIORITY, SCHEDULED_AT, ATTEMPTS, MAX_ATTEMPTS, UNIQUE_KEY,
     CREATED_AT, STARTED_AT, LEASE_EXPIRES_AT, NEXT_DUE_SECONDS, SNAPSHOT_XMIN,
 ) = range(16)  # fmt: skip
-# The headers come last of all, whatever else a claim gives.
+# What a handler has saved, and last of all the headers, come last, whatever else a claim gives.
 
 
 class ClaimedJob:
@@ -34,6 +34,7 @@ class ClaimedJob:
     __slots__ = (
         "_headers",
         "_lazy",
+        "_saved",
         "_whole",
         "attempts",
         "current_execution_id",
@@ -54,6 +55,7 @@ class ClaimedJob:
     attempts: int
     max_attempts: int
     _headers: bytes | None  # JSON; None: there are none, or `_whole` has them
+    _saved: bytes | None  # the same of what a handler has saved
     _lazy: tuple[Any, ...]  # the worker, the encoding, and the bytes of the columns that `whole` decodes
     _whole: Job | None
 
@@ -75,6 +77,7 @@ class ClaimedJob:
         job.attempts = integer_from(value(row, ATTEMPTS))
         job.max_attempts = integer_from(value(row, MAX_ATTEMPTS))
         job._headers = value(row, answer.nfields - 1)
+        job._saved = value(row, answer.nfields - 2)
         # One by one: a loop takes twice the time.
         job._lazy = (
             worker_id,
@@ -113,6 +116,7 @@ class ClaimedJob:
             unique_key=value[UNIQUE_KEY],
             created_at=value[CREATED_AT],
             headers=_headers(value[-1]),
+            saved=None if value[-2] is None else decode(value[-2]),
         )
         return cls.from_job(whole)
 
@@ -127,7 +131,7 @@ class ClaimedJob:
         job.job_type = whole.job_type
         job.attempts = whole.attempts
         job.max_attempts = whole.max_attempts or MAX_ATTEMPTS_DEFAULT
-        job._headers = None
+        job._headers = job._saved = None
         job._whole = whole
         return job
 
@@ -202,6 +206,24 @@ class ClaimedJob:
         return NO_HEADERS if raw is None else _headers(raw.decode(self._lazy[1], "replace"))
 
     @property
+    def org_id(self) -> OrgId:
+        """The tenant."""
+        return self._whole.org_id if self._whole is not None else OrgId(uuid_from(self._lazy[2]))
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether a handler has saved a state."""
+        return self._saved is not None or (self._whole is not None and self._whole.saved is not None)
+
+    @property
+    def saved(self) -> Any:
+        """What a handler has saved, decoded anew at each call; an `Undecodable` as a payload."""
+        if self._whole is not None:
+            return self._whole.saved
+        text, problem = (None, "") if self._saved is None else _text(self._saved, self._lazy[1])
+        return decode(text) if text is not None else Undecodable(problem) if problem else None
+
+    @property
     def whole(self) -> Job:
         """The job with all its fields."""
         if self._whole is None:
@@ -224,6 +246,7 @@ class ClaimedJob:
                 unique_key=None if unique_key is None else unique_key.decode(encoding, "replace"),
                 created_at=time_from(created_at),
                 headers=self.headers,
+                saved=self.saved,
             )
         return self._whole
 

@@ -254,8 +254,10 @@ def await_job(schema: str, job_id: JobId) -> Ask[bool]:
     return Ask(call("await_job", "uuid", schema), (job_id.hex,), truth, said_of(schema))
 
 
-def requeue(schema: str, job_id: JobId) -> Ask[bool]:
+def requeue(schema: str, job_id: JobId, *, from_start: bool = False) -> Ask[bool]:
     """Bring a dead letter back as the job it was; False when there is none.
+
+    With `from_start`, without what its handler had saved.
 
     Raises:
         UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
@@ -273,7 +275,8 @@ def requeue(schema: str, job_id: JobId) -> Ask[bool]:
         )
         raise UniqueKeyHeld(message) from error
 
-    return Ask(call("requeue", "uuid", schema), (job_id.hex,), truth, on_error, may_repeat=False)
+    values = (job_id.hex, "0", text(from_start))
+    return Ask(call("requeue", "uuid float8 boolean", schema), values, truth, on_error, may_repeat=False)
 
 
 def requeue_all(
@@ -283,6 +286,7 @@ def requeue_all(
     limit: int = 1000,
     per_second: float | None = None,
     delay_seconds: float = 0.0,
+    from_start: bool = False,
 ) -> Ask[int]:
     """Bring back dead letters, the oldest first, in one transaction; return how many.
 
@@ -294,6 +298,7 @@ def requeue_all(
         limit: how many at the most.
         per_second: they fall due one after the other, at this rate; None: all at once.
         delay_seconds: the first is due then.
+        from_start: without what their handlers had saved.
 
     Raises:
         ConfigError: `limit` is negative, or `per_second` or `delay_seconds` is out of range.
@@ -303,8 +308,8 @@ def requeue_all(
     if not 0 <= delay_seconds <= DELAY_SECONDS_MAX:
         raise ConfigError(f"delay_seconds {delay_seconds!r} is out of range: use 0 to {DELAY_SECONDS_MAX:g}")
     queue, job_type, *more = only.values
-    values = (queue, job_type, str(checked_limit(limit)), *more, text(per_second), str(float(delay_seconds)))
-    types = "text text integer uuid text timestamptz text float8 float8"
+    values = (queue, job_type, str(checked_limit(limit)), *more, text(per_second), str(float(delay_seconds)), text(from_start))
+    types = "text text integer uuid text timestamptz text float8 float8 boolean"
     return Ask(call("requeue_all", types, schema), values, number, said_of(schema), may_repeat=False)
 
 

@@ -116,7 +116,15 @@ def fence_nothing() -> Ask[str]:
     return Ask(query("transaction_id", SCHEMA_DEFAULT), (), word, may_repeat=False)
 
 
-def meet_own_fence(schema: str, lease: Lease, *, begun_in: str, worker_id: WorkerId, outcome: Outcome | None = None) -> Plan[str]:
+def meet_own_fence(
+    schema: str,
+    lease: Lease,
+    *,
+    begun_in: str,
+    worker_id: WorkerId,
+    outcome: Outcome | None = None,
+    save: Ask[bool] | None = None,
+) -> Plan[str]:
     """Do what `meet_fence` does on a connection of the handler's own; write an outcome behind it.
 
     What the handler has confined the transaction by stays: it is the handler's role that writes.
@@ -127,6 +135,7 @@ def meet_own_fence(schema: str, lease: Lease, *, begun_in: str, worker_id: Worke
         begun_in: what `fence_own` returned.
         worker_id: who ends the execution.
         outcome: how it ends in this very transaction; None: it does not.
+        save: keeps what the handler has saved, if the job goes on.
 
     Returns: as `meet_fence`; `unwritten` where the execution holds the job, and the outcome could
         not be written: the job is another tenant's, or a trigger keeps its row.
@@ -143,6 +152,8 @@ def meet_own_fence(schema: str, lease: Lease, *, begun_in: str, worker_id: Worke
             assert isinstance(settled, Ask)  # of one execution
             surprises: list[Surprise] = yield attrs.evolve(settled, on_error=_lacks(schema, COMPLETE_RIGHTS))
             return "unwritten" if surprises else held
+        if held == "held" and save is not None:
+            yield save
         return held
 
     return Plan(steps, may_repeat=False)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
+from psycopg import errors
 
 from pgnotifyq.ledger.ask import Ask, array, nothing, text
 from pgnotifyq.ledger.columns import rows, truth, word
+from pgnotifyq.ledger.errors import raise_translated
 from pgnotifyq.ledger.statements import call
+from pgnotifyq.model.checkpoint import too_large
 from pgnotifyq.model.job import JobId, Lease, WorkerId
 
 if TYPE_CHECKING:
@@ -109,6 +112,25 @@ def report_progress(schema: str, lease: Lease, *, fraction: float | None, messag
     """
     values = (lease.job_id.hex, lease.execution_id.hex, text(fraction), message)
     return Ask(call("report_progress", "uuid uuid float4 text", schema), values, truth, is_durable=False)
+
+
+def save(schema: str, lease: Lease, saved: str | None) -> Ask[bool]:
+    """Keep the state of an execution, as JSON text; False when it no longer holds the job.
+
+    None: there is no state any more.
+
+    Raises:
+        StateTooLarge: as PostgreSQL writes it, it has too many bytes.
+
+    Source: sql/functions/lease/save.sql
+    """
+
+    def on_error(error: Exception) -> bool:
+        if isinstance(error, errors.CheckViolation) and error.diag.datatype_name == "saved":
+            raise too_large() from error
+        raise_translated(error, schema)
+
+    return Ask(call("save", "uuid uuid text", schema), (lease.job_id.hex, lease.execution_id.hex, saved), truth, on_error)
 
 
 @attrs.frozen(kw_only=True)

@@ -199,7 +199,7 @@ def count_dead(schema: str, org_id: OrgId, *, queue: str | None = None, job_type
     return Ask(query("org/count_dead", schema), (org_id.hex, queue, job_type), number, said_of(schema))
 
 
-def requeue(schema: str, org_id: OrgId, job_id: JobId) -> Ask[None]:
+def requeue(schema: str, org_id: OrgId, job_id: JobId, *, from_start: bool = False) -> Ask[None]:
     """Bring a dead letter of a tenant back.
 
     Raises:
@@ -214,7 +214,7 @@ def requeue(schema: str, org_id: OrgId, job_id: JobId) -> Ask[None]:
             raise no_letter(job_id)
 
     on_error: Any = end.requeue(schema, job_id).on_error
-    return Ask(query("org/requeue", schema), (org_id.hex, job_id.hex), read, on_error, may_repeat=False)
+    return Ask(query("org/requeue", schema), (org_id.hex, job_id.hex, text(from_start)), read, on_error, may_repeat=False)
 
 
 def no_job(job_id: JobId) -> JobNotFound:
@@ -267,7 +267,9 @@ def fence_own(schema: str, lease: Lease, org_id: OrgId, *, key: bytes | None = N
     return Plan(steps, may_repeat=False)
 
 
-def meet_own_fence(schema: str, lease: Lease, *, begun_in: str, worker_id: WorkerId, outcome: Outcome | None) -> Plan[str]:
+def meet_own_fence(
+    schema: str, lease: Lease, *, begun_in: str, worker_id: WorkerId, outcome: Outcome | None, save: Ask[bool] | None = None
+) -> Plan[str]:
     """Do what `fences.meet_own_fence` does in a transaction that is confined to a tenant.
 
     It stays confined up to its commit, unless there is an outcome to be written: that is for the
@@ -278,6 +280,8 @@ def meet_own_fence(schema: str, lease: Lease, *, begun_in: str, worker_id: Worke
 
     def steps() -> Steps[str]:
         held: str = yield fences.meet_fence(schema, lease, begun_in=begun_in, stays_confined=outcome is None)
+        if held == "held" and outcome is None and save is not None:
+            yield save
         if held != "held" or outcome is None:
             return held
         surprises: list[Surprise] = yield end.settle(schema, worker_id=worker_id, settlements=[(lease, outcome)])

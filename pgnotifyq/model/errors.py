@@ -11,6 +11,7 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     │   ├── InvalidJob
     │   │   └── InvalidPayload
     │   │       └── PayloadTooLarge
+    │   │           └── StateTooLarge
     │   ├── UnknownJobType
     │   ├── HandlerAlreadyRegistered
     │   └── AppNotFound
@@ -89,6 +90,10 @@ class InvalidPayload(InvalidJob):
 
 class PayloadTooLarge(InvalidPayload):
     """A payload is larger than the limit."""
+
+
+class StateTooLarge(PayloadTooLarge):
+    """What a handler saves is larger than the limit. The state that was saved before stays."""
 
 
 class UnknownJobType(Refused):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, overload
 
 import attrs
 
+from pgnotifyq.model.batch import BATCH_SIZE_MAX
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidPayload, PayloadUndecodable
 from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import QUEUE_DEFAULT, JobSettings, NewJob
@@ -95,6 +96,10 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     version: int = 1  # of its payloads
     # Makes a payload of this version of an older one; it is given both, payload and old version.
     upgrade: Callable[[Any, int], Any] | None = None
+    # It is given a list of so many jobs at the most, each a BatchItem. None: one job a call.
+    batch_size: int | None = None
+    # What `ctx.saved` is, as `understood` gave it. None: as decoded.
+    saved_type: Any = None
     # Where its registry's async functions run. On asyncio, an awaitable that a plain function
     # returns is an error: nobody can tell whose it is.
     home: RunsIn = RunsIn.TRIO
@@ -224,6 +229,8 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
             check_queue_name(self.queue)
         if not (_is_number(self.version, int) and 1 <= self.version <= VERSION_MAX):
             raise ConfigError(f"{self.name}: version {self.version!r} is out of range: use 1 to {VERSION_MAX}")
+        if self.batch_size is not None and not (_is_number(self.batch_size, int) and 1 <= self.batch_size <= BATCH_SIZE_MAX):
+            raise ConfigError(f"{self.name}: batch_size {self.batch_size!r} is out of range: use 1 to {BATCH_SIZE_MAX}")
         if (self.version > 1) != (self.upgrade is not None):
             raise ConfigError(
                 f"{self.name}: version {self.version} with upgrade {self.upgrade!r}: above version 1 say "

@@ -90,6 +90,7 @@ class Job(Generic[Result_co]):
     label: str | None = None
     # What goes with it and is not its payload, to be read: a JSON object. Empty: there are none.
     headers: Headers = NO_HEADERS
+    saved: Any = None  # the state that its handler has saved (`ctx.save`), decoded JSON; gone when it is completed
 
     @property
     def is_finished(self) -> bool:
@@ -151,6 +152,7 @@ class DeadLetter:
     history: tuple[Execution, ...]  # oldest first
     died_at: datetime
     headers: Headers = NO_HEADERS
+    saved: Any = None  # the state that its handler had saved
 
     def as_job(self) -> Job:
         """Return the job that it was, with the status `dead`."""
@@ -175,4 +177,5 @@ class DeadLetter:
             created_at=self.created_at,
             label="dead",
             headers=self.headers,
+            saved=self.saved,
         )

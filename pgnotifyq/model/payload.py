@@ -187,7 +187,8 @@ def encode_value(
     return text
 
 
-_REFERENCE = {"payload": "enqueue a reference", "result": "return a reference", "headers": "put it into the payload"}
+_REFERENCE = {"payload": "enqueue a reference", "result": "return a reference", "headers": "put it into the payload",
+              "saved state": "save a reference"}  # fmt: skip
 
 
 def _is_small(value: object) -> bool:

@@ -13,12 +13,14 @@ import os
 import sys
 import typing
 from collections.abc import AsyncGenerator, Generator
+from collections.abc import Sequence as Sequence_
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 import cattrs
 
 from pgnotifyq.model.around import Lifespan, Middleware, lifespan_of, middleware_of
+from pgnotifyq.model.batch import BatchItem
 from pgnotifyq.model.converting import bare, converter_that, is_pydantic, is_structured, name_of
 from pgnotifyq.model.credentials import CredentialKeys, CredentialsProvider
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidJob, UnknownJobType, text_of
@@ -336,8 +338,8 @@ class JobRegistry:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
 
         It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative,
-        queue and runs_in. Its dependencies were given to it when it was made, so it can be tested
-        without a database.
+        queue, saved_type and runs_in. Its dependencies were given to it when it was made, so it can
+        be tested without a database.
 
         Returns: its handler, which `enqueue` takes.
 
@@ -375,6 +377,7 @@ class JobRegistry:
                 cooperative=getattr(instance, "cooperative", False),
                 queue=getattr(instance, "queue", None),
                 converter=self.converter,
+                saved_type=_saved_type(name, getattr(instance, "saved_type", None), self.converter),
                 home=self.runs_in,
                 runs_in=_runs_in(name, instance.handle, inner, getattr(instance, "runs_in", None), self.runs_in),
             )
@@ -474,6 +477,8 @@ class HandlerDecorator:
     unknown_keys: UnknownKeys | None = None
     version: int = 1
     upgrade: Callable[[Any, int], Any] | None = None
+    saved_type: Any = None
+    batch_size: int | None = None
     runs_in: Literal["trio", "asyncio", "thread", "process"] | None = None
 
     # A checker takes the first form that fits. Job comes first: a handler that takes the whole job
@@ -487,6 +492,10 @@ class HandlerDecorator:
     def __call__(self, function: Callable[[Job], Returned], /) -> Handler[Any, Returned, Returned]: ...
     @overload
     def __call__(self, function: Callable[[Job, Ctx], Returned], /) -> Handler[Any, Returned, Returned]: ...
+    @overload
+    def __call__(self, function: Callable[[list[BatchItem[Fits]]], Coroutine[Any, Any, Any]], /) -> Async[Fits, Any]: ...
+    @overload
+    def __call__(self, function: Callable[[list[BatchItem[Fits]]], Any], /) -> Handler[Fits, Any, Any]: ...
     @overload
     def __call__(self, function: Callable[[Fits], Coroutine[Any, Any, Returned]], /) -> Async[Fits, Returned]: ...
     @overload
@@ -511,6 +520,8 @@ class HandlerDecorator:
         unknown_keys: UnknownKeys | None = None,
         version: int = 1,
         upgrade: Callable[[Any, int], Any] | None = None,
+        saved_type: Any = None,
+        batch_size: int | None = None,
         runs_in: Literal["trio", "asyncio", "thread", "process"] | None = None,
     ) -> HandlerDecorator: ...
 
@@ -546,6 +557,10 @@ class HandlerDecorator:
                 `$version`; a payload that says none is of version 1.
             upgrade: a function of (payload, version), both as they are stored. It gives the payload
                 as of this version, as JSON. Needed above version 1.
+            saved_type: what `ctx.saved` gives, of what `ctx.save` was given; any type that a
+                payload's annotation may be. None: JSON as it is decoded.
+            batch_size: the function is given a list of BatchItem, so many at the most, and nothing
+                else. What it returns is None, or a list with one outcome a job.
             runs_in: trio, asyncio, thread or process. By default async functions run where the
                 registry says, on trio if it says nothing, and the others in a thread.
 
@@ -570,8 +585,12 @@ class HandlerDecorator:
             function = function.call
         inner, parameters = _signature(function)
         wanted = _annotations(inner, parameters, around)
-        takes_job = _is_job(wanted[0])
         name = f"{inner.__module__}:{inner.__qualname__}"
+        if self.batch_size is not None:
+            wanted[0] = _of_batch(name, wanted[0], parameters)
+        elif _item_of(wanted[0]) is not None:
+            raise ConfigError(f"{name} takes a list of BatchItem: say how many at the most, batch_size=100")
+        takes_job = _is_job(wanted[0])
         converter = self._converter(name)
         return self.registry._add(  # noqa: SLF001  # this module's own
             Handler(
@@ -590,8 +609,12 @@ class HandlerDecorator:
                 converter=converter,
                 version=self.version,
                 upgrade=self.upgrade,
+                saved_type=_saved_type(name, self.saved_type, converter),
+                batch_size=self.batch_size,
                 home=self.registry.runs_in,
-                runs_in=_runs_in(name, function, inner, self.runs_in, self.registry.runs_in),
+                runs_in=_runs_in(
+                    name, function, inner, self.runs_in, self.registry.runs_in, is_batch=self.batch_size is not None
+                ),
             )
         )
 
@@ -618,7 +641,7 @@ def _listed(kinds: Iterable[RunsIn]) -> str:
     return " or ".join(kinds)
 
 
-def _runs_in(name: str, function: Any, inner: Any, wanted: str | None, default: RunsIn) -> RunsIn:
+def _runs_in(name: str, function: Any, inner: Any, wanted: str | None, default: RunsIn, *, is_batch: bool = False) -> RunsIn:
     """Return where a handler runs.
 
     Raises:
@@ -632,6 +655,8 @@ def _runs_in(name: str, function: Any, inner: Any, wanted: str | None, default: 
     if wanted not in RunsIn.__members__.values():
         raise ConfigError(f"{name}: runs_in {wanted!r} is not a place for a handler: use {_listed(RunsIn)}")
     kind = RunsIn(wanted)
+    if kind is RunsIn.PROCESS and is_batch:
+        raise ConfigError(f"{name} cannot take a batch in a process, which is given one job: use a thread, or batch_size=None")
     if kind in _ASYNC and not (is_async or wraps_async):
         raise ConfigError(f"{name} cannot run in {kind}, where it would hold the loop: write `async def`, or leave runs_in out")
     if kind not in _ASYNC and is_async:
@@ -886,3 +911,38 @@ def _payload_type(name: str, wanted: Any, converter: Converter | None) -> Any:
         return understood(wanted, converter)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def _item_of(wanted: Any) -> Any:
+    """Return the BatchItem that a list is annotated to have; None: it is not annotated so."""
+    item = (
+        bare(typing.get_args(wanted)[0]) if typing.get_origin(wanted) in (list, Sequence_) and typing.get_args(wanted) else None
+    )
+    return item if (typing.get_origin(item) or item) is BatchItem else None
+
+
+def _of_batch(name: str, wanted: Any, parameters: list[inspect.Parameter]) -> Any:
+    """Return what one payload of a batch is annotated to be.
+
+    Raises:
+        ConfigError: the function does not take a batch.
+    """
+    if len(parameters) > 1:
+        raise ConfigError(
+            f"{name} takes a batch, and each job of that has a context of its own: take (jobs) alone, and use item.ctx"
+        )
+    wanted = bare(wanted)
+    item = _item_of(wanted)
+    if item is None and wanted not in (Any, object, list, Sequence_):
+        raise ConfigError(f"{name}: with batch_size it is given a list of BatchItem, and not a {name_of(wanted)}")
+    payload = (*typing.get_args(item), Any)[0] if item is not None else Any
+    if _is_job(payload):
+        raise ConfigError(f"{name}: each job of a batch is item.ctx.job: say BatchItem alone, or BatchItem of the payload's type")
+    return payload
+
+
+def _saved_type(name: str, wanted: Any, converter: Converter | None) -> Any:
+    try:
+        return None if wanted is None else understood(wanted, converter)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: saved_type: {error}") from error

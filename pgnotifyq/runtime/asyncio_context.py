@@ -79,6 +79,11 @@ class AsyncioContext(JobContext):
             return super().progress(fraction, message)
         return in_trio(self._reach.token, self._report, fraction, message)
 
+    def _save_by(self, text: str | None, kept: Any) -> Awaitable[None]:
+        if _is_in_thread():
+            return super()._save_by(text, kept)
+        return in_trio(self._reach.token, self.save_written, text, kept)
+
 
 def _is_in_thread() -> bool:
     """Tell whether this is no task of asyncio's: a thread that the handler has started, say."""

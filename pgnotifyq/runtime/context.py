@@ -12,6 +12,7 @@ import trio.lowlevel
 
 from pgnotifyq.ledger import enqueue, lease
 from pgnotifyq.model.around import NO_RESOURCES
+from pgnotifyq.model.checkpoint import write_state
 from pgnotifyq.model.errors import LeaseLost, TransactionRefused
 from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.outcome import Outcome, SettleKind, encode_result
@@ -21,6 +22,7 @@ from pgnotifyq.runtime.fenced import WorkerFence, connection_block, django_block
 from pgnotifyq.runtime.logs import JobLog
 from pgnotifyq.runtime.organisation import OrgContext, direct
 from pgnotifyq.runtime.organisation_fence import OrgFence
+from pgnotifyq.runtime.transactions import block_of
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.callers import ask_on, ask_on_blocking
 
@@ -104,6 +106,9 @@ class Reach(Protocol):
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
         """Publish how far an execution has come; False: it no longer owns the job."""
 
+    async def save(self, running: Running, saved: str | None) -> bool:
+        """Keep what a handler saves, as JSON text, durably; False: it no longer owns the job."""
+
 
 @attrs.define(eq=False)
 class WorkerReach:
@@ -113,6 +118,7 @@ class WorkerReach:
     registry: JobRegistry
     databases: Databases
     quick: Link
+    durable: Link
     loop: AsyncioLoop
     desk: Organisations
     resources: Resources = NO_RESOURCES  # of lifespans on trio, once they are entered
@@ -151,6 +157,10 @@ class WorkerReach:
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
         """Publish how far an execution has come."""
         return await self.quick.ask(lease.report_progress(self.schema, running.lease, fraction=fraction, message=message))
+
+    async def save(self, running: Running, saved: str | None) -> bool:
+        """Keep what a handler saves, by the connection that writes outcomes."""
+        return await self.durable.ask(lease.save(self.schema, running.lease, saved))
 
 
 class _OnTrio:
@@ -268,6 +278,55 @@ class JobContext:
             "org_id": str(self.job.org_id),
         }
         return JobLog(_log, fields)
+
+    @property
+    def saved(self) -> Any:
+        """What `save` was given last, by this attempt or an earlier one; None: nothing.
+
+        It is of the handler's `saved_type`, or JSON. Within a transaction of this job's it is what
+        was saved there, which holds once the transaction has been committed.
+        """
+        block = block_of(self._running)
+        return self._running.saved if block is None or block.save is None else block.save[1]
+
+    def save(self, state: object) -> Awaitable[None]:
+        """Keep a state: who runs this job next goes on from there, whatever ends this attempt.
+
+        It is durable when this is done. Within a transaction of this job's (`transaction()`,
+        `session()`, `django()`, `connection()`, and those of `org`) it is written with the commit,
+        and not without.
+
+        Await it in an async handler. In a thread it is done when the call returns, and there is
+        nothing to await.
+
+        Args:
+            state: of the handler's `saved_type`, or what JSON has; 64 KiB of JSON at the most. It
+                takes the place of the one before. None: there is no state any more.
+
+        Cancellation: the state is kept, or the one before is.
+
+        Raises:
+            InvalidPayload: it is not JSON that PostgreSQL can store, or not of `saved_type`.
+            StateTooLarge: it has too many bytes.
+            LeaseLost: the execution no longer owns the job; nothing was written.
+        """
+        text, kept = write_state(state, self._running.handler)
+        if (block := block_of(self._running)) is not None:
+            block.save = text, kept
+            return Already()
+        return self._save_by(text, kept)
+
+    def _save_by(self, text: str | None, kept: Any) -> Awaitable[None]:
+        if trio.lowlevel.in_trio_task():
+            return self.save_written(text, kept)
+        trio.from_thread.run(self.save_written, text, kept, trio_token=self._reach.token)
+        return Already()
+
+    async def save_written(self, text: str | None, kept: Any) -> None:
+        """Keep a state that was written already, in the loop of the worker."""
+        if not await self._reach.save(self._running, text):
+            raise LeaseLost(f"execution {self.execution_id} no longer owns job {self.job.id}; nothing was saved")
+        self._running.saved = kept
 
     def is_cancelled(self) -> bool:
         """Tell whether this execution shall stop, for whatever reason; safe from threads."""

@@ -381,6 +381,26 @@ class Executions:
             self._tell_if_wanted()
         return running
 
+    def take_more(self, first: Running, count: int) -> list[Running]:
+        """Take jobs out of the line that may stand in one batch with this one, in their order.
+
+        They are of its type and tenant.
+
+        Returns: `count` at the most; those that wait. None is waited for.
+        """
+        if not self._line or count < 1:
+            return []
+        found: list[Running] = []
+        left: deque[Running] = deque()
+        job_type, org_id = first.job.job_type, first.job.org_id
+        for running in self._line:
+            fits = len(found) < count and running.job.job_type == job_type and running.job.org_id == org_id
+            (found if fits and running.interrupt is None else left).append(running)
+        self._line = left
+        if not left:
+            self._tell_if_wanted()
+        return found
+
     def close(self) -> None:
         """Let every slot's task end when its job has."""
         self._is_closed = True

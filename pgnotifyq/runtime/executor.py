@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
+from pgnotifyq.model.checkpoint import read_state
 from pgnotifyq.model.errors import ConnectionsTaken, HandlerProcessDied, PayloadUndecodable, RaisedInProcess
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.handler import RunsIn
@@ -42,6 +43,7 @@ from pgnotifyq.model.retry import RetryPolicy
 from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime.asyncio_context import AsyncioContext
 from pgnotifyq.runtime.asyncio_loop import errand_of, open_loop
+from pgnotifyq.runtime.batches import Batch
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.lifespans import lifespans_on
 from pgnotifyq.runtime.logs import job_names, job_under_way
@@ -50,8 +52,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextvars import Token
 
-    from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.model.around import Middleware
+    from pgnotifyq.model.batch import BatchItem
     from pgnotifyq.model.events import EventSink
     from pgnotifyq.model.headers import Headers
     from pgnotifyq.model.registry import Handler, JobRegistry
@@ -86,8 +88,11 @@ class Executor:
     emit: EventSink | None = None  # where it is told what handlers on asyncio leave behind
     meter: Meter | None = None
     random: Callable[[], float]  # draws from 0 to 1, for the jitter of a retry
+    # For batches: what takes waiting jobs along, and takes an outcome. None: a batch is one job.
+    take_more: Callable[[Running, int], list[Running]] | None = None
+    add: Callable[[Running, Outcome | None], None] | None = None
 
-    async def run(self, running: Running, scope: trio.CancelScope) -> Ended:
+    async def run(self, running: Running, scope: trio.CancelScope) -> Ended:  # noqa: PLR0912  # each is a way of its own
         """Run one execution's handler to its end.
 
         Args:
@@ -103,10 +108,12 @@ class Executor:
         handler = self.registry.find(job.job_type)
         if handler is None:
             return Raised(error=self.registry.explain_unknown(job.job_type), unknown_type=True)
+        if handler.batch_size is not None:
+            return await self._run_batch(running, handler, handler.batch_size, scope)
         payload = None
         in_process = self.processes is not None and handler.runs_in is RunsIn.PROCESS
         if not in_process:  # else it is read there
-            payload = _read(handler, job)
+            payload = _read(handler, running)
             if type(payload) is Raised:
                 return payload
 
@@ -251,6 +258,68 @@ class Executor:
                 self.emit(Event(name=EventName.JOB_LEFT_OPEN, fields={**running.names(), "left": "a task"}))
         return Raised(error=_LEFT_A_TASK.format(handler.name)) if errand.was_left else value
 
+    async def _run_batch(self, first: Running, handler: Handler, size: int, scope: trio.CancelScope) -> Ended:
+        """Run a handler on a job, and on those that wait with it. See batches.py.
+
+        Returns: how the first has ended; that of the others is handed over, and with a worker the
+            first one's, too.
+        """
+        if handler.runs_in is RunsIn.ASYNCIO and self.loop is None:
+            async with open_loop(lifespans_on(self.registry, RunsIn.ASYNCIO)) as loop:
+                return await attrs.evolve(self, loop=loop)._run_batch(first, handler, size, scope)  # noqa: SLF001
+        kept: Ended = Stopped()
+
+        def hand_over(running: Running, ended: Ended) -> None:
+            nonlocal kept
+            if handler.timeout_seconds is not None:
+                self.deadlines.tell(running)
+            if self.add is not None:
+                self.add(running, self.outcome_of(running, ended))
+            else:
+                kept = ended
+
+        batch = Batch(handler=handler, scope=scope, hand_over=hand_over)
+        self._fill(batch, first, size)
+        if not batch.items:
+            return kept
+        if handler.timeout_seconds is not None:
+            scope.deadline = trio.current_time() + handler.timeout_seconds
+        try:
+            batch.end(await self._call_on_batch(first, handler, list(batch.items)))
+        except trio.Cancelled:
+            if scope.cancel_called:  # else the worker's own end, which leaves its jobs as they are
+                batch.end_all(Stopped())
+            raise
+        except BaseException as error:
+            if holds_ctrl_c(error):
+                raise
+            batch.end_all(as_ended(error))
+            if self.add is not None:
+                raise
+        finally:
+            scope.deadline = math.inf
+        return kept
+
+    def _fill(self, batch: Batch, first: Running, size: int) -> None:
+        """Put a job into a batch, and those that wait with it."""
+        handler = batch.handler
+        for running in (first, *(self.take_more(first, size - 1) if self.take_more is not None else ())):
+            running.task, running.handler = first.task, handler
+            payload = _read(handler, running)
+            if type(payload) is Raised:
+                batch.hand_over(running, payload)
+                continue
+            on_asyncio = handler.runs_in is RunsIn.ASYNCIO and self.loop is not None
+            context = AsyncioContext(running, self.reach, self.loop) if on_asyncio else JobContext(running, self.reach)  # type: ignore[arg-type]  # there is a loop
+            self._begin(running, handler, batch.add(running, payload, context))
+
+    async def _call_on_batch(self, first: Running, handler: Handler, items: list[BatchItem[Any]]) -> object:
+        if around := self.registry.around(handler):
+            return await self._run_within(around, first, handler, items)
+        if handler.runs_in is RunsIn.ASYNCIO:
+            return await self._run_on_asyncio(first, handler, items)
+        return await self._call(handler, items)
+
     def outcome_of(self, running: Running, ended: Ended) -> Outcome | None:
         """Return the outcome of an execution whose handler has ended; None: its lease was lost."""
         running.has_ended = True
@@ -274,9 +343,12 @@ class Executor:
         )
 
 
-def _read(handler: Handler, job: ClaimedJob) -> Any:
-    """Return what a handler is given first, or `Raised`."""
+def _read(handler: Handler, running: Running) -> Any:
+    """Return what a handler is given first, or `Raised`; and have it find what was saved."""
+    job = running.job
     try:
+        if job.has_saved:
+            running.saved = read_state(job.saved, handler)
         payload = handler.read(job.whole.payload if handler.takes_job else job.payload)
     except PayloadTooNew as error:
         return Raised(error=str(error), undecodable=True, waited=True)

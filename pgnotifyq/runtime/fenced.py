@@ -29,7 +29,7 @@ import trio.lowlevel
 from pgnotifyq.ledger import fences
 from pgnotifyq.model.errors import TransactionRefused
 from pgnotifyq.runtime.asyncio_loop import LoopThread
-from pgnotifyq.runtime.transactions import noted, refusal, told
+from pgnotifyq.runtime.transactions import block_of, noted, refusal, told
 from pgnotifyq.wire.callers import ask_on, ask_on_blocking, driver_of, is_in_transaction
 from pgnotifyq.wire.guards import guarded
 from pgnotifyq.wire.kinds import Kind, kind_of
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
 
-    from pgnotifyq.ledger.ask import Verb
+    from pgnotifyq.ledger.ask import Ask, Verb
     from pgnotifyq.model.job import WorkerId
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.runtime.running import Running
@@ -90,8 +90,13 @@ class WorkerFence:
     def last(self, begun_in: str) -> Verb[str]:
         """Tell whether the transaction may commit, `held`; if so, write the outcome."""
         return fences.meet_own_fence(
-            self.schema, self.running.lease, begun_in=begun_in, worker_id=self.worker_id, outcome=self.outcome
+            self.schema, self.running.lease, begun_in=begun_in, worker_id=self.worker_id, outcome=self.outcome, save=self.save()
         )
+
+    def save(self) -> Ask[bool] | None:
+        """Return what keeps a state that the handler has saved in the block."""
+        block = block_of(self.running)
+        return None if block is None else block.saves(self.schema)
 
     @contextmanager
     def around(self) -> Iterator[None]:

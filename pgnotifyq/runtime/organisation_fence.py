@@ -33,5 +33,5 @@ class OrgFence(WorkerFence):
     def last(self, begun_in: str) -> Verb[str]:
         """Tell whether the transaction may commit; write the outcome, if there is one."""
         return organisation.meet_own_fence(
-            self.schema, self.running.lease, begun_in=begun_in, worker_id=self.worker_id, outcome=self.outcome
+            self.schema, self.running.lease, begun_in=begun_in, worker_id=self.worker_id, outcome=self.outcome, save=self.save()
         )

@@ -139,6 +139,8 @@ class Processes:
         payload = running.job.payload
         if isinstance(payload, Undecodable):
             return Raised(error=payload.why, undecodable=True)
+        if running.job.has_saved and isinstance(saved := running.job.saved, Undecodable):
+            return Raised(error=saved.why, undecodable=True)
         try:
             self._check(handler)
         except ConfigError as error:
@@ -441,6 +443,8 @@ async def _converse(child: _Child, running: Running, handler: Handler, context: 
                         _log(message)
                     case words.Reported():
                         await child.say(words.written(await _report(context, message)))
+                    case words.Save():
+                        await child.say(words.written(await _save(context, message)))
                     case words.Enqueue():
                         await child.say(words.written(await _enqueue(context, message)))
                     case words.Settled():
@@ -456,6 +460,14 @@ async def _converse(child: _Child, running: Running, handler: Handler, context: 
 async def _report(context: JobContext, message: words.Reported) -> words.Heard:
     try:
         await context.progress(message.fraction, message.message)
+    except Exception as error:  # noqa: BLE001  # told to the handler, as to one in a thread
+        return _refused(error)
+    return words.Heard()
+
+
+async def _save(context: JobContext, message: words.Save) -> words.Heard:
+    try:
+        await context.save_written(message.saved, None)
     except Exception as error:  # noqa: BLE001  # told to the handler, as to one in a thread
         return _refused(error)
     return words.Heard()

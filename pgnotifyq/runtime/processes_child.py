@@ -37,6 +37,7 @@ import attrs
 
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.errors import SCHEMA_DEFAULT
+from pgnotifyq.model.checkpoint import read_state
 from pgnotifyq.model.errors import DatabaseError, LeaseLost, PayloadUndecodable, TransactionRefused, quietly
 from pgnotifyq.model.events import bounded_value
 from pgnotifyq.model.handler import Handler, RunsIn
@@ -201,6 +202,7 @@ class _Child:
         job = running.job.whole
         try:
             payload = job if handler.takes_job else handler.read(job.payload)
+            running.saved = read_state(job.saved, handler)
         except PayloadUndecodable as error:
             return words.Done(error=str(error), is_undecodable=True, is_too_new=isinstance(error, PayloadTooNew))
         arguments = (payload, _Context(running, _Reach(self))) if handler.takes_context else (payload,)
@@ -227,8 +229,8 @@ class _Child:
             except OSError:
                 os.killpg(0, signal.SIGKILL)
 
-    def ask(self, message: words.Reported | words.Enqueue) -> words.Heard:
-        """Tell the worker of progress or of a child, and wait for what became of it."""
+    def ask(self, message: words.Reported | words.Save | words.Enqueue) -> words.Heard:
+        """Tell the worker of progress, a state or a child, and wait for what became of it."""
         with self._asking:
             self.say(message)
             return words.Heard(error="this is a fork of the job's process") if self._is_left else self._answers.get()
@@ -371,6 +373,8 @@ class _Reach:
         """Refuse: `_Context.progress` is not awaited."""
         raise NotImplementedError
 
+    save = report
+
 
 _REFUSED = (
     "ctx.transaction() gives a connection that trio drives, and this handler runs in a process of its own: open one here and use "
@@ -456,6 +460,11 @@ class _Context(JobContext):
             )
         )
         self._check(heard)
+        return Already()
+
+    def _save_by(self, text: str | None, kept: Any) -> Awaitable[None]:
+        self._check(self._process.ask(words.Save(saved=text)))
+        self._running.saved = kept
         return Already()
 
     async def enqueue(self, *_: Any, **__: Any) -> NoReturn:

@@ -10,6 +10,7 @@ handler's type itself.
 | worker | `Run` | for each job |
 | child | `Began` | the job has arrived: from now on a death of the process is this job's |
 | child | `Reported`, answered by `Heard` | the handler reports its progress, and waits |
+| child | `Save`, answered by `Heard` | the handler saves its state, and waits |
 | child | `Enqueue`, answered by `Heard` | the handler enqueues a child of its job, and waits |
 | child | `Logged` | a record of the handler's log |
 | worker | `Stop` | a cooperative handler shall stop; others are killed |
@@ -100,6 +101,13 @@ class Reported:
 
 
 @attrs.frozen(kw_only=True)
+class Save:
+    """What the handler saves of its work."""
+
+    saved: str | None  # JSON
+
+
+@attrs.frozen(kw_only=True)
 class Enqueue:
     """A child of the job, to be enqueued while the execution still owns the job."""
 
@@ -110,7 +118,7 @@ class Enqueue:
 
 @attrs.frozen(kw_only=True)
 class Heard:
-    """What became of a report, or of a child."""
+    """What became of a report, of a state, or of a child."""
 
     is_ours: bool = True  # False: the execution no longer owns the job
     error: str | None = None  # it could not be written
@@ -164,7 +172,7 @@ class Done:
 
 
 FromWorker = Hello | Load | Run | Heard | Stop
-FromChild = Loaded | Began | Reported | Enqueue | Logged | Settled | Done
+FromChild = Loaded | Began | Reported | Save | Enqueue | Logged | Settled | Done
 Message = FromWorker | FromChild
 
 

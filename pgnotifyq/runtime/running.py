@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import trio
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import Handler
     from pgnotifyq.model.tracing import Trace
+
+
+class Batch(Protocol):
+    """The jobs that one call of a handler works on (batches.py)."""
+
+    def note_stop(self) -> None:
+        """Cancel the call if each job that is left in it is to stop."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -55,6 +62,10 @@ class Running:
     is_given_up: bool = False
     # What the handler returned, for the middleware around it. None: it has not, or nobody asks.
     returned: object = None
+    # The batch that it is in, while its handler runs; `scope` is its own part of that.
+    batch: Batch | None = None
+    # What its handler, or an earlier attempt's, has saved; of the handler's type. None: nothing.
+    saved: Any = None
     # Cancels the handler once more, if it runs where a cancel may be caught and forgotten.
     cancel_again: Callable[[], object] | None = None
 
@@ -142,3 +153,5 @@ class Running:
         """Cancel the handler at its next checkpoint."""
         if self.scope is not None and self.interrupt is not None:
             self.scope.cancel(reason=f"pgnotifyq: {self.interrupt.kind.value}")
+            if self.batch is not None:
+                self.batch.note_stop()

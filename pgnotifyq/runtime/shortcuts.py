@@ -183,6 +183,7 @@ def find_taker(dsn: str, schema: str, job: NewJob) -> Taker | None:
             taker.is_ready
             and taker.executions.free > 0
             and (handler := taker.me.registry.find(job.job_type)) is not None
+            and handler.batch_size is None  # each would be a batch of its own
             and (job.queue_name or handler.queue or QUEUE_DEFAULT) in taker.me.queues
         ):
             return taker

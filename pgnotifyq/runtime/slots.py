@@ -52,7 +52,9 @@ class _Slot:
         self.running = self.failure = None
 
     async def hand_over(self, running: Running, ended: Ended) -> None:
-        """Give an outcome to the settler."""
+        """Give an outcome to the settler, unless the job's batch has done so."""
+        if running.has_ended:
+            return
         outcome = self.executor.outcome_of(running, ended)
         if running.is_settled:
             await self.settler.note_afterthought(running, outcome)
@@ -153,7 +155,7 @@ async def _serve(slot: _Slot, slate: Slate, scope: trio.CancelScope) -> bool:
         if not is_as_new and (left := slate.what_is_open()) is not None:
             slot.ended = _as_left(slot.emit, running, ended, left)
             return True  # the guard settles, when the task has ended and nothing of the job runs any more
-        if running.is_settled:
+        if running.is_settled or running.has_ended:
             await slot.hand_over(running, ended)
         else:
             settler.add(running, executor.outcome_of(running, ended))

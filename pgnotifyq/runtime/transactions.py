@@ -25,13 +25,13 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import psycopg
 from psycopg import pq
 
-from pgnotifyq.ledger import end, fences
+from pgnotifyq.ledger import end, fences, lease
 from pgnotifyq.model.errors import (
     ConnectionsTaken,
     JobCancelled,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from psycopg.rows import TupleRow
 
+    from pgnotifyq.ledger.ask import Ask
     from pgnotifyq.model.config import WorkerConfig
     from pgnotifyq.model.job import OrgId, WorkerId
     from pgnotifyq.model.outcome import Outcome
@@ -131,30 +132,32 @@ class Databases:
                 one is about to complete.
             ConnectionsTaken: no connection became free in time.
         """
-        schema, lease = self.schema, running.lease
-        with noted(running, completes=outcome is not None), told(running):
+        schema, held_by = self.schema, running.lease
+        with noted(running, completes=outcome is not None) as block, told(running):
             login = None if org_id is None else self.tenants
             async with self._lend(self.pool if login is None else login.pool) as connection:
                 if isolation is not None:
                     await connection.set_isolation_level(isolation)
                 if login is None:
-                    connection.begins_with = fences.fence(schema, lease, org_id, self.tenant_role)
+                    connection.begins_with = fences.fence(schema, held_by, org_id, self.tenant_role)
                 else:
-                    connection.begins_with = fences.fence_of_login(schema, lease)
+                    connection.begins_with = fences.fence_of_login(schema, held_by)
                 async with connection.transaction():
                     begun_in = _told_by(connection, 0)
                     if login is not None and org_id is not None:
                         await login.seal(connection, schema, org_id)
                     with _guarded(connection, running):
                         yield connection
-                    met = fences.meet_fence(schema, lease, begun_in=begun_in, stays_confined=org_id is not None)
+                    met = fences.meet_fence(schema, held_by, begun_in=begun_in, stays_confined=org_id is not None)
                     held = await ask(connection, met)
                     if held != "held":
                         raise refusal(running, held)
                     if outcome is not None:
-                        settled = end.settle(schema, worker_id=self.worker_id, settlements=[(lease, outcome)])
+                        settled = end.settle(schema, worker_id=self.worker_id, settlements=[(held_by, outcome)])
                         if await ask(connection, settled):
                             raise refusal(running, "unwritten")
+                    elif (save := block.saves(schema)) is not None:
+                        await ask(connection, save)
                 if outcome is not None:
                     running.is_settled = True
 
@@ -205,17 +208,31 @@ class _Block:
 
     running: Running
     is_open: bool = True
+    save: tuple[str | None, Any] | None = None  # what the handler saves with the commit: as text, and as it is given it
+
+    def saves(self, schema: str) -> Ask[bool] | None:
+        """Return what saves that, behind the answer that the commit may be; None: nothing is saved.
+
+        Not when the handler says it: the job's row would be locked until the commit, and no
+        heartbeat could renew the lease.
+        """
+        return None if self.save is None else lease.save(schema, self.running.lease, self.save[0])
 
 
 # The innermost block that this task is in, or was started in.
 _block: ContextVar[_Block | None] = ContextVar("pgnotifyq_block", default=None)
 
 
-@contextmanager
-def noted(running: Running, *, completes: bool) -> Iterator[None]:
-    """Note that a transaction of this execution is open; refuse a second one where it cannot be."""
+def block_of(running: Running) -> _Block | None:
+    """Return the block of an execution's that is open around the caller."""
     around = _block.get()
-    if around is not None and around.is_open and around.running is running:
+    return around if around is not None and around.is_open and around.running is running else None
+
+
+@contextmanager
+def noted(running: Running, *, completes: bool) -> Iterator[_Block]:
+    """Note that a transaction of this execution is open; refuse a second one where it cannot be."""
+    if block_of(running) is not None:
         raise TransactionRefused(
             f"job {running.job.id} has a transaction open around this one: use its connection, and connection.transaction()"
             " for a part that may be rolled back by itself"
@@ -229,7 +246,9 @@ def noted(running: Running, *, completes: bool) -> Iterator[None]:
     if completes:
         running.is_completing = True
     try:
-        yield
+        yield block
+        if block.save is not None:
+            running.saved = block.save[1]
     finally:
         block.is_open = False
         if completes:

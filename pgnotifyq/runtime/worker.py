@@ -289,7 +289,7 @@ class _Staff:
             is_proven=lambda: self.wakeups.push.is_proven,
         )
         self.organisations = Organisations(me.schema, link("organisations"), seconds_max, me.registry.credentials)
-        self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.loop, self.organisations)
+        self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.durable, self.loop, self.organisations)
         self.processes = Processes(
             count=me.config.handler_processes_max,
             jobs_max=me.config.handler_process_jobs_max,
@@ -306,6 +306,8 @@ class _Staff:
             emit=me.emit,
             meter=me.meter,
             random=me.random.random,
+            take_more=self.executions.take_more,
+            add=self.settler.add,
         )
 
     def calls(self) -> Calls:

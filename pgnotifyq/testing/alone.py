@@ -18,6 +18,7 @@ from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.errors import SCHEMA_DEFAULT
 from pgnotifyq.ledger.fences import fence_nothing
 from pgnotifyq.model.around import NO_RESOURCES, Resources
+from pgnotifyq.model.checkpoint import write_state
 from pgnotifyq.model.config import WorkerConfig
 from pgnotifyq.model.errors import JobCancelled, LeaseLost, PayloadUndecodable, PgnotifyqError
 from pgnotifyq.model.handler import RunsIn
@@ -65,6 +66,7 @@ class Ran:
     reason: str | None = None  # of a dead letter: exhausted, discarded, undecodable
     exception: BaseException | None = None  # what the handler raised
     progress: tuple[tuple[float | None, str | None], ...] = ()  # what it reported, oldest first
+    saved: tuple[Any, ...] = ()  # what it saved, oldest first, decoded JSON
 
 
 async def run_job(
@@ -76,6 +78,7 @@ async def run_job(
     attempt: int = 1,
     max_attempts: int | None = None,
     headers: Mapping[str, Any] | None = None,
+    saved: object = None,
     resources: Iterable[object] | None = None,
     connection: Connection[Any] | None = None,
     org_config: Mapping[str, Any] | None = None,
@@ -97,6 +100,7 @@ async def run_job(
         attempt: which attempt this is; at `max_attempts` a failure ends in a dead letter.
         max_attempts: default: the handler's, else 15.
         headers: of the job.
+        saved: what an earlier attempt has saved, for `ctx.saved`.
         resources: what `ctx.resources` finds. None: what the registry's lifespans make, which are
             entered for this.
         connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
@@ -126,9 +130,11 @@ async def run_job(
     """
     handler = handler_of(job_type, registry)
     assert handler is not None  # there is a registry
-    job = _job(handler, json.loads(handler.written(payload).text), org_id_of(org_id), attempt, max_attempts)
-    if headers is not None:
-        job = attrs.evolve(job, headers=headers_of(headers))
+    job = attrs.evolve(
+        _job(handler, json.loads(handler.written(payload).text), org_id_of(org_id), attempt, max_attempts),
+        headers=headers_of(headers or {}),
+        saved=json.loads(write_state(saved, handler)[0] or "null"),
+    )
     running = Running(job=ClaimedJob.from_job(job), renewed_at=trio.current_time())
     reach = Reach(connection, registry, org_config, org_credentials)
     stops = []
@@ -184,6 +190,7 @@ def run_job_blocking(
     attempt: int = 1,
     max_attempts: int | None = None,
     headers: Mapping[str, Any] | None = None,
+    saved: object = None,
     resources: Iterable[object] | None = None,
     org_config: Mapping[str, Any] | None = None,
     org_credentials: Mapping[str, str] | None = None,
@@ -206,6 +213,7 @@ def run_job_blocking(
         attempt=attempt,
         max_attempts=max_attempts,
         headers=headers,
+        saved=saved,
         resources=resources,
         org_config=org_config,
         org_credentials=org_credentials,
@@ -280,6 +288,7 @@ class Reach:
         self.resources = NO_RESOURCES
         self.token = trio.lowlevel.current_trio_token()
         self.reported: list[tuple[float | None, str | None]] = []
+        self.saved: list[Any] = []
         self.completed_with: Outcome | None = None
         self._connection = connection
         self.desk = Desk(
@@ -340,6 +349,14 @@ class Reach:
         if running.is_lost:
             return False
         self.reported.append((fraction, message))
+        return True
+
+    async def save(self, running: Running, saved: str | None) -> bool:
+        """Keep what the handler saves; False: the execution no longer owns the job."""
+        await trio.lowlevel.checkpoint()
+        if running.is_lost:
+            return False
+        self.saved.append(None if saved is None else json.loads(saved))
         return True
 
 
@@ -414,7 +431,9 @@ def _job(handler: Handler, payload: Any, org_id: OrgId, attempt: int, max_attemp
 def _told(outcome: Outcome | None, exception: BaseException | None, reach: Reach) -> Ran:
     progress = tuple(reach.reported)
     if outcome is None:
-        return Ran(outcome=InterruptKind.LEASE_LOST.value, kind=None, exception=exception, progress=progress)
+        return Ran(
+            outcome=InterruptKind.LEASE_LOST.value, kind=None, exception=exception, progress=progress, saved=tuple(reach.saved)
+        )
     delays = outcome.kind in {SettleKind.RETRY, SettleKind.SNOOZE}
     return Ran(
         outcome=outcome.name,
@@ -425,4 +444,5 @@ def _told(outcome: Outcome | None, exception: BaseException | None, reach: Reach
         reason=outcome.reason,
         exception=exception,
         progress=progress,
+        saved=tuple(reach.saved),
     )

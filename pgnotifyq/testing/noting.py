@@ -13,8 +13,9 @@ from pgnotifyq.model.outcome import Discard, Retry, Snooze
 from pgnotifyq.model.registry import JobRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from pgnotifyq.model.batch import BatchItem
     from pgnotifyq.model.handler import Handler
     from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.context import JobContext
@@ -60,6 +61,8 @@ def noting(registry: JobRegistry, wishes: Wishes) -> JobRegistry:
 
 def _noting(handler: Handler, wishes: Wishes) -> Handler:
     call = handler.call
+    if handler.batch_size is not None:
+        return attrs.evolve(handler, call=_noting_batches(call, wishes))
 
     # They are given the context in any case: it knows the job.
 
@@ -82,3 +85,52 @@ def _noting(handler: Handler, wishes: Wishes) -> Handler:
             return wishes.note_value(job_id, await value)
 
     return attrs.evolve(handler, call=awaited if handler.is_async else called, takes_context=True)
+
+
+def _noting_batches(call: Any, wishes: Wishes) -> Any:
+    """Note of each job of a batch what the batch raises, or what it is settled with."""
+
+    def watch(items: list[BatchItem[Any]]) -> None:
+        for item in items:
+            wishes.raised.pop(item.ctx.job.id, None)
+            wishes.wished.discard(item.ctx.job.id)
+            item._end = functools.partial(_note_end, wishes, item._end)  # noqa: SLF001  # a test's look inside
+
+    def note(items: list[BatchItem[Any]], value: object) -> Any:
+        values = value if isinstance(value, (list, tuple)) and len(value) == len(items) else [value] * len(items)
+        for item, each in zip(items, values, strict=True):
+            if not item.is_settled:
+                _note_one(wishes, item, each)
+        return value
+
+    @functools.wraps(call)
+    async def awaited(items: list[BatchItem[Any]]) -> object:
+        watch(items)
+        try:
+            return note(items, await call(items))
+        except (Exception, SystemExit) as error:
+            note(items, error)
+            raise
+
+    @functools.wraps(call)
+    def called(items: list[BatchItem[Any]]) -> object:
+        watch(items)
+        try:
+            return note(items, call(items))
+        except (Exception, SystemExit) as error:
+            note(items, error)
+            raise
+
+    return awaited if inspect.iscoroutinefunction(call) else called
+
+
+def _note_end(wishes: Wishes, end: Callable[[BatchItem[Any], object], None], item: BatchItem[Any], value: object) -> None:
+    _note_one(wishes, item, value)
+    end(item, value)
+
+
+def _note_one(wishes: Wishes, item: BatchItem[Any], value: object) -> None:
+    if isinstance(value, _WISHES):
+        wishes.wished.add(item.ctx.job.id)
+    elif isinstance(value, BaseException):
+        wishes.raised[item.ctx.job.id] = value

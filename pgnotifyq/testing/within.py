@@ -302,6 +302,11 @@ class _Reach:
         told: bool = await self._tell(lease.report_progress(self._crew.schema, running.lease, fraction=fraction, message=message))
         return told
 
+    async def save(self, running: Running, saved: str | None) -> bool:
+        """Keep what the handler saves, in the test's transaction."""
+        told: bool = await self._tell(lease.save(self._crew.schema, running.lease, saved))
+        return told
+
 
 class _InTheTestsThread(Executor):
     """Calls handlers that are no async functions where the test is, and its connection."""
@@ -325,13 +330,19 @@ class _BlockingContext(JobContext):
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come; it is done when this returns."""
-        # It waits for nothing: a blocking connection is asked.
-        report: Coroutine[Any, Any, None] = self._report(fraction, message)
-        try:
-            report.send(None)
-        except StopIteration:
-            return _Done()
-        raise AssertionError("a blocking connection has waited")
+        return _at_once(self._report(fraction, message))
+
+    def _save_by(self, text: str | None, kept: Any) -> Awaitable[None]:
+        return _at_once(self.save_written(text, kept))
+
+
+def _at_once(call: Coroutine[Any, Any, None]) -> Awaitable[None]:
+    """Do what waits for nothing: a blocking connection is asked."""
+    try:
+        call.send(None)
+    except StopIteration:
+        return _Done()
+    raise AssertionError("a blocking connection has waited")
 
 
 class _Done:

@@ -3,7 +3,8 @@
 -- In: id, queue, job type, how many, tenant, part of the error, after which they died, fingerprint.
 select d.id, d.org_id, d.queue_name, d.job_type, case when u.payload is null then d.payload end as payload, u.payload as unread_bytes,
     d.priority, d.scheduled_at, d.attempts, d.max_attempts, d.unique_key, d.created_at, d.reason,
-    left(d.error_message, 10000) as error_message, case when u.history is null then d.history end as history, d.died_at, d.headers
+    left(d.error_message, 10000) as error_message, case when u.history is null then d.history end as history, d.died_at, d.headers,
+    case when pg_column_size(d.saved) <= 131072 then d.saved end as saved
 from (
     select d.*
     from {schema}.dead_letter_jobs as d

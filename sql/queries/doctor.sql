@@ -26,7 +26,7 @@ select
      where not has_table_privilege(current_user, '{schema}.' || n.name, p.wanted)) as rights_missing,
     (select count(*) from pg_proc as p
      where p.pronamespace = to_regnamespace({schema_text}) and p.prorettype <> 'trigger'::regtype
-       and (not p.prosecdef or p.proname in ('fence', 'meet_fence'))
+       and (not p.prosecdef or p.proname in ('fence', 'meet_fence', 'save'))
        and not has_function_privilege(current_user, p.oid, 'execute'))
         as functions_refused,
     current_setting('transaction_read_only') = 'on' as is_read_only,

@@ -7,7 +7,7 @@ select j.id, j.org_id, j.queue_name, j.job_type, case when u.payload is null the
     j.priority, j.status, j.scheduled_at, j.attempts, j.max_attempts, j.locked_by, j.current_execution_id, j.lease_expires_at,
     j.started_at, j.completed_at, left(j.error_message, 10000) as error_message,
     case when u.result is null then j.result else to_jsonb(format('(%s bytes are more than is read)', u.result)) end as result,
-    j.progress, left(j.progress_message, 10000) as progress_message, j.unique_key, j.created_at, j.label, j.headers
+    j.progress, left(j.progress_message, 10000) as progress_message, j.unique_key, j.created_at, j.label, j.headers, j.saved
 from (
     select j.*, {schema}.label(j.status, j.is_held, j.attempts, j.scheduled_at, c.now) as label
     from {schema}.jobs as j, (select {schema}.clock() as now offset 0) as c

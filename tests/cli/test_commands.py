@@ -134,6 +134,24 @@ def test_a_dead_letter_is_shown_requeued_and_purged(run: Callable[..., Any], dsn
     assert run("dead", "--json").data == []
 
 
+def test_what_was_saved(run: Callable[..., Any], dsn: str) -> None:
+    """It is shown, of a dead letter too; a requeue keeps it, and --from-start does not."""
+    job_id = run("enqueue", "x").out.strip()
+    assert "saved" not in run("show", job_id).out
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("update pgnotifyq.jobs set saved = '{\"line\": 700}'")
+    assert run("show", job_id, "--json").data["saved"] == {"line": 700}
+    assert "700" in run("show", job_id).out
+    for which in ([job_id], ["--all"]):
+        bury(dsn, job_id)
+        assert run("show", job_id, "--json").data["saved"] == {"line": 700}
+        run("requeue", *which)
+    assert run("show", job_id, "--json").data["saved"] == {"line": 700}
+    bury(dsn, job_id)
+    run("requeue", job_id, "--from-start")
+    assert run("show", job_id, "--json").data["saved"] is None
+
+
 def test_an_edit(run: Callable[..., Any]) -> None:
     """Of one job; it says what became of it."""
     job_id = run("enqueue", "x").out.strip()

@@ -47,6 +47,7 @@ CODES: dict[int, list[type[PgnotifyqError]]] = {
         errors.InvalidJob,
         errors.InvalidPayload,
         errors.PayloadTooLarge,
+        errors.StateTooLarge,
         errors.HandlerAlreadyRegistered,
         errors.AppNotFound,
     ],

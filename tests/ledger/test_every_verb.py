@@ -165,6 +165,8 @@ def story() -> Story:
     yield lease.heartbeat(SCHEMA, worker_id=ANN, leases=[*held, NOBODY], lease_seconds=60.0)
     yield lease.still_holds(SCHEMA, held[0])
     yield lease.report_progress(SCHEMA, held[0], fraction=0.3, message="é")
+    yield lease.save(SCHEMA, held[0], '{"é": 1}')
+    yield lease.save(SCHEMA, NOBODY, None)
     yield end.cancel(SCHEMA, held[0].job_id, "why not")
     yield end.cancel(SCHEMA, NOBODY.job_id)
     yield lease.cancelled(SCHEMA, held)
@@ -472,6 +474,7 @@ def _by_function() -> Iterator[tuple[str, Verb[Any]]]:
     yield "claim_named", claim.claim_named(SCHEMA, job_id="", **CLAIM)
     yield "heartbeat", lease.heartbeat(SCHEMA, worker_id=ANN, leases=[NOBODY], lease_seconds=1.0)
     yield "report_progress", lease.report_progress(SCHEMA, NOBODY, fraction=None, message=None)
+    yield "save", lease.save(SCHEMA, NOBODY, "[]")
     yield "beat", workers.beat(SCHEMA, ANN)
     yield "sleep", workers.fall_asleep(SCHEMA, ANN, [])
     for ending, name in (("complete", "complete"), ("retry", "give_back"), ("cancel", "stop"), ("bury", "bury")):

@@ -140,7 +140,7 @@ async def rows_of_all(connection: Link) -> list[Any]:
         await fetch(
             connection,
             "select t.xmin::text, to_jsonb(t) - array['enqueued_by', 'headers', 'unique_scope', 'unique_while', 'unique_until',"
-            f" 'key_passed_on', 'waits_for', 'due_after_wait', 'blanked_at'] from pgnotifyq.{table} as t order by t.id",
+            f" 'key_passed_on', 'waits_for', 'due_after_wait', 'blanked_at', 'saved'] from pgnotifyq.{table} as t order by t.id",
         )
         for table in TABLES
     ]

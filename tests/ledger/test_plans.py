@@ -43,6 +43,7 @@ CALLS = {
     "meet_fence": "meet_fence(({jobs})[1], ({executions})[1], pg_current_xact_id()::text)",
     "note_afterthought": "note_afterthought(({jobs})[1], ({executions})[1], 'late')",
     "report_progress": "report_progress(({jobs})[1], ({executions})[1], 0.5, 'half')",
+    "save": "save(({jobs})[1], ({executions})[1], '[1]')",
     "await_job": "await_job(({jobs})[1])",
     "requeue": "requeue('{ann}')",
     "enqueue": "enqueue('noop', unique_key => 'k')",

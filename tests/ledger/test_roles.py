@@ -43,6 +43,7 @@ DEFINERS = {
     "wake_after_reschedule": set(),
     "fence": {"producer", "worker", "tenant"},
     "meet_fence": {"producer", "worker", "tenant"},
+    "save": {"producer", "worker", "tenant"},
     "key_holder": {"producer"},
     "lock_keys": {"producer", "worker", "tenant", "admin"},
     "pass_key": {"producer", "worker", "tenant", "admin"},

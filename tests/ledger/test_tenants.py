@@ -17,7 +17,8 @@ Link = Connection[Any]
 OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
 TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles")
 DEFINERS = (
-    "audit", "check_fence", "fence", "key_holder", "lock_keys", "meet_fence", "note_cancel", "pass_key", "run_after", "tenant_key", "tenant_login", "unsealed", "wake_after_insert",
+    "audit", "check_fence", "fence", "key_holder", "lock_keys", "meet_fence", "note_cancel", "pass_key", "run_after", "save", "tenant_key",
+    "tenant_login", "unsealed", "wake_after_insert",
     "wake_after_reschedule",
 )  # fmt: skip
 

@@ -327,6 +327,35 @@ MUTANTS = (
         "",
         ("runtime/test_losing.py::test_execution_without_its_lease_writes_nothing",),
     ),
+    # Checkpoints and batches.
+    Mutant(
+        "fence dropped: a saved state",
+        SQL + "lease/save.sql",
+        " and j.current_execution_id = save.execution_id",
+        "",
+        ("runtime/test_checkpoints.py::test_who_lost_the_job_saves_nothing",),
+    ),
+    Mutant(
+        "a state that was saved in a transaction is not written",
+        "pgnotifyq/runtime/transactions.py",
+        "return None if self.save is None else",
+        "return None if self.save is not None else",
+        ("runtime/test_checkpoints.py::test_it_commits_with_the_transaction",),
+    ),
+    Mutant(
+        "a batch of two tenants",
+        "pgnotifyq/runtime/executions.py",
+        " and running.job.org_id == org_id",
+        "",
+        ("runtime/test_batches.py::test_one_tenant_and_one_type",),
+    ),
+    Mutant(
+        "a cancel of one job of a batch cancels the call",
+        "pgnotifyq/runtime/batches.py",
+        "        if all(running.scope",
+        "        if any(running.scope",
+        ("runtime/test_batches.py::test_a_cancel_is_one_jobs",),
+    ),
     # Enqueues that share a statement.
     Mutant(
         "a cancelled caller's job goes again with the others'",

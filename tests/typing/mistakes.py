@@ -55,6 +55,7 @@ async def by_name(payload: Resize, *, ctx: pgnotifyq.JobContext) -> None: ...
 registry.handler("x", max_atempts=5)  # refused: misspelt
 registry.handler("x", timeout=5.0)  # refused: it is timeout_seconds
 registry.handler("x", max_attempts="5")  # refused: a number
+registry.handler("x", batch_size="5")  # refused: a number
 registry.handler("x", retry=3)  # refused: a policy
 registry.handler("x", retry_on=[ValueError])  # refused: one class, or a tuple
 registry.handler("x", discard_on="LookupError")  # refused: a class
@@ -70,6 +71,7 @@ async def enqueue(client: pgnotifyq.Client) -> None:
     await client.enqueue(tasks.resize, "a.png")  # refused: another type
     await client.enqueue(tasks.resize, Crop("a.png"))  # refused: another class
     await client.enqueue(tasks.resize, {"path": "a.png", "width": 64})  # refused: not made into one yet
+    await client.enqueue(tasks.embed, Crop("a.png"))  # refused: another class than the batch's
     await client.enqueue(tasks.resize)  # refused: nothing
     await client.enqueue(tasks.resize, None)  # refused: None
     await client.enqueue(tasks.resize, Resize("a.png", "64"))  # refused: a field of another type

@@ -208,3 +208,15 @@ images = registry.handler(queue="images", max_attempts=2)
 @images("grey", timeout_seconds=5)
 async def grey(payload: Resize) -> str:
     return payload.path
+
+
+@registry.handler("embed", batch_size=100, saved_type=Point)
+async def embed(jobs: list[pgnotifyq.BatchItem[Resize]]) -> list[int]:
+    return [item.payload.width for item in jobs]
+
+
+@registry.handler("embed_in_thread", batch_size=100)
+def embed_in_thread(jobs: list[pgnotifyq.BatchItem[Mail]]) -> None:
+    for item in jobs:
+        with item:
+            item.settle(str(item.payload))

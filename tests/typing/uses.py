@@ -29,6 +29,8 @@ async def enqueue(client: pgnotifyq.Client) -> None:
     await client.enqueue(tasks.plain, {"a": 1, "b": "two"})
     await client.enqueue(tasks.plain, {"a": 1})
     await client.enqueue(tasks.anything, {"x": [1]})
+    await client.enqueue(tasks.embed, Resize("a.png", 64))
+    await client.enqueue_many([tasks.embed_in_thread.job(Mail("ann"))])
     await client.enqueue(tasks.untold, 5)
     await client.enqueue(tasks.untold)
     await client.enqueue(tasks.nothing)

@@ -22,9 +22,9 @@
 --         payload_bytes_max
 --                        a payload of more bytes of text is not sent: the worker buries such a job.
 --                        Null: all are sent
--- Out:    one row a job, in the order of claiming: the columns of a claimed_job but its headers,
---         then two columns more, then the headers, for workers read by place. When fewer than
---         jobs_max were found, one more row whose `id` is null:
+-- Out:    one row a job, in the order of claiming: the columns of a claimed_job but its
+--         saved state and its headers, then two columns more, then those: workers read by place.
+--         When fewer than jobs_max were found, one more row whose `id` is null:
 --         `next_due_seconds` until the earliest job of these queues that was not taken (null: none
 --         known; zero: it is due, and somebody else's transaction holds its row, so look again
 --         soon), and
@@ -99,7 +99,7 @@ returns table (
     id uuid, current_execution_id uuid, org_id uuid, queue_name text, job_type text, payload text, priority smallint,
     scheduled_at timestamptz, attempts integer, max_attempts integer, unique_key text, created_at timestamptz,
     started_at timestamptz, lease_expires_at timestamptz, next_due_seconds double precision, snapshot_xmin bigint,
-    headers text)
+    saved text, headers text)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set jit = off
@@ -240,7 +240,8 @@ begin
                     taken_here := taken_here + 1;
                     return query select one.id, one.current_execution_id, one.org_id, one.queue_name, one.job_type, one.payload,
                         one.priority, one.scheduled_at, one.attempts, one.max_attempts, one.unique_key, one.created_at,
-                        one.started_at, one.lease_expires_at, null::double precision, null::bigint, one.headers;
+                        one.started_at, one.lease_expires_at, null::double precision, null::bigint, one.saved,
+                        one.headers;
                 end loop;
             else
                 -- A claim that goes on has not looked at the types: others' jobs end its scan after
@@ -281,7 +282,7 @@ begin
                     case when due.weight <= payload_bytes_max or payload_bytes_max is null
                         or {schema}.fits(j.payload, payload_bytes_max) then j.payload::text end,
                     j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
-                    j.lease_expires_at, null::double precision, null::bigint, j.headers::text;
+                    j.lease_expires_at, null::double precision, null::bigint, j.saved::text, j.headers::text;
                 get diagnostics taken_here = row_count;
             end if;
             taken := taken + taken_here;

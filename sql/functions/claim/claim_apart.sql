@@ -77,7 +77,7 @@ begin
                             where c.id is not null
                         loop
                             if holds_any_bytes then
-                                perform convert_from(textsend(concat(one.payload, one.unique_key, one.headers)), 'UTF8');
+                                perform convert_from(textsend(concat(one.payload, one.unique_key, one.saved, one.headers)), 'UTF8');
                             end if;
                             return next one;
                         end loop;

@@ -123,7 +123,7 @@ begin
             case when payload_bytes_max is null or weights[array_position(ids, j.id)] <= payload_bytes_max
                 or {schema}.fits(j.payload, payload_bytes_max) then j.payload::text end,
             j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
-            j.lease_expires_at, j.headers::text)::{schema}.claimed_job,
+            j.lease_expires_at, j.saved::text, j.headers::text)::{schema}.claimed_job,
         weights[array_position(ids, j.id)];
     if is_cut then
         return query select null::{schema}.claimed_job, null::bigint;

@@ -61,7 +61,7 @@ begin
             or (payload_bytes_max >= 0 and {schema}.payload_weight(j.payload) <= payload_bytes_max)
             or {schema}.fits(j.payload, payload_bytes_max) then j.payload::text end,
         j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at, j.lease_expires_at,
-        j.headers::text;
+        j.saved::text, j.headers::text;
     if not found then
         if not exists (select from {schema}.jobs as j where j.id = claim_named.job_id and j.status = 'pending') then
             return next null::{schema}.claimed_job;

@@ -45,7 +45,7 @@ begin
         update {schema}.jobs as j
         set status = case when j.status = 'cancelled' then 'cancelled' else 'completed' end,
             completed_at = coalesce(j.completed_at, time_now),
-            locked_by = null, current_execution_id = null, lease_expires_at = null,
+            locked_by = null, current_execution_id = null, lease_expires_at = null, saved = null,
             result = case when is_plain then j.result when j.status <> 'cancelled' then e.result::jsonb end,
             error_message = case when is_plain or j.status = 'cancelled' then j.error_message else e.error end
         from unnest(job_ids, execution_ids, results, error_messages) as e(id, execution_id, result, error)

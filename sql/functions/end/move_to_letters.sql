@@ -40,10 +40,11 @@ begin
     ), letters as (
         insert into {schema}.dead_letter_jobs (
             id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts, unique_key,
-            created_at, reason, error_message, history, died_at, enqueued_by, headers, unique_scope, unique_while, unique_until)
+            created_at, reason, error_message, history, died_at, enqueued_by, headers, saved, unique_scope, unique_while,
+            unique_until)
         select g.id, d.org_id, d.queue_name, d.job_type, d.payload, d.priority, d.scheduled_at, d.charged, d.max_attempts,
             d.unique_key, d.created_at, d.reason, {schema}.letter_error(g.id, d.id, d.error), {schema}.history(d.id, d.org_id),
-            move_to_letters.died_at, d.enqueued_by, d.headers, d.unique_scope, d.unique_while, d.unique_until
+            move_to_letters.died_at, d.enqueued_by, d.headers, d.saved, d.unique_scope, d.unique_while, d.unique_until
         from dead as d, lateral (select {schema}.letter_id(d.id, pg_column_size(d.payload)) as id offset 0) as g
         returning id
     )

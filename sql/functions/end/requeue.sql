@@ -1,7 +1,8 @@
 -- requeue: bring a dead letter back as the job it was: same id, tenant, queue, priority, payload,
--- headers and key, attempts at zero.
+-- headers, key and saved state, attempts at zero.
 --
 -- In:     delay_seconds  how long it is not due from now on
+--         from_start     without what its handler had saved
 -- Out:    true when it was restored, false when there is no such dead letter. A unique_key that
 --         another job holds meanwhile is an error (unique_violation), as is a job that has its id,
 --         and the dead letter stays. If that job is stopping, this one waits for its end; if its
@@ -12,9 +13,12 @@
 -- The job is inserted before the letter goes: the history of a letter without a job goes with it
 -- (migrations/0019_retention.sql).
 --
--- The earlier form is dropped. Otherwise a call without the last argument would fit both.
+-- The earlier forms are dropped. Otherwise a call without the last arguments would fit all.
 drop function if exists {schema}.requeue(uuid);
-create or replace function {schema}.requeue(job_id uuid, delay_seconds double precision default 0) returns boolean
+drop function if exists {schema}.requeue(uuid, double precision);
+create or replace function {schema}.requeue(
+    job_id uuid, delay_seconds double precision default 0, from_start boolean default false)
+returns boolean
 language plpgsql volatile
 set jit = off
 set enable_seqscan = off
@@ -38,11 +42,12 @@ begin
     end if;
     insert into {schema}.jobs (
         id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, created_at, error_message,
-        enqueued_by, headers, unique_scope, unique_while, unique_until)
+        enqueued_by, headers, saved, unique_scope, unique_while, unique_until)
     values (
         letter.id, letter.org_id, letter.queue_name, letter.job_type, letter.payload, letter.priority,
         {schema}.clock() + make_interval(secs => requeue.delay_seconds), letter.max_attempts, letter.unique_key,
-        letter.created_at, letter.error_message, letter.enqueued_by, letter.headers, letter.unique_scope, letter.unique_while,
+        letter.created_at, letter.error_message, letter.enqueued_by, letter.headers,
+        case when not requeue.from_start then letter.saved end, letter.unique_scope, letter.unique_while,
         letter.unique_until);
     if not found then
         return false;  -- a trigger of the user's has left it out

@@ -5,6 +5,7 @@
 --         per_second     null: all are due at once. Else they fall due one after the other, at this
 --                        rate, so that what they failed over is not flooded
 --         delay_seconds  how long the first is not due from now on: behind those of a batch before
+--         from_start     without what their handlers had saved
 -- Out:    how many were restored, at most `jobs_max`. One that cannot be stays a dead letter, and
 --         does not count: an unfinished job holds its unique_key, a job has its id, its payload was
 --         blanked, a constraint or trigger refuses it.
@@ -17,10 +18,12 @@
 -- The earlier forms are dropped. Otherwise a call with three arguments would fit all.
 drop function if exists {schema}.requeue_all(text, text, integer);
 drop function if exists {schema}.requeue_all(text, text, integer, uuid);
+drop function if exists {schema}.requeue_all(
+    text, text, integer, uuid, text, timestamptz, text, double precision, double precision);
 create or replace function {schema}.requeue_all(
     queue_name text default null, job_type text default null, jobs_max integer default 1000, org_id uuid default null,
     error_text text default null, died_after timestamptz default null, fingerprint text default null,
-    per_second double precision default null, delay_seconds double precision default 0)
+    per_second double precision default null, delay_seconds double precision default 0, from_start boolean default false)
 returns integer
 language plpgsql volatile
 as $$
@@ -49,7 +52,8 @@ begin
         begin
             set constraints all deferred;
             was_there := {schema}.requeue(
-                letter.id, requeue_all.delay_seconds + coalesce(restored / requeue_all.per_second, 0));
+                letter.id, requeue_all.delay_seconds + coalesce(restored / requeue_all.per_second, 0),
+                requeue_all.from_start);
             set constraints all immediate;
             restored := restored + was_there::integer;
         exception

@@ -51,9 +51,11 @@ begin
         from pg_namespace as n, aclexplode(n.nspacl) as a join pg_roles as p on p.oid = a.grantee
         where n.nspname = {schema_text} and a.privilege_type = 'USAGE' and not p.rolsuper
             and not exists (select from {schema}.roles as r where r.role_name = p.rolname)
-            and not has_function_privilege(p.oid, '{schema}.fence(uuid, uuid)', 'execute')
+            and not (has_function_privilege(p.oid, '{schema}.fence(uuid, uuid)', 'execute')
+                and has_function_privilege(p.oid, '{schema}.save(uuid, uuid, text)', 'execute'))
     loop
-        execute format('grant execute on function {schema}.fence(uuid, uuid), {schema}.meet_fence(uuid, uuid, text) to %I', each.name);
+        execute format('grant execute on function {schema}.fence(uuid, uuid), {schema}.meet_fence(uuid, uuid, text),'
+            ' {schema}.save(uuid, uuid, text) to %I', each.name);
     end loop;
     -- And who enqueues is told which job has a key, and may take it.
     for each in

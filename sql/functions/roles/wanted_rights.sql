@@ -109,6 +109,7 @@ as $$
             ('admin', 'org_audit', '{{select,insert,delete}}', null)
     ), callable (kind, object) as (
         values ('producer', 'fence(uuid, uuid)'), ('producer', 'meet_fence(uuid, uuid, text)'),
+            ('producer', 'save(uuid, uuid, text)'), ('tenant', 'save(uuid, uuid, text)'), ('worker', 'save(uuid, uuid, text)'),
             ('producer', 'key_holder(uuid, text, text)'),
             ('producer', 'pass_key(uuid, text, text, text, text[], jsonb, timestamptz, smallint, double precision, uuid)'),
             ('producer', 'run_after(uuid, uuid)'),

@@ -32,6 +32,11 @@ class Order:
     at: datetime
 
 
+@attrs.frozen
+class Place:
+    line: int
+
+
 class OutOfStock(Exception):
     pass
 
@@ -256,3 +261,15 @@ def refuses(_: object, ctx: JobContext) -> list[str]:
         except (PgnotifyqError, LookupError) as error:
             told.append(type(error).__name__)
     return told
+
+
+@registry.handler("walk_in_process", runs_in="process", saved_type=Place)
+def walk_in_process(payload: dict[str, Any], ctx: JobContext) -> list[Any]:
+    """Go one line further with each attempt, and return where the third began and where it has come to."""
+    at: Place | None = ctx.saved
+    ctx.save(Place(1 if at is None else at.line + 1))
+    if at is None or at.line < 2:
+        raise Retry(0.0)
+    with psycopg.connect(payload["dsn"]) as theirs, ctx.connection(theirs):
+        ctx.save(Place(10))
+    return [at.line, ctx.saved.line]

@@ -42,6 +42,14 @@ async def linger(payload: dict[str, Any], ctx: JobContext) -> None:
 
 
 @registry.handler()
+async def walk(payload: dict[str, Any], ctx: JobContext) -> None:
+    """Save each of three steps, and stay on the last one."""
+    for step in (1, 2, 3):
+        await ctx.save({"step": step})
+    await trio.sleep_forever()
+
+
+@registry.handler()
 async def stubborn(payload: dict[str, Any], ctx: JobContext) -> None:
     """Wait, deaf to interrupts, until it may go on; then write and return as if nothing had happened."""
     print(json.dumps({"event": "begun"}), flush=True)
