@@ -152,7 +152,7 @@ def raise_translated(error: Exception, schema: str) -> NoReturn:
         SchemaMissing: the schema, or something in it, is not there.
         MissingRights: the connected role may not do this.
         IllegalTransition: the job's status does not allow it.
-        InvalidJob: a name or number was refused.
+        InvalidJob: a name or number was refused, or a text has NUL in it.
         InvalidPayload: the JSON is not one that PostgreSQL can store.
     """
     if isinstance(error, UnicodeEncodeError):
@@ -169,6 +169,9 @@ def raise_translated(error: Exception, schema: str) -> NoReturn:
         raise MissingRights(message) from error
     if isinstance(error, (errors.UntranslatableCharacter, errors.InvalidTextRepresentation)):
         raise InvalidPayload(f"PostgreSQL cannot store this payload: {said}") from error
+    # psycopg refuses NUL before it sends anything; other drivers let the server do so.
+    if isinstance(error, errors.CharacterNotInRepertoire) or (error.sqlstate is None and "NUL" in str(error)):
+        raise InvalidJob("a text has the character NUL in it, which PostgreSQL cannot store: take it out") from error
     hint = f"; {error.diag.message_hint}" if error.diag.message_hint else ""
     if error.sqlstate == ILLEGAL_TRANSITION:
         raise IllegalTransition(f"{said}{hint}") from error
