@@ -129,8 +129,10 @@ class _Tracing:
         around = None if _is_valid(trace.get_current_span()) else propagate.extract(headers)
         span = self.tracer.start_span(f"create {queue}", around, SpanKind.PRODUCER, attributes)
         carried: dict[str, str] = {}
-        propagate.inject(carried, trace.set_span_in_context(span, around))
-        span.end()
+        try:
+            propagate.inject(carried, trace.set_span_in_context(span, around))
+        finally:
+            span.end()  # a span that has not ended is not exported
         carried = {name: text for name, text in carried.items() if len(text) <= HEADER_CHARS_MAX}
         if not carried:
             return job

@@ -584,3 +584,15 @@ async def test_handler_in_a_process(place: Workplace, collector: Collector) -> N
     (create,) = collector.named("create default")
     assert parent_of(create) == context_of(collector.named("process default")[-1]).span_id
     await place.until("headers ? 'traceparent' from pgnotifyq.jobs where job_type = 'who'")
+
+
+def test_propagator_that_raises(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is enqueued without its context; its span has ended, so it is exported."""
+
+    def inject(*_: object, **__: object) -> None:
+        raise RuntimeError("a propagator of the program's")
+
+    monkeypatch.setattr(propagate, "inject", inject)
+    job = NewJob(job_type="work", queue_name="q")
+    assert tracing.traced(job) is job
+    assert [span.name for span in collector.spans] == ["create q"]
