@@ -293,7 +293,8 @@ class LoopThread(threading.Thread):
         self._is_dead = False
         self.resources = NO_RESOURCES
         self._leaving: asyncio.Event | None = None  # set: the lifespans are to be closed
-        self._left: trio.Event | None = None  # they are; trio's thread
+        self._entered: trio.Event | None = None  # they are open, or will never be; trio's thread
+        self._left: trio.Event | None = None  # they are closed; the same
         self._failure: BaseException | None = None  # what closing them raised
 
     def take(self, errand: Errand) -> bool:
@@ -323,18 +324,26 @@ class LoopThread(threading.Thread):
 
         Raises:
             LifespanFailed: one raised.
+            LoopDied: the loop died before they were entered.
         """
         entered, left = trio.Event(), trio.Event()
-        self._left = left
+        with self._lock:
+            if self._is_dead:
+                raise self._died()
+            # The thread sets both when the loop dies: a task of a dead loop sets nothing.
+            self._entered, self._left = entered, left
         loop = self.loop
         assert loop is not None
         failures: list[BaseException] = []
+        is_open = False
 
         async def live() -> None:
             self._leaving = asyncio.Event()
+            nonlocal is_open
             try:
                 async with AsyncExitStack() as stack:
                     self.resources = await enter(stack, lifespans)
+                    is_open = True
                     self._tell(entered)
                     await self._leaving.wait()
             except BaseException as error:  # raised where it is waited for
@@ -350,6 +359,8 @@ class LoopThread(threading.Thread):
         await entered.wait()
         if failures:
             raise failures[0]
+        if not is_open:
+            raise self._died()
 
     async def leave(self) -> None:
         """Close the lifespans.
@@ -420,14 +431,24 @@ class LoopThread(threading.Thread):
             self._death = error
         with self._lock:
             self._is_dead = True
-        why = "it was closed" if self._death is None else f"{type(self._death).__name__}: {text_of(self._death)}"
+        for event in (self._entered, self._left):
+            if event is not None:
+                self._tell(event)
         for errand in list(self.errands):
-            errand.death = LoopDied(_DIED.format(why))
+            errand.death = LoopDied(_DIED.format(self._why_dead()))
             errand.death.__cause__ = self._death
             self._wake(errand)
         self._executor.shutdown(wait=False, cancel_futures=True)
         with suppress(Exception):
             loop.close()
+
+    def _why_dead(self) -> str:
+        return "it was closed" if self._death is None else f"{type(self._death).__name__}: {text_of(self._death)}"
+
+    def _died(self) -> LoopDied:
+        died = LoopDied(f"asyncio's event loop has died while the lifespans were entered ({self._why_dead()})")
+        died.__cause__ = self._death
+        return died
 
     def _end(self, errand: Errand) -> None:
         self.errands.discard(errand)

@@ -836,8 +836,8 @@ MUTANTS = (
     Mutant(
         "a loop of asyncio that died is used again",
         RUNTIME + "asyncio_loop.py",
-        "if self._is_dead:",
-        "if False:",
+        "if self._is_dead:\n                return False",
+        "if False:\n                return False",
         ("runtime/test_asyncio_handlers.py::test_loop_that_dies",),
     ),
     Mutant(

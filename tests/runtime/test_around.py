@@ -18,6 +18,7 @@ import trio.lowlevel
 
 import pgnotifyq
 from pgnotifyq import EventName, JobContext, JobRegistry, Snooze
+from pgnotifyq.runtime.asyncio_loop import LoopDied
 from pgnotifyq.testing import run_job
 from tests.runtime.support import Workplace
 
@@ -416,3 +417,18 @@ async def test_on_a_loop_that_died(place: Workplace) -> None:
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
     assert len(made) == 2
     assert (await place.job(job_id))["result"] is True
+
+
+async def test_loop_that_dies_while_it_begins(place: Workplace) -> None:
+    """asyncio's loop is gone before a lifespan was entered: the worker ends with an error, and does not wait for it."""
+    registry = JobRegistry()
+
+    @registry.lifespan(runs_in="asyncio")
+    async def kills() -> AsyncIterator[Pool]:
+        asyncio.get_running_loop()._run_once = None  # type: ignore[attr-defined]
+        await asyncio.sleep(3600)
+        yield Pool()
+
+    declare(registry, "asyncio", lambda payload, ctx: None)
+    with pytest.raises(LoopDied, match="while the lifespans were entered"):
+        await pgnotifyq.run_worker(registry, place.dsn)
