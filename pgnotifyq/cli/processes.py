@@ -43,7 +43,7 @@ import attrs
 import trio
 
 from pgnotifyq.cli.ending import ECHO_SECONDS, EXIT_STUCK, LAST_WORDS_SECONDS, PATIENCE_SECONDS, START_PATIENCE_SECONDS
-from pgnotifyq.model.errors import ConfigError
+from pgnotifyq.model.errors import ConfigError, first_line_of, name_of
 from pgnotifyq.model.events import Event, EventName
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ VARIABLE = "PGNOTIFYQ_PROCESS"
 STEADY_SECONDS = 60.0
 PAUSE_SECONDS_FIRST = 0.5
 PAUSE_SECONDS_MAX = 30.0
+UNWATCHED_SECONDS = 5.0  # until files are watched again that could not be
 DRAIN, INTERRUPT = 1, 2
 EXIT_WRONG, EXIT_FAILED = 2, 1
 # The best first: done; jobs were cut off; a handler did not let go; anything else.
@@ -305,8 +306,23 @@ class _Parent:
             child.why = "it did not end in time, and was killed"
             child.process.kill()
 
-    async def reload_for_ever(self, changes: Changes) -> None:
-        """Start all processes anew when a file changes."""
+    async def reload_for_ever(self, changes: Callable[[], Changes]) -> None:
+        """Start all processes anew when a file changes.
+
+        The machine may refuse to watch, now or later: it has no watch left, or the folder is gone.
+        Then the processes go on, and the watch is tried again.
+        """
+        while True:
+            try:
+                await self._reload_on(changes())
+            except Exception as error:  # noqa: BLE001  # the library has errors of its own, and the system's
+                why = f"{name_of(error)}: {first_line_of(error)}"
+                self._tell(EventName.CODE_UNWATCHED, {"why": why, "retry_seconds": UNWATCHED_SECONDS})
+                await trio.sleep(UNWATCHED_SECONDS)
+            else:
+                return
+
+    async def _reload_on(self, changes: Changes) -> None:
         folder = os.getcwd()  # noqa: PTH109  # as text
         async for changed in changes:
             if self.is_ending():
@@ -358,7 +374,7 @@ async def _supervise(parent: _Parent, changes: Callable[[], Changes] | None) -> 
         await nursery.start(parent.heed_signals)
         nursery.start_soon(parent.watch_for_ever)
         if changes is not None:
-            nursery.start_soon(parent.reload_for_ever, changes())
+            nursery.start_soon(parent.reload_for_ever, changes)
         async with trio.open_nursery() as processes:
             for index in range(parent.count):
                 processes.start_soon(parent.keep, index)

@@ -269,6 +269,14 @@ def text_of(error: BaseException) -> str:
     return text
 
 
+def first_line_of(error: BaseException) -> str:
+    """Return the first line of an exception's text; if that says nothing, its type. Never raises.
+
+    psycopg's errors may have no text, as those of a connection that ended in mid-word.
+    """
+    return next((line for line in text_of(error).splitlines() if line.strip()), name_of(error))
+
+
 def name_of(error: BaseException) -> str:
     """Return the name of an exception's type. Never raises."""
     # A metaclass may answer `type(error).__name__`.

@@ -52,6 +52,7 @@ class EventName(StrEnum):
     PROCESS_STARTED = "process.started"
     PROCESS_ENDED = "process.ended"
     CODE_CHANGED = "code.changed"
+    CODE_UNWATCHED = "code.unwatched"
     # Of a worker process's standard output: nobody read it.
     EVENTS_DROPPED = "events.dropped"
 
@@ -245,6 +246,13 @@ class CodeChanged(TypedDict):
     files: str  # the first ten, with commas in between
 
 
+class CodeUnwatched(TypedDict):
+    """Files cannot be watched just now. The processes go on; the watch is tried again."""
+
+    why: str
+    retry_seconds: Annotated[float, "seconds"]
+
+
 class EventsDropped(TypedDict):
     """Lines of a worker process's standard output are missing here."""
 
@@ -280,6 +288,7 @@ SHAPES: Mapping[EventName, type] = {
     EventName.PROCESS_STARTED: ProcessStarted,
     EventName.PROCESS_ENDED: ProcessEnded,
     EventName.CODE_CHANGED: CodeChanged,
+    EventName.CODE_UNWATCHED: CodeUnwatched,
     EventName.EVENTS_DROPPED: EventsDropped,
 }
 

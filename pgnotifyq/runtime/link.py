@@ -29,6 +29,7 @@ import trio
 from psycopg import errors
 
 from pgnotifyq.ledger.errors import Whose, is_passing, whose
+from pgnotifyq.model.errors import first_line_of
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Lock, connect
@@ -159,7 +160,7 @@ class Link:
     def _note_loss(self, error: BaseException) -> None:
         if not self._is_down:
             self._is_down = True
-            reason = "no answer in time" if isinstance(error, trio.TooSlowError) else str(error).splitlines()[0]
+            reason = "no answer in time" if isinstance(error, trio.TooSlowError) else first_line_of(error)
             self._emit(Event(name=EventName.DATABASE_LOST, fields={"connection": self._name, "why": reason}))
 
 

@@ -36,6 +36,7 @@ from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import channels
 from pgnotifyq.model.channels import Cancel, Company, ConfigChanged, Nonce, Work
+from pgnotifyq.model.errors import first_line_of
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import connect
@@ -114,7 +115,7 @@ async def listen_for_ever(me: Identity, dsn: str, quick: Link, wakeups: Wakeups,
         except Exception as error:
             if not is_passing(error):
                 raise
-            why = str(error).splitlines()[0]
+            why = first_line_of(error)
         else:
             raise AssertionError("listening ends by cancellation or by an error")
         if push.is_proven:

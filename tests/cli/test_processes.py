@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -22,8 +23,7 @@ from pgnotifyq.cli.processes import DRAIN, INTERRUPT, Parent, _Parent, worst
 from tests.cli.support import PATIENCE_SECONDS, open_floor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.cli.support import Floor, Running
 
@@ -309,3 +309,25 @@ def test_more_processes_than_ports(dsn: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert (ran.returncode, ran.stdout, len(ran.stderr.splitlines())) == (2, "", 1)
     assert "process 3 would have port 65536" in ran.stderr
+
+
+async def test_files_that_cannot_be_watched(autojump_clock: object) -> None:
+    """The machine has no watch left: it is told, the processes go on, and the watch is tried again."""
+    told: list[Event] = []
+    tries: list[int] = []
+
+    async def changes() -> AsyncIterator[set[tuple[object, str]]]:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "OS file watch limit reached")
+        if len(tries) == 2:
+            raise RuntimeError
+        yield {(1, f"{Path.cwd()}/an_app.py")}
+
+    parent = _Parent(1, reloads=True, config=WorkerConfig(), emit=told.append, manager=None)
+    with trio.fail_after(PATIENCE_SECONDS):
+        await parent.reload_for_ever(changes)
+    assert [event.name.value for event in told] == ["code.unwatched", "code.unwatched", "code.changed"]
+    assert "OS file watch limit reached" in str(told[0].fields["why"])
+    assert told[1].fields["why"] == "RuntimeError: RuntimeError"
+    assert told[2].fields["files"] == "an_app.py"

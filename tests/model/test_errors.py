@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from pgnotifyq.model import errors
-from pgnotifyq.model.errors import PgnotifyqError
+from pgnotifyq.model.errors import PgnotifyqError, first_line_of
 
 # A branch is four characters wide.
 LINE = re.compile(r"^    (?P<branches>(?:│   |    )*(?:[├└]── )?)(?P<name>[A-Z]\w+)(?: {2,}.*)?$")
@@ -34,3 +36,18 @@ def test_drawing_is_the_classes() -> None:
     """The tree in the docstring has every class of the module, under its base, in the order of the module."""
     assert drawn() == defined()
     assert len(drawn()) > 20
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (ValueError(), "ValueError"),
+        (ValueError("\n \n"), "ValueError"),
+        (ValueError("\ntwo"), "two"),
+    ],
+    ids=["two lines", "no text", "blank lines", "a blank line first"],
+)
+def test_first_line(error: ValueError, line: str) -> None:
+    """It says something, also of an error without a text: psycopg has such."""
+    assert first_line_of(error) == line
