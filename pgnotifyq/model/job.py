@@ -126,6 +126,9 @@ class EndedJob:
     result: Any = None  # of a completed one
     error_message: str | None = None
     reason: str | None = None  # of a dead one: exhausted, discarded, undecodable, unknown_job_type, lost
+    # What is None here, for all together was more than a payload may have: result, payload. Look
+    # the job up.
+    left_out: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

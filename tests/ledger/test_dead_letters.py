@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from pgnotifyq.ledger import end, look
@@ -123,9 +124,19 @@ async def test_requeue_at_a_rate(connection: Link) -> None:
 
 @pytest.mark.parametrize(("per_second", "delay_seconds"), [(0.0, 0.0), (-1.0, 0.0), (float("nan"), 0.0), (1.0, -1.0)])
 async def test_rate_out_of_range(connection: Link, per_second: float, delay_seconds: float) -> None:
-    """It is refused before anything is asked, and by SQL."""
+    """It is refused before anything is asked."""
     with pytest.raises(ConfigError):
         end.requeue_all(SCHEMA, per_second=per_second, delay_seconds=delay_seconds)
+
+
+@pytest.mark.parametrize("per_second", ["0", "-1", "NaN", "-Infinity"])
+async def test_rate_out_of_range_by_sql(connection: Link, per_second: str) -> None:
+    """It is refused, also where there is no dead letter, and none is requeued."""
+    await bury(connection, "full")
+    with pytest.raises(psycopg.Error, match="is out of range") as refused:
+        await connection.execute("select pgnotifyq.requeue_all(per_second => %s::float8)", (per_second,))
+    assert refused.value.sqlstate == "PNQ02"
+    assert len(await ask(connection, look.list_dead(SCHEMA, DeadFilter()))) == 1
 
 
 async def test_get_finds_the_dead(connection: Link) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -222,3 +223,40 @@ def test_of_an_included_registry_without_handlers() -> None:
 
     outer.include(inner)
     assert outer.hooks == []
+
+
+@pytest.mark.parametrize(
+    ("payload_bytes", "result_bytes", "left_out"),
+    [
+        (1000, 1000, ()),
+        (900_000, 400_000, ("result",)),
+        (1_048_500, 10, ("result", "payload")),
+        (1_000_000, 1_000_000, ("result",)),
+    ],
+)
+async def test_more_than_a_payload_may_have(
+    place: Workplace, payload_bytes: int, result_bytes: int, left_out: tuple[str, ...]
+) -> None:
+    """A hook's payload has at most 1 MiB, as any other: the result is left out, then the payload, and the hook is told so."""
+    told: list[EndedJob] = []
+    registry = JobRegistry()
+
+    @registry.handler("work")
+    async def work(payload: dict[str, Any]) -> str:
+        return "r" * result_bytes
+
+    @registry.on_completed("work")
+    async def tell_completed(ended: EndedJob) -> None:
+        told.append(ended)
+
+    worker = await place.start(registry)
+    await place.enqueue("work", payload=json.dumps({"p": "p" * payload_bytes}))
+    await until_told(worker, "completed")
+    (ended,) = told
+    assert ended.left_out == left_out
+    assert (ended.payload, ended.result) == (
+        None if "payload" in left_out else {"p": "p" * payload_bytes},
+        None if "result" in left_out else "r" * result_bytes,
+    )
+    biggest = "select max(pgnotifyq.compact_bytes(payload)) from pgnotifyq.jobs"
+    assert await ledger.value(place.connection, biggest) <= 1_048_576

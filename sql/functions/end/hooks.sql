@@ -66,11 +66,21 @@ end
 $$;
 
 -- enqueue_hooks: enqueue the hooks of one job that has ended in one way, with what is told of it.
+--
+-- A payload and a result may have 1 MiB each, and so may the payload of a hook, which tells both. If
+-- it would have more, the result is left out; if that is not enough, the payload, too. `left_out`
+-- names them.
 create or replace function {schema}.enqueue_hooks(org_id uuid, ending text, job_type text, headers jsonb, told jsonb) returns void
 language plpgsql volatile
 as $$
 #variable_conflict use_column
 begin
+    if octet_length(told::text) > 1048576 and {schema}.compact_bytes(told) > 1048576 then
+        told := told || '{{"result": null, "left_out": ["result"]}}';
+        if {schema}.compact_bytes(told) > 1048576 then
+            told := told || '{{"payload": null, "left_out": ["result", "payload"]}}';
+        end if;
+    end if;
     insert into {schema}.jobs (org_id, queue_name, job_type, payload, headers, queue_not_said)
     select enqueue_hooks.org_id, coalesce(k.queue_name, 'default'), h.hook_type, enqueue_hooks.told, enqueue_hooks.headers,
         k.queue_name is null

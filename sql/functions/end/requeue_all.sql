@@ -8,7 +8,7 @@
 -- Out:    how many were restored, at most `jobs_max`. One that cannot be stays a dead letter, and
 --         does not count: an unfinished job holds its unique_key, a job has its id, a constraint or
 --         trigger refuses it.
--- Errors: a rate that is not above zero is refused with PNQ02.
+-- Errors: a rate that is not above zero, or is no number, is refused with PNQ02.
 -- Locks:  the dead letters, `skip locked`: of two who requeue, each restores others.
 --
 -- The rate is in the jobs' times. Naively somebody stays and requeues one job after the other, and
@@ -30,7 +30,8 @@ declare
     was_there boolean;
     restored integer := 0;
 begin
-    if requeue_all.per_second <= 0 then
+    -- NaN is above every number.
+    if requeue_all.per_second <= 0 or requeue_all.per_second = 'nan' then
         raise exception 'per_second % is out of range', requeue_all.per_second
             using errcode = 'PNQ02', hint = 'Use more than 0, or null: all are due at once.';
     end if;
