@@ -209,6 +209,20 @@ def stop_embedded(folder: Path | None = None) -> bool:
     return True
 
 
+def find_psql() -> Path:
+    """Return the psql that comes along with the embedded server, else the machine's.
+
+    Raises:
+        NoDatabase: the extra `embedded` is not installed, or there is no psql.
+    """
+    carried: Path = _package().utils.POSTGRES_VERSIONS[POSTGRES_VERSION] / "psql"
+    if os.access(carried, os.X_OK):
+        return carried
+    if found := shutil.which("psql"):
+        return Path(found)
+    raise NoDatabase(f"there is no psql: neither {carried} nor one on the PATH; install PostgreSQL's client programs")
+
+
 @attrs.frozen(kw_only=True)
 class Server:
     """A server that runs, and that its data folder names."""

@@ -2,7 +2,7 @@
 
 | file | commands |
 |---|---|
-| `jobs.py` | `enqueue`, `jobs`, `show`, `cancel` |
+| `jobs.py` | `enqueue`, `jobs`, `show`, `cancel`; `enqueue -` is in `lines.py` |
 | `explain.py` | `explain` |
 | `dead.py` | `dead`, `requeue` |
 | `workers.py` | `workers`, `stats` |
@@ -12,7 +12,7 @@
 | `org_credentials.py` | `credentials` (set, delete, list, rotate, new-key) |
 | `doctor.py` | `doctor` |
 | `demo.py` | `demo`; the play is in `demo_play.py`, its handlers in `demo_handlers.py` |
-| `db.py` | `db start`, `db stop`, `db url` |
+| `db.py` | `db start`, `db stop`, `db url`, `db psql` |
 
 `app.py` makes the application of them and tells errors. What groups share: `parameters.py` (what
 several take), `act.py` (from an address to the ledger), `reach.py` (whether the server still

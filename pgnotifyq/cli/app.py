@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import psycopg
 import trio
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from pgnotifyq._version import __version__
 from pgnotifyq.cli import changes, db, dead, demo, doctor, explain, jobs, org, org_credentials, pauses, schema, worker, workers
@@ -67,6 +68,25 @@ for command in (
     db.db,
 ):
     app.command(command)
+
+
+@app.command
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="Which shell.")],
+    /,
+    *,
+    install: Annotated[bool, Parameter(negative="", show_default=False, help="Put it where the shell finds it.")] = False,
+) -> int:
+    """Print a script by which a shell completes the words of `pgnotifyq`.
+
+    For this session: eval "$(pgnotifyq completion bash)". With --install, for each new one: the
+    script is written to a file in your home, and bash and zsh get a line in their startup file.
+    """
+    if install:
+        print(f"pgnotifyq: written to {app.install_completion(shell=shell)}; begin a new {shell}", file=sys.stderr)
+    else:
+        print(app.generate_completion(shell=shell))
+    return 0
 
 
 def run(arguments: list[str]) -> int:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import trio
 from cyclopts import Parameter
 
 from pgnotifyq.cli.act import find_database, open_ledger, run_with
+from pgnotifyq.cli.lines import Lines, enqueue_lines, standard_input
 from pgnotifyq.cli.output import as_data, print_json, print_rows, shown, shown_whole
-from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfJob, OfQueue, OfType, Schema, job_id_of, whole
+from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfJob, OfQueue, OfType, Schema, job_id_of, seconds_of, time_of, whole
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.doors.client import open_client
 from pgnotifyq.doors.verbs import CancelOutcome
@@ -27,23 +28,29 @@ from pgnotifyq.wire.asking import ask
 if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
-    from pgnotifyq.model.job import DeadLetter
+    from pgnotifyq.doors.client import Client
+    from pgnotifyq.model.job import DeadLetter, JobId
     from pgnotifyq.wire.connection import Connection
 
 LABELS = [*STORED, "scheduled", "retrying", "stopping"]
+CANCELS_AT_ONCE_MAX = 64  # a statement each; they wait side by side
 COLUMNS = ["id", "queue_name", "job_type", "status", "priority", "attempts", "scheduled_at", "completed_at", "error_message"]
 COLUMNS_IN_TERMINAL = ["id", "queue_name", "job_type", "status", "when", "attempts", "priority", "error_message"]
 COLUMNS_OF_ATTEMPTS = ["attempt", "outcome", "started_at", "ended_at", "error_message"]
 
 
 def enqueue(
-    job_type: Annotated[str, Parameter(help="Which handler runs it.")],
+    job_type: Annotated[
+        str,
+        Parameter(help="Which handler runs it; - reads many jobs from standard input, one a line.", allow_leading_hyphen=True),
+    ],
     payload: Annotated[str, Parameter(help="JSON; - reads standard input.", allow_leading_hyphen=True)] = "{}",
     /,
     *,
     queue: Annotated[str | None, Parameter(name="--queue", help="Its queue; default: its handler's, else default.")] = None,
     priority: Annotated[int, Parameter(converter=whole, help="Higher first.")] = 0,
     delay_seconds: Annotated[float | None, Parameter(help="Not before so many seconds from now.")] = None,
+    within: Annotated[str | None, Parameter(name="--in", help="Not before so long from now: 90s, 5m, 2h, 1d12h.")] = None,
     at: Annotated[str | None, Parameter(help="Not before this time: ISO 8601 with a time zone.")] = None,
     max_attempts: Annotated[
         int | None, Parameter(converter=whole, help="Then it is a dead letter; default: its handler's, else 15.")
@@ -56,14 +63,25 @@ def enqueue(
             name="--header", consume_multiple=False, negative=(), help="NAME=VALUE, for what goes with the job; may be repeated."
         ),
     ] = None,
+    line_type: Annotated[str | None, Parameter(name="--type", help="With -: each line is a payload of this type.")] = None,
+    batch: Annotated[
+        int | None, Parameter(converter=whole, help="With -: so many lines are one transaction; default: all are.")
+    ] = None,
+    go_on: Annotated[
+        bool, Parameter(name="--continue", negative="", show_default=False, help="With -: pass over lines that are no jobs.")
+    ] = False,
     as_json: AsJson = False,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
 ) -> int:
-    """Enqueue a job and print its id."""
+    """Enqueue a job and print its id; or many, from standard input.
+
+    With - in the place of the type, each line is a job: a JSON object of job_type, payload, and
+    what the options are called (queue, priority, in, at, max_attempts, org, unique_key, headers).
+    The options count for lines that do not say it. All lines are one transaction: if one of them is
+    no job, it is told with its number, and nothing is enqueued. Ids are printed after the commit.
+    """
     fields: dict[str, Any] = {
-        "job_type": job_type,
-        "payload": _payload_of(payload),
         "queue_name": queue,
         "priority": priority,
         "delay_seconds": delay_seconds,
@@ -71,11 +89,22 @@ def enqueue(
         "unique_key": unique_key,
         "headers": dict(map(_header_of, header or ())) or None,
     }
+    if within is not None:
+        if delay_seconds is not None:
+            raise InvalidJob("both --in and --delay-seconds are given: give one")
+        fields["delay_seconds"] = seconds_of("--in", within)
     if at is not None:
-        fields["scheduled_at"] = _time_of(at)
+        fields["scheduled_at"] = time_of("--at", at)
     if org is not None:
         fields["org_id"] = org
-    job = NewJob(**fields)
+    if job_type == "-":
+        if payload != "{}":
+            raise InvalidJob("with - the payloads are in the lines: leave the second argument out, or name the type with --type")
+        lines = Lines(standard_input(), defaults=fields, job_type=line_type, goes_on=go_on)
+        return run_with(dsn, schema, partial(enqueue_lines, schema=schema, lines=lines, batch=batch, as_json=as_json))
+    if line_type is not None or batch is not None or go_on:
+        raise InvalidJob("--type, --batch and --continue go with many jobs from standard input: `enqueue -`")
+    job = NewJob(job_type=job_type, payload=_payload_of(payload), **fields)
 
     async def act(connection: Connection[TupleRow]) -> int:
         job_id = await ask(connection, enqueue_verbs.enqueue(schema, job))
@@ -102,13 +131,6 @@ def _header_of(text: str) -> tuple[str, str]:
     if not (name and sign):
         raise InvalidJob(f"--header {text!r} is no header: use NAME=VALUE, as --header request_id=42")
     return name, value
-
-
-def _time_of(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidJob(f"--at {text!r} is not a time: use 2030-01-31T12:00:00+00:00") from None
 
 
 def jobs(
@@ -140,62 +162,106 @@ def jobs(
     return run_with(dsn, schema, act)
 
 
-def show(job_id: OfJob, /, *, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
-    """Show a job, or a dead letter, with all its attempts."""
-    key = job_id_of(job_id)
+def show(job_id: OfJob, /, *more: OfJob, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+    """Show a job, or a dead letter, with all its attempts; or several.
+
+    Exit code 1 if one of them is not there. JSON is one object for one job, a list for several.
+    """
+    keys = [job_id_of(text) for text in (job_id, *more)]
 
     async def act(connection: Connection[TupleRow]) -> int:
-        job: Job | DeadLetter | None = await ask(connection, look.get_job(schema, key))
-        if job is None:
-            job = await ask(connection, look.get_dead(schema, key))
-        if job is None:
-            raise JobNotFound(f"there is no job {key}: it never was, or was pruned after its retention")
-        attempts = await ask(connection, look.history(schema, key))
-        data = {**_shown_job(job), "history": [as_data(attempt) for attempt in attempts]}
+        found: list[dict[str, Any]] = []
+        for key in keys:
+            job: Job | DeadLetter | None = await ask(connection, look.get_job(schema, key))
+            if job is None:
+                job = await ask(connection, look.get_dead(schema, key))
+            if job is not None:
+                attempts = await ask(connection, look.history(schema, key))
+                found.append({**_shown_job(job), "history": [as_data(attempt) for attempt in attempts]})
+                continue
+            missing = f"there is no job {key}: it never was, or was pruned after its retention"
+            if len(keys) == 1:
+                raise JobNotFound(missing)
+            print(f"pgnotifyq: {missing}", file=sys.stderr)
         if as_json:
-            print_json(data)
-            return 0
-        for name, value in data.items():
-            if name != "history" and value is not None:
-                print(f"{name:<22}{shown_whole(value, indent=22) if sys.stdout.isatty() else shown(value)}")
-        print()
-        print_rows(attempts, COLUMNS_OF_ATTEMPTS, as_json=False, nothing="no attempts")
-        return 0
+            print_json(found if more else found[0])
+        else:
+            for place, data in enumerate(found):
+                _print_job(data, is_first=place == 0)
+        return 0 if len(found) == len(keys) else 1
 
     return run_with(dsn, schema, act)
 
 
+def _print_job(data: dict[str, Any], *, is_first: bool) -> None:
+    if not is_first:
+        print()
+    for name, value in data.items():
+        if name != "history" and value is not None:
+            print(f"{name:<22}{shown_whole(value, indent=22) if sys.stdout.isatty() else shown(value)}")
+    print()
+    print_rows(data["history"], COLUMNS_OF_ATTEMPTS, as_json=False, nothing="no attempts")
+
+
 def cancel(
-    job_id: OfJob,
+    job_id: Annotated[
+        str,
+        Parameter(help="Its id; - reads ids from standard input, one a line, as `jobs` prints them.", allow_leading_hyphen=True),
+    ],
     /,
-    *,
+    *more: OfJob,
     why: Annotated[str | None, Parameter(help="For the handler and the record.")] = None,
     wait_seconds: Annotated[float | None, Parameter(help="Wait so long until its handler has stopped.")] = None,
     as_json: AsJson = False,
     dsn: Dsn = None,
     schema: Schema = "pgnotifyq",
 ) -> int:
-    """Cancel a job: a pending one never starts, a running one's handler is stopped.
+    """Cancel jobs: a pending one never starts, a running one's handler is stopped.
 
-    Exit code 1 if it had ended before.
+    Exit code 1 if one of them had ended before, or never was.
     """
-    key = job_id_of(job_id)
+    is_one = job_id != "-" and not more
+    if job_id == "-" and more:
+        raise InvalidJob("- reads the ids from standard input: leave the others out")
+    keys = [job_id_of(text) for text in (_ids_in(sys.stdin.read()) if job_id == "-" else (job_id, *more))]
 
     async def main() -> int:
         database = await find_database(dsn)
+        outcomes: dict[JobId, str] = {}
 
-        async def on_ledger() -> CancelOutcome:
+        async def cancel_one(client: Client, key: JobId, slots: trio.CapacityLimiter) -> None:
+            async with slots:
+                try:
+                    outcomes[key] = await client.cancel(key, wait_seconds=wait_seconds, why=why)
+                except JobNotFound:
+                    if is_one:
+                        raise
+                    outcomes[key] = "unknown"
+
+        async def on_ledger() -> None:
             async with open_ledger(database, schema), open_client(database.dsn, schema=schema) as client:
-                return await client.cancel(key, wait_seconds=wait_seconds, why=why)
+                # So that the handlers of all of them have `wait_seconds`, side by side.
+                slots = trio.CapacityLimiter(CANCELS_AT_ONCE_MAX)
+                async with trio.open_nursery() as nursery:
+                    for key in keys:
+                        nursery.start_soon(cancel_one, client, key, slots)
 
-        outcome = await answered(database.dsn, on_ledger)
+        await answered(database.dsn, on_ledger)
+        data = [{"id": key, "outcome": outcomes[key]} for key in keys]
         if as_json:
-            print_json({"id": key, "outcome": outcome})
+            print_json(data[0] if is_one else data)
         else:
-            print(outcome)
-        return 0 if outcome in {CancelOutcome.CANCELLED, CancelOutcome.STOPPING} else 1
+            for one in data:
+                print(one["outcome"] if is_one else f"{one['id']}\t{one['outcome']}")
+        return 0 if set(outcomes.values()) <= {CancelOutcome.CANCELLED, CancelOutcome.STOPPING} else 1
 
     return trio.run(main)
+
+
+def _ids_in(text: str) -> list[str]:
+    """Return the first word of each line. What `jobs` prints into a pipe begins with headings."""
+    words = [line.split(maxsplit=1)[0] for line in text.splitlines() if line.strip()]
+    return words[1:] if words[:1] == ["id"] else words
 
 
 def _shown_job(job: Job | DeadLetter) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -38,3 +40,43 @@ def job_id_of(text: str) -> JobId:
         return JobId(UUID(text))
     except ValueError:
         raise InvalidJob(f"{text!r} is not a job id: ids are uuids, as `python -m pgnotifyq jobs` prints them") from None
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"(?:\d{1,12}(?:\.\d{1,12})?[smhdw])+", re.ASCII)
+
+
+def time_of(what: str, text: str) -> datetime:
+    """Return the time that a text says, with its time zone.
+
+    A time without a zone is refused: the machines of a queue may be in several zones.
+
+    Args:
+        what: the option that the text was given for, as `--at`.
+        text: ISO 8601, as 2030-01-31T12:00:00+01:00 or 2030-01-31T11:00Z.
+
+    Raises:
+        InvalidJob: it says none.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidJob(f"{what} {text!r:.80} is not a time: use 2030-01-31T12:00:00+00:00") from None
+    if time.utcoffset() is None:
+        raise InvalidJob(f"{what} {text!r:.80} has no time zone: add Z for UTC, or an offset, as {text:.40}+01:00")
+    return time
+
+
+def seconds_of(what: str, text: str) -> float:
+    """Return the length of time that a text says, in seconds.
+
+    Args:
+        what: the option that the text was given for, as `--in`.
+        text: numbers with their units, s, m, h, d or w: 90s, 5m, 1.5h, 1d12h.
+
+    Raises:
+        InvalidJob: it says none.
+    """
+    if not _DURATION.fullmatch(text):
+        raise InvalidJob(f"{what} {text!r:.80} is no length of time: use a number and s, m, h, d or w, as 90s, 5m, 2h, 1d12h")
+    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"([\d.]+)([smhdw])", text))
