@@ -25,7 +25,7 @@ def start() -> int:
 
 @db.command
 def stop() -> int:
-    """Stop the embedded PostgreSQL. Its data stay; the next command that needs it starts it again."""
+    """Stop the embedded PostgreSQL. Its data stay, and the next command starts it again."""
     from pgnotifyq.embedded import stop_embedded
 
     print("stopped" if stop_embedded() else "it was not running")

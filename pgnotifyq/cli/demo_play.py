@@ -285,9 +285,13 @@ def _lead_on(console: Console, story: Story, dsn_given: str | None) -> None:
     """Say what to type next."""
     where = f"--schema {SCHEMA}" + ("" if dsn_given is None else f" --dsn {shlex.quote(dsn_given)}")
     listed = f"jobs {where} --limit 5"
+
+    def shown(job_id: JobId | None) -> str:
+        return listed if job_id is None else " ".join(("show", str(job_id), where))
+
     nexts = (
-        (listed if story.one_recovered is None else f"show {story.one_recovered} {where}", "a job that outlived its worker"),
-        (listed if story.long_job is None else f"show {story.long_job} {where}", "the job that was cancelled"),
+        (shown(story.one_recovered), "a job that outlived its worker"),
+        (shown(story.long_job), "the job that was cancelled"),
         (f"demo --clean{where.removeprefix(f'--schema {SCHEMA}')}", "remove them all"),
     )
     console.print(f"\nThe jobs are left to look at, in the schema {SCHEMA}. Next, type:\n")
