@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from pgnotifyq import embedded
 from pgnotifyq.embedded import (
     ROOTS_USER,
     SOCKET_BYTES_MAX,
@@ -408,3 +409,42 @@ def test_commands(still: Path) -> None:
     assert ask("start") == (0, address)
     assert ask("stop") == (0, "stopped")
     assert ask("stop") == (0, "it was not running")
+
+
+def test_psql(still: Path) -> None:
+    """It is the server's own psql. Arguments, standard input and the exit code pass through; the environment leads nowhere else."""
+    environment = {
+        **os.environ,
+        "PGNOTIFYQ_HOME": str(still),
+        "PGHOST": "/nowhere", "PGSERVICE": "nobody", "PGOPTIONS": "--bogus", "PGDATABASE": "not_there",
+    }  # fmt: skip
+
+    def psql(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pgnotifyq", "db", "psql", *arguments],
+            input=stdin, capture_output=True, text=True, check=False, env=environment,
+        )  # fmt: skip
+
+    first = psql("-Atc", "select 6 * 7", "-c", "show server_version_num")
+    assert (first.returncode, first.stdout.split()[0], first.stdout.split()[1][:2]) == (0, "42", "18")
+    assert first.stderr.startswith("pgnotifyq: started the embedded PostgreSQL")
+    piped = psql("-At", "-v", "ON_ERROR_STOP=1", stdin="select 'a b';\nselect 1/0;\n")
+    assert (piped.returncode, piped.stdout) == (3, "a b\n")
+    assert "pgnotifyq" not in piped.stderr
+    assert psql("--", "--version").stdout.startswith("psql (PostgreSQL) 18")
+    assert psql("-c", "select 1/0").returncode == 1
+    assert psql("--nonsense").returncode == 1
+
+
+def test_psql_that_did_not_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's is used; if there is none, it is said what to install."""
+    monkeypatch.setitem(embedded._package().utils.POSTGRES_VERSIONS, 18, tmp_path)
+    machines = tmp_path / "psql-of-the-machine" / "psql"
+    machines.parent.mkdir()
+    machines.write_text("#!/bin/sh\n")
+    machines.chmod(0o755)
+    monkeypatch.setenv("PATH", str(machines.parent))
+    assert embedded.find_psql() == machines
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(NoDatabase, match="client programs"):
+        embedded.find_psql()

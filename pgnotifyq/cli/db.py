@@ -13,7 +13,7 @@ db = App(name="db", help="The embedded PostgreSQL: start it, stop it, say its ad
 
 @db.command
 def start() -> int:
-    """Start it, or find it running, and print its address."""
+    """Start the embedded PostgreSQL, or find it running, and print its address."""
     from pgnotifyq.embedded import POSTGRES_VERSION, ensure_embedded
 
     server = ensure_embedded()
@@ -25,7 +25,7 @@ def start() -> int:
 
 @db.command
 def stop() -> int:
-    """Stop it. Its data stay, and the next command that needs it starts it again."""
+    """Stop the embedded PostgreSQL. Its data stay, and the next command starts it again."""
     from pgnotifyq.embedded import stop_embedded
 
     print("stopped" if stop_embedded() else "it was not running")
@@ -34,7 +34,7 @@ def stop() -> int:
 
 @db.command
 def url() -> int:
-    """Print its address. Exit code 1 when it is not running; nothing is started."""
+    """Print the address of the embedded PostgreSQL. Exit code 1 if it does not run."""
     from pgnotifyq.embedded import find_embedded
 
     server = find_embedded()
@@ -49,7 +49,7 @@ def url() -> int:
 def psql(
     *arguments: Annotated[str, Parameter(allow_leading_hyphen=True, help="For psql, as they are; its own help is `-- --help`.")],
 ) -> NoReturn:
-    """Open psql on it, started if need be. The exit code is psql's.
+    """Open psql on the embedded PostgreSQL, started if need be. The exit code is psql's.
 
     It is the psql that comes along with the server, else the machine's.
     """

@@ -21,13 +21,20 @@ from pgnotifyq.model.errors import ConfigError
 
 
 def demo(
-    folder: Annotated[Path | None, Parameter(help="Default: Python's own standard library.")] = None, /, *, dsn: Dsn = None
+    folder: Annotated[Path | None, Parameter(help="Default: Python's own standard library.")] = None,
+    /,
+    *,
+    clean: Annotated[
+        bool, Parameter(name="--clean", negative="", show_default=False, help="Play nothing; remove what the last demo left.")
+    ] = False,
+    dsn: Dsn = None,
 ) -> int:
     """Watch real jobs run, one a file.
 
-    One job is cancelled in mid-flight. One worker is killed, and its work recovered.
+    One job is cancelled in mid-flight. One worker is killed, and its work recovered. The jobs are
+    left to look at, in a schema of the demo's own, until the next demo or --clean removes them.
     """
-    from pgnotifyq.cli.demo_play import play
+    from pgnotifyq.cli.demo_play import play, tidy
     from pgnotifyq.embedded import stop_embedded
 
     if folder is not None and not folder.is_dir():
@@ -35,8 +42,9 @@ def demo(
 
     async def main() -> int:
         database = await find_database(dsn)
+        act = partial(tidy, dsn=database.dsn) if clean else partial(play, folder, dsn=database.dsn, dsn_given=dsn)
         try:
-            return await _unless_told_to_end(partial(answered, database.dsn, partial(play, folder, dsn=database.dsn)))
+            return await _unless_told_to_end(partial(answered, database.dsn, act))
         finally:
             # The demo stops the server again, if the demo had to start it.
             if database.is_embedded and database.source.startswith("started"):

@@ -1,13 +1,15 @@
 """What the demo plays: one job a file, two worker processes, one cancel, one kill -9.
 
-Every result is checked. All happens in a schema of the demo's own. At the end the demo drops the
-schema and its role, and leaves nothing running.
+Every result is checked. All happens in a schema of the demo's own. The demo leaves nothing running.
+Its jobs are left to look at. The next demo drops the schema and its role, and so do `demo --clean`
+and a demo that does not come to its end.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -77,17 +79,32 @@ class Story:
     cancel_ms: float | None = None
     orphans: int = 0  # jobs that the killed worker held
     recovered: int = 0  # of those, finished by the other
+    long_job: JobId | None = None  # the one that was cancelled
+    one_recovered: JobId | None = None
     recovery_seconds: float | None = None
     pickup_ms: Sequence[float] = ()
     wrong: list[str] = attrs.field(factory=list)  # files of jobs whose hash is missing or differs
 
 
-async def play(folder: Path | None, *, dsn: str, console: Console | None = None) -> int:
+async def tidy(*, dsn: str) -> int:
+    """Remove what a demo has left. If another is under way, say so and return 1."""
+    try:
+        async with _open_stage(dsn) as stage:
+            await stage.strike()
+    except Stuck as stuck:
+        print(f"pgnotifyq: {stuck}", file=sys.stderr)
+        return 1
+    print("nothing is left of the demo")
+    return 0
+
+
+async def play(folder: Path | None, *, dsn: str, dsn_given: str | None = None, console: Console | None = None) -> int:
     """Play the demo on a folder.
 
     Args:
         folder: each regular file below it becomes a job. None: Python's own standard library.
-        dsn: the database; a schema of the demo's own is made in it and dropped.
+        dsn: the database; a schema of the demo's own is made in it.
+        dsn_given: what `--dsn` said, for the commands that are to be typed next.
         console: where to show it.
 
     Returns: 0 if every check holds, else 1.
@@ -105,14 +122,18 @@ async def play(folder: Path | None, *, dsn: str, console: Console | None = None)
     )
     with tempfile.TemporaryDirectory(prefix="pgnotifyq-demo-") as scratch:
         try:
-            async with _open_stage(dsn) as connection:
-                story = await _perform(console, dsn, connection, paths * times, Path(scratch))
+            async with _open_stage(dsn) as stage:
+                await stage.set()
+                story = await _perform(console, dsn, stage.connection, paths * times, Path(scratch))
+                stage.is_left = True
         except Stuck as stuck:
             console.print(f"[red]{escape(str(stuck))}[/]")
             for line in _last_lines(Path(scratch) / LOG):
                 console.print(escape(f"  {line}"))
             return 1
-    return _conclude(console, story)
+    code = _conclude(console, story)
+    _lead_on(console, story, dsn_given)
+    return code
 
 
 async def _perform(console: Console, dsn: str, connection: Connection[TupleRow], paths: list[Path], scratch: Path) -> Story:
@@ -122,7 +143,9 @@ async def _perform(console: Console, dsn: str, connection: Connection[TupleRow],
         console.print(f"workers: {', '.join(f'pid {worker.pid}' for worker in workers)}")
 
         report = scratch / "stopped-at"
-        long_job = await client.enqueue(digest_for_ever, Tree(str(_standard_library()), str(report)), priority=10)
+        long_job = story.long_job = await client.enqueue(
+            digest_for_ever, Tree(str(_standard_library()), str(report)), priority=10
+        )
         await _until("the long job to start", partial(_has_started, connection, long_job))
 
         started = time.monotonic()
@@ -166,7 +189,7 @@ async def _watch(
                 killed_at = time.monotonic()
                 progress.console.print(f"killed worker pid {workers[0].pid} with SIGKILL while it held {story.orphans} jobs")
             if killed_at is not None and story.recovery_seconds is None:
-                story.recovered = await ask(connection, demo.recovered(SCHEMA))
+                story.recovered, story.one_recovered = await ask(connection, demo.recovered(SCHEMA))
                 if story.recovered >= story.orphans:
                     story.recovery_seconds = time.monotonic() - killed_at
                     progress.console.print(
@@ -258,9 +281,46 @@ def _conclude(console: Console, story: Story) -> int:
     return 0 if all(checks.values()) else 1
 
 
+def _lead_on(console: Console, story: Story, dsn_given: str | None) -> None:
+    """Say what to type next."""
+    where = f"--schema {SCHEMA}" + ("" if dsn_given is None else f" --dsn {shlex.quote(dsn_given)}")
+    listed = f"jobs {where} --limit 5"
+
+    def shown(job_id: JobId | None) -> str:
+        return listed if job_id is None else " ".join(("show", str(job_id), where))
+
+    nexts = (
+        (shown(story.one_recovered), "a job that outlived its worker"),
+        (shown(story.long_job), "the job that was cancelled"),
+        (f"demo --clean{where.removeprefix(f'--schema {SCHEMA}')}", "remove them all"),
+    )
+    console.print(f"\nThe jobs are left to look at, in the schema {SCHEMA}. Next, type:\n")
+    for command, what in nexts:
+        console.print(escape(f"  python -m pgnotifyq {command}   # {what}"), highlight=False)
+
+
+@attrs.define(kw_only=True)
+class _Stage:
+    """The demo's schema, and who may play on it."""
+
+    connection: Connection[TupleRow]
+    is_left: bool = False  # as it is, when the curtain falls
+
+    async def set(self) -> None:
+        """Make the schema, fresh."""
+        await self.strike()
+        await migrate(self.connection, SCHEMA)
+
+    async def strike(self) -> None:
+        """Drop the schema, and its role unless another database has need of it."""
+        await ask(self.connection, demo.strike(SCHEMA))
+        with suppress(errors.DependentObjectsStillExist, errors.InsufficientPrivilege):
+            await ask(self.connection, demo.strike_role(SCHEMA))
+
+
 @asynccontextmanager
-async def _open_stage(dsn: str) -> AsyncIterator[Connection[TupleRow]]:
-    """Make the demo's schema, fresh, and drop it at the end.
+async def _open_stage(dsn: str) -> AsyncIterator[_Stage]:
+    """Keep other demos out for the length of a block. At its end drop a schema that is not left.
 
     Raises:
         Stuck: another demo is on it.
@@ -269,21 +329,14 @@ async def _open_stage(dsn: str) -> AsyncIterator[Connection[TupleRow]]:
         if not await ask(connection, demo.take_stage(SCHEMA)):
             raise Stuck("another demo is under way on this database: wait for its end")
         await ask(connection, sessions.hush())
-        await _strike(connection)
+        stage = _Stage(connection=connection)
         try:
-            await migrate(connection, SCHEMA)
-            yield connection
+            yield stage
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
-                await _strike(connection)
+                if not stage.is_left:
+                    await stage.strike()
                 await ask(connection, demo.leave_stage(SCHEMA))
-
-
-async def _strike(connection: Connection[TupleRow]) -> None:
-    """Drop the demo's schema, and its role unless another database has need of it."""
-    await ask(connection, demo.strike(SCHEMA))
-    with suppress(errors.DependentObjectsStillExist, errors.InsufficientPrivilege):
-        await ask(connection, demo.strike_role(SCHEMA))
 
 
 @asynccontextmanager

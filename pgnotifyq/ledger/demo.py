@@ -23,9 +23,14 @@ def progress(schema: str, job_type: str) -> Ask[tuple[int, int]]:
     return Ask(query("demo/progress", schema), (job_type,), read)
 
 
-def recovered(schema: str) -> Ask[int]:
-    """Return how many executions were lost whose jobs were completed all the same."""
-    return Ask(query("demo/recovered", schema), (), number)
+def recovered(schema: str) -> Ask[tuple[int, JobId | None]]:
+    """Return how many lost executions are of jobs that were completed, and one of those."""
+
+    def read(answer: Answer, encoding: str) -> tuple[int, JobId | None]:
+        ((count, job_id),) = rows(answer, encoding)
+        return count, job_id
+
+    return Ask(query("demo/recovered", schema), (), read)
 
 
 def held(schema: str, pid: int, job_type: str) -> Ask[int]:

@@ -1,9 +1,10 @@
-"""The demo on a small folder of real files: it ends by itself, every check holds, and it leaves nothing."""
+"""The demo on a small folder of real files: it ends by itself, every check holds, and it leaves its jobs to look at."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import string
 import subprocess
@@ -19,13 +20,20 @@ if TYPE_CHECKING:
 
 
 def test_the_demo_cancels_kills_recovers_and_checks(run: Callable[..., Any], dsn: str, tmp_path: Path) -> None:
-    """Exit code 0 means that every hash equals one computed directly; its schema is gone afterwards."""
+    """Exit code 0 means that every hash equals one computed directly. What it says to type next works, and leaves nothing."""
     for number in range(1500):
         (tmp_path / f"{number}.txt").write_text(f"line {number}\n" * (number % 50 + 1))
     ran = run("demo", str(tmp_path))
     assert ran.code == 0, ran.out + ran.err
     assert "1500 of 1500" in ran.out
     assert "SIGKILL" in ran.out
+    shows = [shlex.split(line, comments=True) for line in ran.out.splitlines() if line.startswith("  python -m pgnotifyq ")]
+    assert [command[:3] for command in shows] == [["python", "-m", "pgnotifyq"]] * 3
+    recovered, cancelled, clean = (run(*command[3:]) for command in shows)
+    assert [line.split("\t")[1] for line in recovered.out.splitlines()[-2:]] == ["lost", "completed"]
+    assert (cancelled.code, "cancelled" in cancelled.out) == (0, True)
+    assert (clean.code, clean.out) == (0, "nothing is left of the demo\n")
+    assert run(*shows[2][3:]).code == 0, "again"
     with psycopg.connect(dsn) as session:
         assert traces(session) == (0, 0)
         # The demo's own session is gone too.
@@ -41,13 +49,19 @@ def traces(session: psycopg.Connection[Any]) -> Any:
     ).fetchone()
 
 
-def test_a_folder_with_one_file(run: Callable[..., Any], tmp_path: Path) -> None:
-    """It is digested often enough for something to be under way at the cancel and at the kill. Names are not markup."""
+def test_a_folder_with_one_file(run: Callable[..., Any], dsn: str, tmp_path: Path) -> None:
+    """It is digested often enough for something to be under way at the cancel and at the kill. Names are not markup.
+
+    Its jobs are left. An address that was given is part of what to type next.
+    """
     (tmp_path / "[bold]one.txt").write_text("one")
-    ran = run("demo", str(tmp_path))
+    ran = run("demo", str(tmp_path), "--dsn", dsn)
     assert ran.code == 0, ran.out + ran.err
     assert "2000 of 2000" in ran.out
     assert set(ran.out) <= set(string.printable)  # nothing drawn
+    assert f"demo --clean --dsn {shlex.quote(dsn)}" in ran.out
+    with psycopg.connect(dsn) as session:
+        assert traces(session) == (1, 0)
 
 
 def test_a_demo_that_is_told_to_end(dsn: str) -> None:
@@ -74,7 +88,10 @@ def test_a_second_demo_at_the_same_time(run: Callable[..., Any], dsn: str) -> No
         session.execute("create schema pgnotifyq_demo")
         ran = run("demo")
         assert (ran.code, traces(session)) == (1, (1, 0))
+        clean = run("demo", "--clean")
+        assert (clean.code, traces(session)) == (1, (1, 0))
     assert "another demo is under way" in ran.out
+    assert "another demo is under way" in clean.err
 
 
 def test_an_empty_folder_is_told(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -52,19 +52,32 @@ def option(name: str) -> st.SearchStrategy[list[str]]:
 
 
 flags: dict[str, st.SearchStrategy[list[str]]] = {
-    **{name: st.just([name]) for name in ("--json", "--help", "--all", "--dry-run", "--no-json", "--nonsense")},
+    **{name: st.just([name]) for name in ("--json", "--help", "--all", "--dry-run", "--no-json", "--nonsense", "--continue")},
     **{
         name: option(name)
         for name in (
             "--queue", "--priority", "--delay-seconds", "--at", "--max-attempts", "--org", "--unique-key", "--status", "--type",
-            "--limit", "--why", "--wait-seconds", "--purge", "--purge-older-than-seconds", "--schema", "--payload",
+            "--limit", "--why", "--wait-seconds", "--purge", "--purge-older-than-seconds", "--schema", "--payload", "--in",
+            "--batch",
         )
     },
     "--dsn": st.sampled_from(DSNS).map(lambda value: ["--dsn", value]),
 }  # fmt: skip
 COMMANDS = {
     "erase": ["--org", "--unique-key", "--payload", "--queue", "--type"],
-    "enqueue": ["--queue", "--priority", "--delay-seconds", "--at", "--max-attempts", "--org", "--unique-key"],
+    "enqueue": [
+        "--queue",
+        "--priority",
+        "--delay-seconds",
+        "--at",
+        "--in",
+        "--max-attempts",
+        "--org",
+        "--unique-key",
+        "--type",
+        "--batch",
+        "--continue",
+    ],
     "jobs": ["--status", "--queue", "--type", "--limit"],
     "show": [],
     "explain": [],
@@ -140,6 +153,9 @@ def said(line: list[str]) -> tuple[int, str, str]:
 @example(["enqueue", "x", "--unique-key", NOT_UTF8])
 @example(["cancel", ID, "--why", NOT_UTF8])
 @example(["jobs", "--queue", NOT_UTF8])
+@example(["enqueue", "-"])
+@example(["enqueue", "-", "--type", "x", "--batch", "99999999999999999999", "--in", "9" * 5000])
+@example(["cancel", "-"])
 @example(["enqueue", "x", "1e5000"])
 @example(["enqueue", "x", "[" * 5000])
 @example(["dead", "--purge-older-than-seconds", "NaN"])

@@ -67,9 +67,9 @@ $$;
 
 -- enqueue_hooks: enqueue the hooks of one job that has ended in one way, with what is told of it.
 --
--- A payload and a result may have 1 MiB each, and so may the payload of a hook, which tells both. If
--- it would have more, the result is left out; if that is not enough, the payload, too. `left_out`
--- names them.
+-- A payload and a result may have 1 MiB each, and so may the payload of a hook, which tells both.
+-- If it would have more, the result is left out; if that is not enough, the payload, too.
+-- `left_out` names them.
 create or replace function {schema}.enqueue_hooks(org_id uuid, ending text, job_type text, headers jsonb, told jsonb) returns void
 language plpgsql volatile
 as $$
