@@ -233,6 +233,26 @@ async def test_letter_whose_payload_was_blanked(connection: Link) -> None:
     assert await value(connection, ORPHANS) == 0
 
 
+@pytest.mark.parametrize("kind", ["admin", "worker"])
+async def test_who_may(connection: Link, kind: str) -> None:
+    """An admin and a worker, with the rights that `migrate` gives, bring letters back, delete them and blank them."""
+    for _ in range(3):
+        await bury(connection, days_ago=2)
+    async with connection.transaction(force_rollback=True):
+        await connection.execute("create role pgnotifyq_test_keeps")
+        await connection.execute("select pgnotifyq.grant_role(%s, 'pgnotifyq_test_keeps')", (kind,))
+        await connection.execute("select pgnotifyq.keep_roles()")
+        await say(connection, "default", ending="dead", payload_seconds=DAY)
+        await connection.execute("set local role pgnotifyq_test_keeps")
+        assert await ask(connection, end.requeue_all(SCHEMA, limit=1)) == 1
+        assert await prune_letters(connection) == (0, 2)
+        await connection.execute("reset role")
+        await say(connection, "default", DAY, ending="dead")
+        await connection.execute("set local role pgnotifyq_test_keeps")
+        assert await prune_letters(connection) == (2, 0)
+        assert await blank(connection) == 0
+
+
 async def test_letter_that_a_trigger_keeps(connection: Link) -> None:
     """It stays, and the others go."""
     await say(connection, "*", 0.0, ending="dead")

@@ -43,6 +43,49 @@ RUNTIME = "pgnotifyq/runtime/"
 FENCE = r" and j\.current_execution_id = e\.execution_id"
 
 MUTANTS = (
+    # What is kept, and what is erased.
+    Mutant(
+        "retention: a dead letter without its payload comes back",
+        SQL + "end/requeue.sql",
+        " and d.blanked_at is null returning",
+        " returning",
+        ("ledger/test_keeping.py::test_letter_whose_payload_was_blanked",),
+    ),
+    Mutant(
+        "retention: what is blank is written again",
+        SQL + "end/blank.sql",
+        "(not {schema}.is_blank(j.payload) or j.headers is not null)",
+        "true",
+        ("ledger/test_keeping.py::test_what_goes_before_the_row",),
+    ),
+    Mutant(
+        "retention: a queue's own row hides what is said of every queue",
+        SQL + "end/set_retention.sql",
+        "coalesce(q.payload_seconds, a.payload_seconds)",
+        "case when q.queue_name is null then a.payload_seconds else q.payload_seconds end",
+        ("ledger/test_keeping.py::test_a_row_for_every_queue",),
+    ),
+    Mutant(
+        "erase: a job is taken from under its handler",
+        SQL + "end/erase.sql",
+        "where j.id = any (locked) and not j.is_held returning",
+        "where j.id = any (locked) returning",
+        ("ledger/test_erasing.py::test_whole_tenant",),
+    ),
+    Mutant(
+        "erase: another tenant's jobs, too",
+        SQL + "end/erase.sql",
+        "is_meant.org_id = is_meant.wanted_org_id",
+        "true",
+        ("ledger/test_erasing.py::test_whole_tenant",),
+    ),
+    Mutant(
+        "erase: whoever deletes jobs may",
+        SQL + "end/erase.sql",
+        "if not has_table_privilege('{schema}.org_credentials', 'delete') then",
+        "if false then",
+        ("ledger/test_erasing.py::test_who_may",),
+    ),
     # What is paused.
     Mutant(
         "pause: a look does not ask",

@@ -29,7 +29,7 @@ declare
     seen uuid[];
     over_ids uuid[];
     one uuid;
-    org uuid;
+    told integer;
     state text;
     said text;
 begin
@@ -44,9 +44,14 @@ begin
     select array_agg(b.id order by b.id), coalesce(array_agg(b.id order by b.id) filter (where b.is_over), '{{}}')
     into seen, over_ids
     from (
-        select j.id, {schema}.is_to_blank(j, time_now)
-            and not (has_troubles and {schema}.is_in_trouble(j.org_id, j.id, time_now)) as is_over
-        from {schema}.jobs as j
+        select j.id, not j.is_held and coalesce(
+                j.completed_at < time_now - make_interval(secs => k.payload_seconds)
+                    and (not {schema}.is_blank(j.payload) or j.headers is not null), false)
+            or not j.is_held and coalesce(
+                j.completed_at < time_now - make_interval(secs => k.result_seconds)
+                    and (j.result is not null or j.progress_message is not null), false)
+            as is_over
+        from {schema}.jobs as j, lateral {schema}.kept(j.queue_name, j.status) as k
         where j.id > coalesce(after_id, '00000000-0000-0000-0000-000000000000')
         order by j.id
         limit jobs_max
@@ -54,23 +59,17 @@ begin
     if cardinality(seen) = jobs_max then
         last_id := seen[cardinality(seen)];
     end if;
+    if has_troubles then
+        over_ids := array(
+            select j.id from {schema}.jobs as j
+            where j.id = any (over_ids) and not {schema}.is_in_trouble(j.org_id, j.id, time_now));
+    end if;
     if cardinality(over_ids) = 0 then
         return next;
         return;
     end if;
     begin
-        with locked as materialized (
-            select j.id from {schema}.jobs as j
-            where j.id = any (over_ids) and j.completed_at is not null and not j.is_held
-            for update skip locked
-        ), written as (
-            update {schema}.jobs as j set (payload, headers, result, progress_message) = (
-                select b.payload_left, b.headers_left, b.result_left, b.message_left from {schema}.blanked(j, time_now) as b)
-            from locked
-            where j.id = any (over_ids) and j.id = locked.id
-            returning j.id
-        )
-        select count(*) into blanked from written;
+        blanked := {schema}.blank_these(over_ids, time_now);
         set constraints all immediate;
     exception
         when others or assert_failure then
@@ -82,28 +81,18 @@ begin
     if blanked is null then
         blanked := 0;
         foreach one in array over_ids loop
-            select j.org_id into org
-            from {schema}.jobs as j
-            where j.id = one and j.completed_at is not null and not j.is_held
-            for update skip locked;
-            continue when not found;
             begin
                 set constraints all deferred;
-                update {schema}.jobs as j set (payload, headers, result, progress_message) = (
-                    select b.payload_left, b.headers_left, b.result_left, b.message_left from {schema}.blanked(j, time_now) as b)
-                where j.id = one;
-                if not found then
-                    perform {schema}.refuse_unwritten();
-                end if;
+                told := {schema}.blank_these(array[one], time_now);
                 set constraints all immediate;
-                blanked := blanked + 1;
+                blanked := blanked + told;
             exception
                 when others or assert_failure then
                     get stacked diagnostics state = returned_sqlstate, said = message_text;
                     if not {schema}.is_rows_own(state) then
                         raise;
                     end if;
-                    perform {schema}.note_trouble(org, one, 'prune', state, said);
+                    perform {schema}.note_trouble(j.org_id, j.id, 'prune', state, said) from {schema}.jobs as j where j.id = one;
             end;
         end loop;
     end if;
@@ -116,28 +105,42 @@ create or replace function {schema}.is_blank(payload jsonb) returns boolean
 language sql immutable
 as $$ select case when pg_column_size(is_blank.payload) > 64 then false else is_blank.payload = 'null' end $$;
 
--- is_to_blank: whether a finished job has a payload or a result that is kept no longer.
-create or replace function {schema}.is_to_blank(job {schema}.jobs, time_now timestamptz) returns boolean
-language sql stable
+-- blank_these: blank what is kept no longer of some finished jobs; return of how many.
+--
+-- Errors: PNQ06: a trigger or rule of the user's keeps a row as it is.
+-- Locks:  the rows, `skip locked`. What each of them has is asked again once it is locked.
+create or replace function {schema}.blank_these(job_ids uuid[], time_now timestamptz) returns integer
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
 as $$
-    select not (job).is_held and (job).completed_at is not null and exists (
-        select from {schema}.kept((job).queue_name, (job).status) as k
-        where ((job).completed_at < time_now - make_interval(secs => k.payload_seconds)
-               and (not {schema}.is_blank((job).payload) or (job).headers is not null))
-           or ((job).completed_at < time_now - make_interval(secs => k.result_seconds)
-               and ((job).result is not null or (job).progress_message is not null)))
-$$;
-
--- blanked: what is left of what a finished job was given and has returned. One row.
-create or replace function {schema}.blanked(job {schema}.jobs, time_now timestamptz)
-returns table (payload_left jsonb, headers_left jsonb, result_left jsonb, message_left text)
-language sql stable
-as $$
-    select case when o.payload then 'null'::jsonb else (job).payload end, case when not o.payload then (job).headers end,
-        case when not o.result then (job).result end, case when not o.result then (job).progress_message end
-    from (
-        select coalesce((job).completed_at < time_now - make_interval(secs => k.payload_seconds), false) as payload,
-            coalesce((job).completed_at < time_now - make_interval(secs => k.result_seconds), false) as result
-        from {schema}.kept((job).queue_name, (job).status) as k
-    ) as o
+declare
+    locked_count integer;
+    written_count integer;
+begin
+    with locked as materialized (
+        select j.id,
+            coalesce(j.completed_at < time_now - make_interval(secs => k.payload_seconds), false) as payload_is_over,
+            coalesce(j.completed_at < time_now - make_interval(secs => k.result_seconds), false) as result_is_over
+        from {schema}.jobs as j, lateral {schema}.kept(j.queue_name, j.status) as k
+        where j.id = any (job_ids) and j.completed_at is not null and not j.is_held
+        for update of j skip locked
+    ), written as (
+        update {schema}.jobs as j
+        set payload = case when l.payload_is_over then 'null' else j.payload end,
+            headers = case when not l.payload_is_over then j.headers end,
+            result = case when not l.result_is_over then j.result end,
+            progress_message = case when not l.result_is_over then j.progress_message end
+        from locked as l
+        where j.id = any (job_ids) and j.id = l.id
+        returning j.id
+    )
+    select (select count(*) from locked), (select count(*) from written) into locked_count, written_count;
+    if written_count < locked_count then
+        perform {schema}.refuse_unwritten();
+    end if;
+    return written_count;
+end
 $$;
