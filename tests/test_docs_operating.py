@@ -1,4 +1,4 @@
-"""The SQL of docs/operating.md and docs/dead_letters.md."""
+"""The SQL of docs/operating.md, docs/dead_letters.md and docs/unique.md."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ def test_edits_in_sql(dsn: str) -> None:
         assert connection.execute(page["edit in SQL"].encode()).fetchone() == ("unknown",)
         for statement in page["bulk in SQL"].strip().split("\n"):
             assert connection.execute(statement.encode()).fetchone() == (0, 0, None)
+
+
+def test_unique_in_sql(dsn: str) -> None:
+    """Both statements of docs/unique.md are right as they stand, and said twice they make no other job."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in named(DOCS / "unique.md")["sql"].strip().split(";\n"):
+            first = connection.execute(statement.encode()).fetchone()
+            assert connection.execute(statement.encode()).fetchone() == first

@@ -88,6 +88,13 @@ def _of_state(found: Explanation) -> list[str]:
     match found.label:
         case "pending":
             return [f"It has been due for {span(-(found.due_in_seconds or 0))}.", *_of_waiting(found)]
+        case "scheduled" | "retrying" if found.waits_for is not None:
+            due = found.due_after_wait_in_seconds or 0
+            then = "; then it is due" + (f", in {span(due)} at the earliest" if due > 0 else "")
+            return [
+                f"It waits until job {found.waits_for} has ended, which had its unique key and was cancelled{then}.",
+                *_of_no_worker(found),
+            ]
         case "scheduled":
             when = "for ever" if _is_never(found.due_in_seconds) else f"for {span(found.due_in_seconds or 0)}"
             return [f"It is not due {when}.", *_of_no_worker(found)]

@@ -132,6 +132,7 @@ class PgnotifyqBackend(BaseTaskBackend):
             priority=int(task.priority),
             scheduled_at=_aware(task.run_after),
             max_attempts=self._attempts_of(task),
+            unique=getattr(task, "unique", None),
             headers=carried.get() if (headers := getattr(task, "headers", None)) is None else headers,
         )
         job_id, enqueued_at = self.ask(_enqueue(self.schema, traced(job)))

@@ -23,6 +23,7 @@ from pgnotifyq.django.framework import (
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.handler import TIMEOUT_SECONDS_MAX
 from pgnotifyq.model.new_job import MAX_ATTEMPTS_MAX, headers_of, org_id_of
+from pgnotifyq.model.unique import Unique
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,9 @@ class PgnotifyqTask(Task):
     # What goes with it and is not an argument: a JSON object. None: those of the task that enqueues
     # it.
     headers: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+    # What it is unique by, and what follows if it is not. `by` is of the payload: its fields are
+    # `args` and `kwargs`. None: it is not unique.
+    unique: Unique | None = dataclasses.field(default=None, hash=False)
 
     def using(  # noqa: D102  # Django says it, and the fields above do
         self,
@@ -61,6 +65,7 @@ class PgnotifyqTask(Task):
         timeout_seconds: float | None = None,
         org_id: UUID | str | int | None = None,
         headers: Mapping[str, Any] | None = None,
+        unique: Unique | None = None,
     ) -> PgnotifyqTask:
         given: dict[str, Any] = {
             "priority": priority,
@@ -72,6 +77,7 @@ class PgnotifyqTask(Task):
             "timeout_seconds": timeout_seconds,
             "org_id": org_id,
             "headers": headers,
+            "unique": unique,
         }
         return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})
 
@@ -92,6 +98,7 @@ def task(
     timeout_seconds: float | None = None,
     org_id: UUID | str | int | None = None,
     headers: Mapping[str, Any] | None = None,
+    unique: Unique | None = None,
 ) -> Callable[[Callable[..., Any]], PgnotifyqTask]: ...
 
 
@@ -144,6 +151,8 @@ def check_settings(task: Any) -> None:
             headers_of(task.headers)
         except InvalidJob as error:
             raise InvalidTask(str(error)) from error
+    if task.unique is not None and not isinstance(task.unique, Unique):
+        raise InvalidTask(f"unique {task.unique!r:.80} is no pgnotifyq.Unique: use unique=Unique(key='...')")
     if task.org_id is not None:
         try:
             org_id_of(task.org_id)

@@ -114,6 +114,8 @@ class Explanation:
     paused_by: str | None
     paused_why: str | None
     paused_for_seconds: float | None
+    waits_for: JobId | None  # the job whose handler has to end first: it had this one's unique key, and was cancelled
+    due_after_wait_in_seconds: float | None  # if that ended now; negative: it is due then; None: it waits for none
 
 
 def get_job(schema: str, job_id: JobId, *, org_id: OrgId | None = None) -> Ask[Job | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, Literal, get_args
 
@@ -12,8 +13,6 @@ from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.job import Result_co
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pgnotifyq.model.job import JobId
 
 UNIQUE_KEY_CHARS_MAX = 512  # an index entry holds 2,700 bytes

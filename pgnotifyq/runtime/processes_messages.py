@@ -31,6 +31,7 @@ from pgnotifyq.model.converting import make_converter
 from pgnotifyq.model.job import Job
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.outcome import InterruptKind
+from pgnotifyq.model.unique import Unique
 
 # What runs before anything is imported; it is given the socket's number, the worker's id of a
 # process, and where modules are found.
@@ -176,10 +177,17 @@ FromChild = Loaded | Began | Reported | Save | Enqueue | Logged | Settled | Done
 Message = FromWorker | FromChild
 
 
+def _unique_of(said: dict[str, Any], _: object) -> Unique:
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    return Unique(**fields)
+
+
 @functools.cache
 def _converter() -> Any:
     converter = make_converter()
     configure_tagged_union(Message, converter, tag_name="is")
+    converter.register_unstructure_hook(Unique, attrs.asdict)
+    converter.register_structure_hook(Unique, _unique_of)
     return converter
 
 

@@ -40,7 +40,9 @@ select
     -{schema}.seconds_until(f.completed_at, f.now) as ended_for_seconds,
     t.verb as trouble_with, t.error_message as trouble, t.tries as trouble_tries,
     {schema}.seconds_until(t.look_at, f.now) as trouble_look_in_seconds,
-    p.scope as paused, p.who as paused_by, p.why as paused_why, -{schema}.seconds_until(p.paused_at, f.now) as paused_for_seconds
+    p.scope as paused, p.who as paused_by, p.why as paused_why, -{schema}.seconds_until(p.paused_at, f.now) as paused_for_seconds,
+    f.waits_for, case when f.status = 'pending' and f.waits_for is not null then {schema}.seconds_until(f.due_after_wait, f.now) end
+        as due_after_wait_in_seconds
 from found as f
 left join {schema}.worker_heartbeats as h on h.worker_id = f.locked_by
 left join {schema}.job_troubles as t on t.org_id = f.org_id and t.job_id = f.id

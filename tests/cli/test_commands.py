@@ -105,6 +105,20 @@ def test_a_payload_from_standard_input(run: Callable[..., Any]) -> None:
     assert run("jobs", "--json").data[0]["payload"] == {"a": [1, 2]}
 
 
+def test_unique(run: Callable[..., Any]) -> None:
+    """A key makes one job; what became of it is said, and a refusal is an error."""
+    first = run("enqueue", "x", "--unique", "k").out.strip()
+    kept = run("enqueue", "x", "--unique", "k")
+    assert kept.out.strip() == first
+    assert "kept" in kept.err
+    told = run("enqueue", "x", "--unique", "k", "--on-conflict", "supersede", "--json").data
+    assert (told["outcome"], told["id"] != first) == ("superseded", True)
+    refused = run("enqueue", "x", "--unique", "k", "--on-conflict", "refuse")
+    assert refused.code != 0
+    assert told["id"] in refused.err
+    assert run("enqueue", "x", "--on-conflict", "replace").code != 0
+
+
 def test_headers(run: Callable[..., Any], dsn: str) -> None:
     """Each --header is one; they are shown, of a dead letter too."""
     job_id = run("enqueue", "x", "--header", "a=1", "--header", "b=c=d").out.strip()

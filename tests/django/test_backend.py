@@ -454,3 +454,24 @@ def test_trace_goes_along(project: Project, database: psycopg.Connection[Any]) -
     """)
     ((headers,),) = database.execute("select headers from pgnotifyq.jobs").fetchall()
     assert headers["traceparent"].split("-")[1] == trace_id
+
+
+def test_unique(project: Project, database: psycopg.Connection[Any]) -> None:
+    """A task that is unique is enqueued once; what follows is what it says; what is no `Unique` is refused."""
+    told = project.run("""
+        from pgnotifyq import Unique
+        once = tasks.add.using(unique=Unique(by=("args",)))
+        first = once.enqueue(1, 2)
+        seen = [once.enqueue(1, 2).id == first.id, once.enqueue(1, 3).id == first.id]
+        last = tasks.add.using(unique=Unique(by=("args",), on_conflict="replace"), priority=7).enqueue(1, 2)
+        seen.append(last.id == first.id)
+        for unique in (Unique(by=("args",), on_conflict="refuse"), "k"):
+            try:
+                tasks.add.using(unique=unique).enqueue(1, 2)
+            except Exception as error:
+                seen.append(type(error).__name__)
+        tell(seen)
+    """)
+    assert told[:4] == [True, False, True, "UniqueKeyHeld"]
+    assert told[4].startswith("InvalidTask")
+    assert [priority for _, _, priority, *_ in jobs(database)] == [7, 0]

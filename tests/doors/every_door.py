@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import attrs
 import psycopg
 from anyio.from_thread import start_blocking_portal
 
@@ -93,6 +94,13 @@ class Psql:
         fields |= {"job_type": job_type} | ({} if queue is None else {"queue_name": queue})
         fields |= {} if payload is None else {"payload": json.dumps(payload)}
         fields |= {} if "headers" not in fields else {"headers": json.dumps(fields["headers"])}
+        if (unique := fields.pop("unique", None)) is not None:
+            words = attrs.asdict(unique, filter=lambda _, value: value is not None)
+            names = {"key": "unique_key", "while_": "unique_while"}
+            fields |= {
+                names.get(name, f"unique_{name}"): list(value) if isinstance(value, tuple) else value
+                for name, value in words.items()
+            }
         said = [f"{name} => %({name})s" for name in fields]
         if delay_seconds is not None:
             said.append("scheduled_at => now() + make_interval(secs => %(delay_seconds)s)")

@@ -86,7 +86,9 @@ class Case:
 
 def _with_delay(row: dict[str, Any]) -> dict[str, Any]:
     delay = {}
-    if row.get("scheduled_at") and row.get("created_at"):
+    if row.get("scheduled_at") == "infinity":
+        delay = {"delay": "for ever"}
+    elif row.get("scheduled_at") and row.get("created_at"):
         begun, due = (datetime.fromisoformat(row[name]) for name in ("created_at", "scheduled_at"))
         delay = {"delay": str(round((due - begun).total_seconds()))}
     row.pop("awaited", None)  # SQL has no words to wait
@@ -119,6 +121,18 @@ def enqueue_with_everything(case: Case) -> None:
 def enqueue_with_nothing(case: Case) -> None:
     case.do("get", case.do("enqueue", "noop"))
     case.do("get", case.do("enqueue", "noop", [1, None]))
+
+
+def a_key_that_is_held_otherwise(case: Case) -> None:
+    by_n = {"unique": pgnotifyq.Unique(by=("n",), on_conflict="replace", while_="pending")}
+    first = case.do("enqueue", "noop", {"n": 1, "m": 1}, **by_n)
+    assert case.do("enqueue", "noop", {"n": 1, "m": 2}, priority=3, **by_n) == first
+    newest = pgnotifyq.Unique(key="k", on_conflict="supersede", scope="global")
+    case.do("enqueue", "noop", {"n": 4}, queue="second", unique=newest)
+    case.claim("second")
+    case.do("enqueue", "noop", {"n": 5}, unique=newest)
+    case.do("enqueue_many", [{"job_type": "other", "unique": newest}, {"job_type": "noop"}])
+    case.do("enqueue", "noop", unique=pgnotifyq.Unique(key="l", for_seconds=60))
 
 
 def a_key_that_is_held(case: Case) -> None:
@@ -377,12 +391,28 @@ def what_is_no_id(case: Case) -> None:
     case.do("enqueue_many", [{"payload": {}}])
 
 
+def what_became_of_a_key(case: Case) -> None:
+    newest = pgnotifyq.Unique(key="k", on_conflict="supersede")
+    case.do("enqueue_told", "noop", {"n": 1}, unique=newest)
+    case.do("enqueue_told", "noop", {"n": 2}, unique_key="k", queue="q")
+    case.do("enqueue_told", "noop", {"n": 3}, unique=newest, priority=2)
+    case.do("enqueue_told", "noop")
+    mapping = {"job_type": "noop", "unique": pgnotifyq.Unique(by=True, on_conflict="replace")}
+    case.do("enqueue_many_told", [mapping, mapping, {"job_type": "noop"}, pgnotifyq.NewJob(job_type="noop", unique=newest)])
+    for refused in (pgnotifyq.Unique(key="k", on_conflict="refuse"), pgnotifyq.Unique(by=("n",)), "k"):
+        case.do("enqueue", "noop", unique=refused)
+        case.do("enqueue_told", "noop", unique=refused)
+        case.do("enqueue_many", [{"job_type": "noop"}, {"job_type": "noop", "unique": refused}])
+    case.do("enqueue", "noop", unique_key="l", unique=newest)
+
+
 ENQUEUES: list[Callable[[Case], None]] = [
-    enqueue_with_everything, enqueue_with_nothing, a_key_that_is_held, many_at_once, headers, refusals,
+    enqueue_with_everything, enqueue_with_nothing, a_key_that_is_held, a_key_that_is_held_otherwise, many_at_once, headers, refusals,
 ]  # fmt: skip
 EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention, edits, pauses, schedules]
 CLIENTS_ONLY: list[Callable[[Case], None]] = [
     a_key_that_keeps_a_letter,
+    what_became_of_a_key,
     letters_that_are_requeued_slowly,
     bulks,
     looks_at_retention,

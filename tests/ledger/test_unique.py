@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 import trio
 
-from pgnotifyq.ledger import bulk, end
+from pgnotifyq.cli.explain import sentences
+from pgnotifyq.ledger import bulk, end, look
 from pgnotifyq.ledger import enqueue as enqueue_verbs
-from pgnotifyq.model.errors import InvalidJob, UniqueKeyHeld
+from pgnotifyq.model.errors import InvalidJob, MissingRights, UniqueKeyHeld
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
 from pgnotifyq.model.unique import Unique
 from pgnotifyq.wire.asking import ask
 from tests.ledger.support import (
     ANN,
+    BOB,
     ENDINGS,
     SCHEMA,
     claim,
@@ -30,6 +33,7 @@ from tests.ledger.support import (
     reclaim,
     row,
     settle,
+    tenant_role,
     update_status,
     value,
 )
@@ -429,3 +433,83 @@ async def test_end_of_the_holder_waits_for_who_supersedes_it(connection: Link, o
         await until(dsn, "exists (select from pg_locks where not granted)")
     assert (await existing(connection, job.id))["status"] == "cancelled"
     assert (await claim_one(connection)).id == second
+
+
+async def test_explained(connection: Link) -> None:
+    """Somebody who asks is told which job the new one waits for, and when it is due then."""
+    first, _ = await put(connection)
+    await claim_one(connection)
+    second, _ = await put(connection, delay_seconds=600, on_conflict="supersede")
+    found = await ask(connection, look.explain(SCHEMA, second))
+    assert found is not None
+    assert found.waits_for == first
+    assert sentences(found)[0].startswith(f"It waits until job {first} has ended, which had its unique key and was cancelled")
+    assert "10 min" in sentences(found)[0]
+
+
+async def test_heap_only_updates(connection: Link) -> None:
+    """Renewals and progress of a job with a key stay heap-only updates, as of one without."""
+    await put(connection)
+    job = await claim_one(connection)
+    await connection.execute("analyze pgnotifyq.jobs")
+    hot = "pg_stat_get_xact_tuples_hot_updated('pgnotifyq.jobs'::regclass)"
+    async with connection.transaction():
+        before = await value(connection, f"select {hot}")
+        await connection.execute("update pgnotifyq.jobs set lease_expires_at = now(), progress = 0.5 where id = %s", (job.id,))
+        assert await value(connection, f"select {hot}") == before + 1
+
+
+async def test_tenants_do_not_meet(connection: Link) -> None:
+    """A tenant's transaction keeps, replaces and supersedes its own jobs; the same key of another is not touched."""
+    role = await tenant_role(connection)
+    others = {org: await enqueue(connection, unique_key="k", org_id=org, payload=json.dumps({"n": 0})) for org in (ANN, BOB)}
+    said = "select pgnotifyq.enqueue('noop', '{\"n\": 1}', %s, unique_key => 'k', unique_on_conflict => %s)"
+    for on_conflict in ("keep", "replace", "supersede"):
+        async with connection.transaction():
+            await connection.execute("select set_config('pgnotifyq.org_id', %s, true)", (str(ANN),))
+            await connection.execute(f"set local role {role}".encode())
+            told = await value(connection, said, ANN, on_conflict)
+            assert (told == others[ANN]) == (on_conflict != "supersede")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                async with connection.transaction():
+                    await connection.execute(said.encode(), (BOB, on_conflict))
+            for asked in (
+                "select became from pgnotifyq.pass_key(%s, 'noop', 'k', 'supersede')",
+                "select pgnotifyq.lock_keys(array[%s::uuid], array['noop'], array['k'])",
+            ):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege, match="not the one of this transaction"):
+                    async with connection.transaction():
+                        await connection.execute(asked.encode(), (BOB,))
+            await connection.execute("select set_config('pgnotifyq.org_id', '', true)")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                async with connection.transaction():
+                    await connection.execute(asked.encode(), (ANN,))
+    assert (await existing(connection, others[ANN]))["status"] == "cancelled"
+    untouched = await existing(connection, others[BOB])
+    assert (untouched["status"], untouched["payload"], untouched["key_passed_on"]) == ("pending", {"n": 0}, None)
+
+
+async def test_producer_takes_only_what_it_enqueued(connection: Link) -> None:
+    """A producer is told who has its key, and may not replace or supersede what another role enqueued."""
+    role = f"producer_{uuid.uuid4().hex[:8]}"
+    await connection.execute(f"create role {role}".encode())
+    try:
+        await connection.execute("select pgnotifyq.grant_role('producer', %s)", (role,))
+        await connection.execute("select pgnotifyq.keep_roles()")
+        await connection.execute(f"grant {role} to current_user".encode())
+        first, _ = await put(connection)
+        await connection.execute(f"set role {role}".encode())
+        assert await put(connection) == (first, "kept")
+        for on_conflict in ("replace", "supersede"):
+            with pytest.raises(MissingRights, match="which another role enqueued"):
+                await put(connection, on_conflict=on_conflict)
+        mine, _ = await put(connection, key="mine")
+        assert await put(connection, {"n": 1}, key="mine", on_conflict="replace") == (mine, "replaced")
+        assert (await put(connection, key="mine", on_conflict="supersede"))[1] == "superseded"
+        many = await put_many(connection, keyed("mine"), keyed("k"), keyed("new"))
+        assert [outcome for _, outcome in many] == ["kept", "kept", "created"]
+    finally:
+        await connection.execute("reset role")
+        await connection.execute(f"drop owned by {role}".encode())
+        await connection.execute("delete from pgnotifyq.roles where role_name = %s", (role,))
+        await connection.execute(f"drop role {role}".encode())

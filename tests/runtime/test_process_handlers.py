@@ -21,6 +21,9 @@ from psycopg.types.json import Jsonb
 
 from pgnotifyq import ConfigError, EventName, HandlerProcessDied, JobContext, JobRegistry, RaisedInProcess
 from pgnotifyq.model.job import JobId
+from pgnotifyq.model.new_job import NewJob
+from pgnotifyq.model.unique import Unique
+from pgnotifyq.runtime import processes_messages
 from pgnotifyq.testing import run_job
 from tests.runtime.apps import in_processes
 from tests.runtime.probing import parsed, until, value
@@ -139,6 +142,17 @@ async def test_children(place: Workplace) -> None:
     assert datetime.fromisoformat(child["scheduled_at"]) > datetime.now(UTC) + timedelta(minutes=50)
     told = await completed(place, worker, "refuses")
     assert told == ["InvalidName", "TransactionRefused", "LookupError"]
+
+
+@pytest.mark.parametrize(
+    "unique",
+    [Unique(key="k", for_seconds=1.5), Unique(by=True), Unique(by=("a", "b"), on_conflict="replace", replace=("payload",))],
+    ids=["key", "all", "fields"],
+)
+def test_child_that_is_unique(unique: Unique) -> None:
+    """What a handler in a process says of its child arrives as it was said."""
+    said = processes_messages.Enqueue(job=NewJob(job_type="who", unique=unique), payload="{}", is_traced=False)
+    assert processes_messages.read(processes_messages.written(said)) == said
 
 
 async def test_children_by_a_client(place: Workplace) -> None:

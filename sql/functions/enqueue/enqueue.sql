@@ -112,7 +112,8 @@ begin
     perform {schema}.check_unique(rule);
     select i.job_id, i.outcome into job_id, outcome
     from {schema}.insert_unique(
-        null, enqueue.org_id, own_queue, enqueue.job_type, coalesce(enqueue.payload, 'null'), enqueue.priority::smallint,
+        -- So that the job that is superseded can say by which. A tenant chooses no ids.
+        case when has_column_privilege('{schema}.jobs', 'id', 'insert') then {schema}.new_id() end, enqueue.org_id, own_queue, enqueue.job_type, coalesce(enqueue.payload, 'null'), enqueue.priority::smallint,
         coalesce(enqueue.scheduled_at, {schema}.clock()), enqueue.max_attempts, own_key,
         enqueue.queue_name is null and known_queue is null, nullif(enqueue.headers, '{{}}'), rule) as i;
     if outcome = 'refused' then

@@ -8,7 +8,7 @@
 -- Out:    one row a job, in any order: its place, from 1; its id; `outcome`, as of insert_unique.
 --         If one is refused, none is enqueued, and only those rows are given that were refused.
 -- Locks:  entries of jobs_unique_key, in order of tenant, scope and key. Then the jobs that hold
---         keys and are not simply kept, in id order. Two batches with the same keys wait for each
+--         keys and are not simply kept, in the order of lock_keys. Two batches with the same keys wait for each
 --         other, and do not deadlock.
 -- Index:  jobs_pkey, jobs_unique_key, which decides.
 --
@@ -30,25 +30,32 @@ set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
-    tries_max constant integer := 10;
+    tries_max constant integer := 100;
+    deadlocks_max constant integer := 5;
     time_now constant timestamptz := {schema}.clock();
     own_only constant boolean := {schema}.own_only();
     -- A tenant chooses no ids. Its jobs get others than it says, and it is told them.
     chooses_ids constant boolean := has_column_privilege('{schema}.jobs', 'id', 'insert');
     known_queues text[];
     slots text[];
+    made_ids uuid[];
     found_ids uuid[];
     outcomes text[];
     rest bigint[];  -- places of jobs whose keys are taken, and that are not simply kept
-    nobody_holds integer;
+    are_locked boolean;
     one record;
     told record;
     tries integer := 0;
+    deadlocks integer := 0;
 begin
     if array_position(queue_names, null) is not null then
-        select array_agg(case when n.queue_name is null then {schema}.queue_of(n.job_type) end order by n.place)
+        select array_agg(k.queue_name order by n.place)
         into known_queues
-        from unnest(queue_names, job_types) with ordinality as n(queue_name, job_type, place);
+        from unnest(queue_names, job_types) with ordinality as n(queue_name, job_type, place)
+        left join (
+            select t.job_type, {schema}.queue_of(t.job_type) as queue_name
+            from (select distinct u.job_type from unnest(job_types) as u(job_type)) as t
+        ) as k on k.job_type = n.job_type and n.queue_name is null;
     end if;
     if rules is not null then
         select
@@ -90,34 +97,37 @@ begin
     loop
         tries := tries + 1;
         begin
-            insert into {schema}.jobs (
-                id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said,
-                headers, unique_scope, unique_while, unique_until)
-            select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default'), n.job_type, n.payload::jsonb, n.priority,
-                coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts, n.unique_key,
-                n.queue_name is null and n.known_queue is null, n.headers::jsonb, n.rule->>'scope', n.rule->>'while',
-                time_now + make_interval(secs => (n.rule->>'for_seconds')::double precision)
-            from (
-                select n.*, n.rule_text::jsonb as rule
-                from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys,
-                    known_queues, enqueue_unique.headers, rules, slots)
-                    with ordinality
-                    as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key,
-                        known_queue, headers, rule_text, slot, place)
-                order by n.org_id, n.slot collate "C", n.unique_key collate "C", n.place
-                offset 0
-            ) as n
-            on conflict (org_id, (coalesce(unique_scope::text, job_type::text)), unique_key)
-            where unique_key is not null and key_passed_on is null
-              and (unique_until is not null or waits_for is not null or (is_claimable and (started_at is null or unique_while is null))
-                   or (is_held and unique_while is null))
-            do nothing;
+            with made as (
+                insert into {schema}.jobs (
+                    id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said,
+                    headers, unique_scope, unique_while, unique_until)
+                select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default'), n.job_type, n.payload::jsonb, n.priority,
+                    coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts, n.unique_key,
+                    n.queue_name is null and n.known_queue is null, n.headers::jsonb, n.rule->>'scope', n.rule->>'while',
+                    time_now + make_interval(secs => (n.rule->>'for_seconds')::double precision)
+                from (
+                    select n.*, n.rule_text::jsonb as rule
+                    from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys,
+                        known_queues, enqueue_unique.headers, rules, slots)
+                        with ordinality
+                        as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key,
+                            known_queue, headers, rule_text, slot, place)
+                    order by n.org_id, n.slot collate "C", n.unique_key collate "C", n.place
+                    offset 0
+                ) as n
+                on conflict (org_id, (coalesce(unique_scope::text, job_type::text)), unique_key)
+                where unique_key is not null and key_passed_on is null
+                  and (unique_until is not null or waits_for is not null or (is_claimable and (started_at is null or unique_while is null))
+                       or (is_held and unique_while is null))
+                do nothing
+                returning id
+            )
+            select array_agg(m.id) into made_ids from made as m;
 
             -- What was inserted, and what is simply kept.
             select array_agg(coalesce(n.own, n.kept) order by n.place),
                 array_agg(case when n.own is not null then 'created' when n.kept is not null then 'kept' end order by n.place),
-                array_agg(n.place order by n.org_id, n.slot collate "C", n.unique_key collate "C", n.place)
-                    filter (where n.own is null and n.kept is null)
+                array_agg(n.place) filter (where n.own is null and n.kept is null)
             into found_ids, outcomes, rest
             from (
                 select n.*, o.id as own, case when o.id is null and n.on_conflict = 'keep' then
@@ -133,37 +143,36 @@ begin
                     from unnest(job_ids, org_ids, slots, unique_keys, rules) with ordinality
                         as n(id, org_id, slot, unique_key, rule_text, place)
                 ) as n
-                left join lateral (select j.id from {schema}.jobs as j where j.id = n.id) as o on true
+                left join unnest(made_ids) as o(id) on o.id = n.id
                 offset 0
             ) as n;
 
             if rest is not null then
-                nobody_holds := {schema}.lock_keys(
-                    array(select org_ids[r.place] from unnest(rest) as r(place)),
-                    array(select slots[r.place] from unnest(rest) as r(place)),
-                    array(select unique_keys[r.place] from unnest(rest) as r(place)));
-                if nobody_holds > 0 and tries < tries_max then
+                select {schema}.lock_keys(array_agg(n.org_id), array_agg(n.slot), array_agg(n.unique_key)) into are_locked
+                from unnest(org_ids, slots, unique_keys) with ordinality as n(org_id, slot, unique_key, place)
+                join unnest(rest) as r(place) using (place);
+                if not are_locked and tries < tries_max then
                     raise exception 'a job that held a key has ended' using errcode = 'PNQ07';
                 end if;
+                -- Not by subscripts: a place in an array of texts is found by walking there.
                 for one in
-                    select n.*
-                    from unnest(rest) with ordinality as r(place, turn)
-                    cross join lateral (
-                        select r.turn, r.place, job_ids[r.place] as id, org_ids[r.place] as org_id,
-                            coalesce(queue_names[r.place], known_queues[r.place], 'default') as queue_name,
-                            queue_names[r.place] is null and known_queues[r.place] is null as queue_not_said,
-                            job_types[r.place] as job_type, payloads[r.place]::jsonb as payload, priorities[r.place] as priority,
-                            coalesce(times[r.place], time_now + make_interval(secs => coalesce(delays[r.place], 0)))
-                                as scheduled_at,
-                            maxima[r.place] as max_attempts, unique_keys[r.place] as unique_key,
-                            enqueue_unique.headers[r.place]::jsonb as headers, rules[r.place]::jsonb as rule
-                    ) as n
-                    order by r.turn
+                    select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default') as queue_name,
+                        n.queue_name is null and n.known_queue is null as queue_not_said, n.job_type,
+                        n.payload::jsonb as payload, n.priority,
+                        coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))) as scheduled_at,
+                        n.max_attempts, n.unique_key, n.headers::jsonb as headers, n.rule::jsonb as rule, place
+                    from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima,
+                        unique_keys, known_queues, enqueue_unique.headers, rules, slots)
+                        with ordinality
+                        as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key,
+                            known_queue, headers, rule, slot, place)
+                    join unnest(rest) as r(place) using (place)
+                    order by n.org_id, n.slot collate "C", n.unique_key collate "C", n.place
                 loop
                     select i.job_id, i.outcome into told
                     from {schema}.insert_unique(
                         one.id, one.org_id, one.queue_name, one.job_type, one.payload, one.priority, one.scheduled_at,
-                        one.max_attempts, one.unique_key, one.queue_not_said, one.headers, one.rule) as i;
+                        one.max_attempts, one.unique_key, one.queue_not_said, one.headers, one.rule, true) as i;
                     found_ids[one.place] := told.job_id;
                     outcomes[one.place] := told.outcome;
                 end loop;
@@ -174,7 +183,8 @@ begin
             exit;
         exception
             when deadlock_detected then
-                if tries >= tries_max then
+                deadlocks := deadlocks + 1;
+                if deadlocks > deadlocks_max then
                     raise;
                 end if;
             when sqlstate 'PNQ07' then  -- ours: what was done is undone

@@ -4,6 +4,7 @@
 -- In:     `new_id` null: the database chooses the id. `queue_name` is resolved, and the rest is
 --         checked. `rule` says what `unique` says (enqueue_unique.sql); null or empty: the key is
 --         the type's, until the job has ended, and on conflict the job that has it is kept.
+--         `is_taken`: the key is known to be taken.
 -- Out:    `outcome`: created; superseded: created, and the job that had the key was cancelled;
 --         kept, replaced, refused: `job_id` is the job that has the key.
 -- Locks:  the entry of jobs_unique_key: who inserts the same key waits for this transaction. The
@@ -11,7 +12,8 @@
 -- Index:  jobs_unique_key, which decides.
 create or replace function {schema}.insert_unique(
     new_id uuid, org_id uuid, queue_name text, job_type text, payload jsonb, priority smallint, scheduled_at timestamptz,
-    max_attempts integer, unique_key text, queue_not_said boolean, headers jsonb, rule jsonb)
+    max_attempts integer, unique_key text, queue_not_said boolean, headers jsonb, rule jsonb,
+    is_taken boolean default false)
 returns table (job_id uuid, outcome text)
 language plpgsql volatile
 as $$
@@ -24,7 +26,9 @@ declare
 begin
     outcome := 'created';
     loop
-        if insert_unique.new_id is not null then
+        if is_taken then
+            is_taken := false;
+        elsif insert_unique.new_id is not null then
             insert into {schema}.jobs as j (
                 id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said, headers,
                     unique_scope, unique_while, unique_until)

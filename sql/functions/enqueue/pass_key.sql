@@ -11,12 +11,13 @@
 -- Out:    `became`: kept, refused, replaced: `holder` is the job that has the key. Else the key is
 --         free for this transaction: free, or superseded. Then `waits_for` is the job whose handler
 --         has to end first; null: none.
--- Errors: a producer may not replace or supersede a job that another role enqueued
---         (insufficient_privilege).
+-- Errors: insufficient_privilege: a producer may not replace or supersede a job that another role
+--         enqueued; a tenant may not ask for another.
 -- Locks:  the job that holds the key, if it is not simply kept. Until this commits, it neither
 --         starts nor ends, and nobody else gets the key.
 -- Index:  jobs_unique_key, jobs_pkey.
--- Rights: the owner's, as who enqueues may write no jobs. Row security confines tenants here, too.
+-- Rights: the owner's, as who enqueues may write no jobs. An owner may be above row security, so
+--         tenants are confined here (may_ask_for).
 --
 -- Whatever is on conflict: a job whose period is over gives up its key; so does one that was
 -- cancelled and whose handler has not ended, and then the new one waits for that end.
@@ -40,6 +41,7 @@ declare
     job {schema}.jobs;
     due timestamptz;
 begin
+    perform {schema}.may_ask_for(pass_key.org_id);
     loop
         select j.* into job
         from {schema}.jobs as j
@@ -101,15 +103,36 @@ $$;
 revoke all on function {schema}.pass_key(uuid, text, text, text, text[], jsonb, timestamptz, smallint, double precision, uuid)
     from public;
 
+-- asking_role: the role that asked for this statement, where it runs with the owner's rights: the
+-- one that was set, or logged in.
+create or replace function {schema}.asking_role() returns text
+language sql stable
+as $$ select case current_setting('role') when 'none' then session_user::text else current_setting('role') end $$;
+
+-- may_ask_for: refuse a tenant that asks for another, where a statement runs with the owner's
+-- rights. Who is a tenant: see is_confined (migration 0013).
+create or replace function {schema}.may_ask_for(org_id uuid) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if (coalesce(current_setting('pgnotifyq.org_id', true), '') <> ''
+            or {schema}.is_sealed({schema}.asking_role()) or {schema}.is_sealed(session_user))
+        and org_id is distinct from {schema}.current_org()
+    then
+        raise exception 'tenant % is not the one of this transaction', org_id using errcode = 'insufficient_privilege';
+    end if;
+end
+$$;
+
 -- may_take_key: whether the role that asked for this statement may write the job that has its key.
--- A producer may write only what it enqueued. Asked with the owner's rights, so the role is the one
--- that was set, or logged in.
+-- A producer may write only what it enqueued.
 create or replace function {schema}.may_take_key(job {schema}.jobs) returns boolean
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    asking constant text := case current_setting('role') when 'none' then session_user::text else current_setting('role') end;
+    asking constant text := {schema}.asking_role();
 begin
     return (job).enqueued_by = asking
         or has_table_privilege(asking, '{schema}.worker_heartbeats', 'select')
@@ -117,13 +140,16 @@ begin
 end
 $$;
 
--- lock_keys: lock the jobs that hold some keys, in id order, before pass_key takes them one by one.
--- Two who take the same keys do not deadlock, nor does one with the worker that ends those jobs.
--- What the role may not take is not locked.
+-- lock_keys: lock the jobs that hold some keys, before pass_key takes them one by one. What the role
+-- may not take is not locked.
 --
--- Out:    how many of the keys no job holds.
+-- Out:    whether each of the keys is held by a job that was locked. If not, one has ended, or was
+--         passed on, while another was waited for: undo the locks, and begin anew.
+-- Locks:  those that a worker holds first, then those that wait; each in id order. So two who take
+--         the same keys do not deadlock. Nor does one with the worker that ends those jobs: it locks
+--         what it ends, in id order, and then what waits for that (start_successors).
 -- Rights: the owner's, as of pass_key.
-create or replace function {schema}.lock_keys(org_ids uuid[], scopes text[], unique_keys text[]) returns integer
+create or replace function {schema}.lock_keys(org_ids uuid[], scopes text[], unique_keys text[]) returns boolean
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -132,22 +158,24 @@ set enable_bitmapscan = off
 as $$
 declare
     ids uuid[];
-    unheld integer;
+    locked_ids uuid[];
+    is_held_by_each boolean;
 begin
-    for tries in 1 .. 2 loop
-        select array_agg(j.id) filter (where j.may_take), count(*) filter (where j.id is null)
-        into ids, unheld
+    perform {schema}.may_ask_for(k.org_id) from (select distinct u.org_id from unnest(org_ids) as u(org_id)) as k;
+    for look in 1 .. 2 loop
+        select array_agg(j.id order by j.is_held desc, j.id) filter (where j.may_take), bool_and(j.id is not null)
+        into ids, is_held_by_each
         from unnest(org_ids, scopes, unique_keys) as k(org_id, scope, unique_key)
         left join lateral (
-            select j.id, {schema}.may_take_key(j) as may_take
+            select j.id, j.is_held, {schema}.may_take_key(j) as may_take
             from {schema}.jobs as j
             where j.org_id = k.org_id and {schema}.key_scope(j) = k.scope and j.unique_key = k.unique_key and {schema}.holds_key(j)
         ) as j on true;
-        exit when tries = 2 or unheld > 0;
-        -- Then they are looked up again: one may have ended while another was waited for.
-        perform from {schema}.jobs as j where j.id = any (ids) order by j.id for no key update;
+        exit when look = 2 or not is_held_by_each;
+        perform from {schema}.jobs as j where j.id = any (ids) order by j.is_held desc, j.id for no key update;
+        locked_ids := ids;
     end loop;
-    return unheld;
+    return is_held_by_each and coalesce(ids <@ locked_ids, true);
 end
 $$;
 revoke all on function {schema}.lock_keys(uuid[], text[], text[]) from public;
@@ -164,6 +192,7 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 begin
+    perform {schema}.may_ask_for(j.org_id) from {schema}.jobs as j where j.id = run_after.job_id;
     update {schema}.jobs as j
     set waits_for = holder, due_after_wait = j.scheduled_at, scheduled_at = 'infinity'
     from {schema}.jobs as h
