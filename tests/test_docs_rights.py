@@ -217,6 +217,7 @@ def observe(shop: Shop) -> None:
         client.history(job_id)
         client.explain(job_id)
         client.dead()
+        client.schedules()
         client.workers()
         client.stats()
 

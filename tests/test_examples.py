@@ -28,6 +28,10 @@ grace@example.org has an account, and a mail is on its way
 ada@example.org has an account already: nothing was enqueued
 2 mails to send
 """,
+    "heartbeat.py": """\
+3 ticks, on whole seconds: True, in order: True
+no two in one second: True
+""",
     "tenants.py": """\
 acme: 2000 of 5000 (pro)
 42: 2000 of 100 (free)

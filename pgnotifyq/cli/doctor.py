@@ -15,8 +15,9 @@ from pgnotifyq.cli.org_protected import judge_protected
 from pgnotifyq.cli.output import is_coloured, print_json, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, Schema
 from pgnotifyq.cli.reach import answered
+from pgnotifyq.cli.schedules import judge_schedules
 from pgnotifyq.ledger import doctor as asked
-from pgnotifyq.ledger import organisation, roles, workers
+from pgnotifyq.ledger import organisation, roles, schedules, workers
 from pgnotifyq.ledger.look import TroubleRow, list_troubles
 from pgnotifyq.ledger.roles import RoleKind
 from pgnotifyq.ledger.schema import code_version
@@ -87,6 +88,7 @@ async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow]
         *(Finding(*each) for each in judge_protected(await ask(connection, organisation.protected(schema)))),
         *_judge_work(facts, await ask(connection, asked.due_queues(schema))),
         *_judge_unserved(await ask(connection, asked.unserved(schema))),
+        *(Finding(*each) for each in judge_schedules(await ask(connection, schedules.list_schedules(schema)))),
         *_judge_troubles(await ask(connection, list_troubles(schema, limit=TROUBLES_SHOWN_MAX + 1))),
         # A standby takes no LISTEN.
         *([] if facts["is_standby"] else [await _hear(connection, notified_by=other)]),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from pgnotifyq.cli.act import run_with
-from pgnotifyq.cli.output import print_json, print_rows
+from pgnotifyq.cli.output import print_json, print_rows, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, OfAnyOrg, Schema, whole
 from pgnotifyq.cli.pauses import Who, Why, me
 from pgnotifyq.doors.verbs import Verbs
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from pgnotifyq.ledger.ask import Verb
+    from pgnotifyq.ledger.schedules import ScheduleRow
     from pgnotifyq.wire.connection import Connection
 
+SHOWN_MAX = 10  # findings of doctor
+WHAT_CHARS_MAX = 400
+LATE = timedelta(seconds=60)
 COLUMNS = ["name", "rule", "tz", "job_type", "next_at", "last_at", "owner", "paused_at", "why", "error_message"]
 TICK_COLUMNS = ["at", "utc", "note"]
 
@@ -175,6 +179,25 @@ def delete(name: Name, /, *, org: Org = None, as_json: AsJson = False, dsn: Dsn 
         return _told({"deleted": was_there}, line, as_json=as_json, code=0 if was_there else 1)
 
     return _one(dsn, schema, Verbs(schema).unschedule(name, org_id=_org(org)), tell)
+
+
+def judge_schedules(rows: list[ScheduleRow]) -> list[tuple[str, str, str]]:
+    """Judge schedules for doctor: (verdict, what, what to do)."""
+    found: list[tuple[str, str, str]] = []
+    for row in rows:
+        if row.error_message is not None:
+            hint = "mend its rule, its time zone, or what refuses its job; it is tried again each minute"
+            found.append(("warn", f"schedule {row.name} cannot be followed: {shown(row.error_message)}"[:WHAT_CHARS_MAX], hint))
+        elif row.paused_at is None and row.next_at is not None and row.read_at - row.next_at > LATE:
+            hint = "no worker sees to it: start one: python -m pgnotifyq worker --app package.module:registry"
+            found.append(("fail", f"schedule {row.name} is late: its tick was at {row.next_at.isoformat()}", hint))
+        if row.unlisted_at is not None:
+            what = f"schedule {row.name} is in the code of {row.owner} no more, and goes on"
+            found.append(("warn", what, f"if it shall not: python -m pgnotifyq schedules delete {row.name}"))
+    if len(found) > SHOWN_MAX:
+        found[SHOWN_MAX:] = [("warn", f"{len(found) - SHOWN_MAX} more findings on schedules", "see `schedules`")]
+    paused = sum(row.paused_at is not None for row in rows)
+    return found or [("ok", f"schedules: {len(rows)}, of which paused: {paused}; none is late", "")]
 
 
 def _org(of: str | None) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 import attrs
 
 from pgnotifyq.doors.org_verbs import owned
+from pgnotifyq.doors.schedules import AwaitedOrgSchedules
 from pgnotifyq.doors.verbs import CancelOutcome, EnqueueSettings, ended
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.names import check_queue_name
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 
 @attrs.frozen(eq=False)
-class OrgClient:
+class OrgClient(AwaitedOrgSchedules):
     """A client that sees one tenant. Made by `client.for_org`.
 
     The id of another tenant's job is unknown here, as one that never was.

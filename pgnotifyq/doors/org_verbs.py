@@ -20,7 +20,7 @@ from pgnotifyq.model.new_job import NewJob, job_id_of
 from pgnotifyq.model.organisation import of_tenant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.changes import Batch, JobFilter
     from pgnotifyq.ledger.look import DeadGroup
     from pgnotifyq.ledger.retention import Erasable, Erased
+    from pgnotifyq.ledger.schedules import ScheduleRow
+    from pgnotifyq.model.handler import Handler
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
+    from pgnotifyq.model.schedule import Tick, When
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.model.unique import Enqueued
     from pgnotifyq.model.watching import LogLine
@@ -262,6 +265,39 @@ class OrgVerbs:
             org_id=self.org_id, unique_key=unique_key, payload=payload, queue=queue, job_type=job_type,
             why=why, who=who, limit=limit,
         )  # fmt: skip
+
+    # Schedules: a name is the tenant's own, and another tenant's of the same name is not touched.
+
+    def schedule(
+        self, name: str, when: When | Iterable[When], job_type: str | Handler, payload: object = None, **settings: Any
+    ) -> Ask[str]:
+        """Make a schedule of the tenant's, or change it."""
+        of_tenant(self.org_id, settings)
+        return self.verbs.schedule(name, when, job_type, payload, **settings)
+
+    def unschedule(self, name: str) -> Ask[bool]:
+        """Delete a schedule."""
+        return self.verbs.unschedule(name, org_id=self.org_id)
+
+    def schedules(self) -> Ask[list[ScheduleRow]]:
+        """Look at the schedules."""
+        return self.verbs.schedules(org_id=self.org_id)
+
+    def upcoming(self, name: str, count: int = 10) -> Plan[list[Tick]]:
+        """Look at the next ticks of a schedule."""
+        return self.verbs.upcoming(name, count, org_id=self.org_id)
+
+    def pause_schedule(self, name: str, *, why: str | None = None, who: str | None = None) -> Ask[None]:
+        """Let a schedule have no ticks."""
+        return self.verbs.pause_schedule(name, why=why, who=who, org_id=self.org_id)
+
+    def resume_schedule(self, name: str) -> Ask[bool]:
+        """Let a schedule have ticks again."""
+        return self.verbs.resume_schedule(name, org_id=self.org_id)
+
+    def run_schedule(self, name: str) -> Ask[JobId]:
+        """Enqueue the job of a schedule now."""
+        return self.verbs.run_schedule(name, org_id=self.org_id)
 
 
 def owned(job: Job | DeadLetter, org_id: OrgId) -> Job | DeadLetter:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from pgnotifyq.doors.org_verbs import OrgVerbs
     from pgnotifyq.doors.verbs import Verbs
     from pgnotifyq.ledger.schedules import ScheduleRow
     from pgnotifyq.model.handler import Handler
@@ -207,4 +208,94 @@ class AwaitedSchedules:
             InvalidJob: a time has no time zone, or the rule cannot be read.
         """
         told: int = await self._ask(self._verbs.backfill(name, since, until, org_id=org_id))
+        return told
+
+
+class AwaitedOrgSchedules:
+    """What a client of one tenant can do with schedules."""
+
+    _verbs: OrgVerbs
+    _ask: Callable[..., Awaitable[Any]]
+
+    async def schedule(
+        self, name: str, when: When | Iterable[When], job_type: str | Handler, payload: object = None, **settings: Any
+    ) -> str:
+        """Have a job of the tenant enqueued at times, or change the schedule of that name.
+
+        Args:
+            name: by which the tenant's schedule is known.
+            when: as of a client's `schedule`.
+            job_type: which handler runs it: the handler, or its name.
+            payload: what each job is given.
+            settings: as of a client's `schedule`: tz, missed, overlap, exclude, queue, ...
+
+        Returns: `created`, `changed` or `same`.
+
+        Raises:
+            InvalidJob: it is refused; also if `org_id` is another tenant.
+            InvalidName, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as of a
+                client's `schedule`.
+        """
+        told: str = await self._ask(self._verbs.schedule(name, when, job_type, payload, **settings))
+        return told
+
+    async def unschedule(self, name: str) -> bool:
+        """Delete a schedule of the tenant; its jobs stay. Return whether there was one.
+
+        Raises:
+            InvalidJob: the name is none.
+        """
+        told: bool = await self._ask(self._verbs.unschedule(name))
+        return told
+
+    async def schedules(self) -> list[ScheduleRow]:
+        """Return the tenant's schedules, by name."""
+        told: list[ScheduleRow] = await self._ask(self._verbs.schedules())
+        return told
+
+    async def upcoming(self, name: str, count: int = 10) -> list[Tick]:
+        """Return the next ticks of a schedule, in its time zone, and where clocks change.
+
+        Args:
+            name: the schedule.
+            count: how many, at most 1000.
+
+        Raises:
+            ScheduleNotFound: the tenant has none of that name.
+            InvalidJob: a value is out of range, or the rule cannot be read.
+        """
+        told: list[Tick] = await self._ask(self._verbs.upcoming(name, count))
+        return told
+
+    async def pause_schedule(self, name: str, *, why: str | None = None, who: str | None = None) -> None:
+        """Let a schedule have no ticks until it is resumed.
+
+        Args:
+            name: the schedule.
+            why: for those who ask why nothing runs.
+            who: who pauses it; None: the connection's role.
+
+        Raises:
+            ScheduleNotFound: the tenant has none of that name.
+            InvalidJob: the name is none.
+        """
+        await self._ask(self._verbs.pause_schedule(name, why=why, who=who))
+
+    async def resume_schedule(self, name: str) -> bool:
+        """Let a schedule have ticks again, from now on. Return whether it was paused.
+
+        Raises:
+            InvalidJob: the name is none.
+        """
+        told: bool = await self._ask(self._verbs.resume_schedule(name))
+        return told
+
+    async def run_schedule(self, name: str) -> JobId:
+        """Enqueue the job of a schedule now, and return its id.
+
+        Raises:
+            ScheduleNotFound: the tenant has none of that name.
+            InvalidJob: the name is none.
+        """
+        told: JobId = await self._ask(self._verbs.run_schedule(name))
         return told

@@ -31,7 +31,7 @@ import attrs
 import trio
 
 from pgnotifyq.ledger import schedules
-from pgnotifyq.ledger.errors import raise_translated
+from pgnotifyq.ledger.errors import translated
 from pgnotifyq.model.errors import MissingRights
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.schedule import Overlap, move_of
@@ -57,7 +57,7 @@ SOON_SECONDS = 60.0  # a longer sleep ends so much before the tick
 QUICK_SECONDS = 2.0  # ticks that follow within that leave the first turn to who had it
 STAGGER_SECONDS = (0.05, 0.25)  # how much later the others come
 AGAIN_SECONDS = 0.25  # until a schedule is tried again that did not move: somebody has its row
-REST_SECONDS = 0.01  # between looks that notifications call for: anybody can send them
+REST_SECONDS = 0.05  # between looks that notifications call for
 
 
 async def publish_schedules(me: Identity, connection: Connection) -> None:
@@ -85,18 +85,20 @@ async def schedule_for_ever(me: Identity, quick: Link, ticking: Link, bell: Bell
     """
     scheduler = _Scheduler(me, quick, ticking)
     is_rung = True
-    while True:
-        try:
-            seconds = await scheduler.look(starts_waiting=is_rung)
-        except MissingRights as error:
-            me.emit(Event(name=EventName.SCHEDULE_FAILED, fields={"why": str(error)}))
-            return
-        seconds = min(seconds, LOOK_SECONDS_MAX if push.is_proven else me.config.poll_seconds)
-        is_rung = await bell.wait(seconds)
-        if is_rung:
-            await trio.sleep(REST_SECONDS)
-        elif not scheduler.is_late:
-            await scheduler.fire_due()
+    try:
+        with translated(me.schema):
+            while True:
+                seconds = await scheduler.look(starts_waiting=is_rung)
+                seconds = min(seconds, LOOK_SECONDS_MAX if push.is_proven else me.config.poll_seconds)
+                is_rung = await bell.wait(seconds)
+                if is_rung:
+                    # Anybody can ring: that must not keep this connection from its own.
+                    await trio.sleep_until(scheduler.seen_at + REST_SECONDS)
+                elif not scheduler.is_late:
+                    await scheduler.fire_due()
+    except MissingRights as error:
+        # Rights that were granted by hand, for the release before. The worker does all else.
+        me.emit(Event(name=EventName.SCHEDULE_FAILED, fields={"why": str(error)}))
 
 
 @attrs.define(eq=False)
@@ -122,17 +124,13 @@ class _Scheduler:
     async def look(self, *, starts_waiting: bool) -> float:
         """Look which schedules come next, and fire those that are due; return how long to sleep."""
         while True:
-            try:
-                if starts_waiting:
-                    await self._start_waiting()
-                    starts_waiting = False
-                sent_at = trio.current_time()
-                self.coming = await self.quick.ask(schedules.due_schedules(self.me.schema, limit=AT_ONCE_MAX))
-                self.seen_at = trio.current_time()
-                # The answer was made in between. Half of that time is the best guess.
-                self.seen_at -= (self.seen_at - sent_at) / 2
-            except Exception as error:  # noqa: BLE001  # raised again
-                raise_translated(error, self.me.schema)
+            if starts_waiting:
+                await self._start_waiting()
+                starts_waiting = False
+            sent_at = trio.current_time()
+            self.coming = await self.quick.ask(schedules.due_schedules(self.me.schema, limit=AT_ONCE_MAX))
+            # The answer was made in between. Half of that time is the best guess.
+            self.seen_at = (sent_at + trio.current_time()) / 2
             if self.now is None:
                 return LOOK_SECONDS_MAX
             first = self.coming.pending[0]

@@ -71,8 +71,8 @@ create table {schema}.schedule_ticks (
     org_id uuid not null default '00000000-0000-0000-0000-000000000000',
     -- The job that was enqueued for it. Null: none was, or none was yet.
     job_id uuid,
-    -- open: its job may not have ended. waiting: for the run before to end. skipped: for that one had
-    -- not ended. enqueued: nobody asks any more how it goes.
+    -- open: its job may not have ended. waiting: for the run before to end. skipped: for that one
+    -- had not ended. enqueued: nobody asks any more how it goes.
     state text not null default 'open',
 
     constraint schedule_ticks_pkey primary key (schedule_id, tick),
@@ -131,3 +131,25 @@ $$;
 create trigger workers_are_told
 after insert or update of rule, tz, exclude, missed, window_seconds, overlap, paused_at on {schema}.schedules
 for each statement execute function {schema}.tell_schedule_change();
+
+-- note_cancel: as before (0016). The end is announced by announce_end
+-- (functions/end/await_job.sql), which also tells workers if the next run of a schedule waits.
+create or replace function {schema}.note_cancel() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    new.completed_at := coalesce(new.completed_at, {schema}.clock());
+    new.unique_until := null;
+    if new.current_execution_id is not null then
+        perform {schema}.notify(
+            {schema}.worker_channel(new.locked_by), 'cancel ' || new.id || ' ' || new.current_execution_id);
+    elsif new.awaited then
+        perform {schema}.announce_end(new.id);
+    end if;
+    if old.status = 'pending' and pg_relation_size('{schema}.hooks') > 0 then
+        perform {schema}.fire_hook(new);
+    end if;
+    return new;
+end
+$$;

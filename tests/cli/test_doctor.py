@@ -141,6 +141,24 @@ def test_job_type_that_nobody_serves(dsn: str, session: Session) -> None:
     assert verdict_of(look(dsn), "every due job type has a live worker") == "ok"
 
 
+def test_schedules(dsn: str, session: Session) -> None:
+    """One that is late, one whose rule cannot be read, and one that its program has no more; and when all is well."""
+    assert verdict_of(look(dsn), "schedules: 0") == "ok"
+    session.execute(
+        "insert into pgnotifyq.schedules (name, rule, job_type, next_at, error_message, owner, unlisted_at) values"
+        " ('late', '0 3 * * *', 'noop', now() - interval '1 hour', null, null, null),"
+        " ('bad', 'now and then', 'noop', null, 'it cannot be read', null, null),"
+        " ('old', '0 3 * * *', 'noop', now() + interval '1 hour', null, 'shop', now())"
+    )
+    found = look(dsn)
+    assert verdict_of(found, "schedule late is late") == "fail"
+    assert verdict_of(found, "schedule bad cannot be followed: it cannot be read") == "warn"
+    assert verdict_of(found, "schedule old is in the code of shop no more") == "warn"
+    session.execute("select pgnotifyq.unschedule(name) from pgnotifyq.schedules where name <> 'late'")
+    session.execute("select pgnotifyq.pause_schedule('late')")
+    assert verdict_of(look(dsn), "schedules: 1, of which paused: 1") == "ok"
+
+
 def test_jobs_that_were_put_aside_are_not_waiting(dsn: str, session: Session) -> None:
     """They are told of as what they are; and of many only some are."""
     session.execute(DUE)

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 import pgnotifyq
 import pgnotifyq.aio
 import pgnotifyq.sync
-from pgnotifyq import CancelOutcome, InvalidJob, JobDead, JobNotFound, JobRegistry, NewJob, WaitTimeout, org
+from pgnotifyq import CancelOutcome, InvalidJob, JobDead, JobNotFound, JobRegistry, NewJob, ScheduleNotFound, WaitTimeout, org
 from pgnotifyq.doors import for_org, for_org_blocking
 from pgnotifyq.ledger import organisation
 from pgnotifyq.model.job import JobId
@@ -48,6 +48,24 @@ def _open(door: str, dsn: str, **options: Any) -> Iterator[Do]:
 def do(request: pytest.FixtureRequest, dsn: str) -> Iterator[Do]:
     with _open(request.param, dsn) as do:
         yield do
+
+
+def test_schedules_of_a_tenant(do: Do) -> None:
+    """A name is each tenant's own: what one does with it, the other's does not feel."""
+    for whose in ("acme", THEIRS):
+        assert do(whose, "schedule", "nightly", "0 3 * * *", "noop", tz="Europe/Berlin") == "created"
+    do("acme", "pause_schedule", "nightly", why="holidays")
+    assert [row.paused_at is None for whose in (OURS, THEIRS) for row in do(whose, "schedules")] == [False, True]
+    assert do(OURS, "get", do(OURS, "run_schedule", "nightly")).org_id == OURS
+    assert do(THEIRS, "jobs") == []
+    assert len(do(OURS, "upcoming", "nightly", 3)) == 3
+    assert [do(OURS, "resume_schedule", "nightly"), do(THEIRS, "resume_schedule", "nightly")] == [True, False]
+    assert [do(OURS, "unschedule", "nightly"), do(OURS, "unschedule", "nightly")] == [True, False]
+    assert [row.name for row in do(THEIRS, "schedules")] == ["nightly"]
+    with pytest.raises(ScheduleNotFound):
+        do(OURS, "run_schedule", "nightly")
+    with pytest.raises(InvalidJob):
+        do(OURS, "schedule", "nightly", "0 3 * * *", "noop", org_id=THEIRS)
 
 
 def test_jobs_of_a_tenant(do: Do) -> None:

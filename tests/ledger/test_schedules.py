@@ -332,7 +332,8 @@ async def test_old_ticks_go(connection: Link) -> None:
 async def test_moves_that_are_no_moves(connection: Link) -> None:
     """They are refused by PostgreSQL, and change nothing."""
     await put(connection)
-    for moves in ({}, [7], [{"schedule_id": "x"}], [{"ticks": "never"}]):
+    wrong: list[Any] = [{}, [7], [{"schedule_id": "x"}], [{"ticks": "never"}]]
+    for moves in wrong:
         with pytest.raises(psycopg.DataError):
             await connection.execute("select pgnotifyq.fire_schedules(%s)", (json.dumps(moves),))
     assert (await connection.execute("select pgnotifyq.fire_schedules('[{}]')")).rowcount == 0

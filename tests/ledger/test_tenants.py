@@ -53,7 +53,13 @@ async def test_every_table_with_a_tenant_column(connection: Link) -> None:
         " from pg_class as c join pg_attribute as a on a.attrelid = c.oid and a.attname = 'org_id' and not a.attisdropped"
         " where c.relnamespace = 'pgnotifyq'::regnamespace and c.relkind in ('r', 'p') order by 1",
     )
-    ours = (*TABLES, "org_audit", "org_config", "org_credentials", "org_names")  # these are looked at in test_organisations.py
+    ours: tuple[str, ...] = (
+        *TABLES,
+        "org_audit",
+        "org_config",
+        "org_credentials",
+        "org_names",
+    )  # these are looked at in test_organisations.py
     ours += ("schedules", "schedule_ticks")  # in test_schedules.py
     assert found == [(table, True, True, True) for table in sorted(ours)]
 

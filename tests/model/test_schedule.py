@@ -152,7 +152,7 @@ def test_oracle_sees_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_python_values() -> None:
     """Times, dates and intervals are written as text."""
-    rules = [time(9, 30), timedelta(minutes=45), datetime(2026, 5, 1, 12, tzinfo=UTC), "0 3 * * *"]
+    rules: list[Any] = [time(9, 30), timedelta(minutes=45), datetime(2026, 5, 1, 12, tzinfo=UTC), "0 3 * * *"]
     assert joined(rules) == "09:30:00; every 2700s; 2026-05-01T12:00:00+00:00; 0 3 * * *"
     assert joined(date(2026, 12, 25)) == "2026-12-25"
     for wrong in (None, 7, timedelta(seconds=0.5), time(1, tzinfo=UTC), [3]):
@@ -224,7 +224,7 @@ def test_new_schedules_are_checked() -> None:
         {"tz": "Mars/Olympus"}, {"exclude": "never"}, {"rule": "often"},
     ):  # fmt: skip
         with pytest.raises(InvalidJob):
-            attrs.evolve(good, **wrong)  # type: ignore[arg-type]
+            attrs.evolve(good, **wrong)
 
 
 def test_two_schedules_of_one_name() -> None:

@@ -86,6 +86,42 @@ MUTANTS = (
         "if false then",
         ("ledger/test_erasing.py::test_who_may",),
     ),
+    # Schedules.
+    Mutant(
+        "schedule: a tick is fired whoever was first",
+        SQL + "schedule/fire.sql",
+        "and s.version = move.version and s.next_at is not distinct from move.next_at",
+        "",
+        ("ledger/test_schedules.py::test_rule_that_changed_meanwhile",),
+    ),
+    Mutant(
+        "schedule: the index of ticks is not asked",
+        SQL + "schedule/fire.sql",
+        "became := 'known';",
+        "became := 'enqueued'; job_id := {schema}.enqueue_tick(one.id, fire_tick.tick);",
+        ("ledger/test_schedules.py::test_tick_after_its_job_was_pruned",),
+    ),
+    Mutant(
+        "schedule: nobody is told of the end that the next run waits for",
+        SQL + "end/await_job.sql",
+        "and {schema}.has_waiting_run(announce_end.job_id)",
+        "and false",
+        ("ledger/test_schedules.py::test_next_run_after_one_that_ended",),
+    ),
+    Mutant(
+        "schedule: who looks whether the run has ended does not wait for it",
+        SQL + "schedule/fire.sql",
+        "exit when {schema}.await_job(open_job_id);",
+        "exit;",
+        ("ledger/test_schedules.py::test_end_that_races_with_who_asks_for_it",),
+    ),
+    Mutant(
+        "schedule: cron by the clock is asked with a time zone",
+        "pgnotifyq/model/schedule.py",
+        'if not _is_of_the_day(self.text) or self.zone.key == "UTC":',
+        'if self.zone.key == "UTC":',
+        ("model/test_schedule.py::test_changes_of_the_clocks_by_force",),
+    ),
     # What is paused.
     Mutant(
         "pause: a look does not ask",

@@ -20,3 +20,21 @@ begin
     return found;
 end
 $$;
+
+-- announce_end: tell those who wait for a job that it has ended, or that a worker let go of it.
+--
+-- The next run of its schedule may be who waits. Then workers are told, too, and ask start_waiting.
+-- Where no schedule ever had a tick, that costs the size of an empty table. A role that may not
+-- read ticks tells no worker: the next tick looks again.
+create or replace function {schema}.announce_end(job_id uuid) returns void
+language plpgsql volatile
+as $$
+begin
+    perform {schema}.notify({schema_text} || '_finished', announce_end.job_id::text);
+    if pg_relation_size('{schema}.schedule_ticks') > 0 and has_table_privilege('{schema}.schedule_ticks', 'select')
+        and {schema}.has_waiting_run(announce_end.job_id)
+    then
+        perform {schema}.notify({schema_text} || '_work', '+schedules');
+    end if;
+end
+$$;

@@ -5,9 +5,9 @@
 --                ticks          those to enqueue a job for, none of them in the future
 --                next_to        the tick after them
 --                error_message  why the rule cannot be followed; then it is tried again later
--- Out:    one row a tick: the job, and what became of the tick: enqueued, waiting, skipped; or, of a
---         schedule, failed.
--- Locks:  the schedules, `skip locked`, in order of id: if a row is locked, another worker fires it.
+-- Out:    one row a tick: the job, and what became of the tick: enqueued, waiting, skipped; or, of
+--         a schedule, failed.
+-- Locks:  the schedules, `skip locked`, in order of id: if a row is locked, another worker has it.
 --         Then what enqueue locks. Where a schedule cancels or awaits the run before, that job too;
 --         such a schedule comes alone, so that no order of jobs is broken.
 --
@@ -15,8 +15,8 @@
 -- must still be the next one (`version`, `next_at`): the worker that comes second finds another.
 -- And the index of schedule_ticks has each tick once: it also holds against a backfill.
 --
--- What one schedule's job is refused by (a trigger of the user's, say) is that schedule's own: it is
--- noted there, and tried again later.
+-- What one schedule's job is refused by (a trigger of the user's, say) is that schedule's own: it
+-- is noted there, and tried again later.
 create or replace function {schema}.fire_schedules(moves jsonb)
 returns table (schedule_id uuid, tick timestamptz, job_id uuid, became text)
 language plpgsql volatile
@@ -197,8 +197,8 @@ begin
 end
 $$;
 
--- start_waiting: if the run of a schedule that others wait for has ended, enqueue the next one; else
--- have its end announced. notify() tells workers of that end, and they ask this again.
+-- start_waiting: if the run of a schedule that others wait for has ended, enqueue the next one;
+-- else have its end announced. announce_end tells workers of that end, and they ask this again.
 --
 -- Out:    the job that was enqueued; null: none was.
 -- Locks:  the schedule; it is waited for, as whoever has it may have looked too early. Then the job
@@ -248,8 +248,8 @@ begin
 end
 $$;
 
--- run_schedule: enqueue a schedule's job now, whatever its rule says, and whatever runs. Its tick is
--- now. A pause does not hold it back.
+-- run_schedule: enqueue a schedule's job now, whatever its rule says, and whatever runs. Its tick
+-- is now. A pause does not hold it back.
 --
 -- Out:    the job; null: there is no such schedule.
 create or replace function {schema}.run_schedule(
@@ -327,8 +327,8 @@ begin
 end
 $$;
 
--- has_waiting_run: whether runs of a schedule wait for a job's end. announce_end() asks it of each
--- end that is announced, where there are schedules.
+-- has_waiting_run: whether runs of a schedule wait for a job's end. announce_end asks it, where
+-- there are schedules.
 --
 -- Index:  schedule_ticks_open, schedule_ticks_unended.
 create or replace function {schema}.has_waiting_run(job_id uuid) returns boolean
