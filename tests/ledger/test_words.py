@@ -20,7 +20,7 @@ KEYS = {"uuid", "uuid[]", "text[]"}  # what is easily called by three names
 # One word, two types, and why.
 TWO_TYPES = {
     "attempts": "how many, of one job; of a batch an array, and the word has no other plural",
-    "job": "a row of jobs for may_start; a claimed_job from a claim",
+    "job": "a row of jobs for may_start; of the type claimed from a claim",
     "priority": "enqueue takes any integer, so that it need not be cast, and says what does not fit",
     "job_id": "wake takes what goes into a notification",
     "headers": "a claimed job's are text, as its payload; of a batch an array, and the word has no other plural",
@@ -113,11 +113,11 @@ async def test_one_type_for_one_word(parameters: list[Parameter]) -> None:
 
 
 async def test_one_type_for_a_claimed_job(parameters: list[Parameter], connection: Connection[Any]) -> None:
-    """Each claim brings the columns of claimed_job first, in their order, and the headers last of all."""
+    """Each claim brings the columns of the type claimed first, in their order, and what was saved and the headers last of all."""
     (row,) = await fetch(
         connection,
         "select array_agg(attname::text order by attnum) from pg_attribute"
-        " where attrelid = 'pgnotifyq.claimed_job'::regclass and attnum > 0",
+        " where attrelid = 'pgnotifyq.claimed'::regclass and attnum > 0",
     )
     claimed = row[0]
     told = defaultdict(list)

@@ -215,7 +215,8 @@ class Deploy:
         for worker in self.workers:
             code = worker.process.returncode
             if code not in ({-signal.SIGKILL} if worker.killed else {0, 4}):  # 4: some jobs were cut off, and released
-                told.failed.append(f"{worker.release} ended by {code}")
+                said = (self.folder / f"{worker.out.name}.err").read_text()[-2000:]
+                told.failed.append(f"{worker.release} ended by {code}: {said}")
         return told
 
 

@@ -22,7 +22,7 @@
 --         payload_bytes_max
 --                        a payload of more bytes of text is not sent: the worker buries such a job.
 --                        Null: all are sent
--- Out:    one row a job, in the order of claiming: the columns of a claimed_job but its
+-- Out:    one row a job, in the order of claiming: the columns of a claimed job but its
 --         saved state and its headers, then two columns more, then those: workers read by place.
 --         When fewer than jobs_max were found, one more row whose `id` is null:
 --         `next_due_seconds` until the earliest job of these queues that was not taken (null: none
@@ -127,7 +127,7 @@ declare
     others_ahead boolean;
     wanted integer;
     is_cut boolean := false;  -- by bytes: there may be more
-    one {schema}.claimed_job;
+    one {schema}.claimed;
     room bigint := coalesce(bytes_max, 16777216);
     has_troubles boolean := false;
     from_time timestamptz;

@@ -15,7 +15,7 @@
 create or replace function {schema}.claim_apart(
     worker_id uuid, queue_names text[], jobs_max integer, lease_seconds double precision, job_types text[] default null,
     maxima integer[] default null, payload_bytes_max bigint default null)
-returns setof {schema}.claimed_job
+returns setof {schema}.claimed
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set jit = off
@@ -29,7 +29,7 @@ declare
     queue text;
     level integer;
     due record;
-    one {schema}.claimed_job;
+    one {schema}.claimed;
     -- Such a database checks a text when it is sent, which would fail all rows of the answer.
     holds_any_bytes constant boolean := getdatabaseencoding() = 'SQL_ASCII';
     tried integer := 0;

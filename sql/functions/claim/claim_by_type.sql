@@ -47,7 +47,7 @@ create or replace function {schema}.claim_by_type(
     worker_id uuid, queue_name text, level integer, wanted integer, lease_seconds double precision, job_types text[],
     maxima integer[], room bigint, payload_bytes_max bigint, has_troubles boolean, time_now timestamptz, claim_id bytea,
     before integer)
-returns table (job {schema}.claimed_job, weight bigint)
+returns table (job {schema}.claimed, weight bigint)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set jit = off
@@ -123,10 +123,10 @@ begin
             case when payload_bytes_max is null or weights[array_position(ids, j.id)] <= payload_bytes_max
                 or {schema}.fits(j.payload, payload_bytes_max) then j.payload::text end,
             j.priority, j.scheduled_at, j.attempts, j.max_attempts, j.unique_key, j.created_at, j.started_at,
-            j.lease_expires_at, j.saved::text, j.headers::text)::{schema}.claimed_job,
+            j.lease_expires_at, j.saved::text, j.headers::text)::{schema}.claimed,
         weights[array_position(ids, j.id)];
     if is_cut then
-        return query select null::{schema}.claimed_job, null::bigint;
+        return query select null::{schema}.claimed, null::bigint;
     end if;
 end
 $$;

@@ -18,7 +18,7 @@ drop function if exists {schema}.claim_named(uuid, text[], uuid, double precisio
 create or replace function {schema}.claim_named(
     worker_id uuid, queue_names text[], job_id uuid, lease_seconds double precision, job_types text[] default null,
     maxima integer[] default null, payload_bytes_max bigint default null)
-returns setof {schema}.claimed_job
+returns setof {schema}.claimed
 language plpgsql volatile
 set lock_timeout = '20ms'
 set plan_cache_mode = force_generic_plan
@@ -64,7 +64,7 @@ begin
         j.saved::text, j.headers::text;
     if not found then
         if not exists (select from {schema}.jobs as j where j.id = claim_named.job_id and j.status = 'pending') then
-            return next null::{schema}.claimed_job;
+            return next null::{schema}.claimed;
         end if;
     elsif pg_relation_size('{schema}.followers') > 0 then
         perform {schema}.tell_followers('started', array[j.id], array[j.attempts::text])
