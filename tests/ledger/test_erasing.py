@@ -28,7 +28,9 @@ WHOLE = EraseFilter(org_id=ORG)
 # Tables that have rows of a tenant, or of a job. A new one must go with an erasure: put it in here when it does.
 OF_SOMEBODY = {
     "jobs", "job_executions", "executions", "dead_letter_jobs", "job_troubles", "org_config", "org_credentials", "org_names", "org_audit",
+    "schedules", "schedule_ticks", "job_logs",
     "fences",  # gone with the transaction
+    "followers",  # gone a minute after who followed
 }  # fmt: skip
 
 
@@ -48,6 +50,16 @@ async def fill(connection: Link, org_id: OrgId) -> JobId:
     running = await enqueue(connection, priority=6, **given)
     await claim_one(connection)
     await enqueue(connection, unique_key=MARK, **given)
+    await connection.execute("update pgnotifyq.jobs set saved = to_jsonb(%s::text) where id in (%s, %s)", (MARK, done, running))
+    await connection.execute("update pgnotifyq.dead_letter_jobs set saved = to_jsonb(%s::text) where org_id = %s", (MARK, org_id))
+    await connection.execute(
+        "insert into pgnotifyq.job_logs (org_id, job_id, execution_id, attempt, head)"
+        " select e.org_id, e.job_id, e.id, e.attempt, %s from pgnotifyq.job_executions as e where e.org_id = %s",
+        (MARK, org_id),
+    )
+    await connection.execute(
+        "select pgnotifyq.schedule('nightly', '0 3 * * *', 'noop', to_jsonb(%s::text), org_id => %s)", (MARK, org_id)
+    )
     await connection.execute("update pgnotifyq.job_executions set error_message = %s where org_id = %s", (MARK, org_id))
     await connection.execute("update pgnotifyq.dead_letter_jobs set error_message = %s where org_id = %s", (MARK, org_id))
     await connection.execute("select pgnotifyq.note_trouble(%s, %s, 'prune', '23503', %s)", (org_id, done, MARK))

@@ -6,10 +6,10 @@
 --         end, or nothing is said of payloads and results).
 -- Locks:  the rows, `skip locked`.
 --
--- With the payload go the headers, with the result the message of the progress. A payload becomes
--- the null of JSON, which no door enqueues. No column of an index changes, so the update is
--- heap-only where the page has room, and the row becomes smaller. What is blank is not written
--- again.
+-- With the payload go the headers and what the handler had saved; with the result, the message of
+-- the progress. A payload becomes the null of JSON, which no door enqueues. No column of an index
+-- changes, so the update is heap-only where the page has room, and the row becomes smaller. What is
+-- blank is not written again.
 --
 -- A job that cannot be written, for a trigger of the user's refuses it, say, is put aside
 -- (job_troubles), as by prune.
@@ -46,7 +46,7 @@ begin
     from (
         select j.id, not j.is_held and coalesce(
                 j.completed_at < time_now - make_interval(secs => k.payload_seconds)
-                    and (not {schema}.is_blank(j.payload) or j.headers is not null), false)
+                    and (not {schema}.is_blank(j.payload) or j.headers is not null or j.saved is not null), false)
             or not j.is_held and coalesce(
                 j.completed_at < time_now - make_interval(secs => k.result_seconds)
                     and (j.result is not null or j.progress_message is not null), false)
@@ -131,6 +131,7 @@ begin
         update {schema}.jobs as j
         set payload = case when l.payload_is_over then 'null' else j.payload end,
             headers = case when not l.payload_is_over then j.headers end,
+            saved = case when not l.payload_is_over then j.saved end,
             result = case when not l.result_is_over then j.result end,
             progress_message = case when not l.result_is_over then j.progress_message end
         from locked as l

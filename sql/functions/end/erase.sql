@@ -60,7 +60,7 @@ $$;
 -- In:     as of erase; and erasure_id, the same for all batches.
 --         stage, after_id: where the batch before ended. It begins with 'jobs' and null. Then come
 --         'letters', and of a whole tenant 'history' (attempts whose job is gone) and 'tenant'
---         (settings, credentials, its name).
+--         (schedules, settings, credentials, its name).
 --         jobs_max: how many rows are looked at.
 -- Out:    as of erase; and where to go on from. `next_stage` null: that was the last.
 -- Locks:  the rows, `skip locked`: of somebody who holds one for long nobody waits. It is told as
@@ -231,6 +231,7 @@ begin
           and not exists (select from {schema}.dead_letter_jobs as d where d.id = e.job_id and d.org_id = e.org_id);
         gone := '{{}}';
     else
+        delete from {schema}.schedules as s where s.org_id = erase_batch.org_id;
         delete from {schema}.org_config as c where c.org_id = erase_batch.org_id;
         delete from {schema}.org_credentials as c where c.org_id = erase_batch.org_id;
         delete from {schema}.org_names as n where n.org_id = erase_batch.org_id;

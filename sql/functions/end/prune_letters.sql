@@ -6,8 +6,8 @@
 --         reached the end, or nothing is said of dead letters).
 -- Locks:  the rows, `skip locked`: a requeue comes first. Their history goes by a trigger.
 --
--- With the payload go the headers. A role that may not update letters, as it was granted by hand
--- before there was this function, blanks none.
+-- With the payload go the headers, and what the handler had saved. A role that may not update
+-- letters, as it was granted by hand before there was this function, blanks none.
 create or replace function {schema}.prune_letters(after_id uuid, jobs_max integer)
 returns table (deleted integer, blanked integer, last_id uuid)
 language plpgsql volatile
@@ -22,7 +22,8 @@ declare
     time_now constant timestamptz := {schema}.clock();
     may_blank constant boolean := has_column_privilege('{schema}.dead_letter_jobs', 'blanked_at', 'update')
         and has_column_privilege('{schema}.dead_letter_jobs', 'payload', 'update')
-        and has_column_privilege('{schema}.dead_letter_jobs', 'headers', 'update');
+        and has_column_privilege('{schema}.dead_letter_jobs', 'headers', 'update')
+        and has_column_privilege('{schema}.dead_letter_jobs', 'saved', 'update');
     seen uuid[];
     over_ids uuid[];
     blank_ids uuid[];
@@ -61,7 +62,7 @@ begin
             with locked as materialized (
                 select d.id from {schema}.dead_letter_jobs as d where d.id = any (blank_ids) for update skip locked
             ), written as (
-                update {schema}.dead_letter_jobs as d set payload = 'null', headers = null, blanked_at = time_now
+                update {schema}.dead_letter_jobs as d set payload = 'null', headers = null, saved = null, blanked_at = time_now
                 from locked
                 where d.id = any (blank_ids) and d.id = locked.id
                 returning d.id
@@ -97,7 +98,7 @@ begin
     foreach one in array blank_ids loop
         begin
             set constraints all deferred;
-            update {schema}.dead_letter_jobs as d set payload = 'null', headers = null, blanked_at = time_now where d.id = one;
+            update {schema}.dead_letter_jobs as d set payload = 'null', headers = null, saved = null, blanked_at = time_now where d.id = one;
             blanked := blanked + found::integer;
             set constraints all immediate;
         exception

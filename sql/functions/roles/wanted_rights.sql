@@ -49,7 +49,7 @@ as $$
             ('worker', 'job_executions', '{{update}}', '{{error_message}}'),
             ('worker', 'executions', '{{select}}', null),
             ('worker', 'dead_letter_jobs', '{{select,insert,delete}}', null),
-            ('worker', 'dead_letter_jobs', '{{update}}', '{{payload,headers,blanked_at}}'),
+            ('worker', 'dead_letter_jobs', '{{update}}', '{{payload,headers,saved,blanked_at}}'),
             ('worker', 'job_troubles', '{{select,insert,update,delete}}', null),
             ('worker', 'worker_heartbeats', '{{select,insert,update,delete}}', null),
             ('worker', 'handlers', '{{select,insert,update,delete}}', null),
@@ -93,7 +93,7 @@ as $$
             ('admin', 'executions', '{{select}}', null),
             ('admin', 'dead_letter_jobs', '{{select,delete}}', null),
             -- To lock a letter takes a right to update some column of it.
-            ('admin', 'dead_letter_jobs', '{{update}}', '{{payload,headers,blanked_at}}'),
+            ('admin', 'dead_letter_jobs', '{{update}}', '{{payload,headers,saved,blanked_at}}'),
             ('admin', 'job_troubles', '{{select,delete}}', null),
             ('admin', 'worker_heartbeats', '{{select}}', null),
             ('admin', 'handlers', '{{select}}', null),
