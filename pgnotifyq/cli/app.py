@@ -35,6 +35,7 @@ from pgnotifyq.cli import (
     retention,
     schedules,
     schema,
+    watch,
     worker,
     workers,
 )
@@ -63,6 +64,7 @@ for command in (
     jobs.enqueue,
     jobs.jobs,
     jobs.show,
+    watch.watch,
     explain.explain,
     jobs.cancel,
     changes.edit,

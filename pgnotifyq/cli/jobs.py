@@ -17,10 +17,11 @@ from pgnotifyq.cli.lines import Lines, enqueue_lines, standard_input
 from pgnotifyq.cli.output import as_data, print_json, print_rows, shown, shown_whole
 from pgnotifyq.cli.parameters import AsJson, Dsn, Limit, OfJob, OfQueue, OfType, Schema, job_id_of, seconds_of, time_of, whole
 from pgnotifyq.cli.reach import answered
+from pgnotifyq.cli.watch import follow_logs, print_logs
 from pgnotifyq.doors.client import open_client
 from pgnotifyq.doors.verbs import CancelOutcome
 from pgnotifyq.ledger import enqueue as enqueue_verbs
-from pgnotifyq.ledger import look
+from pgnotifyq.ledger import look, watching
 from pgnotifyq.ledger.retention import kept
 from pgnotifyq.model.errors import InvalidJob, InvalidPayload, JobNotFound, MissingRights
 from pgnotifyq.model.job import Job
@@ -187,33 +188,44 @@ def jobs(
     return run_with(dsn, schema, act)
 
 
-def show(job_id: OfJob, /, *more: OfJob, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnotifyq") -> int:
+def show(
+    job_id: OfJob,
+    /,
+    *more: OfJob,
+    logs: Annotated[
+        bool, Parameter(negative="", show_default=False, help="What its handlers have logged by ctx.log, too.")
+    ] = False,
+    follow: Annotated[
+        bool, Parameter(negative="", show_default=False, help="That alone, line by line as it comes, until it has ended.")
+    ] = False,
+    as_json: AsJson = False,
+    dsn: Dsn = None,
+    schema: Schema = "pgnotifyq",
+) -> int:
     """Show a job, or a dead letter, with all its attempts; or several.
 
     Exit code 1 if one of them is not there. JSON is one object for one job, a list for several.
     """
     keys = [job_id_of(text) for text in (job_id, *more)]
+    if follow:
+        if more:
+            raise InvalidJob("--follow follows one job: say one id")
+        return follow_logs(keys[0], dsn, schema, as_json=as_json)
 
     async def act(connection: Connection[TupleRow]) -> int:
         found: list[dict[str, Any]] = []
         for key in keys:
-            job: Job | DeadLetter | None = await ask(connection, look.get_job(schema, key))
-            if job is None:
-                job = await ask(connection, look.get_dead(schema, key))
-            if job is not None:
-                attempts = await ask(connection, look.history(schema, key))
-                goes: list[str] = []
-                with suppress(MissingRights):  # a producer sees its jobs, and no retention
-                    goes = of_kept(await ask(connection, kept(schema, key)))
-                history = [as_data(attempt) for attempt in attempts]
-                found.append({**_shown_job(job), "kept": " ".join(goes) or None, "history": history})
+            data = await _found(connection, schema, key, logs=logs)
+            if data is not None:
+                found.append(data)
                 continue
             missing = f"there is no job {key}: it never was, or was pruned after its retention"
             if len(keys) == 1:
                 raise JobNotFound(missing)
             print(f"pgnotifyq: {missing}", file=sys.stderr)
         if as_json:
-            print_json(found if more else found[0])
+            told = [{**data, "logs": [as_data(line) for line in data["logs"]]} if logs else data for data in found]
+            print_json(told if more else told[0])
         else:
             for place, data in enumerate(found):
                 _print_job(data, is_first=place == 0)
@@ -222,14 +234,34 @@ def show(job_id: OfJob, /, *more: OfJob, as_json: AsJson = False, dsn: Dsn = Non
     return run_with(dsn, schema, act)
 
 
+async def _found(connection: Connection[TupleRow], schema: str, key: JobId, *, logs: bool) -> dict[str, Any] | None:
+    """Return what there is to show of a job or dead letter; None: there is none."""
+    job: Job | DeadLetter | None = await ask(connection, look.get_job(schema, key))
+    if job is None:
+        job = await ask(connection, look.get_dead(schema, key))
+    if job is None:
+        return None
+    attempts = await ask(connection, look.history(schema, key))
+    goes: list[str] = []
+    with suppress(MissingRights):  # a producer sees its jobs, and no retention
+        goes = of_kept(await ask(connection, kept(schema, key)))
+    data = {**_shown_job(job), "kept": " ".join(goes) or None, "history": [as_data(attempt) for attempt in attempts]}
+    return {**data, "logs": await ask(connection, watching.logs(schema, key))} if logs else data
+
+
 def _print_job(data: dict[str, Any], *, is_first: bool) -> None:
     if not is_first:
         print()
     for name, value in data.items():
-        if name != "history" and value is not None:
+        if name not in {"history", "logs"} and value is not None:
             print(f"{name:<22}{shown_whole(value, indent=22) if sys.stdout.isatty() else shown(value)}")
     print()
     print_rows(data["history"], COLUMNS_OF_ATTEMPTS, as_json=False, nothing="no attempts")
+    if "logs" in data:
+        print()
+        print_logs(data["logs"])
+        if not data["logs"]:
+            print("no logs")
 
 
 def cancel(

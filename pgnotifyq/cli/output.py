@@ -60,6 +60,11 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, default=_plain, indent=2, ensure_ascii=True))
 
 
+def print_json_line(data: Any) -> None:
+    """Print data as one line of JSON, for those that come one after the other."""
+    print(json.dumps(data, default=_plain, ensure_ascii=True), flush=True)
+
+
 def _plain(value: object) -> str | dict[Any, Any]:
     """Return a value that JSON has no form for. Times are as in events: ISO 8601, in UTC."""
     if isinstance(value, Mapping):

@@ -17,7 +17,7 @@ from pgnotifyq.doors.watching import CONNECT_DEADLINE_SECONDS, OUTAGE_SECONDS_MA
 from pgnotifyq.ledger import watching
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.channels import of_follower
-from pgnotifyq.model.errors import DatabaseUnreachable, PoolTimeout
+from pgnotifyq.model.errors import DatabaseUnreachable, MissingRights, PoolTimeout
 from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import job_id_of, org_id_of
 from pgnotifyq.model.watching import EVENTS_HELD_MAX, JobEvent, JobEventKind, count_of, events_in, state_of
@@ -88,7 +88,7 @@ def _leave(ask: Ask, schema: str, follower_id: UUID) -> None:
     try:
         ask(watching.unfollow(schema, follower_id))
     except Exception as error:
-        if not (isinstance(error, PoolTimeout) or is_passing(error)):
+        if not (isinstance(error, (PoolTimeout, MissingRights)) or is_passing(error)):
             raise
 
 

@@ -33,7 +33,7 @@ from pgnotifyq.doors.verbs import no_job, not_ended
 from pgnotifyq.ledger import watching
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.channels import of_follower
-from pgnotifyq.model.errors import DatabaseUnreachable
+from pgnotifyq.model.errors import DatabaseUnreachable, MissingRights
 from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import job_id_of, org_id_of
 from pgnotifyq.model.watching import EVENTS_HELD_MAX, JobEvent, JobEventKind, count_of, events_in, state_of
@@ -431,5 +431,5 @@ async def _leave(pool: Pool, schema: str, follower_id: UUID) -> None:
             async with pool.connection() as connection:
                 await ask(connection, watching.unfollow(schema, follower_id))
     except Exception as error:
-        if not is_passing(error):
+        if not (is_passing(error) or isinstance(error, MissingRights)):
             raise

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import attrs
 
-from pgnotifyq.ledger.ask import Ask, Plan, array, nothing, text
+from pgnotifyq.ledger.ask import Aside, Ask, Plan, array, nothing, text
 from pgnotifyq.ledger.columns import records, rows, word
 from pgnotifyq.ledger.errors import said_of
 from pgnotifyq.ledger.lease import job_order
@@ -93,13 +93,22 @@ def change_of(
     """
 
     def steps() -> Steps[Job | None]:
-        yield follow(schema, follower_id, job_id)
+        yield from _followed(schema, follower_id, job_id)
         job: Job | None = yield find_job(schema, job_id, org_id=org_id)
         if job is None:
             raise missing(job_id)
         return job if state_of(job) != seen else None
 
     return Plan(steps)
+
+
+def _followed(schema: str, follower_id: UUID, job_id: JobId) -> Steps[None]:
+    """Have changes announced. Where the role may not ask for it, only looks find them."""
+    try:
+        yield follow(schema, follower_id, job_id)
+    except MissingRights:
+        if not (yield Aside.IS_ALONE):
+            raise
 
 
 def lines_of(
@@ -117,7 +126,7 @@ def lines_of(
     """
 
     def steps() -> Steps[tuple[list[LogLine], bool] | None]:
-        yield follow(schema, follower_id, job_id)
+        yield from _followed(schema, follower_id, job_id)
         # First the job: what its last attempt has logged is written before that is settled.
         job: Job | None = yield find_job(schema, job_id, org_id=org_id)
         if job is None:

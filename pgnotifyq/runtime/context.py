@@ -19,15 +19,17 @@ from pgnotifyq.model.outcome import Outcome, SettleKind, encode_result
 from pgnotifyq.model.schedule import scheduled_for
 from pgnotifyq.runtime.children import child_of
 from pgnotifyq.runtime.fenced import WorkerFence, connection_block, django_block, session_block
+from pgnotifyq.runtime.keeper import PROGRESS_SECONDS, said_of
 from pgnotifyq.runtime.logs import JobLog
 from pgnotifyq.runtime.organisation import OrgContext, direct
 from pgnotifyq.runtime.organisation_fence import OrgFence
+from pgnotifyq.runtime.tracking import Track
 from pgnotifyq.runtime.transactions import block_of
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.callers import ask_on, ask_on_blocking
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from datetime import datetime
     from types import TracebackType
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.runtime.asyncio_loop import AsyncioLoop
     from pgnotifyq.runtime.fenced import Fence, FencedBlock
+    from pgnotifyq.runtime.keeper import Keeper
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.organisation import Desk
     from pgnotifyq.runtime.organisations import Organisations
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.kinds import CallersConnection
 
 S = TypeVar("S")
+T = TypeVar("T")
 
 _log = logging.getLogger("pgnotifyq.job")
 
@@ -109,6 +113,12 @@ class Reach(Protocol):
     async def save(self, running: Running, saved: str | None) -> bool:
         """Keep what a handler saves, as JSON text, durably; False: it no longer owns the job."""
 
+    def note_progress(self, running: Running, fraction: float | None, message: str | None) -> None:
+        """Publish the same soon. From any thread; waits for nothing."""
+
+    def keep_line(self, running: Running, at: float, level: str, text: str) -> None:
+        """Keep a line of the handler's log. From any thread; waits for nothing."""
+
 
 @attrs.define(eq=False)
 class WorkerReach:
@@ -121,6 +131,7 @@ class WorkerReach:
     durable: Link
     loop: AsyncioLoop
     desk: Organisations
+    keeper: Keeper
     resources: Resources = NO_RESOURCES  # of lifespans on trio, once they are entered
     token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
 
@@ -155,12 +166,28 @@ class WorkerReach:
         )
 
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
-        """Publish how far an execution has come."""
+        """Publish how far an execution has come: at once, or soon if it has just said so."""
+        said = said_of(running)
+        now = trio.current_time()
+        is_end = fraction == 1.0 and said.fraction != 1.0
+        if now < said.report_at and not is_end:
+            self.keeper.note(running, fraction, message)
+            await trio.lowlevel.checkpoint()
+            return not running.is_lost
+        said.report_at, said.unsaid, said.fraction = now + PROGRESS_SECONDS, None, fraction
         return await self.quick.ask(lease.report_progress(self.schema, running.lease, fraction=fraction, message=message))
 
     async def save(self, running: Running, saved: str | None) -> bool:
         """Keep what a handler saves, by the connection that writes outcomes."""
         return await self.durable.ask(lease.save(self.schema, running.lease, saved))
+
+    def note_progress(self, running: Running, fraction: float | None, message: str | None) -> None:
+        """Publish the same soon."""
+        self.keeper.note(running, fraction, message)
+
+    def keep_line(self, running: Running, at: float, level: str, text: str) -> None:
+        """Keep a line of the handler's log."""
+        self.keeper.log(running, at, level, text)
 
 
 class _OnTrio:
@@ -269,7 +296,10 @@ class JobContext:
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose records carry job_id, job_type, execution_id, attempt and org_id."""
+        """A logger whose records carry job_id, job_type, execution_id, attempt and org_id.
+
+        What it logs is kept with the attempt: `client.logs(job_id)`.
+        """
         fields = {
             "job_id": str(self.job.id),
             "job_type": self.job.job_type,
@@ -277,7 +307,11 @@ class JobContext:
             "attempt": self.attempt,
             "org_id": str(self.job.org_id),
         }
-        return JobLog(_log, fields)
+        return JobLog(_log, fields, self.keep_line)
+
+    def keep_line(self, at: float, level: str, text: str) -> None:
+        """Keep a line with this attempt, as `log` does; `at` is in seconds since 1970."""
+        self._reach.keep_line(self._running, at, level, text)
 
     @property
     def saved(self) -> Any:
@@ -498,7 +532,8 @@ class JobContext:
         """Publish how far this execution has come: a fraction from 0 to 1, and a line for people.
 
         Await it in an async handler. In a thread it is done when the call returns, and there is
-        nothing to await.
+        nothing to await. What is said again within a quarter of a second is written a moment later;
+        then the last counts. 1.0 is written at once.
 
         Raises:
             ValueError: the fraction is outside 0 to 1.
@@ -509,10 +544,32 @@ class JobContext:
         trio.from_thread.run(self._report, fraction, message, trio_token=self._reach.token)
         return Already()
 
+    def track(self, items: Iterable[T] | AsyncIterable[T], *, total: int | None = None, message: str | None = None) -> Track[T]:
+        """Go through items, and publish how many are done: `for item in ctx.track(items)`.
+
+        It is published a few times a second, however fast the items come, and as 1.0 when all are
+        done. Of what has no length and no `total`, only the number is published. Nothing is awaited
+        and nothing raised for it. `async for` goes through either kind; what is asynchronous wants
+        it. It works on trio and asyncio, in threads and in processes.
+
+        Args:
+            items: what the handler goes through.
+            total: how many there are; None: their length.
+            message: a line for people, before the number.
+        """
+        return Track(items, total, message, self.note_progress)
+
+    def note_progress(self, fraction: float | None, message: str | None) -> None:
+        """Publish soon how far this execution has come, as `track` does; wait for nothing."""
+        self._reach.note_progress(self._running, fraction, _as_text(message))
+
     async def _report(self, fraction: float | None, message: str | None) -> None:
         if fraction is not None and not 0 <= fraction <= 1:
             raise ValueError(f"progress {fraction!r} is not between 0 and 1")
-        if message is not None:
-            message = message.replace("\x00", "\\x00")
-        if not await self._reach.report(self._running, fraction, message):
+        if not await self._reach.report(self._running, fraction, _as_text(message)):
             raise LeaseLost(f"execution {self.execution_id} no longer owns job {self.job.id}")
+
+
+def _as_text(message: str | None) -> str | None:
+    """Return what PostgreSQL can store."""
+    return None if message is None else message.replace("\x00", "\\x00")

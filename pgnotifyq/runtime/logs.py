@@ -22,6 +22,7 @@ import logging
 import logging.config
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio.lowlevel
 
-from pgnotifyq.model.errors import ConfigError
+from pgnotifyq.model.errors import ConfigError, quietly
 from pgnotifyq.model.events import ROUTINE, EventName, bounded_value, shown_value
 from pgnotifyq.model.outcome import bounded
 from pgnotifyq.model.tracing import ids_in_logs
@@ -97,9 +98,33 @@ def log_blocked(fields: Mapping[str, Any]) -> None:
 class JobLog(logging.LoggerAdapter[logging.Logger]):
     """A logger whose records carry a job's fields, and what a call adds to them in `extra`."""
 
+    def __init__(
+        self, logger: logging.Logger, fields: Mapping[str, Any], keep: Callable[[float, str, str], object] | None = None
+    ) -> None:
+        super().__init__(logger, fields)
+        self._keep = keep  # a line, by time, level and text, with its attempt
+
+    def log(self, level: int, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """Log a line, and keep it: from info on, whatever the set-up of logging wants to see."""
+        if self._keep is not None and (level >= logging.INFO or self.isEnabledFor(level)):
+            quietly(self._keep, time.time(), logging.getLevelName(level).lower(), _kept(msg, args, kwargs.get("exc_info")))
+        # One frame more: this one is not who logs.
+        super().log(level, msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1})
+
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         """Merge the call's `extra` into the job's fields; the standard adapter drops it."""
         return msg, {**kwargs, "extra": {**(kwargs.get("extra") or {}), **(self.extra or {})}}
+
+
+def _kept(msg: Any, args: tuple[Any, ...], exc_info: Any) -> str:
+    """Return the text of a line that is kept, with its traceback if there is one."""
+    if isinstance(exc_info, BaseException):
+        exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+    elif exc_info and not isinstance(exc_info, tuple):
+        exc_info = sys.exc_info()
+    record = logging.LogRecord("", 0, "", 0, msg, args, exc_info or None)
+    details = _details(record)
+    return "\n".join([_message(record), *details.values()])
 
 
 @contextmanager

@@ -441,6 +441,10 @@ async def _converse(child: _Child, running: Running, handler: Handler, context: 
                         has_begun = True
                     case words.Logged():
                         _log(message)
+                    case words.Noted():
+                        context.note_progress(message.fraction, message.message)
+                    case words.Line():
+                        context.keep_line(message.at, message.level, message.text)
                     case words.Reported():
                         await child.say(words.written(await _report(context, message)))
                     case words.Save():

@@ -375,6 +375,14 @@ class _Reach:
 
     save = report
 
+    def note_progress(self, running: Running, fraction: float | None, message: str | None) -> None:  # noqa: ARG002  # the one
+        """Tell the worker how far the handler has come."""
+        self.child.say(words.Noted(fraction=fraction, message=message))
+
+    def keep_line(self, running: Running, at: float, level: str, text: str) -> None:  # noqa: ARG002  # the one
+        """Tell the worker a line of the handler's log."""
+        self.child.say(words.Line(at=at, level=level, text=text[:LOG_CHARS_MAX]))
+
 
 _REFUSED = (
     "ctx.transaction() gives a connection that trio drives, and this handler runs in a process of its own: open one here and use "

@@ -12,6 +12,8 @@ handler's type itself.
 | child | `Reported`, answered by `Heard` | the handler reports its progress, and waits |
 | child | `Save`, answered by `Heard` | the handler saves its state, and waits |
 | child | `Enqueue`, answered by `Heard` | the handler enqueues a child of its job, and waits |
+| child | `Noted` | the handler has come so far, and does not wait |
+| child | `Line` | a line that the handler logs by `ctx.log`, to be kept |
 | child | `Logged` | a record of the handler's log |
 | worker | `Stop` | a cooperative handler shall stop; others are killed |
 | child | `Settled` | the handler's own transaction has completed the job |
@@ -109,6 +111,23 @@ class Save:
 
 
 @attrs.frozen(kw_only=True)
+class Noted:
+    """How far the handler has come, to be published soon."""
+
+    fraction: float | None
+    message: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Line:
+    """A line of a log that is kept."""
+
+    at: float  # seconds since 1970
+    level: str
+    text: str
+
+
+@attrs.frozen(kw_only=True)
 class Enqueue:
     """A child of the job, to be enqueued while the execution still owns the job."""
 
@@ -173,7 +192,7 @@ class Done:
 
 
 FromWorker = Hello | Load | Run | Heard | Stop
-FromChild = Loaded | Began | Reported | Save | Enqueue | Logged | Settled | Done
+FromChild = Loaded | Began | Reported | Noted | Line | Save | Enqueue | Logged | Settled | Done
 Message = FromWorker | FromChild
 
 

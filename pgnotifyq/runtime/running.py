@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import Handler
     from pgnotifyq.model.tracing import Trace
+    from pgnotifyq.runtime.said import Said
 
 
 class Batch(Protocol):
@@ -66,6 +67,7 @@ class Running:
     batch: Batch | None = None
     # What its handler, or an earlier attempt's, has saved; of the handler's type. None: nothing.
     saved: Any = None
+    said: Said | None = None  # what the handler has said while it ran (keeper.py), if anything
     # Cancels the handler once more, if it runs where a cancel may be caught and forgotten.
     cancel_again: Callable[[], object] | None = None
 

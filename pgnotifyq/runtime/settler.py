@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import JobId
     from pgnotifyq.runtime.executions import Executions
     from pgnotifyq.runtime.identity import Identity
+    from pgnotifyq.runtime.keeper import Keeper
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.running import Running
 
@@ -70,7 +71,8 @@ _BECAME = {
 class Settler:
     """Outcomes on their way to the database."""
 
-    def __init__(self, me: Identity, executions: Executions, durable: Link) -> None:
+    def __init__(self, me: Identity, executions: Executions, durable: Link, keeper: Keeper | None = None) -> None:
+        self._keeper = keeper  # of what handlers have said, which is written first
         self._me = me
         self._executions = executions
         self._durable = durable
@@ -152,6 +154,8 @@ class Settler:
         self._finish([running for running in batch if running.job.id not in still], surprises)
 
     async def _write(self, batch: list[Running]) -> None:
+        if self._keeper is not None and self._keeper.is_used:
+            await self._keeper.keep(batch)
         tries = 0
 
         def settlement() -> Plan[list[lease.Surprise]]:

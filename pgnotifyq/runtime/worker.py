@@ -39,6 +39,7 @@ from pgnotifyq.runtime.executor import Executor
 from pgnotifyq.runtime.forks import ending_copies
 from pgnotifyq.runtime.heartbeat import beat_for_ever, renew
 from pgnotifyq.runtime.identity import Identity
+from pgnotifyq.runtime.keeper import Keeper
 from pgnotifyq.runtime.lifespans import lifespans_on, open_resources
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.listener import Calls, listen_for_ever
@@ -280,7 +281,8 @@ class _Staff:
         # Rung when other workers should be looked at at once.
         self.company = Bell()
         self.deadlines = Deadlines(partial(interrupt, me, self.executions))
-        self.settler = Settler(me, self.executions, self.durable)
+        self.keeper = Keeper(me.schema, link("keeper"))
+        self.settler = Settler(me, self.executions, self.durable, self.keeper)
         self.taker = Taker(me=me, executions=self.executions, wakeups=self.wakeups, settler=self.settler, quick=self.quick)
         self.loop = AsyncioLoop(lifespans_on(me.registry, RunsIn.ASYNCIO))
         seconds_max = seconds_max_of(
@@ -289,7 +291,9 @@ class _Staff:
             is_proven=lambda: self.wakeups.push.is_proven,
         )
         self.organisations = Organisations(me.schema, link("organisations"), seconds_max, me.registry.credentials)
-        self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.durable, self.loop, self.organisations)
+        self.reach = WorkerReach(
+            me.schema, me.registry, databases, self.quick, self.durable, self.loop, self.organisations, self.keeper
+        )
         self.processes = Processes(
             count=me.config.handler_processes_max,
             jobs_max=me.config.handler_process_jobs_max,
@@ -351,6 +355,7 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
     async with trio.open_nursery() as services:
         services.start_soon(settler.settle_for_ever)
         services.start_soon(settler.settle_busy_for_ever)
+        services.start_soon(staff.keeper.keep_for_ever)
         services.start_soon(beat_for_ever, me, quick, executions, push, trust.bell)
         services.start_soon(distrust_for_ever, me, trust, executions)
         services.start_soon(prove_for_ever, trust, executions, push)
@@ -394,6 +399,7 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
             await _claim_until(staff, handle)
             executions.close()
             await _drain(staff, handle)
+        await staff.keeper.keep_rest()
         services.cancel_scope.cancel(reason="pgnotifyq: the worker has drained")
 
 

@@ -359,6 +359,13 @@ class Reach:
         self.saved.append(None if saved is None else json.loads(saved))
         return True
 
+    def note_progress(self, running: Running, fraction: float | None, message: str | None) -> None:  # noqa: ARG002
+        """Keep what the handler reports."""
+        self.reported.append((fraction, message))
+
+    def keep_line(self, running: Running, at: float, level: str, text: str) -> None:
+        """Keep nothing: there is no attempt in the database."""
+
 
 class Completed(Protocol):
     """What keeps the outcome that a handler's own transaction has given its job."""

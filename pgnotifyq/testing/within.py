@@ -29,7 +29,7 @@ import attrs
 import psycopg
 import trio
 
-from pgnotifyq.ledger import end, lease
+from pgnotifyq.ledger import end, lease, watching
 from pgnotifyq.ledger.claim import claim, wanted
 from pgnotifyq.ledger.look import get_job
 from pgnotifyq.ledger.testing import begin_part, due_queues, end_part
@@ -43,6 +43,7 @@ from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.deadlines import Deadlines
 from pgnotifyq.runtime.executor import Executor
+from pgnotifyq.runtime.keeper import said_of, take_log, take_report
 from pgnotifyq.runtime.lifespans import open_resources
 from pgnotifyq.runtime.running import Running
 from pgnotifyq.testing.alone import MIDDLE, NoDatabaseInTest, NoFence, execute
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
     from psycopg import IsolationLevel
 
-    from pgnotifyq.ledger.ask import Verb
+    from pgnotifyq.ledger.ask import Ask, Verb
     from pgnotifyq.ledger.claim import Claim
     from pgnotifyq.ledger.claimed import ClaimedJob
     from pgnotifyq.model.handler import RunsIn
@@ -175,6 +176,8 @@ async def _take_through(crew: _Crew, job: ClaimedJob) -> Ending:
     ending = partial(Ending, job_id=job.id, job_type=job.job_type, exception=ran.exception)
     if outcome is None:
         return ending(outcome="lost")
+    for verb in ran.left:
+        await crew.tell(verb)
     became = None
     if not (ran.is_settled and kept):
         surprises = await crew.tell(end.settle(crew.schema, worker_id=crew.worker_id, settlements=[(ran.lease, outcome)]))
@@ -208,6 +211,7 @@ class _RanWithin:
     lease: Any
     is_settled: bool
     wished: bool
+    left: list[Ask[None]]  # what it has said, to be written
 
 
 async def _run(crew: _Crew, job: ClaimedJob, tell: Asking) -> _RanWithin:
@@ -227,7 +231,17 @@ async def _run(crew: _Crew, job: ClaimedJob, tell: Asking) -> _RanWithin:
         lease=running.lease,
         is_settled=running.is_settled,
         wished=job.id in wishes.wished,
+        left=_left_of(crew, running),
     )
+
+
+def _left_of(crew: _Crew, running: Running) -> list[Ask[None]]:
+    """Return what writes the progress and the log that a handler has left behind."""
+    if running.said is None:
+        return []
+    report, log = take_report(running), take_log(running)
+    left = [] if report is None else [watching.report_all(crew.schema, [report])]
+    return left if log is None else [*left, watching.keep_logs(crew.schema, [log])]
 
 
 class _Reach:
@@ -306,6 +320,14 @@ class _Reach:
         """Keep what the handler saves, in the test's transaction."""
         told: bool = await self._tell(lease.save(self._crew.schema, running.lease, saved))
         return told
+
+    def note_progress(self, running: Running, fraction: float | None, message: str | None) -> None:
+        """Keep how far the handler has come until it has ended."""
+        said_of(running).unsaid = fraction, message
+
+    def keep_line(self, running: Running, at: float, level: str, text: str) -> None:
+        """Keep a line of the handler's log until it has ended."""
+        said_of(running).lines.add(at, level, text)
 
 
 class _InTheTestsThread(Executor):

@@ -16,9 +16,9 @@ create unlogged table {schema}.followers (
     constraint followers_pkey primary key (id)
 );
 
--- What the handler of an attempt has logged by `ctx.log`: its first lines and its last. Each part is
--- an array of JSON, in ASCII, whose elements are lines: seconds since 1970, level, text. It is text
--- so that a server of whatever encoding keeps whatever was logged.
+-- What the handler of an attempt has logged by `ctx.log`: its first lines and its last. Each part
+-- is an array of JSON, in ASCII, whose elements are lines: seconds since 1970, level, text. It is
+-- text so that a server of whatever encoding keeps whatever was logged.
 create table {schema}.job_logs (
     org_id uuid not null,
     job_id uuid not null,

@@ -10,8 +10,8 @@ with workers as materialized (
         ('dead_letter_jobs', '{{select,insert,delete}}'), ('worker_heartbeats', '{{select,insert,update,delete}}'),
         ('sleepers', '{{select,insert,update,delete}}'), ('job_troubles', '{{select,insert,update,delete}}'),
         ('handlers', '{{select,insert,update,delete}}'), ('hooks', '{{select,insert,delete}}'), ('retention', '{{select}}'),
-        ('pauses', '{{select}}'), ('schedules', '{{select,insert,update}}'),
-        ('schedule_ticks', '{{select,insert,update,delete}}')) as n(name, wanted)
+        ('pauses', '{{select}}'), ('followers', '{{select}}'), ('job_logs', '{{select,insert,update,delete}}'),
+        ('schedules', '{{select,insert,update}}'), ('schedule_ticks', '{{select,insert,update,delete}}')) as n(name, wanted)
 )
 select
     current_setting('server_version') as server_version,

@@ -24,6 +24,7 @@ COMMANDS = [
     "enqueue",
     "jobs",
     "show",
+    "watch",
     "explain",
     "cancel",
     "edit",

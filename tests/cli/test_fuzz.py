@@ -80,6 +80,7 @@ COMMANDS = {
     ],
     "jobs": ["--status", "--queue", "--type", "--limit"],
     "show": [],
+    "watch": ["--timeout-seconds"],
     "explain": [],
     "cancel": ["--why", "--wait-seconds"],
     "dead": ["--queue", "--type", "--limit", "--purge", "--purge-older-than-seconds"],

@@ -15,7 +15,9 @@ from pgnotifyq.doors.verbs import Verbs
 
 CLIENTS: dict[str, Any] = {"trio": pgnotifyq.Client, "asyncio": pgnotifyq.aio.Client, "sync": pgnotifyq.sync.Client}
 # What a door does by itself: no statement waits for a job or for many, and none makes a client.
-BY_THE_DOOR = {"wait", "drain", "for_org"}
+BY_THE_DOOR = {"wait", "drain", "for_org", "watch", "follow_logs", "events"}
+# They return what is iterated: where nothing is awaited, another kind of it.
+ITERATED = {"watch", "follow_logs", "events"}
 
 
 def public_methods(kind: type) -> dict[str, Any]:
@@ -45,7 +47,11 @@ def differences(clients: dict[str, Any]) -> list[str]:
 def between(method: Any, other: Any) -> list[str]:
     """Return in what two methods differ that a caller would notice."""
     differs = []
-    if inspect.signature(method) != inspect.signature(other):
+    signatures = [
+        inspect.signature(one).replace(return_annotation=None) if one.__name__ in ITERATED else inspect.signature(one)
+        for one in (method, other)
+    ]
+    if signatures[0] != signatures[1]:
         differs.append(f"{inspect.signature(method)} or {inspect.signature(other)}")
     ours, theirs = sections(method), sections(other)
     differs += [f"{name} reads {ours.get(name)} or {theirs.get(name)}" for name in ("", "Raises", "Returns") if ours.get(name) != theirs.get(name)]  # fmt: skip

@@ -35,18 +35,20 @@ from pgnotifyq.ledger import (
     schedules,
     schema,
     sessions,
+    watching,
     workers,
 )
 from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
 from pgnotifyq.model.credentials import SealedCredential
-from pgnotifyq.model.errors import MissingRights, PgnotifyqError
+from pgnotifyq.model.errors import JobNotFound, MissingRights, PgnotifyqError
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, JobId, Lease, OrgId, WorkerId
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.schedule import Move, NewSchedule
 from pgnotifyq.model.unique import Unique
+from pgnotifyq.model.watching import JobEvent, JobEventKind
 from pgnotifyq.wire import asking
 from pgnotifyq.wire.asking import ask, ask_blocking
 from tests.ledger.conftest import TABLES
@@ -64,7 +66,7 @@ if TYPE_CHECKING:
 
 MODULES = (
     bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, retention, roles, schedules, schema,
-    sessions, workers,
+    sessions, watching, workers,
 )  # fmt: skip
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
@@ -257,6 +259,7 @@ def story() -> Story:
     yield look.list_troubles(SCHEMA, job_ids=[first], within_seconds=5.0)
     yield look.count_troubles(SCHEMA)
     yield end.prune(SCHEMA, older_than_seconds=0.0, after_id=None, jobs_max=10, queues=["default"])
+    yield from story_of_watching()
     yield from story_of_a_tenant()
     yield from story_of_roles()
     yield lease.reclaim(SCHEMA, worker_id=BOB, jobs_max=10, dead=[ANN])
@@ -291,6 +294,27 @@ def story_of_schedules() -> Story:
     yield schedules.resume_schedule(SCHEMA, "hourly", NIL_ORG)
     yield schedules.unschedule(SCHEMA, "hourly", NIL_ORG)
     yield schedules.unschedule(SCHEMA, "hourly", NIL_ORG)
+
+
+def story_of_watching() -> Story:
+    """Say every verb by which jobs are followed, and their logs."""
+    me = UUID(int=77)
+    job_id = yield enqueue.enqueue(SCHEMA, NewJob(job_type="noop", payload=HOSTILE, queue_name="sixth"))
+    yield watching.follow(SCHEMA, me, job_id)
+    yield watching.follow_events(SCHEMA, UUID(int=78), queue="sixth")
+    yield watching.change_of(SCHEMA, me, job_id, None, JobNotFound)
+    yield watching.change_of(SCHEMA, me, JobId(UUID(int=99)), None, JobNotFound)
+    claimed = yield claim.claim(SCHEMA, **{**CLAIM, "queues": ["sixth"]}, jobs_max=1)
+    lease = Lease(job_id, claimed.jobs[0].current_execution_id)
+    yield watching.report_all(SCHEMA, [watching.Report(lease=lease, fraction=0.5, message='é "')])
+    yield watching.keep_logs(SCHEMA, [watching.Log(lease=lease, attempt=1, head='[[1, "info", "é"]]', tail=None, left_out=2)])
+    yield watching.logs(SCHEMA, job_id)
+    yield watching.lines_of(SCHEMA, me, job_id, 0, JobNotFound)
+    yield watching.lines_of(SCHEMA, me, JobId(UUID(int=99)), 0, JobNotFound)
+    yield watching.look_at(
+        SCHEMA, [JobEvent(kind=JobEventKind.STARTED, at=None, job_id=each) for each in (job_id, JobId(UUID(int=99)))]
+    )
+    yield watching.unfollow(SCHEMA, me)
 
 
 def story_of_a_tenant() -> Story:
@@ -454,7 +478,9 @@ async def test_every_door_says_the_same(dsn: str, connection: Connection[Any], m
 
 def test_every_verb_is_asked() -> None:
     """None of the ledger's verbs is left out of the story."""
-    told = "".join(inspect.getsource(each) for each in (story, story_of_a_tenant, story_of_roles, story_of_schedules))
+    told = "".join(
+        inspect.getsource(each) for each in (story, story_of_watching, story_of_a_tenant, story_of_roles, story_of_schedules)
+    )
     assert {name for name in verbs() if f"{name}(" not in told} == set()
 
 

@@ -16,10 +16,10 @@ from tests.ledger.support import ENDINGS, claim_one, enqueue, fetch, settle, ten
 Link = Connection[Any]
 OURS, THEIRS = uuid.UUID(int=1), uuid.UUID(int=2)
 TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles")
+WATCHED = ("followers", "job_logs")  # test_watching_tenants.py
 DEFINERS = (
-    "audit", "check_fence", "fence", "key_holder", "lock_keys", "meet_fence", "note_cancel", "pass_key", "run_after", "save", "tenant_key",
-    "tenant_login", "unsealed", "wake_after_insert",
-    "wake_after_reschedule",
+    "audit", "check_fence", "fence", "follow", "follow_events", "key_holder", "lock_keys", "meet_fence", "note_cancel", "pass_key",
+    "run_after", "save", "tenant_key", "tenant_login", "unfollow", "unsealed", "wake_after_insert", "wake_after_reschedule",
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ async def test_every_table_with_a_tenant_column(connection: Link) -> None:
     )
     ours: tuple[str, ...] = (
         *TABLES,
+        *WATCHED,
         "org_audit",
         "org_config",
         "org_credentials",

@@ -1,8 +1,9 @@
 -- keep_logs: write what the handlers of some executions have logged so far: the first lines and the
 -- last. Asked while they run, and before they are settled.
 --
--- In:     arrays of one length, in job id order: jobs, executions, attempts; `heads`, `tails`: arrays
---         of JSON as text, null: as it was; `left_out`: how many lines between the two are gone.
+-- In:     arrays of one length, in job id order: jobs, executions, attempts; `heads`, `tails`:
+--         arrays of JSON as text, null: as it was; `left_out`: how many lines between the two are
+--         gone.
 -- Out:    nothing. A job that is gone has no log any more.
 -- Locks:  the rows of the logs.
 -- Index:  jobs_pkey, job_logs_pkey.

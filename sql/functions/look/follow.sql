@@ -2,13 +2,13 @@
 -- queue or of all, for a client that listens there already.
 --
 -- In:     follower_id   who follows: made by the client, and asked about by nobody else
---         org_id        only what is this tenant's. A session that is confined to a tenant follows
---                       that one's, whatever it says
+--         org_id        only what is this tenant's. A session that is confined to a tenant
+--                       follows that one's, whatever it says
 --         keep_seconds  how long it counts. The client asks again before
 -- Out:    `new`; `kept`: it has followed without a gap until now; `full`: too many follow, and
 --         nothing will be told, so the client is to look
 -- Locks:  the follower's row.
--- Rights: the owner's. Nobody else sees who follows, because a follower's channel is named after it.
+-- Rights: the owner's. Who follows is not everybody's to see: a channel is named after it.
 --
 -- Messages hold keys. What a client may see of the jobs is decided when it reads their rows. A
 -- producer, which sees only what it enqueued, may follow a job and not a queue.
@@ -44,7 +44,6 @@ create or replace function {schema}.note_follower(
     follower_id uuid, job_id uuid, queue_name text, org_id uuid, keep_seconds double precision)
 returns text
 language plpgsql volatile
-set pgnotifyq.tells = 'yes'
 as $$
 #variable_conflict use_column
 declare
@@ -52,34 +51,35 @@ declare
     time_now constant timestamptz := {schema}.clock();
     length constant interval := make_interval(secs => least(greatest(coalesce(keep_seconds, 60), 1), 600));
     was_until timestamptz;
+    told text := 'kept';
 begin
     perform set_config('synchronous_commit', 'off', true);
+    perform set_config('pgnotifyq.tells', 'yes', true);
     select f.until into was_until from {schema}.followers as f where f.id = note_follower.follower_id;
-    if was_until > time_now + length / 2 then
-        return 'kept';
-    end if;
     if coalesce(was_until, '-infinity') <= time_now then
         delete from {schema}.followers as f where f.until < time_now;
-        if (select count(*) from {schema}.followers) >= followers_max then
-            return 'full';
-        end if;
+        told := case when (select count(*) from {schema}.followers) >= followers_max then 'full' else 'new' end;
     end if;
-    insert into {schema}.followers as f (id, org_id, job_id, queue_name, until)
-    values (
-        note_follower.follower_id, note_follower.org_id, note_follower.job_id, note_follower.queue_name, time_now + length)
-    on conflict on constraint followers_pkey do update set until = excluded.until;
-    return case when was_until > time_now then 'kept' else 'new' end;
+    if told <> 'full' and coalesce(was_until, '-infinity') < time_now + length / 2 then
+        insert into {schema}.followers as f (id, org_id, job_id, queue_name, until)
+        values (
+            note_follower.follower_id, note_follower.org_id, note_follower.job_id, note_follower.queue_name, time_now + length)
+        on conflict on constraint followers_pkey do update set until = excluded.until;
+    end if;
+    perform set_config('pgnotifyq.tells', '', true);
+    return told;
 end
 $$;
 
 create or replace function {schema}.unfollow(follower_id uuid) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
-set pgnotifyq.tells = 'yes'
 as $$
 begin
     perform set_config('synchronous_commit', 'off', true);
+    perform set_config('pgnotifyq.tells', 'yes', true);
     delete from {schema}.followers as f where f.id = unfollow.follower_id;
+    perform set_config('pgnotifyq.tells', '', true);
 end
 $$;
 

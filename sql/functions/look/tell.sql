@@ -4,20 +4,19 @@
 --
 -- In:     event      enqueued, started, progress, stopping, ended, logged
 --         job_ids    the jobs. They are rows of the table still.
---         details    of each: the attempt, and then what belongs to the event: the fraction, or the
+--         said       of each: the attempt, and then what belongs to the event: the fraction, or the
 --                    outcome. Null: nothing
 -- Locks:  none.
 -- Index:  jobs_pkey. The followers are read through: there are few (follow.sql).
 --
--- Who follows one job is sent its key on `<schema>_finished`, and reads the row. Who follows many is
--- sent lines on a channel of its own, with the time, the key and the details, and reads the rows of
--- what it has not seen. Some lines go in one message, so that a batch costs few.
+-- Who follows one job is sent its key on `<schema>_finished`, and reads the row. Who follows many
+-- is sent lines on a channel of its own, with the time, the key and what is said, and reads the
+-- rows for the rest. Some lines go in one message, so that a batch costs few.
 --
 -- Clients forget to say that they follow no more, or die. So a follower counts until a time, and
 -- says again and again that it is there.
-create or replace function {schema}.tell_followers(event text, job_ids uuid[], details text[] default null) returns void
+create or replace function {schema}.tell_followers(event text, job_ids uuid[], said text[] default null) returns void
 language plpgsql volatile
-set pgnotifyq.tells = 'yes'
 set plan_cache_mode = force_generic_plan
 set jit = off
 set enable_seqscan = off
@@ -27,29 +26,33 @@ declare
     lines_max constant integer := 64;  -- of a message, which has 8,000 bytes at the most
     time_now constant timestamptz := {schema}.clock();
 begin
+    -- A worker's role that was granted its rights by hand, before there were followers, goes on.
+    if not has_table_privilege('{schema}.followers', 'select') then
+        return;
+    end if;
+    perform set_config('pgnotifyq.tells', 'yes', true);
     perform from {schema}.followers as f where f.until > time_now limit 1;
     if not found then
+        perform set_config('pgnotifyq.tells', '', true);
         return;
     end if;
     perform {schema}.notify({schema_text} || '_finished', f.job_id::text)
     from {schema}.followers as f
     join {schema}.jobs as j on j.id = f.job_id
     where f.until > time_now and f.job_id = any (job_ids) and (f.org_id is null or f.org_id = j.org_id);
-    if event = 'logged' then
-        return;
-    end if;
     perform {schema}.notify({schema}.follower_channel(m.follower_id), string_agg(m.line, chr(10) order by m.place))
     from (
         select f.id as follower_id, t.place,
             (row_number() over (partition by f.id order by t.place) - 1) / lines_max as part,
             concat_ws(' ', event, round(extract(epoch from time_now), 3), t.job_id, t.detail) as line
-        from unnest(job_ids, details) with ordinality as t(job_id, detail, place)
+        from unnest(job_ids, tell_followers.said) with ordinality as t(job_id, detail, place)
         join {schema}.jobs as j on j.id = any (job_ids) and j.id = t.job_id
-        join {schema}.followers as f on f.job_id is null and f.until > time_now
+        join {schema}.followers as f on f.job_id is null and f.until > time_now and event <> 'logged'
             and (f.queue_name is null or f.queue_name = j.queue_name) and (f.org_id is null or f.org_id = j.org_id)
     ) as m
     group by m.follower_id, m.part
     order by m.follower_id, m.part;
+    perform set_config('pgnotifyq.tells', '', true);
 end
 $$;
 
@@ -69,15 +72,16 @@ $$;
 -- one by one.
 create or replace function {schema}.tell_of_lost(org_id uuid, queue_name text, jobs bigint) returns void
 language plpgsql volatile
-set pgnotifyq.tells = 'yes'
 as $$
 #variable_conflict use_column
 begin
+    perform set_config('pgnotifyq.tells', 'yes', true);
     perform {schema}.notify({schema}.follower_channel(f.id), 'lost ' || tell_of_lost.jobs)
     from {schema}.followers as f
     where f.job_id is null and f.until > {schema}.clock()
       and (f.queue_name is null or f.queue_name = tell_of_lost.queue_name)
       and (f.org_id is null or f.org_id = tell_of_lost.org_id);
+    perform set_config('pgnotifyq.tells', '', true);
 end
 $$;
 
