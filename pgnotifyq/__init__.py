@@ -75,7 +75,9 @@ from pgnotifyq.model.organisation import org
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, EndedJob, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
-from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
+from pgnotifyq.ledger.explaining import Explanation, Hindrance
+from pgnotifyq.model.stack import Frame, Stack, StackState, StackTask
+from pgnotifyq.ledger.look import DeadGroup, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
 from pgnotifyq.ledger.changes import Batch, JobFilter
 
@@ -187,8 +189,13 @@ __all__ = [
     "JobSettings",
     "NewJob",
     "Status",
-    "DeadGroup",
     "Explanation",
+    "Hindrance",
+    "Frame",
+    "Stack",
+    "StackState",
+    "StackTask",
+    "DeadGroup",
     "QueueRow",
     "TroubleRow",
     "WorkerRow",

@@ -20,7 +20,22 @@ import trio
 from cyclopts import App, CycloptsError
 
 from pgnotifyq._version import __version__
-from pgnotifyq.cli import changes, db, dead, demo, doctor, explain, jobs, org, org_credentials, pauses, schema, worker, workers
+from pgnotifyq.cli import (
+    changes,
+    db,
+    dead,
+    demo,
+    doctor,
+    explain,
+    jobs,
+    org,
+    org_credentials,
+    pauses,
+    schema,
+    stack,
+    worker,
+    workers,
+)
 from pgnotifyq.cli.streams import as_error, leave_streams, prepare_streams, silence
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import errors
@@ -47,6 +62,7 @@ for command in (
     jobs.jobs,
     jobs.show,
     explain.explain,
+    stack.stack,
     jobs.cancel,
     changes.edit,
     changes.bulk,

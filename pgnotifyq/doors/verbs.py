@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from pgnotifyq.ledger import bulk, changes, end, enqueue, look, pauses
+from pgnotifyq.ledger import bulk, changes, end, enqueue, explaining, look, pauses
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.pauses import Scope
 from pgnotifyq.model.errors import InvalidJob, JobDead, JobNotFound, WaitTimeout
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from pgnotifyq.ledger.ask import Answer, Ask, Steps
     from pgnotifyq.ledger.changes import Batch, JobFilter
-    from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.explaining import Explanation
+    from pgnotifyq.ledger.look import DeadGroup, QueueRow, WorkerRow
     from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.model.job import Execution, Job, OrgId
     from pgnotifyq.model.registry import JobRegistry
@@ -205,7 +206,13 @@ class Verbs:
     def explain(self, job_id: JobId | UUID | str) -> Ask[Explanation]:
         """Look at why a job is where it is."""
         wanted = job_id_of(job_id)
-        return _then(look.explain(self.schema, wanted), lambda found: _found(found, no_job, wanted))
+
+        def told(found: Explanation) -> Explanation:
+            if found.label == "unknown":
+                raise JobNotFound(f"there is no job {wanted}. {' '.join(found.sentences)}")
+            return found
+
+        return _then(explaining.explain(self.schema, wanted), told)
 
     def jobs(
         self,

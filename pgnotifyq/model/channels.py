@@ -3,9 +3,9 @@
 | channel | says |
 |---|---|
 | `<schema>_w_<worker id>`, that worker's | `work <queue>`, `work <queue> <job>` |
-| the same | `cancel <job> <execution>`, `nonce <text>` |
+| the same | `cancel <job> <execution>`, `nonce <text>`, `stack <request>` |
 | `<schema>_work`, every worker's | `<queue>`, `+company`, `+config` |
-| `<schema>_finished`, waiting clients' | `<job>` |
+| `<schema>_finished`, waiting clients' | `<job>`, `<request>` |
 
 A message of one word is the name of a queue, whatever the name: a queue may be called `nonce`,
 `cancel` or `work`. Every other message begins with a verb and a blank, or with a plus. No queue's
@@ -18,6 +18,7 @@ makes `read` raise.
 from __future__ import annotations
 
 import re
+from uuid import UUID
 
 import attrs
 
@@ -45,6 +46,13 @@ class Cancel:
 
 
 @attrs.frozen
+class StackAsked:
+    """Somebody asks where a handler stands."""
+
+    request_id: UUID
+
+
+@attrs.frozen
 class Nonce:
     """A listener's proof to itself."""
 
@@ -63,12 +71,12 @@ class ConfigChanged:
 
 @attrs.frozen
 class Finished:
-    """A job has ended, for which somebody waits."""
+    """A job has ended, for which somebody waits; or a request with this id was answered."""
 
     job_id: JobId
 
 
-News = Work | Cancel | Nonce | Company | ConfigChanged
+News = Work | Cancel | StackAsked | Nonce | Company | ConfigChanged
 
 
 def of_worker(schema: str, worker_id: WorkerId) -> str:
@@ -90,6 +98,8 @@ def write(news: News | Finished) -> str:
             return f"work {queue} {job_id}"
         case Cancel(job_id=job_id, execution_id=execution_id):
             return f"cancel {job_id} {execution_id}"
+        case StackAsked(request_id=request_id):
+            return f"stack {request_id}"
         case Nonce(text=text):
             return f"nonce {text}"
         case Company():
@@ -118,6 +128,8 @@ def read(payload: str) -> News | None:
         case ["cancel", job, execution] if _ID.fullmatch(job) and _ID.fullmatch(execution):
             job_id, execution_id = (uuid_of(int(part.replace("-", ""), 16)) for part in (job, execution))
             return Cancel(JobId(job_id), ExecutionId(execution_id))
+        case ["stack", request] if _ID.fullmatch(request):
+            return StackAsked(uuid_of(int(request.replace("-", ""), 16)))
         case ["nonce", text] if _NONCE.fullmatch(text):
             return Nonce(text)
     return None

@@ -35,7 +35,7 @@ import trio
 from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import channels
-from pgnotifyq.model.channels import Cancel, Company, ConfigChanged, Nonce, Work
+from pgnotifyq.model.channels import Cancel, Company, ConfigChanged, Nonce, StackAsked, Work
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import connect
@@ -44,6 +44,7 @@ from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from uuid import UUID
 
     from psycopg import Notify
 
@@ -93,6 +94,8 @@ class Calls:
     """A worker has come, it is said."""
     config: Callable[[], None]
     """Settings or credentials of some tenant have changed, it is said; or nobody has listened."""
+    stack: Callable[[UUID], None]
+    """Somebody asks where a handler stands, it is said."""
 
 
 async def listen_for_ever(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: Calls) -> None:
@@ -245,6 +248,8 @@ class _Ears:
                     self.calls.company()
                 case ConfigChanged():
                     self.calls.config()
+                case StackAsked(request_id=request_id):
+                    self.calls.stack(request_id)
                 case Work(queue=queue) as work if queue in self.me.queues:
                     wake_ups.append(work)
                     self.wakeups.heard_of.add(queue)

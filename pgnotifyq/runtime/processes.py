@@ -58,9 +58,11 @@ from pgnotifyq.model.errors import ConfigError, HandlerProcessDied, LeaseLost, q
 from pgnotifyq.model.handler import Handler
 from pgnotifyq.model.outcome import Raised, Written
 from pgnotifyq.model.payload import Encoded, Undecodable, size_of
+from pgnotifyq.model.stack import tasks_in
 from pgnotifyq.model.tracing import traced
 from pgnotifyq.runtime import processes_messages as words
 from pgnotifyq.runtime.logs import job_names
+from pgnotifyq.runtime.standing import Standing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -431,6 +433,7 @@ async def _converse(child: _Child, running: Running, handler: Handler, context: 
     has_begun = False
     try:
         await child.say(line)
+        standing = running.standing = Standing(partial(child.say, words.written(words.Look())))
         with _telling(child, running, handler):
             while True:
                 message = await child.hear()
@@ -443,6 +446,8 @@ async def _converse(child: _Child, running: Running, handler: Handler, context: 
                         await child.say(words.written(await _report(context, message)))
                     case words.Enqueue():
                         await child.say(words.written(await _enqueue(context, message)))
+                    case words.Stood():
+                        standing.hear(tasks_in(message.tasks))
                     case words.Settled():
                         running.is_settled = True
                     case words.Done():
@@ -451,6 +456,8 @@ async def _converse(child: _Child, running: Running, handler: Handler, context: 
         if not has_begun:
             raise _NeverBegan from error
         raise await child.death() from error
+    finally:
+        running.standing = None
 
 
 async def _report(context: JobContext, message: words.Reported) -> words.Heard:

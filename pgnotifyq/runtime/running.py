@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.outcome import Outcome
     from pgnotifyq.model.registry import Handler
     from pgnotifyq.model.tracing import Trace
+    from pgnotifyq.runtime.standing import Standing
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -55,6 +56,9 @@ class Running:
     is_given_up: bool = False
     # What the handler returned, for the middleware around it. None: it has not, or nobody asks.
     returned: object = None
+    # Where its handler runs, for those who ask where it stands: its thread, or its process.
+    thread_id: int | None = None
+    standing: Standing | None = None
     # Cancels the handler once more, if it runs where a cancel may be caught and forgotten.
     cancel_again: Callable[[], object] | None = None
 

@@ -53,6 +53,7 @@ from pgnotifyq.runtime.served import Served, ring_for_new_handlers
 from pgnotifyq.runtime.settler import RELEASED, Settler
 from pgnotifyq.runtime.shortcuts import Taker, answer, open_door
 from pgnotifyq.runtime.slots import run_slot
+from pgnotifyq.runtime.stacks import Stacks
 from pgnotifyq.runtime.telling import Telling
 from pgnotifyq.runtime.tenants import confine
 from pgnotifyq.runtime.transactions import open_databases
@@ -283,6 +284,7 @@ class _Staff:
             poll_seconds=me.config.poll_seconds,
             is_proven=lambda: self.wakeups.push.is_proven,
         )
+        self.stacks = Stacks(me, self.executions, self.loop, self.quick)
         self.organisations = Organisations(me.schema, link("organisations"), seconds_max, me.registry.credentials)
         self.reach = WorkerReach(me.schema, me.registry, databases, self.quick, self.loop, self.organisations)
         self.processes = Processes(
@@ -323,6 +325,7 @@ class _Staff:
             wake_up=partial(answer, self.taker),
             company=self.company.ring,
             config=self.organisations.forget,
+            stack=self.stacks.hear,
         )
 
 
@@ -354,6 +357,7 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
         services.start_soon(listen_for_ever, me, listen_dsn, quick, wakeups, staff.calls())
         services.start_soon(watch_for_ever, me, executions)
         services.start_soon(watch_asyncio_for_ever, me, staff.loop)
+        services.start_soon(staff.stacks.answer_for_ever)
         if me.meter is not None:
             pulse = Pulse(
                 meter=me.meter,

@@ -26,6 +26,7 @@ TABLES = (
     "hooks",
     "retention",
     "pauses",
+    "stack_requests",
     "org_names",
     "org_config",
     "org_credentials",

@@ -25,6 +25,7 @@ from pgnotifyq.ledger import (
     doctor,
     end,
     enqueue,
+    explaining,
     fences,
     lease,
     look,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     Story = Generator[Verb[Any], Any, None]
 
 MODULES = (
-    bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, roles, schema, sessions, workers,
+    bulk, changes, claim, demo, doctor, end, enqueue, explaining, fences, lease, look, organisation, pauses, roles, schema, sessions, workers,
 )  # fmt: skip
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
@@ -141,7 +142,7 @@ def story() -> Story:
     yield look.get_job(SCHEMA, first)
     yield look.get_job(SCHEMA, NOBODY.job_id)
     yield look.list_jobs(SCHEMA, status="scheduled", queue="default", job_type="noop", org_id=keyed.org_id)
-    yield look.explain(SCHEMA, first)
+    yield explaining.explain(SCHEMA, first)
     yield look.stats(SCHEMA)
     yield end.await_job(SCHEMA, first)
 
@@ -222,7 +223,7 @@ def story() -> Story:
     yield pauses.pause(SCHEMA, pauses.Scope(job_type="no such thing"))
     yield pauses.pause(SCHEMA, pauses.Scope(everything=True), who="ann")
     yield pauses.list_pauses(SCHEMA)
-    yield look.explain(SCHEMA, first)
+    yield explaining.explain(SCHEMA, first)
     yield pauses.await_claims(SCHEMA)
     yield pauses.first_held(SCHEMA, pauses.Scope(everything=True))
     yield pauses.let_go(SCHEMA, made)
