@@ -24,7 +24,7 @@ import psycopg
 import trio
 
 from pgnotifyq.ledger import stacks
-from pgnotifyq.model.errors import PgnotifyqError
+from pgnotifyq.model.errors import PgnotifyqError, text_of
 from pgnotifyq.model.handler import RunsIn
 from pgnotifyq.model.stack import TASKS_MAX, Stack, StackState, StackTask, bounded_frames, written
 from pgnotifyq.runtime.bell import Bell
@@ -76,7 +76,12 @@ class Stacks:
     async def _answer(self, asked: list[UUID]) -> None:
         me = self._me
         for request_id, job_id, execution_id in await self._link.ask_once(stacks.stacks_asked(me.schema, me.worker_id, asked)):
-            answer = written(await self._look(job_id, execution_id))
+            try:
+                stack = await self._look(job_id, execution_id)
+            except Exception as error:  # noqa: BLE001  # tasks and coroutines may be objects of the program's own
+                why = f"its worker cannot look at it: {type(error).__name__}: {text_of(error)}"
+                stack = Stack(job_id=job_id, execution_id=execution_id, state=StackState.UNRESPONSIVE, why=why[:1000])
+            answer = written(stack)
             await self._link.ask_once(stacks.answer_stack(me.schema, me.worker_id, request_id, answer))
 
     async def _look(self, job_id: JobId, execution_id: ExecutionId) -> Stack:
@@ -186,7 +191,7 @@ async def _of_process(stack: Stack, running: Running) -> Stack:
     """Have a process look at its handler."""
     standing = running.standing
     assert standing is not None
-    with trio.move_on_after(LOOK_SECONDS):
+    with trio.move_on_after(LOOK_SECONDS), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         return attrs.evolve(stack, tasks=await standing.ask())
     why = f"its process has not answered within {LOOK_SECONDS:g} s: it is stopped, or in a call into C that keeps the interpreter"
     return attrs.evolve(stack, state=StackState.UNRESPONSIVE, why=why)

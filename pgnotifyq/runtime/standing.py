@@ -26,11 +26,12 @@ class Standing:
 
         Cancellation: the process is not asked again before it has answered.
         """
-        if self._told is None:
-            self._told = trio.Event()
+        told = self._told
+        if told is None:
+            told = self._told = trio.Event()
             with trio.CancelScope(shield=True):  # half a line would say nothing, and the next one neither
                 await self._say()
-        await self._told.wait()
+        await told.wait()
         return self._tasks
 
     def hear(self, tasks: tuple[StackTask, ...]) -> None:
