@@ -33,6 +33,7 @@ from pgnotifyq.cli import (
     pauses,
     schema,
     stack,
+    top,
     worker,
     workers,
 )
@@ -73,6 +74,7 @@ for command in (
     pauses.drain,
     pauses.pauses,
     workers.workers,
+    top.top,
     workers.stats,
     org.config,
     org_credentials.credentials,

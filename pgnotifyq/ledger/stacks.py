@@ -37,8 +37,8 @@ class StackRequest:
         """Return what is known although the worker has not answered."""
         who = "a worker that has left no trace" if self.host is None else f"host {self.host}, process {self.pid}"
         why = (
-            f"its worker, {who}, has not answered within {seconds:g} s, and is alive: a handler may hold its event loop,"
-            " and then its log has loop.blocked with that handler's stack; or it listens no more"
+            f"its worker, {who}, has not answered within {seconds:g} s, and is alive: its process is stopped or busy, a handler"
+            " holds its event loop (its log has loop.blocked), or it listens no more"
             if self.is_alive
             else f"its worker, {who}, is gone; others take the job back"
         )
@@ -74,8 +74,12 @@ def stack_of(schema: str, job_id: JobId, request: StackRequest) -> Ask[Stack | N
     return Ask(query("stack", schema), (request.request_id.hex,), read, said_of(schema))
 
 
-def stacks_asked(schema: str, worker_id: WorkerId, request_ids: Sequence[UUID]) -> Ask[list[tuple[UUID, JobId, ExecutionId]]]:
+def stacks_asked(
+    schema: str, worker_id: WorkerId, request_ids: Sequence[UUID] | None = None
+) -> Ask[list[tuple[UUID, JobId, ExecutionId]]]:
     """Return which of some requests are really made to a worker: the request, job and execution.
+
+    `request_ids` None: of all.
 
     Source: sql/queries/stacks_asked.sql
     """
@@ -83,7 +87,7 @@ def stacks_asked(schema: str, worker_id: WorkerId, request_ids: Sequence[UUID]) 
     def read(answer: Answer, encoding: str) -> list[tuple[UUID, JobId, ExecutionId]]:
         return [(request, JobId(job), ExecutionId(execution)) for request, job, execution in rows(answer, encoding)]
 
-    values = (worker_id.hex, array([each.hex for each in request_ids]))
+    values = (worker_id.hex, None if request_ids is None else array([each.hex for each in request_ids]))
     return Ask(query("stacks_asked", schema), values, read, said_of(schema))
 
 

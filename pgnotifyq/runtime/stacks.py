@@ -10,8 +10,7 @@ Nothing here runs, and nothing is noted, while nobody asks.
   passing, and a process of handlers looks at itself.
 - A loop or a process that does not answer in `LOOK_SECONDS` is held by what it does. Then the
   thread of the loop is looked at from here, as the watchdog does.
-- If a handler holds trio's loop, nobody answers, and whoever asked is told so. The watchdog's
-  thread logs its stack.
+- If a handler holds trio's loop, the watchdog's thread answers (held.py).
 """
 
 from __future__ import annotations
@@ -109,6 +108,34 @@ class Stacks:
             case RunsIn.THREAD | RunsIn.PROCESS if running.thread_id is not None:
                 return _with(stack, [_of_thread(running.thread_id)])
         return _with(stack, _of_trio(running.task))
+
+
+def held_stack(running: Running, holder: Running | None, thread_id: int, seconds: float) -> Stack:
+    """Return where a handler stands while trio's loop is held. Called by another thread.
+
+    Args:
+        running: the execution that is asked about.
+        holder: the one that holds the loop; None: it is no handler.
+        thread_id: of the loop's thread.
+        seconds: for how long it has been held.
+    """
+    job_id, execution_id = running.lease
+    stack = Stack(job_id=job_id, execution_id=execution_id, state=StackState.RUNNING)
+    if running.handler is not None:
+        stack = attrs.evolve(stack, handler=running.handler.name, runs_in=running.handler.runs_in.value)
+    if running is holder:
+        found = [attrs.evolve(_of_thread(thread_id), kind="trio")]
+        return attrs.evolve(_with(stack, found), why=f"it has held the event loop of its worker for {seconds:.1f} s")
+    whose = "a task that is no handler's" if holder is None else f"{holder.job.job_type}, job {holder.job.id},"
+    why = f"{whose} has held the event loop of its worker for {seconds:.1f} s"
+    if running.task is None or running.handler is None:
+        return attrs.evolve(stack, state=StackState.WAITING, why=why)
+    match running.handler.runs_in:
+        case RunsIn.THREAD if running.thread_id is not None:
+            return attrs.evolve(_with(stack, [_of_thread(running.thread_id)]), why=why)
+        case RunsIn.TRIO:
+            return attrs.evolve(_with(stack, _of_trio(running.task)), why=why)
+    return attrs.evolve(stack, state=StackState.UNRESPONSIVE, why=why)
 
 
 def _with(stack: Stack, found: Iterable[_Found]) -> Stack:

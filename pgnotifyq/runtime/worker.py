@@ -217,7 +217,7 @@ async def run_worker(
             stack.push_async_callback(made.close)
             return made
 
-        staff = _Staff(me, databases, link)
+        staff = _Staff(me, databases, link, dsn)
         handle._links, handle._push = (staff.quick, staff.durable), staff.wakeups.push  # noqa: SLF001  # the handle is this module's own
         stack.push_async_callback(staff.loop.aclose)
         stack.push_async_callback(staff.processes.aclose)
@@ -253,8 +253,9 @@ async def run_worker(
 class _Staff:
     """Everybody who works in one worker, known to this file alone."""
 
-    def __init__(self, me: Identity, databases: Databases, link: Callable[[str], Link]) -> None:
+    def __init__(self, me: Identity, databases: Databases, link: Callable[[str], Link], dsn: str) -> None:
         self.me = me
+        self.dsn = dsn
         self.databases = databases
         self.tenants = ""  # how they are confined, for people; known once the worker has begun
         # Claims, heartbeats, sleep, watch: short statements whose commits do not wait for the disk.
@@ -355,7 +356,7 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
         services.start_soon(reclaim_for_ever, me, quick, durable, trust.grace_seconds, staff.company, wakeups)
         services.start_soon(prune_for_ever, me, durable)
         services.start_soon(listen_for_ever, me, listen_dsn, quick, wakeups, staff.calls())
-        services.start_soon(watch_for_ever, me, executions)
+        services.start_soon(watch_for_ever, me, executions, staff.dsn)
         services.start_soon(watch_asyncio_for_ever, me, staff.loop)
         services.start_soon(staff.stacks.answer_for_ever)
         if me.meter is not None:

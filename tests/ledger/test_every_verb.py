@@ -27,6 +27,7 @@ from pgnotifyq.ledger import (
     enqueue,
     explaining,
     fences,
+    glance,
     lease,
     look,
     organisation,
@@ -34,11 +35,13 @@ from pgnotifyq.ledger import (
     roles,
     schema,
     sessions,
+    stacks,
     workers,
 )
 from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
+from pgnotifyq.model import stack
 from pgnotifyq.model.credentials import SealedCredential
 from pgnotifyq.model.errors import MissingRights, PgnotifyqError
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, JobId, Lease, OrgId, WorkerId
@@ -60,7 +63,7 @@ if TYPE_CHECKING:
     Story = Generator[Verb[Any], Any, None]
 
 MODULES = (
-    bulk, changes, claim, demo, doctor, end, enqueue, explaining, fences, lease, look, organisation, pauses, roles, schema, sessions, workers,
+    bulk, changes, claim, demo, doctor, end, enqueue, explaining, fences, glance, lease, look, organisation, pauses, roles, schema, sessions, stacks, workers,
 )  # fmt: skip
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
@@ -160,6 +163,7 @@ def story() -> Story:
     yield end.cancel(SCHEMA, held[0].job_id, "why not")
     yield end.cancel(SCHEMA, NOBODY.job_id)
     yield lease.cancelled(SCHEMA, held)
+    yield from story_of_stacks(held[1])
     yield look.list_jobs(SCHEMA, limit=3)
     yield look.history(SCHEMA, held[0].job_id)
     yield fences.meet_fence(SCHEMA, held[1], begun_in="1")
@@ -239,6 +243,22 @@ def story() -> Story:
     yield lease.reclaim(SCHEMA, worker_id=BOB, jobs_max=10, dead=[ANN])
     yield workers.unregister(SCHEMA, ANN)
     yield look.get_job("elsewhere", first)
+
+
+def story_of_stacks(held: Lease) -> Story:
+    """Say every verb about where handlers stand, and look at a glance."""
+    asked = yield stacks.ask_stack(SCHEMA, held.job_id)
+    yield stacks.ask_stack(SCHEMA, NOBODY.job_id)
+    yield stacks.stack_of(SCHEMA, held.job_id, asked)
+    yield stacks.stacks_asked(SCHEMA, asked.worker_id, [asked.request_id])
+    yield stacks.stacks_asked(SCHEMA, asked.worker_id)
+    answer = stack.written(stack.Stack(job_id=held.job_id, execution_id=held.execution_id, state=stack.StackState.RUNNING))
+    yield stacks.answer_stack(SCHEMA, asked.worker_id, asked.request_id, answer)
+    yield stacks.answer_stack(SCHEMA, asked.worker_id, asked.request_id, answer)
+    yield stacks.stack_of(SCHEMA, held.job_id, asked)
+    yield glance.top(SCHEMA)
+    yield explaining.explain(SCHEMA, held.job_id)
+    yield explaining.explain(SCHEMA, NOBODY.job_id)
 
 
 def story_of_a_tenant() -> Story:
@@ -402,7 +422,7 @@ async def test_every_door_says_the_same(dsn: str, connection: Connection[Any], m
 
 def test_every_verb_is_asked() -> None:
     """None of the ledger's verbs is left out of the story."""
-    told = "".join(inspect.getsource(each) for each in (story, story_of_a_tenant, story_of_roles))
+    told = "".join(inspect.getsource(each) for each in (story, story_of_stacks, story_of_a_tenant, story_of_roles))
     assert {name for name in verbs() if f"{name}(" not in told} == set()
 
 

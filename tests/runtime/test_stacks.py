@@ -218,15 +218,35 @@ async def test_handler_that_is_stopping(place: Workplace, client: Client) -> Non
     assert functions(stack)[0][:2] == ["work", "clean_up"]
 
 
-async def test_worker_whose_loop_is_held(place: Workplace, client: Client, tmp_path: Path) -> None:
-    """It is a typed answer, which names the worker and says whether it is alive."""
+async def test_handler_that_holds_the_loop(place: Workplace, client: Client, tmp_path: Path) -> None:
+    """The watchdog's thread answers for its worker, of the one that holds the loop and of the one that waits for it; then the loop."""
     process = await place.start_process()
     until = tmp_path / "until"
-    job_id = await place.enqueue("hold", payload=Jsonb({"until": str(until)}))
+    other = await place.enqueue("linger", payload=Jsonb({"seconds": 60}))
     await place.until("count(*) = 1 from pgnotifyq.jobs where is_held")
-    stack = await client.stack(job_id, timeout_seconds=0.3)
+    assert (await client.stack(other)).why is None
+    job_id = await place.enqueue("hold", payload=Jsonb({"until": str(until)}))
+    await place.until("count(*) = 2 from pgnotifyq.jobs where is_held")
+    stack, beside = await client.stack(job_id, timeout_seconds=20.0), await client.stack(other, timeout_seconds=20.0)
     until.touch()
+    assert (stack.state, stack.runs_in, functions(stack)[0][0]) == (StackState.RUNNING, "trio", "hold")
+    assert stack.why is not None and stack.why.startswith("it has held the event loop of its worker for")
+    assert beside.why is not None and beside.why.startswith(f"hold, job {job_id}, has held the event loop")
+    assert functions(beside)[0][0] == "linger"
+    await place.until("count(*) = 1 from pgnotifyq.jobs where is_held")
+    assert (await client.stack(other)).why is None
+    await place.until("count(*) = 0 from pg_stat_activity where application_name = 'pgnotifyq watchdog'")
     assert process.process.poll() is None
+
+
+async def test_worker_that_stands_still(place: Workplace, client: Client) -> None:
+    """It is a typed answer, which names the worker and says whether it is alive."""
+    process = await place.start_process()
+    job_id = await place.enqueue("linger", payload=Jsonb({"seconds": 60}))
+    await place.until("count(*) = 1 from pgnotifyq.jobs where is_held")
+    process.stop()
+    stack = await client.stack(job_id, timeout_seconds=0.3)
+    process.go_on()
     assert (stack.state, stack.tasks) == (StackState.UNRESPONSIVE, ())
     assert stack.why is not None and "has not answered within 0.3 s, and is alive" in stack.why
 

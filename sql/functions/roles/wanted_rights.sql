@@ -91,7 +91,7 @@ as $$
             ('admin', 'org_audit', '{{select,insert,delete}}', null),
 
             ('worker', 'stack_requests', '{{select,insert,update,delete}}', null),
-            ('admin', 'stack_requests', '{{select,insert,delete}}', null)
+            ('admin', 'stack_requests', '{{select,insert,update,delete}}', null)
     ), callable (kind, object) as (
         values ('producer', 'fence(uuid, uuid)'), ('producer', 'meet_fence(uuid, uuid, text)'),
             ('producer', 'key_holder(uuid, text, text)'),
