@@ -1,9 +1,9 @@
 -- Where a running handler stands, asked of its worker. Nothing here rewrites or reads a table, and
 -- what the release before says and asks goes on.
 
--- Requests for a handler's stack, and the answers of workers (functions/lease/stack.sql). Each goes
--- ten minutes later at the latest, with the next request. It is unlogged: after a crash nobody waits
--- for an answer any more.
+-- Requests for a handler's stack, and the answers of workers (functions/lease/stack.sql). Those of
+-- more than ten minutes ago go with the next request. It is unlogged: after a crash nobody waits for
+-- an answer any more.
 create unlogged table {schema}.stack_requests (
     request_id uuid not null default gen_random_uuid(),
     org_id uuid not null,

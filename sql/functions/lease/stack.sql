@@ -52,7 +52,7 @@ $$;
 
 -- answer_stack
 -- In:     the request, and the worker that it was made to. JSON of at most 64 KiB.
--- Out:    whether it was answered by this; not if it was before, or is another worker's, or is gone.
+-- Out:    whether it was answered by this; not if it was before, is another worker's, or is gone.
 --         Whoever waits for it is told on `<schema>_finished`.
 create or replace function {schema}.answer_stack(request_id uuid, worker_id uuid, stack text) returns boolean
 language plpgsql volatile

@@ -1,3 +1,19 @@
+-- kept_seconds: for how long a finished job is kept, at the least: the shortest time that the table
+-- `retention` says, or that workers are set to, seven days by default. A role that may not read the
+-- table is told the seven days. What is unfinished is never pruned.
+create or replace function {schema}.kept_seconds() returns double precision
+language plpgsql stable
+as $$
+declare
+    shortest float8;
+begin
+    if has_table_privilege('{schema}.retention', 'select') then
+        select min(r.keep_seconds) into shortest from {schema}.retention as r;
+    end if;
+    return least(604800, shortest);
+end
+$$;
+
 -- explain: why a job is where it is: what it waits for, who holds it, who could run it, how it
 -- ended, or why it is not there. One row, always.
 --
@@ -135,9 +151,7 @@ as $$
         'ended_for_seconds', -{schema}.seconds_until(d.died_at, d.now))
     from letter as d
     union all
-    -- An id of version 7 carries the time at which it was made. What is unfinished is never pruned.
-    -- What has finished is kept for at least the shortest time that the table `retention` says, or
-    -- that workers are set to, seven days by default.
+    -- An id of version 7 carries the time at which it was made.
     select 'unknown', array[case
             when i.age_seconds is null then 'unknown'
             when i.age_seconds < i.kept_seconds then 'never_there'
@@ -147,7 +161,7 @@ as $$
         select case when substr(a.id::text, 15, 1) = '7' then
                 extract(epoch from a.now)::float8 - ('x' || left(replace(a.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0::float8 end
                 as age_seconds,
-            least(604800.0::float8, (select min(r.keep_seconds) from {schema}.retention as r)) as kept_seconds
+            {schema}.kept_seconds() as kept_seconds
         from asked as a
         where not exists (select from found as f) and not exists (select from letter as d)
     ) as i

@@ -2,9 +2,10 @@
 --
 -- Out:    `queues`, each with what is due and scheduled (counted up to 2,000 together, `is_more`
 --         tells that there are more), what runs, the age of the oldest due job, and whether it is
---         paused; `running`, the longest first, at most `rows_max`; `waiting`, the longest due first,
---         and `dead`, the latest first, the same; `counted`, jobs that were enqueued and attempts
---         that have ended since the server counts. Times are in seconds, by the database's clock.
+--         paused; `running`, the longest first, at most `rows_max`; `waiting`, the longest due
+--         first, and `dead`, the latest first, the same; `counted`, jobs that were enqueued and
+--         attempts that have ended since the server counts. Times are in seconds, by the
+--         database's clock.
 -- Index:  jobs_claimable, by a look a queue and priority; jobs_held; dead_letter_jobs_by_time. It
 --         reads some thousand entries at the most, whatever waits, and no finished job.
 -- Rights: those of who asks. It reads the workers' queues, so producers and tenants may not ask.
