@@ -18,7 +18,7 @@ def test_statements(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         assert connection.execute(page["explain in SQL"].encode()).fetchone() == ("unknown", ["pruned"], None)
         row = connection.execute(page["top in SQL"].encode()).fetchone()
-        assert row is not None and '"queues": []' in row[0]
+        assert row is not None and '"queues": [' in row[0]
 
 
 def test_answers() -> None:

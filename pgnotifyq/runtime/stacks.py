@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.running import Running
 
 LOOK_SECONDS = 1.5  # for a loop of asyncio's, or a process, to look at itself
-REQUESTS_MAX = 100  # that wait to be looked at; more is somebody who plays
+REQUESTS_MAX = 100  # that are noted; more is somebody who plays
 
 
 class Stacks:
@@ -55,24 +55,27 @@ class Stacks:
         self._loop = loop
         self._link = link
         self._asked: set[UUID] = set()
+        self._is_more = False  # some were not noted: then all that the database has are answered
         self._bell = Bell()
 
     def hear(self, request_id: UUID) -> None:
         """Take note of a request, it is said. It is looked at soon."""
-        if len(self._asked) < REQUESTS_MAX:
+        self._is_more = self._is_more or len(self._asked) == REQUESTS_MAX
+        if not self._is_more:
             self._asked.add(request_id)
-            self._bell.ring()
+        self._bell.ring()
 
     async def answer_for_ever(self) -> None:
         """Answer what is asked until cancelled."""
         while True:
             await self._bell.wait()
-            asked, self._asked = list(self._asked), set()
+            asked = None if self._is_more else list(self._asked)
+            self._asked, self._is_more = set(), False
             # Then whoever asked is told that nobody answers. It is no trouble of the worker's.
             with suppress(PgnotifyqError, psycopg.Error, trio.TooSlowError):
                 await self._answer(asked)
 
-    async def _answer(self, asked: list[UUID]) -> None:
+    async def _answer(self, asked: list[UUID] | None) -> None:
         me = self._me
         for request_id, job_id, execution_id in await self._link.ask_once(stacks.stacks_asked(me.schema, me.worker_id, asked)):
             try:

@@ -2,8 +2,8 @@
 -- what the release before says and asks goes on.
 
 -- Requests for a handler's stack, and the answers of workers (functions/lease/stack.sql). Those of
--- more than ten minutes ago go with the next request. It is unlogged: after a crash nobody waits for
--- an answer any more.
+-- more than ten minutes ago go with the next request. It is unlogged: after a crash nobody waits
+-- for an answer any more.
 create unlogged table {schema}.stack_requests (
     request_id uuid not null default gen_random_uuid(),
     org_id uuid not null,

@@ -326,7 +326,7 @@ async def test_who_may_ask(place: Workplace, dsn: str) -> None:
         "update pgnotifyq.jobs set status = 'running', attempts = 1, started_at = now(), locked_by = gen_random_uuid(),"
         " current_execution_id = gen_random_uuid(), lease_expires_at = now() + interval '1 min'"
     )
-    ((job_id,),) = await fetch(place.connection, "select id from pgnotifyq.jobs")
+    ((job_id, own),) = await fetch(place.connection, "select id, org_id from pgnotifyq.jobs")
     with psycopg.connect(dsn) as session:
         for kind in ("producer", "observer", "worker", "admin"):
             name = f"stacks_{kind}_{uuid.uuid4().hex[:8]}"
@@ -343,9 +343,10 @@ async def test_who_may_ask(place: Workplace, dsn: str) -> None:
                 may = False
             session.execute("reset role")
             assert may == (kind in {"worker", "admin"}), kind
-        session.execute("select set_config('pgnotifyq.org_id', gen_random_uuid()::text, true)")
-        row = session.execute("select is_there from pgnotifyq.ask_stack(%s)", (job_id,)).fetchone()
-        assert row == (False,) or row is None
+        session.execute(f"set role {name}".encode())  # an admin's
+        for org_id, sees in ((uuid.uuid4(), False), (own, True)):
+            session.execute("select set_config('pgnotifyq.org_id', %s, true)", (str(org_id),))
+            assert session.execute("select is_there from pgnotifyq.ask_stack(%s)", (job_id,)).fetchone() == (sees,)
         session.rollback()
 
 
