@@ -250,7 +250,7 @@ def test_every_block_is_said() -> None:
     """Here."""
     assert set(BLOCKS) == {
         "roles", "owner", "tenant role", "everybody", "producer", "producer by name", "producer cancels", "producer looks",
-        "worker", "worker tenant", "worker of tenants", "observer", "short way", "superuser",
+        "worker", "worker tenant", "worker of tenants", "worker of stacks", "observer", "short way", "superuser",
     }  # fmt: skip
 
 

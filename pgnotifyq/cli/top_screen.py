@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 PANES = ("queues", "running", "waiting", "dead")
 LISTS = PANES[1:]
-WIDTH_MIN, HEIGHT_MIN = 60, 16
-QUEUES_HEIGHT_MIN, FINDINGS_HEIGHT = 7, 4
+WIDTH_MIN, HEIGHT_MIN = 60, 18
+QUEUES_HEIGHT_MIN, FINDINGS_HEIGHT = 6, 4  # with their frames; so that each list has three rows
 HELP = "Tab ↑↓ choose  [c]ancel [p]ause/resume [r]equeue [e]xplain [s]tack  [q]uit"
 
 

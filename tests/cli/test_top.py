@@ -241,8 +241,8 @@ def test_another_size(terminal: Terminal) -> None:
     terminal.until("two of five", "[q]uit")
     assert terminal.screen.display[39].rstrip() != ""
     terminal.resize(40, 10)
-    terminal.until("top needs 60 x 16")
-    terminal.resize(60, 16)
+    terminal.until("top needs 60 x 18")
+    terminal.resize(60, 18)
     terminal.until("resize", "doctor")
 
 
