@@ -13,11 +13,14 @@ from pgnotifyq.cli.output import print_json, shown
 from pgnotifyq.cli.parameters import AsJson, Dsn, OfJob, Schema, job_id_of
 from pgnotifyq.cli.reach import answered
 from pgnotifyq.doors.client import open_client
+from pgnotifyq.model.errors import ConfigError
 from pgnotifyq.model.stack import StackState
 
 if TYPE_CHECKING:
     from pgnotifyq.model.job import JobId
     from pgnotifyq.model.stack import Stack
+
+TIMEOUT_SECONDS_MAX = 3600.0
 
 Timeout = Annotated[float, Parameter(name="--timeout-seconds", help="Wait so long for the worker.")]
 
@@ -36,6 +39,8 @@ def stack(
     Exit code 1 if there is nothing to tell: the worker does not answer, or none holds the job.
     """
     key = job_id_of(job_id)
+    if not 0 < timeout_seconds <= TIMEOUT_SECONDS_MAX:
+        raise ConfigError(f"--timeout-seconds {timeout_seconds:g} is out of range: use at most {TIMEOUT_SECONDS_MAX:g}, above 0")
     found = trio.run(asked, key, timeout_seconds, dsn, schema)
     if as_json:
         print_json({"id": key, **attrs.asdict(found)})

@@ -25,6 +25,8 @@ COMMANDS = [
     "jobs",
     "show",
     "explain",
+    "stack",
+    "top",
     "cancel",
     "edit",
     "bulk",

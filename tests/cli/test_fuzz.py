@@ -67,6 +67,8 @@ COMMANDS = {
     "jobs": ["--status", "--queue", "--type", "--limit"],
     "show": [],
     "explain": [],
+    "stack": [],
+    "top": [],
     "cancel": ["--why", "--wait-seconds"],
     "dead": ["--queue", "--type", "--limit", "--purge", "--purge-older-than-seconds"],
     "requeue": ["--all", "--queue", "--type"],
