@@ -48,6 +48,7 @@ CONNECT_DEADLINE_SECONDS = 5.0
 DOCTOR_EVERY_SECONDS = 30.0
 DOCTOR_DEADLINE_SECONDS = 5.0  # one of its looks waits three seconds for a notification
 STACK_SECONDS = 2.0
+ACT_DEADLINE_SECONDS = 5.0  # of what a key asks for; no key is heard meanwhile
 
 
 async def watch(every: float, dsn: str | None, schema: str) -> None:
@@ -158,13 +159,16 @@ class _View:
         """Do what was asked for, and say what became of it."""
         state = self._state
         try:
-            if wish.verb in {"explain", "stack"}:
-                state.popup = (f"{wish.verb} {wish.target}", await self._read(wish))
-            else:
-                state.said = await self._change(wish)
-                self._look_now.set()
-        except (PgnotifyqError, psycopg.Error, trio.TooSlowError) as error:
-            state.said = str(error).partition("\n")[0] or "the database has not answered"
+            with trio.fail_after(ACT_DEADLINE_SECONDS):
+                if wish.verb in {"explain", "stack"}:
+                    state.popup = (f"{wish.verb} {wish.target}", await self._read(wish))
+                else:
+                    state.said = await self._change(wish)
+                    self._look_now.set()
+        except trio.TooSlowError:
+            state.said = f"{wish.verb}: the database has not answered within {ACT_DEADLINE_SECONDS:g} s; see whether it is done"
+        except (PgnotifyqError, psycopg.Error) as error:
+            state.said = str(error).partition("\n")[0]
 
     async def _read(self, wish: Wish) -> list[str]:
         job_id: JobId = job_id_of(wish.target)
