@@ -77,7 +77,9 @@ from pgnotifyq.model.job import NIL_ORG, DeadLetter, EndedJob, Execution, Execut
 from pgnotifyq.model.new_job import JobSettings, NewJob
 from pgnotifyq.model.states import Status
 from pgnotifyq.model.unique import Enqueued, EnqueueOutcome, OnConflict, Replaced, Unique, UniqueScope, UniqueWhile
-from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, TroubleRow, WorkerRow
+from pgnotifyq.ledger.explaining import Explanation, Hindrance
+from pgnotifyq.model.stack import Frame, Stack, StackState, StackTask
+from pgnotifyq.ledger.look import DeadGroup, QueueRow, TroubleRow, WorkerRow
 from pgnotifyq.ledger.pauses import PauseRow
 from pgnotifyq.model.watching import JobEvent, JobEventKind, LogLine
 from pgnotifyq.ledger.retention import Erasable, Erased, Kept, RetentionRow
@@ -206,6 +208,11 @@ __all__ = [
     "UniqueWhile",
     "DeadGroup",
     "Explanation",
+    "Hindrance",
+    "Frame",
+    "Stack",
+    "StackState",
+    "StackTask",
     "QueueRow",
     "TroubleRow",
     "WorkerRow",

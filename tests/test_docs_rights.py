@@ -251,7 +251,7 @@ def test_every_block_is_said() -> None:
     """Here."""
     assert set(BLOCKS) == {
         "roles", "owner", "tenant role", "everybody", "producer", "producer by name", "producer cancels", "producer looks",
-        "worker", "worker tenant", "worker of tenants", "observer", "short way", "superuser",
+        "worker", "worker tenant", "worker of tenants", "worker of stacks", "observer", "short way", "superuser",
     }  # fmt: skip
 
 
@@ -375,6 +375,21 @@ def test_worker(shop: Shop) -> None:
     shop.say("worker tenant")
     shop.admin.execute("delete from pgnotifyq.jobs")
     assert work(shop, "who")["who"].result == shop.tenant
+
+
+def test_worker_of_stacks(shop: Shop) -> None:
+    """May ask with the block, and is told the right that it lacks without."""
+    shop.say("worker")
+    with psycopg.connect(shop.of("shop_worker"), autocommit=True) as session:
+        ask = b"select is_there from pgnotifyq.ask_stack((select id from pgnotifyq.jobs))"
+        shop.admin.execute(
+            b"insert into pgnotifyq.jobs (job_type, status, attempts, started_at, locked_by, current_execution_id, lease_expires_at)"
+            b" values ('x', 'running', 1, now(), gen_random_uuid(), gen_random_uuid(), now() + interval '1 min')"
+        )
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="stack_requests"):
+            session.execute(ask)
+        shop.say("worker of stacks")
+        assert session.execute(ask).fetchone() == (True,)
 
 
 def test_worker_of_tenants(shop: Shop) -> None:

@@ -63,7 +63,7 @@ def doctor(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnoti
             # Two sessions: a session hears its own notifications even behind a pooler in
             # transaction mode.
             async with open_ledger(database, schema) as connection, open_connection(database.dsn) as other:
-                return await _examine(connection, other, schema)
+                return await examine(connection, other, schema)
 
         return await answered(database.dsn, on_ledger)
 
@@ -75,7 +75,8 @@ def doctor(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnoti
     return 1 if any(finding.verdict == "fail" for finding in findings) else 0
 
 
-async def _examine(connection: Connection[TupleRow], other: Connection[TupleRow], schema: str) -> list[Finding]:
+async def examine(connection: Connection[TupleRow], other: Connection[TupleRow], schema: str) -> list[Finding]:
+    """Return what is found. Two sessions, of which one tells the other."""
     # The one look outside of a transaction that others could mistake for an old one.
     (facts,) = await ask(connection, asked.facts(schema))
     tenants = await ask(connection, asked.tenant(schema))

@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from pgnotifyq.doors.verbs import EnqueueSettings, Verbs
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.changes import Batch, JobFilter
-    from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.explaining import Explanation
+    from pgnotifyq.ledger.look import DeadGroup, QueueRow, WorkerRow
     from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.ledger.retention import Erasable, Erased, Kept, RetentionRow
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
+    from pgnotifyq.model.stack import Stack
     from pgnotifyq.model.states import Label, Status
     from pgnotifyq.model.unique import Enqueued, Unique
     from pgnotifyq.wire.kinds import CallersConnection
@@ -480,13 +482,39 @@ class AwaitedVerbs(AwaitedSchedules, WatchingVerbs):
         return await self._ask(self._verbs.history(job_id))
 
     async def explain(self, job_id: JobId | UUID | str) -> Explanation:
-        """Return why a job is where it is: what it waits for, and who could run it.
+        """Return why a job is where it is: what it waits for, who could run it, or how it ended.
+
+        Of a dead letter too.
+
+        Returns: what holds, in words (`answers`), in sentences, and what they are decided by.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: there is no such job. The error says whether it was pruned, as far as its
+                id tells.
+        """
+        return await self._ask(self._verbs.explain(job_id))
+
+    async def stack(self, job_id: JobId | UUID | str, *, timeout_seconds: float = 5.0) -> Stack:
+        """Ask the worker that holds a job where its handler stands, and return what it says.
+
+        It costs a worker nothing until somebody asks. No values of variables are told.
+
+        Args:
+            job_id: the job, as a UUID or its text.
+            timeout_seconds: how long to wait for the worker.
+
+        Returns: the tasks of a handler on trio or asyncio as a tree, or the calls of its thread or
+            its process. Its `state` is `ended` if no worker holds the job, `waiting` if the handler
+            has not begun, `unresponsive` if the worker did not answer in time: a handler may hold
+            its event loop.
 
         Raises:
             InvalidJob: `job_id` is not an id.
             JobNotFound: there is no such job.
+            MissingRights: the role may not ask. Those of workers and admins may.
         """
-        return await self._ask(self._verbs.explain(job_id))
+        return await self._ends.stack(job_id_of(job_id), timeout_seconds)
 
     async def jobs(
         self,

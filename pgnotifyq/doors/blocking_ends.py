@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 
 from pgnotifyq.doors import ends
-from pgnotifyq.doors.verbs import end_of, not_ended, still_runs
-from pgnotifyq.ledger import pauses
+from pgnotifyq.doors.verbs import end_of, no_job, not_ended, still_runs
+from pgnotifyq.ledger import pauses, stacks
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.channels import read_finished
 from pgnotifyq.model.errors import DatabaseUnreachable, PoolTimeout
+from pgnotifyq.model.job import JobId
+from pgnotifyq.model.stack import Stack, StackState
 from pgnotifyq.wire.asking import ask_blocking
 from pgnotifyq.wire.blocking import listen, owns_session, unlisten, wait_notifications
 from pgnotifyq.wire.pooling import is_fit
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.pauses import Scope
-    from pgnotifyq.model.job import DeadLetter, Job, JobId
+    from pgnotifyq.model.job import DeadLetter, Job
     from pgnotifyq.wire.blocking import Connection, Pool
 
 T = TypeVar("T")
@@ -101,6 +103,21 @@ class BlockingEnds:
         """
         found: T | None = self._wait_beside_others(job_id, look, deadline)
         return found
+
+    def stack(self, job_id: JobId, timeout_seconds: float) -> Stack:
+        """Ask where a handler stands, and wait for its worker's answer.
+
+        Raises: as `wait` does, but WaitTimeout.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        request = self._ask(stacks.ask_stack(self._schema, job_id), math.inf)
+        if not request.is_there:
+            raise no_job(job_id)
+        if request.request_id is None:
+            return Stack(job_id=job_id, execution_id=None, state=StackState.ENDED, why="no worker holds the job")
+        look = stacks.stack_of(self._schema, job_id, request)
+        answer: Stack | None = self._wait_beside_others(JobId(request.request_id), look, deadline)
+        return request.unanswered(job_id, timeout_seconds) if answer is None else answer
 
     def _wait_beside_others(self, job_id: JobId, look: Verb[Any], deadline: float) -> Any:
         waiter = _Waiter(job_id, look)

@@ -37,11 +37,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import anyio
 import psycopg
 
-from pgnotifyq.doors.verbs import end_of, not_ended, still_runs
-from pgnotifyq.ledger import pauses
+from pgnotifyq.doors.verbs import end_of, no_job, not_ended, still_runs
+from pgnotifyq.ledger import pauses, stacks
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model.channels import read_finished
 from pgnotifyq.model.errors import DatabaseUnreachable
+from pgnotifyq.model.job import JobId
+from pgnotifyq.model.stack import Stack, StackState
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.notifications import listen, owns_session, unlisten, wait_notifications
 
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.pauses import Scope
-    from pgnotifyq.model.job import DeadLetter, Job, JobId
+    from pgnotifyq.model.job import DeadLetter, Job
     from pgnotifyq.wire.ours import Awaited
 
 T = TypeVar("T")
@@ -167,6 +169,26 @@ class Ends:
         if found is not None:
             await self._hush()
         return found
+
+    async def stack(self, job_id: JobId, timeout_seconds: float) -> Stack:
+        """Ask where a handler stands, and wait for its worker's answer.
+
+        Cancellation: nobody waits for the answer.
+
+        Raises: as `wait` does, but WaitTimeout.
+        """
+        self._pool.check()
+        request = await self._ask(stacks.ask_stack(self._schema, job_id))
+        if not request.is_there:
+            raise no_job(job_id)
+        if request.request_id is None:
+            return Stack(job_id=job_id, execution_id=None, state=StackState.ENDED, why="no worker holds the job")
+        with anyio.move_on_after(timeout_seconds):
+            look = stacks.stack_of(self._schema, job_id, request)
+            answer: Stack = await self._wait_beside_others(JobId(request.request_id), look)
+            await self._hush()
+            return answer
+        return request.unanswered(job_id, timeout_seconds)
 
     async def _ask(self, verb: Verb[T]) -> T:
         async with self._pool.connection() as connection:

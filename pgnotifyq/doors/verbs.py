@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from pgnotifyq.doors.schedule_verbs import ScheduleVerbs
-from pgnotifyq.ledger import bulk, changes, end, enqueue, look, pauses, retention, watching
+from pgnotifyq.ledger import bulk, changes, end, enqueue, explaining, look, pauses, retention, watching
 from pgnotifyq.ledger.ask import Plan
 from pgnotifyq.ledger.pauses import Scope
 from pgnotifyq.ledger.retention import EraseFilter
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from pgnotifyq.ledger.ask import Answer, Ask, Steps
     from pgnotifyq.ledger.changes import Batch, JobFilter
-    from pgnotifyq.ledger.look import DeadGroup, Explanation, QueueRow, WorkerRow
+    from pgnotifyq.ledger.explaining import Explanation
+    from pgnotifyq.ledger.look import DeadGroup, QueueRow, WorkerRow
     from pgnotifyq.ledger.pauses import PauseRow
     from pgnotifyq.ledger.retention import Erasable, Erased, Kept, RetentionRow
     from pgnotifyq.model.job import Execution, Job, OrgId
@@ -222,7 +223,13 @@ class Verbs(ScheduleVerbs):
     def explain(self, job_id: JobId | UUID | str) -> Ask[Explanation]:
         """Look at why a job is where it is."""
         wanted = job_id_of(job_id)
-        return _then(look.explain(self.schema, wanted), lambda found: _found(found, no_job, wanted))
+
+        def told(found: Explanation) -> Explanation:
+            if found.label == "unknown":
+                raise JobNotFound(f"there is no job {wanted}. {' '.join(found.sentences)}")
+            return found
+
+        return _then(explaining.explain(self.schema, wanted), told)
 
     def jobs(
         self,

@@ -84,40 +84,6 @@ class TroubleRow:
     wish: str | None  # how the execution ended, in the words of its history; it will be written so
 
 
-@attrs.frozen(kw_only=True)
-class Explanation:
-    """Why a job is where it is. Times are in seconds, on the database's clock."""
-
-    label: str  # its status, or scheduled, retrying, stopping
-    due_in_seconds: float | None  # negative: due for so long; None: it is not pending
-    lease_seconds_left: float | None  # None: nobody holds it
-    jobs_before: int | None  # due jobs of its queue that are claimed first, counted up to 1,000; None: it is not pending
-    workers: int  # live ones that take its queue, have a handler for its type and are not draining
-    workers_without_handler: int  # live ones that take its queue, where none of them has a handler for its type
-    slots_free: int  # of those workers
-    queue_name: str
-    job_type: str
-    attempts: int
-    max_attempts: int | None  # None: not said, and not claimed yet
-    error_message: str | None
-    is_parked: bool  # it waits for the others that ran when its worker died
-    held_for_seconds: float | None  # since its attempt began; None: nobody holds it
-    held_on_host: str | None
-    held_by_pid: int | None
-    is_holder_alive: bool | None
-    ended_for_seconds: float | None  # None: it has not ended
-    trouble_with: str | None  # the verb that failed on its row, which was put aside; None: there is no trouble
-    trouble: str | None  # what the database said of it
-    trouble_tries: int | None
-    trouble_look_in_seconds: float | None  # nobody tries again before
-    paused: str | None  # what is paused that it waits for: queue, job_type or everything; None: nothing, or it is not pending
-    paused_by: str | None
-    paused_why: str | None
-    paused_for_seconds: float | None
-    waits_for: JobId | None  # the job whose handler has to end first: it had this one's unique key, and was cancelled
-    due_after_wait_in_seconds: float | None  # if that ended now; negative: it is due then; None: it waits for none
-
-
 def get_job(schema: str, job_id: JobId, *, org_id: OrgId | None = None) -> Ask[Job | None]:
     """Return a job, or None: it never was, was pruned, is a dead letter, or is not this tenant's.
 
@@ -164,16 +130,6 @@ def history(schema: str, job_id: JobId) -> Ask[list[Execution]]:
     A dead letter's are there too.
     """
     return Ask(query("executions", schema), (job_id.hex,), _list_of(Execution), said_of(schema))
-
-
-def explain(schema: str, job_id: JobId) -> Ask[Explanation | None]:
-    """Return why a job is where it is, or None where `get_job` does."""
-
-    def read(answer: Answer, encoding: str) -> Explanation | None:
-        found = records(answer, encoding)
-        return Explanation(**found[0]) if found else None
-
-    return Ask(query("explain", schema), (job_id.hex,), read, said_of(schema))
 
 
 @attrs.frozen(kw_only=True)

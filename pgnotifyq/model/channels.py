@@ -3,9 +3,9 @@
 | channel | says |
 |---|---|
 | `<schema>_w_<worker id>`, that worker's | `work <queue>`, `work <queue> <job>` |
-| the same | `cancel <job> <execution>`, `nonce <text>` |
+| the same | `cancel <job> <execution>`, `nonce <text>`, `stack <request>` |
 | `<schema>_work`, every worker's | `<queue>`, `+company`, `+config`, `+schedules` |
-| `<schema>_finished`, waiting clients' | `<job>` |
+| `<schema>_finished`, waiting clients' | `<job>`, `<request>` |
 | `<schema>_f_<follower id>`, that client's | lines of events: model/watching.py reads them |
 
 A message of one word is the name of a queue, whatever the name: a queue may be called `nonce`,
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import attrs
 
@@ -50,6 +51,13 @@ class Cancel:
 
 
 @attrs.frozen
+class StackAsked:
+    """Somebody asks where a handler stands."""
+
+    request_id: UUID
+
+
+@attrs.frozen
 class Nonce:
     """A listener's proof to itself."""
 
@@ -73,12 +81,12 @@ class SchedulesChanged:
 
 @attrs.frozen
 class Finished:
-    """A job has ended, for which somebody waits."""
+    """A job has ended, for which somebody waits; or a request with this id was answered."""
 
     job_id: JobId
 
 
-News = Work | Cancel | Nonce | Company | ConfigChanged | SchedulesChanged
+News = Work | Cancel | StackAsked | Nonce | Company | ConfigChanged | SchedulesChanged
 
 
 def of_worker(schema: str, worker_id: WorkerId) -> str:
@@ -105,6 +113,8 @@ def write(news: News | Finished) -> str:
             return f"work {queue} {job_id}"
         case Cancel(job_id=job_id, execution_id=execution_id):
             return f"cancel {job_id} {execution_id}"
+        case StackAsked(request_id=request_id):
+            return f"stack {request_id}"
         case Nonce(text=text):
             return f"nonce {text}"
         case Company():
@@ -137,6 +147,8 @@ def read(payload: str) -> News | None:
         case ["cancel", job, execution] if _ID.fullmatch(job) and _ID.fullmatch(execution):
             job_id, execution_id = (uuid_of(int(part.replace("-", ""), 16)) for part in (job, execution))
             return Cancel(JobId(job_id), ExecutionId(execution_id))
+        case ["stack", request] if _ID.fullmatch(request):
+            return StackAsked(uuid_of(int(request.replace("-", ""), 16)))
         case ["nonce", text] if _NONCE.fullmatch(text):
             return Nonce(text)
     return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -132,9 +133,9 @@ class Executor:
             elif handler.runs_in is RunsIn.ASYNCIO:
                 value = await self._run_on_asyncio(running, handler, payload)
             elif not handler.takes_context:
-                value = await self._call(handler, payload)
+                value = await self._call(running, handler, payload)
             else:
-                value = await self._call(handler, payload, JobContext(running, self.reach))
+                value = await self._call(running, handler, payload, JobContext(running, self.reach))
         finally:
             self._end(running, handler, scope, token, value)
         if value is None:
@@ -180,14 +181,16 @@ class Executor:
         begin = partial(self._begin, running, handler, running.scope)
         return await self.processes.run(running, handler, JobContext(running, self.reach), begin)
 
-    async def _call(self, handler: Handler, *arguments: Any) -> object:
+    async def _call(self, running: Running, handler: Handler, *arguments: Any) -> object:
         if handler.runs_in is RunsIn.TRIO:
             value = await handler.call(*arguments)
         else:
             # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel
             # through trio.from_thread.check_cancelled() and ctx.is_cancelled(). In a tuple, for
             # trio refuses threads that return coroutines.
-            (value,) = await trio.to_thread.run_sync(_call_in_thread, handler, arguments, job_under_way(), limiter=self.threads)
+            (value,) = await trio.to_thread.run_sync(
+                _call_in_thread, running, handler, arguments, job_under_way(), limiter=self.threads
+            )
         return value if type(value) in PLAIN_RESULTS else await finished(handler, value)
 
     async def _run_within(self, around: Sequence[Middleware], running: Running, handler: Handler, payload: Any) -> object:
@@ -205,7 +208,7 @@ class Executor:
                 inner = [each for each in around if each.is_on_asyncio(kind)]
                 value = await self._run_on_asyncio(running, handler, payload, inner)
             else:
-                value = await self._call(handler, *((payload, context) if handler.takes_context else (payload,)))
+                value = await self._call(running, handler, *((payload, context) if handler.takes_context else (payload,)))
             running.returned = value
         return value
 
@@ -318,7 +321,7 @@ class Executor:
             return await self._run_within(around, first, handler, items)
         if handler.runs_in is RunsIn.ASYNCIO:
             return await self._run_on_asyncio(first, handler, items)
-        return await self._call(handler, items)
+        return await self._call(first, handler, items)
 
     def outcome_of(self, running: Running, ended: Ended) -> Outcome | None:
         """Return the outcome of an execution whose handler has ended; None: its lease was lost."""
@@ -381,7 +384,8 @@ def as_ended(error: BaseException) -> Returned | Raised:
     return ended
 
 
-def _call_in_thread(handler: Handler, arguments: tuple[Any, ...], names: Mapping[str, Any]) -> tuple[object]:
+def _call_in_thread(running: Running, handler: Handler, arguments: tuple[Any, ...], names: Mapping[str, Any]) -> tuple[object]:
+    running.thread_id = threading.get_ident()  # for those who ask where it stands
     if names:
         job_names.set(lambda: names)  # the context is the thread's own
     try:

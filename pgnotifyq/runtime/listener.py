@@ -35,7 +35,7 @@ import trio
 from pgnotifyq.ledger import workers
 from pgnotifyq.ledger.errors import is_passing
 from pgnotifyq.model import channels
-from pgnotifyq.model.channels import Cancel, Company, ConfigChanged, Nonce, SchedulesChanged, Work
+from pgnotifyq.model.channels import Cancel, Company, ConfigChanged, Nonce, SchedulesChanged, StackAsked, Work
 from pgnotifyq.model.errors import first_line_of
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.wire.asking import ask
@@ -45,6 +45,7 @@ from pgnotifyq.wire.sessions import For
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from uuid import UUID
 
     from psycopg import Notify
 
@@ -96,6 +97,8 @@ class Calls:
     """Settings or credentials of some tenant have changed, it is said; or nobody has listened."""
     schedules: Callable[[], None]
     """Some schedule has changed, it is said; or nobody has listened, or does."""
+    stack: Callable[[UUID], None]
+    """Somebody asks where a handler stands, it is said."""
 
 
 async def listen_for_ever(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: Calls) -> None:
@@ -252,6 +255,8 @@ class _Ears:
                     self.calls.config()
                 case SchedulesChanged():
                     self.calls.schedules()
+                case StackAsked(request_id=request_id):
+                    self.calls.stack(request_id)
                 case Work(queue=queue) as work if queue in self.me.queues:
                     wake_ups.append(work)
                     self.wakeups.heard_of.add(queue)

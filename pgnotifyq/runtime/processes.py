@@ -58,9 +58,11 @@ from pgnotifyq.model.errors import ConfigError, HandlerProcessDied, LeaseLost, q
 from pgnotifyq.model.handler import Handler
 from pgnotifyq.model.outcome import Raised, Written
 from pgnotifyq.model.payload import Encoded, Undecodable, size_of
+from pgnotifyq.model.stack import tasks_in
 from pgnotifyq.model.tracing import traced
 from pgnotifyq.runtime import processes_messages as words
 from pgnotifyq.runtime.logs import job_names
+from pgnotifyq.runtime.standing import Standing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -433,6 +435,7 @@ async def _converse(child: _Child, running: Running, handler: Handler, context: 
     has_begun = False
     try:
         await child.say(line)
+        standing = running.standing = Standing(partial(child.say, words.written(words.Look())))
         with _telling(child, running, handler):
             while True:
                 message = await child.hear()
@@ -445,12 +448,10 @@ async def _converse(child: _Child, running: Running, handler: Handler, context: 
                         context.note_progress(message.fraction, message.message)
                     case words.Line():
                         context.keep_line(message.at, message.level, message.text)
-                    case words.Reported():
-                        await child.say(words.written(await _report(context, message)))
-                    case words.Save():
-                        await child.say(words.written(await _save(context, message)))
-                    case words.Enqueue():
-                        await child.say(words.written(await _enqueue(context, message)))
+                    case words.Reported() | words.Save() | words.Enqueue():
+                        await child.say(words.written(await _do(context, message)))
+                    case words.Stood():
+                        standing.hear(tasks_in(message.tasks))
                     case words.Settled():
                         running.is_settled = True
                     case words.Done():
@@ -459,32 +460,25 @@ async def _converse(child: _Child, running: Running, handler: Handler, context: 
         if not has_begun:
             raise _NeverBegan from error
         raise await child.death() from error
+    finally:
+        running.standing = None
 
 
-async def _report(context: JobContext, message: words.Reported) -> words.Heard:
+async def _do(context: JobContext, message: words.Reported | words.Save | words.Enqueue) -> words.Heard:
+    """Do what a handler in a process asks of its worker; return what it is told."""
+    job_id = None
     try:
-        await context.progress(message.fraction, message.message)
+        match message:
+            case words.Reported():
+                await context.progress(message.fraction, message.message)
+            case words.Save():
+                await context.save_written(message.saved, None)
+            case words.Enqueue():
+                job = attrs.evolve(message.job, payload=Encoded(message.payload, size_of(message.payload)))
+                job_id = str(await context.enqueue_made(job if message.is_traced else traced(job)))
     except Exception as error:  # noqa: BLE001  # told to the handler, as to one in a thread
         return _refused(error)
-    return words.Heard()
-
-
-async def _save(context: JobContext, message: words.Save) -> words.Heard:
-    try:
-        await context.save_written(message.saved, None)
-    except Exception as error:  # noqa: BLE001  # told to the handler, as to one in a thread
-        return _refused(error)
-    return words.Heard()
-
-
-async def _enqueue(context: JobContext, message: words.Enqueue) -> words.Heard:
-    payload = Encoded(message.payload, size_of(message.payload))
-    job = attrs.evolve(message.job, payload=payload)
-    try:
-        job_id = await context.enqueue_made(job if message.is_traced else traced(job))
-    except Exception as error:  # noqa: BLE001  # told to the handler, as to one in a thread
-        return _refused(error)
-    return words.Heard(job_id=str(job_id))
+    return words.Heard(job_id=job_id)
 
 
 def _refused(error: Exception) -> words.Heard:

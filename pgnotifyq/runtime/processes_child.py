@@ -137,6 +137,8 @@ class _Child:
                         self._jobs.put(message)
                     case words.Heard():
                         self._answers.put(message)
+                    case words.Look():
+                        self.say(words.Stood(tasks=_where(self._running)))
                     case words.Stop():
                         # Kept first: the main thread may not have taken up the job yet.
                         self._stop = Interrupt(kind=message.kind, by=message.by, why=message.why)
@@ -246,6 +248,18 @@ class _Child:
         self._sending, self._asking = threading.Lock(), threading.Lock()
         with suppress(OSError):
             self._worker.close()
+
+
+def _where(running: Running | None) -> list[dict[str, Any]]:
+    """Return where the handler stands, in the main thread."""
+    from pgnotifyq.model.stack import StackTask, bounded_frames, plain
+    from pgnotifyq.runtime.calls import of_thread
+
+    main = threading.main_thread().ident
+    if running is None or main is None:
+        return []
+    frames, _ = bounded_frames(of_thread(main))
+    return plain([StackTask(name=f"process {os.getpid()}", depth=0, kind="process", frames=frames)])
 
 
 def _check_has_run(handler: Handler, value: object) -> None:

@@ -16,6 +16,7 @@ handler's type itself.
 | child | `Line` | a line that the handler logs by `ctx.log`, to be kept |
 | child | `Logged` | a record of the handler's log |
 | worker | `Stop` | a cooperative handler shall stop; others are killed |
+| worker | `Look`, answered by `Stood` | somebody asks where the handler stands |
 | child | `Settled` | the handler's own transaction has completed the job |
 | child | `Done` | the handler has ended |
 """
@@ -172,6 +173,18 @@ class Stop:
 
 
 @attrs.frozen(kw_only=True)
+class Look:
+    """Say where the handler stands."""
+
+
+@attrs.frozen(kw_only=True)
+class Stood:
+    """Where the handler stands, in the words of `model/stack.py`."""
+
+    tasks: list[dict[str, Any]]
+
+
+@attrs.frozen(kw_only=True)
 class Settled:
     """The job is completed, by a transaction of the handler's."""
 
@@ -191,8 +204,8 @@ class Done:
     is_spent: bool = False  # the process shall not have another job
 
 
-FromWorker = Hello | Load | Run | Heard | Stop
-FromChild = Loaded | Began | Reported | Noted | Line | Save | Enqueue | Logged | Settled | Done
+FromWorker = Hello | Load | Run | Heard | Stop | Look
+FromChild = Loaded | Began | Reported | Noted | Line | Save | Enqueue | Logged | Stood | Settled | Done
 Message = FromWorker | FromChild
 
 

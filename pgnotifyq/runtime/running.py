@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import Handler
     from pgnotifyq.model.tracing import Trace
     from pgnotifyq.runtime.said import Said
+    from pgnotifyq.runtime.standing import Standing
 
 
 class Batch(Protocol):
@@ -68,6 +69,9 @@ class Running:
     # What its handler, or an earlier attempt's, has saved; of the handler's type. None: nothing.
     saved: Any = None
     said: Said | None = None  # what the handler has said while it ran (keeper.py), if anything
+    # Where its handler runs, for those who ask where it stands: its thread, or its process.
+    thread_id: int | None = None
+    standing: Standing | None = None
     # Cancels the handler once more, if it runs where a cancel may be caught and forgotten.
     cancel_again: Callable[[], object] | None = None
 

@@ -37,6 +37,7 @@ from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.model.outcome import bounded
 from pgnotifyq.runtime import asyncio_loop, executor
 from pgnotifyq.runtime.bell import Bell
+from pgnotifyq.runtime.held import HeldLoop
 from pgnotifyq.runtime.logs import log_blocked
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ FRAMES_KEPT = 10
 _OURS = (executor.__file__, asyncio_loop.__file__)
 
 
-async def watch_for_ever(me: Identity, executions: Executions) -> None:
+async def watch_for_ever(me: Identity, executions: Executions, dsn: str) -> None:
     """Watch the loop until cancelled, and tell who held it when it is back."""
-    watchdog = _Watchdog(me.config.loop_blocked_seconds, executions)
+    watchdog = _Watchdog(me.config.loop_blocked_seconds, executions, HeldLoop(me, executions, dsn))
     trio.lowlevel.add_instrument(watchdog.note)
     threading.Thread(target=watchdog.look_for_ever, name="pgnotifyq watchdog", daemon=True).start()
     try:
@@ -137,12 +138,13 @@ class _Note(trio.abc.Instrument):
 class _Watchdog:
     """The thread's side."""
 
-    def __init__(self, seconds: float, executions: Executions) -> None:
+    def __init__(self, seconds: float, executions: Executions, held: HeldLoop) -> None:
         self.note = _Note()
         self.is_over = threading.Event()
         self.is_back = Bell()  # rung by the loop itself, when it gets to it
         self.found: tuple[dict[str, Any], float] = ({}, 0.0)
         self._executions = executions
+        self._held = held
         self._seconds = seconds
         self._thread_id = threading.get_ident()
         self._token = trio.lowlevel.current_trio_token()
@@ -152,6 +154,12 @@ class _Watchdog:
 
         A step that goes on is told again at twice its age.
         """
+        try:
+            self._look_for_ever()
+        finally:
+            self._held.close()
+
+    def _look_for_ever(self) -> None:
         step = frozen = 0.0
         patience = self._seconds
         wait_seconds = look_seconds = self._seconds * LOOK_SHARE
@@ -173,6 +181,10 @@ class _Watchdog:
             if task is not None and held >= patience:
                 self._tell(task, since, held)
                 patience = 2 * held
+            if task is not None and held >= self._seconds:
+                self._held.answer(_find(self._executions, task), self._thread_id, held)
+            else:
+                self._held.close()
             wait_seconds = min(patience - held, look_seconds)
 
     def _tell(self, task: trio.lowlevel.Task, since: float, seconds: float) -> None:

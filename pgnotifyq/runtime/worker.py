@@ -55,6 +55,7 @@ from pgnotifyq.runtime.served import Served, ring_for_new_handlers
 from pgnotifyq.runtime.settler import RELEASED, Settler
 from pgnotifyq.runtime.shortcuts import Taker, answer, open_door
 from pgnotifyq.runtime.slots import run_slot
+from pgnotifyq.runtime.stacks import Stacks
 from pgnotifyq.runtime.telling import Telling
 from pgnotifyq.runtime.tenants import confine
 from pgnotifyq.runtime.transactions import open_databases
@@ -218,7 +219,7 @@ async def run_worker(
             stack.push_async_callback(made.close)
             return made
 
-        staff = _Staff(me, databases, link)
+        staff = _Staff(me, databases, link, dsn)
         handle._links, handle._push = (staff.quick, staff.durable), staff.wakeups.push  # noqa: SLF001  # the handle is this module's own
         stack.push_async_callback(staff.loop.aclose)
         stack.push_async_callback(staff.processes.aclose)
@@ -254,8 +255,9 @@ async def run_worker(
 class _Staff:
     """Everybody who works in one worker, known to this file alone."""
 
-    def __init__(self, me: Identity, databases: Databases, link: Callable[[str], Link]) -> None:
+    def __init__(self, me: Identity, databases: Databases, link: Callable[[str], Link], dsn: str) -> None:
         self.me = me
+        self.dsn = dsn
         self.databases = databases
         self.tenants = ""  # how they are confined, for people; known once the worker has begun
         # Claims, heartbeats, sleep, watch: short statements whose commits do not wait for the disk.
@@ -290,6 +292,7 @@ class _Staff:
             poll_seconds=me.config.poll_seconds,
             is_proven=lambda: self.wakeups.push.is_proven,
         )
+        self.stacks = Stacks(me, self.executions, self.loop, self.quick)
         self.organisations = Organisations(me.schema, link("organisations"), seconds_max, me.registry.credentials)
         self.reach = WorkerReach(
             me.schema, me.registry, databases, self.quick, self.durable, self.loop, self.organisations, self.keeper
@@ -335,6 +338,7 @@ class _Staff:
             company=self.company.ring,
             config=self.organisations.forget,
             schedules=self.schedules.ring,
+            stack=self.stacks.hear,
         )
 
 
@@ -367,8 +371,9 @@ async def _work(staff: _Staff, handle: WorkerHandle, listen_dsn: str, task_statu
         services.start_soon(prune_for_ever, me, durable)
         services.start_soon(schedule_for_ever, me, quick, staff.ticking, staff.schedules, push)
         services.start_soon(listen_for_ever, me, listen_dsn, quick, wakeups, staff.calls())
-        services.start_soon(watch_for_ever, me, executions)
+        services.start_soon(watch_for_ever, me, executions, staff.dsn)
         services.start_soon(watch_asyncio_for_ever, me, staff.loop)
+        services.start_soon(staff.stacks.answer_for_ever)
         if me.meter is not None:
             pulse = Pulse(
                 meter=me.meter,

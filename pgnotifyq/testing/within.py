@@ -333,10 +333,10 @@ class _Reach:
 class _InTheTestsThread(Executor):
     """Calls handlers that are no async functions where the test is, and its connection."""
 
-    async def _call(self, handler: Handler, *arguments: Any) -> object:
+    async def _call(self, running: Running, handler: Handler, *arguments: Any) -> object:
         arguments = tuple(_BlockingContext.of(each) if isinstance(each, JobContext) else each for each in arguments)
         if handler.is_async:
-            return await super()._call(handler, *arguments)
+            return await super()._call(running, handler, *arguments)
         return await finished(handler, handler.call(*arguments))
 
 

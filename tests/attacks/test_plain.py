@@ -98,7 +98,7 @@ async def test_full_queue_of_notifications(place: Workplace) -> None:
 def _doctor(dsn: str) -> list[doctor.Finding]:
     async def main() -> list[doctor.Finding]:
         async with open_connection(dsn) as connection, open_connection(dsn) as other:
-            return await doctor._examine(connection, other, "pgnotifyq")
+            return await doctor.examine(connection, other, "pgnotifyq")
 
     return trio.run(main)
 

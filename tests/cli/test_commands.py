@@ -26,6 +26,8 @@ COMMANDS = [
     "show",
     "watch",
     "explain",
+    "stack",
+    "top",
     "cancel",
     "edit",
     "bulk",

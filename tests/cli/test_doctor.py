@@ -33,7 +33,7 @@ def look(dsn: str, schema: str = "pgnotifyq") -> Look:
 
     async def main() -> list[doctor.Finding]:
         async with open_connection(dsn) as connection, open_connection(dsn) as other:
-            return await doctor._examine(connection, other, schema)
+            return await doctor.examine(connection, other, schema)
 
     return [(found.verdict, found.what, found.hint) for found in trio.run(main)]
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pgnotifyq.cli.app import run as command_line
-from pgnotifyq.cli.explain import span
+from pgnotifyq.ledger.explaining import span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

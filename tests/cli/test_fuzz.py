@@ -82,6 +82,8 @@ COMMANDS = {
     "show": [],
     "watch": ["--timeout-seconds"],
     "explain": [],
+    "stack": [],
+    "top": [],
     "cancel": ["--why", "--wait-seconds"],
     "dead": ["--queue", "--type", "--limit", "--purge", "--purge-older-than-seconds"],
     "requeue": ["--all", "--queue", "--type"],

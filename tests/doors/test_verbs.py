@@ -15,7 +15,7 @@ from pgnotifyq.doors.verbs import Verbs
 
 CLIENTS: dict[str, Any] = {"trio": pgnotifyq.Client, "asyncio": pgnotifyq.aio.Client, "sync": pgnotifyq.sync.Client}
 # What a door does by itself: no statement waits for a job or for many, and none makes a client.
-BY_THE_DOOR = {"wait", "drain", "for_org", "watch", "follow_logs", "events"}
+BY_THE_DOOR = {"wait", "drain", "stack", "for_org", "watch", "follow_logs", "events"}
 # They return what is iterated: where nothing is awaited, another kind of it.
 ITERATED = {"watch", "follow_logs", "events"}
 

@@ -28,6 +28,7 @@ TABLES = (
     "pauses",
     "schedules",
     "schedule_ticks",
+    "stack_requests",
     "org_names",
     "org_config",
     "org_credentials",

@@ -25,7 +25,9 @@ from pgnotifyq.ledger import (
     doctor,
     end,
     enqueue,
+    explaining,
     fences,
+    glance,
     lease,
     look,
     organisation,
@@ -35,12 +37,14 @@ from pgnotifyq.ledger import (
     schedules,
     schema,
     sessions,
+    stacks,
     watching,
     workers,
 )
 from pgnotifyq.ledger.ask import Ask, Plan
 from pgnotifyq.ledger.claimed import ClaimedJob
 from pgnotifyq.ledger.statements import files
+from pgnotifyq.model import stack
 from pgnotifyq.model.credentials import SealedCredential
 from pgnotifyq.model.errors import JobNotFound, MissingRights, PgnotifyqError
 from pgnotifyq.model.job import NIL_ORG, ExecutionId, JobId, Lease, OrgId, WorkerId
@@ -65,8 +69,8 @@ if TYPE_CHECKING:
     Story = Generator[Verb[Any], Any, None]
 
 MODULES = (
-    bulk, changes, claim, demo, doctor, end, enqueue, fences, lease, look, organisation, pauses, retention, roles, schedules, schema,
-    sessions, watching, workers,
+    bulk, changes, claim, demo, doctor, end, enqueue, explaining, fences, glance, lease, look, organisation, pauses, retention, roles,
+    schedules, schema, sessions, stacks, watching, workers,
 )  # fmt: skip
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
@@ -152,7 +156,7 @@ def story() -> Story:
     yield look.get_job(SCHEMA, first)
     yield look.get_job(SCHEMA, NOBODY.job_id)
     yield look.list_jobs(SCHEMA, status="scheduled", queue="default", job_type="noop", org_id=keyed.org_id)
-    yield look.explain(SCHEMA, first)
+    yield explaining.explain(SCHEMA, first)
     yield look.stats(SCHEMA)
     yield end.await_job(SCHEMA, first)
 
@@ -172,6 +176,7 @@ def story() -> Story:
     yield end.cancel(SCHEMA, held[0].job_id, "why not")
     yield end.cancel(SCHEMA, NOBODY.job_id)
     yield lease.cancelled(SCHEMA, held)
+    yield from story_of_stacks(held[1])
     yield look.list_jobs(SCHEMA, limit=3)
     yield look.history(SCHEMA, held[0].job_id)
     yield fences.meet_fence(SCHEMA, held[1], begun_in="1")
@@ -247,7 +252,7 @@ def story() -> Story:
     yield pauses.pause(SCHEMA, pauses.Scope(job_type="no such thing"))
     yield pauses.pause(SCHEMA, pauses.Scope(everything=True), who="ann")
     yield pauses.list_pauses(SCHEMA)
-    yield look.explain(SCHEMA, first)
+    yield explaining.explain(SCHEMA, first)
     yield pauses.await_claims(SCHEMA)
     yield pauses.first_held(SCHEMA, pauses.Scope(everything=True))
     yield pauses.let_go(SCHEMA, made)
@@ -315,6 +320,22 @@ def story_of_watching() -> Story:
         SCHEMA, [JobEvent(kind=JobEventKind.STARTED, at=None, job_id=each) for each in (job_id, JobId(UUID(int=99)))]
     )
     yield watching.unfollow(SCHEMA, me)
+
+
+def story_of_stacks(held: Lease) -> Story:
+    """Say every verb about where handlers stand, and look at a glance."""
+    asked = yield stacks.ask_stack(SCHEMA, held.job_id)
+    yield stacks.ask_stack(SCHEMA, NOBODY.job_id)
+    yield stacks.stack_of(SCHEMA, held.job_id, asked)
+    yield stacks.stacks_asked(SCHEMA, asked.worker_id, [asked.request_id])
+    yield stacks.stacks_asked(SCHEMA, asked.worker_id)
+    answer = stack.written(stack.Stack(job_id=held.job_id, execution_id=held.execution_id, state=stack.StackState.RUNNING))
+    yield stacks.answer_stack(SCHEMA, asked.worker_id, asked.request_id, answer)
+    yield stacks.answer_stack(SCHEMA, asked.worker_id, asked.request_id, answer)
+    yield stacks.stack_of(SCHEMA, held.job_id, asked)
+    yield glance.top(SCHEMA)
+    yield explaining.explain(SCHEMA, held.job_id)
+    yield explaining.explain(SCHEMA, NOBODY.job_id)
 
 
 def story_of_a_tenant() -> Story:
@@ -478,9 +499,8 @@ async def test_every_door_says_the_same(dsn: str, connection: Connection[Any], m
 
 def test_every_verb_is_asked() -> None:
     """None of the ledger's verbs is left out of the story."""
-    told = "".join(
-        inspect.getsource(each) for each in (story, story_of_watching, story_of_a_tenant, story_of_roles, story_of_schedules)
-    )
+    stories = (story, story_of_watching, story_of_stacks, story_of_a_tenant, story_of_roles, story_of_schedules)
+    told = "".join(inspect.getsource(each) for each in stories)
     assert {name for name in verbs() if f"{name}(" not in told} == set()
 
 

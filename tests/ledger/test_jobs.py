@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
-from pgnotifyq.ledger import bulk, end, enqueue, workers
+from pgnotifyq.ledger import bulk, end, enqueue, explaining, workers
 from pgnotifyq.ledger import look as look_verbs
 from pgnotifyq.ledger.ask import Ask
 from pgnotifyq.ledger.columns import rows
@@ -430,16 +430,15 @@ async def test_explain_says_why_a_job_does_not_run(connection: Link) -> None:
     await claim(connection, 1)
     last = await ask(connection, enqueue.enqueue(SCHEMA, NewJob(job_type="noop", priority=-1)))
     later = await ask(connection, enqueue.enqueue(SCHEMA, NewJob(job_type="noop", delay_seconds=600)))
-    why = await ask(connection, look_verbs.explain(SCHEMA, last))
-    assert why is not None
+    why = await ask(connection, explaining.explain(SCHEMA, last))
     assert (why.label, why.jobs_before, why.workers, why.slots_free, why.lease_seconds_left) == ("pending", 3, 1, 2, None)
     assert why.due_in_seconds is not None and why.due_in_seconds <= 0
-    why = await ask(connection, look_verbs.explain(SCHEMA, later))
-    assert why is not None and why.label == "scheduled" and why.due_in_seconds is not None and why.due_in_seconds > 500
-    why = await ask(connection, look_verbs.explain(SCHEMA, first))
-    assert why is not None and (why.label, why.jobs_before, why.due_in_seconds) == ("running", None, None)
+    why = await ask(connection, explaining.explain(SCHEMA, later))
+    assert why.label == "scheduled" and why.due_in_seconds is not None and why.due_in_seconds > 500
+    why = await ask(connection, explaining.explain(SCHEMA, first))
+    assert (why.label, why.jobs_before, why.due_in_seconds) == ("running", None, None)
     assert why.lease_seconds_left is not None and why.lease_seconds_left > 0
-    assert await ask(connection, look_verbs.explain(SCHEMA, NOBODY)) is None
+    assert (await ask(connection, explaining.explain(SCHEMA, NOBODY))).answers == ["unknown"]
 
 
 # Dead letters

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgnotifyq.ledger import end, look
+from pgnotifyq.ledger import end, explaining, look
 from pgnotifyq.ledger.lease import report_progress
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection
@@ -147,7 +147,7 @@ async def test_labels_by_the_clock_of_the_database(connection: Link) -> None:
         job = await ask(connection, look.get_job(SCHEMA, job_id))
         assert job is not None and job.label == word
         assert [found.id for found in await ask(connection, look.list_jobs(SCHEMA, status=word))] == [job_id]
-        explained = await ask(connection, look.explain(SCHEMA, job_id))
+        explained = await ask(connection, explaining.explain(SCHEMA, job_id))
         assert explained is not None and explained.label == word
         (queue,) = await ask(connection, look.stats(SCHEMA))
         assert getattr(queue, word) == 1

@@ -61,7 +61,7 @@ async def test_every_table_with_a_tenant_column(connection: Link) -> None:
         "org_credentials",
         "org_names",
     )  # these are looked at in test_organisations.py
-    ours += ("schedules", "schedule_ticks")  # in test_schedules.py
+    ours += ("schedules", "schedule_ticks", "stack_requests")  # in test_schedules.py, and in runtime/test_stacks.py
     assert found == [(table, True, True, True) for table in sorted(ours)]
 
 

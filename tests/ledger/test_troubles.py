@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from pgnotifyq.ledger import end, look
+from pgnotifyq.ledger import end, explaining, look
 from pgnotifyq.model.errors import IllegalTransition
 from pgnotifyq.model.job import JobId
 from pgnotifyq.model.outcome import Outcome, SettleKind
@@ -325,7 +325,7 @@ async def test_explain_of_a_job_that_was_put_aside(connection: Link) -> None:
     await pass_time(connection, 1)
     await settle_all(connection, claimed, ENDINGS["complete"])
     for job in claimed:
-        why = await ask(connection, look.explain(SCHEMA, job.id))
+        why = await ask(connection, explaining.explain(SCHEMA, job.id))
         assert why is not None
         expected = ("complete", "not this one", 10) if job.id == victim else (None, None, None)
         assert (why.trouble_with, why.trouble, why.trouble_look_in_seconds) == expected

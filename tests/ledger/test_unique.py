@@ -10,8 +10,7 @@ import psycopg
 import pytest
 import trio
 
-from pgnotifyq.cli.explain import sentences
-from pgnotifyq.ledger import bulk, end, look
+from pgnotifyq.ledger import bulk, end, explaining
 from pgnotifyq.ledger import enqueue as enqueue_verbs
 from pgnotifyq.model.errors import InvalidJob, MissingRights, UniqueKeyHeld
 from pgnotifyq.model.new_job import NewJob
@@ -440,11 +439,11 @@ async def test_explained(connection: Link) -> None:
     first, _ = await put(connection)
     await claim_one(connection)
     second, _ = await put(connection, delay_seconds=600, on_conflict="supersede")
-    found = await ask(connection, look.explain(SCHEMA, second))
-    assert found is not None
+    found = await ask(connection, explaining.explain(SCHEMA, second))
+    assert (found.label, found.answers) == ("scheduled", ["after_holder", "no_worker"])
     assert found.waits_for == first
-    assert sentences(found)[0].startswith(f"It waits until job {first} has ended, which had its unique key and was cancelled")
-    assert "10 min" in sentences(found)[0]
+    assert found.sentences[0].startswith(f"It waits until job {first} has ended, which had its unique key and was cancelled")
+    assert "10 min" in found.sentences[0]
 
 
 async def test_heap_only_updates(connection: Link) -> None:

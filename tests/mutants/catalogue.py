@@ -122,6 +122,42 @@ MUTANTS = (
         'if self.zone.key == "UTC":',
         ("model/test_schedule.py::test_changes_of_the_clocks_by_force",),
     ),
+    # What people look at.
+    Mutant(
+        "explain: a job whose worker is gone is told as held",
+        SQL + "look/explain.sql",
+        "case when a.is_held and not a.is_kept then 'worker_gone' end,",
+        "null,",
+        ("ledger/test_explaining.py::test_an_answer",),
+    ),
+    Mutant(
+        "explain: jobs that are not due come before those that are",
+        SQL + "look/explain.sql",
+        "where e.scheduled_at <= f.now",
+        "where true",
+        ("ledger/test_explaining.py::test_an_answer",),
+    ),
+    Mutant(
+        "stack: calls that lead to the handler are told",
+        RUNTIME + "calls.py",
+        "told.clear()",
+        "pass",
+        ("runtime/test_stacks.py::test_on_trio", "runtime/test_stacks.py::test_in_a_process"),
+    ),
+    Mutant(
+        "stack: nobody answers while the loop is held",
+        RUNTIME + "watchdog.py",
+        "if task is not None and held >= self._seconds:",
+        "if False:",
+        ("runtime/test_stacks.py::test_handler_that_holds_the_loop",),
+    ),
+    Mutant(
+        "top: what a key asks for is done at once",
+        "pgnotifyq/cli/top_screen.py",
+        'if key in {"y", "Y"}:',
+        "if key:",
+        ("cli/test_top.py::test_cancelling",),
+    ),
     # What is paused.
     Mutant(
         "pause: a look does not ask",

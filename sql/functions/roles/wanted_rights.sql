@@ -106,7 +106,10 @@ as $$
             ('admin', 'org_names', '{{select,insert,delete}}', null),
             ('admin', 'org_config', '{{select,insert,update,delete}}', null),
             ('admin', 'org_credentials', '{{select,insert,update,delete}}', null),
-            ('admin', 'org_audit', '{{select,insert,delete}}', null)
+            ('admin', 'org_audit', '{{select,insert,delete}}', null),
+
+            ('worker', 'stack_requests', '{{select,insert,update,delete}}', null),
+            ('admin', 'stack_requests', '{{select,insert,update,delete}}', null)
     ), callable (kind, object) as (
         values ('producer', 'fence(uuid, uuid)'), ('producer', 'meet_fence(uuid, uuid, text)'),
             ('producer', 'save(uuid, uuid, text)'), ('tenant', 'save(uuid, uuid, text)'), ('worker', 'save(uuid, uuid, text)'),

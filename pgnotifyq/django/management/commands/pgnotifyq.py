@@ -30,8 +30,8 @@ APP = "pgnotifyq.django.registry:registry"
 EXIT_RELOAD = 3  # Django's autoreload starts a process anew that has ended with it
 OF_OTHERS = frozenset({"db", "demo"})  # commands that ask no database of DATABASES
 HELP = """\
-The queue's commands, on the database that TASKS names: worker, migrate, enqueue, jobs, show, explain, cancel, dead, requeue, workers,
-stats, doctor. `manage.py pgnotifyq COMMAND --help` says what each takes. Two options are Django's: --backend ALIAS (of TASKS; default:
+The queue's commands, on the database that TASKS names: worker, migrate, enqueue, jobs, show, explain, stack, cancel, dead, requeue,
+workers, stats, top, doctor. `manage.py pgnotifyq COMMAND --help` says what each takes. Two options are Django's: --backend ALIAS (of TASKS; default:
 the first of pgnotifyq.django.PgnotifyqBackend) and, of worker, --reload (start anew when the code changes).
 """
 
