@@ -66,6 +66,7 @@ from pgnotifyq.model.retry import RetryPolicy
 if TYPE_CHECKING:
     from pgnotifyq.runtime.context import JobContext
     from pgnotifyq.runtime.fenced import FencedBlock
+    from pgnotifyq.runtime.tracking import Track
     from pgnotifyq.runtime.organisation import OrgContext, OrgConfig, OrgCredentials, OrgRepository
 from pgnotifyq.model.credentials import CredentialsProvider, CredentialKeys, SealedCredential
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
@@ -172,6 +173,7 @@ __all__ = [
     "RetryPolicy",
     "JobContext",
     "FencedBlock",
+    "Track",
     "OrgContext",
     "OrgConfig",
     "OrgCredentials",
@@ -289,6 +291,7 @@ _LATE = {
     "Metrics": "runtime.metrics",
     "JobContext": "runtime.context",
     "FencedBlock": "runtime.fenced",
+    "Track": "runtime.tracking",
     "OrgClient": "doors.for_org",
     "Following": "doors.watching",
     "OrgContext": "runtime.organisation",

@@ -24,7 +24,7 @@ from pgnotifyq.model.job import JobId
 from pgnotifyq.wire.callers import ask_on_blocking
 from tests.cli.test_commands import bury
 from tests.doors.test_every_client import complete
-from tests.doors.test_verbs import between, public_methods
+from tests.doors.test_verbs import ITERATED, between, public_methods
 
 OURS, THEIRS = org("acme"), org("umbrella")
 Do = Callable[..., Any]
@@ -287,4 +287,4 @@ def test_the_two_clients_are_alike() -> None:
     assert ours.keys() == theirs.keys()
     assert [found for name, method in ours.items() for found in between(method, theirs[name])] == []
     table = {name for name, _ in inspect.getmembers(pgnotifyq.doors.org_verbs.OrgVerbs, inspect.isfunction) if name[0] != "_"}
-    assert ours.keys() - {"wait"} == table - {"new_job", "new_jobs", "own"}
+    assert ours.keys() - {"wait", *ITERATED} == table - {"new_job", "new_jobs", "own"}

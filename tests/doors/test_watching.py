@@ -20,6 +20,7 @@ from pgnotifyq.doors import ends
 from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.ledger import end, watching
 from pgnotifyq.ledger import lease as lease_verbs
+from pgnotifyq.ledger.ask import Verb
 from pgnotifyq.model.job import JobId, Lease
 from pgnotifyq.wire.asking import ask_blocking
 from tests.doors.test_every_client import until
@@ -28,7 +29,7 @@ from tests.ledger.support import ANN, ENDINGS, SCHEMA
 
 __all__ = ["dsn", "dsn_of_file"]
 
-SECONDS = 8.0  # ends a test that fails
+SECONDS = 30.0  # ends a test that fails
 
 
 class Told:
@@ -107,8 +108,11 @@ class Hand:
     """A worker's statements, said by the test."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        self.ask = lambda verb: ask_blocking(connection, verb)
+        self._connection = connection
         self.run = connection.execute
+
+    def ask(self, verb: Verb[Any]) -> Any:
+        return ask_blocking(self._connection, verb)
 
     def enqueue(self, **fields: Any) -> JobId:
         named = "".join(f", {name} => %s" for name in fields)
