@@ -6,13 +6,14 @@ Jobs with unique keys go in the order of their keys.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pgnotifyq.ledger.ask import Aside, Ask, Copy, Plan, array
 from pgnotifyq.ledger.columns import rows
 from pgnotifyq.ledger.enqueue import (
     AT_ONCE_JOBS_MAX,
     ONE_STATEMENT_JOBS_MAX,
+    enqueue_together,
     enqueue_together_told,
     insert,
     new_ids,
@@ -25,10 +26,12 @@ from pgnotifyq.model.payload import encode
 from pgnotifyq.model.unique import Enqueued, EnqueueOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pgnotifyq.ledger.ask import Answer, Steps
 
+
+T = TypeVar("T")
 
 # Of jobs with unique keys. In one statement they are taken in an order in which no two callers
 # deadlock; a larger batch goes in several.
@@ -37,12 +40,7 @@ UNIQUE_JOBS_MAX = 10_000
 
 def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
     """Do what `enqueue_many_told` does, and return the jobs' ids in order."""
-    told = enqueue_many_told(schema, jobs)
-
-    def steps() -> Steps[list[JobId]]:
-        return [one.job_id for one in (yield from told.steps())]
-
-    return Plan(steps, may_repeat=False)
+    return _enqueue_many(schema, jobs, enqueue_together, list)
 
 
 def enqueue_many_told(schema: str, jobs: Sequence[NewJob]) -> Plan[list[Enqueued]]:
@@ -60,17 +58,27 @@ def enqueue_many_told(schema: str, jobs: Sequence[NewJob]) -> Plan[list[Enqueued
             transaction of yours goes on.
         UniqueKeyHeld: a job was refused; none is enqueued.
     """
+    return _enqueue_many(schema, jobs, enqueue_together_told, _created)
+
+
+def _enqueue_many(
+    schema: str,
+    jobs: Sequence[NewJob],
+    together: Callable[[str, Sequence[NewJob], Sequence[str]], Ask[list[T]]],
+    made: Callable[[list[JobId]], list[T]],
+) -> Plan[list[T]]:
+    """Enqueue jobs; `made` tells of those that have no keys what `together` tells of all."""
     jobs = list(jobs)
 
-    def steps() -> Steps[list[Enqueued]]:
+    def steps() -> Steps[list[T]]:
         if not jobs:
             return []
-        is_plain = (yield Aside.IS_ALONE) and not any(job.is_unique for job in jobs)
+        is_plain = (yield Aside.IS_ALONE) and not any([job.is_unique for job in jobs])  # noqa: C419  # a generator takes twice the time
         if len(jobs) <= ONE_STATEMENT_JOBS_MAX:
             payloads = [encode(job.payload) for job in jobs]
             if is_plain:
-                return _created((yield insert(schema, jobs, payloads)))
-            told: list[Enqueued] = yield enqueue_together_told(schema, jobs, payloads)
+                return made((yield insert(schema, jobs, payloads)))
+            told: list[T] = yield together(schema, jobs, payloads)
             return told
 
         if is_plain and (yield Aside.COPIES):
@@ -78,7 +86,7 @@ def enqueue_many_told(schema: str, jobs: Sequence[NewJob]) -> Plan[list[Enqueued
             if may_copy:
                 # One statement, so all or none. It may begin before all payloads are checked:
                 # nobody else's transaction would fail.
-                return _created((yield from _copy(schema, jobs, (encode(job.payload) for job in jobs), now, queues)))
+                return made((yield from _copy(schema, jobs, (encode(job.payload) for job in jobs), now, queues)))
         payloads = []
         for start in range(0, len(jobs), AT_ONCE_JOBS_MAX):
             payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
@@ -86,34 +94,40 @@ def enqueue_many_told(schema: str, jobs: Sequence[NewJob]) -> Plan[list[Enqueued
         # A connection that is not in autocommit is in its owner's transaction already, or about to
         # be: it is not ours to commit.
         is_whole: bool = yield Aside.COMMITS
-        told = yield Plan(lambda: _in_parts(schema, jobs, payloads), is_whole=is_whole, may_repeat=False)
+        told = yield Plan(lambda: _in_parts(schema, jobs, payloads, together, made), is_whole=is_whole, may_repeat=False)
         return told
 
     return Plan(steps, may_repeat=False)
 
 
-def _created(ids: Iterable[JobId]) -> list[Enqueued]:
+def _created(ids: list[JobId]) -> list[Enqueued]:
     return [Enqueued(job_id, EnqueueOutcome.CREATED) for job_id in ids]
 
 
-def _in_parts(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str]) -> Steps[list[Enqueued]]:
+def _in_parts(
+    schema: str,
+    jobs: Sequence[NewJob],
+    payloads: Sequence[str],
+    together: Callable[[str, Sequence[NewJob], Sequence[str]], Ask[list[T]]],
+    made: Callable[[list[JobId]], list[T]],
+) -> Steps[list[T]]:
     """Copy what can be copied, and send the rest in statements, within a transaction.
 
     A statement has ONE_STATEMENT_JOBS_MAX jobs at most; of those with unique keys,
     UNIQUE_JOBS_MAX.
     """
-    told: dict[int, Enqueued] = {}
+    told: dict[int, T] = {}
     if (yield Aside.COPIES):
         now, may_copy, queues = yield _look_before_copy(schema, jobs)
         if may_copy:
             plain = [place for place, job in enumerate(jobs) if not job.is_unique]
-            made = yield from _copy(schema, [jobs[p] for p in plain], [payloads[p] for p in plain], now, queues)
-            told.update(zip(plain, _created(made), strict=True))
+            copied = yield from _copy(schema, [jobs[p] for p in plain], [payloads[p] for p in plain], now, queues)
+            told.update(zip(plain, made(copied), strict=True))
     plain = [place for place, job in enumerate(jobs) if not job.is_unique and place not in told]
     for places in (*_batches(plain, ONE_STATEMENT_JOBS_MAX), *_batches(_in_key_order(jobs), UNIQUE_JOBS_MAX)):
         yield Aside.PAUSE
-        made = yield enqueue_together_told(schema, [jobs[p] for p in places], [payloads[p] for p in places])
-        told.update(zip(places, made, strict=True))
+        found: list[T] = yield together(schema, [jobs[p] for p in places], [payloads[p] for p in places])
+        told.update(zip(places, found, strict=True))
     return [told[place] for place in range(len(jobs))]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgnotifyq.ledger.ask import Aside, Ask, Plan, array, text
 from pgnotifyq.ledger.columns import rows
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Answer, Steps
 
 T = TypeVar("T")
+
+_OUTCOMES = {str(outcome): outcome for outcome in EnqueueOutcome}
 
 # One statement carries its jobs as arrays; larger batches are copied. COPY costs three round trips
 # more, and spares client and server together 6 microseconds a job of 27 at 100 jobs, and 5 of 22 at
@@ -85,19 +87,27 @@ def _headers(jobs: Sequence[NewJob]) -> str | None:
 
 
 def _told(answer: Answer, encoding: str) -> list[Enqueued]:
-    found = sorted(rows(answer, encoding))
-    outcomes = EnqueueOutcome if answer.nfields > 2 else None
-    told = []
-    for _, job_id, *outcome in found:
-        if outcome and outcome[0] == "refused":
-            message = f"a unique key is held by job {job_id}; wait for that one, cancel it, or pass another on_conflict"
-            raise UniqueKeyHeld(message, JobId(job_id))
-        told.append(Enqueued(JobId(job_id), outcomes(outcome[0]) if outcomes else EnqueueOutcome.CREATED))
-    return told
+    found = _in_order(answer, encoding)
+    if answer.nfields == 2:  # enqueue_many
+        return [Enqueued(JobId(job_id), EnqueueOutcome.CREATED) for _, job_id in found]
+    return [Enqueued(JobId(job_id), _OUTCOMES[outcome]) for _, job_id, outcome in found]
 
 
 def _ids(answer: Answer, encoding: str) -> list[JobId]:
-    return [told.job_id for told in _told(answer, encoding)]
+    return [JobId(job_id) for _, job_id, *_ in _in_order(answer, encoding)]
+
+
+def _in_order(answer: Answer, encoding: str) -> list[tuple[Any, ...]]:
+    """Return the rows of enqueue_many or enqueue_unique.
+
+    Raises:
+        UniqueKeyHeld: a job was refused; then all rows are of such.
+    """
+    found = sorted(rows(answer, encoding))
+    if found and found[0][-1] == "refused":
+        job_id = JobId(found[0][1])
+        raise UniqueKeyHeld(f"job {job_id} holds the unique key; wait for it, cancel it, or pass another on_conflict", job_id)
+    return found
 
 
 def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[str, ...]:

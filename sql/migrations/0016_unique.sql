@@ -43,7 +43,11 @@ where j.is_held and j.status = 'cancelled' and j.unique_key is not null;
 -- end, until that has ended.
 --
 -- The conditions name no column that a renewal or a progress writes: those stay heap-only updates.
+--
+-- The column that the former index read goes with it: only functions knew of it, and a stored column
+-- that is generated costs each insert what the new index does.
 drop index {schema}.jobs_unique_key;
+alter table {schema}.jobs drop column holds_unique_key;
 create unique index jobs_unique_key on {schema}.jobs (org_id, (coalesce(unique_scope::text, job_type::text)), unique_key)
 where unique_key is not null and key_passed_on is null
   and (unique_until is not null or waits_for is not null or (is_claimable and (started_at is null or unique_while is null))

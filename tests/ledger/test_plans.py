@@ -47,6 +47,14 @@ CALLS = {
     "await_job": "await_job(({jobs})[1])",
     "requeue": "requeue('{ann}')",
     "enqueue": "enqueue('noop', unique_key => 'k')",
+    "enqueue_unique": "enqueue_unique(array[gen_random_uuid(), gen_random_uuid()], array['{ann}', '{ann}']::uuid[],"
+    " array[null, null]::text[], array['noop', 'noop'], array['[]', '[]'], array[0, 0]::smallint[], array[null, null]::timestamptz[],"
+    " array[null, null]::float8[], array[null, null]::integer[], array['k', 'k'], null,"
+    ' array[\'{{"on_conflict": "supersede"}}\', \'{{"on_conflict": "supersede"}}\'])',
+    "pass_key": "pass_key('{ann}', 'noop', 'k', 'supersede')",
+    "lock_keys": "lock_keys(array['{ann}']::uuid[], array['noop'], array['k'])",
+    "key_holder": "key_holder('{ann}', 'noop', 'k')",
+    "start_successors": "start_successors({jobs})",
 }
 
 

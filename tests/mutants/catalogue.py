@@ -251,6 +251,49 @@ MUTANTS = (
         "letter.enqueued_by, null",
         ("runtime/test_headers.py::test_every_attempt_has_them",),
     ),
+    # Unique keys.
+    Mutant(
+        "unique: a successor does not wait",
+        SQL + "enqueue/insert_unique.sql",
+        "            if wait_id is not null then",
+        "            if false then",
+        ("ledger/test_unique.py::test_running_job_superseded",),
+    ),
+    Mutant(
+        "unique: a successor is never let go",
+        SQL + "end/stop.sql",
+        "    if succeeded > 0 then",
+        "    if false then",
+        ("ledger/test_unique.py::test_running_job_superseded",),
+    ),
+    Mutant(
+        "unique: a job that is stopping keeps its key to itself",
+        SQL + "enqueue/key_holder.sql",
+        "(job).status = 'cancelled' or",
+        "false or",
+        ("ledger/test_unique.py::test_key_of_a_job_that_is_stopping",),
+    ),
+    Mutant(
+        "unique: tenants ask for each other's keys",
+        SQL + "enqueue/pass_key.sql",
+        "        and org_id is distinct from {schema}.current_org()",
+        "        and false",
+        ("ledger/test_unique.py::test_tenants_do_not_meet",),
+    ),
+    Mutant(
+        "unique: a job may start while it is replaced",
+        SQL + "enqueue/pass_key.sql",
+        "        if job.status = 'pending' then\n            became := 'replaced';",
+        "        if job.status <> 'cancelled' then\n            became := 'replaced';",
+        ("ledger/test_unique.py::test_replaced",),
+    ),
+    Mutant(
+        "unique: the last one waits for who waits",
+        SQL + "enqueue/pass_key.sql",
+        "        waits_for := case when job.is_held then job.id else job.waits_for end;",
+        "        waits_for := case when job.is_held then job.id end;",
+        ("ledger/test_unique.py::test_successor_superseded",),
+    ),
     # Handlers in processes, and worker processes under a parent.
     Mutant(
         "processes: a crash is tried in another process",
