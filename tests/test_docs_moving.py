@@ -61,14 +61,13 @@ def test_names_are_there() -> None:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("schedules", ("beat", "periodic", "rq-scheduler")),
         ("limits", ("rate_limit",)),
         ("chains", ("chain", "depends_on")),
     ],
 )
 def test_what_is_missing_is_missing(what: str, words: tuple[str, ...]) -> None:
     """When one of them comes, the page is to be written anew."""
-    names = {"schedules": ("every", "schedule"), "limits": ("limit",), "chains": ("chain", "after")}[what]
+    names = {"limits": ("limit",), "chains": ("chain", "after")}[what]
     assert not any(hasattr(one, name) for one in (pgnotifyq.JobRegistry, pgnotifyq.sync.Client) for name in names)
     for word in words:
         assert any(word in theirs and ours.startswith("none yet") for _, theirs, ours in ROWS), word

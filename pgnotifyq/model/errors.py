@@ -29,7 +29,8 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── ClientError                   the client cannot be used here, or not any more
     │   ├── ClientClosed
     │   └── WrongLoop
-    ├── JobNotFound                   from here on: situations of one job
+    ├── JobNotFound                   from here on: situations of one job, or of one schedule
+    ├── ScheduleNotFound
     ├── JobDead
     ├── WaitTimeout
     ├── UniqueKeyHeld
@@ -46,7 +47,6 @@ The classes are a tree, so that a program can catch one situation or all of a ki
     ├── OrgConfigUnfit                from here on: situations of one tenant
     ├── CredentialNotFound
     ├── CredentialSealed
-    ├── ScheduleNotFound
     └── UnsupportedPsycopg            raised by `import pgnotifyq`; an ImportError, too
 
 `testing.NoDatabaseInTest` and `testing.JobFailed` are two more, for tests. If PostgreSQL refuses a
