@@ -44,8 +44,8 @@ where j.is_held and j.status = 'cancelled' and j.unique_key is not null;
 --
 -- The conditions name no column that a renewal or a progress writes: those stay heap-only updates.
 --
--- The column that the former index read goes with it: only functions knew of it, and a stored column
--- that is generated costs each insert what the new index does.
+-- The column that the former index read goes with it: only functions knew of it, and a stored
+-- column that is generated costs each insert what the new index does.
 drop index {schema}.jobs_unique_key;
 alter table {schema}.jobs drop column holds_unique_key;
 create unique index jobs_unique_key on {schema}.jobs (org_id, (coalesce(unique_scope::text, job_type::text)), unique_key)

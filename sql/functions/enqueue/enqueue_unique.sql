@@ -8,8 +8,8 @@
 -- Out:    one row a job, in any order: its place, from 1; its id; `outcome`, as of insert_unique.
 --         If one is refused, none is enqueued, and only those rows are given that were refused.
 -- Locks:  entries of jobs_unique_key, in order of tenant, scope and key. Then the jobs that hold
---         keys and are not simply kept, in the order of lock_keys. Two batches with the same keys wait for each
---         other, and do not deadlock.
+--         keys and are not simply kept, in the order of lock_keys. Two batches with the same keys
+--         wait for each other, and do not deadlock.
 -- Index:  jobs_pkey, jobs_unique_key, which decides.
 --
 -- Naively each job is inserted, and if its key is taken, what follows is done, before the next is

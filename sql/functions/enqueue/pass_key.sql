@@ -140,14 +140,14 @@ begin
 end
 $$;
 
--- lock_keys: lock the jobs that hold some keys, before pass_key takes them one by one. What the role
--- may not take is not locked.
+-- lock_keys: lock the jobs that hold some keys, before pass_key takes them one by one. What the
+-- role may not take is not locked.
 --
 -- Out:    whether each of the keys is held by a job that was locked. If not, one has ended, or was
 --         passed on, while another was waited for: undo the locks, and begin anew.
 -- Locks:  those that a worker holds first, then those that wait; each in id order. So two who take
---         the same keys do not deadlock. Nor does one with the worker that ends those jobs: it locks
---         what it ends, in id order, and then what waits for that (start_successors).
+--         the same keys do not deadlock. Nor does one with the worker that ends those jobs: it
+--         locks what it ends, in id order, and then what waits for that (start_successors).
 -- Rights: the owner's, as of pass_key.
 create or replace function {schema}.lock_keys(org_ids uuid[], scopes text[], unique_keys text[]) returns boolean
 language plpgsql volatile security definer
