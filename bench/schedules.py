@@ -1,8 +1,8 @@
 """How late is a schedule's job, and what do schedules cost a worker that is idle?
 
 Late: from the tick, by the machine's clock, to the first line of the handler. Schedules tick once a second; workers are processes.
-Idle: statements that the sessions of one worker send in a while, by PostgreSQL's own count of transactions, without schedules and
-with a thousand daily ones.
+Idle: statements that one worker sends in a while, without schedules and with a thousand daily ones; but for its listener's proofs,
+which are alike.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import functools
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -18,9 +20,12 @@ import trio
 
 from bench.support import latencies, open_database, open_server, options, report
 from pgnotifyq.model.registry import JobRegistry
+from pgnotifyq.runtime.link import Link
 from pgnotifyq.runtime.worker import run_worker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pgnotifyq.runtime.context import JobContext
 
 SETTLE_SECONDS = 5.0  # for a worker to fall asleep
@@ -80,21 +85,28 @@ def lateness(dsn: str, *, workers: int, schedules: int, seconds: int) -> list[fl
             process.wait()
 
 
-def transactions(session: psycopg.Connection[Any]) -> int:
-    """Return how many transactions the database has seen, but for those of this session."""
-    session.execute("select pg_stat_clear_snapshot()")
-    row = session.execute(
-        "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()"
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Count what a worker of this process asks, by the connection that it asks over."""
+    asked = Counter[str]()
+    attempt = Link.attempt
+
+    async def note(link: Any, *given: Any, **said: Any) -> Any:
+        asked[link._name] += 1  # noqa: SLF001  # for a look
+        return await attempt(link, *given, **said)
+
+    Link.attempt = note  # type: ignore[assignment]
+    try:
+        yield asked
+    finally:
+        Link.attempt = attempt  # type: ignore[method-assign]
 
 
 async def idle(dsn: str, *, schedules: int, seconds: float) -> int:
-    """Return how many transactions an idle worker makes."""
+    """Return how many statements an idle worker sends, but for its listener's proofs."""
     async with trio.open_nursery() as nursery:
         handle = await nursery.start(functools.partial(run_worker, registry(), dsn, concurrency=10))
-        with psycopg.connect(dsn, autocommit=True) as session:
+        with psycopg.connect(dsn, autocommit=True) as session, counted() as asked:
             session.execute(
                 "insert into pgnotifyq.schedules (name, rule, job_type) select 'd' || n,"
                 " (n %% 60) || ' ' || extract(hour from now() at time zone 'UTC' - %s * interval '1 hour') || ' * * *', 'stamp'"
@@ -102,12 +114,12 @@ async def idle(dsn: str, *, schedules: int, seconds: float) -> int:
                 (LONG_AGO_HOURS, schedules),
             )
             await trio.sleep(SETTLE_SECONDS)
-            before = transactions(session)
+            asked.clear()
             await trio.sleep(seconds)
-            after = transactions(session)
+            statements = asked.total()
             session.execute("delete from pgnotifyq.schedules")
         handle.drain()
-    return after - before
+    return statements
 
 
 def main() -> None:
@@ -125,12 +137,12 @@ def main() -> None:
         "late_one_worker": latencies(one),
         "late_four_workers": latencies(many),
         "late_fifty_at_once": latencies(crowd),
-        "idle_transactions": {"without": without, "with_1000_daily": with_them, "seconds": seconds / 2},
+        "idle_statements": {"without": without, "with_1000_daily": with_them, "seconds": seconds / 2},
     }
     line = "; ".join(
         f"{name} p50 {value['p50_ms']} ms p99 {value['p99_ms']} ms" for name, value in figures.items() if "p50_ms" in value
     )
-    report(question, f"schedules: {line}; idle {without} and {with_them} transactions", figures, asked.out)
+    report(question, f"schedules: {line}; idle {without} and {with_them} statements", figures, asked.out)
 
 
 if __name__ == "__main__":

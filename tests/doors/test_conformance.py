@@ -350,7 +350,6 @@ def schedules(case: Case) -> None:
     case.do("run_schedule", "nightly")
     case.do("backfill", "nightly", datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 1, 3, tzinfo=UTC))
     case.do("backfill", "nightly", datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 1, 3, tzinfo=UTC))
-    case.do("jobs")
     case.do("unschedule", "nightly")
     case.do("unschedule", "nightly")
     for verb in ("upcoming", "pause_schedule", "run_schedule"):
@@ -409,7 +408,7 @@ def what_became_of_a_key(case: Case) -> None:
 ENQUEUES: list[Callable[[Case], None]] = [
     enqueue_with_everything, enqueue_with_nothing, a_key_that_is_held, a_key_that_is_held_otherwise, many_at_once, headers, refusals,
 ]  # fmt: skip
-EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention, edits, pauses, schedules]
+EVERYWHERE: list[Callable[[Case], None]] = [*ENQUEUES, cancels, waits, dead_letters, retention, edits, pauses]
 CLIENTS_ONLY: list[Callable[[Case], None]] = [
     a_key_that_keeps_a_letter,
     what_became_of_a_key,
@@ -418,6 +417,7 @@ CLIENTS_ONLY: list[Callable[[Case], None]] = [
     looks_at_retention,
     erasures,
     drains,
+    schedules,
     looks_at_nothing,
     what_is_no_id,
 ]

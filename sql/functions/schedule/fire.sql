@@ -158,8 +158,10 @@ begin
 end
 $$;
 
--- enqueue_tick: enqueue the job of a tick. The jitter is the same for the same tick.
-create or replace function {schema}.enqueue_tick(schedule_id uuid, tick timestamptz) returns uuid
+-- enqueue_tick: enqueue the job of a tick. The jitter is the same for the same tick; what people
+-- run by hand has none (`is_by_hand`).
+create or replace function {schema}.enqueue_tick(schedule_id uuid, tick timestamptz, is_by_hand boolean default false)
+returns uuid
 language plpgsql volatile
 as $$
 #variable_conflict use_column
@@ -168,7 +170,7 @@ declare
     due_from timestamptz;
 begin
     select s.* into one from {schema}.schedules as s where s.id = enqueue_tick.schedule_id;
-    if one.jitter_seconds > 0 then
+    if one.jitter_seconds > 0 and not is_by_hand then
         due_from := enqueue_tick.tick + make_interval(secs => one.jitter_seconds
             * (hashtextextended(one.name || extract(epoch from enqueue_tick.tick), 0) & 1048575) / 1048576);
     end if;
@@ -279,7 +281,7 @@ begin
     while exists (select from {schema}.schedule_ticks as t where t.schedule_id = one.id and t.tick = own_tick) loop
         own_tick := own_tick + interval '1 microsecond';
     end loop;
-    started := {schema}.enqueue_tick(one.id, own_tick);
+    started := {schema}.enqueue_tick(one.id, own_tick, true);
     insert into {schema}.schedule_ticks (schedule_id, tick, org_id, job_id, state)
     values (one.id, own_tick, one.org_id, started, case when one.overlap = 'allow' then 'enqueued' else 'open' end);
     return started;
