@@ -20,8 +20,8 @@ select
     (select r.rolbypassrls from pg_roles as r where r.rolname = current_user) as bypasses_row_security,
     (select concat_ws(', ', string_agg(p.wanted || ' on ' || n.name, ', ' order by n.name, p.wanted),
          case when not (select bool_and(has_column_privilege(current_user, '{schema}.dead_letter_jobs', c.name, 'update'))
-                        from unnest(array['payload', 'headers', 'blanked_at']) as c(name))
-             then 'update (payload, headers, blanked_at) on dead_letter_jobs' end)
+                        from unnest(array['payload', 'headers', 'saved', 'blanked_at']) as c(name))
+             then 'update (payload, headers, saved, blanked_at) on dead_letter_jobs' end)
      from needed as n, unnest(n.wanted) as p(wanted)
      where not has_table_privilege(current_user, '{schema}.' || n.name, p.wanted)) as rights_missing,
     (select count(*) from pg_proc as p

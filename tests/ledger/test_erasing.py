@@ -29,6 +29,7 @@ WHOLE = EraseFilter(org_id=ORG)
 OF_SOMEBODY = {
     "jobs", "job_executions", "executions", "dead_letter_jobs", "job_troubles", "org_config", "org_credentials", "org_names", "org_audit",
     "schedules", "schedule_ticks", "job_logs",
+    "stack_requests",  # gone after ten minutes
     "fences",  # gone with the transaction
     "followers",  # gone a minute after who followed
 }  # fmt: skip
