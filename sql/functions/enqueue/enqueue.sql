@@ -113,7 +113,8 @@ begin
     select i.job_id, i.outcome into job_id, outcome
     from {schema}.insert_unique(
         -- So that the job that is superseded can say by which. A tenant chooses no ids.
-        case when has_column_privilege('{schema}.jobs', 'id', 'insert') then {schema}.new_id() end, enqueue.org_id, own_queue, enqueue.job_type, coalesce(enqueue.payload, 'null'), enqueue.priority::smallint,
+        case when has_column_privilege('{schema}.jobs', 'id', 'insert') then {schema}.new_id() end, enqueue.org_id, own_queue,
+        enqueue.job_type, coalesce(enqueue.payload, 'null'), enqueue.priority::smallint,
         coalesce(enqueue.scheduled_at, {schema}.clock()), enqueue.max_attempts, own_key,
         enqueue.queue_name is null and known_queue is null, nullif(enqueue.headers, '{{}}'), rule) as i;
     if outcome = 'refused' then
@@ -125,34 +126,34 @@ end
 $$;
 
 -- check_unique: refuse what a `unique` may not say, by the rules of pgnotifyq/model/unique.py.
-create or replace function {schema}.check_unique(rule jsonb) returns void
+create or replace function {schema}.check_unique(unique_rule jsonb) returns void
 language plpgsql immutable
 as $$
 begin
-    if rule->>'on_conflict' not in ('keep', 'replace', 'refuse', 'supersede') then
-        raise exception 'unique_on_conflict % is not known', quote_literal(rule->>'on_conflict')
+    if unique_rule->>'on_conflict' not in ('keep', 'replace', 'refuse', 'supersede') then
+        raise exception 'unique_on_conflict % is not known', quote_literal(unique_rule->>'on_conflict')
             using errcode = 'PNQ02', hint = 'Use keep, replace, refuse or supersede.';
     end if;
-    if rule->>'while' <> 'pending' then
-        raise exception 'unique_while % is not known', quote_literal(rule->>'while')
+    if unique_rule->>'while' <> 'pending' then
+        raise exception 'unique_while % is not known', quote_literal(unique_rule->>'while')
             using errcode = 'PNQ02', hint = 'Use pending or unfinished.';
     end if;
-    if rule->>'scope' <> '*' then
-        raise exception 'unique_scope % is not known', quote_literal(rule->>'scope')
+    if unique_rule->>'scope' <> '*' then
+        raise exception 'unique_scope % is not known', quote_literal(unique_rule->>'scope')
             using errcode = 'PNQ02', hint = 'Use job_type or global.';
     end if;
-    if rule ? 'for_seconds' and (rule ? 'while'
-        or not ((rule->>'for_seconds')::double precision > 0 and (rule->>'for_seconds')::double precision <= 316224000))
+    if unique_rule ? 'for_seconds' and (unique_rule ? 'while'
+        or not ((unique_rule->>'for_seconds')::double precision > 0 and (unique_rule->>'for_seconds')::double precision <= 316224000))
     then
-        raise exception 'unique_for_seconds % is out of range, or given with unique_while', rule->>'for_seconds'
+        raise exception 'unique_for_seconds % is out of range, or given with unique_while', unique_rule->>'for_seconds'
             using errcode = 'PNQ02', hint = 'Use more than 0, to 316224000, ten years.';
     end if;
-    if not (rule->>'longest_wait_seconds')::double precision between 0 and 316224000 then
-        raise exception 'unique_longest_wait_seconds % is out of range', rule->>'longest_wait_seconds'
+    if not (unique_rule->>'longest_wait_seconds')::double precision between 0 and 316224000 then
+        raise exception 'unique_longest_wait_seconds % is out of range', unique_rule->>'longest_wait_seconds'
             using errcode = 'PNQ02', hint = 'Use 0 to 316224000, ten years.';
     end if;
-    if not rule->'replace' <@ '["payload", "scheduled_at", "priority"]' or rule->'replace' = '[]' then
-        raise exception 'unique_replace % is not known', rule->>'replace'
+    if not unique_rule->'replace' <@ '["payload", "scheduled_at", "priority"]' or unique_rule->'replace' = '[]' then
+        raise exception 'unique_replace % is not known', unique_rule->>'replace'
             using errcode = 'PNQ02', hint = 'Use some of payload, scheduled_at and priority.';
     end if;
 end

@@ -2,8 +2,8 @@
 -- of a batch whose keys are taken.
 --
 -- In:     `new_id` null: the database chooses the id. `queue_name` is resolved, and the rest is
---         checked. `rule` says what `unique` says (enqueue_unique.sql); null or empty: the key is
---         the type's, until the job has ended, and on conflict the job that has it is kept.
+--         checked. `unique_rule` says what `unique` says (enqueue_unique.sql); null or empty: the
+--         key is the type's, until the job has ended, and on conflict the job that has it is kept.
 --         `is_taken`: the key is known to be taken.
 -- Out:    `outcome`: created; superseded: created, and the job that had the key was cancelled;
 --         kept, replaced, refused: `job_id` is the job that has the key.
@@ -12,14 +12,14 @@
 -- Index:  jobs_unique_key, which decides.
 create or replace function {schema}.insert_unique(
     new_id uuid, org_id uuid, queue_name text, job_type text, payload jsonb, priority smallint, scheduled_at timestamptz,
-    max_attempts integer, unique_key text, queue_not_said boolean, headers jsonb, rule jsonb,
+    max_attempts integer, unique_key text, queue_not_said boolean, headers jsonb, unique_rule jsonb,
     is_taken boolean default false)
 returns table (job_id uuid, outcome text)
 language plpgsql volatile
 as $$
 #variable_conflict use_column
 declare
-    until_time constant timestamptz := {schema}.clock() + make_interval(secs => (rule->>'for_seconds')::double precision);
+    until_time constant timestamptz := {schema}.clock() + make_interval(secs => (unique_rule->>'for_seconds')::double precision);
     own_only constant boolean := {schema}.own_only();
     passed record;
     wait_id uuid;
@@ -35,7 +35,7 @@ begin
             values (
                 insert_unique.new_id, insert_unique.org_id, insert_unique.queue_name, insert_unique.job_type, insert_unique.payload,
                 insert_unique.priority, insert_unique.scheduled_at, insert_unique.max_attempts, insert_unique.unique_key,
-                insert_unique.queue_not_said, insert_unique.headers, rule->>'scope', rule->>'while', until_time)
+                insert_unique.queue_not_said, insert_unique.headers, unique_rule->>'scope', unique_rule->>'while', until_time)
             on conflict (org_id, (coalesce(unique_scope::text, job_type::text)), unique_key)
             where unique_key is not null and key_passed_on is null
               and (unique_until is not null or waits_for is not null or (is_claimable and (started_at is null or unique_while is null))
@@ -49,7 +49,7 @@ begin
             values (
                 insert_unique.org_id, insert_unique.queue_name, insert_unique.job_type, insert_unique.payload,
                 insert_unique.priority, insert_unique.scheduled_at, insert_unique.max_attempts, insert_unique.unique_key,
-                insert_unique.queue_not_said, insert_unique.headers, rule->>'scope', rule->>'while', until_time)
+                insert_unique.queue_not_said, insert_unique.headers, unique_rule->>'scope', unique_rule->>'while', until_time)
             on conflict (org_id, (coalesce(unique_scope::text, job_type::text)), unique_key)
             where unique_key is not null and key_passed_on is null
               and (unique_until is not null or waits_for is not null or (is_claimable and (started_at is null or unique_while is null))
@@ -65,15 +65,15 @@ begin
             return;
         end if;
         -- Who may not ask pass_key may keep.
-        if coalesce(rule->>'on_conflict', 'keep') = 'keep' then
+        if coalesce(unique_rule->>'on_conflict', 'keep') = 'keep' then
             if own_only then
                 job_id := {schema}.key_holder(
-                    insert_unique.org_id, coalesce(rule->>'scope', insert_unique.job_type), insert_unique.unique_key);
+                    insert_unique.org_id, coalesce(unique_rule->>'scope', insert_unique.job_type), insert_unique.unique_key);
             else
                 select j.id into job_id
                 from {schema}.jobs as j
                 where j.org_id = insert_unique.org_id
-                  and {schema}.key_scope(j) = coalesce(rule->>'scope', insert_unique.job_type)
+                  and {schema}.key_scope(j) = coalesce(unique_rule->>'scope', insert_unique.job_type)
                   and j.unique_key = insert_unique.unique_key
                   and {schema}.holds_key(j) and not {schema}.gives_up_key(j, {schema}.clock());
             end if;
@@ -85,11 +85,11 @@ begin
         end if;
         select p.* into passed
         from {schema}.pass_key(
-            insert_unique.org_id, coalesce(rule->>'scope', insert_unique.job_type), insert_unique.unique_key,
-            coalesce(rule->>'on_conflict', 'keep'),
-            array(select jsonb_array_elements_text(coalesce(rule->'replace', '["payload", "scheduled_at", "priority"]'))),
+            insert_unique.org_id, coalesce(unique_rule->>'scope', insert_unique.job_type), insert_unique.unique_key,
+            coalesce(unique_rule->>'on_conflict', 'keep'),
+            array(select jsonb_array_elements_text(coalesce(unique_rule->'replace', '["payload", "scheduled_at", "priority"]'))),
             insert_unique.payload, insert_unique.scheduled_at, insert_unique.priority,
-            (rule->>'longest_wait_seconds')::double precision, insert_unique.new_id) as p;
+            (unique_rule->>'longest_wait_seconds')::double precision, insert_unique.new_id) as p;
         if passed.became in ('kept', 'replaced', 'refused') then
             job_id := passed.holder;
             outcome := passed.became;
