@@ -75,7 +75,7 @@ MODULES = (
 NOBODY = Lease(JobId(UUID(int=1)), ExecutionId(UUID(int=2)))
 HOSTILE = {"text": 'tab\t "quoted" \\ {a,b} é 🙂', "list": [1, 2.5, None, True], "empty": {}}
 CLAIM: dict[str, Any] = {"worker_id": ANN, "queues": ["default", "other"], "lease_seconds": 60.0}
-MOVING = {"snapshot_xmin", "dead_rows", "dead_row_share"}  # what a server counts for itself
+MOVING = {"snapshot_xmin", "dead_rows", "dead_row_share", "counted"}  # what a server counts for itself
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 TELL_TRANSACTIONS = {
     fences.fence_nothing().statement,

@@ -449,7 +449,8 @@ async def test_tracing_that_raises() -> None:
     executor = Executor(registry=registry, reach=Reach(None, registry), deadlines=Deadlines(Running.stop), random=lambda: 0.5)
     job = ClaimedJob()
     job.id, job.job_type, job.queue_name, job.attempts, job.max_attempts = JobId(uuid4()), "work", "default", 1, 2
-    job.payload_text, job.problem, job._headers, job._whole = "{}", "", None, None  # as a claim sets them
+    job.payload_text, job.problem = "{}", ""  # as a claim sets them
+    job._headers = job._saved = job._whole = None
     running = Running(job=job, renewed_at=trio.current_time())
     before = tracing.in_place()
     tracing.put_in_place(Raises())

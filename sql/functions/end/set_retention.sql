@@ -16,7 +16,7 @@ language plpgsql volatile
 as $$
 #variable_conflict use_column
 declare
-    each double precision;
+    wrong record;
 begin
     if set_retention.queue_name is null or set_retention.queue_name !~ '^([A-Za-z0-9_][A-Za-z0-9_.:-]{{0,62}}|[*])$' then
         raise exception 'queue name % is not valid', quote_nullable(set_retention.queue_name)
@@ -26,11 +26,14 @@ begin
         raise exception 'ending % is not known', quote_literal(set_retention.ending)
             using errcode = 'PNQ02', hint = 'Use completed, cancelled, dead, or null for completed and cancelled.';
     end if;
-    foreach each in array array[set_retention.keep_seconds, set_retention.payload_seconds, set_retention.result_seconds] loop
-        if each not between 0 and 3155760000 then
-            raise exception 'a time of % s is out of range', each
-                using errcode = 'PNQ02', hint = 'Use 0 to 3155760000, a hundred years; null: say nothing.';
-        end if;
+    for wrong in
+        select t.name, t.seconds
+        from (values ('keep_seconds', set_retention.keep_seconds), ('payload_seconds', set_retention.payload_seconds),
+            ('result_seconds', set_retention.result_seconds)) as t(name, seconds)
+        where t.seconds not between 0 and 3155760000
+    loop
+        raise exception '% % is out of range', wrong.name, wrong.seconds
+            using errcode = 'PNQ02', hint = 'Use 0 to 3155760000, a hundred years; null: say nothing.';
     end loop;
     if set_retention.ending = 'dead' and set_retention.result_seconds is not null then
         raise exception 'a dead letter has no result' using errcode = 'PNQ02', hint = 'Leave result_seconds out.';
