@@ -58,11 +58,11 @@ def test_in_bash(run: Callable[..., Any], tmp_path: Path) -> None:
         tmp_path,
         [
             "PATH=$PWD:$PATH; . ./script && echo re''ady\n",
-            "pgnotifyq enq\t --uniq\tk\n",
+            "pgnotifyq enq\t --prio\tk\n",
             "pgnotifyq db ps\t\n",
             "pgnotifyq completion f\t\n",
         ],
-        ["ready", "told: enqueue --unique-key k", "told: db psql", "told: completion fish"],
+        ["ready", "told: enqueue --priority k", "told: db psql", "told: completion fish"],
     )
     assert "command not found" not in shown
 

@@ -52,13 +52,13 @@ def option(name: str) -> st.SearchStrategy[list[str]]:
 
 
 flags: dict[str, st.SearchStrategy[list[str]]] = {
-    **{name: st.just([name]) for name in ("--json", "--help", "--all", "--dry-run", "--no-json", "--nonsense", "--continue")},
+    **{name: st.just([name]) for name in ("--json", "--help", "--all", "--dry-run", "--no-json", "--nonsense", "--continue", "--logs", "--follow", "--stack")},
     **{
         name: option(name)
         for name in (
             "--queue", "--priority", "--delay-seconds", "--at", "--max-attempts", "--org", "--unique-key", "--status", "--type",
             "--limit", "--why", "--wait-seconds", "--purge", "--purge-older-than-seconds", "--schema", "--payload", "--in",
-            "--batch",
+            "--batch", "--timeout-seconds",
         )
     },
     "--dsn": st.sampled_from(DSNS).map(lambda value: ["--dsn", value]),
@@ -79,10 +79,10 @@ COMMANDS = {
         "--continue",
     ],
     "jobs": ["--status", "--queue", "--type", "--limit"],
-    "show": [],
+    "show": ["--logs", "--follow"],
     "watch": ["--timeout-seconds"],
-    "explain": [],
-    "stack": [],
+    "explain": ["--stack"],
+    "stack": ["--timeout-seconds"],
     "top": [],
     "cancel": ["--why", "--wait-seconds"],
     "dead": ["--queue", "--type", "--limit", "--purge", "--purge-older-than-seconds"],
