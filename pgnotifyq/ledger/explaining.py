@@ -75,6 +75,8 @@ class Explanation:
     # The job whose handler has to end first: it had this one's unique key, and was cancelled.
     waits_for: JobId | None = None
     due_after_wait_in_seconds: float | None = None  # if that ended now; negative: it is due then; None: it waits for none
+    schedule: str | None = None  # the name of the schedule that enqueued it; None: none did
+    scheduled_for: str | None = None  # for which of its ticks, in UTC
     pauses: list[Hindrance] = attrs.field(factory=list)  # that hold it back
     id_age_seconds: float | None = None  # of one that is not there: what its id says; None: its id says nothing
     kept_seconds: float | None = None  # of one that is not there: a finished job is kept for so long, at the least
@@ -312,6 +314,7 @@ SAYINGS: dict[str, Callable[[Explanation], list[str]]] = {
     "at_capacity": _at_capacity,
     "behind": _behind,
     "next": _next,
+    "of_schedule": lambda found: [f"Schedule {found.schedule} enqueued it, for {found.scheduled_for}."],
     "dead": _dead,
     "never_there": _never_there,
     "pruned": _pruned,

@@ -28,6 +28,10 @@ AFTER_HOLDER = (
     "update pgnotifyq.jobs set scheduled_at = 'infinity', due_after_wait = now() + interval '1 hour',"
     " waits_for = '00000000-0000-7000-8000-000000000001'"
 )
+OF_SCHEDULE = (
+    "update pgnotifyq.jobs set headers ="
+    """ '{"pgnotifyq_schedule": {"name": "nightly", "tick": "2026-11-29T03:00:00+00:00"}}'"""
+)
 FAILED = "update pgnotifyq.jobs set attempts = 1, error_message = e'boom\nat line 3'"
 OTHER_HANDLER = f"select pgnotifyq.publish_handlers('{WORKER}', '{{y}}', '{{null}}', '{{null}}')"
 AHEAD = "select pgnotifyq.enqueue('x', priority => 9)"
@@ -62,6 +66,11 @@ CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
         [ALIVE % 2, AFTER_HOLDER],
         ["after_holder"],
         ["It waits until job 00000000-0000-7000-8000-000000000001 has ended, which had its unique key", "in 60 min at the earliest"],
+    ),
+    "of a schedule": (
+        [ALIVE % 2, OF_SCHEDULE],
+        ["due", "next", "of_schedule"],
+        ["Schedule nightly enqueued it, for 2026-11-29T03:00:00+00:00"],
     ),
     "next": ([ALIVE % 2], ["due", "next"], ["2 free slot(s); 0 due job(s) of its queue come first"]),
     "behind": ([ALIVE % 2, AHEAD], ["due", "behind"], ["1 due job(s) of its queue come first"]),

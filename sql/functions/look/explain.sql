@@ -112,6 +112,8 @@ as $$
                 'trouble_with', t.verb, 'trouble', t.error_message, 'trouble_tries', t.tries,
                 'trouble_look_in_seconds', {schema}.seconds_until(t.look_at, f.now),
                 'waits_for', f.waits_for,
+                'schedule', f.headers->'pgnotifyq_schedule'->>'name',
+                'scheduled_for', f.headers->'pgnotifyq_schedule'->>'tick',
                 'due_after_wait_in_seconds', case when f.waits_for is not null then {schema}.seconds_until(f.due_after_wait, f.now) end,
                 'pauses', (
                     select coalesce(jsonb_agg(jsonb_build_object('scope', p.scope, 'name', p.name, 'who', p.who, 'why', p.why,
@@ -144,7 +146,8 @@ as $$
             case when (a.waits or not a.is_kept) and a.workers = 0 then case when a.others > 0 then 'no_handler' else 'no_worker' end end,
             case when a.is_in_line and a.slots_free = 0 then 'at_capacity' end,
             case when a.is_in_line and a.jobs_before > 0 then 'behind' end,
-            case when a.is_in_line and a.slots_free > 0 and a.jobs_before = 0 then 'next' end
+            case when a.is_in_line and a.slots_free > 0 and a.jobs_before = 0 then 'next' end,
+            case when a.facts->>'schedule' is not null then 'of_schedule' end
         ], null), a.facts
     from answered as a
     union all
