@@ -64,7 +64,10 @@ set jit = off
 set enable_seqscan = off
 as $$
 begin
-    if pg_relation_size('{schema}.job_logs') > 0 and has_table_privilege('{schema}.job_logs', 'select, delete') then
+    -- Rights are asked for one by one: of a list, any is enough.
+    if pg_relation_size('{schema}.job_logs') > 0 and has_table_privilege('{schema}.job_logs', 'select')
+        and has_table_privilege('{schema}.job_logs', 'delete')
+    then
         delete from {schema}.job_logs as l
         using gone as g
         where l.org_id = g.org_id and l.job_id = g.job_id and l.execution_id = g.id;

@@ -197,6 +197,28 @@ async def test_logs_go_with_their_job(connection: Link) -> None:
     assert await value(connection, "select count(*) from pgnotifyq.job_logs") == 0  # its job is gone
 
 
+async def test_role_that_may_delete_no_logs(connection: Link) -> None:
+    """It deletes jobs and their history all the same, if it may look at the logs or not; the logs stay."""
+    async with connection.transaction(force_rollback=True):
+        await connection.execute(
+            "create role pgnotifyq_test_deletes_no_logs bypassrls; grant usage on schema pgnotifyq to pgnotifyq_test_deletes_no_logs;"
+            " grant select, delete on pgnotifyq.jobs, pgnotifyq.job_executions to pgnotifyq_test_deletes_no_logs;"
+            " grant select on pgnotifyq.dead_letter_jobs to pgnotifyq_test_deletes_no_logs"
+        )
+        for number, right in enumerate((b"", b"grant select on pgnotifyq.job_logs to pgnotifyq_test_deletes_no_logs"), 1):
+            await enqueue(connection)
+            job = await claim_one(connection)
+            await ask(connection, watching.keep_logs(SCHEMA, [log(lease(job), "[]")]))
+            await settle(connection, job, ENDINGS["complete"])
+            if right:
+                await connection.execute(right)
+            await connection.execute("set role pgnotifyq_test_deletes_no_logs")
+            await connection.execute("delete from pgnotifyq.jobs")
+            await connection.execute("reset role")
+            assert await value(connection, "select count(*) from pgnotifyq.job_executions") == 0
+            assert await value(connection, "select count(*) from pgnotifyq.job_logs") == number
+
+
 def test_what_is_no_event() -> None:
     """Any role can send a notification: what no code of ours would send is left out, and raises nothing."""
     job = str(ME)
