@@ -23,7 +23,7 @@ from pgnotifyq.ledger.roles import RoleKind
 from pgnotifyq.migrating import migrate
 from pgnotifyq.model.errors import ConfigError, MissingRights
 from pgnotifyq.wire.asking import ask, ask_blocking
-from pgnotifyq.wire.connection import open_connection
+from pgnotifyq.wire.connection import Connection, open_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -340,3 +340,16 @@ def test_restored_where_the_roles_are_not(server_dsn: str) -> None:
         assert seen[2:] == (ANN, [ANN])
         with psycopg.connect(make_conninfo(other, user=f"web_{mark}"), autocommit=True) as session:
             session.execute("select pgnotifyq.enqueue('noop')")
+
+
+@pytest.mark.parametrize("rights", ["", "select", "select, delete"])
+async def test_worker_without_hooks_needs_no_right_to_them(connection: Connection[Any], rights: str) -> None:
+    """Whatever it has: of a list of rights, PostgreSQL takes any for all."""
+    async with connection.transaction(force_rollback=True):
+        await connection.execute(
+            "create role pgnotifyq_test_hookless; grant usage on schema pgnotifyq to pgnotifyq_test_hookless"
+        )
+        if rights:
+            await connection.execute(f"grant {rights} on pgnotifyq.hooks to pgnotifyq_test_hookless")
+        await connection.execute("set local role pgnotifyq_test_hookless")
+        await connection.execute("select pgnotifyq.publish_hooks('{a}', '{}', '{}', '{}')")

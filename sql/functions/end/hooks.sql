@@ -101,7 +101,10 @@ as $$
 #variable_conflict use_column
 begin
     -- A worker without hooks needs no right to the table.
-    if coalesce(cardinality(of_types), 0) = 0 and not has_table_privilege({schema_text} || '.hooks', 'select, delete') then
+    if coalesce(cardinality(of_types), 0) = 0 and not (
+        has_table_privilege('{schema}.hooks', 'select') and has_table_privilege('{schema}.hooks', 'insert')
+        and has_table_privilege('{schema}.hooks', 'delete'))
+    then
         return;
     end if;
     insert into {schema}.hooks (job_type, ending, hook_type)
