@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -34,29 +33,6 @@ settings.load_profile("pgnotifyq")
 
 # Of the embedded server. Nothing here asks whether data survives a crash but the tests that start a server of their own.
 SETTINGS = {"fsync": "off", "max_connections": "200", "track_functions": "all", "deadlock_timeout": "200ms"}
-
-# Files that take long, by their processes and their waits. They come first: else one of them is begun last, and the other
-# process of `-n 2` has nothing to do until it ends. xdist would give out files by the number of their tests.
-LONG = (
-    "rolling/test_rolling.py", "test_docs.py", "test_examples.py", "test_readme.py", "cli/test_demo.py", "cli/test_watch.py",
-    "runtime/test_schedules.py", "runtime/test_schedule_chaos.py", "ledger/test_unique_race.py", "ledger/test_stateful.py",
-    "runtime/test_process_handlers.py", "runtime/test_shutdown.py", "runtime/test_standing_still.py", "runtime/test_row_fuzz.py",
-    "runtime/test_promises.py", "django/test_worker.py", "django/test_docs_page.py", "pooler/test_workers.py", "pooler/test_page.py",
-    "attacks/test_attacks.py", "cli/test_handler_processes.py", "cli/test_processes.py", "doors/test_conformance.py",
-    "test_docs_upgrading.py", "runtime/test_stacks.py", "cli/test_top.py", "runtime/test_failover.py",
-)  # fmt: skip
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Give files out in the order in which they are collected."""
-    if hasattr(config.option, "loadscopereorder"):
-        config.option.loadscopereorder = False
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take long first."""
-    tests = Path(__file__).parent
-    items.sort(key=lambda item: item.path.relative_to(tests).as_posix() not in LONG)
 
 
 @pytest.fixture(scope="session")
