@@ -45,6 +45,12 @@ begin
     if current_setting('pgnotifyq.buries', true) = 'yes' then
         return null;
     end if;
+    -- Who deletes a job that runs, deletes what the next one of its unique key waits for.
+    if exists (select from gone as g where g.is_held and g.key_passed_on)
+        and has_column_privilege('{schema}.jobs', 'waits_for', 'update')
+    then
+        perform {schema}.start_successors_of(row(g.*)::{schema}.jobs) from gone as g where g.is_held and g.key_passed_on;
+    end if;
     select array_agg(g.id), array_agg(g.org_id) into ids, org_ids
     from gone as g
     where not exists (select from {schema}.dead_letter_jobs as d where d.id = g.id and d.org_id = g.org_id);

@@ -434,6 +434,16 @@ async def test_end_of_the_holder_waits_for_who_supersedes_it(connection: Link, o
     assert (await claim_one(connection)).id == second
 
 
+async def test_holder_that_is_deleted_while_it_runs(connection: Link) -> None:
+    """Whoever deletes it: the job that waits for its end is due, and does not wait for ever."""
+    await put(connection)
+    first = await claim_one(connection)
+    second, outcome = await put(connection, on_conflict="supersede")
+    assert outcome == "superseded"
+    await connection.execute("delete from pgnotifyq.jobs where id = %s", (first.id,))
+    assert (await claim_one(connection)).id == second
+
+
 async def test_explained(connection: Link) -> None:
     """Somebody who asks is told which job the new one waits for, and when it is due then."""
     first, _ = await put(connection)

@@ -17,28 +17,42 @@ set enable_bitmapscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
+begin
+    perform {schema}.start_successors_of(h.job)
+    from (
+        select j as job from {schema}.jobs as j where j.id = any (job_ids) and j.key_passed_on and not j.is_held order by j.id
+    ) as h;
+end
+$$;
+
+-- start_successors_of: the same of one job, whose row may be gone: somebody has deleted it while
+-- its handler ran (history_goes_with_its_job asks it). Else its successor would wait for ever.
+create or replace function {schema}.start_successors_of(job {schema}.jobs) returns void
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
 declare
     time_now timestamptz;
-    holder {schema}.jobs;
 begin
-    for holder in
-        select j.* from {schema}.jobs as j where j.id = any (job_ids) and j.key_passed_on and not j.is_held order by j.id
     loop
-        loop
-            perform
-            from {schema}.jobs as j
-            where j.org_id = holder.org_id and {schema}.key_scope(j) = {schema}.key_scope(holder)
-              and j.unique_key = holder.unique_key and {schema}.holds_key(j) and j.waits_for = holder.id;
-            exit when not found;
-            time_now := {schema}.clock();
-            -- This wakes a worker (jobs_wake_after_reschedule).
-            update {schema}.jobs as j
-            set waits_for = null,
-                due_after_wait = null,
-                scheduled_at = case when j.status = 'pending' then coalesce(j.due_after_wait, time_now) else j.scheduled_at end
-            where j.org_id = holder.org_id and {schema}.key_scope(j) = {schema}.key_scope(holder)
-              and j.unique_key = holder.unique_key and {schema}.holds_key(j) and j.waits_for = holder.id;
-        end loop;
+        perform
+        from {schema}.jobs as j
+        where j.org_id = (job).org_id and {schema}.key_scope(j) = {schema}.key_scope(job)
+          and j.unique_key = (job).unique_key and {schema}.holds_key(j) and j.waits_for = (job).id;
+        exit when not found;
+        time_now := {schema}.clock();
+        -- This wakes a worker (jobs_wake_after_reschedule).
+        update {schema}.jobs as j
+        set waits_for = null,
+            due_after_wait = null,
+            scheduled_at = case when j.status = 'pending' then coalesce(j.due_after_wait, time_now) else j.scheduled_at end
+        where j.org_id = (job).org_id and {schema}.key_scope(j) = {schema}.key_scope(job)
+          and j.unique_key = (job).unique_key and {schema}.holds_key(j) and j.waits_for = (job).id;
     end loop;
 end
 $$;
