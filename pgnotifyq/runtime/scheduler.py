@@ -12,6 +12,10 @@ claimer polls.
 Which ticks there are is computed here, by cronsim, and never while a row is locked: the statement
 names the tick that was next when it was computed, and does nothing if that is not so any more.
 
+A worker comes a little ahead of the tick, and the statement waits for it in the database, with all
+done but the commit. So how long a fire takes, and how well this worker knows the time, does not
+make the job late.
+
 Several workers wake at the same tick. With ticks in quick succession all but one would come in
 vain, each time. So a worker whose statement has done nothing comes a moment later next time, and
 looks before it fires: mostly it finds the work done. If the one that is first is gone, another is,
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
 
 AT_ONCE_MAX = 64  # schedules in one statement, which holds their locks
 LOOK_SECONDS_MAX = 3600.0  # a clock that was set is noticed then, at the latest
+AHEAD_SECONDS = 0.01  # how long before a tick its statement is sent,
+AHEAD_SECONDS_EACH = 0.002  # and how much longer for each schedule of that tick; fire.sql allows 0.25 in all
 SOON_SECONDS = 60.0  # a longer sleep ends so much before the tick
 QUICK_SECONDS = 2.0  # ticks that follow within that leave the first turn to who had it
 STAGGER_SECONDS = (0.015, 0.06)  # how much later the others come: one look a second, as ticks are
@@ -133,12 +139,20 @@ class _Scheduler:
             self.seen_at = trio.current_time()
             if self.now is None:
                 return LOOK_SECONDS_MAX
-            first = self.coming.pending[0]
-            if first.due_at is None or first.due_at <= self.now:
+            seconds = self._seconds_until_first(self.now)
+            if seconds <= 0:
                 if await self.fire_due():
                     continue
                 return AGAIN_SECONDS
-            return self._pause((first.due_at - self.now).total_seconds())
+            return self._pause(seconds)
+
+    def _seconds_until_first(self, now: datetime) -> float:
+        """Return how long it is until the first schedules are to be fired, ahead of their tick."""
+        due_at = self.coming.pending[0].due_at
+        if due_at is None:
+            return 0.0
+        alike = sum(each.due_at == due_at for each in self.coming.pending)
+        return (due_at - now).total_seconds() - AHEAD_SECONDS - alike * AHEAD_SECONDS_EACH
 
     def _pause(self, seconds: float) -> float:
         if seconds > 2 * SOON_SECONDS:
@@ -146,7 +160,7 @@ class _Scheduler:
         # Ticks in quick succession, and others see to them.
         if self.is_late and trio.current_time() + seconds - self.fired_at < QUICK_SECONDS:
             low, high = STAGGER_SECONDS
-            return seconds + low + (high - low) * self.me.random.random()
+            return seconds + AHEAD_SECONDS + low + (high - low) * self.me.random.random()
         self.is_late = False
         return seconds
 
@@ -155,6 +169,8 @@ class _Scheduler:
         now = self.now
         if now is None:
             return True
+        if (first_at := self.coming.pending[0].due_at) is not None and self._seconds_until_first(now) <= 0:
+            now = max(now, first_at)
         due = [each for each in self.coming.pending if each.due_at is None or each.due_at <= now]
         keys = {(each.schedule_id, each.version, each.next_at) for each in due}
         if not due:

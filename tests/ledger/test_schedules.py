@@ -93,6 +93,38 @@ async def test_tick_of_the_future(connection: Link) -> None:
     assert await hours_of_jobs(connection) == []
 
 
+async def test_tick_that_is_ahead(connection: Link) -> None:
+    """The statement waits for it, with the job enqueued: the job has the tick's time, and is not there before it."""
+    await put(connection)
+    one = await seen(connection)
+    tick = await value(connection, "select clock_timestamp() + interval '200 milliseconds'")
+    async with connection.transaction():
+        (fired,) = await ask(connection, schedules.fire_schedules(SCHEMA, [Move(of=one, ticks=[tick], next_at=None)]))
+        assert fired.became == "enqueued"
+        assert await value(connection, "select clock_timestamp()") >= tick
+        assert await value(connection, "select current_setting('pgnotifyq.clock', true)") == ""
+    assert await fetch(connection, "select scheduled_at, created_at from pgnotifyq.jobs") == [(tick, tick)]
+
+
+async def test_tick_that_is_ahead_and_a_refused_one(connection: Link) -> None:
+    """What one schedule's job is refused by takes the tick's time from no other."""
+    for name in ("refused", "taken"):
+        await put(connection, name)
+    pending = (await ask(connection, schedules.due_schedules(SCHEMA, limit=10))).pending
+    await connection.execute(
+        "create function refuse() returns trigger language plpgsql as"
+        " $$ begin raise check_violation; end $$;"
+        "create trigger refuse before insert on pgnotifyq.jobs for each row"
+        " when (new.headers #>> '{pgnotifyq_schedule,name}' = 'refused') execute function refuse()"
+    )
+    tick = await value(connection, "select clock_timestamp() + interval '200 milliseconds'")
+    moves = [Move(of=one, ticks=[tick], next_at=None) for one in pending]
+    fired = await ask(connection, schedules.fire_schedules(SCHEMA, moves))
+    assert sorted(each.became for each in fired) == ["enqueued", "failed"]
+    assert await value(connection, "select clock_timestamp()") >= tick
+    assert await value(connection, "select scheduled_at from pgnotifyq.jobs") == tick
+
+
 @pytest.mark.parametrize("change", [{"rule": "5 * * * *"}, {"tz": "Europe/Berlin"}, {"exclude": "2026-12-25"}])
 async def test_rule_that_changed_meanwhile(connection: Link, change: dict[str, str]) -> None:
     """What was computed by the rule before does nothing."""

@@ -95,6 +95,13 @@ MUTANTS = (
         ("ledger/test_schedules.py::test_rule_that_changed_meanwhile",),
     ),
     Mutant(
+        "schedule: who comes ahead of the tick does not wait for it",
+        SQL + "schedule/fire.sql",
+        "perform pg_sleep(extract(epoch from ready_at - {schema}.clock()));",
+        "",
+        ("ledger/test_schedules.py::test_tick_that_is_ahead",),
+    ),
+    Mutant(
         "schedule: the index of ticks is not asked",
         SQL + "schedule/fire.sql",
         "became := 'known';",

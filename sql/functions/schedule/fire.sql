@@ -2,7 +2,7 @@
 --
 -- In:     moves  an array of objects, one a schedule:
 --                schedule_id, version, next_at   as the worker has read them
---                ticks          those to enqueue a job for, none of them in the future
+--                ticks          those to enqueue a job for, none of them later than the next 250 ms
 --                next_to        the tick after them
 --                error_message  why the rule cannot be followed; then it is tried again later
 -- Out:    one row a tick: the job, and what became of the tick: enqueued, waiting, skipped; or, of
@@ -20,6 +20,12 @@
 -- all three: so another worker fires the tick again. Once a job's end is durable, so is its tick,
 -- as the log is written in order.
 --
+-- A worker comes a little ahead of the tick. When all but the commit is done, this function waits
+-- for the tick, and returns. So its own time makes no job late: that was 4 of the 7 ms from a tick
+-- to its handler, and half of the 55 ms for fifty schedules of one tick. What is written ahead has
+-- the tick's time (`pgnotifyq.clock`): the job's times are the tick, and its wake-up names it as
+-- one that is due. Who pauses or changes the schedule meanwhile waits for this.
+--
 -- What one schedule's job is refused by (a trigger of the user's, say) is that schedule's own: it
 -- is noted there, and tried again later.
 create or replace function {schema}.fire_schedules(moves jsonb)
@@ -30,7 +36,10 @@ as $$
 #variable_conflict use_column
 declare
     retry_seconds constant integer := 60;
-    time_now constant timestamptz := {schema}.clock();
+    ahead_max constant interval := '250 milliseconds';
+    time_now timestamptz := {schema}.clock();
+    ready_at timestamptz := time_now;
+    clock_before text := coalesce(current_setting('pgnotifyq.clock', true), '');
     move record;
     one {schema}.schedules;
     told record;
@@ -44,6 +53,7 @@ begin
         select m.*
         from jsonb_to_recordset(fire_schedules.moves) as m(
             schedule_id uuid, version integer, next_at timestamptz, next_to timestamptz, ticks timestamptz[], error_message text)
+        where not exists (select from unnest(m.ticks) as t(tick) where t.tick is null or t.tick > time_now + ahead_max)
         order by m.schedule_id
     loop
         select s.* into one
@@ -52,12 +62,15 @@ begin
           and s.paused_at is null
         for no key update skip locked;
         continue when not found;
-        continue when exists (select from unnest(move.ticks) as t(tick) where t.tick is null or t.tick > time_now);
         if move.error_message is not null then
             update {schema}.schedules as s
             set retry_at = time_now + make_interval(secs => retry_seconds), error_message = left(move.error_message, 1000)
             where s.id = one.id;
             continue;
+        end if;
+        ready_at := greatest(ready_at, (select max(t.tick) from unnest(move.ticks) as t(tick)));
+        if ready_at > time_now then
+            perform set_config('pgnotifyq.clock', ready_at::text, true);
         end if;
         said := null;
         begin
@@ -95,6 +108,10 @@ begin
         return query
         select one.id, t.tick, t.job_id, t.became from unnest(ticks, job_ids, words) as t(tick, job_id, became);
     end loop;
+    if ready_at > time_now then
+        perform set_config('pgnotifyq.clock', clock_before, true);
+        perform pg_sleep(extract(epoch from ready_at - {schema}.clock()));
+    end if;
 end
 $$;
 
