@@ -39,6 +39,7 @@ class ClaimedJob:
         "attempts",
         "current_execution_id",
         "id",
+        "is_bare",
         "job_type",
         "max_attempts",
         "payload_text",
@@ -54,6 +55,7 @@ class ClaimedJob:
     problem: str  # why not
     attempts: int
     max_attempts: int
+    is_bare: bool  # it has no headers, and nothing was saved, as of most jobs
     _headers: bytes | None  # JSON; None: there are none, or `_whole` has them
     _saved: bytes | None  # the same of what a handler has saved
     _lazy: tuple[Any, ...]  # the worker, the encoding, and the bytes of the columns that `whole` decodes
@@ -78,6 +80,7 @@ class ClaimedJob:
         job.max_attempts = integer_from(value(row, MAX_ATTEMPTS))
         job._headers = value(row, answer.nfields - 1)
         job._saved = value(row, answer.nfields - 2)
+        job.is_bare = job._headers is None and job._saved is None
         # One by one: a loop takes twice the time.
         job._lazy = (
             worker_id,
@@ -132,6 +135,7 @@ class ClaimedJob:
         job.attempts = whole.attempts
         job.max_attempts = whole.max_attempts or MAX_ATTEMPTS_DEFAULT
         job._headers = job._saved = None
+        job.is_bare = whole.headers is NO_HEADERS and whole.saved is None
         job._whole = whole
         return job
 

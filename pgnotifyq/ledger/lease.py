@@ -90,8 +90,8 @@ def job_order(lease: Lease) -> int:
 def lease_arrays(leases: Sequence[Lease]) -> tuple[str, str]:
     """Write job ids and execution ids as two arrays."""
     return (
-        "{" + ",".join([lease[0].hex for lease in leases]) + "}",
-        "{" + ",".join([lease[1].hex for lease in leases]) + "}",
+        "{" + ",".join([f"{lease[0].int:032x}" for lease in leases]) + "}",
+        "{" + ",".join([f"{lease[1].int:032x}" for lease in leases]) + "}",
     )
 
 

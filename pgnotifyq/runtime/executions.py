@@ -118,7 +118,8 @@ class Executions:
         self.is_draining = False
         self._tell = tell
         self._meter = meter
-        self._held: dict[JobId, Running] = {}
+        # By the number of the job's id: the id itself is hashed in Python, four times a job.
+        self._held: dict[int, Running] = {}
         # Set when the first lease appears: heartbeat and trust wait for it.
         self.taken_up = trio.Event()
         self.emptied = trio.Event()
@@ -247,8 +248,9 @@ class Executions:
             count += 1
             if self._rooms:
                 rooms[running.job.queue_name] = rooms.get(running.job.queue_name, 0) + 1
-            if self._held.get(running.job.id) is running:
-                del self._held[running.job.id]
+            number = running.job.id.int
+            if self._held.get(number) is running:
+                del self._held[number]
             if running.is_given_up:
                 running.is_given_up = False
                 self.given_up.append(running)
@@ -269,10 +271,11 @@ class Executions:
         # reclaimed while this worker did not know. No task would find it any more, so it is stopped
         # now. And the new one goes to the end of the order.
         for running in claimed:
-            before = self._held.pop(running.job.id, None)
+            number = running.job.id.int
+            before = self._held.pop(number, None)
             if before is not None:
                 self.stop(before, Interrupt(kind=InterruptKind.LEASE_LOST, why="this worker claimed the job again"))
-            self._held[running.job.id] = running
+            self._held[number] = running
         self.taken_up.set()
         if self.emptied.is_set():
             self.emptied = trio.Event()
@@ -307,7 +310,7 @@ class Executions:
 
     def find(self, job_id: JobId, execution_id: ExecutionId | None = None) -> Running | None:
         """Return the execution of a job, if it is held here (and is this execution)."""
-        running = self._held.get(job_id)
+        running = self._held.get(job_id.int)
         if running is None or (execution_id is not None and running.lease.execution_id != execution_id):
             return None
         return running
@@ -331,10 +334,11 @@ class Executions:
 
     def renew(self, running: Running, sent_at: float) -> None:
         """Note that a beat sent at `sent_at` was answered for this lease."""
-        if self._held.get(running.job.id) is running:
-            del self._held[running.job.id]
+        number = running.job.id.int
+        if self._held.get(number) is running:
+            del self._held[number]
             running.renewed_at = sent_at
-            self._held[running.job.id] = running
+            self._held[number] = running
 
     def stop(self, running: Running, interrupt: Interrupt) -> bool:
         """Interrupt one execution and have its grace counted; True if this is news."""

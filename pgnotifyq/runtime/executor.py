@@ -123,7 +123,8 @@ class Executor:
         token: Token[Headers | None] | None = None
         value: object = None
         try:
-            token = self._enter(running)
+            if not job.is_bare or in_place() is not None:
+                token = self._enter(running)
             if not in_process:  # else when one is free
                 self._begin(running, handler, scope)
             if around := self.registry.around(handler):
@@ -350,7 +351,7 @@ def _read(handler: Handler, running: Running) -> Any:
     """Return what a handler is given first, or `Raised`; and have it find what was saved."""
     job = running.job
     try:
-        if job.has_saved:
+        if not job.is_bare and job.has_saved:
             running.saved = read_state(job.saved, handler)
         payload = handler.read(job.whole.payload if handler.takes_job else job.payload)
     except PayloadTooNew as error:

@@ -219,9 +219,8 @@ class Settler:
             _trace([*ended, *late], became)
         is_quiet = not became and not self._me.tells_routine
         for running in [*ended, *late]:
-            outcome = running.outcome_known
-            if not (is_quiet and outcome.kind is SettleKind.COMPLETE and outcome.error_message is None):
-                self._tell(running, outcome, became.get(running.job.id))
+            if not (is_quiet and running.outcome is PLAIN_COMPLETION):
+                self._tell(running, running.outcome_known, became.get(running.job.id))
 
     def _tell(self, running: Running, outcome: Outcome, surprise: lease.Surprise | None) -> None:
         if _is(surprise, "bare"):

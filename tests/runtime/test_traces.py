@@ -451,6 +451,7 @@ async def test_tracing_that_raises() -> None:
     job.id, job.job_type, job.queue_name, job.attempts, job.max_attempts = JobId(uuid4()), "work", "default", 1, 2
     job.payload_text, job.problem = "{}", ""  # as a claim sets them
     job._headers = job._saved = job._whole = None
+    job.is_bare = True
     running = Running(job=job, renewed_at=trio.current_time())
     before = tracing.in_place()
     tracing.put_in_place(Raises())
