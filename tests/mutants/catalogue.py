@@ -232,7 +232,7 @@ MUTANTS = (
     ),
     Mutant(
         "hooks: none of a pending job's cancel",
-        "sql/migrations/0012_headers.sql",
+        "sql/migrations/0018_watching.sql",
         "perform {schema}.fire_hook(new);",
         "null;",
         ("runtime/test_hooks.py::test_a_cancel_by_sql_while_no_worker_lives",),
@@ -246,7 +246,7 @@ MUTANTS = (
     ),
     Mutant(
         "hooks: two of a cancel while the job runs",
-        "sql/migrations/0012_headers.sql",
+        "sql/migrations/0018_watching.sql",
         "if old.status = 'pending' and pg_relation_size",
         "if pg_relation_size",
         ("runtime/test_hooks.py::test_a_cancel_while_it_runs",),
@@ -466,7 +466,7 @@ MUTANTS = (
     ),
     Mutant(
         "fence dropped: a commit that the handler says itself",
-        "sql/migrations/0010_fences.sql",
+        "sql/migrations/0013_tenants_by_token.sql",
         "if held <> 'held' then",
         "if held is null then",
         ("runtime/test_own_transactions.py::test_commit_by_hand_without_the_job",),
