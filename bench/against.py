@@ -34,23 +34,24 @@ QUESTIONS = {
 RATE = "jobs_per_second"
 TIME = "p50_ms"
 CPU = "cpu_us"
+INSTRUCTIONS = "instructions"
 
 
 def figures_of(answer: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, float]:
-    """Return the rates, median times and CPU times of a script's JSON, by where they are in it."""
+    """Return the rates, median times, CPU times and instructions of a script's JSON, by where they are in it."""
     found: dict[str, float] = {}
     for name, value in answer.items():
         where = (*path, name)
         if isinstance(value, dict):
             found |= figures_of(value, where)
-        elif isinstance(value, (int, float)) and (RATE in where or CPU in where or name == TIME):
+        elif isinstance(value, (int, float)) and (RATE in where or CPU in where or name in {TIME, INSTRUCTIONS}):
             found[", ".join(where)] = float(value)
     return found
 
 
 def ratio(name: str, here: float, there: float) -> float:
     """Return how many times as fast this checkout is by one figure."""
-    return there / here if name.endswith(TIME) or CPU in name else here / there
+    return there / here if name.endswith((TIME, INSTRUCTIONS)) or CPU in name else here / there
 
 
 def asked(question: str, options: str, folder: Path, python: Path) -> dict[str, float]:
