@@ -59,7 +59,8 @@ from pgnotifyq.model.events import Event, EventName, EventSink
 # A handler: where it is registered, what it is given, what it may return.
 from pgnotifyq.model.around import Lifespan, Middleware, Resources
 from pgnotifyq.model.handler import Handler, RunsIn
-from pgnotifyq.model.registry import HandlerDecorator, HookSettings, JobRegistry
+from pgnotifyq.model.registry import HandlerDecorator, JobRegistry
+from pgnotifyq.model.beside import HookSettings
 from pgnotifyq.model.converting import make_converter
 from pgnotifyq.model.retry import RetryPolicy
 
@@ -167,8 +168,8 @@ __all__ = [
     "Handler",
     "RunsIn",
     "HandlerDecorator",
-    "HookSettings",
     "JobRegistry",
+    "HookSettings",
     "make_converter",
     "RetryPolicy",
     "JobContext",

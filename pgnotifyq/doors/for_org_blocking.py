@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pgnotifyq.doors.org_verbs import OrgVerbs
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.changes import Batch, JobFilter
+    from pgnotifyq.ledger.explaining import Explanation
     from pgnotifyq.ledger.look import DeadGroup
     from pgnotifyq.ledger.retention import Erasable, Erased
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
@@ -249,6 +250,23 @@ class OrgClient(BlockingOrgSchedules):
         """
         attempts: list[Execution] = self._ask(self._verbs.history(job_id))
         return attempts
+
+    def explain(self, job_id: JobId | UUID | str) -> Explanation:
+        """Return why a job is where it is: what it waits for, or how it ended.
+
+        Of a dead letter too. Nothing that other tenants have a part in is told: docs/explain.md
+        says what is left out.
+
+        Returns: what holds, in words (`answers`), in sentences, and what they are decided by. Of
+            the jobs that come first, the tenant's own count alone.
+
+        Raises:
+            InvalidJob: `job_id` is not an id.
+            JobNotFound: the tenant has no such job.
+            MissingRights: the role may not look at workers, as those of producers and tenants.
+        """
+        found: Explanation = self._ask(self._verbs.explain(job_id))
+        return found
 
     def logs(self, job_id: JobId | UUID | str, *, attempt: int | None = None) -> list[LogLine]:
         """Return what handlers of a job have logged by `ctx.log`, oldest first.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pgnotifyq.doors.verbs import Verbs
     from pgnotifyq.ledger.ask import Answer, Ask, Plan
     from pgnotifyq.ledger.changes import Batch, JobFilter
+    from pgnotifyq.ledger.explaining import Explanation
     from pgnotifyq.ledger.look import DeadGroup
     from pgnotifyq.ledger.retention import Erasable, Erased
     from pgnotifyq.ledger.schedules import ScheduleRow
@@ -116,6 +117,10 @@ class OrgVerbs:
     def history(self, job_id: JobId | UUID | str) -> Ask[list[Execution]]:
         """Look at the attempts of a job."""
         return organisation.history(self.schema, self.org_id, job_id_of(job_id))
+
+    def explain(self, job_id: JobId | UUID | str) -> Ask[Explanation]:
+        """Look at why a job is where it is."""
+        return organisation.explain(self.schema, self.org_id, job_id_of(job_id))
 
     def logs(self, job_id: JobId | UUID | str, *, attempt: int | None = None) -> Ask[list[LogLine]]:
         """Look at what handlers have logged."""

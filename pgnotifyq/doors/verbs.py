@@ -1,7 +1,8 @@
 """The verbs of every door, as values: what each asks, and what its answer means to a caller.
 
 This is the one table of verbs. If a public method of `Verbs` returns a verb of the ledger, each
-client has a method of that name: awaited on trio and asyncio (awaited.py), blocking (sync.py).
+client has a method of that name. One that is awaited is in awaited.py or operating.py, its blocking
+twin in sync.py or operating_blocking.py; those of schedules have two files of their own.
 `wait` and `drain` a door must do by itself (ends.py, blocking_ends.py).
 tests/doors/test_verbs.py compares the doors with this table, and with each other.
 

@@ -34,7 +34,7 @@ class Hindrance:
 
     scope: str  # queue, job_type or everything
     name: str  # the queue's or the job type's; of everything it is empty
-    who: str
+    who: str  # empty if a tenant asks
     why: str | None
     for_seconds: float  # since it was paused, or paused anew by another
 
@@ -80,6 +80,9 @@ class Explanation:
     pauses: list[Hindrance] = attrs.field(factory=list)  # that hold it back
     id_age_seconds: float | None = None  # of one that is not there: what its id says; None: its id says nothing
     kept_seconds: float | None = None  # of one that is not there: a finished job is kept for so long, at the least
+    # Whether one tenant asks (`client.for_org`). Then `jobs_before` are its own alone. Of free
+    # slots, of workers' versions and hosts, and of who paused what and why, nothing is told.
+    is_of_tenant: bool = False
 
     # The first of the pauses, in words of their own.
 
@@ -117,13 +120,47 @@ def explain(schema: str, job_id: JobId) -> Ask[Explanation]:
 
     def read(answer: Answer, encoding: str) -> Explanation:
         (found,) = records(answer, encoding)
-        facts: dict[str, Any] = found["facts"]
-        facts["pauses"] = [Hindrance(**each) for each in facts.get("pauses", ())]
-        if (first := facts.get("waits_for")) is not None:
-            facts["waits_for"] = JobId(UUID(first))
-        return Explanation(job_id=job_id, label=found["label"], answers=found["answers"], **facts)
+        return explained(job_id, found)
 
     return Ask(call("explain", "uuid", schema), (job_id.hex,), read, said_of(schema))
+
+
+def explained(job_id: JobId, found: dict[str, Any]) -> Explanation:
+    """Read a row that `explain` gave."""
+    facts: dict[str, Any] = found["facts"]
+    facts["pauses"] = [Hindrance(**each) for each in facts.get("pauses", ())]
+    if (first := facts.get("waits_for")) is not None:
+        facts["waits_for"] = JobId(UUID(first))
+    return Explanation(job_id=job_id, label=found["label"], answers=found["answers"], **facts)
+
+
+# What a tenant is told of its own job. What is not here is not told, also if it comes to be a field
+# one day: other tenants have a part in it, or it is the operator's.
+TOLD_TENANTS = frozenset({
+    "job_id", "label", "due_in_seconds", "lease_seconds_left", "workers", "workers_without_handler", "queue_name", "job_type",
+    "attempts", "max_attempts", "error_message", "reason", "is_parked", "held_for_seconds", "is_holder_alive", "ended_for_seconds",
+    "trouble_with", "trouble", "trouble_tries", "trouble_look_in_seconds", "waits_for", "due_after_wait_in_seconds", "schedule",
+    "scheduled_for",
+})  # fmt: skip
+IN_LINE = ("at_capacity", "behind", "next")  # one of these at the least: a live worker takes it in its turn
+
+
+def of_tenant(found: Explanation, jobs_before: int | None) -> Explanation:
+    """Return what a tenant is told of its job: nothing that another tenant has a part in.
+
+    `jobs_before`: those of the tenant alone.
+    """
+    answers = [answer for answer in found.answers if answer not in IN_LINE]
+    if len(answers) < len(found.answers):
+        place = found.answers.index(next(answer for answer in found.answers if answer in IN_LINE))
+        answers.insert(place, "behind" if jobs_before else "in_line")
+    return Explanation(
+        answers=answers,
+        jobs_before=jobs_before,
+        pauses=[attrs.evolve(each, who="", why=None) for each in found.pauses],
+        is_of_tenant=True,
+        **{name: getattr(found, name) for name in TOLD_TENANTS},
+    )
 
 
 def span(seconds: float) -> str:
@@ -177,6 +214,9 @@ def _paused(found: Explanation) -> list[str]:
             "queue": (f"Queue {each.name}", each.name),
             "job_type": (f"Job type {each.name}", f"--type {each.name}"),
         }.get(each.scope, ("Everything", "--everything"))
+        if found.is_of_tenant:
+            lines.append(f"{what} was paused {span(each.for_seconds)} ago.")
+            continue
         why = f": {each.why}" if each.why else ""
         lines += [
             f"{what} was paused {span(each.for_seconds)} ago by {each.who}{why}",
@@ -194,6 +234,8 @@ def _put_aside(found: Explanation) -> list[str]:
 
 def _no_worker(found: Explanation) -> list[str]:
     queue = found.queue_name
+    if found.is_of_tenant:
+        return [f"No live worker takes queue {queue}."]
     return [f"No live worker takes queue {queue}: start one with python -m pgnotifyq worker --queue {queue}."]
 
 
@@ -202,6 +244,8 @@ def _no_handler(found: Explanation) -> list[str]:
         f"None of the {found.workers_without_handler} live worker(s) of queue {found.queue_name}"
         f" has a handler for job type {found.job_type}"
     )
+    if found.is_of_tenant:
+        return [f"{none}; it waits, uncharged, for one that has."]
     seen = ", ".join(found.versions_without_handler) or "of no version"
     return [
         f"{none}; it waits, uncharged, for one that has: register the handler, and start its worker.",
@@ -217,6 +261,8 @@ def _worker_gone(found: Explanation) -> list[str]:
 
 
 def _holder(found: Explanation) -> str:
+    if found.is_of_tenant:
+        return "a worker"
     if found.held_on_host is None:
         return "a worker that has left no trace"
     return f"host {found.held_on_host}, process {found.held_by_pid}"
@@ -237,9 +283,10 @@ def _running(found: Explanation) -> list[str]:
 
 def _stopping(found: Explanation) -> list[str]:
     since = f"{span(found.ended_for_seconds or 0)} ago"
+    stands = "" if found.is_of_tenant else f"; python -m pgnotifyq stack {found.job_id} says where it stands"
     return [
         f"It was cancelled{_why(found)}, and its handler has not stopped yet, on {_holder(found)}.",
-        f"It was told to stop {since}; python -m pgnotifyq stack {found.job_id} says where it stands.",
+        f"It was told to stop {since}{stands}.",
         *_lease(found),
     ]
 
@@ -252,9 +299,10 @@ def _ended(found: Explanation) -> list[str]:
 
 def _dead(found: Explanation) -> list[str]:
     why = _why(found) or "."
+    requeues = "requeues it." if found.is_of_tenant else f"says python -m pgnotifyq requeue {found.job_id}"
     return [
         f"It is dead ({found.reason}) after {found.attempts} of {found.max_attempts} attempts{why}",
-        f"It died {span(found.ended_for_seconds or 0)} ago, and stays so until somebody says python -m pgnotifyq requeue {found.job_id}",
+        f"It died {span(found.ended_for_seconds or 0)} ago, and stays so until somebody {requeues}",
     ]
 
 
@@ -263,6 +311,8 @@ def _at_capacity(found: Explanation) -> list[str]:
 
 
 def _behind(found: Explanation) -> list[str]:
+    if found.is_of_tenant:
+        return [f"{found.jobs_before or 0} due job(s) of its tenant come first in its queue."]
     return [f"{found.jobs_before or 0} due job(s) of its queue come first."]
 
 
@@ -314,6 +364,7 @@ SAYINGS: dict[str, Callable[[Explanation], list[str]]] = {
     "at_capacity": _at_capacity,
     "behind": _behind,
     "next": _next,
+    "in_line": lambda found: [f"It waits for its turn in queue {found.queue_name}."],  # decided by `of_tenant`
     "of_schedule": lambda found: [f"Schedule {found.schedule} enqueued it, for {found.scheduled_for}."],
     "dead": _dead,
     "never_there": _never_there,

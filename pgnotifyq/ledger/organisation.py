@@ -13,7 +13,7 @@ from uuid import UUID
 
 import attrs
 
-from pgnotifyq.ledger import end, fences, look
+from pgnotifyq.ledger import end, explaining, fences, look
 from pgnotifyq.ledger.ask import Ask, Plan, nothing, text
 from pgnotifyq.ledger.columns import number, only, records, rows, truth, word
 from pgnotifyq.ledger.enqueue import new_ids
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from pgnotifyq.ledger.ask import Answer, Steps
     from pgnotifyq.ledger.changes import Edit
+    from pgnotifyq.ledger.explaining import Explanation
     from pgnotifyq.ledger.lease import Surprise
     from pgnotifyq.model.job import DeadLetter, Execution, ExecutionId, Job, JobId, Lease, WorkerId
     from pgnotifyq.model.outcome import Outcome
@@ -175,6 +176,24 @@ def history(schema: str, org_id: OrgId, job_id: JobId) -> Ask[list[Execution]]:
     Source: sql/queries/org/executions.sql
     """
     return Ask(query("org/executions", schema), (org_id.hex, job_id.hex), look.history(schema, job_id).read, said_of(schema))
+
+
+def explain(schema: str, org_id: OrgId, job_id: JobId) -> Ask[Explanation]:
+    """Return why a job of a tenant is where it is, and nothing of other tenants.
+
+    Raises:
+        JobNotFound: the tenant has no such job.
+
+    Source: sql/queries/org/explain.sql
+    """
+
+    def read(answer: Answer, encoding: str) -> Explanation:
+        found = records(answer, encoding)
+        if not found or found[0]["label"] == "unknown":  # there is none, or it went just now
+            raise no_job(job_id)
+        return explaining.of_tenant(explaining.explained(job_id, found[0]), found[0]["own_before"])
+
+    return Ask(query("org/explain", schema), (org_id.hex, job_id.hex), read, said_of(schema))
 
 
 def count_jobs(

@@ -18,7 +18,7 @@ a registry stand outside of those of a registry that it includes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from pgnotifyq.model.handler import RunsIn
 T = TypeVar("T")
 
 _LOOPS = (RunsIn.TRIO, RunsIn.ASYNCIO)
+Around = Callable[[Any], AsyncIterator[Any] | AbstractAsyncContextManager[Any]]  # what a program writes
 
 
 @attrs.frozen(eq=False)

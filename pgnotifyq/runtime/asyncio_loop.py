@@ -58,7 +58,7 @@ import trio.lowlevel
 
 from pgnotifyq.model.around import NO_RESOURCES, Resources, enter, failed_at_end
 from pgnotifyq.model.errors import PgnotifyqError, text_of
-from pgnotifyq.model.registry import PLAIN_RESULTS, finished
+from pgnotifyq.model.returned import PLAIN_RESULTS, finished
 from pgnotifyq.runtime.bell import Bell
 from pgnotifyq.runtime.logs import job_names
 

@@ -25,7 +25,7 @@ _CALLERS: dict[str, frozenset[str] | None] = {
     str(_RUNTIME / "executor.py"): None,
     str(_RUNTIME / "asyncio_loop.py"): frozenset({"Errand._call", "Errand._call_within"}),
     str(_RUNTIME / "processes_child.py"): frozenset({"_Child._call"}),
-    str(_RUNTIME.parent / "model" / "registry.py"): frozenset({"finished"}),
+    str(_RUNTIME.parent / "model" / "returned.py"): frozenset({"finished"}),
 }
 
 

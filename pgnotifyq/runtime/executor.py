@@ -39,8 +39,8 @@ from pgnotifyq.model.outcome import (
     innermost,
 )
 from pgnotifyq.model.payload import PayloadTooNew, decode
-from pgnotifyq.model.registry import PLAIN_RESULTS, finished
 from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.returned import PLAIN_RESULTS, finished
 from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime.asyncio_context import AsyncioContext
 from pgnotifyq.runtime.asyncio_loop import errand_of, open_loop

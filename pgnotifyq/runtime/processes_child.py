@@ -45,7 +45,8 @@ from pgnotifyq.model.headers import carried, to_carry
 from pgnotifyq.model.job import JobId, WorkerId
 from pgnotifyq.model.outcome import Interrupt, Raised, Returned, encode_result, ended_by, is_wish, why_not_stored
 from pgnotifyq.model.payload import PayloadTooNew, decode, encoded
-from pgnotifyq.model.registry import JobRegistry, has_not_run
+from pgnotifyq.model.registry import JobRegistry
+from pgnotifyq.model.returned import has_not_run
 from pgnotifyq.model.tracing import in_place
 from pgnotifyq.runtime import processes_messages as words
 from pgnotifyq.runtime.context import Already, JobContext

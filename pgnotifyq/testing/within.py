@@ -38,7 +38,7 @@ from pgnotifyq.model.errors import ConfigError, JobCancelled, LeaseLost, Transac
 from pgnotifyq.model.handler import Handler
 from pgnotifyq.model.job import JobId, WorkerId
 from pgnotifyq.model.outcome import SettleKind
-from pgnotifyq.model.registry import finished
+from pgnotifyq.model.returned import finished
 from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.runtime.deadlines import Deadlines

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import attrs
 import psycopg
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -128,7 +129,7 @@ def test_job_of_another_tenant(do: Do, dsn: str, state: str) -> None:
             bury(dsn, str(theirs))
         rows = "select xmin::text, id::text, t::text from pgnotifyq.{} as t"
         before = [session.execute(rows.format(table).encode()).fetchall() for table in ("jobs", "dead_letter_jobs")]
-        for verb, named in (("get", {}), ("get_dead", {}), ("cancel", {}), ("cancel", {"wait_seconds": 1}), ("requeue", {}), ("wait", {})):  # fmt: skip
+        for verb, named in (("get", {}), ("get_dead", {}), ("explain", {}), ("cancel", {}), ("cancel", {"wait_seconds": 1}), ("requeue", {}), ("wait", {})):  # fmt: skip
             told = []
             for job_id in (theirs, never):
                 with pytest.raises(JobNotFound) as error:
@@ -137,6 +138,39 @@ def test_job_of_another_tenant(do: Do, dsn: str, state: str) -> None:
             assert told[0] == told[1], verb
         assert do(OURS, "history", theirs) == []
         assert before == [session.execute(rows.format(table).encode()).fetchall() for table in ("jobs", "dead_letter_jobs")]
+
+
+def test_why_a_job_waits(do: Do, dsn: str) -> None:
+    """A tenant is told what its job waits for. What others have a part in is not told, whatever they have there."""
+    worker, host = uuid.uuid4(), "rack-7"
+    register = "select pgnotifyq.register_worker(%s, %s, 4711, '{default,images}', 1, '9.9.9', false, 60)"
+    jobs = [do(THEIRS, "enqueue", "noop", priority=9) for _ in range(2)]
+    ours, alone = do(OURS, "enqueue", "noop"), do(OURS, "enqueue", "noop", queue="images")
+    assert do(OURS, "explain", ours).sentences[-1] == "No live worker takes queue default."
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute(register, (worker, host))
+        waits = do(OURS, "explain", ours)
+        assert (waits.answers, waits.jobs_before, waits.slots_free, waits.workers) == (["due", "in_line"], 0, 0, 1)
+        assert do(OURS, "explain", alone).answers == ["due", "in_line"]  # it is the next, and a slot is free
+        session.execute("select from pgnotifyq.claim(%s, '{default}', 1, 600)", (worker,))
+        assert do(OURS, "explain", alone).answers == ["due", "in_line"]  # another tenant has the only slot
+        assert attrs.evolve(do(OURS, "explain", ours), due_in_seconds=0) == attrs.evolve(waits, due_in_seconds=0)
+        do(OURS, "enqueue", "noop", priority=5)
+        behind = do(OURS, "explain", ours)
+        assert (behind.answers, behind.jobs_before) == (["due", "behind"], 1)
+        assert behind.sentences[-1] == "1 due job(s) of its tenant come first in its queue."
+        session.execute("select pgnotifyq.pause('default', who => 'ann', why => 'umbrella floods us')")
+        paused = do(OURS, "explain", ours)
+        assert (paused.answers, paused.paused, paused.paused_by, paused.paused_why) == (["due", "paused"], "queue", "", None)
+        do(OURS, "cancel_all", pgnotifyq.JobFilter(queue="default"))
+        session.execute("select from pgnotifyq.claim(%s, '{images}', 1, 600)", (worker,))
+        runs = do(OURS, "explain", alone)
+        assert (runs.answers, runs.held_on_host, runs.held_by_pid) == (["running"], None, None)
+        for told in (waits, behind, paused, runs):
+            text = f"{told} {told.sentences}"
+            assert [
+                word for word in (host, "4711", "9.9.9", "ann", "umbrella", str(worker), *map(str, jobs)) if word in text
+            ] == []
 
 
 def test_saying_another_tenant(do: Do) -> None:
@@ -224,8 +258,11 @@ def test_looking_without_a_right_to_dead_letters(door: str, dsn: str) -> None:
                 for job_id in (dies, theirs, uuid.uuid4()):
                     with pytest.raises(JobNotFound):
                         do(OURS, verb, job_id)
-            with pytest.raises(pgnotifyq.MissingRights):
-                do(OURS, "requeue", dies)
+            for verb, job_id in (("requeue", dies), ("explain", lives)):
+                with pytest.raises(pgnotifyq.MissingRights):
+                    do(OURS, verb, job_id)
+            with pytest.raises(JobNotFound):
+                do(OURS, "explain", theirs)
 
 
 def test_looking_without_a_right_to_dead_letters_in_a_transaction(dsn: str) -> None:

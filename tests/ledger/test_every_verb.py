@@ -347,6 +347,7 @@ def story_of_a_tenant() -> Story:
         yield organisation.get_job(SCHEMA, whose, job_id)
         yield organisation.get_dead(SCHEMA, whose, job_id)
         yield organisation.history(SCHEMA, whose, job_id)
+        yield organisation.explain(SCHEMA, whose, job_id)
         yield organisation.count_jobs(SCHEMA, whose, status="pending")
         yield organisation.count_dead(SCHEMA, whose)
         yield organisation.requeue(SCHEMA, whose, job_id)

@@ -15,8 +15,9 @@ from pgnotifyq.model.converting import make_converter
 from pgnotifyq.model.credentials import CredentialKeys
 from pgnotifyq.model.errors import ConfigError, HandlerAlreadyRegistered, InvalidName, UnknownJobType
 from pgnotifyq.model.job import Job
-from pgnotifyq.model.registry import JobRegistry, finished
+from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.model.retry import RetryPolicy
+from pgnotifyq.model.returned import finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable

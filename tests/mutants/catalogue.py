@@ -951,7 +951,7 @@ MUTANTS = (
     ),
     Mutant(
         "a generator that nobody ran is a result",
-        "pgnotifyq/model/registry.py",
+        "pgnotifyq/model/returned.py",
         "if isinstance(value, _NOT_RUN):",
         "if isinstance(value, _NOT_RUN) and not value:",
         ("model/test_registry.py::test_a_result_that_has_not_run_is_a_failure",),
