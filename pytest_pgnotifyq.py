@@ -71,9 +71,14 @@ def _open_server() -> Iterator[str]:
     """Run an embedded server, in memory where there is room for it."""
     from pgnotifyq.embedded import open_temporary_server
 
-    is_roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN
-    with open_temporary_server(settings=SETTINGS, within=MEMORY if is_roomy else None) as server:
+    with open_temporary_server(settings=SETTINGS, within=roomy_memory()) as server:
         yield server.dsn
+
+
+def roomy_memory() -> Path | None:
+    """Return a file system in memory that has room for a server; None: there is none."""
+    is_roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN
+    return MEMORY if is_roomy else None
 
 
 def _load(name: str) -> Any:

@@ -5,8 +5,11 @@ Every test has a database of its own, cloned from a template that was migrated o
 
 from __future__ import annotations
 
+import compileall
 import os
+import sys
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -19,6 +22,7 @@ from psycopg.conninfo import make_conninfo
 from pgnotifyq.embedded import open_temporary_server
 from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import connect, open_connection
+from pytest_pgnotifyq import roomy_memory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -32,7 +36,19 @@ settings.register_profile(
 settings.load_profile("pgnotifyq")
 
 # Of the embedded server. Nothing here asks whether data survives a crash but the tests that start a server of their own.
-SETTINGS = {"fsync": "off", "max_connections": "200", "track_functions": "all", "deadlock_timeout": "200ms"}
+SETTINGS = {
+    "fsync": "off",
+    "max_connections": "200",
+    "max_wal_size": "128MB",  # its files may be in memory
+    "track_functions": "all",
+    "deadlock_timeout": "200ms",
+}
+
+# Tests start a thousand processes. Where Python is told to keep no bytecode, as in many images, each would compile the package
+# anew, which takes as long as all else of its start. What does not change in a session is compiled once; a program that a test
+# writes is not.
+if sys.dont_write_bytecode and "PYTEST_XDIST_WORKER" not in os.environ:
+    compileall.compile_dir(Path(__file__).parent.parent / "pgnotifyq", quiet=2)
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +59,7 @@ def server_dsn() -> Iterator[str]:
         yield given
         return
     version = int(os.environ.get("PGNOTIFYQ_TEST_POSTGRES", "18"))
-    with open_temporary_server(version=version, settings=SETTINGS) as server:
+    with open_temporary_server(version=version, settings=SETTINGS, within=roomy_memory()) as server:
         yield server.dsn
 
 

@@ -89,6 +89,15 @@ def test_each_command_has_help(run: Callable[..., Any], command: str) -> None:
     assert "--dsn" in ran.out
 
 
+@pytest.mark.parametrize(("arguments", "stdin"), [(["jobs", "--help"], ""), (["enqueue", "x", "-"], "{"), (["nonsense"], "")])
+def test_run_is_as_python_from_its_start(run: Callable[..., Any], dsn: str, arguments: list[str], stdin: str) -> None:
+    """What other tests are told of a command, in less time, is what a process says that begins with Python."""
+    ran = run(*arguments, stdin=stdin)
+    begun = run(*arguments, stdin=stdin, PYTHONUTF8="1")
+    assert (ran.code, ran.out, ran.err) == (begun.code, begun.out, begun.err)
+    assert ran.out or ran.err
+
+
 def test_a_job_from_enqueue_to_cancel(run: Callable[..., Any]) -> None:
     """Enqueue prints the id; jobs, show and stats know it; cancel says what became of it, twice."""
     job_id = run("enqueue", "resize", '{"path": "a.png"}', "--priority", "5").out.strip()

@@ -21,7 +21,7 @@ from pgnotifyq.model.outcome import Outcome, SettleKind
 from pgnotifyq.model.payload import Undecodable
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import Connection, open_connection
-from tests.cli.conftest import run
+from tests.cli.conftest import commands, run
 from tests.ledger.support import ANN, SCHEMA, claim, enqueue, fetch, lease, value
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tests.cli.conftest import Ran
 
-__all__ = ["run"]
+__all__ = ["commands", "run"]
 Link = Connection[Any]
 LAST, FIRST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
 TIMES = {"infinity": LAST, "-infinity": FIRST, "294276-12-31 23:59:59+00": LAST, "10000-01-01 00:00+00": LAST,

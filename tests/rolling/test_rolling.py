@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgnotifyq.ledger.schema import code_version
-from tests.rolling.stage import WHEEL, open_deploy, roll
+from tests.rolling.stage import PATIENCE_SECONDS, WHEEL, open_deploy, roll
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +30,7 @@ def test_old_processes_run_the_old_release(blank_dsn: str, tmp_path: Path) -> No
             assert found.startswith(str(deploy.old)) == (release == "old")
 
 
+@pytest.mark.timeout(3 * PATIENCE_SECONDS)  # so that a wait that is in vain says what it waited for
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_rolling_deploy(blank_dsn: str, tmp_path: Path, number: signal.Signals) -> None:
     """There, back and there again, under load: nothing is lost, charged wrongly, dead, or done twice.
