@@ -171,6 +171,26 @@ async def test_a_follower_that_is_gone(connection: Link, ears: Ears) -> None:
     assert await value(connection, "select count(*) from pgnotifyq.followers") == 1
 
 
+async def test_nobody_follows_any_more(connection: Link, other: Link) -> None:
+    """Then the table is made empty, so that no statement looks into it; while somebody does, or reads it, it is left."""
+    size = "select pg_relation_size('pgnotifyq.followers')"
+    assert not await ask(connection, watching.forget_followers(SCHEMA))
+    await ask(connection, watching.follow_events(SCHEMA, ME))
+    assert not await ask(connection, watching.forget_followers(SCHEMA))
+    assert await ask(connection, watching.follow_events(SCHEMA, ME)) == "kept"
+    await ask(connection, watching.unfollow(SCHEMA, ME))
+    async with other.transaction():
+        await other.execute("select from pgnotifyq.followers")
+        assert not await ask(connection, watching.forget_followers(SCHEMA))
+    assert await value(connection, size) > 0
+    assert await ask(connection, watching.forget_followers(SCHEMA))
+    assert await value(connection, size) == 0
+    await ask(connection, watching.follow_events(SCHEMA, ME))
+    await pass_time(connection, 61)
+    assert await ask(connection, watching.forget_followers(SCHEMA))
+    assert await value(connection, size) == 0
+
+
 async def test_too_many_followers(connection: Link) -> None:
     """Of more than a thousand the rest is told so."""
     await fetch(
