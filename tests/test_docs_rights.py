@@ -251,7 +251,7 @@ def test_every_block_is_said() -> None:
     """Here."""
     assert set(BLOCKS) == {
         "roles", "owner", "tenant role", "everybody", "producer", "producer by name", "producer cancels", "producer looks",
-        "worker", "worker tenant", "worker of tenants", "worker of stacks", "observer", "short way", "superuser",
+        "worker", "worker tenant", "worker of tenants", "observer", "short way", "superuser",
     }  # fmt: skip
 
 
@@ -377,9 +377,29 @@ def test_worker(shop: Shop) -> None:
     assert work(shop, "who")["who"].result == shop.tenant
 
 
+@pytest.mark.parametrize("kind", ["producer", "tenant"])
+def test_roles_that_make_no_schedules(shop: Shop, kind: str) -> None:
+    """Nor change or see any: each verb says whose schedules are, and what to do."""
+    name = f"shop_web_{shop.suffix}"
+    dsn = shop.of("shop_web")
+    subprocess.run([sys.executable, "-m", "pgnotifyq", "migrate", "--dsn", shop.dsn, f"--grant-{kind}", name], check=True)
+    with pgnotifyq.sync.open_client(dsn) as client:
+        verbs: list[Callable[[], object]] = [
+            lambda: client.schedule("nightly", "0 3 * * *", "who"),
+            lambda: client.pause_schedule("nightly"),
+            lambda: client.resume_schedule("nightly"),
+            lambda: client.run_schedule("nightly"),
+            lambda: client.unschedule("nightly"),
+            client.schedules,
+        ]
+        for verb in verbs:
+            with pytest.raises(pgnotifyq.MissingRights, match=r"permission denied.*registry\.every.*--grant-admin"):
+                verb()
+
+
 def test_worker_of_stacks(shop: Shop) -> None:
     """May ask with the block, and is told the right that it lacks without."""
-    shop.say("worker")
+    shop.say("worker", but_not=("insert on pgnotifyq.stack_requests", "shop_worker"))
     with psycopg.connect(shop.of("shop_worker"), autocommit=True) as session:
         ask = b"select is_there from pgnotifyq.ask_stack((select id from pgnotifyq.jobs))"
         shop.admin.execute(
@@ -388,7 +408,7 @@ def test_worker_of_stacks(shop: Shop) -> None:
         )
         with pytest.raises(psycopg.errors.InsufficientPrivilege, match="stack_requests"):
             session.execute(ask)
-        shop.say("worker of stacks")
+        shop.say("worker")
         assert session.execute(ask).fetchone() == (True,)
 
 

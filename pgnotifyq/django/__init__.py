@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pgnotifyq.django.backend import PgnotifyqBackend
     from pgnotifyq.django.declaring import PgnotifyqTask, PgnotifyqTaskContext, task
+    from pgnotifyq.django.scheduling import every
 
-__all__ = ["PgnotifyqBackend", "PgnotifyqTask", "PgnotifyqTaskContext", "task"]
+__all__ = ["PgnotifyqBackend", "PgnotifyqTask", "PgnotifyqTaskContext", "every", "task"]
 
 
 def __getattr__(name: str) -> object:
@@ -28,6 +29,10 @@ def __getattr__(name: str) -> object:
 
         listen()
         return PgnotifyqBackend
+    if name == "every":
+        from pgnotifyq.django.scheduling import every
+
+        return every
     if name in __all__:
         from pgnotifyq.django import declaring
 

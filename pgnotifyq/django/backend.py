@@ -120,11 +120,37 @@ class PgnotifyqBackend(BaseTaskBackend):
             find_task(task.module_path)
         except UnknownJobType as error:
             raise InvalidTask(str(error)) from error
+        job = self.job_of(task, args, kwargs)
+        job_id, enqueued_at = self.ask(_enqueue(self.schema, traced(job)))
+        result = TaskResult(
+            task=as_enqueued(task, backend=self.alias),
+            id=str(job_id),
+            status=TaskResultStatus.READY,
+            enqueued_at=enqueued_at,
+            started_at=None,
+            finished_at=None,
+            last_attempted_at=None,
+            args=job.payload["args"],
+            kwargs=job.payload["kwargs"],
+            backend=self.alias,
+            errors=[],
+            worker_ids=[],
+        )
+        task_enqueued.send(type(self), task_result=result)
+        return result
+
+    def job_of(self, task: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> NewJob:
+        """Make the job of a call of a task.
+
+        Raises:
+            TypeError: an argument is not JSON, or the task cannot be called with these.
+            InvalidPayload, PayloadTooLarge: the arguments cannot be stored.
+        """
         check_call(task, args, kwargs)
         call = _through_json({"args": normalize_json(args), "kwargs": normalize_json(kwargs)})
         options = options_of(task)
         org_id = getattr(task, "org_id", None)
-        job = NewJob(
+        return NewJob(
             job_type=task.module_path,
             payload={**call, "options": options} if options else call,
             org_id=NIL_ORG if org_id is None else org_id_of(org_id),
@@ -135,23 +161,6 @@ class PgnotifyqBackend(BaseTaskBackend):
             unique=getattr(task, "unique", None),
             headers=carried.get() if (headers := getattr(task, "headers", None)) is None else headers,
         )
-        job_id, enqueued_at = self.ask(_enqueue(self.schema, traced(job)))
-        result = TaskResult(
-            task=as_enqueued(task, backend=self.alias),
-            id=str(job_id),
-            status=TaskResultStatus.READY,
-            enqueued_at=enqueued_at,
-            started_at=None,
-            finished_at=None,
-            last_attempted_at=None,
-            args=call["args"],
-            kwargs=call["kwargs"],
-            backend=self.alias,
-            errors=[],
-            worker_ids=[],
-        )
-        task_enqueued.send(type(self), task_result=result)
-        return result
 
     def get_result(self, result_id: str) -> Any:
         """Return the TaskResult of a job, from whatever process.

@@ -17,7 +17,7 @@ from django.utils.module_loading import import_string
 
 from pgnotifyq.django.framework import DEFAULT_TASK_BACKEND_ALIAS, Task
 from pgnotifyq.django.running import run_task
-from pgnotifyq.model.errors import InvalidName, UnknownJobType, text_of
+from pgnotifyq.model.errors import ConfigError, InvalidName, UnknownJobType, text_of
 from pgnotifyq.model.outcome import Retry
 from pgnotifyq.model.registry import JobRegistry
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pgnotifyq.model.job import Job
+    from pgnotifyq.model.schedule import NewSchedule
     from pgnotifyq.runtime.context import JobContext
 
 _lock = threading.Lock()
@@ -36,6 +37,7 @@ class TaskRegistry(JobRegistry):
     def __init__(self) -> None:
         super().__init__()
         self.alias = DEFAULT_TASK_BACKEND_ALIAS  # of the backend that this process works for
+        self._ticking: dict[tuple[str, str], NewSchedule] = {}  # by the alias of a backend, and name
 
     def learn(self, task: Any, max_attempts: int | None) -> None:
         """Register a task, unless its path is known.
@@ -52,6 +54,20 @@ class TaskRegistry(JobRegistry):
         with _lock:
             if self.find(task.module_path) is None:
                 self.register(_TaskHandler(self, task.module_path, task.queue_name, max_attempts))
+
+    def tick(self, alias: str, new: NewSchedule) -> None:
+        """Have a schedule published by workers of a backend. A module may be imported again.
+
+        Raises:
+            ConfigError: that backend has another schedule of this name.
+        """
+        if self._ticking.setdefault((alias, new.name), new) != new:
+            raise ConfigError(f"there is another schedule {new.name!r}: give one of them another name=")
+
+    @property
+    def schedules(self) -> tuple[NewSchedule, ...]:
+        """The schedules of this process's backend, in order."""
+        return tuple(new for (alias, _), new in self._ticking.items() if alias == self.alias)
 
     def import_unknown(self, paths: Iterable[str]) -> dict[str, str]:
         """Register the tasks that some job types name, and return why others cannot be."""

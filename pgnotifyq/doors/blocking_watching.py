@@ -242,8 +242,9 @@ class BlockingWatchingVerbs:
     def watch(self, job_id: JobId | UUID | str, *, timeout_seconds: float | None = None) -> Iterator[Job]:
         """Yield a job as it is, and again each time that it has changed, until it has ended.
 
-        A change is another status, attempt, progress, or error. Of changes that come faster than
-        they are taken up, the last is told. A dead letter is the job with the status `dead`.
+        A change is another status, attempt, progress, or error; or an edit. Of changes that come
+        faster than they are taken up, the last is told. A dead letter is the job with the status
+        `dead`.
 
         Args:
             job_id: the job, as a UUID or its text.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -10,16 +11,17 @@ import attrs
 
 from pgnotifyq.ledger.ask import Ask, array, nothing, text
 from pgnotifyq.ledger.columns import number, only, records, rows, truth, word
-from pgnotifyq.ledger.errors import said_of
+from pgnotifyq.ledger.errors import raise_translated, said_of
 from pgnotifyq.ledger.look import checked_limit
 from pgnotifyq.ledger.statements import call, query
+from pgnotifyq.model.errors import MissingRights
 from pgnotifyq.model.job import JobId, OrgId
 from pgnotifyq.model.outcome import bounded
 from pgnotifyq.model.payload import encode
 from pgnotifyq.model.schedule import Pending
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from uuid import UUID
 
     from pgnotifyq.ledger.ask import Answer
@@ -74,7 +76,24 @@ class Fired:
     became: str  # enqueued, waiting, skipped, known; of a schedule, failed
 
 
+_WHOSE = (
+    "Schedules are made by workers, of what the code declares (`@registry.every`), and by the owner and roles of"
+    " `migrate --grant-admin`: a role that enqueues, or a tenant's, makes none"
+)
 _SCHEDULE = "text text text jsonb uuid text text text float8 text float8 text integer integer text"
+
+
+@functools.cache
+def _said_of(schema: str) -> Callable[[Exception], Any]:
+    """Return what says of an error whose schedules are, too, if it is a right that is missing."""
+
+    def say(error: Exception) -> Any:
+        try:
+            raise_translated(error, schema)
+        except MissingRights as refused:
+            raise MissingRights(f"{refused}. {_WHOSE}") from error
+
+    return say
 
 
 def schedule(schema: str, new: NewSchedule) -> Ask[str]:
@@ -103,7 +122,7 @@ def schedule(schema: str, new: NewSchedule) -> Ask[str]:
         text(job.max_attempts),
         new.owner,
     )
-    return Ask(call("schedule", _SCHEDULE, schema), values, word, said_of(schema))
+    return Ask(call("schedule", _SCHEDULE, schema), values, word, _said_of(schema))
 
 
 def unlist_schedules(schema: str, owner: str, names: Iterable[str]) -> Ask[int]:
@@ -116,7 +135,7 @@ def unlist_schedules(schema: str, owner: str, names: Iterable[str]) -> Ask[int]:
 
 def list_schedules(schema: str, *, org_id: OrgId | None = None, name: str | None = None) -> Ask[list[ScheduleRow]]:
     """Return the schedules, by name. Source: sql/queries/schedules.sql."""
-    return Ask(query("schedules", schema), (text(org_id), name), _schedules, said_of(schema))
+    return Ask(query("schedules", schema), (text(org_id), name), _schedules, _said_of(schema))
 
 
 def _schedules(answer: Answer, encoding: str) -> list[ScheduleRow]:
@@ -128,7 +147,7 @@ def unschedule(schema: str, name: str, org_id: OrgId) -> Ask[bool]:
 
     Source: sql/functions/schedule/schedule.sql
     """
-    return Ask(call("unschedule", "text uuid", schema), (name, text(org_id)), truth, said_of(schema))
+    return Ask(call("unschedule", "text uuid", schema), (name, text(org_id)), truth, _said_of(schema))
 
 
 def pause_schedule(schema: str, name: str, org_id: OrgId, *, why: str | None = None, who: str | None = None) -> Ask[bool]:
@@ -137,7 +156,7 @@ def pause_schedule(schema: str, name: str, org_id: OrgId, *, why: str | None = N
     Source: sql/functions/schedule/schedule.sql
     """
     values = (name, text(org_id), None if why is None else bounded(why), who)
-    return Ask(call("pause_schedule", "text uuid text text", schema), values, truth, said_of(schema))
+    return Ask(call("pause_schedule", "text uuid text text", schema), values, truth, _said_of(schema))
 
 
 def resume_schedule(schema: str, name: str, org_id: OrgId) -> Ask[bool]:
@@ -145,7 +164,7 @@ def resume_schedule(schema: str, name: str, org_id: OrgId) -> Ask[bool]:
 
     Source: sql/functions/schedule/schedule.sql
     """
-    return Ask(call("resume_schedule", "text uuid", schema), (name, text(org_id)), truth, said_of(schema))
+    return Ask(call("resume_schedule", "text uuid", schema), (name, text(org_id)), truth, _said_of(schema))
 
 
 def run_schedule(schema: str, name: str, org_id: OrgId) -> Ask[JobId | None]:
@@ -154,7 +173,7 @@ def run_schedule(schema: str, name: str, org_id: OrgId) -> Ask[JobId | None]:
     Source: sql/functions/schedule/fire.sql
     """
     verb = call("run_schedule", "text uuid", schema)
-    return Ask(verb, (name, text(org_id)), _job_id, said_of(schema), may_repeat=False)
+    return Ask(verb, (name, text(org_id)), _job_id, _said_of(schema), may_repeat=False)
 
 
 def _job_id(answer: Answer, encoding: str) -> JobId | None:
@@ -168,7 +187,7 @@ def backfill_schedule(schema: str, name: str, org_id: OrgId, ticks: Iterable[dat
     Source: sql/functions/schedule/fire.sql
     """
     values = (name, array([tick.isoformat() for tick in ticks]), text(org_id))
-    return Ask(call("backfill_schedule", "text timestamptz[] uuid", schema), values, only, said_of(schema))
+    return Ask(call("backfill_schedule", "text timestamptz[] uuid", schema), values, only, _said_of(schema))
 
 
 # What a worker does

@@ -10,7 +10,7 @@ from uuid import UUID
 import attrs
 
 from pgnotifyq.ledger.ask import Aside, Ask, Plan, array, nothing, text
-from pgnotifyq.ledger.columns import records, rows, word
+from pgnotifyq.ledger.columns import records, rows, truth, word
 from pgnotifyq.ledger.errors import said_of
 from pgnotifyq.ledger.lease import job_order
 from pgnotifyq.ledger.look import find_job
@@ -75,6 +75,16 @@ def unfollow(schema: str, follower_id: UUID) -> Ask[None]:
     Source: sql/functions/look/follow.sql
     """
     return Ask(call("unfollow", "uuid", schema), (follower_id.hex,), nothing, said_of(schema))
+
+
+def forget_followers(schema: str) -> Ask[bool]:
+    """Have statements that change jobs look for followers no more, if nobody follows any.
+
+    Returns: whether it is so from now on, and was not before.
+
+    Source: sql/functions/look/follow.sql
+    """
+    return Ask(call("forget_followers", "", schema), (), truth, said_of(schema))
 
 
 def change_of(

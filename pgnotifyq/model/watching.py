@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 EVENTS_HELD_MAX = 10_000
 # What `JobChange` compares: what changes of its own, as the lease of a job that runs, is no change.
 _WATCHED = (
+    "queue_name",
+    "payload",
+    "priority",
+    "scheduled_at",
     "status",
     "attempts",
     "current_execution_id",
@@ -35,6 +39,7 @@ class JobEventKind(StrEnum):
     """What has happened to a job."""
 
     ENQUEUED = "enqueued"  # it exists: it is new, or a dead letter was brought back
+    EDITED = "edited"  # it waits, and its queue, its payload, its priority or when it is due was changed
     STARTED = "started"  # an attempt has begun
     PROGRESS = "progress"  # its handler has said how far it has come
     STOPPING = "stopping"  # it was cancelled, and its handler runs still

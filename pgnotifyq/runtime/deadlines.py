@@ -64,6 +64,6 @@ async def tell_deadlines_for_ever(deadlines: Deadlines, executions: Executions) 
 
 
 def _deadline_of(running: Running) -> float | None:
-    if running.scope is None or running.started_at is None or running.handler is None or running.handler.timeout_seconds is None:
+    if running.scope is None or running.handler is None or running.handler.timeout_seconds is None:
         return None
-    return running.started_at + running.handler.timeout_seconds
+    return running.scope.deadline  # infinite: it has not begun, or waits for another process

@@ -153,7 +153,7 @@ class Executor:
     def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> None:
         """Note that a handler begins; from now on its time counts.
 
-        It begins again if its process died before it had the job. It is counted once.
+        It begins again if its process died before it had the job (`_wait`). It is counted once.
         """
         is_again = running.started_at is not None
         running.started_at = trio.current_time()
@@ -180,7 +180,8 @@ class Executor:
         assert self.processes is not None
         assert running.scope is not None
         begin = partial(self._begin, running, handler, running.scope)
-        return await self.processes.run(running, handler, JobContext(running, self.reach), begin)
+        wait = partial(_wait, running.scope)
+        return await self.processes.run(running, handler, JobContext(running, self.reach), begin, wait)
 
     async def _call(self, running: Running, handler: Handler, *arguments: Any) -> object:
         if handler.runs_in is RunsIn.TRIO:
@@ -345,6 +346,11 @@ class Executor:
             random=self.random,
             converter=None if handler is None else handler.converter,
         )
+
+
+def _wait(scope: trio.CancelScope) -> None:
+    """Stop the clock of a handler that has to wait for another process: it has not begun."""
+    scope.deadline = math.inf
 
 
 def _read(handler: Handler, running: Running) -> Any:

@@ -11,7 +11,7 @@ Rules:
   nothing else. A cooperative handler is told of a cancel first (`ctx.is_cancelled()`), and is
   killed after the grace, as other cooperative handlers are cancelled.
 - If the process dies by itself, its job has failed, and nobody else's. If it dies before it has the
-  job (`Began`), the job goes to another process.
+  job (`Began`), the job goes to another process, and its time begins anew there.
 - Each process leads a session and a group of its own. So Ctrl-C in a terminal, and a signal to the
   worker's group, do not reach it before the worker has decided; and the whole group can be killed.
 - No process outlives its worker: processes_child.py.
@@ -125,7 +125,14 @@ class Processes:
         """The ids of the processes that live."""
         return [child.popen.pid for child in self._all]
 
-    async def run(self, running: Running, handler: Handler, context: JobContext, begin: Callable[[], None]) -> object:
+    async def run(
+        self,
+        running: Running,
+        handler: Handler,
+        context: JobContext,
+        begin: Callable[[], None],
+        wait: Callable[[], None],
+    ) -> object:
         """Run a handler in a process, and return what the executor makes an outcome of.
 
         Args:
@@ -133,6 +140,7 @@ class Processes:
             handler: what runs it.
             context: does for the handler what it cannot do itself.
             begin: called when a process takes the job.
+            wait: called when that process died before it had the job, which waits for another.
 
         Returns: a value, a wish, or `Raised`.
 
@@ -160,7 +168,7 @@ class Processes:
                         child.is_spent = done.is_spent
                         return _ended(done, handler)
                 except _NeverBegan:
-                    continue
+                    wait()
                 except OSError as cause:
                     return Raised(error=f"no process can be started for the handler: {text_of(cause)}", waited=True)
                 except HandlerProcessDied as cause:

@@ -3,19 +3,21 @@
 A worker's setting counts for the queues that it serves. What the database says (set_retention) goes
 before it, for every queue. Payloads and results that are kept for a shorter time than their row are
 blanked, and dead letters are deleted, only if the database says so; else each of the two costs one
-statement a pass.
+statement a pass. If nobody follows jobs any more, the table of followers is emptied for good.
 """
 
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from pgnotifyq.ledger import end, retention
+from pgnotifyq.ledger import end, retention, watching
 from pgnotifyq.ledger.look import list_troubles
+from pgnotifyq.model.errors import MissingRights
 from pgnotifyq.model.events import Event, EventName
 from pgnotifyq.runtime.troubles import bear, tell_troubles
 
@@ -55,6 +57,8 @@ async def prune(me: Identity, durable: Link, told: set[JobId]) -> None:
             break
         await trio.sleep(BETWEEN_BATCHES_SECONDS)
     blanked, letters = await _blank(me, durable)
+    with suppress(MissingRights):  # granted by hand before there was this function; the rest goes on
+        await durable.ask(watching.forget_followers(me.schema))
     await _tell_troubles(me, durable, trio.current_time() - began_at + LATE_SECONDS, told)
     if deleted_in_all or blanked or letters:
         fields = {"jobs": deleted_in_all, "letters": letters, "blanked": blanked}

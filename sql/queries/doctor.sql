@@ -11,7 +11,8 @@ with workers as materialized (
         ('sleepers', '{{select,insert,update,delete}}'), ('job_troubles', '{{select,insert,update,delete}}'),
         ('handlers', '{{select,insert,update,delete}}'), ('hooks', '{{select,insert,delete}}'), ('retention', '{{select}}'),
         ('pauses', '{{select}}'), ('followers', '{{select}}'), ('job_logs', '{{select,insert,update,delete}}'),
-        ('schedules', '{{select,insert,update}}'), ('schedule_ticks', '{{select,insert,update,delete}}')) as n(name, wanted)
+        ('schedules', '{{select,insert,update}}'), ('schedule_ticks', '{{select,insert,update,delete}}'),
+        ('stack_requests', '{{select,insert,update,delete}}')) as n(name, wanted)
 )
 select
     current_setting('server_version') as server_version,

@@ -127,6 +127,70 @@ def test_task_in_a_module_that_nothing_imports(project: Project, database: psyco
     assert result(database, job) == "found"
 
 
+def test_schedules(project: Project, database: psycopg.Connection[Any]) -> None:
+    """A worker publishes those of its backend's tasks, in the project's time zone, and runs the task at each tick."""
+    project.append("mysite/settings.py", """
+        TIME_ZONE = "Europe/Berlin"
+        TASKS["other"] = {"BACKEND": "pgnotifyq.django.PgnotifyqBackend"}
+        TASKS["dummy"] = {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}
+    """)  # fmt: skip
+    project.append("shop/tasks.py", """
+        from pgnotifyq.django import every
+
+        @every("every 1s", args=[1], kwargs={"second": 2}, overlap="allow")
+        @every("0 3 * * *", name="nightly", args=[3, 4])
+        @task(max_attempts=2, priority=7)
+        def ticks(first, second):
+            return first + second
+
+        @every("every 1s")
+        @task(backend="other")
+        def of_another_backend(): ...
+
+        @every("every 1s")
+        @task(backend="dummy")
+        def of_no_queue(): ...
+    """)  # fmt: skip
+    with project.worker() as worker:
+        worker.wait_for("job.completed", job_type="shop.tasks.ticks")
+    row = database.execute(
+        "select status, result, max_attempts, priority from pgnotifyq.jobs where status = 'completed'"
+    ).fetchone()
+    assert row == ("completed", 3, 2, 7)
+    found = database.execute("select name, rule, tz, owner, payload from pgnotifyq.schedules order by name").fetchall()
+    assert found == [
+        ("nightly", "0 3 * * *", "Europe/Berlin", "shop", {"args": [3, 4], "kwargs": {}, "options": {"max_attempts": 2}}),
+        ("shop.tasks.ticks", "every 1s", "Europe/Berlin", "shop",
+         {"args": [1], "kwargs": {"second": 2}, "options": {"max_attempts": 2}}),
+    ]  # fmt: skip
+
+
+def test_schedules_that_are_refused(project: Project) -> None:
+    """The module of the task cannot be imported, and says why; the same once more, as by a reload, is nothing."""
+    told = project.run("""
+        from pgnotifyq.django import every
+
+        def why(*when, **said):
+            try:
+                every(*when, **said)(tasks.add)
+            except Exception as error:
+                return type(error).__name__ + " " + str(error)
+
+        tell([
+            why("nonsense", args=[1, 2]), why("every 1s"), why("every 1s", args=[1, 2], name="no name"),
+            why("every 1s", args=[1, 2]), why("every 1s", args=[1, 2]), why("every 2s", args=[1, 2]),
+        ])
+    """)
+    assert told[3:5] == [None, None]
+    assert [each.split()[0].removesuffix("Error") for each in (*told[:3], told[5])] == [
+        "InvalidTask",
+        "Type",
+        "InvalidTask",
+        "InvalidTask",
+    ]
+    assert all(each.split()[1] == "shop.tasks.add:" for each in (*told[:3], told[5])) and "nonsense" in told[0]
+
+
 def test_task_that_no_code_has(project: Project, database: psycopg.Connection[Any]) -> None:
     """A job of a newer release's task waits for a worker that has it, uncharged; the worker says so, and goes on."""
     enqueue(database, "shop.tasks.of_tomorrow")

@@ -169,6 +169,8 @@ def test_a_job_from_its_enqueue_to_its_end(door: Door, dsn: str, hand: Hand) -> 
     job_id = hand.enqueue()
     watch = door.follow("watch", job_id, timeout_seconds=SECONDS)
     assert watch.step().status == "pending"
+    with meanwhile(dsn, lambda: hand.run("select pgnotifyq.edit(%s, priority => 5)", (job_id,))):
+        assert watch.step().priority == 5
     leases: list[Lease] = []
     with meanwhile(dsn, lambda: leases.append(hand.claim())):
         assert watch.step().status == "running"

@@ -106,6 +106,22 @@ async def test_payloads_that_are_large_only_when_unpacked(connection: Link) -> N
     assert all(len(job.payload) == 1_048_000 for job in found.jobs)
 
 
+@pytest.mark.parametrize("others", [False, True])
+async def test_what_was_saved_counts(connection: Link, others: bool) -> None:
+    """Of jobs with large states a claim takes as many as fit, and the next goes on in order."""
+    made = await insert(connection, "'{}'", 7)
+    if others:
+        await enqueue(connection, "other", priority=1)
+    noise = "to_jsonb((select string_agg(md5(n::text || random()::text), '') from generate_series(1, 2000) as n))"  # 64 kB
+    await fetch(connection, f"update pgnotifyq.jobs set saved = {noise} where job_type = 'noop'")
+    taken = []
+    for count in (4, 3):
+        found = await take(connection, bytes_max=MIB // 4, only=claim_verbs.wanted({"noop": None}))
+        assert len(found.jobs) == count
+        taken += [job.id for job in found.jobs]
+    assert taken == made
+
+
 async def test_bytes_are_not_counted_where_there_are_none(connection: Link) -> None:
     """Small payloads are bounded by the number asked for alone."""
     await insert(connection, "'{}'", 1000)

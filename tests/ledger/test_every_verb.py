@@ -320,6 +320,7 @@ def story_of_watching() -> Story:
         SCHEMA, [JobEvent(kind=JobEventKind.STARTED, at=None, job_id=each) for each in (job_id, JobId(UUID(int=99)))]
     )
     yield watching.unfollow(SCHEMA, me)
+    yield watching.forget_followers(SCHEMA)
 
 
 def story_of_stacks(held: Lease) -> Story:

@@ -51,6 +51,7 @@ DEFINERS = {
     "unsealed": {"tenant"},
     "tenant_key": {"worker"},
     "tenant_login": {"worker"},
+    "forget_followers": {"worker"},
     "follow": {"producer", "tenant", "worker", "admin", "observer"},
     "unfollow": {"producer", "tenant", "worker", "admin", "observer"},
     "follow_events": {"tenant", "worker", "admin", "observer"},

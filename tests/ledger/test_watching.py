@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from pgnotifyq.ledger import changes, watching
 from pgnotifyq.ledger import end as ending_verbs
 from pgnotifyq.ledger import lease as lease_verbs
-from pgnotifyq.ledger import watching
+from pgnotifyq.ledger.changes import Edit, JobFilter
 from pgnotifyq.model.channels import of_follower
 from pgnotifyq.model.job import Lease
 from pgnotifyq.model.watching import JobEventKind, count_of, events_in
@@ -68,6 +69,7 @@ async def test_nobody_follows(connection: Link, ears: Ears) -> None:
             await enqueue(connection)
             await end(connection, ending)
         job_id = await enqueue(connection)
+        await ask(connection, changes.edit(SCHEMA, job_id, Edit(priority=5)))
         await fetch(connection, "update pgnotifyq.jobs set status = 'cancelled' where id = %s", job_id)
         assert await ears.hear() == []
         assert await value(connection, "select pg_relation_size('pgnotifyq.followers')") == 0 or _ == 1
@@ -126,6 +128,24 @@ async def test_a_queue_and_a_tenant(connection: Link, ears: Ears) -> None:
     assert await ears.hear() == ["enqueued"]
 
 
+async def test_edits(connection: Link, ears: Ears) -> None:
+    """An edit of what waits is told, also to those who follow the queue that the job leaves; of what runs, nothing is."""
+    await ask(connection, watching.follow_events(SCHEMA, ME, queue="default"))
+    job_id = await enqueue(connection)
+    await ask(connection, watching.follow(SCHEMA, uuid.uuid4(), job_id))
+    assert await ears.hear() == ["enqueued"]
+    await ask(connection, changes.edit(SCHEMA, job_id, Edit(priority=5)))
+    await ask(connection, changes.edit(SCHEMA, job_id, Edit(queue="images")))
+    assert await ears.hear() == ["job", "edited"] * 2
+    await ask(connection, changes.edit(SCHEMA, job_id, Edit(payload={"n": 1})))
+    assert await ears.hear() == ["job"]
+    await ask(connection, changes.change_all(SCHEMA, "edit", JobFilter(), change=Edit(queue="default")))
+    assert await ears.hear() == ["job", "edited"]
+    await claim_one(connection)
+    await ask(connection, changes.edit(SCHEMA, job_id, Edit(priority=6)))
+    assert await ears.hear() == ["job", "started 1"]
+
+
 async def test_more_than_is_told(connection: Link, ears: Ears) -> None:
     """Of a statement that enqueues very many, the first thousand are told one by one, and how many more there are."""
     await ask(connection, watching.follow_events(SCHEMA, ME))
@@ -149,6 +169,26 @@ async def test_a_follower_that_is_gone(connection: Link, ears: Ears) -> None:
     await pass_time(connection, 170)
     await ask(connection, watching.follow_events(SCHEMA, uuid.uuid4()))
     assert await value(connection, "select count(*) from pgnotifyq.followers") == 1
+
+
+async def test_nobody_follows_any_more(connection: Link, other: Link) -> None:
+    """Then the table is made empty, so that no statement looks into it; while somebody does, or reads it, it is left."""
+    size = "select pg_relation_size('pgnotifyq.followers')"
+    assert not await ask(connection, watching.forget_followers(SCHEMA))
+    await ask(connection, watching.follow_events(SCHEMA, ME))
+    assert not await ask(connection, watching.forget_followers(SCHEMA))
+    assert await ask(connection, watching.follow_events(SCHEMA, ME)) == "kept"
+    await ask(connection, watching.unfollow(SCHEMA, ME))
+    async with other.transaction():
+        await other.execute("select from pgnotifyq.followers")
+        assert not await ask(connection, watching.forget_followers(SCHEMA))
+    assert await value(connection, size) > 0
+    assert await ask(connection, watching.forget_followers(SCHEMA))
+    assert await value(connection, size) == 0
+    await ask(connection, watching.follow_events(SCHEMA, ME))
+    await pass_time(connection, 61)
+    assert await ask(connection, watching.forget_followers(SCHEMA))
+    assert await value(connection, size) == 0
 
 
 async def test_too_many_followers(connection: Link) -> None:

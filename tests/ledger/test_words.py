@@ -25,6 +25,7 @@ TWO_TYPES = {
     "job_id": "wake takes what goes into a notification",
     "headers": "a claimed job's are text, as its payload; of a batch an array, and the word has no other plural",
     "payload": "a claimed job's is text: the worker reads it without a detour",
+    "saved": "the same",
 }
 
 

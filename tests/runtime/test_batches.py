@@ -196,7 +196,10 @@ async def test_a_cancel_in_a_thread(place: Workplace) -> None:
 
 
 async def test_time_and_shutdown(place: Workplace) -> None:
-    """A time limit ends the call, and each job that is left has timed out; a shutdown releases them, uncharged."""
+    """A time limit ends the call, and each job that is left has timed out; a shutdown releases them, uncharged.
+
+    The shutdown gives no time, for the handler would not end in any.
+    """
     registry = JobRegistry()
     begun = trio.Event()
 

@@ -90,7 +90,10 @@ async def test_a_retry_goes_on_from_there(place: Workplace, kind: str) -> None:
 
 
 async def test_it_is_kept_however_an_attempt_ends(place: Workplace) -> None:
-    """A snooze, a release, a death and a requeue keep it; `from_start` does not; nothing was saved at first."""
+    """A snooze, a release, a death and a requeue keep it; `from_start` does not; nothing was saved at first.
+
+    The shutdown that releases it gives no time, for the handler would not end in any.
+    """
     registry = JobRegistry()
     found: list[Any] = []
     stays = trio.Event()

@@ -35,7 +35,11 @@ def registry() -> JobRegistry:
 
 
 async def test_pass_of_a_worker(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is said takes effect on a worker that was started before, at its next pass, in more than one batch."""
+    """What is said takes effect on a worker that was started before, at its next pass, in more than one batch.
+
+    The pass also empties the table of followers, when nobody follows any more.
+    """
+    await fetch(place.connection, "insert into pgnotifyq.followers (id, until) values (gen_random_uuid(), '2001-01-01')")
     monkeypatch.setattr(pruner, "EVERY_SECONDS", 0.2)  # ten minutes as a rule
     monkeypatch.setattr(pruner, "BATCH_MAX", 2)
     worker = await place.start(registry())
@@ -54,6 +58,7 @@ async def test_pass_of_a_worker(place: Workplace, monkeypatch: pytest.MonkeyPatc
         assert await client.requeue_all() == 0
         await client.set_retention("default", 0.0, ending="dead")
         await place.until("not exists (select from pgnotifyq.dead_letter_jobs)")
+        await place.until("pg_relation_size('pgnotifyq.followers') = 0")
     assert {row[0] for row in await fetch(place.connection, "select job_id from pgnotifyq.job_executions")} == set(kept)
     told = worker.log.find(EventName.JOBS_PRUNED)
     assert sum(int(each["blanked"]) for each in told) >= 5 and {each["jobs"] for each in told} == {"0"}

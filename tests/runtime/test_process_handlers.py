@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pgnotifyq import ConfigError, EventName, HandlerProcessDied, JobContext, Jo
 from pgnotifyq.model.job import JobId
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.unique import Unique
-from pgnotifyq.runtime import processes_messages
+from pgnotifyq.runtime import processes, processes_messages
 from pgnotifyq.testing import run_job
 from tests.runtime.apps import in_processes
 from tests.runtime.probing import parsed, until, value
@@ -278,8 +279,19 @@ async def test_process_that_dies_between_jobs(place: Workplace) -> None:
     assert await place.history(job_id) == [(1, "completed")]
 
 
-async def test_process_that_dies_before_it_has_the_job(place: Workplace) -> None:
-    """The job was sent already, and goes to another process: it is charged once, and counted once in the metrics."""
+async def test_process_that_dies_before_it_has_the_job(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job was sent already, and goes to another process: it is charged once, and counted once in the metrics.
+
+    Its time does not count while that process starts.
+    """
+    deadlines: list[float] = []
+    load = processes._load
+
+    async def loaded(*of: Any) -> str | None:
+        deadlines.append(trio.current_effective_deadline())
+        return await load(*of)
+
+    monkeypatch.setattr(processes, "_load", loaded)
     worker = await place.start(registry(), handler_processes_max=1, http="127.0.0.1:0")
     active = partial(value, name="worker_active_jobs", worker_id=str(worker.handle.worker_id))
     first = await completed(place, worker, "who")
@@ -290,6 +302,7 @@ async def test_process_that_dies_before_it_has_the_job(place: Workplace) -> None
     process.kill()
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
     assert await place.history(job_id) == [(1, "completed")]
+    assert deadlines == [math.inf] * 3
     answer = await until(worker, "/metrics", lambda answer: active(parsed(answer.body)) == 0)
     assert value(parsed(answer.body), "job_duration_seconds_count", job_type="who") == 2
 

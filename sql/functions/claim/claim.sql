@@ -16,9 +16,9 @@
 --                        null: all of them
 --         maxima         what each handler says of max_attempts, for jobs that say nothing; 15
 --                        where it is null too
---         bytes_max      of all payloads together, as far as their size is known without unpacking
---                        them. A first job always fits. 16 MiB: a sixth of a second over a slow
---                        network (100 MB/s), beside a deadline of seconds
+--         bytes_max      of all payloads and saved states together, as far as their size is known
+--                        without unpacking them. A first job always fits. 16 MiB: a sixth of a
+--                        second over a slow network (100 MB/s), beside a deadline of seconds
 --         payload_bytes_max
 --                        a payload of more bytes of text is not sent: the worker buries such a job.
 --                        Null: all are sent
@@ -218,7 +218,7 @@ begin
             wanted := jobs_max - taken;
             if taken > 0 then
                 -- What this claim has taken, by the index on held jobs.
-                select coalesce(bytes_max, 16777216) - coalesce(sum({schema}.payload_weight(j.payload)), 0)
+                select coalesce(bytes_max, 16777216) - coalesce(sum({schema}.claim_weight(j.payload, j.saved)), 0)
                 into room
                 from {schema}.jobs as j
                 where j.is_held and j.started_at >= time_now and j.locked_by = claim.worker_id
@@ -250,7 +250,7 @@ begin
                 return query
                 with due as materialized (
                     select j.ctid as place_in_table, job_types is null or j.job_type = any (job_types) as is_mine,
-                        least({schema}.payload_weight(j.payload), 2147483647)::integer as weight
+                        least({schema}.claim_weight(j.payload, j.saved), 2147483647)::integer as weight
                     from {schema}.jobs as j
                     where j.is_claimable and j.queue_name = queue and j.priority = level::smallint
                       and (j.scheduled_at, j.id) >= (from_time, from_id)
@@ -367,6 +367,15 @@ create or replace function {schema}.payload_weight(payload jsonb) returns bigint
 language sql stable parallel safe
 as $$
     select pg_column_size(payload)::bigint * case pg_column_compression(payload) when 'pglz' then 100 when 'lz4' then 255 else 1 end
+$$;
+
+-- claim_weight: the same of a job: of its payload, and of what its handler has saved, which has at
+-- most the bytes that its domain says.
+create or replace function {schema}.claim_weight(payload jsonb, saved jsonb) returns bigint
+language sql stable parallel safe
+as $$
+    select {schema}.payload_weight(payload)
+        + case when saved is null then 0 else least({schema}.payload_weight(saved), 131072) end
 $$;
 
 -- fits: whether the text of a payload has at most so many bytes. It is unpacked for that unless it

@@ -39,7 +39,7 @@ $$;
 -- no order.
 --
 -- In:     as claim; `wanted` jobs at the most, of which `before` were taken by the same claim.
--- Out:    the jobs as claim gives them, and the weight of each payload; a row whose `job` is null
+-- Out:    the jobs as claim gives them, and the weight of each; a row whose `job` is null
 --         when the bytes were used up.
 -- Locks:  the claimed rows, `skip locked`. Twice as many as are wanted are looked at, for some may
 --         be locked by others.
@@ -85,7 +85,7 @@ begin
     -- walks through it. And it says `status = 'pending'` and not `is_claimable`, which would offer
     -- another index than the key's.
     with due as materialized (
-        select j.id, {schema}.payload_weight(j.payload) as weight
+        select j.id, {schema}.claim_weight(j.payload, j.saved) as weight
         from {schema}.jobs as j
         where j.id = any (ids) and j.status = 'pending' and {schema}.may_start(j, job_types, has_troubles, time_now)
         order by j.scheduled_at, j.id

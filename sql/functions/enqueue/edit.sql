@@ -7,7 +7,8 @@
 -- Errors: what is out of range is refused with PNQ02, as by enqueue.
 -- Locks:  the job. A claim that has locked it is waited for; it comes first.
 --
--- A job that falls due earlier, or comes to another queue, wakes a worker (migration 0002). A job
+-- Those who follow the job, its queue or the queue that it leaves are told. A job that falls due
+-- earlier, or comes to another queue, wakes a worker (migration 0002). A job
 -- that was moved has said its queue: no handler's queue takes it elsewhere. A job that waits for
 -- another to end (pass_key.sql) goes on waiting, and is due then as is said here.
 create or replace function {schema}.edit(
@@ -22,6 +23,8 @@ as $$
 #variable_conflict use_column
 declare
     status_now text;
+    is_followed constant boolean := pg_relation_size('{schema}.followers') > 0;
+    queue_before text;
 begin
     if edit.queue_name !~ '^[A-Za-z0-9_][A-Za-z0-9_.:-]{{0,62}}$' then
         raise exception 'queue name % is not valid', quote_literal(edit.queue_name)
@@ -45,6 +48,9 @@ begin
         raise exception 'the payload has % bytes', {schema}.compact_bytes(edit.payload)
             using errcode = 'PNQ02', hint = 'At most 1048576 bytes of JSON; store the data elsewhere and enqueue a reference.';
     end if;
+    if is_followed then
+        select j.queue_name into queue_before from {schema}.jobs as j where j.id = edit.job_id;
+    end if;
     update {schema}.jobs as j
     set queue_name = coalesce(edit.queue_name, j.queue_name),
         queue_not_said = j.queue_not_said and edit.queue_name is null,
@@ -56,6 +62,9 @@ begin
         payload = coalesce(edit.payload, j.payload)
     where j.id = edit.job_id and j.status = 'pending';
     if found then
+        if is_followed then
+            perform {schema}.tell_followers('edited', array[edit.job_id], queue_before => queue_before);
+        end if;
         return 'edited';
     end if;
     select j.status into status_now from {schema}.jobs as j where j.id = edit.job_id;

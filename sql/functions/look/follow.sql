@@ -1,5 +1,5 @@
 -- follow, follow_events, unfollow: have changes told (tell.sql), of one job, or of the jobs of a
--- queue or of all, for a client that listens there already.
+-- queue or of all, for a client that listens there already. forget_followers: see there.
 --
 -- In:     follower_id   who follows: made by the client, and asked about by nobody else
 --         org_id        only what is this tenant's. A session that is confined to a tenant
@@ -83,6 +83,52 @@ begin
 end
 $$;
 
+-- forget_followers: empty the table of followers down to no page, if nobody follows any more.
+--
+-- Who changes jobs asks whether the table has a page (tell.sql). A row that is deleted leaves its
+-- page, which only a vacuum takes, and autovacuum passes over so few rows: so each statement would
+-- go on to look for followers. Workers ask this now and then, in a transaction of its own.
+--
+-- Out:    whether it was emptied. Not while somebody counts as a follower, or another transaction
+--         has looked into the table and goes on; the next call may.
+-- Locks:  the table: first against another that does the same, without waiting; then wholly, for a
+--         moment. Those that change jobs wait for that: 50 ms at the most, if somebody's long
+--         transaction is in the way, else no longer than a truncate takes.
+-- Rights: the owner's. Nobody else can truncate.
+create or replace function {schema}.forget_followers() returns boolean
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '50ms'
+as $$
+begin
+    -- In any other isolation, who has come since the transaction began is not seen.
+    if pg_relation_size('{schema}.followers') = 0 or current_setting('transaction_isolation') <> 'read committed' then
+        return false;
+    end if;
+    perform set_config('pgnotifyq.tells', 'yes', true);
+    begin
+        lock table {schema}.followers in share update exclusive mode nowait;
+        if exists (select from {schema}.followers as f where f.until > {schema}.clock()) then
+            perform set_config('pgnotifyq.tells', '', true);
+            return false;
+        end if;
+        lock table {schema}.followers in access exclusive mode;
+        if exists (select from {schema}.followers as f where f.until > {schema}.clock()) then
+            perform set_config('pgnotifyq.tells', '', true);
+            return false;
+        end if;
+        truncate {schema}.followers;
+    exception
+        when lock_not_available then
+            perform set_config('pgnotifyq.tells', '', true);
+            return false;
+    end;
+    perform set_config('pgnotifyq.tells', '', true);
+    return true;
+end
+$$;
+
+revoke all on function {schema}.forget_followers() from public;
 revoke all on function {schema}.follow(uuid, uuid, double precision) from public;
 revoke all on function {schema}.follow_events(uuid, text, uuid, double precision) from public;
 revoke all on function {schema}.unfollow(uuid) from public;

@@ -2,10 +2,11 @@
 -- it, if `pg_relation_size` says that somebody has followed one: nothing else is paid by those whom
 -- nobody follows.
 --
--- In:     event      enqueued, started, progress, stopping, ended, logged
---         job_ids    the jobs. They are rows of the table still.
---         said       of each: the attempt, and then what belongs to the event: the fraction, or the
---                    outcome. Null: nothing
+-- In:     event         enqueued, edited, started, progress, stopping, ended, logged
+--         job_ids       the jobs. They are rows of the table still.
+--         said          of each: the attempt, and then what belongs to the event: the fraction, or
+--                       the outcome. Null: nothing
+--         queue_before  of edited: the queue in which the job was. Who follows that is told, too
 -- Locks:  none.
 -- Index:  jobs_pkey. The followers are read through: there are few (follow.sql).
 --
@@ -15,7 +16,12 @@
 --
 -- Clients forget to say that they follow no more, or die. So a follower counts until a time, and
 -- says again and again that it is there.
-create or replace function {schema}.tell_followers(event text, job_ids uuid[], said text[] default null) returns void
+
+-- Its earlier form: beside this one, a call that leaves the last argument out would fit both.
+drop function if exists {schema}.tell_followers(text, uuid[], text[]);
+create or replace function {schema}.tell_followers(
+    event text, job_ids uuid[], said text[] default null, queue_before text default null)
+returns void
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set jit = off
@@ -48,7 +54,8 @@ begin
         from unnest(job_ids, tell_followers.said) with ordinality as t(job_id, detail, place)
         join {schema}.jobs as j on j.id = any (job_ids) and j.id = t.job_id
         join {schema}.followers as f on f.job_id is null and f.until > time_now and event <> 'logged'
-            and (f.queue_name is null or f.queue_name = j.queue_name) and (f.org_id is null or f.org_id = j.org_id)
+            and (f.queue_name is null or f.queue_name = j.queue_name or f.queue_name = tell_followers.queue_before)
+            and (f.org_id is null or f.org_id = j.org_id)
     ) as m
     group by m.follower_id, m.part
     order by m.follower_id, m.part;

@@ -129,7 +129,7 @@ as $$
             ('tenant', 'fence(uuid, uuid)'), ('tenant', 'meet_fence(uuid, uuid, text)'), ('tenant', 'unsealed(text)'),
             ('tenant', 'audit(text, jsonb)'),
             ('worker', 'fence(uuid, uuid)'), ('worker', 'meet_fence(uuid, uuid, text)'), ('worker', 'tenant_key()'),
-            ('worker', 'tenant_login()')
+            ('worker', 'tenant_login()'), ('worker', 'forget_followers()')
         union all
         select k.name, f.name
         from unnest('{{producer,tenant,worker,admin,observer}}'::text[]) as k(name),

@@ -55,7 +55,7 @@ def note(file: str, text: str) -> None:
         lines.write(f"{text}\n")
 
 
-@registry.handler("who", runs_in="process")
+@registry.handler("who", runs_in="process", timeout_seconds=600)
 def who(payload: dict[str, Any]) -> dict[str, Any]:
     set_before = TENANT.get()
     TENANT.set("acme")
