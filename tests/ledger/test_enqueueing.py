@@ -155,3 +155,58 @@ async def test_lease_is_whole(connection: Link) -> None:
             await connection.execute(f"update pgnotifyq.jobs set {column} = null".encode())
     with pytest.raises(psycopg.errors.CheckViolation):
         await connection.execute("update pgnotifyq.jobs set attempts = max_attempts + 1")
+
+
+# Tries a row, and takes it back: null if the table takes it, else the check that refuses.
+TRY = b"""
+create function pg_temp.refused_by(
+    status text, with_execution boolean, with_worker boolean, with_expiry boolean, with_end boolean, attempts integer,
+    max_attempts integer)
+returns text language plpgsql as $$
+declare
+    refused_by text;
+begin
+    insert into pgnotifyq.jobs
+        (job_type, status, current_execution_id, locked_by, lease_expires_at, completed_at, attempts, max_attempts)
+    values (
+        'noop', status, case when with_execution then gen_random_uuid() end, case when with_worker then gen_random_uuid() end,
+        case when with_expiry then now() end, case when with_end then now() end, attempts, max_attempts);
+    raise exception using errcode = 'PT001';
+exception
+    when sqlstate 'PT001' then return null;
+    when check_violation then
+        get stacked diagnostics refused_by = constraint_name;
+        return refused_by;
+end
+$$"""
+
+EACH_ROW = """
+select t.*, pg_temp.refused_by(t.status, t.execution, t.worker, t.expiry, t.ended, t.attempts, t.maximum)
+from (
+    select s.status, e.*, a.attempts, m.maximum
+    from unnest(array['pending', 'running', 'completed', 'cancelled', 'done', '']) as s(status),
+        (select e.execution, w.worker, x.expiry, c.ended
+         from (values (true), (false)) as e(execution), (values (true), (false)) as w(worker),
+            (values (true), (false)) as x(expiry), (values (true), (false)) as c(ended)) as e,
+        unnest(array[-1, 0, 2, 3, 1000, 1001]) as a(attempts), unnest(array[null, 3, 1001]) as m(maximum)) as t"""
+
+
+async def test_every_row_there_could_be(connection: Link) -> None:
+    """The table takes a row if and only if its status, its lease, its end and its attempts go together."""
+    await connection.execute(TRY)
+    taken = 0
+    for status, execution, worker, expiry, ended, attempts, maximum, refused_by in await fetch(connection, EACH_ROW):
+        most = 1000 if maximum is None else maximum
+        wanted = (
+            status in {"pending", "running", "completed", "cancelled"}
+            and execution == worker == expiry
+            and ((status == "running") == execution or status == "cancelled")
+            and ended == (status in {"completed", "cancelled"})
+            and most <= 1000
+            and 0 <= attempts <= most
+            and (status != "pending" or attempts < most)
+        )
+        row = (status, execution, worker, expiry, ended, attempts, maximum)
+        assert (refused_by is None) == wanted, (row, refused_by)
+        taken += wanted
+    assert taken == 33, taken

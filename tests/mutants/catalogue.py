@@ -43,6 +43,28 @@ RUNTIME = "pgnotifyq/runtime/"
 FENCE = r" and j\.current_execution_id = e\.execution_id"
 
 MUTANTS = (
+    # What a job's row may be.
+    Mutant(
+        "a row: with half a lease",
+        "sql/migrations/0022_checks.sql",
+        "% 3 = 0",
+        "% 3 <> 2",
+        ("ledger/test_enqueueing.py::test_every_row_there_could_be",),
+    ),
+    Mutant(
+        "a row: completed, with a lease",
+        "sql/migrations/0022_checks.sql",
+        "when is_held or status = 'cancelled' then",
+        "when status = 'cancelled' then",
+        ("ledger/test_enqueueing.py::test_every_row_there_could_be",),
+    ),
+    Mutant(
+        "a row: pending, without an attempt left",
+        "sql/migrations/0022_checks.sql",
+        "attempts + is_claimable::integer",
+        "attempts",
+        ("ledger/test_enqueueing.py::test_every_row_there_could_be",),
+    ),
     # What is kept, and what is erased.
     Mutant(
         "retention: a dead letter without its payload comes back",
