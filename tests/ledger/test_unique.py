@@ -444,6 +444,34 @@ async def test_holder_that_is_deleted_while_it_runs(connection: Link) -> None:
     assert (await claim_one(connection)).id == second
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_successor_that_is_deleted(connection: Link, is_cancelled: bool) -> None:
+    """The next one of the key waits for the same handler, as the one that was deleted did."""
+    await put(connection)
+    job = await claim_one(connection)
+    second, _ = await put(connection, on_conflict="supersede")
+    if is_cancelled:
+        await update_status(connection, second)
+    await connection.execute("delete from pgnotifyq.jobs where id = %s", (second,))
+    third, outcome = await put(connection)
+    assert outcome == "created"
+    assert await claim(connection) == [], "the handler of the first has not ended"
+    await settle(connection, job, ENDINGS["cancel"])
+    assert (await claim_one(connection)).id == third
+
+
+async def test_last_successor_that_is_deleted(connection: Link) -> None:
+    """If none comes after it, the key is free as soon as the handler has ended."""
+    await put(connection)
+    job = await claim_one(connection)
+    second, _ = await put(connection, on_conflict="supersede")
+    await connection.execute("delete from pgnotifyq.jobs where id = %s", (second,))
+    await settle(connection, job, ENDINGS["cancel"])
+    third, outcome = await put(connection)
+    assert outcome == "created"
+    assert (await claim_one(connection)).id == third
+
+
 async def test_explained(connection: Link) -> None:
     """Somebody who asks is told which job the new one waits for, and when it is due then."""
     first, _ = await put(connection)

@@ -294,6 +294,13 @@ MUTANTS = (
         "        waits_for := case when job.is_held then job.id end;",
         ("ledger/test_unique.py::test_successor_superseded",),
     ),
+    Mutant(
+        "unique: the key of a successor that was deleted is free",
+        "sql/migrations/0022_successors.sql",
+        "          and j.is_held and j.key_passed_on and j.status = 'cancelled';",
+        "          and false;",
+        ("ledger/test_unique.py::test_successor_that_is_deleted",),
+    ),
     # Handlers in processes, and worker processes under a parent.
     Mutant(
         "processes: a crash is tried in another process",
