@@ -472,6 +472,32 @@ async def test_last_successor_that_is_deleted(connection: Link) -> None:
     assert (await claim_one(connection)).id == third
 
 
+async def test_requeue_beside_who_takes_the_same_keys(connection: Link, other: Link, dsn: str) -> None:
+    """It takes keys in their order, as a bulk does, and not in that of the deaths: one of the two waits, and none deadlocks."""
+    letters = {}
+    for key in ("b", "a"):  # requeued in this order: that of their deaths
+        letters[key], _ = await put(connection, key=key)
+        await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    free, _ = await put(connection, key="c")
+    await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    restored: list[int] = []
+
+    async def requeue() -> None:
+        restored.append(await value(connection, "select pgnotifyq.requeue_all()"))
+
+    async with trio.open_nursery() as nursery, other.transaction():
+        await put(other, key="a")
+        nursery.start_soon(requeue)
+        await until(dsn, "exists (select from pg_locks where not granted)")
+        await put(other, key="b")
+    assert restored == [1]
+    assert await fetch(connection, "select id from pgnotifyq.dead_letter_jobs order by unique_key desc") == [
+        (letters["b"],),
+        (letters["a"],),
+    ]
+    assert await put(connection, key="c") == (free, "kept")
+
+
 async def test_explained(connection: Link) -> None:
     """Somebody who asks is told which job the new one waits for, and when it is due then."""
     first, _ = await put(connection)

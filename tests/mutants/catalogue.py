@@ -295,6 +295,13 @@ MUTANTS = (
         ("ledger/test_unique.py::test_successor_superseded",),
     ),
     Mutant(
+        "unique: letters take their keys in the order of their deaths",
+        SQL + "end/requeue_all.sql",
+        'array_agg(f.id order by f.gives_up, f.org_id, f.scope collate "C", f.unique_key collate "C", f.nth)',
+        "array_agg(f.id order by f.nth)",
+        ("ledger/test_unique.py::test_requeue_beside_who_takes_the_same_keys",),
+    ),
+    Mutant(
         "unique: the key of a successor that was deleted is free",
         "sql/migrations/0022_successors.sql",
         "          and j.is_held and j.key_passed_on and j.status = 'cancelled';",
