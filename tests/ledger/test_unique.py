@@ -150,6 +150,14 @@ async def test_replaced(connection: Link) -> None:
     assert (await existing(connection, first))["payload"] == {"n": 3}
 
 
+async def test_replaced_with_a_time(connection: Link) -> None:
+    """A job whose time is replaced is due when the new one says, if no longest wait bounds that."""
+    first, _ = await put(connection, delay_seconds=10)
+    assert await put(connection, delay_seconds=600, on_conflict="replace") == (first, "replaced")
+    due = "select scheduled_at > clock_timestamp() + interval '500 s' from pgnotifyq.jobs"
+    assert await value(connection, due)
+
+
 async def test_debounced_with_a_longest_wait(connection: Link) -> None:
     """Each enqueue puts the job off, but not beyond its longest wait."""
     unique: dict[str, Any] = {"while_": "pending", "on_conflict": "replace", "longest_wait_seconds": 30}
@@ -539,6 +547,10 @@ async def test_tenants_do_not_meet(connection: Link) -> None:
             for asked in (
                 "select became from pgnotifyq.pass_key(%s, 'noop', 'k', 'supersede')",
                 "select pgnotifyq.lock_keys(array[%s::uuid], array['noop'], array['k'])",
+                (
+                    "select pgnotifyq.pass_keys(array[1], array[gen_random_uuid()], array[%s::uuid], array['noop'], array['k'], null, null,"
+                    " null, null)"
+                ),
             ):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege, match="not the one of this transaction"):
                     async with connection.transaction():
@@ -571,6 +583,12 @@ async def test_producer_takes_only_what_it_enqueued(connection: Link) -> None:
         assert (await put(connection, key="mine", on_conflict="supersede"))[1] == "superseded"
         many = await put_many(connection, keyed("mine"), keyed("k"), keyed("new"))
         assert [outcome for _, outcome in many] == ["kept", "kept", "created"]
+        for on_conflict in ("replace", "supersede"):
+            own = [keyed(f"own {n}", {"by": on_conflict}, on_conflict=on_conflict) for n in range(9)]
+            await put_many(connection, *own)
+            assert {outcome for _, outcome in await put_many(connection, *own)} == {f"{on_conflict}d"}
+            with pytest.raises(MissingRights, match="which another role enqueued"):
+                await put_many(connection, *own, keyed("k", on_conflict=on_conflict))
     finally:
         await connection.execute("reset role")
         await connection.execute(f"drop owned by {role}".encode())
