@@ -1,8 +1,8 @@
 """`python -m tests.unique_race`: many enqueue one key at once, while its holders start, end and are cancelled.
 
 For each policy 16 clients enqueue one key a thousand times. Beside them a worker claims and ends jobs in every way,
-somebody cancels them, and leases run out. Then 1,000 bulks with the same keys in any order race each other and a worker
-that ends their jobs. Prints JSON, and a line for people; exit code 1 if something does not hold:
+somebody cancels them, and leases run out. Then 1,000 bulks with the same keys in any order race each other, a worker
+that ends their jobs, and somebody who requeues those that died. Prints JSON, and a line for people; exit code 1 if something does not hold:
 
 - one execution of a key at a time, and of `pending` one job that waits and has not started
 - a job said to be new is new, and there; one said to be kept, replaced or refused over held the key during the call
@@ -62,6 +62,7 @@ ENDINGS = (
     Outcome(kind=SettleKind.RELEASE, name="released", error_message="shutdown"),
     Outcome(kind=SettleKind.CANCEL, name="cancelled"),
 )
+BURIAL = Outcome(kind=SettleKind.BURY, name="discarded", error_message="no use", reason="discarded")
 POLICIES: dict[str, dict[str, Any]] = {
     "keep": {},
     "replace": {"on_conflict": "replace"},
@@ -286,7 +287,7 @@ async def bulks(dsn: str, producers: int, count: int, size: int, seed: int) -> d
         async with open_connection(dsn) as connection:
             while over < producers or not await is_idle(connection):
                 jobs = sorted(await claim(connection, 50, 60.0), key=lambda job: job.id)
-                settlements = [(Lease(job.id, job.current_execution_id), chance.choice(ENDINGS)) for job in jobs]  # type: ignore[arg-type]
+                settlements = [(Lease(job.id, job.current_execution_id), chance.choice((*ENDINGS, BURIAL))) for job in jobs]  # type: ignore[arg-type]
                 if settlements:
                     try:
                         await ask(connection, end.settle(SCHEMA, worker_id=WORKER, settlements=settlements))
@@ -294,11 +295,23 @@ async def bulks(dsn: str, producers: int, count: int, size: int, seed: int) -> d
                         told["deadlocks of the worker"] += 1
                         await ask(connection, end.settle(SCHEMA, worker_id=WORKER, settlements=settlements))
 
+    async def requeue() -> None:
+        async with open_connection(dsn) as connection:
+            while over < producers:
+                cursor = await connection.execute("select pgnotifyq.requeue_all()")
+                told["requeued"] += (await cursor.fetchall())[0][0]
+                await trio.sleep(0.01)
+
     with trio.fail_after(900):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run)
+            nursery.start_soon(requeue)
             for number in range(producers):
                 nursery.start_soon(produce, number)
+    async with open_connection(dsn) as connection:
+        # Of these no caller is told: a bulk begins anew, and a letter stays.
+        cursor = await connection.execute("select deadlocks from pg_stat_database where datname = current_database()")
+        told["begun anew, or left"] = (await cursor.fetchall())[0][0]
     return dict(told)
 
 

@@ -113,7 +113,7 @@ class Unique:
             rule["for_seconds"] = self.for_seconds
         if self.on_conflict != "keep":
             rule["on_conflict"] = self.on_conflict
-        if self.on_conflict == "replace":
+        if self.on_conflict == "replace" and not {*get_args(Replaced)} <= {*self.replace}:  # else all of them
             rule["replace"] = list(self.replace)
         if self.longest_wait_seconds is not None:
             rule["longest_wait_seconds"] = self.longest_wait_seconds

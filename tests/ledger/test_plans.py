@@ -52,6 +52,8 @@ CALLS = {
     " array[null, null]::float8[], array[null, null]::integer[], array['k', 'k'], null,"
     ' array[\'{{"on_conflict": "supersede"}}\', \'{{"on_conflict": "supersede"}}\'])',
     "pass_key": "pass_key('{ann}', 'noop', 'k', 'supersede')",
+    "pass_keys": "pass_keys(array[1], array['{ann}']::uuid[], array['{ann}']::uuid[], array['noop'], array['k'],"
+    ' array[\'{{"on_conflict": "supersede"}}\'::jsonb], array[null::jsonb], array[null::timestamptz], array[null::smallint])',
     "lock_keys": "lock_keys(array['{ann}']::uuid[], array['noop'], array['k'])",
     "key_holder": "key_holder('{ann}', 'noop', 'k')",
     "start_successors": "start_successors({jobs})",

@@ -47,6 +47,7 @@ DEFINERS = {
     "key_holder": {"producer"},
     "lock_keys": {"producer", "worker", "tenant", "admin"},
     "pass_key": {"producer", "worker", "tenant", "admin"},
+    "pass_keys": {"producer", "worker", "tenant", "admin"},
     "run_after": {"producer", "worker", "tenant", "admin"},
     "unsealed": {"tenant"},
     "tenant_key": {"worker"},

@@ -19,7 +19,8 @@ TABLES = ("jobs", "job_executions", "dead_letter_jobs", "job_troubles")
 WATCHED = ("followers", "job_logs")  # test_watching_tenants.py
 DEFINERS = (
     "audit", "check_fence", "fence", "follow", "follow_events", "forget_followers", "key_holder", "lock_keys", "meet_fence",
-    "note_cancel", "pass_key", "run_after", "save", "tenant_key", "tenant_login", "unfollow", "unsealed", "wake_after_insert", "wake_after_reschedule",
+    "note_cancel", "pass_key", "pass_keys", "run_after", "save", "tenant_key", "tenant_login", "unfollow", "unsealed",
+    "wake_after_insert", "wake_after_reschedule",
 )  # fmt: skip
 
 

@@ -150,6 +150,14 @@ async def test_replaced(connection: Link) -> None:
     assert (await existing(connection, first))["payload"] == {"n": 3}
 
 
+async def test_replaced_with_a_time(connection: Link) -> None:
+    """A job whose time is replaced is due when the new one says, if no longest wait bounds that."""
+    first, _ = await put(connection, delay_seconds=10)
+    assert await put(connection, delay_seconds=600, on_conflict="replace") == (first, "replaced")
+    due = "select scheduled_at > clock_timestamp() + interval '500 s' from pgnotifyq.jobs"
+    assert await value(connection, due)
+
+
 async def test_debounced_with_a_longest_wait(connection: Link) -> None:
     """Each enqueue puts the job off, but not beyond its longest wait."""
     unique: dict[str, Any] = {"while_": "pending", "on_conflict": "replace", "longest_wait_seconds": 30}
@@ -444,6 +452,60 @@ async def test_holder_that_is_deleted_while_it_runs(connection: Link) -> None:
     assert (await claim_one(connection)).id == second
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_successor_that_is_deleted(connection: Link, is_cancelled: bool) -> None:
+    """The next one of the key waits for the same handler, as the one that was deleted did."""
+    await put(connection)
+    job = await claim_one(connection)
+    second, _ = await put(connection, on_conflict="supersede")
+    if is_cancelled:
+        await update_status(connection, second)
+    await connection.execute("delete from pgnotifyq.jobs where id = %s", (second,))
+    third, outcome = await put(connection)
+    assert outcome == "created"
+    assert await claim(connection) == [], "the handler of the first has not ended"
+    await settle(connection, job, ENDINGS["cancel"])
+    assert (await claim_one(connection)).id == third
+
+
+async def test_last_successor_that_is_deleted(connection: Link) -> None:
+    """If none comes after it, the key is free as soon as the handler has ended."""
+    await put(connection)
+    job = await claim_one(connection)
+    second, _ = await put(connection, on_conflict="supersede")
+    await connection.execute("delete from pgnotifyq.jobs where id = %s", (second,))
+    await settle(connection, job, ENDINGS["cancel"])
+    third, outcome = await put(connection)
+    assert outcome == "created"
+    assert (await claim_one(connection)).id == third
+
+
+async def test_requeue_beside_who_takes_the_same_keys(connection: Link, other: Link, dsn: str) -> None:
+    """It takes keys in their order, as a bulk does, and not in that of the deaths: one of the two waits, and none deadlocks."""
+    letters = {}
+    for key in ("b", "a"):  # requeued in this order: that of their deaths
+        letters[key], _ = await put(connection, key=key)
+        await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    free, _ = await put(connection, key="c")
+    await settle(connection, await claim_one(connection), ENDINGS["bury"])
+    restored: list[int] = []
+
+    async def requeue() -> None:
+        restored.append(await value(connection, "select pgnotifyq.requeue_all()"))
+
+    async with trio.open_nursery() as nursery, other.transaction():
+        await put(other, key="a")
+        nursery.start_soon(requeue)
+        await until(dsn, "exists (select from pg_locks where not granted)")
+        await put(other, key="b")
+    assert restored == [1]
+    assert await fetch(connection, "select id from pgnotifyq.dead_letter_jobs order by unique_key desc") == [
+        (letters["b"],),
+        (letters["a"],),
+    ]
+    assert await put(connection, key="c") == (free, "kept")
+
+
 async def test_explained(connection: Link) -> None:
     """Somebody who asks is told which job the new one waits for, and when it is due then."""
     first, _ = await put(connection)
@@ -485,6 +547,10 @@ async def test_tenants_do_not_meet(connection: Link) -> None:
             for asked in (
                 "select became from pgnotifyq.pass_key(%s, 'noop', 'k', 'supersede')",
                 "select pgnotifyq.lock_keys(array[%s::uuid], array['noop'], array['k'])",
+                (
+                    "select pgnotifyq.pass_keys(array[1], array[gen_random_uuid()], array[%s::uuid], array['noop'], array['k'], null, null,"
+                    " null, null)"
+                ),
             ):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege, match="not the one of this transaction"):
                     async with connection.transaction():
@@ -517,6 +583,12 @@ async def test_producer_takes_only_what_it_enqueued(connection: Link) -> None:
         assert (await put(connection, key="mine", on_conflict="supersede"))[1] == "superseded"
         many = await put_many(connection, keyed("mine"), keyed("k"), keyed("new"))
         assert [outcome for _, outcome in many] == ["kept", "kept", "created"]
+        for on_conflict in ("replace", "supersede"):
+            own = [keyed(f"own {n}", {"by": on_conflict}, on_conflict=on_conflict) for n in range(9)]
+            await put_many(connection, *own)
+            assert {outcome for _, outcome in await put_many(connection, *own)} == {f"{on_conflict}d"}
+            with pytest.raises(MissingRights, match="which another role enqueued"):
+                await put_many(connection, *own, keyed("k", on_conflict=on_conflict))
     finally:
         await connection.execute("reset role")
         await connection.execute(f"drop owned by {role}".encode())

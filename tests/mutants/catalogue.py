@@ -323,6 +323,34 @@ MUTANTS = (
         "        waits_for := case when job.is_held then job.id end;",
         ("ledger/test_unique.py::test_successor_superseded",),
     ),
+    Mutant(
+        "unique: a bulk cancels what has ended",
+        SQL + "enqueue/pass_key.sql",
+        "          and j.status in ('pending', 'running') and (takes_all or j.enqueued_by = asking)",
+        "          and (takes_all or j.enqueued_by = asking)",
+        ("ledger/test_unique_bulks.py::test_bulk_and_one_by_one",),
+    ),
+    Mutant(
+        "unique: a bulk keeps what it supersedes before",
+        SQL + "enqueue/enqueue_unique.sql",
+        "                    where n.taken > 0",
+        "                    where n.outcome is null",
+        ("ledger/test_unique_bulks.py::test_bulk_and_one_by_one",),
+    ),
+    Mutant(
+        "unique: letters take their keys in the order of their deaths",
+        SQL + "end/requeue_all.sql",
+        'array_agg(f.id order by f.gives_up, f.org_id, f.scope collate "C", f.unique_key collate "C", f.nth)',
+        "array_agg(f.id order by f.nth)",
+        ("ledger/test_unique.py::test_requeue_beside_who_takes_the_same_keys",),
+    ),
+    Mutant(
+        "unique: the key of a successor that was deleted is free",
+        "sql/migrations/0023_successors.sql",
+        "          and j.is_held and j.key_passed_on and j.status = 'cancelled';",
+        "          and false;",
+        ("ledger/test_unique.py::test_successor_that_is_deleted",),
+    ),
     # Handlers in processes, and worker processes under a parent.
     Mutant(
         "processes: a crash is tried in another process",

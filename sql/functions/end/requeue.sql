@@ -54,7 +54,7 @@ begin
     end if;
     delete from {schema}.dead_letter_jobs as d where d.id = requeue.job_id;
     if wait_id is not null then
-        perform {schema}.run_after(letter.id, wait_id);
+        perform {schema}.run_after(array[letter.id], array[wait_id]);
     end if;
     return true;
 end

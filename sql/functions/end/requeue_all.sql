@@ -10,7 +10,19 @@
 --         does not count: an unfinished job holds its unique_key, a job has its id, its payload was
 --         blanked, a constraint or trigger refuses it.
 -- Errors: a rate that is not above zero, or is no number, is refused with PNQ02.
--- Locks:  the dead letters, `skip locked`: of two who requeue, each restores others.
+-- Locks:  the dead letters, `skip locked`: of two who requeue, each restores others. Then, as
+--         enqueue_unique: entries of jobs_unique_key, in order of tenant, scope and key; then jobs
+--         that give up their keys, in the order of lock_keys. So it does not wait in another order
+--         than a bulk of the same keys, nor than the worker that ends those jobs.
+-- Index:  dead_letter_jobs_by_time, jobs_unique_key.
+--
+-- Naively each is restored as it is found, the oldest first. Then it takes keys in the order of the
+-- deaths, and deadlocks with the bulk. To begin anew does not help: who waits for a key that a
+-- subtransaction took which has ended, waits for the whole transaction. So letters are found first.
+-- Those whose keys are held are not found. If there are more than `jobs_max`, and one of those
+-- found cannot be restored, others are found in its place; their keys are out of order. If a job
+-- that would give up its key has ended before it was locked, somebody else may have the key: the
+-- letters that need such jobs stay, until somebody requeues again.
 --
 -- The rate is in the jobs' times. Naively somebody stays and requeues one job after the other, and
 -- if that process ends, so does the rest of the requeue.
@@ -26,12 +38,26 @@ create or replace function {schema}.requeue_all(
     per_second double precision default null, delay_seconds double precision default 0, from_start boolean default false)
 returns integer
 language plpgsql volatile
+set jit = off
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare
+    time_now constant timestamptz := {schema}.clock();
     letter record;
+    letter_ids uuid[];
+    nths bigint[];
+    org_ids uuid[];
+    scopes text[];
+    unique_keys text[];
+    has_more boolean;
+    are_locked boolean;
     was_there boolean;
     restored integer := 0;
+    after_time timestamptz := '-infinity';
+    after_id uuid := '00000000-0000-0000-0000-000000000000';
 begin
     -- NaN is above every number.
     if requeue_all.per_second <= 0 or requeue_all.per_second = 'nan' then
@@ -41,28 +67,72 @@ begin
     if jobs_max < 1 then
         return 0;
     end if;
-    for letter in
-        select d.id
-        from {schema}.dead_letter_jobs as d
-        where d.blanked_at is null and {schema}.letter_fits(
-            d, requeue_all.queue_name, requeue_all.job_type, requeue_all.org_id, error_text, died_after, fingerprint)
-        order by d.died_at, d.id
-        for update skip locked
     loop
-        begin
-            set constraints all deferred;
-            was_there := {schema}.requeue(
-                letter.id, requeue_all.delay_seconds + coalesce(restored / requeue_all.per_second, 0),
-                requeue_all.from_start);
-            set constraints all immediate;
-            restored := restored + was_there::integer;
-        exception
-            when others or assert_failure then
-                if not {schema}.is_rows_own(sqlstate) then
-                    raise;
-                end if;
-        end;
-        exit when restored >= jobs_max;
+        select array_agg(f.id order by f.gives_up, f.org_id, f.scope collate "C", f.unique_key collate "C", f.nth),
+            array_agg(f.nth order by f.gives_up, f.org_id, f.scope collate "C", f.unique_key collate "C", f.nth),
+            array_agg(f.org_id) filter (where f.gives_up), array_agg(f.scope) filter (where f.gives_up),
+            array_agg(f.unique_key) filter (where f.gives_up),
+            max(f.died_at), (array_agg(f.id order by f.nth desc))[1]
+        into letter_ids, nths, org_ids, scopes, unique_keys, after_time, after_id
+        from (
+            select f.*, restored + row_number() over (order by f.died_at, f.id) - 1 as nth
+            from (
+                select d.id, d.died_at, d.org_id, coalesce(d.unique_scope, d.job_type) as scope, d.unique_key,
+                    exists (
+                        select from {schema}.jobs as j
+                        where j.org_id = d.org_id and {schema}.key_scope(j) = coalesce(d.unique_scope, d.job_type)
+                          and j.unique_key = d.unique_key and {schema}.holds_key(j)) as gives_up
+                from {schema}.dead_letter_jobs as d
+                where (d.died_at, d.id) > (after_time, after_id)
+                  and d.blanked_at is null and {schema}.letter_fits(
+                      d, requeue_all.queue_name, requeue_all.job_type, requeue_all.org_id, error_text, died_after, fingerprint)
+                  and not exists (
+                      select from {schema}.jobs as j
+                      where j.org_id = d.org_id and {schema}.key_scope(j) = coalesce(d.unique_scope, d.job_type)
+                        and j.unique_key = d.unique_key and {schema}.holds_key(j) and not {schema}.gives_up_key(j, time_now))
+                order by d.died_at, d.id
+                limit jobs_max - restored
+                for update skip locked
+            ) as f
+        ) as f;
+        exit when letter_ids is null;
+        has_more := cardinality(letter_ids) = jobs_max - restored;
+        are_locked := org_ids is null;
+        for letter in
+            select l.id, l.nth, l.place > cardinality(letter_ids) - cardinality(org_ids) as gives_up
+            from unnest(letter_ids, nths) with ordinality as l(id, nth, place)
+            order by l.place
+        loop
+            if letter.gives_up and not are_locked then
+                are_locked := {schema}.lock_keys(org_ids, scopes, unique_keys);
+                exit when not are_locked;
+            end if;
+            -- Somebody may have got the key meanwhile. That job may give it up by now, and is not
+            -- locked.
+            if not coalesce(letter.gives_up, false) then
+                perform
+                from {schema}.dead_letter_jobs as d
+                join {schema}.jobs as j
+                    on j.org_id = d.org_id and {schema}.key_scope(j) = coalesce(d.unique_scope, d.job_type)
+                    and j.unique_key = d.unique_key and {schema}.holds_key(j)
+                where d.id = letter.id;
+                continue when found;
+            end if;
+            begin
+                set constraints all deferred;
+                was_there := {schema}.requeue(
+                    letter.id, requeue_all.delay_seconds + coalesce(letter.nth / requeue_all.per_second, 0),
+                    requeue_all.from_start);
+                set constraints all immediate;
+                restored := restored + was_there::integer;
+            exception
+                when others or assert_failure then
+                    if not {schema}.is_rows_own(sqlstate) then
+                        raise;
+                    end if;
+            end;
+        end loop;
+        exit when restored >= jobs_max or not has_more;
     end loop;
     return restored;
 end

@@ -100,7 +100,9 @@ begin
             raise exception 'both unique_key and unique_by are given'
                 using errcode = 'PNQ02', hint = 'Pass one of them.';
         end if;
-        own_key := {schema}.unique_key_of(coalesce(enqueue.payload, 'null'), nullif(unique_by, '{{}}'));
+        own_key := ({schema}.unique_keys_of(
+            array[coalesce(enqueue.payload, 'null')],
+            array[case when unique_by = '{{}}' then to_jsonb(true) else to_jsonb(unique_by) end], array[null::text]))[1];
     end if;
     if own_key is null then
         if rule is not null then

@@ -17,6 +17,10 @@
 -- index: two batches deadlock, as does a batch with the worker that ends the jobs. So all are
 -- inserted first. What was not, has a key that is taken: by a job of the batch, or of before.
 --
+-- Those come in rounds: the first of each key, then the second of each key, and so on. What becomes
+-- of each is as if they had been enqueued in their order. pass_keys decides a round in one
+-- statement. What it leaves, and rounds of few jobs, insert_unique takes one by one.
+--
 -- If a job that held a key has ended since, the batch begins anew. Naively only that job is
 -- inserted again; then the entry comes out of order.
 create or replace function {schema}.enqueue_unique(
@@ -32,18 +36,29 @@ as $$
 declare
     tries_max constant integer := 100;
     deadlocks_max constant integer := 5;
+    -- A round is a statement over the arrays of the whole batch. From here on that is cheaper than
+    -- to take its jobs one by one.
+    round_jobs_min constant integer := greatest(4, cardinality(job_ids) / 100);
     time_now constant timestamptz := {schema}.clock();
     own_only constant boolean := {schema}.own_only();
     -- A tenant chooses no ids. Its jobs get others than it says, and it is told them.
     chooses_ids constant boolean := has_column_privilege('{schema}.jobs', 'id', 'insert');
+    unique_rules constant jsonb[] := rules::jsonb[];
     known_queues text[];
     slots text[];
     made_ids uuid[];
     found_ids uuid[];
     outcomes text[];
     rest bigint[];  -- places of jobs whose keys are taken, and that are not simply kept
-    are_locked boolean;
+    rounds bigint[];  -- of each place in `rest`
+    is_by boolean;
+    is_out_of_order boolean;
+    places bigint[];
+    held_org_ids uuid[];
+    held_slots text[];
+    held_keys text[];
     one record;
+    few record;
     told record;
     tries integer := 0;
     deadlocks integer := 0;
@@ -58,17 +73,18 @@ begin
         ) as k on k.job_type = n.job_type and n.queue_name is null;
     end if;
     if rules is not null then
-        select
-            array_agg(case when r.rule ? 'by' then {schema}.unique_key_of(
-                    r.payload, case when jsonb_typeof(r.rule->'by') = 'array'
-                        then array(select jsonb_array_elements_text(r.rule->'by')) end)
-                else r.unique_key end order by r.place),
-            array_agg(coalesce(r.rule->>'scope', r.job_type) order by r.place)
-        into unique_keys, slots
-        from (
-            select u.unique_key, u.rule::jsonb as rule, u.job_type, u.place, case when u.rule is not null then u.payload::jsonb end as payload
-            from unnest(unique_keys, rules, job_types, payloads) with ordinality as u(unique_key, rule, job_type, payload, place)
-        ) as r;
+        select array_agg(coalesce(u.rule->>'scope', u.job_type) order by u.place), bool_or(u.rule ? 'by')
+        into slots, is_by
+        from unnest(unique_rules, job_types) with ordinality as u(rule, job_type, place);
+        if is_by then
+            unique_keys := {schema}.unique_keys_of(
+                array(
+                    select case when u.rule ? 'by' then u.payload::jsonb end
+                    from unnest(unique_rules, payloads) with ordinality as u(rule, payload, place)
+                    order by u.place),
+                array(select u.rule->'by' from unnest(unique_rules) with ordinality as u(rule, place) order by u.place),
+                unique_keys);
+        end if;
     else
         slots := job_types;
     end if;
@@ -77,7 +93,7 @@ begin
         for one in
             select n.*
             from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys,
-                known_queues, enqueue_unique.headers, rules, slots)
+                known_queues, enqueue_unique.headers, unique_rules, slots)
                 with ordinality
                 as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key,
                     known_queue, headers, rule, slot, place)
@@ -89,7 +105,7 @@ begin
                 case when chooses_ids then one.id end, one.org_id, coalesce(one.queue_name, one.known_queue, 'default'),
                 one.job_type, one.payload::jsonb, one.priority,
                 coalesce(one.scheduled_at, time_now + make_interval(secs => coalesce(one.delay, 0))), one.max_attempts,
-                one.unique_key, one.queue_name is null and one.known_queue is null, one.headers::jsonb, one.rule::jsonb) as i;
+                one.unique_key, one.queue_name is null and one.known_queue is null, one.headers::jsonb, one.rule) as i;
         end loop;
         return;
     end if;
@@ -97,84 +113,132 @@ begin
     loop
         tries := tries + 1;
         begin
-            with made as (
-                insert into {schema}.jobs (
-                    id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said,
-                    headers, unique_scope, unique_while, unique_until)
-                select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default'), n.job_type, n.payload::jsonb, n.priority,
-                    coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts, n.unique_key,
-                    n.queue_name is null and n.known_queue is null, n.headers::jsonb, n.rule->>'scope', n.rule->>'while',
-                    time_now + make_interval(secs => (n.rule->>'for_seconds')::double precision)
-                from (
-                    select n.*, n.rule_text::jsonb as rule
-                    from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys,
-                        known_queues, enqueue_unique.headers, rules, slots)
-                        with ordinality
-                        as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key,
-                            known_queue, headers, rule_text, slot, place)
-                    order by n.org_id, n.slot collate "C", n.unique_key collate "C", n.place
-                    offset 0
-                ) as n
-                on conflict (org_id, (coalesce(unique_scope::text, job_type::text)), unique_key)
-                where unique_key is not null and key_passed_on is null
-                  and (unique_until is not null or waits_for is not null or (is_claimable and (started_at is null or unique_while is null))
-                       or (is_held and unique_while is null))
-                do nothing
-                returning id
-            )
-            select array_agg(m.id) into made_ids from made as m;
+            made_ids := {schema}.insert_keyed(
+                time_now, job_ids, org_ids, queue_names, known_queues, job_types, payloads, priorities, times, delays, maxima,
+                unique_keys, slots, enqueue_unique.headers, unique_rules);
 
-            -- What was inserted, and what is simply kept.
+            -- What was inserted, and what is simply kept. A job without a key is told as `insert
+            -- into jobs` tells it, even if a trigger of the user's has left it out.
             select array_agg(coalesce(n.own, n.kept) order by n.place),
                 array_agg(case when n.own is not null then 'created' when n.kept is not null then 'kept' end order by n.place),
                 array_agg(n.place) filter (where n.own is null and n.kept is null)
             into found_ids, outcomes, rest
             from (
-                select n.*, o.id as own, case when o.id is null and n.on_conflict = 'keep' then
-                    case when own_only then {schema}.key_holder(n.org_id, n.slot, n.unique_key)
-                        else (
-                            select j.id
-                            from {schema}.jobs as j
-                            where j.org_id = n.org_id and {schema}.key_scope(j) = n.slot and j.unique_key = n.unique_key
-                              and {schema}.holds_key(j) and not {schema}.gives_up_key(j, time_now)) end
-                    end as kept
-                from (
-                    select n.*, coalesce(n.rule_text::jsonb->>'on_conflict', 'keep') as on_conflict
-                    from unnest(job_ids, org_ids, slots, unique_keys, rules) with ordinality
-                        as n(id, org_id, slot, unique_key, rule_text, place)
-                ) as n
+                select n.*, case when o.id is not null or n.unique_key is null then n.id end as own,
+                    case when o.id is null and n.unique_key is not null and coalesce(n.rule->>'on_conflict', 'keep') = 'keep' then
+                        case when own_only then {schema}.key_holder(n.org_id, n.slot, n.unique_key)
+                            else (
+                                select j.id
+                                from {schema}.jobs as j
+                                where j.org_id = n.org_id and {schema}.key_scope(j) = n.slot and j.unique_key = n.unique_key
+                                  and {schema}.holds_key(j) and not {schema}.gives_up_key(j, time_now)) end
+                        end as kept
+                from unnest(job_ids, org_ids, slots, unique_keys, unique_rules) with ordinality
+                    as n(id, org_id, slot, unique_key, rule, place)
                 left join unnest(made_ids) as o(id) on o.id = n.id
                 offset 0
             ) as n;
 
             if rest is not null then
-                select {schema}.lock_keys(array_agg(n.org_id), array_agg(n.slot), array_agg(n.unique_key)) into are_locked
-                from unnest(org_ids, slots, unique_keys) with ordinality as n(org_id, slot, unique_key, place)
-                join unnest(rest) as r(place) using (place);
-                if not are_locked and tries < tries_max then
+                -- What comes behind one of these, of the same key, is decided after it. The jobs
+                -- that hold the keys are to be locked, unless they are of this batch.
+                select array_agg(n.place) filter (where n.outcome is distinct from 'created'),
+                    array_agg(n.taken * 2 + (n.outcome is not null)::integer) filter (where n.outcome is distinct from 'created'),
+                    coalesce(bool_or(n.outcome = 'created'), false),
+                    array_agg(n.org_id) filter (where n.is_first), array_agg(n.slot) filter (where n.is_first),
+                    array_agg(n.unique_key) filter (where n.is_first)
+                into rest, rounds, is_out_of_order, held_org_ids, held_slots, held_keys
+                from (
+                    select n.*, n.taken = 1 and n.outcome is null and n.created = 0 as is_first
+                    from (
+                        select n.*, count(*) filter (where n.outcome is null) over so_far as taken,
+                            count(*) filter (where n.outcome = 'created') over so_far as created
+                        from unnest(org_ids, slots, unique_keys, outcomes) with ordinality
+                            as n(org_id, slot, unique_key, outcome, place)
+                        where n.unique_key is not null
+                        window so_far as (
+                            partition by n.org_id, n.slot collate "C", n.unique_key collate "C" order by n.place
+                            rows unbounded preceding)
+                    ) as n
+                    where n.taken > 0
+                ) as n;
+                -- A job of the batch got its key while one before it did not: the job that held it
+                -- has ended between the two.
+                if (is_out_of_order or (held_keys is not null and not {schema}.lock_keys(held_org_ids, held_slots, held_keys)))
+                    and tries < tries_max
+                then
                     raise exception 'a job that held a key has ended' using errcode = 'PNQ07';
                 end if;
-                -- Not by subscripts: a place in an array of texts is found by walking there.
                 for one in
-                    select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default') as queue_name,
-                        n.queue_name is null and n.known_queue is null as queue_not_said, n.job_type,
-                        n.payload::jsonb as payload, n.priority,
-                        coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))) as scheduled_at,
-                        n.max_attempts, n.unique_key, n.headers::jsonb as headers, n.rule::jsonb as rule, place
-                    from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima,
-                        unique_keys, known_queues, enqueue_unique.headers, rules, slots)
-                        with ordinality
-                        as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key,
-                            known_queue, headers, rule, slot, place)
-                    join unnest(rest) as r(place) using (place)
-                    order by n.org_id, n.slot collate "C", n.unique_key collate "C", n.place
+                    select case when r.is_large then r.round end as round, array_agg(p.place) as places
+                    from (
+                        select r.round, array_agg(r.place) as places,
+                            bool_and(count(*) >= round_jobs_min) over (order by r.round) as is_large
+                        from unnest(rest, rounds) as r(place, round)
+                        group by r.round
+                    ) as r
+                    cross join unnest(r.places) as p(place)
+                    group by 1
+                    order by 1 nulls last
                 loop
-                    select i.job_id, i.outcome into told
-                    from {schema}.insert_unique(
-                        one.id, one.org_id, one.queue_name, one.job_type, one.payload, one.priority, one.scheduled_at,
-                        one.max_attempts, one.unique_key, one.queue_not_said, one.headers, one.rule, true) as i;
-                    found_ids[one.place] := told.job_id;
-                    outcomes[one.place] := told.outcome;
+                    places := one.places;
+                    if one.round is not null then
+                        select array_agg(p.place) as places, array_agg(coalesce(p.holder, p.new_id)) as ids,
+                            array_agg(p.became) as became,
+                            array_agg(p.new_id) filter (where p.became = 'superseded') as new_ids,
+                            array_agg(p.new_id) filter (where p.waits_for is not null) as waiting_ids,
+                            array_agg(p.waits_for) filter (where p.waits_for is not null) as holders
+                        into told
+                        from (
+                            select array_agg(n.place) as places, array_agg(n.id) as ids, array_agg(n.org_id) as org_ids,
+                                array_agg(n.slot) as slots, array_agg(n.unique_key) as unique_keys, array_agg(n.rule) as rules,
+                                array_agg(n.payload::jsonb) as payloads,
+                                array_agg(coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0)))) as times,
+                                array_agg(n.priority) as priorities
+                            from unnest(job_ids, org_ids, slots, unique_keys, unique_rules, payloads, times, delays, priorities)
+                                with ordinality
+                                as n(id, org_id, slot, unique_key, rule, payload, scheduled_at, delay, priority, place)
+                            join unnest(places) as r(place) using (place)
+                        ) as n
+                        cross join lateral {schema}.pass_keys(
+                            n.places, n.ids, n.org_ids, n.slots, n.unique_keys, n.rules, n.payloads, n.times, n.priorities) as p;
+                        if told.new_ids is not null then
+                            perform {schema}.insert_keyed(
+                                time_now, job_ids, org_ids, queue_names, known_queues, job_types, payloads, priorities, times,
+                                delays, maxima, unique_keys, slots, enqueue_unique.headers, unique_rules, told.new_ids);
+                            if told.waiting_ids is not null then
+                                perform {schema}.run_after(told.waiting_ids, told.holders);
+                            end if;
+                        end if;
+                        for few in select t.* from unnest(told.places, told.ids, told.became) as t(place, id, became) loop
+                            found_ids[few.place] := few.id;
+                            outcomes[few.place] := few.became;
+                        end loop;
+                        continue when cardinality(told.places) = cardinality(places);
+                        places := array(select unnest(places) except select unnest(told.places));
+                    end if;
+                    -- Not by subscripts: a place in an array of texts is found by walking there.
+                    for few in
+                        select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default') as queue_name,
+                            n.queue_name is null and n.known_queue is null as queue_not_said, n.job_type,
+                            n.payload::jsonb as payload, n.priority,
+                            coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))) as scheduled_at,
+                            n.max_attempts, n.unique_key, n.headers::jsonb as headers, n.rule, place
+                        from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima,
+                            unique_keys, known_queues, enqueue_unique.headers, unique_rules, slots)
+                            with ordinality
+                            as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key,
+                                known_queue, headers, rule, slot, place)
+                        join unnest(places) as r(place) using (place)
+                        order by n.org_id, n.slot collate "C", n.unique_key collate "C", n.place
+                    loop
+                        select i.job_id, i.outcome into told
+                        from {schema}.insert_unique(
+                            few.id, few.org_id, few.queue_name, few.job_type, few.payload, few.priority, few.scheduled_at,
+                            few.max_attempts, few.unique_key, few.queue_not_said, few.headers, few.rule, true) as i;
+                        found_ids[few.place] := told.job_id;
+                        outcomes[few.place] := told.outcome;
+                    end loop;
                 end loop;
                 if 'refused' = any (outcomes) then
                     raise exception 'a job was refused' using errcode = 'PNQ07';
@@ -195,5 +259,55 @@ begin
     select n.place, n.id, n.outcome
     from unnest(found_ids, outcomes) with ordinality as n(id, outcome, place)
     where n.outcome = 'refused' or not 'refused' = any (outcomes);
+end
+$$;
+
+-- insert_keyed: insert jobs of a batch that have keys, or none, as far as their keys are free. In
+-- the order of keys: see enqueue_unique, which asks it.
+--
+-- In:     the arrays of enqueue_unique; `known_queues` of those that say no queue; `slots`, the
+--         scopes of the keys. `only_ids`: no others; null: all.
+-- Out:    the ids of those that were inserted.
+-- Locks:  entries of jobs_unique_key, in order of tenant, scope and key.
+create or replace function {schema}.insert_keyed(
+    time_now timestamptz, job_ids uuid[], org_ids uuid[], queue_names text[], known_queues text[], job_types text[],
+    payloads text[], priorities smallint[], times timestamptz[], delays double precision[], maxima integer[],
+    unique_keys text[], slots text[], headers text[], rules jsonb[], only_ids uuid[] default null)
+returns uuid[]
+language plpgsql volatile
+as $$
+#variable_conflict use_column
+declare
+    made_ids uuid[];
+begin
+    with made as (
+        insert into {schema}.jobs (
+            id, org_id, queue_name, job_type, payload, priority, scheduled_at, max_attempts, unique_key, queue_not_said,
+            headers, unique_scope, unique_while, unique_until)
+        select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default'), n.job_type, n.payload::jsonb, n.priority,
+            coalesce(n.scheduled_at, time_now + make_interval(secs => coalesce(n.delay, 0))), n.max_attempts, n.unique_key,
+            n.queue_name is null and n.known_queue is null, n.headers::jsonb, n.rule->>'scope', n.rule->>'while',
+            time_now + make_interval(secs => (n.rule->>'for_seconds')::double precision)
+        from (
+            select n.*
+            from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys,
+                known_queues, insert_keyed.headers, rules, slots)
+                with ordinality
+                as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key,
+                    known_queue, headers, rule, slot, place)
+            left join unnest(only_ids) as o(id) on o.id = n.id
+            where only_ids is null or o.id is not null
+            order by n.org_id, n.slot collate "C", n.unique_key collate "C", n.place
+            offset 0
+        ) as n
+        on conflict (org_id, (coalesce(unique_scope::text, job_type::text)), unique_key)
+        where unique_key is not null and key_passed_on is null
+          and (unique_until is not null or waits_for is not null or (is_claimable and (started_at is null or unique_while is null))
+               or (is_held and unique_while is null))
+        do nothing
+        returning id
+    )
+    select array_agg(m.id) into made_ids from made as m;
+    return made_ids;
 end
 $$;

@@ -59,7 +59,7 @@ begin
         end if;
         if job_id is not null then
             if wait_id is not null then
-                perform {schema}.run_after(job_id, wait_id);
+                perform {schema}.run_after(array[job_id], array[wait_id]);
             end if;
             return next;
             return;
@@ -104,30 +104,52 @@ begin
 end
 $$;
 
--- unique_key_of: the key that a job's payload makes, by some of its fields, or by all of it
--- (`fields` null): a digest, so that the key tells nothing of the payload.
+-- unique_keys_of: the keys that jobs' payloads make, by some of their fields, or by all of them: a
+-- digest, so that the key tells nothing of the payload.
 --
+-- In:     arrays of one length. `fields`: an array of names, as JSON, or true: the whole payload;
+--         null: the payload makes no key.
+-- Out:    the keys in order; where the payload makes none, what `unique_keys` says.
 -- Errors: a field that the payload lacks is refused with PNQ02: a name that is wrong would make one
 --         job of all.
-create or replace function {schema}.unique_key_of(payload jsonb, fields text[]) returns text
-language plpgsql immutable
+drop function if exists {schema}.unique_key_of(jsonb, text[]);
+create or replace function {schema}.unique_keys_of(payloads jsonb[], fields jsonb[], unique_keys text[]) returns text[]
+language plpgsql stable
 as $$
 declare
-    said jsonb := payload;
+    keys text[];
+    wrong bigint;
     missing text;
 begin
-    if fields is not null then
-        if jsonb_typeof(payload) is distinct from 'object' then
+    select
+        array_agg(case when k.said is not null then 'by ' || encode(sha256(convert_to(k.said::text, 'UTF8')), 'hex')
+            else k.unique_key end order by k.place),
+        min(k.place) filter (where k.said is null and k.fields is not null)
+    into keys, wrong
+    from (
+        select u.place, u.fields, u.unique_key,
+            case when jsonb_typeof(u.fields) = 'array' then
+                (
+                    select jsonb_object_agg(f.name, u.payload -> f.name)
+                    from jsonb_array_elements_text(u.fields) as f(name)
+                    where jsonb_typeof(u.payload) = 'object'
+                    having bool_and(u.payload ? f.name))
+                when u.fields is not null then u.payload end as said
+        from unnest(payloads, unique_keys_of.fields, unique_keys) with ordinality as u(payload, fields, unique_key, place)
+        offset 0
+    ) as k;
+    if wrong is not null then
+        if jsonb_typeof(payloads[wrong]) is distinct from 'object' then
             raise exception 'the payload is no JSON object, so it has no fields to be unique by'
                 using errcode = 'PNQ02', hint = 'Use by=True, the whole payload, or a key.';
         end if;
-        select f.name into missing from unnest(fields) as f(name) where not payload ? f.name limit 1;
-        if found then
-            raise exception 'the payload has no field %, which it is to be unique by', quote_literal(missing)
-                using errcode = 'PNQ02', hint = 'Name fields that every payload of the type has, or use a key.';
-        end if;
-        select jsonb_object_agg(f.name, payload -> f.name) into said from unnest(fields) as f(name);
+        select f.name into missing
+        from jsonb_array_elements_text(unique_keys_of.fields[wrong]) as f(name)
+        where not payloads[wrong] ? f.name
+        limit 1;
+        raise exception 'the payload has no field %, which it is to be unique by', quote_literal(missing)
+            using errcode = 'PNQ02', hint = 'Name fields that every payload of the type has, or use a key.';
     end if;
-    return 'by ' || encode(sha256(convert_to(said::text, 'UTF8')), 'hex');
+    return keys;
 end
 $$;

@@ -77,9 +77,8 @@ begin
         became := 'kept';
         if job.status = 'pending' then
             became := 'replaced';
-            due := case when 'scheduled_at' = any (replaced) then least(
-                pass_key.scheduled_at,
-                greatest(job.created_at + make_interval(secs => pass_key.longest_wait_seconds), time_now)) end;
+            due := case when 'scheduled_at' = any (replaced) then {schema}.replaced_time(
+                pass_key.scheduled_at, job.created_at, make_interval(secs => pass_key.longest_wait_seconds), time_now) end;
             update {schema}.jobs as j
             set payload = case when 'payload' = any (replaced) then pass_key.payload else j.payload end,
                 priority = case when 'priority' = any (replaced) then pass_key.priority else j.priority end,
@@ -102,6 +101,108 @@ end
 $$;
 revoke all on function {schema}.pass_key(uuid, text, text, text, text[], jsonb, timestamptz, smallint, double precision, uuid)
     from public;
+
+-- pass_keys: the same of many keys that are taken, for enqueue_unique: what is plain, in one
+-- statement or two. That is most of what comes. What it does not tell of, pass_key decides.
+--
+-- In:     arrays of one length: places, which it tells again; the jobs that want the keys; the
+--         keys' slots; what their `unique` says (enqueue_unique.sql); and what they say. Only one
+--         that is kept or refused may want the key that another does.
+-- Out:    `became`: kept, refused, replaced: `holder` has the key. superseded: the key is free for
+--         this transaction; `waits_for` as of pass_key. No row: pass_key is to be asked. Nobody has
+--         the key; or who has it gives it up, has ended, or may not be written by who asks.
+-- Locks:  the jobs that hold keys, as lock_keys has locked them already.
+-- Index:  jobs_unique_key.
+-- Rights: the owner's, as of pass_key.
+--
+-- It decides as pass_key does: tests/ledger/test_unique_bulks.py compares the two.
+create or replace function {schema}.pass_keys(
+    places bigint[], new_ids uuid[], org_ids uuid[], scopes text[], unique_keys text[], rules jsonb[], payloads jsonb[],
+    times timestamptz[], priorities smallint[])
+returns table (place bigint, new_id uuid, became text, holder uuid, waits_for uuid)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+declare
+    time_now constant timestamptz := {schema}.clock();
+    asking constant text := {schema}.asking_role();
+    takes_all constant boolean := {schema}.may_take_all(asking);
+    written integer;
+begin
+    perform {schema}.may_ask_for(k.org_id) from (select distinct u.org_id from unnest(org_ids) as u(org_id)) as k;
+    return query
+    with wanted as materialized (
+        select w.place, w.new_id, w.org_id, w.scope, w.unique_key, coalesce(w.rule->>'on_conflict', 'keep') as on_conflict,
+            coalesce(w.rule->'replace' ? 'payload', true) as has_payload,
+            coalesce(w.rule->'replace' ? 'priority', true) as has_priority,
+            coalesce(w.rule->'replace' ? 'scheduled_at', true) as has_time,
+            make_interval(secs => (w.rule->>'longest_wait_seconds')::double precision) as longest_wait,
+            w.payload, w.scheduled_at, w.priority
+        from unnest(places, new_ids, org_ids, scopes, unique_keys, rules, payloads, times, priorities)
+            as w(place, new_id, org_id, scope, unique_key, rule, payload, scheduled_at, priority)
+    ), superseded as (
+        update {schema}.jobs as j
+        set status = 'cancelled', error_message = 'superseded by ' || w.new_id, key_passed_on = true
+        from wanted as w
+        where w.on_conflict = 'supersede' and j.org_id = w.org_id and {schema}.key_scope(j) = w.scope
+          and j.unique_key = w.unique_key and {schema}.holds_key(j) and not {schema}.gives_up_key(j, time_now)
+          and j.status in ('pending', 'running') and (takes_all or j.enqueued_by = asking)
+        returning w.place, w.new_id, case when j.is_held then j.id else j.waits_for end as waits_for
+    ), replaced as (
+        update {schema}.jobs as j
+        set payload = case when w.has_payload then w.payload else j.payload end,
+            priority = case when w.has_priority then w.priority else j.priority end,
+            scheduled_at = case when w.has_time and j.waits_for is null
+                then {schema}.replaced_time(w.scheduled_at, j.created_at, w.longest_wait, time_now) else j.scheduled_at end,
+            due_after_wait = case when w.has_time and j.waits_for is not null
+                then {schema}.replaced_time(w.scheduled_at, j.created_at, w.longest_wait, time_now) else j.due_after_wait end
+        from wanted as w
+        where w.on_conflict = 'replace' and j.org_id = w.org_id and {schema}.key_scope(j) = w.scope
+          and j.unique_key = w.unique_key and {schema}.holds_key(j) and not {schema}.gives_up_key(j, time_now)
+          and j.status = 'pending' and (takes_all or j.enqueued_by = asking)
+        returning w.place, w.new_id, j.id
+    )
+    select s.place, s.new_id, 'superseded', null::uuid, s.waits_for from superseded as s
+    union all
+    select r.place, r.new_id, 'replaced', r.id, null from replaced as r;
+    get diagnostics written = row_count;
+    if written = cardinality(places) then
+        return;
+    end if;
+    return query
+    select w.place, w.new_id, case w.on_conflict when 'refuse' then 'refused' else 'kept' end, j.id, null::uuid
+    from (
+        select u.*, coalesce(u.rule->>'on_conflict', 'keep') as on_conflict
+        from unnest(places, new_ids, org_ids, scopes, unique_keys, rules) as u(place, new_id, org_id, scope, unique_key, rule)
+    ) as w
+    join {schema}.jobs as j
+        on j.org_id = w.org_id and {schema}.key_scope(j) = w.scope and j.unique_key = w.unique_key
+        and {schema}.holds_key(j) and not {schema}.gives_up_key(j, time_now)
+    where w.on_conflict in ('keep', 'refuse')
+       or (w.on_conflict = 'replace' and j.status <> 'pending' and (takes_all or j.enqueued_by = asking));
+end
+$$;
+revoke all on function {schema}.pass_keys(
+    bigint[], uuid[], uuid[], text[], text[], jsonb[], jsonb[], timestamptz[], smallint[])
+    from public;
+
+-- replaced_time: when a job is due whose time another replaces: as that says; with a longest wait,
+-- so long after its enqueue at the latest, but not before now. Null: there is no longest wait; of a
+-- null among others, greatest and least say nothing.
+create or replace function {schema}.replaced_time(
+    scheduled_at timestamptz, created_at timestamptz, longest_wait interval, time_now timestamptz)
+returns timestamptz
+language sql immutable
+as $$
+    select case when longest_wait is null then scheduled_at else least(scheduled_at, greatest(created_at + longest_wait, time_now)) end
+$$;
 
 -- asking_role: the role that asked for this statement, where it runs with the owner's rights: the
 -- one that was set, or logged in.
@@ -134,10 +235,17 @@ as $$
 declare
     asking constant text := {schema}.asking_role();
 begin
-    return (job).enqueued_by = asking
-        or has_table_privilege(asking, '{schema}.worker_heartbeats', 'select')
-        or not has_column_privilege(asking, '{schema}.jobs', 'id', 'insert');
+    return (job).enqueued_by = asking or {schema}.may_take_all(asking);
 end
+$$;
+
+-- may_take_all: whether a role may write any job that has a key it wants. A tenant sees no others
+-- than its own.
+create or replace function {schema}.may_take_all(role_name text) returns boolean
+language sql stable
+as $$
+    select has_table_privilege(role_name, '{schema}.worker_heartbeats', 'select')
+        or not has_column_privilege(role_name, '{schema}.jobs', 'id', 'insert')
 $$;
 
 -- lock_keys: lock the jobs that hold some keys, before pass_key takes them one by one. What the
@@ -157,17 +265,20 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 declare
+    asking constant text := {schema}.asking_role();
+    takes_all constant boolean := {schema}.may_take_all(asking);
     ids uuid[];
     locked_ids uuid[];
     is_held_by_each boolean;
 begin
     perform {schema}.may_ask_for(k.org_id) from (select distinct u.org_id from unnest(org_ids) as u(org_id)) as k;
     for look in 1 .. 2 loop
-        select array_agg(j.id order by j.is_held desc, j.id) filter (where j.may_take), bool_and(j.id is not null)
+        select array_agg(j.id order by j.is_held desc, j.id) filter (where takes_all or j.enqueued_by = asking),
+            bool_and(j.id is not null)
         into ids, is_held_by_each
         from unnest(org_ids, scopes, unique_keys) as k(org_id, scope, unique_key)
         left join lateral (
-            select j.id, j.is_held, {schema}.may_take_key(j) as may_take
+            select j.id, j.is_held, j.enqueued_by
             from {schema}.jobs as j
             where j.org_id = k.org_id and {schema}.key_scope(j) = k.scope and j.unique_key = k.unique_key and {schema}.holds_key(j)
         ) as j on true;
@@ -180,25 +291,35 @@ end
 $$;
 revoke all on function {schema}.lock_keys(uuid[], text[], text[]) from public;
 
--- run_after: let a job that was just inserted wait until another has ended, which had its key.
--- start_successors lets it go.
+-- run_after: let jobs that were just inserted wait until others have ended, each of which had its
+-- key. start_successors lets them go.
 --
+-- In:     arrays of one length: the jobs, and those that had their keys.
 -- Rights: the owner's, as of pass_key. It takes jobs of one key only.
-create or replace function {schema}.run_after(job_id uuid, holder uuid) returns void
+drop function if exists {schema}.run_after(uuid, uuid);
+create or replace function {schema}.run_after(job_ids uuid[], holders uuid[]) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
+declare
+    asking constant text := {schema}.asking_role();
+    takes_all constant boolean := {schema}.may_take_all(asking);
 begin
-    perform {schema}.may_ask_for(j.org_id) from {schema}.jobs as j where j.id = run_after.job_id;
+    perform {schema}.may_ask_for(k.org_id) from (
+        select distinct j.org_id from unnest(job_ids) as u(id) join {schema}.jobs as j on j.id = u.id
+    ) as k;
     update {schema}.jobs as j
-    set waits_for = holder, due_after_wait = j.scheduled_at, scheduled_at = 'infinity'
-    from {schema}.jobs as h
-    where j.id = run_after.job_id and j.status = 'pending' and j.waits_for is null and {schema}.may_take_key(j)
-      and h.id = run_after.holder and h.is_held and h.key_passed_on
+    set waits_for = h.id, due_after_wait = j.scheduled_at, scheduled_at = 'infinity'
+    from unnest(job_ids, holders) as w(job_id, holder)
+    join {schema}.jobs as h on h.id = w.holder
+    where j.id = w.job_id and j.status = 'pending' and j.waits_for is null and (takes_all or j.enqueued_by = asking)
+      and h.is_held and h.key_passed_on
       and h.org_id = j.org_id and {schema}.key_scope(h) = {schema}.key_scope(j) and h.unique_key = j.unique_key;
 end
 $$;
-revoke all on function {schema}.run_after(uuid, uuid) from public;
+revoke all on function {schema}.run_after(uuid[], uuid[]) from public;
