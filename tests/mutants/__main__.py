@@ -35,6 +35,8 @@ COPIED = ("pgnotifyq", "sql", "tests", "pyproject.toml", "README.md")
 # A mutant makes tests wait in vain, so this bounds what it costs; the unmutated copy is held to it too.
 PATIENCE_SECONDS = 8
 TIMEOUT_SECONDS = 60
+# A mutant can make a test stand still where its own timeout does not reach it: in another thread's loop, say. That is red, too.
+STANDSTILL_SECONDS = 5 * TIMEOUT_SECONDS
 # The code does not run: whatever these say, they say nothing of a promise.
 _BROKEN = re.compile(
     r"\b(ImportError|ModuleNotFoundError|SyntaxError|IndentationError|NameError|UnboundLocalError|UndefinedColumn|UndefinedTable"
@@ -128,7 +130,11 @@ def _run(copy: Path, dsn: str, tests: Sequence[str], *options: str) -> Run:
         f"--junitxml={report}", *options, *(f"tests/{test}" for test in tests),
     ]  # fmt: skip
     began_at = time.monotonic()
-    ran = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    limit = STANDSTILL_SECONDS if "--exitfirst" in options else None
+    try:
+        ran = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return Run(time.monotonic() - began_at, 0, {"pytest": f"stood still for {limit} s"}, {}, "")
     seconds = time.monotonic() - began_at
     out = ran.stdout + ran.stderr
     if not report.exists():
