@@ -25,7 +25,7 @@ async def test_bulks_of_the_same_keys(dsn: str) -> None:
     """In any order, with any policy, and beside a worker that ends their jobs: no deadlock, and all of them end."""
     told = await bulks(dsn, 4, 24, 40, seed=1)
     assert not any("deadlock" in word for word in told)
-    assert sum(told.values()) == 24 * 40
+    assert sum(jobs for word, jobs in told.items() if word != "requeued") == 24 * 40
 
 
 def test_checker_finds_what_is_untrue() -> None:

@@ -25,7 +25,9 @@ TWO_TYPES = {
     "job_id": "wake takes what goes into a notification",
     "headers": "a claimed job's are text, as its payload; of a batch an array, and the word has no other plural",
     "payload": "a claimed job's is text: the worker reads it without a detour",
-    "saved": "the same",
+    "payloads": "a door sends texts; functions that ask each other pass on what was read once",
+    "rules": "the same",
+    "saved": "as payload",
 }
 
 

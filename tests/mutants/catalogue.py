@@ -1184,9 +1184,9 @@ MUTANTS = (
     ),
     Mutant(
         "a batch on a driver of the caller's is not undone as a whole",
-        "pgnotifyq/wire/plans.py",
-        "    if not verb.is_whole:\n        return await _walk(",
-        "    if True:\n        return await _walk(",
+        "pgnotifyq/ledger/bulk.py",
+        "is_whole=is_whole, may_repeat=False",
+        "is_whole=False, may_repeat=False",
         ("doors/test_callers.py::test_without_a_transaction",),
     ),
     Mutant(

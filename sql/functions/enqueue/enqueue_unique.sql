@@ -265,14 +265,14 @@ $$;
 -- insert_keyed: insert jobs of a batch that have keys, or none, as far as their keys are free. In
 -- the order of keys: see enqueue_unique, which asks it.
 --
--- In:     the arrays of enqueue_unique; `known_queues` of those that say no queue; `slots`, the
---         scopes of the keys. `only_ids`: no others; null: all.
+-- In:     the arrays of enqueue_unique; `known_queues` of those that say no queue; `scopes`, what
+--         the keys are unique among. `only_ids`: no others; null: all.
 -- Out:    the ids of those that were inserted.
 -- Locks:  entries of jobs_unique_key, in order of tenant, scope and key.
 create or replace function {schema}.insert_keyed(
     time_now timestamptz, job_ids uuid[], org_ids uuid[], queue_names text[], known_queues text[], job_types text[],
     payloads text[], priorities smallint[], times timestamptz[], delays double precision[], maxima integer[],
-    unique_keys text[], slots text[], headers text[], rules jsonb[], only_ids uuid[] default null)
+    unique_keys text[], scopes text[], headers text[], rules jsonb[], only_ids uuid[] default null)
 returns uuid[]
 language plpgsql volatile
 as $$
@@ -291,7 +291,7 @@ begin
         from (
             select n.*
             from unnest(job_ids, org_ids, queue_names, job_types, payloads, priorities, times, delays, maxima, unique_keys,
-                known_queues, insert_keyed.headers, rules, slots)
+                known_queues, insert_keyed.headers, rules, scopes)
                 with ordinality
                 as n(id, org_id, queue_name, job_type, payload, priority, scheduled_at, delay, max_attempts, unique_key,
                     known_queue, headers, rule, slot, place)
