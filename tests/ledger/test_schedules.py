@@ -106,6 +106,20 @@ async def test_tick_that_is_ahead(connection: Link) -> None:
     assert await fetch(connection, "select scheduled_at, created_at from pgnotifyq.jobs") == [(tick, tick)]
 
 
+@pytest.mark.parametrize(
+    ("style", "zone"), [("SQL, DMY", "Asia/Kolkata"), ("German", "America/New_York"), ("Postgres", "Asia/Manila")]
+)
+async def test_tick_that_is_ahead_however_times_are_written(connection: Link, style: str, zone: str) -> None:
+    """Behind a pooler a session may have any style, and those with names of zones are not read as they were written."""
+    await put(connection)
+    one = await seen(connection)
+    tick = await value(connection, "select clock_timestamp() + interval '200 milliseconds'")
+    await connection.execute("select set_config('DateStyle', %s, false), set_config('TimeZone', %s, false)", (style, zone))
+    (fired,) = await ask(connection, schedules.fire_schedules(SCHEMA, [Move(of=one, ticks=[tick], next_at=None)]))
+    assert fired.became == "enqueued"
+    assert await fetch(connection, "select scheduled_at = %s, created_at = %s from pgnotifyq.jobs", tick, tick) == [(True, True)]
+
+
 async def test_tick_that_is_ahead_and_a_refused_one(connection: Link) -> None:
     """What one schedule's job is refused by takes the tick's time from no other."""
     for name in ("refused", "taken"):

@@ -24,7 +24,9 @@
 -- for the tick, and returns. So its own time makes no job late: that was 4 of the 7 ms from a tick
 -- to its handler, and half of the 55 ms for fifty schedules of one tick. What is written ahead has
 -- the tick's time (`pgnotifyq.clock`): the job's times are the tick, and its wake-up names it as
--- one that is due. Who pauses or changes the schedule meanwhile waits for this.
+-- one that is due. Who pauses or changes the schedule meanwhile waits for this. A run that ends in
+-- these last milliseconds has not ended, for `overlap`. The setting is written in ISO and UTC: in
+-- other styles a text names the zone, and the same name is read as another zone.
 --
 -- What one schedule's job is refused by (a trigger of the user's, say) is that schedule's own: it
 -- is noted there, and tried again later.
@@ -70,7 +72,8 @@ begin
         end if;
         ready_at := greatest(ready_at, (select max(t.tick) from unnest(move.ticks) as t(tick)));
         if ready_at > time_now then
-            perform set_config('pgnotifyq.clock', ready_at::text, true);
+            perform set_config(
+                'pgnotifyq.clock', to_char(ready_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'), true);
         end if;
         said := null;
         begin
