@@ -126,14 +126,16 @@ async def test_tick_that_is_ahead_and_a_refused_one(connection: Link) -> None:
         await put(connection, name)
     pending = (await ask(connection, schedules.due_schedules(SCHEMA, limit=10))).pending
     await connection.execute(
-        "create function refuse() returns trigger language plpgsql as"
-        " $$ begin raise check_violation; end $$;"
+        "create function pg_temp.refuse() returns trigger language plpgsql as $$ begin raise check_violation; end $$;"
         "create trigger refuse before insert on pgnotifyq.jobs for each row"
-        " when (new.headers #>> '{pgnotifyq_schedule,name}' = 'refused') execute function refuse()"
+        " when (new.headers #>> '{pgnotifyq_schedule,name}' = 'refused') execute function pg_temp.refuse()"
     )
-    tick = await value(connection, "select clock_timestamp() + interval '200 milliseconds'")
-    moves = [Move(of=one, ticks=[tick], next_at=None) for one in pending]
-    fired = await ask(connection, schedules.fire_schedules(SCHEMA, moves))
+    try:
+        tick = await value(connection, "select clock_timestamp() + interval '200 milliseconds'")
+        moves = [Move(of=one, ticks=[tick], next_at=None) for one in pending]
+        fired = await ask(connection, schedules.fire_schedules(SCHEMA, moves))
+    finally:
+        await connection.execute("drop trigger refuse on pgnotifyq.jobs")
     assert sorted(each.became for each in fired) == ["enqueued", "failed"]
     assert await value(connection, "select clock_timestamp()") >= tick
     assert await value(connection, "select scheduled_at from pgnotifyq.jobs") == tick

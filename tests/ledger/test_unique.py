@@ -594,3 +594,20 @@ async def test_producer_takes_only_what_it_enqueued(connection: Link) -> None:
         await connection.execute(f"drop owned by {role}".encode())
         await connection.execute("delete from pgnotifyq.roles where role_name = %s", (role,))
         await connection.execute(f"drop role {role}".encode())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_trigger_that_leaves_the_job_out(connection: Link, count: int) -> None:
+    """It is told of, alone and in a bulk. It looked as if somebody took the key and let it go, and was waited for without end."""
+    jobs = [NewJob(job_type="noop", unique=Unique(key=f"k{number}")) for number in range(count)]
+    await connection.execute(
+        "create function pg_temp.leave_out() returns trigger language plpgsql as $$ begin return null; end $$;"
+        "create trigger leave_out before insert on pgnotifyq.jobs for each row execute function pg_temp.leave_out();"
+        "set statement_timeout = '10s'"
+    )
+    try:
+        with pytest.raises(InvalidJob, match="trigger of yours"):
+            await ask(connection, bulk.enqueue_many_told(SCHEMA, jobs))
+    finally:
+        await connection.execute("drop trigger leave_out on pgnotifyq.jobs")
+    assert await fetch(connection, "select from pgnotifyq.jobs") == []

@@ -10,6 +10,8 @@
 -- Locks:  the entry of jobs_unique_key: who inserts the same key waits for this transaction. The
 --         job that holds the key, as pass_key says.
 -- Index:  jobs_unique_key, which decides.
+-- Errors: if a trigger of the user's leaves the job out, that is told with PNQ02. It looks as if
+--         somebody took the key and let it go again, time after time: so tries are counted.
 create or replace function {schema}.insert_unique(
     new_id uuid, org_id uuid, queue_name text, job_type text, payload jsonb, priority smallint, scheduled_at timestamptz,
     max_attempts integer, unique_key text, queue_not_said boolean, headers jsonb, unique_rule jsonb,
@@ -21,11 +23,18 @@ as $$
 declare
     until_time constant timestamptz := {schema}.clock() + make_interval(secs => (unique_rule->>'for_seconds')::double precision);
     own_only constant boolean := {schema}.own_only();
+    tries_max constant integer := 100;
     passed record;
     wait_id uuid;
+    tries integer := 0;
 begin
     outcome := 'created';
     loop
+        tries := tries + 1;
+        if tries > tries_max then
+            raise exception 'the key % is free, and a job that wants it was not inserted', quote_literal(insert_unique.unique_key)
+                using errcode = 'PNQ02', hint = 'Look for a trigger of yours on jobs that returns null; let it raise instead.';
+        end if;
         if is_taken then
             is_taken := false;
         elsif insert_unique.new_id is not null then
