@@ -9,7 +9,7 @@ import sys
 SCRIPTS = (
     "compare", "drain", "scale", "pickup", "cancel", "kinds", "enqueue", "producers", "backlog", "history", "snapshot", "idle", "herd",
     "heartbeats", "soak", "profile", "against", "doors", "testing", "tenant", "observed", "cost", "batches", "schedules", "unique",
-    "instructions",
+    "instructions", "turns",
 )  # fmt: skip
 
 
