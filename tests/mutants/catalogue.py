@@ -254,7 +254,7 @@ MUTANTS = (
     ),
     Mutant(
         "hooks: none of a pending job's cancel",
-        "sql/migrations/0018_watching.sql",
+        "sql/migrations/0024_triggers.sql",
         "perform {schema}.fire_hook(new);",
         "null;",
         ("runtime/test_hooks.py::test_a_cancel_by_sql_while_no_worker_lives",),
@@ -268,7 +268,7 @@ MUTANTS = (
     ),
     Mutant(
         "hooks: two of a cancel while the job runs",
-        "sql/migrations/0018_watching.sql",
+        "sql/migrations/0024_triggers.sql",
         "if old.status = 'pending' and pg_relation_size",
         "if pg_relation_size",
         ("runtime/test_hooks.py::test_a_cancel_while_it_runs",),
