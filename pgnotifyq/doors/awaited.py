@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from pgnotifyq.doors.for_org import OrgClient
+from pgnotifyq.doors.making import make_all
 from pgnotifyq.doors.operating import AwaitedOperating
 from pgnotifyq.doors.org_verbs import OrgVerbs
 from pgnotifyq.doors.schedules import AwaitedSchedules
@@ -23,7 +24,6 @@ from pgnotifyq.model.new_job import NewJob, job_id_of
 from pgnotifyq.model.organisation import org
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.callers import ask_on
-from pgnotifyq.wire.plans import pause
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pgnotifyq.doors.verbs import EnqueueSettings, Verbs
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.explaining import Explanation
+    from pgnotifyq.ledger.pauses import Scope
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.stack import Stack
@@ -61,6 +62,9 @@ class AwaitedVerbs(AwaitedOperating, AwaitedSchedules, WatchingVerbs):
             raise TypeError(SAVEPOINT_ALONE)
         async with self._pool.connection() as own:
             return await ask(own, verb)
+
+    async def _until_drained(self, scope: Scope, timeout_seconds: float | None) -> None:
+        await self._ends.drain(scope, timeout_seconds)
 
     def for_org(self, org_id: OrgId | UUID | str | int) -> OrgClient:
         """Return a client that sees one tenant: its jobs, its dead letters, and no others.
@@ -195,12 +199,7 @@ class AwaitedVerbs(AwaitedOperating, AwaitedSchedules, WatchingVerbs):
             TypeError: `connection` is of a kind that this client cannot use; or `savepoint` is
                 without it.
         """
-        made: list[NewJob] = []
-        given = list(jobs)
-        for part in self._verbs.new_jobs(given):
-            made += part
-            if len(made) < len(given):
-                await pause()
+        made = await make_all(self._verbs, jobs)
         return await self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
 
     # The same, and the answer also says what became of the unique key.
@@ -267,12 +266,7 @@ class AwaitedVerbs(AwaitedOperating, AwaitedSchedules, WatchingVerbs):
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as
                 of `enqueue_many`.
         """
-        made: list[NewJob] = []
-        given = list(jobs)
-        for part in self._verbs.new_jobs(given):
-            made += part
-            if len(made) < len(given):
-                await pause()
+        made = await make_all(self._verbs, jobs)
         return await self._ask(self._verbs.enqueue_many_told(made), connection, savepoint=savepoint)
 
     async def cancel(

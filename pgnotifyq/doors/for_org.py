@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 import attrs
 
+from pgnotifyq.doors.making import make_all
 from pgnotifyq.doors.org_verbs import owned
 from pgnotifyq.doors.schedules import AwaitedOrgSchedules
 from pgnotifyq.doors.verbs import CancelOutcome, EnqueueSettings, ended
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import NewJob, job_id_of
-from pgnotifyq.wire.plans import pause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -109,12 +109,7 @@ class OrgClient(AwaitedOrgSchedules):
 
         Raises: as `enqueue`.
         """
-        made: list[NewJob] = []
-        given = list(jobs)
-        for part in self._verbs.new_jobs(given):
-            made += part
-            if len(made) < len(given):
-                await pause()
+        made = await make_all(self._verbs, jobs)
         jobs_made: list[JobId] = await self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
         return jobs_made
 
@@ -183,12 +178,7 @@ class OrgClient(AwaitedOrgSchedules):
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as
                 of `enqueue_many`.
         """
-        made: list[NewJob] = []
-        given = list(jobs)
-        for part in self._verbs.new_jobs(given):
-            made += part
-            if len(made) < len(given):
-                await pause()
+        made = await make_all(self._verbs, jobs)
         told: list[Enqueued] = await self._ask(self._verbs.enqueue_many_told(made), connection, savepoint=savepoint)
         return told
 

@@ -1,4 +1,7 @@
-"""A client that sees one tenant, blocking."""
+"""A client that sees one tenant, blocking.
+
+Made from for_org.py by `python -m tests.doors.twins`: change that, not this.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 import attrs
 
+from pgnotifyq.doors.making import make_all_blocking
 from pgnotifyq.doors.org_verbs import owned
 from pgnotifyq.doors.schedules_blocking import BlockingOrgSchedules
-from pgnotifyq.doors.verbs import CancelOutcome, EnqueueSettings, ended, enqueue_alone
+from pgnotifyq.doors.verbs import CancelOutcome, EnqueueSettings, ended
 from pgnotifyq.model.errors import JobNotFound, WaitTimeout
 from pgnotifyq.model.names import check_queue_name
 from pgnotifyq.model.new_job import NewJob, job_id_of
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
 
     from pgnotifyq.doors.blocking_watching import BlockingWatching
     from pgnotifyq.doors.org_verbs import OrgVerbs
-    from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.changes import Batch, JobFilter
     from pgnotifyq.ledger.explaining import Explanation
     from pgnotifyq.ledger.look import DeadGroup
@@ -44,6 +47,7 @@ class OrgClient(BlockingOrgSchedules):
 
     _verbs: OrgVerbs
     _ask: Callable[..., Any]
+    _enqueue: Callable[[NewJob], JobId]
     _wait: Callable[[JobId, float | None], Job | DeadLetter]
     _watching: BlockingWatching
 
@@ -89,9 +93,9 @@ class OrgClient(BlockingOrgSchedules):
                 client's `enqueue`.
         """
         job = self._verbs.new_job({"job_type": job_type, "payload": payload, **settings})
-        alone = connection is None and not savepoint
-        verb: Verb[JobId] = enqueue_alone(self._verbs.schema, job) if alone else self._verbs.enqueue(job)
-        job_id: JobId = self._ask(verb, connection, savepoint=savepoint)
+        if connection is None and not savepoint:
+            return self._enqueue(job)
+        job_id: JobId = self._ask(self._verbs.enqueue(job), connection, savepoint=savepoint)
         return job_id
 
     def enqueue_many(
@@ -106,7 +110,7 @@ class OrgClient(BlockingOrgSchedules):
 
         Raises: as `enqueue`.
         """
-        made = [job for part in self._verbs.new_jobs(list(jobs)) for job in part]
+        made = make_all_blocking(self._verbs, jobs)
         jobs_made: list[JobId] = self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
         return jobs_made
 
@@ -175,7 +179,7 @@ class OrgClient(BlockingOrgSchedules):
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as
                 of `enqueue_many`.
         """
-        made = [job for part in self._verbs.new_jobs(list(jobs)) for job in part]
+        made = make_all_blocking(self._verbs, jobs)
         told: list[Enqueued] = self._ask(self._verbs.enqueue_many_told(made), connection, savepoint=savepoint)
         return told
 

@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from pgnotifyq.doors.ends import Ends
     from pgnotifyq.doors.verbs import Verbs
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.changes import Batch, JobFilter
     from pgnotifyq.ledger.look import DeadGroup, QueueRow, WorkerRow
-    from pgnotifyq.ledger.pauses import PauseRow
+    from pgnotifyq.ledger.pauses import PauseRow, Scope
     from pgnotifyq.ledger.retention import Erasable, Erased, Kept, RetentionRow
     from pgnotifyq.model.job import DeadLetter, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
@@ -32,9 +31,11 @@ class AwaitedOperating:
     """What a client can do with many jobs, and with queues."""
 
     _verbs: Verbs
-    _ends: Ends
 
     async def _ask(self, verb: Verb[T]) -> T:
+        raise NotImplementedError
+
+    async def _until_drained(self, scope: Scope, timeout_seconds: float | None) -> None:
         raise NotImplementedError
 
     async def jobs(
@@ -470,7 +471,7 @@ class AwaitedOperating:
         """
         scope = scope_of(queue, job_type, everything)
         await self._ask(self._verbs.pause(queue, job_type=job_type, everything=everything, why=why, who=who))
-        await self._ends.drain(scope, timeout_seconds)
+        await self._until_drained(scope, timeout_seconds)
 
     async def pauses(self) -> list[PauseRow]:
         """Return what is paused, the oldest first."""

@@ -2,6 +2,8 @@
 
 They are about many jobs and whole queues: jobs by a filter, dead letters, what is kept and what is
 erased, pauses, workers, figures.
+
+Made from operating.py by `python -m tests.doors.twins`: change that, not this.
 """
 
 from __future__ import annotations
@@ -15,12 +17,11 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from pgnotifyq.doors.blocking_ends import BlockingEnds
     from pgnotifyq.doors.verbs import Verbs
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.changes import Batch, JobFilter
     from pgnotifyq.ledger.look import DeadGroup, QueueRow, WorkerRow
-    from pgnotifyq.ledger.pauses import PauseRow
+    from pgnotifyq.ledger.pauses import PauseRow, Scope
     from pgnotifyq.ledger.retention import Erasable, Erased, Kept, RetentionRow
     from pgnotifyq.model.job import DeadLetter, Job, JobId, OrgId
     from pgnotifyq.model.states import Label, Status
@@ -33,11 +34,10 @@ class BlockingOperating:
 
     _verbs: Verbs
 
-    @property
-    def _ends(self) -> BlockingEnds:
+    def _ask(self, verb: Verb[T]) -> T:
         raise NotImplementedError
 
-    def _ask(self, verb: Verb[T]) -> T:
+    def _until_drained(self, scope: Scope, timeout_seconds: float | None) -> None:
         raise NotImplementedError
 
     def jobs(
@@ -467,7 +467,7 @@ class BlockingOperating:
         """
         scope = scope_of(queue, job_type, everything)
         self._ask(self._verbs.pause(queue, job_type=job_type, everything=everything, why=why, who=who))
-        self._ends.drain(scope, timeout_seconds)
+        self._until_drained(scope, timeout_seconds)
 
     def pauses(self) -> list[PauseRow]:
         """Return what is paused, the oldest first."""

@@ -1,4 +1,7 @@
-"""The verbs of schedules, of a door that blocks."""
+"""The verbs of schedules, of a door that blocks.
+
+Made from schedules.py by `python -m tests.doors.twins`: change that, not this.
+"""
 
 from __future__ import annotations
 

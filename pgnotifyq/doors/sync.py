@@ -22,6 +22,7 @@ import attrs
 from pgnotifyq.doors.blocking_ends import BlockingEnds
 from pgnotifyq.doors.blocking_watching import BlockingWatching, BlockingWatchingVerbs
 from pgnotifyq.doors.for_org_blocking import OrgClient
+from pgnotifyq.doors.making import make_all_blocking
 from pgnotifyq.doors.operating_blocking import BlockingOperating
 from pgnotifyq.doors.org_verbs import OrgVerbs
 from pgnotifyq.doors.schedules_blocking import BlockingSchedules
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from pgnotifyq.doors.verbs import EnqueueSettings
     from pgnotifyq.ledger.ask import Verb
     from pgnotifyq.ledger.explaining import Explanation
+    from pgnotifyq.ledger.pauses import Scope
     from pgnotifyq.model.handler import Handler, P, Plain, R, V
     from pgnotifyq.model.job import DeadLetter, Execution, Job, JobId, OrgId
     from pgnotifyq.model.registry import JobRegistry
@@ -183,11 +185,17 @@ class Client(BlockingOperating, BlockingSchedules, BlockingWatchingVerbs):
         Raises:
             InvalidJob: it names no tenant.
         """
-        return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._wait, self._watching)
+        return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._enqueue_alone, self._wait, self._watching)
 
     @property
     def _watching(self) -> BlockingWatching:
         return BlockingWatching(lambda: self._ends, self._ask, self._open_listener, self._verbs.schema)
+
+    def _enqueue_alone(self, job: NewJob) -> JobId:
+        return self._ask(enqueue_alone(self._verbs.schema, job))
+
+    def _until_drained(self, scope: Scope, timeout_seconds: float | None) -> None:
+        self._ends.drain(scope, timeout_seconds)
 
     def _wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
         return self._ends.wait(job_id, timeout_seconds)
@@ -274,7 +282,7 @@ class Client(BlockingOperating, BlockingSchedules, BlockingWatchingVerbs):
             }
         )
         if connection is None and not savepoint:
-            return self._ask(enqueue_alone(self._verbs.schema, job))
+            return self._enqueue_alone(job)
         return self._ask(self._verbs.enqueue(job), connection, savepoint=savepoint)
 
     def enqueue_many(
@@ -300,7 +308,7 @@ class Client(BlockingOperating, BlockingSchedules, BlockingWatchingVerbs):
             TypeError: `connection` is of a kind that this client cannot use; or `savepoint` is
                 without it.
         """
-        made = [job for part in self._verbs.new_jobs(list(jobs)) for job in part]
+        made = make_all_blocking(self._verbs, jobs)
         return self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
 
     # The same, and the answer also says what became of the unique key.
@@ -367,7 +375,7 @@ class Client(BlockingOperating, BlockingSchedules, BlockingWatchingVerbs):
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as
                 of `enqueue_many`.
         """
-        made = [job for part in self._verbs.new_jobs(list(jobs)) for job in part]
+        made = make_all_blocking(self._verbs, jobs)
         return self._ask(self._verbs.enqueue_many_told(made), connection, savepoint=savepoint)
 
     def cancel(self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None) -> CancelOutcome:
