@@ -314,7 +314,7 @@ class OrgContext(tenants.OrgContext):
         verb = organisation.audit_for(schema, self.id, action, details, job_id=lease.job_id, execution_id=lease.execution_id)
         return await self._inside.ask(verb)
 
-    # A checker takes the first form that fits, as for a client's enqueue (doors/awaited.py).
+    # A checker takes the first form that fits, as for a client's enqueue (doors/jobs.py).
 
     @overload
     async def enqueue(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueForOrg]) -> JobId[R]: ...

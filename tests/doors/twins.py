@@ -1,8 +1,8 @@
 """The blocking door's verbs are made from the awaited ones: `python -m tests.doors.twins` writes those files anew.
 
 A verb is a value, so what a door adds to it is a signature, a docstring and how to wait. The two of a pair differ in `async` and `await`,
-in a few names, and in what is said of cancellation; kept by hand they would drift. test_twins.py compares them. What differs in more than
-that (the verbs of one job, waiting, following) has two files that are written by hand, and every_door.py.
+in a few names, and in what is said of cancellation and of loops; kept by hand they would drift. test_twins.py compares them. What differs
+in more than that (connections, waiting, following) has two files that are written by hand, and every_door.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 DOORS = Path(__file__).resolve().parents[2] / "pgnotifyq" / "doors"
 # The awaited file, and the one that is made from it.
 PAIRS = {
+    "jobs.py": "jobs_blocking.py",
     "operating.py": "operating_blocking.py",
     "schedules.py": "schedules_blocking.py",
     "for_org.py": "for_org_blocking.py",
@@ -23,7 +24,7 @@ PAIRS = {
 MADE = "Made from {source} by `python -m tests.doors.twins`: change that, not this."
 # Patterns, and what stands in their place; in this order.
 RULES = (
-    (r"\n\n +Cancellation: (?:.+\n)+?(?=\n| +\"\"\")", "\n"),
+    (r"\n\n +(?:Cancellation|On an event loop): (?:.+\n)+?(?=\n| +\"\"\")", "\n"),
     (r"\bof a door that is awaited, on trio and on asyncio\b", "of a door that blocks"),
     (r", on trio and on asyncio\b", ", blocking"),
     (r"\basync def\b", "def"),
