@@ -57,6 +57,7 @@ def server_dsn() -> Iterator[str]:
     given = os.environ.get("PGNOTIFYQ_DSN")
     if given:
         yield given
+        _drop_all_but(0, given)
         return
     version = int(os.environ.get("PGNOTIFYQ_TEST_POSTGRES", "18"))
     with open_temporary_server(version=version, settings=SETTINGS, within=roomy_memory()) as server:
@@ -113,12 +114,24 @@ class _database:  # noqa: N801  # reads as a function
         return make_conninfo(self._server_dsn, dbname=self._name)
 
     def __exit__(self, *_: object) -> None:
-        with psycopg.connect(self._server_dsn, autocommit=True) as server:
-            server.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(self._name)))
+        _left.append(self._name)
+        _drop_all_but(1, self._server_dsn)
+
+
+# Databases that are done with. A drop that finds a session waits a tenth of a second for it, and the last sessions of a test have
+# been closed this moment. So a database is dropped when the next one is done with; the last goes with the server, or at the end.
+_left: list[str] = []
+
+
+def _drop_all_but(kept: int, server_dsn: str) -> None:
+    if len(_left) <= kept:
+        return
+    with psycopg.connect(server_dsn, autocommit=True) as server:
+        while len(_left) > kept:
+            name = _left.pop(0)
+            server.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
             # What `migrate` made for it. Roles are the server's.
-            for (role,) in server.execute(
-                "select rolname from pg_roles where position(%s in rolname) > 0", (self._name,)
-            ).fetchall():
+            for (role,) in server.execute("select rolname from pg_roles where position(%s in rolname) > 0", (name,)).fetchall():
                 server.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
 
 
