@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -23,3 +24,14 @@ def test_commands_that_are_named_exist() -> None:
     for name in set(re.findall(r"python -m (tests(?:\.\w+)+|bench)", told)):
         path = ROOT / name.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), name
+
+
+def test_ledger_is_tested_without_an_event_loop() -> None:
+    """A verb is a value: what tests it needs a database, and no loop."""
+    for path in sorted((ROOT / "tests" / "ledger").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = {
+            name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in (alias.name for alias in node.names)
+        } | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not imported & {"trio", "asyncio", "anyio"}, path
+        assert not any(isinstance(node, ast.AsyncFunctionDef) for node in ast.walk(tree)), path

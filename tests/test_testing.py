@@ -26,8 +26,8 @@ from pgnotifyq.model.states import Status
 from pgnotifyq.runtime.context import JobContext
 from pgnotifyq.testing import NoDatabaseInTest, run_job, run_job_blocking, work_until_idle
 from pgnotifyq.wire.connection import Connection
+from tests.asked import value
 from tests.doors.callers_support import url
-from tests.ledger.support import value
 from tests.runtime.own_ways import WAYS
 
 Link = Connection[Any]

@@ -22,8 +22,8 @@ from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.sync import open_client
 from pgnotifyq.testing import JobFailed, NoDatabaseInTest, assert_enqueued, at, drain, refute_enqueued
 from pgnotifyq.wire.kinds import kind_of
+from tests.asked import value
 from tests.doors.callers_support import KINDS, Theirs, Undo, drive, theirs, url
-from tests.ledger.support import value
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -15,7 +15,7 @@ from pgnotifyq.cli import doctor
 from pgnotifyq.embedded import open_temporary_server
 from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.support import value
+from tests.asked import value
 from tests.runtime.support import SETTINGS, Workplace, open_workplace
 
 if TYPE_CHECKING:

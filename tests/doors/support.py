@@ -15,7 +15,7 @@ from pgnotifyq.doors.client import Client
 from pgnotifyq.model.job import Job, JobId
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.wire.connection import Connection
-from tests.ledger.support import value
+from tests.asked import value
 
 Link = Connection[Any]
 LISTENER = "pgnotifyq client listener"

@@ -38,7 +38,7 @@ from pgnotifyq.wire.kinds import Kind, kind_of
 from pgnotifyq.wire.words import in_psycopgs_words, sqlstate_of
 from tests.doors.callers_support import KINDS, Theirs, Undo, django_at, drive, parts_of, theirs, url
 from tests.doors.test_callers import MANY, SCHEMA, every_kind, ids_in, one
-from tests.ledger.test_every_verb import Plainly, _next, _plain, empty, name_of, story, tell_on_trio
+from tests.doors.test_every_verb import Plainly, _next, _plain, empty, name_of, story, tell_on_trio
 from tests.proxy import until
 
 if TYPE_CHECKING:

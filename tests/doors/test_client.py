@@ -29,8 +29,9 @@ from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.model.states import Status
 from pgnotifyq.wire.connection import Connection, connect, open_connection
+from tests.asked import claim_one, settle
 from tests.doors.support import AWAITED, SOON_SECONDS, Resize, listeners, wait_all, worker
-from tests.ledger.support import ENDINGS, claim_one, settle
+from tests.ledger.support import ENDINGS
 from tests.proxy import until
 
 Link = Connection[Any]

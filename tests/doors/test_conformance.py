@@ -19,9 +19,9 @@ from pgnotifyq.model.job import NIL_ORG, JobId, Lease
 from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.wire.asking import ask_blocking
 from tests.doors.every_door import CALLERS, CLIENTS, COARSE, DOORS, Lacks
+from tests.doors.test_every_verb import Plainly
 from tests.ledger.conftest import TABLES, dsn, dsn_of_file
 from tests.ledger.support import ANN, ENDINGS, SCHEMA
-from tests.ledger.test_every_verb import Plainly
 
 __all__ = ["dsn", "dsn_of_file"]
 

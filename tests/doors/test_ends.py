@@ -17,8 +17,9 @@ from pgnotifyq.model.registry import JobRegistry
 from pgnotifyq.model.states import Status
 from pgnotifyq.wire.connection import Connection
 from pgnotifyq.wire.notifications import listen
+from tests.asked import claim_one, settle, value
 from tests.doors.support import AWAITED, LISTENER, LISTENING, SOON_SECONDS, listeners, wait_all, worker
-from tests.ledger.support import ENDINGS, claim_one, settle, value
+from tests.ledger.support import ENDINGS
 from tests.proxy import Proxy, run_proxy, until
 
 Link = Connection[Any]

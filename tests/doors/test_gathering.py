@@ -17,7 +17,7 @@ from pgnotifyq.doors.client import Client, open_client
 from pgnotifyq.model.errors import InvalidPayload
 from pgnotifyq.model.job import JobId
 from pgnotifyq.wire.connection import Connection, open_connection
-from tests.ledger.support import fetch, value
+from tests.asked import fetch, value
 from tests.proxy import Proxy, run_proxy, until
 
 Link = Connection[Any]

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from pgnotifyq.wire.connection import open_connection
+from pgnotifyq.wire.blocking import Connection, connect
 from tests.conftest import _database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from pgnotifyq.wire.connection import Connection
+    from collections.abc import Iterator
 
 TABLES = (
     "jobs",
@@ -54,7 +52,16 @@ def dsn(dsn_of_file: str) -> str:
 
 
 @pytest.fixture
-async def other(dsn: str) -> AsyncIterator[Connection[Any]]:
+def connection(dsn: str) -> Iterator[Connection[Any]]:
+    """Give a connection to `dsn`, in autocommit."""
+    connection = connect(dsn)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def other(dsn: str) -> Iterator[Connection[Any]]:
     """Give a second connection to `dsn`, known to the server as `other`. It waits for no lock for ever: a test fails then."""
-    async with open_connection(dsn, application_name="other", options="-c lock_timeout=5s") as connection:
-        yield connection
+    connection = connect(dsn, application_name="other", options="-c lock_timeout=5s")
+    yield connection
+    connection.close()

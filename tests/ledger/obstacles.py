@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pgnotifyq.model.job import JobId
-    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.wire.blocking import Connection
 
 # A trigger on {table}, {when} and for {event}, for the victim only.
 _TRIGGER = """
@@ -83,11 +83,11 @@ alter table pgnotifyq.dead_letter_jobs drop column if exists users_own;
 """
 
 
-async def obstruct(connection: Connection[Any], statement: str, victim: JobId) -> None:
+def obstruct(connection: Connection[Any], statement: str, victim: JobId) -> None:
     """Put an obstacle in the way of one job."""
-    await connection.execute(statement.format(victim=victim).encode())
+    connection.execute(statement.format(victim=victim).encode())
 
 
-async def clear(connection: Connection[Any]) -> None:
+def clear(connection: Connection[Any]) -> None:
     """Take all obstacles away."""
-    await connection.execute(CLEAR)
+    connection.execute(CLEAR)

@@ -14,8 +14,8 @@ from pgnotifyq.ledger.changes import Edit, JobFilter
 from pgnotifyq.model.errors import ConfigError, InvalidJob, InvalidName, PayloadTooLarge
 from pgnotifyq.model.job import JobId, OrgId
 from pgnotifyq.model.new_job import org_id_of
-from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.connection import Connection
+from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.blocking import Connection
 from tests.ledger.support import ENDINGS, SCHEMA, claim_one, enqueue, everything, existing, fetch, history, row, settle, value
 
 Link = Connection[Any]
@@ -25,44 +25,44 @@ ALL = JobFilter()
 WRITTEN = {"ctid", "xmin"}  # what differs of any row that was written
 
 
-async def test_each_edit(connection: Link) -> None:
+def test_each_edit(connection: Link) -> None:
     """It changes what it says, and nothing else."""
-    job_id = await enqueue(connection, queue_name="default", payload='{"a": 1}')
-    before = await existing(connection, job_id)
+    job_id = enqueue(connection, queue_name="default", payload='{"a": 1}')
+    before = existing(connection, job_id)
     whole = Edit(queue="other", priority=-5, scheduled_at=THEN, payload={"b": [None]})
-    assert await ask(connection, changes.edit(SCHEMA, job_id, whole)) == "edited"
-    after = await existing(connection, job_id)
+    assert ask_blocking(connection, changes.edit(SCHEMA, job_id, whole)) == "edited"
+    after = existing(connection, job_id)
     changed = {name: after[name] for name in after if after[name] != before[name] and name not in WRITTEN}
     assert changed.pop("scheduled_at").startswith("2030-01-01")
     assert changed == {"queue_name": "other", "priority": -5, "payload": {"b": [None]}}
     for one in (Edit(queue="default"), Edit(priority=0), Edit(payload={"a": 1}), Edit(delay_seconds=0.0)):
-        assert await ask(connection, changes.edit(SCHEMA, job_id, one)) == "edited"
-    last = await existing(connection, job_id)
+        assert ask_blocking(connection, changes.edit(SCHEMA, job_id, one)) == "edited"
+    last = existing(connection, job_id)
     assert {name for name in last if last[name] != before[name]} - WRITTEN == {"scheduled_at"}
-    assert (await claim_one(connection)).id == job_id, "it is due now"
+    assert claim_one(connection).id == job_id, "it is due now"
 
 
-async def test_what_does_not_wait(connection: Link) -> None:
+def test_what_does_not_wait(connection: Link) -> None:
     """Nothing is written of a job that runs, has ended, is dead, or is nowhere."""
-    running = await enqueue(connection)
-    job = await claim_one(connection)
+    running = enqueue(connection)
+    job = claim_one(connection)
     change = Edit(priority=5)
-    before = await everything(connection)
-    assert await ask(connection, changes.edit(SCHEMA, running, change)) == "running"
-    assert await ask(connection, changes.edit(SCHEMA, JobId(UUID(int=1)), change)) == "unknown"
-    assert await everything(connection) == before
-    await settle(connection, job, ENDINGS["complete"])
-    assert await ask(connection, changes.edit(SCHEMA, running, change)) == "finished"
-    dead = await enqueue(connection)
-    await settle(connection, await claim_one(connection), ENDINGS["bury"])
-    assert await ask(connection, changes.edit(SCHEMA, dead, change)) == "finished"
+    before = everything(connection)
+    assert ask_blocking(connection, changes.edit(SCHEMA, running, change)) == "running"
+    assert ask_blocking(connection, changes.edit(SCHEMA, JobId(UUID(int=1)), change)) == "unknown"
+    assert everything(connection) == before
+    settle(connection, job, ENDINGS["complete"])
+    assert ask_blocking(connection, changes.edit(SCHEMA, running, change)) == "finished"
+    dead = enqueue(connection)
+    settle(connection, claim_one(connection), ENDINGS["bury"])
+    assert ask_blocking(connection, changes.edit(SCHEMA, dead, change)) == "finished"
 
 
-async def test_a_job_that_was_moved_stays_there(connection: Link) -> None:
+def test_a_job_that_was_moved_stays_there(connection: Link) -> None:
     """A worker that publishes the handler's queue takes no job out of the queue that somebody has said."""
-    job_id = await value(connection, "select pgnotifyq.enqueue('noop')")
-    await ask(connection, changes.edit(SCHEMA, job_id, Edit(queue="other")))
-    assert not (await existing(connection, job_id))["queue_not_said"]
+    job_id = value(connection, "select pgnotifyq.enqueue('noop')")
+    ask_blocking(connection, changes.edit(SCHEMA, job_id, Edit(queue="other")))
+    assert not existing(connection, job_id)["queue_not_said"]
 
 
 REFUSED: list[tuple[dict[str, Any], type[Exception]]] = [
@@ -94,14 +94,14 @@ def test_edits_that_are_refused(place: int) -> None:
         "payload => to_jsonb(repeat('x', 1048577))",
     ],
 )
-async def test_edits_that_sql_refuses(connection: Link, said: str) -> None:
+def test_edits_that_sql_refuses(connection: Link, said: str) -> None:
     """With our own state; the job stays as it is."""
-    job_id = await enqueue(connection)
-    before = await existing(connection, job_id)
+    job_id = enqueue(connection)
+    before = existing(connection, job_id)
     with pytest.raises(psycopg.Error) as raised:
-        await fetch(connection, f"select pgnotifyq.edit(%s, {said})", job_id)
+        fetch(connection, f"select pgnotifyq.edit(%s, {said})", job_id)
     assert raised.value.sqlstate == "PNQ02"
-    assert await existing(connection, job_id) == before
+    assert existing(connection, job_id) == before
 
 
 OTHERS = {
@@ -116,24 +116,24 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-async def test_each_filter(connection: Link, name: str) -> None:
+def test_each_filter(connection: Link, name: str) -> None:
     """It is kept by the count and by each action; all filters together find what fits them all."""
-    job_id = await enqueue(connection, "mine", queue_name="mine", org_id=ORG, scheduled_at=THEN)
-    await connection.execute("update pgnotifyq.jobs set error_message = 'No Host' where id = %s", (job_id,))
+    job_id = enqueue(connection, "mine", queue_name="mine", org_id=ORG, scheduled_at=THEN)
+    connection.execute("update pgnotifyq.jobs set error_message = 'No Host' where id = %s", (job_id,))
     mine = JobFilter(
         queue="mine", job_type="mine", org_id=ORG, status="scheduled", error="no hOST",
         created_after=datetime(2020, 1, 1, tzinfo=UTC), created_before=datetime(2100, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     other = JobFilter(**OTHERS[name])  # type: ignore[arg-type]  # of each its own
-    assert await ask(connection, changes.count_jobs(SCHEMA, mine)) == 1
-    assert await ask(connection, changes.count_jobs(SCHEMA, other)) == 0
-    before = await everything(connection)
+    assert ask_blocking(connection, changes.count_jobs(SCHEMA, mine)) == 1
+    assert ask_blocking(connection, changes.count_jobs(SCHEMA, other)) == 0
+    before = everything(connection)
     for action in ("cancel", "delete", "edit"):
-        batch = await ask(connection, changes.change_all(SCHEMA, action, other, change=Edit(priority=1)))
+        batch = ask_blocking(connection, changes.change_all(SCHEMA, action, other, change=Edit(priority=1)))
         assert batch == changes.Batch(done=0, refused=0, after_id=None)
-    assert await everything(connection) == before
-    assert (await ask(connection, changes.change_all(SCHEMA, "edit", mine, change=Edit(priority=1)))).done == 1
-    assert (await ask(connection, changes.change_all(SCHEMA, "delete", mine))).done == 1
+    assert everything(connection) == before
+    assert (ask_blocking(connection, changes.change_all(SCHEMA, "edit", mine, change=Edit(priority=1)))).done == 1
+    assert (ask_blocking(connection, changes.change_all(SCHEMA, "delete", mine))).done == 1
 
 
 @pytest.mark.parametrize("name", ["acme", 42, str(ORG), ORG])
@@ -161,71 +161,73 @@ def test_time_without_a_zone() -> None:
         JobFilter(created_after=datetime(2030, 1, 1))  # noqa: DTZ001  # it is refused
 
 
-async def test_bulk_goes_on_where_it_was_stopped(connection: Link) -> None:
+def test_bulk_goes_on_where_it_was_stopped(connection: Link) -> None:
     """Batch after batch, each job once; the last says that it is the last."""
-    ids = [await enqueue(connection) for _ in range(5)]
+    ids = [enqueue(connection) for _ in range(5)]
     done, after_id, batches = 0, None, 0
     while True:
-        batch = await ask(connection, changes.change_all(SCHEMA, "cancel", ALL, why="enough", after_id=after_id, limit=2))
+        batch = ask_blocking(connection, changes.change_all(SCHEMA, "cancel", ALL, why="enough", after_id=after_id, limit=2))
         done, after_id, batches = done + batch.done, batch.after_id, batches + 1
         if after_id is None:
             break
         assert after_id == ids[2 * batches - 1]
     assert (done, batches) == (5, 3)
-    assert {(job.status, job.error_message) for job in await ask(connection, look.list_jobs(SCHEMA))} == {("cancelled", "enough")}
+    assert {(job.status, job.error_message) for job in ask_blocking(connection, look.list_jobs(SCHEMA))} == {
+        ("cancelled", "enough")
+    }
 
 
 @pytest.mark.parametrize(
     ("action", "left"),
     [("cancel", ["cancelled", "cancelled", "completed"]), ("delete", ["running"]), ("edit", ["completed", "pending", "running"])],
 )
-async def test_what_each_action_leaves(connection: Link, action: Literal["cancel", "delete", "edit"], left: list[str]) -> None:
+def test_what_each_action_leaves(connection: Link, action: Literal["cancel", "delete", "edit"], left: list[str]) -> None:
     """A cancel stops what runs, a delete takes what nobody holds, with its history, and an edit changes what waits."""
-    completed = await enqueue(connection)
-    await settle(connection, await claim_one(connection), ENDINGS["complete"])
-    await enqueue(connection)
-    await claim_one(connection)
-    pending = await enqueue(connection)
-    batch = await ask(connection, changes.change_all(SCHEMA, action, ALL, change=Edit(priority=9)))
+    completed = enqueue(connection)
+    settle(connection, claim_one(connection), ENDINGS["complete"])
+    enqueue(connection)
+    claim_one(connection)
+    pending = enqueue(connection)
+    batch = ask_blocking(connection, changes.change_all(SCHEMA, action, ALL, change=Edit(priority=9)))
     assert (batch.done, batch.refused) == ({"edit": 1}.get(action, 2), 0)
-    assert sorted(job.status for job in await ask(connection, look.list_jobs(SCHEMA))) == left
+    assert sorted(job.status for job in ask_blocking(connection, look.list_jobs(SCHEMA))) == left
     if action == "delete":
-        assert await row(connection, completed) is None and await history(connection, completed) == []
+        assert row(connection, completed) is None and history(connection, completed) == []
     if action == "edit":
-        assert (await existing(connection, pending))["priority"] == 9
+        assert existing(connection, pending)["priority"] == 9
 
 
-async def test_job_that_a_trigger_keeps(connection: Link) -> None:
+def test_job_that_a_trigger_keeps(connection: Link) -> None:
     """It is counted as refused, and stays; the others are changed."""
-    kept, *others = [await enqueue(connection, payload=payload) for payload in ('{"keep": true}', "{}", "{}")]
-    async with connection.transaction(force_rollback=True):
-        await connection.execute(
+    kept, *others = [enqueue(connection, payload=payload) for payload in ('{"keep": true}', "{}", "{}")]
+    with connection.transaction(force_rollback=True):
+        connection.execute(
             "create function pgnotifyq.test_keep() returns trigger language plpgsql as"
             " $$ begin if old.payload ? 'keep' then raise 'kept' using errcode = '23514'; end if; return new; end $$;"
             " create trigger test_keep before update on pgnotifyq.jobs for each row execute function pgnotifyq.test_keep()"
         )
-        batch = await ask(connection, changes.change_all(SCHEMA, "cancel", ALL))
+        batch = ask_blocking(connection, changes.change_all(SCHEMA, "cancel", ALL))
         assert (batch.done, batch.refused) == (2, 1)
-        assert [(await existing(connection, job_id))["status"] for job_id in (kept, *others)] == [
+        assert [existing(connection, job_id)["status"] for job_id in (kept, *others)] == [
             "pending",
             "cancelled",
             "cancelled",
         ]
 
 
-async def test_bulk_that_is_not_known(connection: Link) -> None:
+def test_bulk_that_is_not_known(connection: Link) -> None:
     """An action of another name is refused, and so is a value of an edit: no row is to blame."""
-    await enqueue(connection)
+    enqueue(connection)
     for said in ("'nonsense'", "null", "'edit', priority => 40000"):
         with pytest.raises(psycopg.Error) as raised:
-            await fetch(connection, f"select pgnotifyq.change_all({said})")
+            fetch(connection, f"select pgnotifyq.change_all({said})")
         assert raised.value.sqlstate == "PNQ02"
 
 
-async def test_delay_is_from_now(connection: Link) -> None:
+def test_delay_is_from_now(connection: Link) -> None:
     """On the database's clock."""
-    await connection.execute("set pgnotifyq.clock = '2029-12-31 23:59:50+00'")
-    job_id = await enqueue(connection)
-    await ask(connection, changes.edit(SCHEMA, job_id, Edit(delay_seconds=10.0)))
-    found = await ask(connection, look.get_job(SCHEMA, job_id))
+    connection.execute("set pgnotifyq.clock = '2029-12-31 23:59:50+00'")
+    job_id = enqueue(connection)
+    ask_blocking(connection, changes.edit(SCHEMA, job_id, Edit(delay_seconds=10.0)))
+    found = ask_blocking(connection, look.get_job(SCHEMA, job_id))
     assert found is not None and found.scheduled_at - THEN == timedelta(0)

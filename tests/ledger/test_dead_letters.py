@@ -13,8 +13,8 @@ from pgnotifyq.ledger import end, look
 from pgnotifyq.ledger.look import DeadFilter
 from pgnotifyq.model.errors import ConfigError
 from pgnotifyq.model.job import JobId, OrgId
-from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.connection import Connection
+from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.blocking import Connection
 from tests.ledger.support import ENDINGS, SCHEMA, claim_one, enqueue, existing, fetch, settle, value
 
 Link = Connection[Any]
@@ -22,11 +22,11 @@ ORG = OrgId(UUID(int=7))
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-async def bury(connection: Link, error: str, *, died_at: datetime = THEN, queue: str = "default", **fields: Any) -> JobId:
+def bury(connection: Link, error: str, *, died_at: datetime = THEN, queue: str = "default", **fields: Any) -> JobId:
     """Make a dead letter with an error and a time of death."""
-    job_id = await enqueue(connection, **fields)
-    await settle(connection, await claim_one(connection), ENDINGS["bury"])
-    await connection.execute(
+    job_id = enqueue(connection, **fields)
+    settle(connection, claim_one(connection), ENDINGS["bury"])
+    connection.execute(
         "update pgnotifyq.dead_letter_jobs set error_message = %s, died_at = %s, queue_name = %s where id = %s",
         (error, died_at, queue, job_id),
     )
@@ -44,23 +44,23 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-async def test_each_filter(connection: Link, name: str) -> None:
+def test_each_filter(connection: Link, name: str) -> None:
     """It is kept by each reader, and by a requeue; all filters together find what fits them all."""
     other = OTHERS[name]
-    job_id = await bury(connection, "No Host 5", queue="other", job_type="mine", org_id=ORG)
-    (group,) = await ask(connection, look.list_dead_groups(SCHEMA))
+    job_id = bury(connection, "No Host 5", queue="other", job_type="mine", org_id=ORG)
+    (group,) = ask_blocking(connection, look.list_dead_groups(SCHEMA))
     mine = DeadFilter(
         queue="other", job_type="mine", org_id=ORG, error="no hOST", died_after=THEN - timedelta(seconds=1),
         fingerprint=group.fingerprint,
     )  # fmt: skip
-    assert [letter.id for letter in await ask(connection, look.list_dead(SCHEMA, mine))] == [job_id]
-    assert await ask(connection, look.list_dead(SCHEMA, other)) == []
-    assert await ask(connection, look.count_dead(SCHEMA, other)) == 0
+    assert [letter.id for letter in ask_blocking(connection, look.list_dead(SCHEMA, mine))] == [job_id]
+    assert ask_blocking(connection, look.list_dead(SCHEMA, other)) == []
+    assert ask_blocking(connection, look.count_dead(SCHEMA, other)) == 0
     if other.fingerprint is None:
-        assert await ask(connection, look.list_dead_groups(SCHEMA, other)) == []
-    assert await ask(connection, end.requeue_all(SCHEMA, other)) == 0
-    assert await ask(connection, look.count_dead(SCHEMA, mine)) == 1
-    assert await ask(connection, end.requeue_all(SCHEMA, mine)) == 1
+        assert ask_blocking(connection, look.list_dead_groups(SCHEMA, other)) == []
+    assert ask_blocking(connection, end.requeue_all(SCHEMA, other)) == 0
+    assert ask_blocking(connection, look.count_dead(SCHEMA, mine)) == 1
+    assert ask_blocking(connection, end.requeue_all(SCHEMA, mine)) == 1
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,19 @@ async def test_each_filter(connection: Link, name: str) -> None:
         ("", "user is gone", False),
     ],
 )
-async def test_fingerprint(connection: Link, one: str, other: str, are_alike: bool) -> None:
+def test_fingerprint(connection: Link, one: str, other: str, are_alike: bool) -> None:
     """Errors are of one kind if their first lines differ in ids, numbers and quoted text alone."""
     statement = "select pgnotifyq.fingerprint(%s) = pgnotifyq.fingerprint(%s)"
-    assert await value(connection, statement, one, other) is are_alike
+    assert value(connection, statement, one, other) is are_alike
 
 
-async def test_groups(connection: Link) -> None:
+def test_groups(connection: Link) -> None:
     """The largest first, with what its letters have in common; one without an error has a group, too."""
-    first = await bury(connection, "no user 1", job_type="a", queue="other")
-    last = await bury(connection, "no user 2", job_type="b", died_at=THEN + timedelta(hours=1))
-    await bury(connection, "full")
-    await connection.execute("update pgnotifyq.dead_letter_jobs set error_message = null where error_message = 'full'")
-    users, none = await ask(connection, look.list_dead_groups(SCHEMA))
+    first = bury(connection, "no user 1", job_type="a", queue="other")
+    last = bury(connection, "no user 2", job_type="b", died_at=THEN + timedelta(hours=1))
+    bury(connection, "full")
+    connection.execute("update pgnotifyq.dead_letter_jobs set error_message = null where error_message = 'full'")
+    users, none = ask_blocking(connection, look.list_dead_groups(SCHEMA))
     assert attrs_of(users) == (
         "no user <n>",
         2,
@@ -101,7 +101,7 @@ async def test_groups(connection: Link) -> None:
     )
     assert (none.letters, none.error_message) == (1, None)
     only = DeadFilter(fingerprint=users.fingerprint)
-    assert [letter.id for letter in await ask(connection, look.list_dead(SCHEMA, only))] == [last, first]
+    assert [letter.id for letter in ask_blocking(connection, look.list_dead(SCHEMA, only))] == [last, first]
 
 
 def attrs_of(group: look.DeadGroup) -> tuple[Any, ...]:
@@ -112,42 +112,42 @@ def attrs_of(group: look.DeadGroup) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-async def test_requeue_at_a_rate(connection: Link) -> None:
+def test_requeue_at_a_rate(connection: Link) -> None:
     """They fall due one after the other, those that died first first, behind a batch before."""
-    ids = [await bury(connection, "full", died_at=THEN + timedelta(seconds=n)) for n in range(3)]
-    await connection.execute("set pgnotifyq.clock = '2026-02-01 00:00:00+00'")
-    assert await ask(connection, end.requeue_all(SCHEMA, limit=2, per_second=0.1)) == 2
-    assert await ask(connection, end.requeue_all(SCHEMA, per_second=0.1, delay_seconds=20.0)) == 1
-    due = [(await existing(connection, job_id))["scheduled_at"] for job_id in ids]
+    ids = [bury(connection, "full", died_at=THEN + timedelta(seconds=n)) for n in range(3)]
+    connection.execute("set pgnotifyq.clock = '2026-02-01 00:00:00+00'")
+    assert ask_blocking(connection, end.requeue_all(SCHEMA, limit=2, per_second=0.1)) == 2
+    assert ask_blocking(connection, end.requeue_all(SCHEMA, per_second=0.1, delay_seconds=20.0)) == 1
+    due = [existing(connection, job_id)["scheduled_at"] for job_id in ids]
     assert [datetime.fromisoformat(str(at)).second for at in due] == [0, 10, 20]
 
 
 @pytest.mark.parametrize(("per_second", "delay_seconds"), [(0.0, 0.0), (-1.0, 0.0), (float("nan"), 0.0), (1.0, -1.0)])
-async def test_rate_out_of_range(connection: Link, per_second: float, delay_seconds: float) -> None:
+def test_rate_out_of_range(connection: Link, per_second: float, delay_seconds: float) -> None:
     """It is refused before anything is asked."""
     with pytest.raises(ConfigError):
         end.requeue_all(SCHEMA, per_second=per_second, delay_seconds=delay_seconds)
 
 
 @pytest.mark.parametrize("per_second", ["0", "-1", "NaN", "-Infinity"])
-async def test_rate_out_of_range_by_sql(connection: Link, per_second: str) -> None:
+def test_rate_out_of_range_by_sql(connection: Link, per_second: str) -> None:
     """It is refused, also where there is no dead letter, and none is requeued."""
-    await bury(connection, "full")
+    bury(connection, "full")
     with pytest.raises(psycopg.Error, match="is out of range") as refused:
-        await connection.execute("select pgnotifyq.requeue_all(per_second => %s::float8)", (per_second,))
+        connection.execute("select pgnotifyq.requeue_all(per_second => %s::float8)", (per_second,))
     assert refused.value.sqlstate == "PNQ02"
-    assert len(await ask(connection, look.list_dead(SCHEMA, DeadFilter()))) == 1
+    assert len(ask_blocking(connection, look.list_dead(SCHEMA, DeadFilter()))) == 1
 
 
-async def test_get_finds_the_dead(connection: Link) -> None:
+def test_get_finds_the_dead(connection: Link) -> None:
     """As the job that it was; one that is nowhere is None; one that was requeued is a job again."""
-    job_id = await bury(connection, "full", payload='{"n": 1}', priority=3)
-    job = await ask(connection, look.find_job(SCHEMA, job_id))
+    job_id = bury(connection, "full", payload='{"n": 1}', priority=3)
+    job = ask_blocking(connection, look.find_job(SCHEMA, job_id))
     assert job is not None and job.is_finished
     assert (job.status, job.label, job.payload, job.priority, job.error_message, job.completed_at) == (
         "dead", "dead", {"n": 1}, 3, "full", THEN,
     )  # fmt: skip
-    assert await ask(connection, look.find_job(SCHEMA, JobId(UUID(int=1)))) is None
-    await fetch(connection, "select pgnotifyq.requeue(%s)", job_id)
-    again = await ask(connection, look.find_job(SCHEMA, job_id))
+    assert ask_blocking(connection, look.find_job(SCHEMA, JobId(UUID(int=1)))) is None
+    fetch(connection, "select pgnotifyq.requeue(%s)", job_id)
+    again = ask_blocking(connection, look.find_job(SCHEMA, job_id))
     assert again is not None and again.status == "pending"

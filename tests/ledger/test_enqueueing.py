@@ -7,19 +7,19 @@ from typing import Any
 
 import psycopg
 import pytest
-import trio
 
 from pgnotifyq.ledger import lease as lease_verbs
 from pgnotifyq.ledger.errors import translated
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
-from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.connection import Connection
+from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.blocking import Connection
 from tests.ledger.support import (
     BLOCKED,
     BOB,
     ENDINGS,
     SCHEMA,
+    at_once,
     claim_one,
     enqueue,
     everything,
@@ -29,24 +29,24 @@ from tests.ledger.support import (
     pass_time,
     reclaim,
     settle,
+    until,
     update_status,
     value,
 )
-from tests.proxy import until
 
 Link = Connection[Any]
 
 
-async def test_enqueue_in_the_callers_own_transaction(connection: Link, other: Link) -> None:
+def test_enqueue_in_the_callers_own_transaction(connection: Link, other: Link) -> None:
     """The job exists if and only if the business write committed."""
-    await connection.execute("create temporary table orders (id integer)")
+    connection.execute("create temporary table orders (id integer)")
     for committed in (False, True):
-        async with connection.transaction(force_rollback=not committed):
-            await connection.execute("insert into orders values (1)")
-            job_id = await enqueue(connection)
-            assert await fetch(other, "select from pgnotifyq.jobs where id = %s", job_id) == []
-        assert await fetch(other, "select id from pgnotifyq.jobs") == ([(job_id,)] if committed else [])
-        assert await value(connection, "select count(*) from orders") == committed
+        with connection.transaction(force_rollback=not committed):
+            connection.execute("insert into orders values (1)")
+            job_id = enqueue(connection)
+            assert fetch(other, "select from pgnotifyq.jobs where id = %s", job_id) == []
+        assert fetch(other, "select id from pgnotifyq.jobs") == ([(job_id,)] if committed else [])
+        assert value(connection, "select count(*) from orders") == committed
 
 
 @pytest.mark.parametrize(
@@ -58,103 +58,103 @@ async def test_enqueue_in_the_callers_own_transaction(connection: Link, other: L
     ],
     ids=str,
 )  # fmt: skip
-async def test_what_is_refused(connection: Link, wrong: dict[str, object]) -> None:
+def test_what_is_refused(connection: Link, wrong: dict[str, object]) -> None:
     """Names and numbers out of their bounds are refused with a typed error, and leave nothing."""
     with pytest.raises(InvalidJob), translated(SCHEMA):
-        await enqueue(connection, **{"job_type": "noop", **wrong})  # type: ignore[arg-type]
-    assert await value(connection, "select count(*) from pgnotifyq.jobs") == 0
+        enqueue(connection, **{"job_type": "noop", **wrong})  # type: ignore[arg-type]
+    assert value(connection, "select count(*) from pgnotifyq.jobs") == 0
 
 
-async def test_unique_key(connection: Link) -> None:
+def test_unique_key(connection: Link) -> None:
     """While a job is unfinished its key leads to it; afterwards the key is free."""
     for status in ("completed", "cancelled", "dead"):
-        await pass_time(connection, 0)
-        first = await enqueue(connection, unique_key="k")
-        assert await enqueue(connection, unique_key="k") == first
-        job = await claim_one(connection)
-        assert await enqueue(connection, unique_key="k") == first
-        await settle(connection, job, ENDINGS["retry"])
-        await pass_time(connection, 10)
-        assert await enqueue(connection, unique_key="k") == first
-        job = await claim_one(connection)
-        await settle(connection, job, ENDINGS[{"completed": "complete", "cancelled": "cancel", "dead": "bury"}[status]])
-        second = await enqueue(connection, unique_key="k")
+        pass_time(connection, 0)
+        first = enqueue(connection, unique_key="k")
+        assert enqueue(connection, unique_key="k") == first
+        job = claim_one(connection)
+        assert enqueue(connection, unique_key="k") == first
+        settle(connection, job, ENDINGS["retry"])
+        pass_time(connection, 10)
+        assert enqueue(connection, unique_key="k") == first
+        job = claim_one(connection)
+        settle(connection, job, ENDINGS[{"completed": "complete", "cancelled": "cancel", "dead": "bury"}[status]])
+        second = enqueue(connection, unique_key="k")
         assert second != first
-        await update_status(connection, second)
+        update_status(connection, second)
 
 
-async def test_unique_key_at_once(connection: Link, other: Link, dsn: str) -> None:
+def test_unique_key_at_once(connection: Link, other: Link, dsn: str) -> None:
     """Two who enqueue under one key at once get one job."""
     found: list[object] = []
 
-    async def enqueue_late() -> None:
-        found.append(await enqueue(other, unique_key="k"))
+    def enqueue_late() -> None:
+        found.append(enqueue(other, unique_key="k"))
 
-    async with trio.open_nursery() as nursery, connection.transaction():
-        found.append(await enqueue(connection, unique_key="k"))
-        nursery.start_soon(enqueue_late)
-        await until(dsn, BLOCKED, "other")
+    with at_once() as start, connection.transaction():
+        found.append(enqueue(connection, unique_key="k"))
+        start(enqueue_late)
+        until(dsn, BLOCKED, "other")
     assert found[0] == found[1]
 
 
-async def test_progress(connection: Link) -> None:
+def test_progress(connection: Link) -> None:
     """Progress is stored for the execution that holds the job, changes no lease, and is forgotten at the next claim."""
-    job_id = await enqueue(connection)
-    job = await claim_one(connection)
-    before = await existing(connection, job_id)
-    assert await ask(connection, lease_verbs.report_progress(SCHEMA, lease(job), fraction=0.5, message="half"))
-    after = await existing(connection, job_id)
+    job_id = enqueue(connection)
+    job = claim_one(connection)
+    before = existing(connection, job_id)
+    assert ask_blocking(connection, lease_verbs.report_progress(SCHEMA, lease(job), fraction=0.5, message="half"))
+    after = existing(connection, job_id)
     assert (after["progress"], after["progress_message"]) == (0.5, "half")
     assert after["lease_expires_at"] == before["lease_expires_at"]
-    await settle(connection, job, ENDINGS["release"])
-    await claim_one(connection)
-    assert (await existing(connection, job_id))["progress"] is None
+    settle(connection, job, ENDINGS["release"])
+    claim_one(connection)
+    assert existing(connection, job_id)["progress"] is None
 
 
-async def test_progress_of_a_stale_execution(connection: Link) -> None:
+def test_progress_of_a_stale_execution(connection: Link) -> None:
     """An execution that lost its job reports nothing of it."""
-    await enqueue(connection)
-    stale = await claim_one(connection)
-    await pass_time(connection, 61)
-    await reclaim(connection)
-    await claim_one(connection, worker=BOB)
-    before = await everything(connection)
-    assert not await ask(connection, lease_verbs.report_progress(SCHEMA, lease(stale), fraction=1.0, message="done"))
-    assert await everything(connection) == before
+    enqueue(connection)
+    stale = claim_one(connection)
+    pass_time(connection, 61)
+    reclaim(connection)
+    claim_one(connection, worker=BOB)
+    before = everything(connection)
+    assert not ask_blocking(connection, lease_verbs.report_progress(SCHEMA, lease(stale), fraction=1.0, message="done"))
+    assert everything(connection) == before
 
 
-async def test_still_holds(connection: Link) -> None:
+def test_still_holds(connection: Link) -> None:
     """held, cancelled, lost: the fence of a handler's transaction knows the three."""
-    job_id = await enqueue(connection)
-    job = await claim_one(connection)
-    assert await ask(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "held"
-    await update_status(connection, job_id)
-    assert await ask(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "cancelled"
-    await settle(connection, job, PLAIN_COMPLETION)
-    assert await ask(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "lost"
+    job_id = enqueue(connection)
+    job = claim_one(connection)
+    assert ask_blocking(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "held"
+    update_status(connection, job_id)
+    assert ask_blocking(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "cancelled"
+    settle(connection, job, PLAIN_COMPLETION)
+    assert ask_blocking(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "lost"
 
 
-async def test_still_holds_until_commit(connection: Link, other: Link, dsn: str) -> None:
+def test_still_holds_until_commit(connection: Link, other: Link, dsn: str) -> None:
     """Once a transaction has found that it holds the job, nobody takes the job away before it has committed."""
-    job_id = await enqueue(connection)
-    job = await claim_one(connection)
-    await pass_time(other, 61)
-    async with trio.open_nursery() as nursery, connection.transaction():
-        assert await ask(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "held"
-        assert await reclaim(other) == {}
-        nursery.start_soon(update_status, other, job_id)
-        await until(dsn, BLOCKED, "other")
+    job_id = enqueue(connection)
+    job = claim_one(connection)
+    pass_time(other, 61)
+    with at_once() as start, connection.transaction():
+        assert ask_blocking(connection, lease_verbs.still_holds(SCHEMA, lease(job))) == "held"
+        assert reclaim(other) == {}
+        start(update_status, other, job_id)
+        until(dsn, BLOCKED, "other")
 
 
-async def test_lease_is_whole(connection: Link) -> None:
+def test_lease_is_whole(connection: Link) -> None:
     """A row with half a lease, or a running job without one, cannot be stored, not even by hand."""
-    await enqueue(connection)
-    await claim_one(connection)
+    enqueue(connection)
+    claim_one(connection)
     for column in ("locked_by", "current_execution_id", "lease_expires_at"):
         with pytest.raises(psycopg.errors.CheckViolation):
-            await connection.execute(f"update pgnotifyq.jobs set {column} = null".encode())
+            connection.execute(f"update pgnotifyq.jobs set {column} = null".encode())
     with pytest.raises(psycopg.errors.CheckViolation):
-        await connection.execute("update pgnotifyq.jobs set attempts = max_attempts + 1")
+        connection.execute("update pgnotifyq.jobs set attempts = max_attempts + 1")
 
 
 # Tries a row, and takes it back: null if the table takes it, else the check that refuses.
@@ -191,11 +191,11 @@ from (
         unnest(array[-1, 0, 2, 3, 1000, 1001]) as a(attempts), unnest(array[null, 3, 1001]) as m(maximum)) as t"""
 
 
-async def test_every_row_there_could_be(connection: Link) -> None:
+def test_every_row_there_could_be(connection: Link) -> None:
     """The table takes a row if and only if its status, its lease, its end and its attempts go together."""
-    await connection.execute(TRY)
+    connection.execute(TRY)
     taken = 0
-    for status, execution, worker, expiry, ended, attempts, maximum, refused_by in await fetch(connection, EACH_ROW):
+    for status, execution, worker, expiry, ended, attempts, maximum, refused_by in fetch(connection, EACH_ROW):
         most = 1000 if maximum is None else maximum
         wanted = (
             status in {"pending", "running", "completed", "cancelled"}

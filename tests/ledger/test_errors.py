@@ -12,7 +12,7 @@ from pgnotifyq.ledger.errors import Whose, is_passing, whose
 from pgnotifyq.model.errors import DatabaseUnreachable
 
 if TYPE_CHECKING:
-    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.wire.blocking import Connection
 
 
 @pytest.mark.parametrize(
@@ -58,16 +58,16 @@ def test_errors_without_a_state() -> None:
     assert whose(IndexError("x")) is Whose.OURS
 
 
-async def test_stale_plan_is_the_sessions(dsn: str, connection: Connection) -> None:
+def test_stale_plan_is_the_sessions(dsn: str, connection: Connection) -> None:
     """A statement that was prepared before a function's result changed is prepared anew; any other 0A000 is the row's."""
-    await connection.execute("create table public.growing (a integer)")
+    connection.execute("create table public.growing (a integer)")
     with psycopg.connect(dsn, prepare_threshold=0) as prepares:  # ours prepare anew, once, and say nothing
         prepares.execute("select * from public.growing")
         prepares.commit()
-        await connection.execute("alter table public.growing add b integer")
+        connection.execute("alter table public.growing add b integer")
         with pytest.raises(errors.FeatureNotSupported) as caught:
             prepares.execute("select * from public.growing")
         assert whose(caught.value) is Whose.SESSION
     with pytest.raises(errors.FeatureNotSupported) as caught:
-        await connection.execute("select 1 union select 2 for update")
+        connection.execute("select 1 union select 2 for update")
     assert whose(caught.value) is not Whose.SESSION

@@ -13,11 +13,11 @@ import pytest
 from pgnotifyq.ledger.explaining import SAYINGS, TOLD_TENANTS, Explanation, explain
 from pgnotifyq.ledger.statements import sql_folder
 from pgnotifyq.model.job import JobId
-from pgnotifyq.wire.asking import ask
+from pgnotifyq.wire.asking import ask_blocking
 from tests.ledger.support import SCHEMA, fetch
 
 if TYPE_CHECKING:
-    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.wire.blocking import Connection
 
 WORKER = "00000000-0000-0000-0000-0000000000aa"
 ALIVE = f"select pgnotifyq.register_worker('{WORKER}', 'here', 7, '{{default}}', %s, '1.2.3', false, 60)"
@@ -104,19 +104,19 @@ CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
 }  # fmt: skip
 
 
-async def explained(connection: Connection[Any], job_id: uuid.UUID) -> Explanation:
+def explained(connection: Connection[Any], job_id: uuid.UUID) -> Explanation:
     """Return why a job is where it is."""
-    return await ask(connection, explain(SCHEMA, JobId(job_id)))
+    return ask_blocking(connection, explain(SCHEMA, JobId(job_id)))
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_an_answer(connection: Connection[Any], case: str) -> None:
+def test_an_answer(connection: Connection[Any], case: str) -> None:
     """Each thing that a job may wait for, and each way that it may have ended; several at once if several hold."""
     done, answers, said = CASES[case]
-    ((job_id,),) = await fetch(connection, "select pgnotifyq.enqueue('x', max_attempts => 3)")
+    ((job_id,),) = fetch(connection, "select pgnotifyq.enqueue('x', max_attempts => 3)")
     for statement in done:
-        await connection.execute(statement.encode())
-    found = await explained(connection, job_id)
+        connection.execute(statement.encode())
+    found = explained(connection, job_id)
     assert found.answers == answers
     told = "\n".join(found.sentences)
     assert [words for words in said if words not in told] == [], told
@@ -139,23 +139,23 @@ def id_of(seconds_ago: float) -> uuid.UUID:
     ],
     ids=["old", "young", "of the future", "of no time"],
 )
-async def test_a_job_that_is_not_there(connection: Connection[Any], job_id: uuid.UUID, answer: str, said: str) -> None:
+def test_a_job_that_is_not_there(connection: Connection[Any], job_id: uuid.UUID, answer: str, said: str) -> None:
     """What its id tells of the time at which it was made decides."""
-    found = await explained(connection, job_id)
+    found = explained(connection, job_id)
     assert (found.label, found.answers) == ("unknown", [answer])
     assert said in found.sentences[0]
 
 
-async def test_a_shorter_retention(connection: Connection[Any]) -> None:
+def test_a_shorter_retention(connection: Connection[Any]) -> None:
     """What a queue's retention says counts: a job of a minute ago may be pruned already."""
-    await connection.execute("select pgnotifyq.set_retention('default', 30)")
-    assert (await explained(connection, id_of(60))).answers == ["pruned"]
+    connection.execute("select pgnotifyq.set_retention('default', 30)")
+    assert (explained(connection, id_of(60))).answers == ["pruned"]
 
 
-async def test_an_answer_of_a_newer_schema(connection: Connection[Any]) -> None:
+def test_an_answer_of_a_newer_schema(connection: Connection[Any]) -> None:
     """It is told by its name."""
-    ((job_id,),) = await fetch(connection, "select pgnotifyq.enqueue('x')")
-    found = await explained(connection, job_id)
+    ((job_id,),) = fetch(connection, "select pgnotifyq.enqueue('x')")
+    found = explained(connection, job_id)
     found.answers.append("asleep")
     assert found.sentences[-1] == "It is told as asleep, which this version cannot explain."
 
@@ -176,10 +176,10 @@ def test_every_field_is_told_to_tenants_or_kept_from_them() -> None:
     assert {field.name for field in attrs.fields(Explanation)} == TOLD_TENANTS | others | changed
 
 
-async def test_as_sql(connection: Connection[Any]) -> None:
+def test_as_sql(connection: Connection[Any]) -> None:
     """From psql: the label, the answers, and what they are decided by."""
-    ((job_id,),) = await fetch(connection, "select pgnotifyq.enqueue('x')")
-    ((label, answers, jobs_before),) = await fetch(
+    ((job_id,),) = fetch(connection, "select pgnotifyq.enqueue('x')")
+    ((label, answers, jobs_before),) = fetch(
         connection, "select label, answers, (facts->>'jobs_before')::int from pgnotifyq.explain(%s)", job_id
     )
     assert (label, answers, jobs_before) == ("pending", ["due", "no_worker"], 0)

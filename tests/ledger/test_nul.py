@@ -11,8 +11,8 @@ from pgnotifyq.ledger import look, organisation, pauses
 from pgnotifyq.ledger.ask import Ask
 from pgnotifyq.model.errors import InvalidJob
 from pgnotifyq.model.organisation import org
-from pgnotifyq.wire.asking import ask, ask_blocking
-from pgnotifyq.wire.connection import Connection
+from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.blocking import Connection
 from tests.ledger.support import SCHEMA
 
 NUL = "a\x00b"
@@ -27,11 +27,11 @@ VERBS: dict[str, Ask[Any]] = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-async def test_text_with_nul(connection: Connection[Any], verb: str) -> None:
+def test_text_with_nul(connection: Connection[Any], verb: str) -> None:
     """It is refused, and the connection goes on."""
     with pytest.raises(InvalidJob, match="NUL"):
-        await ask(connection, VERBS[verb])
-    assert await ask(connection, look.list_jobs(SCHEMA)) == []
+        ask_blocking(connection, VERBS[verb])
+    assert ask_blocking(connection, look.list_jobs(SCHEMA)) == []
 
 
 def test_on_a_blocking_connection(dsn: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pgnotifyq.wire.connection import Connection
+from pgnotifyq.wire.blocking import Connection
 from tests.ledger.support import ANN, claim, fetch, lease, value
 
 Link = Connection[Any]
@@ -76,117 +76,117 @@ def calls(leases: list[Any], due: object = ANN) -> dict[str, str]:
     }
 
 
-async def pages(connection: Link, statement: str) -> int:
+def pages(connection: Link, statement: str) -> int:
     """Return how many pages a statement touches; it is rolled back."""
-    async with connection.transaction(force_rollback=True):
-        plan = await value(connection, f"explain (analyze, buffers, timing off, format json) {statement}")
+    with connection.transaction(force_rollback=True):
+        plan = value(connection, f"explain (analyze, buffers, timing off, format json) {statement}")
     found = plan[0]["Plan"]
     return int(found["Shared Hit Blocks"] + found["Shared Read Blocks"])
 
 
-async def fill(connection: Link, jobs: int, *, due: str = "clock_timestamp() - interval '1 hour'", **fields: object) -> None:
+def fill(connection: Link, jobs: int, *, due: str = "clock_timestamp() - interval '1 hour'", **fields: object) -> None:
     """Insert many jobs at once, by SQL."""
     names = "".join(f", {name}" for name in fields)
     values = "".join(f", '{each}'" for each in fields.values())
-    await connection.execute(
+    connection.execute(
         f"insert into pgnotifyq.jobs (job_type, scheduled_at{names}) select 'noop', {due}{values}"
         f" from generate_series(1, {jobs})".encode()
     )
 
 
 @pytest.fixture
-async def untended(connection: Link) -> Link:
+def untended(connection: Link) -> Link:
     """Give a connection to a queue whose statistics nobody gathers, known to be empty."""
     for table in ("jobs", "job_executions"):
-        await connection.execute(f"alter table pgnotifyq.{table} set (autovacuum_enabled = off)".encode())
-        await connection.execute(f"vacuum analyze pgnotifyq.{table}".encode())
+        connection.execute(f"alter table pgnotifyq.{table} set (autovacuum_enabled = off)".encode())
+        connection.execute(f"vacuum analyze pgnotifyq.{table}".encode())
     return connection
 
 
-async def test_backlog_that_the_session_has_never_planned_for(untended: Link, other: Link) -> None:
+def test_backlog_that_the_session_has_never_planned_for(untended: Link, other: Link) -> None:
     """Every hot function, planned while the table was empty, costs the same with a hundred thousand jobs and their history."""
     # With one job, so that what is asked of each (a burial) is planned too.
-    await fill(other, 1)
-    only = [lease(job) for job in await claim(untended, 1)]
+    fill(other, 1)
+    only = [lease(job) for job in claim(untended, 1)]
     for statement in calls(only).values():
         for _ in range(TIMES):
-            await pages(untended, statement)
-    await other.execute("delete from pgnotifyq.jobs")
-    await other.execute("vacuum analyze pgnotifyq.jobs")
-    await fill(other, JOBS // 2, status="completed", completed_at="2100-01-01")
-    await fill(other, JOBS // 2)
-    await other.execute(
+            pages(untended, statement)
+    other.execute("delete from pgnotifyq.jobs")
+    other.execute("vacuum analyze pgnotifyq.jobs")
+    fill(other, JOBS // 2, status="completed", completed_at="2100-01-01")
+    fill(other, JOBS // 2)
+    other.execute(
         "insert into pgnotifyq.job_executions (id, job_id, org_id, attempt, outcome, started_at, ended_at)"
         " select id, id, org_id, 1, 'completed', created_at, created_at from pgnotifyq.jobs"
     )
-    leases = [lease(job) for job in await claim(untended, 10)]
+    leases = [lease(job) for job in claim(untended, 10)]
     assert len(leases) == 10
-    due = await value(other, "select id from pgnotifyq.jobs where is_claimable limit 1")
-    cost = {name: await pages(untended, statement) for name, statement in calls(leases, due).items()}
+    due = value(other, "select id from pgnotifyq.jobs where is_claimable limit 1")
+    cost = {name: pages(untended, statement) for name, statement in calls(leases, due).items()}
     assert {name: found for name, found in cost.items() if found > PAGES_MAX} == {}
 
 
-async def test_burial_beside_many_dead_letters(untended: Link, other: Link) -> None:
+def test_burial_beside_many_dead_letters(untended: Link, other: Link) -> None:
     """A burial looks up the letters of its own jobs: an index is a level deeper beside fifty thousand others, and no more is read."""
-    await fill(other, 10)
-    statement = calls([lease(job) for job in await claim(untended, 10)])["bury"]
+    fill(other, 10)
+    statement = calls([lease(job) for job in claim(untended, 10)])["bury"]
     for _ in range(TIMES):
-        await pages(untended, statement)
-    alone = await pages(untended, statement)
-    await other.execute(
+        pages(untended, statement)
+    alone = pages(untended, statement)
+    other.execute(
         "insert into pgnotifyq.dead_letter_jobs (id, org_id, queue_name, job_type, payload, priority, scheduled_at, attempts, max_attempts,"
         " created_at, reason, history, died_at) select gen_random_uuid(), org_id, queue_name, job_type, payload, priority, scheduled_at, 1,"
         f" 1, created_at, 'exhausted', '[]', created_at from pgnotifyq.jobs, generate_series(1, {JOBS // 20})".encode()
     )
-    assert await pages(untended, statement) < alone + 200
+    assert pages(untended, statement) < alone + 200
 
 
-async def test_claim_of_a_thousand_jobs(untended: Link, other: Link) -> None:
+def test_claim_of_a_thousand_jobs(untended: Link, other: Link) -> None:
     """In between it is no different: with a thousand jobs a claim of ten does not read them all."""
     statement = calls([])["claim"]
     for jobs in (0, 1_000):
-        await fill(other, jobs)
+        fill(other, jobs)
         for _ in range(TIMES):
-            await pages(untended, statement)
-        assert await pages(untended, statement) < PAGES_MAX
+            pages(untended, statement)
+        assert pages(untended, statement) < PAGES_MAX
 
 
-async def test_claim_with_statistics_of_another_time(untended: Link, other: Link) -> None:
+def test_claim_with_statistics_of_another_time(untended: Link, other: Link) -> None:
     """Statistics of a time when all was pending do not make a claim of many look through what is finished now."""
-    await fill(other, 30_000)
-    await other.execute("vacuum analyze pgnotifyq.jobs")
-    await other.execute(
+    fill(other, 30_000)
+    other.execute("vacuum analyze pgnotifyq.jobs")
+    other.execute(
         "update pgnotifyq.jobs set status = 'running', locked_by = id, current_execution_id = id, lease_expires_at = now()"
     )
-    await other.execute(
+    other.execute(
         "update pgnotifyq.jobs set status = 'completed', completed_at = now(), locked_by = null, current_execution_id = null,"
         " lease_expires_at = null"
     )
-    await other.execute("vacuum pgnotifyq.jobs")
-    await fill(other, 10)
+    other.execute("vacuum pgnotifyq.jobs")
+    fill(other, 10)
     for _ in range(TIMES):
-        await pages(untended, calls([])["claim"].replace(", 10, ", ", 500, "))
-    assert await pages(untended, calls([])["claim"].replace(", 10, ", ", 500, ")) < PAGES_MAX
+        pages(untended, calls([])["claim"].replace(", 10, ", ", 500, "))
+    assert pages(untended, calls([])["claim"].replace(", 10, ", ", 500, ")) < PAGES_MAX
 
 
-async def test_claim_beside_a_future_of_higher_priority(untended: Link) -> None:
+def test_claim_beside_a_future_of_higher_priority(untended: Link) -> None:
     """Jobs that are not due, of a higher priority or the same, are not walked over; neither are other queues' and finished ones."""
-    await fill(untended, 25_000, due="clock_timestamp() + interval '1 day'", priority=9)
-    await fill(untended, 25_000, due="clock_timestamp() + interval '1 day'")
-    await fill(untended, 5_000, queue_name="another", priority=99)
-    await fill(untended, 5_000, status="completed", completed_at="2020-01-01", priority=50)
-    await fill(untended, 10)
+    fill(untended, 25_000, due="clock_timestamp() + interval '1 day'", priority=9)
+    fill(untended, 25_000, due="clock_timestamp() + interval '1 day'")
+    fill(untended, 5_000, queue_name="another", priority=99)
+    fill(untended, 5_000, status="completed", completed_at="2020-01-01", priority=50)
+    fill(untended, 10)
     statement = calls([])["claim"]
-    await pages(untended, statement)
-    assert await pages(untended, statement) < PAGES_MAX
-    assert len(await claim(untended, 20)) == 10
-    assert await pages(untended, statement) < PAGES_MAX
-    assert await fetch(untended, "select from pgnotifyq.jobs where status = 'running' and priority <> 0") == []
+    pages(untended, statement)
+    assert pages(untended, statement) < PAGES_MAX
+    assert len(claim(untended, 20)) == 10
+    assert pages(untended, statement) < PAGES_MAX
+    assert fetch(untended, "select from pgnotifyq.jobs where status = 'running' and priority <> 0") == []
 
 
-async def test_functions_that_pin_their_plans(connection: Link) -> None:
+def test_functions_that_pin_their_plans(connection: Link) -> None:
     """None of them is compiled: until PostgreSQL 17 what they forbid has a price at which a server with LLVM compiles every call."""
-    rows = await fetch(
+    rows = fetch(
         connection,
         "select proname, proconfig from pg_proc where pronamespace = 'pgnotifyq'::regnamespace and proconfig::text like '%%enable_%%'",
     )

@@ -12,17 +12,18 @@ says that there is nothing. And a zombie, whose execution was lost, against whoe
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import psycopg
 import pytest
-import trio
 
 from pgnotifyq.ledger import end
 from pgnotifyq.model.job import Job, WorkerId
 from pgnotifyq.model.outcome import PLAIN_COMPLETION, Outcome, SettleKind
-from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.connection import Connection, open_connection
+from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.blocking import Connection, connect
 from tests.ledger.support import (
     ANN,
     BLOCKED,
@@ -30,6 +31,7 @@ from tests.ledger.support import (
     ENDINGS,
     LEASE_SECONDS,
     SCHEMA,
+    at_once,
     beat,
     claim,
     claim_one,
@@ -40,12 +42,12 @@ from tests.ledger.support import (
     reclaim,
     row,
     settle,
+    until,
     update_status,
 )
-from tests.proxy import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
 Link = Connection[Any]
 NAMES = {str(ANN): "ann", str(BOB): "bob"}
@@ -55,45 +57,45 @@ RETRY = Outcome(kind=SettleKind.RETRY, name="failed", error_message="no luck")
 # Where a race begins. Each has been claimed by Ann once, and is the job as she was given it.
 
 
-async def waiting(link: Link) -> Job:
+def waiting(link: Link) -> Job:
     """Pending again after Ann lost it: `pending 1/3 [lost]`."""
-    job = await running(link)
-    await pass_time(link, LEASE_SECONDS + 1)
-    assert await reclaim(link) == {job.id: "pending"}
+    job = running(link)
+    pass_time(link, LEASE_SECONDS + 1)
+    assert reclaim(link) == {job.id: "pending"}
     return job
 
 
-async def running(link: Link) -> Job:
+def running(link: Link) -> Job:
     """Held by Ann: `running 1/3 by ann []`."""
-    await enqueue(link, max_attempts=3)
-    return await claim_one(link)
+    enqueue(link, max_attempts=3)
+    return claim_one(link)
 
 
-async def last(link: Link) -> Job:
+def last(link: Link) -> Job:
     """Held by Ann, and no attempt left: `running 1/1 by ann []`."""
-    await enqueue(link, max_attempts=1)
-    return await claim_one(link)
+    enqueue(link, max_attempts=1)
+    return claim_one(link)
 
 
-async def stopping(link: Link) -> Job:
+def stopping(link: Link) -> Job:
     """Cancelled under Ann's hands: `stopping 1/3 by ann []`."""
-    job = await running(link)
-    await update_status(link, job.id)
+    job = running(link)
+    update_status(link, job.id)
     return job
 
 
-async def finished(link: Link) -> Job:
+def finished(link: Link) -> Job:
     """Completed by Ann: `completed 1/3 [completed]`."""
-    job = await running(link)
-    assert await settle(link, job, PLAIN_COMPLETION) is None
+    job = running(link)
+    assert settle(link, job, PLAIN_COMPLETION) is None
     return job
 
 
-async def dead(link: Link) -> Job:
+def dead(link: Link) -> Job:
     """Lost by Ann on its last attempt: `dead (lost) 1/1 [lost]`."""
-    job = await last(link)
-    await pass_time(link, LEASE_SECONDS + 1)
-    assert await reclaim(link) == {job.id: "dead"}
+    job = last(link)
+    pass_time(link, LEASE_SECONDS + 1)
+    assert reclaim(link) == {job.id: "dead"}
     return job
 
 
@@ -109,31 +111,31 @@ class Racer:
     name: WorkerId
     completion: Outcome
 
-    async def claim(self) -> str:
-        return "claimed" if await claim(self.link, worker=self.name) else "nothing"
+    def claim(self) -> str:
+        return "claimed" if claim(self.link, worker=self.name) else "nothing"
 
-    async def cancel(self) -> str:
-        return await ask(self.link, end.cancel(SCHEMA, self.job.id))
+    def cancel(self) -> str:
+        return ask_blocking(self.link, end.cancel(SCHEMA, self.job.id))
 
-    async def complete(self) -> str:
-        return await settle(self.link, self.job, self.completion) or "done"
+    def complete(self) -> str:
+        return settle(self.link, self.job, self.completion) or "done"
 
-    async def retry(self) -> str:
-        return await settle(self.link, self.job, RETRY) or "done"
+    def retry(self) -> str:
+        return settle(self.link, self.job, RETRY) or "done"
 
-    async def reclaim(self) -> str:
-        await pass_time(self.link, LEASE_SECONDS + 1)
-        return (await reclaim(self.link)).get(self.job.id, "nothing")
+    def reclaim(self) -> str:
+        pass_time(self.link, LEASE_SECONDS + 1)
+        return (reclaim(self.link)).get(self.job.id, "nothing")
 
-    async def heartbeat(self) -> str:
-        return (await beat(self.link, self.job, lease_seconds=10 * LEASE_SECONDS)).get(self.job.id, "renewed")
+    def heartbeat(self) -> str:
+        return (beat(self.link, self.job, lease_seconds=10 * LEASE_SECONDS)).get(self.job.id, "renewed")
 
-    async def requeue(self) -> str:
-        return "requeued" if await ask(self.link, end.requeue(SCHEMA, self.job.id)) else "nothing"
+    def requeue(self) -> str:
+        return "requeued" if ask_blocking(self.link, end.requeue(SCHEMA, self.job.id)) else "nothing"
 
-    async def prune(self) -> str:
-        await pass_time(self.link, 10)
-        deleted, _ = await ask(self.link, end.prune(SCHEMA, older_than_seconds=1, after_id=None, jobs_max=10))
+    def prune(self) -> str:
+        pass_time(self.link, 10)
+        deleted, _ = ask_blocking(self.link, end.prune(SCHEMA, older_than_seconds=1, after_id=None, jobs_max=10))
         return "pruned" if deleted else "nothing"
 
 
@@ -369,16 +371,16 @@ def races() -> Iterator[Any]:
 
 
 @pytest.fixture
-async def desk(dsn: str) -> AsyncIterator[Link]:
+def desk(dsn: str) -> Iterator[Link]:
     """Give a session that races with nobody: it makes the job, and looks at it afterwards."""
-    async with open_connection(dsn) as link:
+    with connect(dsn) as link:
         yield link
 
 
-async def picture(link: Link, job_id: Any) -> str:
+def picture(link: Link, job_id: Any) -> str:
     """Describe all there is of a job, in the words of the table."""
-    found, letter = await row(link, job_id), await dead_letter(link, job_id)
-    outcomes = [outcome for _, outcome in await history(link, job_id)]
+    found, letter = row(link, job_id), dead_letter(link, job_id)
+    outcomes = [outcome for _, outcome in history(link, job_id)]
     ended = f"[{', '.join(outcomes)}]"
     if letter is not None:
         assert found is None
@@ -390,26 +392,19 @@ async def picture(link: Link, job_id: Any) -> str:
     status = "stopping" if found["status"] == "cancelled" and found["is_held"] else found["status"]
     holder = f" by {NAMES[found['locked_by']]}" if found["is_held"] else ""
     is_renewed = "lease_expires_at > started_at + make_interval(secs => %s) from pgnotifyq.jobs where id = %s"
-    cursor = await link.execute(f"select {is_renewed}".encode(), (2 * LEASE_SECONDS, job_id))
-    ((renewed,),) = await cursor.fetchall()
+    cursor = link.execute(f"select {is_renewed}".encode(), (2 * LEASE_SECONDS, job_id))
+    ((renewed,),) = cursor.fetchall()
     return f"{status} {found['attempts']}/{found['max_attempts']}{holder}{', renewed' if renewed else ''} {ended}"
 
 
-async def waits_for_a_lock(dsn: str, name: str, returned: trio.Event) -> bool:
+def waits_for_a_lock(dsn: str, name: str, returned: threading.Event) -> bool:
     """Wait until a session is blocked, or has returned, and tell which."""
-    is_blocked = False
-    async with trio.open_nursery() as nursery:
-
-        async def look() -> None:
-            nonlocal is_blocked
-            await until(dsn, BLOCKED, name)
-            is_blocked = True
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(look)
-        await returned.wait()
-        nursery.cancel_scope.cancel()
-    return is_blocked
+    with psycopg.connect(dsn, autocommit=True) as looker:
+        while not returned.wait(0.01):
+            row = looker.execute(f"select {BLOCKED}".encode(), (name,)).fetchone()
+            if row is not None and row[0]:
+                return True
+    return False
 
 
 def test_every_pair_is_in_the_table() -> None:
@@ -419,15 +414,15 @@ def test_every_pair_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("start", [waiting, running, last, stopping, finished, dead])
-async def test_where_races_begin(desk: Link, start: Any) -> None:
+def test_where_races_begin(desk: Link, start: Any) -> None:
     """Each start is what its docstring says."""
-    job = await start(desk)
-    assert f"`{await picture(desk, job.id)}`" in start.__doc__
+    job = start(desk)
+    assert f"`{picture(desk, job.id)}`" in start.__doc__
 
 
 @pytest.mark.parametrize("commits", [True, False], ids=["commit", "rollback"])
 @pytest.mark.parametrize(("first", "second", "race", "completion"), list(races()))
-async def test_race(
+def test_race(
     connection: Link,
     other: Link,
     desk: Link,
@@ -439,39 +434,39 @@ async def test_race(
     commits: bool,
 ) -> None:
     """One wins, the other is told; row, history and dead letter are what the table says."""
-    job = await race.start(desk)
+    job = race.start(desk)
     told: list[str] = []
-    returned = trio.Event()
+    returned = threading.Event()
 
-    async def act() -> None:
-        told.append(await getattr(Racer(other, job, BOB, completion), second)())
+    def act() -> None:
+        told.append(getattr(Racer(other, job, BOB, completion), second)())
         returned.set()
 
-    async with trio.open_nursery() as nursery, connection.transaction(force_rollback=not commits):
-        assert await getattr(Racer(connection, job, ANN, completion), first)() == race.first
-        nursery.start_soon(act)
-        assert await waits_for_a_lock(dsn, "other", returned) == race.waits
-    assert (*told, await picture(desk, job.id)) == ((race.second, race.end) if commits else race.undone)
+    with at_once() as start, connection.transaction(force_rollback=not commits):
+        assert getattr(Racer(connection, job, ANN, completion), first)() == race.first
+        start(act)
+        assert waits_for_a_lock(dsn, "other", returned) == race.waits
+    assert (*told, picture(desk, job.id)) == ((race.second, race.end) if commits else race.undone)
 
 
 @pytest.mark.parametrize("line", LINES, ids="-".join)
-async def test_two_wait_in_line(connection: Link, other: Link, desk: Link, dsn: str, line: tuple[str, str, str]) -> None:
+def test_two_wait_in_line(connection: Link, other: Link, desk: Link, dsn: str, line: tuple[str, str, str]) -> None:
     """Of two that wait for a third each finds what the one before it left, and is told so; there is one winner."""
-    start, ends = LINES[line]
-    job = await start(desk)
+    begin, ends = LINES[line]
+    job = begin(desk)
     told: dict[str, str] = {}
 
-    async def act(link: Link, place: str, verb: str) -> None:
-        told[place] = await getattr(Racer(link, job, BOB, PLAIN_COMPLETION), verb)()
+    def act(link: Link, place: str, verb: str) -> None:
+        told[place] = getattr(Racer(link, job, BOB, PLAIN_COMPLETION), verb)()
 
-    async with (
-        open_connection(dsn, application_name="third", options="-c lock_timeout=5s") as third,
-        trio.open_nursery() as nursery,
+    with (
+        connect(dsn, application_name="third", options="-c lock_timeout=5s") as third,
+        at_once() as start,
         connection.transaction(),
     ):
-        told["first"] = await getattr(Racer(connection, job, ANN, PLAIN_COMPLETION), line[0])()
-        nursery.start_soon(act, other, "second", line[1])
-        await until(dsn, BLOCKED, "other")
-        nursery.start_soon(act, third, "third", line[2])
-        await until(dsn, BLOCKED, "third")
-    assert ((told["first"], told["second"], told["third"]), await picture(desk, job.id)) in ends
+        told["first"] = getattr(Racer(connection, job, ANN, PLAIN_COMPLETION), line[0])()
+        start(act, other, "second", line[1])
+        until(dsn, BLOCKED, "other")
+        start(act, third, "third", line[2])
+        until(dsn, BLOCKED, "third")
+    assert ((told["first"], told["second"], told["third"]), picture(desk, job.id)) in ends

@@ -9,113 +9,113 @@ import pytest
 
 from pgnotifyq.ledger import end, explaining, look
 from pgnotifyq.ledger.lease import report_progress
-from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.connection import Connection
+from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.blocking import Connection
 from tests.ledger.support import ENDINGS, SCHEMA, claim, claim_one, enqueue, fetch, lease, settle, value
 
 Link = Connection[Any]
 DAY = 86_400.0
 
 
-async def finish(connection: Link, queue: str, *, days_ago: float, status: str = "completed") -> Any:
+def finish(connection: Link, queue: str, *, days_ago: float, status: str = "completed") -> Any:
     """Make a job that ended some days ago, with its history."""
-    job_id = await enqueue(connection, queue_name=queue)
-    (job,) = await claim(connection, queues=[queue])
-    await settle(connection, job, ENDINGS["cancel" if status == "cancelled" else "complete"])
-    await connection.execute(
+    job_id = enqueue(connection, queue_name=queue)
+    (job,) = claim(connection, queues=[queue])
+    settle(connection, job, ENDINGS["cancel" if status == "cancelled" else "complete"])
+    connection.execute(
         "update pgnotifyq.jobs set completed_at = clock_timestamp() - make_interval(secs => %s) where id = %s",
         (days_ago * DAY, job_id),
     )
     return job_id
 
 
-async def prune(connection: Link, *queues: str, days: float) -> int:
+def prune(connection: Link, *queues: str, days: float) -> int:
     """Prune as a worker of some queues does that is set to some days; return how many jobs went."""
-    deleted, _ = await ask(
+    deleted, _ = ask_blocking(
         connection, end.prune(SCHEMA, older_than_seconds=days * DAY, after_id=None, jobs_max=100, queues=queues)
     )
     return deleted
 
 
-async def left(connection: Link) -> list[Any]:
+def left(connection: Link) -> list[Any]:
     """Return the jobs that are left; their history, and no other, is left too."""
-    jobs = [row[0] for row in await fetch(connection, "select id from pgnotifyq.jobs order by id")]
-    assert [row[0] for row in await fetch(connection, "select job_id from pgnotifyq.job_executions order by job_id")] == jobs
+    jobs = [row[0] for row in fetch(connection, "select id from pgnotifyq.jobs order by id")]
+    assert [row[0] for row in fetch(connection, "select job_id from pgnotifyq.job_executions order by job_id")] == jobs
     return jobs
 
 
-async def test_worker_prunes_its_own_queues(connection: Link) -> None:
+def test_worker_prunes_its_own_queues(connection: Link) -> None:
     """The shortest setting of any worker does not count for the queues of others."""
-    mine = await finish(connection, "mine", days_ago=2)
-    theirs = await finish(connection, "theirs", days_ago=2)
-    assert await prune(connection, "mine", days=3) == 0
-    assert await prune(connection, "mine", days=1) == 1
-    assert await left(connection) == [theirs]
-    assert await prune(connection, "theirs", "mine", days=1) == 1
-    assert mine not in await left(connection)
+    mine = finish(connection, "mine", days_ago=2)
+    theirs = finish(connection, "theirs", days_ago=2)
+    assert prune(connection, "mine", days=3) == 0
+    assert prune(connection, "mine", days=1) == 1
+    assert left(connection) == [theirs]
+    assert prune(connection, "theirs", "mine", days=1) == 1
+    assert mine not in left(connection)
 
 
-async def test_what_the_database_says_goes_first(connection: Link) -> None:
+def test_what_the_database_says_goes_first(connection: Link) -> None:
     """By queue and ending, whatever the worker is set to, also for queues that no worker serves; withdrawn, settings count again."""
-    await connection.execute("select pgnotifyq.set_retention('mine', 30 * 86400)")
-    await connection.execute("select pgnotifyq.set_retention('mine', 0, 'cancelled')")
-    await connection.execute("select pgnotifyq.set_retention('nobody', 86400)")
-    kept = await finish(connection, "mine", days_ago=20)
-    await finish(connection, "mine", days_ago=0.01, status="cancelled")
-    await finish(connection, "nobody", days_ago=2)
-    young = await finish(connection, "nobody", days_ago=0.5)
-    assert await prune(connection, "mine", days=7) == 2
-    assert await left(connection) == [kept, young]
-    await connection.execute("select pgnotifyq.set_retention('mine', null)")
-    assert await prune(connection, "mine", days=7) == 1
-    assert await left(connection) == [young]
+    connection.execute("select pgnotifyq.set_retention('mine', 30 * 86400)")
+    connection.execute("select pgnotifyq.set_retention('mine', 0, 'cancelled')")
+    connection.execute("select pgnotifyq.set_retention('nobody', 86400)")
+    kept = finish(connection, "mine", days_ago=20)
+    finish(connection, "mine", days_ago=0.01, status="cancelled")
+    finish(connection, "nobody", days_ago=2)
+    young = finish(connection, "nobody", days_ago=0.5)
+    assert prune(connection, "mine", days=7) == 2
+    assert left(connection) == [kept, young]
+    connection.execute("select pgnotifyq.set_retention('mine', null)")
+    assert prune(connection, "mine", days=7) == 1
+    assert left(connection) == [young]
 
 
 @pytest.mark.parametrize("wrong", ["'no spaces', 1", "null, 1", "'a', -1", "'a', 1e308", "'a', 'nan'", "'a', 1, 'pending'"])
-async def test_retention_that_is_refused(connection: Link, wrong: str) -> None:
+def test_retention_that_is_refused(connection: Link, wrong: str) -> None:
     """A queue that cannot be, a time out of range, and an ending that is none are refused, typed."""
     with pytest.raises(psycopg.Error) as caught:
-        await connection.execute(f"select pgnotifyq.set_retention({wrong})".encode())
+        connection.execute(f"select pgnotifyq.set_retention({wrong})".encode())
     assert caught.value.sqlstate == "PNQ02"
-    assert await value(connection, "select count(*) from pgnotifyq.retention") == 0
+    assert value(connection, "select count(*) from pgnotifyq.retention") == 0
 
 
 @pytest.mark.parametrize("how", ["by hand", "pruned", "all at once"])
-async def test_history_goes_with_its_job(connection: Link, how: str) -> None:
+def test_history_goes_with_its_job(connection: Link, how: str) -> None:
     """However a job goes, nothing is left of it."""
     for _ in range(3):
-        await finish(connection, "default", days_ago=2)
-    other = await enqueue(connection)
-    await settle(connection, await claim_one(connection), ENDINGS["retry"])
+        finish(connection, "default", days_ago=2)
+    other = enqueue(connection)
+    settle(connection, claim_one(connection), ENDINGS["retry"])
     if how == "pruned":
-        await prune(connection, "default", days=1)
+        prune(connection, "default", days=1)
     elif how == "by hand":
-        for (job_id,) in await fetch(connection, "select id from pgnotifyq.jobs where status = 'completed'"):
-            await connection.execute("delete from pgnotifyq.jobs where id = %s", (job_id,))
+        for (job_id,) in fetch(connection, "select id from pgnotifyq.jobs where status = 'completed'"):
+            connection.execute("delete from pgnotifyq.jobs where id = %s", (job_id,))
     else:
-        await connection.execute("delete from pgnotifyq.jobs where status = 'completed'")
-    assert await left(connection) == [other]
+        connection.execute("delete from pgnotifyq.jobs where status = 'completed'")
+    assert left(connection) == [other]
 
 
 @pytest.mark.parametrize("how", ["bury", "reclaim"])
-async def test_history_of_a_job_that_died(connection: Link, how: str) -> None:
+def test_history_of_a_job_that_died(connection: Link, how: str) -> None:
     """It stays reachable as long as the dead letter does, through a requeue, and is purged with it."""
-    job_id = await enqueue(connection, max_attempts=2)
-    await settle(connection, await claim_one(connection), ENDINGS["release"])
-    job = await claim_one(connection)
+    job_id = enqueue(connection, max_attempts=2)
+    settle(connection, claim_one(connection), ENDINGS["release"])
+    job = claim_one(connection)
     if how == "bury":
-        await settle(connection, job, ENDINGS["bury"])
+        settle(connection, job, ENDINGS["bury"])
     else:
-        await connection.execute("update pgnotifyq.jobs set attempts = 2, lease_expires_at = '2020-01-01'")
-        await connection.execute("select pgnotifyq.reclaim(%s, 10)", (lease(job).execution_id,))
+        connection.execute("update pgnotifyq.jobs set attempts = 2, lease_expires_at = '2020-01-01'")
+        connection.execute("select pgnotifyq.reclaim(%s, 10)", (lease(job).execution_id,))
     count = "select count(*) from pgnotifyq.job_executions"
-    assert await value(connection, "select count(*) from pgnotifyq.dead_letter_jobs") == 1
-    assert await value(connection, count) == 2
-    await connection.execute("select pgnotifyq.requeue(%s)", (job_id,))
-    assert await value(connection, count) == 2
-    await settle(connection, await claim_one(connection), ENDINGS["bury"])
-    assert await ask(connection, end.purge_dead(SCHEMA, job_id=job_id)) == 1
-    assert await value(connection, count) == 0
+    assert value(connection, "select count(*) from pgnotifyq.dead_letter_jobs") == 1
+    assert value(connection, count) == 2
+    connection.execute("select pgnotifyq.requeue(%s)", (job_id,))
+    assert value(connection, count) == 2
+    settle(connection, claim_one(connection), ENDINGS["bury"])
+    assert ask_blocking(connection, end.purge_dead(SCHEMA, job_id=job_id)) == 1
+    assert value(connection, count) == 0
 
 
 # Labels
@@ -129,35 +129,35 @@ LABELS = [
 
 
 @pytest.mark.parametrize(("found", "word"), LABELS)
-async def test_labels_are_derived(connection: Link, found: str, word: str) -> None:
+def test_labels_are_derived(connection: Link, found: str, word: str) -> None:
     """scheduled, retrying and stopping are not stored; one function says them, by the time it is given."""
     status, is_held, attempts, ahead = found.split(", ")
-    told = await value(
+    told = value(
         connection,
         f"select pgnotifyq.label({status}, {is_held}, {attempts}, now() + make_interval(secs => {ahead}), now())",
     )
     assert told == word
 
 
-async def test_labels_by_the_clock_of_the_database(connection: Link) -> None:
+def test_labels_by_the_clock_of_the_database(connection: Link) -> None:
     """What a job is called does not hang on the clock of who asks: list, get, explain and stats say the same."""
-    job_id = await enqueue(connection, scheduled_at="2030-01-01")
+    job_id = enqueue(connection, scheduled_at="2030-01-01")
     for now, word in (("2029-12-31", "scheduled"), ("2030-01-02", "pending")):
-        await connection.execute("select set_config('pgnotifyq.clock', %s, false)", (now,))
-        job = await ask(connection, look.get_job(SCHEMA, job_id))
+        connection.execute("select set_config('pgnotifyq.clock', %s, false)", (now,))
+        job = ask_blocking(connection, look.get_job(SCHEMA, job_id))
         assert job is not None and job.label == word
-        assert [found.id for found in await ask(connection, look.list_jobs(SCHEMA, status=word))] == [job_id]
-        explained = await ask(connection, explaining.explain(SCHEMA, job_id))
+        assert [found.id for found in ask_blocking(connection, look.list_jobs(SCHEMA, status=word))] == [job_id]
+        explained = ask_blocking(connection, explaining.explain(SCHEMA, job_id))
         assert explained is not None and explained.label == word
-        (queue,) = await ask(connection, look.stats(SCHEMA))
+        (queue,) = ask_blocking(connection, look.stats(SCHEMA))
         assert getattr(queue, word) == 1
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.1, 1.0, 0.0])
-async def test_progress_is_what_was_reported(connection: Link, fraction: float) -> None:
+def test_progress_is_what_was_reported(connection: Link, fraction: float) -> None:
     """0.3 is 0.3, and not 0.30000001."""
-    await enqueue(connection)
-    job = await claim_one(connection)
-    await ask(connection, report_progress(SCHEMA, lease(job), fraction=fraction, message=None))
-    found = await ask(connection, look.get_job(SCHEMA, job.id))
+    enqueue(connection)
+    job = claim_one(connection)
+    ask_blocking(connection, report_progress(SCHEMA, lease(job), fraction=fraction, message=None))
+    found = ask_blocking(connection, look.get_job(SCHEMA, job.id))
     assert found is not None and found.progress == fraction

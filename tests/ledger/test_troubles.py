@@ -12,8 +12,8 @@ from pgnotifyq.ledger import end, explaining, look
 from pgnotifyq.model.errors import IllegalTransition
 from pgnotifyq.model.job import JobId
 from pgnotifyq.model.outcome import Outcome, SettleKind
-from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.connection import Connection
+from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.blocking import Connection
 from tests.ledger.obstacles import ALWAYS, AT_BURIAL, AT_DEATH, CLEAR, clear, obstruct
 from tests.ledger.support import (
     ANN,
@@ -60,28 +60,28 @@ def users_own(dsn: str) -> Iterator[None]:
         connection.execute(CLEAR)
 
 
-async def became(connection: Link, job_id: JobId) -> str:
+def became(connection: Link, job_id: JobId) -> str:
     """Return what a job is by now, a dead letter included."""
-    found = await row(connection, job_id)
+    found = row(connection, job_id)
     if found is None:
-        return "dead" if await dead_letter(connection, job_id) else "gone"
+        return "dead" if dead_letter(connection, job_id) else "gone"
     return str(found["status"])
 
 
-async def two(connection: Link) -> tuple[JobId, list[Any]]:
+def two(connection: Link) -> tuple[JobId, list[Any]]:
     """Enqueue and claim two jobs; return the first, who is to be the victim, and both."""
-    victim = await enqueue(connection)
-    await enqueue(connection)
-    return victim, await claim(connection, 2)
+    victim = enqueue(connection)
+    enqueue(connection)
+    return victim, claim(connection, 2)
 
 
-async def settle_all(connection: Link, claimed: list[Any], ending: Outcome) -> dict[JobId, Surprise]:
+def settle_all(connection: Link, claimed: list[Any], ending: Outcome) -> dict[JobId, Surprise]:
     """Settle executions in one batch, in one way, as a worker does in the end; return the surprises."""
     settlements = [(lease(job), ending) for job in claimed]
     try:
-        found = await ask(connection, end.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements))
+        found = ask_blocking(connection, end.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements))
     except psycopg.OperationalError:  # what passes, as a rule
-        found = await ask(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements))
+        found = ask_blocking(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements))
     return {surprise.job_id: surprise for surprise in found}
 
 
@@ -89,302 +89,302 @@ async def settle_all(connection: Link, claimed: list[Any], ending: Outcome) -> d
     ("obstacle", "ending"),
     [(obstacle, ending) for obstacle in ALWAYS for ending in ENDINGS if obstacle == "raises" or ending in {"complete", "bury"}],
 )
-async def test_outcome_that_cannot_be_written(connection: Link, obstacle: str, ending: str) -> None:
+def test_outcome_that_cannot_be_written(connection: Link, obstacle: str, ending: str) -> None:
     """It is put aside, its neighbour ends as asked; and with the obstacle gone it ends as it was meant, its one attempt with it."""
-    victim, claimed = await two(connection)
+    victim, claimed = two(connection)
     (neighbour,) = [job.id for job in claimed if job.id != victim]
-    await obstruct(connection, ALWAYS[obstacle], victim)
-    surprises = await settle_all(connection, claimed, ENDINGS[ending])
+    obstruct(connection, ALWAYS[obstacle], victim)
+    surprises = settle_all(connection, claimed, ENDINGS[ending])
     assert {job_id: surprise.became for job_id, surprise in surprises.items()} == {victim: "refused"}
-    assert await became(connection, neighbour) == AFTER[ending][0]
-    (trouble,) = await ask(connection, look.list_troubles(SCHEMA))
+    assert became(connection, neighbour) == AFTER[ending][0]
+    (trouble,) = ask_blocking(connection, look.list_troubles(SCHEMA))
     assert (trouble.job_id, trouble.verb, trouble.tries) == (victim, ENDINGS[ending].kind, 1)
     assert trouble.wish == ENDINGS[ending].name
-    assert await ask(connection, look.count_troubles(SCHEMA)) == {ENDINGS[ending].kind: 1}
-    assert (await existing(connection, victim))["status"] == "running"
+    assert ask_blocking(connection, look.count_troubles(SCHEMA)) == {ENDINGS[ending].kind: 1}
+    assert existing(connection, victim)["status"] == "running"
 
-    await pass_time(connection, ASIDE_SECONDS)
-    assert await reclaim(connection) == {victim: "refused"}
-    await clear(connection)
-    assert await reclaim(connection) == {}  # not yet
-    await pass_time(connection, 2 * ASIDE_SECONDS)
-    assert await reclaim(connection) == {victim: AFTER[ending][0]}
-    assert await became(connection, victim) == AFTER[ending][0]
-    assert await history(connection, victim) == [(1, AFTER[ending][1])]
-    assert await ask(connection, look.list_troubles(SCHEMA)) == []
+    pass_time(connection, ASIDE_SECONDS)
+    assert reclaim(connection) == {victim: "refused"}
+    clear(connection)
+    assert reclaim(connection) == {}  # not yet
+    pass_time(connection, 2 * ASIDE_SECONDS)
+    assert reclaim(connection) == {victim: AFTER[ending][0]}
+    assert became(connection, victim) == AFTER[ending][0]
+    assert history(connection, victim) == [(1, AFTER[ending][1])]
+    assert ask_blocking(connection, look.list_troubles(SCHEMA)) == []
 
 
 @pytest.mark.parametrize("obstacle", [*AT_DEATH, *AT_BURIAL])
-async def test_death_that_cannot_be_written(connection: Link, obstacle: str) -> None:
+def test_death_that_cannot_be_written(connection: Link, obstacle: str) -> None:
     """The job that died keeps its row, its error and the reason; it is buried once that can be."""
-    victim, claimed = await two(connection)
-    await obstruct(connection, {**AT_DEATH, **AT_BURIAL}[obstacle], victim)
-    surprises = await settle_all(connection, claimed, ENDINGS["bury"])
+    victim, claimed = two(connection)
+    obstruct(connection, {**AT_DEATH, **AT_BURIAL}[obstacle], victim)
+    surprises = settle_all(connection, claimed, ENDINGS["bury"])
     assert surprises[victim].became == "refused"
-    await clear(connection)
-    await pass_time(connection, ASIDE_SECONDS)
-    assert (await reclaim(connection))[victim] == "dead"
-    letter = await dead_letter(connection, victim)
+    clear(connection)
+    pass_time(connection, ASIDE_SECONDS)
+    assert (reclaim(connection))[victim] == "dead"
+    letter = dead_letter(connection, victim)
     assert letter is not None
     assert (letter["reason"], letter["error_message"], len(letter["history"])) == ("exhausted", "hopeless", 1)
 
 
 @pytest.mark.parametrize("obstacle", [*ALWAYS])
-async def test_job_that_cannot_be_taken_back(connection: Link, obstacle: str) -> None:
+def test_job_that_cannot_be_taken_back(connection: Link, obstacle: str) -> None:
     """Of two jobs that were lost one is taken back and the other put aside, until it can be."""
-    victim, claimed = await two(connection)
+    victim, claimed = two(connection)
     (neighbour,) = [job.id for job in claimed if job.id != victim]
-    await obstruct(connection, ALWAYS[obstacle], victim)
-    await pass_time(connection, 100)
-    assert await reclaim(connection) == {victim: "refused", neighbour: "pending"}
-    assert await reclaim(connection) == {}
-    await clear(connection)
-    await pass_time(connection, ASIDE_SECONDS)
-    assert await reclaim(connection) == {victim: "pending"}
-    assert await ask(connection, look.list_troubles(SCHEMA)) == []
+    obstruct(connection, ALWAYS[obstacle], victim)
+    pass_time(connection, 100)
+    assert reclaim(connection) == {victim: "refused", neighbour: "pending"}
+    assert reclaim(connection) == {}
+    clear(connection)
+    pass_time(connection, ASIDE_SECONDS)
+    assert reclaim(connection) == {victim: "pending"}
+    assert ask_blocking(connection, look.list_troubles(SCHEMA)) == []
 
 
 @pytest.mark.parametrize("obstacle", [*AT_DEATH, *AT_BURIAL])
-async def test_job_lost_on_its_last_attempt_that_cannot_die(connection: Link, obstacle: str) -> None:
+def test_job_lost_on_its_last_attempt_that_cannot_die(connection: Link, obstacle: str) -> None:
     """The same of a job whose last attempt was lost."""
-    victim = await enqueue(connection, max_attempts=1)
-    await claim_one(connection)
-    await obstruct(connection, {**AT_DEATH, **AT_BURIAL}[obstacle], victim)
-    await pass_time(connection, 100)
-    assert await reclaim(connection) == {victim: "refused"}
-    await clear(connection)
-    await pass_time(connection, ASIDE_SECONDS)
-    assert await reclaim(connection) == {victim: "dead"}
+    victim = enqueue(connection, max_attempts=1)
+    claim_one(connection)
+    obstruct(connection, {**AT_DEATH, **AT_BURIAL}[obstacle], victim)
+    pass_time(connection, 100)
+    assert reclaim(connection) == {victim: "refused"}
+    clear(connection)
+    pass_time(connection, ASIDE_SECONDS)
+    assert reclaim(connection) == {victim: "dead"}
 
 
-async def test_next_look_is_when_the_trouble_says(connection: Link) -> None:
+def test_next_look_is_when_the_trouble_says(connection: Link) -> None:
     """A reclaimer does not look again and again for what was put aside: it sleeps until the next look."""
-    victim = await enqueue(connection)
-    await claim_one(connection)
-    await obstruct(connection, ALWAYS["raises"], victim)
-    await pass_time(connection, 100)
+    victim = enqueue(connection)
+    claim_one(connection)
+    obstruct(connection, ALWAYS["raises"], victim)
+    pass_time(connection, 100)
     for expected in (10, 20, 40, 80):
-        await reclaim(connection)
-        ((seconds,),) = await fetch(connection, "select next_seconds from pgnotifyq.reclaim(%s, 10) where job_id is null", BOB)
+        reclaim(connection)
+        ((seconds,),) = fetch(connection, "select next_seconds from pgnotifyq.reclaim(%s, 10) where job_id is null", BOB)
         assert seconds == pytest.approx(expected, abs=1e-3)
-        await value(connection, "select set_config('pgnotifyq.clock', max(look_at)::text, false) from pgnotifyq.job_troubles")
+        value(connection, "select set_config('pgnotifyq.clock', max(look_at)::text, false) from pgnotifyq.job_troubles")
 
 
-async def test_worker_of_a_job_that_was_put_aside(connection: Link) -> None:
+def test_worker_of_a_job_that_was_put_aside(connection: Link) -> None:
     """The row of a dead worker goes although one of its jobs cannot be taken back."""
-    victim, _ = await two(connection)
-    await connection.execute(
+    victim, _ = two(connection)
+    connection.execute(
         "insert into pgnotifyq.worker_heartbeats (worker_id, host, pid, queues, slots, version, started_at, last_beat_at, has_session,"
         " session_lost_at, lease_seconds) values (%s, 'h', 1, '{default}', 1, '0', now(), now(), true, now(), 60)",
         (ANN,),
     )
-    await obstruct(connection, ALWAYS["raises"], victim)
-    assert (await reclaim(connection, dead=[ANN]))[victim] == "refused"
-    assert await value(connection, "select count(*) from pgnotifyq.worker_heartbeats") == 0
+    obstruct(connection, ALWAYS["raises"], victim)
+    assert (reclaim(connection, dead=[ANN]))[victim] == "refused"
+    assert value(connection, "select count(*) from pgnotifyq.worker_heartbeats") == 0
 
 
 @pytest.mark.parametrize("obstacle", ["raises", "misses a table", "returns null", "raises at commit"])
-async def test_suspect_that_cannot_be_let_out(connection: Link, obstacle: str) -> None:
+def test_suspect_that_cannot_be_let_out(connection: Link, obstacle: str) -> None:
     """It is put aside, and the next suspect of its worker has its turn."""
-    first, second = [await enqueue(connection) for _ in range(2)]
-    await connection.execute(
+    first, second = [enqueue(connection) for _ in range(2)]
+    connection.execute(
         "update pgnotifyq.jobs set suspicion = 'parked', suspected_with = %s, scheduled_at = now() + interval '1 hour'", (ANN,)
     )
-    await obstruct(connection, ALWAYS[obstacle], first)
+    obstruct(connection, ALWAYS[obstacle], first)
     for _ in range(2):
-        await reclaim(connection)
-    let_out = await fetch(connection, "select id from pgnotifyq.jobs where suspicion = 'on_trial'")
+        reclaim(connection)
+    let_out = fetch(connection, "select id from pgnotifyq.jobs where suspicion = 'on_trial'")
     assert let_out == [(second,)]
 
 
 @pytest.mark.parametrize("obstacle", [*AT_DEATH, "raises", "misses a table", "asserts", "returns null", "raises at commit"])
-async def test_job_that_cannot_be_pruned(connection: Link, obstacle: str) -> None:
+def test_job_that_cannot_be_pruned(connection: Link, obstacle: str) -> None:
     """The others are deleted, and it is put aside; the next pass leaves it alone, a later one deletes it."""
-    victim, claimed = await two(connection)
-    await settle_all(connection, claimed, ENDINGS["complete"])
-    await obstruct(connection, {**AT_DEATH, **ALWAYS}[obstacle], victim)
-    await pass_time(connection, 100)
+    victim, claimed = two(connection)
+    settle_all(connection, claimed, ENDINGS["complete"])
+    obstruct(connection, {**AT_DEATH, **ALWAYS}[obstacle], victim)
+    pass_time(connection, 100)
     prune = {"older_than_seconds": 10.0, "after_id": None, "jobs_max": 10}
-    assert await ask(connection, end.prune(SCHEMA, **prune)) == (1, None)  # type: ignore[arg-type]
-    assert await became(connection, victim) == "completed"
-    assert len(await history(connection, victim)) == 1
-    await clear(connection)
-    await pass_time(connection, ASIDE_SECONDS)
-    assert await ask(connection, end.prune(SCHEMA, **prune)) == (1, None)  # type: ignore[arg-type]
-    await reclaim(connection)
-    assert await became(connection, victim) == "gone"
-    assert await ask(connection, look.list_troubles(SCHEMA)) == []
+    assert ask_blocking(connection, end.prune(SCHEMA, **prune)) == (1, None)  # type: ignore[arg-type]
+    assert became(connection, victim) == "completed"
+    assert len(history(connection, victim)) == 1
+    clear(connection)
+    pass_time(connection, ASIDE_SECONDS)
+    assert ask_blocking(connection, end.prune(SCHEMA, **prune)) == (1, None)  # type: ignore[arg-type]
+    reclaim(connection)
+    assert became(connection, victim) == "gone"
+    assert ask_blocking(connection, look.list_troubles(SCHEMA)) == []
 
 
 @pytest.mark.parametrize("obstacle", [name for name in ALWAYS if "history" not in name])
-async def test_lease_that_cannot_be_renewed(connection: Link, obstacle: str) -> None:
+def test_lease_that_cannot_be_renewed(connection: Link, obstacle: str) -> None:
     """The others are renewed; of this one the worker is told that it was not."""
-    victim, claimed = await two(connection)
-    await obstruct(connection, ALWAYS[obstacle], victim)
+    victim, claimed = two(connection)
+    obstruct(connection, ALWAYS[obstacle], victim)
     before = {job.id: job.lease_expires_at for job in claimed}
-    await pass_time(connection, 30)
-    assert await beat(connection, *claimed) == {victim: "unrenewed"}
-    after = dict(await fetch(connection, "select id, lease_expires_at from pgnotifyq.jobs"))
+    pass_time(connection, 30)
+    assert beat(connection, *claimed) == {victim: "unrenewed"}
+    after = dict(fetch(connection, "select id, lease_expires_at from pgnotifyq.jobs"))
     assert {job_id for job_id in before if after[job_id] > before[job_id]} == {job.id for job in claimed} - {victim}
 
 
-async def test_lease_whose_row_somebody_holds(connection: Link, other: Link) -> None:
+def test_lease_whose_row_somebody_holds(connection: Link, other: Link) -> None:
     """A lock on one row does not keep the leases of others from being renewed."""
-    victim, claimed = await two(connection)
-    async with other.transaction():
-        await other.execute("select from pgnotifyq.jobs where id = %s for update", (victim,))
-        assert await beat(connection, *claimed, lease_seconds=1.2) == {victim: "unrenewed"}
-    assert await beat(connection, *claimed) == {}
+    victim, claimed = two(connection)
+    with other.transaction():
+        other.execute("select from pgnotifyq.jobs where id = %s for update", (victim,))
+        assert beat(connection, *claimed, lease_seconds=1.2) == {victim: "unrenewed"}
+    assert beat(connection, *claimed) == {}
 
 
-async def test_outcome_whose_row_somebody_holds(connection: Link, other: Link) -> None:
+def test_outcome_whose_row_somebody_holds(connection: Link, other: Link) -> None:
     """The others are written; this one is busy, and is written when it can be; or it is put aside when it never can."""
-    victim, claimed = await two(connection)
+    victim, claimed = two(connection)
     settlements = [(lease(job), ENDINGS["complete"]) for job in claimed]
-    async with other.transaction():
-        await other.execute("select from pgnotifyq.jobs where id = %s for update", (victim,))
-        told = await ask(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements, is_last=False))
+    with other.transaction():
+        other.execute("select from pgnotifyq.jobs where id = %s for update", (victim,))
+        told = ask_blocking(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements, is_last=False))
         assert [(surprise.job_id, surprise.became) for surprise in told] == [(victim, "busy")]
-        told = await ask(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements, is_last=True))
+        told = ask_blocking(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements, is_last=True))
         assert [(surprise.job_id, surprise.became) for surprise in told] == [(victim, "refused")]
-    assert await ask(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements)) == []
-    assert await fetch(connection, "select distinct status from pgnotifyq.jobs") == [("completed",)]
-    assert await ask(connection, look.list_troubles(SCHEMA)) == []
+    assert ask_blocking(connection, end.settle_apart(SCHEMA, worker_id=ANN, settlements=settlements)) == []
+    assert fetch(connection, "select distinct status from pgnotifyq.jobs") == [("completed",)]
+    assert ask_blocking(connection, look.list_troubles(SCHEMA)) == []
 
 
-async def test_texts_that_cannot_be_stored(connection: Link) -> None:
+def test_texts_that_cannot_be_stored(connection: Link) -> None:
     """An outcome whose result or message is refused is written without them, and says so; its neighbour keeps its own."""
-    victim, claimed = await two(connection)
+    victim, claimed = two(connection)
     bad = Outcome(kind=SettleKind.COMPLETE, name="completed", result_json='"\\u0000"')
     settlements = [(lease(job), bad if job.id == victim else ENDINGS["complete"]) for job in claimed]
-    told = await ask(connection, end.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements))
+    told = ask_blocking(connection, end.settle_surely(SCHEMA, worker_id=ANN, settlements=settlements))
     assert [(surprise.job_id, surprise.became) for surprise in told] == [(victim, "bare")]
-    found = dict(await fetch(connection, "select id, result from pgnotifyq.jobs"))
+    found = dict(fetch(connection, "select id, result from pgnotifyq.jobs"))
     assert found.pop(victim) is None
     assert list(found.values()) == [{"n": 1}]
 
 
 @pytest.mark.parametrize("ending", ["complete", "complete plainly", "retry", "bury"])
-async def test_cancel_of_a_job_that_was_put_aside(connection: Link, ending: str) -> None:
+def test_cancel_of_a_job_that_was_put_aside(connection: Link, ending: str) -> None:
     """It wins, as over any outcome that is not durable."""
-    victim, claimed = await two(connection)
-    await obstruct(connection, ALWAYS["refuses its history"], victim)
-    await settle_all(connection, claimed, ENDINGS[ending])
-    await update_status(connection, victim)
-    await clear(connection)
-    await pass_time(connection, ASIDE_SECONDS)
-    assert (await reclaim(connection))[victim] == "cancelled"
-    assert await became(connection, victim) == "cancelled"
+    victim, claimed = two(connection)
+    obstruct(connection, ALWAYS["refuses its history"], victim)
+    settle_all(connection, claimed, ENDINGS[ending])
+    update_status(connection, victim)
+    clear(connection)
+    pass_time(connection, ASIDE_SECONDS)
+    assert (reclaim(connection))[victim] == "cancelled"
+    assert became(connection, victim) == "cancelled"
 
 
-async def test_release_all_beside_one_that_cannot_be_released(connection: Link) -> None:
+def test_release_all_beside_one_that_cannot_be_released(connection: Link) -> None:
     """The last words of a worker release all others; the one is released later, uncharged."""
-    victim, claimed = await two(connection)
-    await obstruct(connection, ALWAYS["raises"], victim)
-    assert await value(connection, "select pgnotifyq.release_all(%s)", ANN) == len(claimed)
-    assert dict(await fetch(connection, "select status, count(*) from pgnotifyq.jobs group by 1")) == {"pending": 1, "running": 1}
-    await clear(connection)
-    await pass_time(connection, ASIDE_SECONDS)
-    assert await reclaim(connection) == {victim: "pending"}
-    assert (await existing(connection, victim))["attempts"] == 0
+    victim, claimed = two(connection)
+    obstruct(connection, ALWAYS["raises"], victim)
+    assert value(connection, "select pgnotifyq.release_all(%s)", ANN) == len(claimed)
+    assert dict(fetch(connection, "select status, count(*) from pgnotifyq.jobs group by 1")) == {"pending": 1, "running": 1}
+    clear(connection)
+    pass_time(connection, ASIDE_SECONDS)
+    assert reclaim(connection) == {victim: "pending"}
+    assert existing(connection, victim)["attempts"] == 0
 
 
-async def test_payload_too_large_to_be_moved(connection: Link) -> None:
+def test_payload_too_large_to_be_moved(connection: Link) -> None:
     """A job that was inserted with a huge payload is put aside when it dies, whoever finds it dead; cancelled, it ends where it is."""
-    victim, claimed = await two(connection)
-    await connection.execute(
+    victim, claimed = two(connection)
+    connection.execute(
         "update pgnotifyq.jobs set payload = (select jsonb_agg(md5(i::text)) from generate_series(1, 150000) as i) where id = %s",
         (victim,),
     )
-    surprises = await settle_all(connection, claimed, ENDINGS["bury"])
+    surprises = settle_all(connection, claimed, ENDINGS["bury"])
     assert {job_id: surprise.sqlstate for job_id, surprise in surprises.items()} == {victim: "54000"}
-    await connection.execute("delete from pgnotifyq.job_troubles")
-    await connection.execute("update pgnotifyq.jobs set max_attempts = 1")
-    await pass_time(connection, 100)
-    assert await reclaim(connection) == {victim: "refused"}
-    await update_status(connection, victim)
-    await pass_time(connection, ASIDE_SECONDS)
-    assert await reclaim(connection) == {victim: "cancelled"}
+    connection.execute("delete from pgnotifyq.job_troubles")
+    connection.execute("update pgnotifyq.jobs set max_attempts = 1")
+    pass_time(connection, 100)
+    assert reclaim(connection) == {victim: "refused"}
+    update_status(connection, victim)
+    pass_time(connection, ASIDE_SECONDS)
+    assert reclaim(connection) == {victim: "cancelled"}
 
 
-async def test_release_all_of_what_was_put_aside(connection: Link) -> None:
+def test_release_all_of_what_was_put_aside(connection: Link) -> None:
     """A completion that could not be written is not turned into a release by the worker's end: the work is not done again."""
-    victim, claimed = await two(connection)
-    await obstruct(connection, ALWAYS["raises"], victim)
-    await settle_all(connection, claimed, ENDINGS["complete"])
-    assert await value(connection, "select pgnotifyq.release_all(%s)", ANN) == 0
-    await clear(connection)
-    await pass_time(connection, ASIDE_SECONDS)
-    assert await reclaim(connection) == {victim: "completed"}
+    victim, claimed = two(connection)
+    obstruct(connection, ALWAYS["raises"], victim)
+    settle_all(connection, claimed, ENDINGS["complete"])
+    assert value(connection, "select pgnotifyq.release_all(%s)", ANN) == 0
+    clear(connection)
+    pass_time(connection, ASIDE_SECONDS)
+    assert reclaim(connection) == {victim: "completed"}
 
 
-async def test_explain_of_a_job_that_was_put_aside(connection: Link) -> None:
+def test_explain_of_a_job_that_was_put_aside(connection: Link) -> None:
     """It says what could not be done, what was said, and when it is tried again."""
-    victim, claimed = await two(connection)
-    await obstruct(connection, ALWAYS["raises"], victim)
-    await pass_time(connection, 1)
-    await settle_all(connection, claimed, ENDINGS["complete"])
+    victim, claimed = two(connection)
+    obstruct(connection, ALWAYS["raises"], victim)
+    pass_time(connection, 1)
+    settle_all(connection, claimed, ENDINGS["complete"])
     for job in claimed:
-        why = await ask(connection, explaining.explain(SCHEMA, job.id))
+        why = ask_blocking(connection, explaining.explain(SCHEMA, job.id))
         assert why is not None
         expected = ("complete", "not this one", 10) if job.id == victim else (None, None, None)
         assert (why.trouble_with, why.trouble, why.trouble_look_in_seconds) == expected
 
 
-async def test_letter_copied_back_by_hand_that_dies_again(connection: Link) -> None:
+def test_letter_copied_back_by_hand_that_dies_again(connection: Link) -> None:
     """The older letter stays, and the newer is kept beside it, with the history of both lives."""
-    job_id = await enqueue(connection, max_attempts=1)
-    await settle(connection, await claim_one(connection), ENDINGS["bury"])
-    before = await dead_letter(connection, job_id)
+    job_id = enqueue(connection, max_attempts=1)
+    settle(connection, claim_one(connection), ENDINGS["bury"])
+    before = dead_letter(connection, job_id)
     copied = (
         "insert into pgnotifyq.jobs (id, org_id, queue_name, job_type, payload, max_attempts)"
         " select id, org_id, queue_name, job_type, payload, max_attempts from pgnotifyq.dead_letter_jobs"
     )
-    await connection.execute(copied.encode())
-    assert (await settle_all(connection, [await claim_one(connection)], ENDINGS["bury"])) == {}
-    assert await dead_letter(connection, job_id) == before
-    ((history_length, error),) = await fetch(
+    connection.execute(copied.encode())
+    assert (settle_all(connection, [claim_one(connection)], ENDINGS["bury"])) == {}
+    assert dead_letter(connection, job_id) == before
+    ((history_length, error),) = fetch(
         connection, "select jsonb_array_length(history), error_message from pgnotifyq.dead_letter_jobs where id <> %s", job_id
     )
     assert history_length == 2
     assert error == f"hopeless\n(it was job {job_id}; an older dead letter has that id)"
 
 
-async def test_job_under_the_id_of_a_letter_that_is_lost(connection: Link) -> None:
+def test_job_under_the_id_of_a_letter_that_is_lost(connection: Link) -> None:
     """A job that was inserted under the id of a dead letter dies in reclaim, and both letters are there, each with its payload."""
-    job_id = await enqueue(connection, max_attempts=1, payload='{"n": 1}')
-    await settle(connection, await claim_one(connection), ENDINGS["bury"])
-    await connection.execute(
+    job_id = enqueue(connection, max_attempts=1, payload='{"n": 1}')
+    settle(connection, claim_one(connection), ENDINGS["bury"])
+    connection.execute(
         "insert into pgnotifyq.jobs (id, job_type, payload, max_attempts) values (%s, 'noop', '{\"n\": 2}', 1)", (job_id,)
     )
-    await claim_one(connection)
-    await pass_time(connection, 100)
-    assert await reclaim(connection) == {job_id: "dead"}
-    letters = await fetch(connection, "select id = %s, payload from pgnotifyq.dead_letter_jobs order by died_at", job_id)
+    claim_one(connection)
+    pass_time(connection, 100)
+    assert reclaim(connection) == {job_id: "dead"}
+    letters = fetch(connection, "select id = %s, payload from pgnotifyq.dead_letter_jobs order by died_at", job_id)
     assert letters == [(True, {"n": 1}), (False, {"n": 2})]
-    assert {letter.id == job_id for letter in await ask(connection, look.list_dead(SCHEMA))} == {True, False}
+    assert {letter.id == job_id for letter in ask_blocking(connection, look.list_dead(SCHEMA))} == {True, False}
 
 
-async def test_requeue_of_a_letter_whose_id_a_job_has(connection: Link) -> None:
+def test_requeue_of_a_letter_whose_id_a_job_has(connection: Link) -> None:
     """It is refused, and says why; requeue_all brings back the others."""
-    taken, free = [await enqueue(connection, max_attempts=1) for _ in range(2)]
-    for job in await claim(connection, 2):
-        await settle(connection, job, ENDINGS["bury"])
-    await connection.execute("insert into pgnotifyq.jobs (id, job_type) values (%s, 'noop')", (taken,))
+    taken, free = [enqueue(connection, max_attempts=1) for _ in range(2)]
+    for job in claim(connection, 2):
+        settle(connection, job, ENDINGS["bury"])
+    connection.execute("insert into pgnotifyq.jobs (id, job_type) values (%s, 'noop')", (taken,))
     with pytest.raises(IllegalTransition, match="a job has its id"):
-        await ask(connection, end.requeue(SCHEMA, taken))
-    assert await ask(connection, end.requeue_all(SCHEMA)) == 1
-    assert await became(connection, free) == "pending"
-    assert await dead_letter(connection, taken) is not None
+        ask_blocking(connection, end.requeue(SCHEMA, taken))
+    assert ask_blocking(connection, end.requeue_all(SCHEMA)) == 1
+    assert became(connection, free) == "pending"
+    assert dead_letter(connection, taken) is not None
 
 
 @pytest.mark.parametrize("obstacle", ["letter's maximum", "letter's queue", "trigger", "deferred trigger", "foreign key"])
-async def test_requeue_all_beside_one_that_cannot_be_requeued(connection: Link, obstacle: str) -> None:
+def test_requeue_all_beside_one_that_cannot_be_requeued(connection: Link, obstacle: str) -> None:
     """The others are brought back; it stays a dead letter."""
-    victim, claimed = await two(connection)
-    await settle_all(connection, claimed, ENDINGS["bury"])
+    victim, claimed = two(connection)
+    settle_all(connection, claimed, ENDINGS["bury"])
     body = "create function public.users() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;"
-    await obstruct(
+    obstruct(
         connection,
         {
             "letter's maximum": "update pgnotifyq.dead_letter_jobs set max_attempts = 0 where id = '{victim}'",
@@ -398,19 +398,19 @@ async def test_requeue_all_beside_one_that_cannot_be_requeued(connection: Link, 
         }[obstacle],
         victim,
     )
-    assert await ask(connection, end.requeue_all(SCHEMA)) == 1
-    assert await dead_letter(connection, victim) is not None
+    assert ask_blocking(connection, end.requeue_all(SCHEMA)) == 1
+    assert dead_letter(connection, victim) is not None
 
 
-async def test_troubles_that_are_over_are_forgotten(connection: Link) -> None:
+def test_troubles_that_are_over_are_forgotten(connection: Link) -> None:
     """A trouble goes with its job, and with what it was about."""
     gone, done, still = [JobId(uuid.uuid4()) for _ in range(3)]
     for job_id in (done, still):
-        await connection.execute("insert into pgnotifyq.jobs (id, job_type) values (%s, 'noop')", (job_id,))
+        connection.execute("insert into pgnotifyq.jobs (id, job_type) values (%s, 'noop')", (job_id,))
     for job_id, verb in ((gone, "claim"), (done, "reclaim"), (still, "claim")):
-        await connection.execute(
+        connection.execute(
             "select pgnotifyq.note_trouble('00000000-0000-0000-0000-000000000000', %s, %s, '22008', 'x')", (job_id, verb)
         )
-    await pass_time(connection, ASIDE_SECONDS)
-    await reclaim(connection)
-    assert [trouble.job_id for trouble in await ask(connection, look.list_troubles(SCHEMA))] == [still]
+    pass_time(connection, ASIDE_SECONDS)
+    reclaim(connection)
+    assert [trouble.job_id for trouble in ask_blocking(connection, look.list_troubles(SCHEMA))] == [still]

@@ -14,11 +14,11 @@ from pgnotifyq.model.errors import UniqueKeyHeld
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.outcome import PLAIN_COMPLETION
 from pgnotifyq.model.unique import Enqueued, Unique
-from pgnotifyq.wire.asking import ask
+from pgnotifyq.wire.asking import ask_blocking
 from tests.ledger.support import SCHEMA, claim, fetch, pass_time, settle, update_status
 
 if TYPE_CHECKING:
-    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.wire.blocking import Connection
 
     Link = Connection[Any]
 
@@ -39,28 +39,28 @@ HOLDERS = ("waits", "runs", "stopping", "followed", "ended", "over", "free")
 KEYS_OF_EACH = 12
 
 
-async def hold(connection: Link) -> None:
+def hold(connection: Link) -> None:
     """Make the holders."""
 
-    async def put(states: tuple[str, ...], **fields: Any) -> None:
+    def put(states: tuple[str, ...], **fields: Any) -> None:
         jobs = [
             NewJob(job_type="noop", payload={"key": f"{state} {n}"}, unique=Unique(key=f"{state} {n}", **fields))
             for state in states
             for n in range(KEYS_OF_EACH)
         ]
-        await ask(connection, bulk.enqueue_many(SCHEMA, jobs))
+        ask_blocking(connection, bulk.enqueue_many(SCHEMA, jobs))
 
-    await put(("over",), for_seconds=5)
-    await put(("ended",), for_seconds=1000)
-    for job in await claim(connection, 100):
-        await settle(connection, job, PLAIN_COMPLETION)
-    await pass_time(connection, 10)
-    await put(("runs", "stopping", "followed"))
-    for job in await claim(connection, 100):
+    put(("over",), for_seconds=5)
+    put(("ended",), for_seconds=1000)
+    for job in claim(connection, 100):
+        settle(connection, job, PLAIN_COMPLETION)
+    pass_time(connection, 10)
+    put(("runs", "stopping", "followed"))
+    for job in claim(connection, 100):
         if job.payload["key"].startswith("stopping"):
-            await update_status(connection, job.id)
-    await put(("followed",), on_conflict="supersede")
-    await put(("waits",))
+            update_status(connection, job.id)
+    put(("followed",), on_conflict="supersede")
+    put(("waits",))
 
 
 def wants(chance: random.Random, policies: tuple[dict[str, Any], ...]) -> list[NewJob]:
@@ -81,7 +81,7 @@ def wants(chance: random.Random, policies: tuple[dict[str, Any], ...]) -> list[N
     return jobs
 
 
-async def seen(connection: Link, told: list[Enqueued]) -> tuple[list[tuple[str, str]], list[str]]:
+def seen(connection: Link, told: list[Enqueued]) -> tuple[list[tuple[str, str]], list[str]]:
     """Return what was told, and all jobs, with the places of the new ones in place of their ids."""
     places: dict[str, str] = {}
     for place, one in enumerate(told):
@@ -92,37 +92,37 @@ async def seen(connection: Link, told: list[Enqueued]) -> tuple[list[tuple[str, 
     def name(text: str) -> str:
         return ids.sub(lambda found: places.get(found[0], found[0]), text)
 
-    rows = await fetch(connection, "select j::text from pgnotifyq.jobs as j")
+    rows = fetch(connection, "select j::text from pgnotifyq.jobs as j")
     return [(name(str(one.job_id)), str(one.outcome)) for one in told], sorted(name(text) for (text,) in rows)
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_bulk_and_one_by_one(connection: Link, seed: int) -> None:
+def test_bulk_and_one_by_one(connection: Link, seed: int) -> None:
     """Whatever holds the keys and whatever wants them: the same is told, and the same is there."""
-    await hold(connection)
+    hold(connection)
     jobs = wants(random.Random(seed), POLICIES if seed else POLICIES[-3:-2])
     found = []
     for is_bulk in (False, True):
-        async with connection.transaction(force_rollback=True):
+        with connection.transaction(force_rollback=True):
             if is_bulk:
-                told = await ask(connection, bulk.enqueue_many_told(SCHEMA, jobs))
+                told = ask_blocking(connection, bulk.enqueue_many_told(SCHEMA, jobs))
             else:
-                told = [await ask(connection, enqueue_verbs.enqueue_told(SCHEMA, job)) for job in jobs]
-            found.append(await seen(connection, told))
+                told = [ask_blocking(connection, enqueue_verbs.enqueue_told(SCHEMA, job)) for job in jobs]
+            found.append(seen(connection, told))
     (one_by_one, jobs_then), (in_bulk, jobs_now) = found
     assert {outcome for _, outcome in one_by_one} >= {"created", "superseded"}
     assert [pair for pair in zip(jobs, one_by_one, in_bulk, strict=True) if pair[1] != pair[2]] == []
     assert jobs_now == jobs_then
 
 
-async def test_bulk_refused_in_a_round(connection: Link) -> None:
+def test_bulk_refused_in_a_round(connection: Link) -> None:
     """If one of many is refused, nothing has become of the others."""
-    await hold(connection)
-    before = await seen(connection, [])
+    hold(connection)
+    before = seen(connection, [])
     jobs = [
         NewJob(job_type="noop", unique=Unique(key=f"waits {n}", on_conflict="supersede" if n else "refuse"))
         for n in range(KEYS_OF_EACH)
     ]
     with pytest.raises(UniqueKeyHeld):
-        await ask(connection, bulk.enqueue_many_told(SCHEMA, jobs))
-    assert await seen(connection, []) == before
+        ask_blocking(connection, bulk.enqueue_many_told(SCHEMA, jobs))
+    assert seen(connection, []) == before

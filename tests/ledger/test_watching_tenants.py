@@ -10,8 +10,8 @@ from psycopg import errors
 
 from pgnotifyq.ledger import watching
 from pgnotifyq.model.job import JobId
-from pgnotifyq.wire.asking import ask
-from pgnotifyq.wire.connection import Connection
+from pgnotifyq.wire.asking import ask_blocking
+from pgnotifyq.wire.blocking import Connection
 from tests.ledger.support import SCHEMA, claim_one, enqueue, fetch, lease, value
 from tests.ledger.test_tenants import OURS, THEIRS, as_tenant
 from tests.ledger.test_watching import ME, Ears, log
@@ -20,64 +20,64 @@ Link = Connection[Any]
 
 
 @pytest.fixture
-async def ears(other: Link) -> Ears:
+def ears(other: Link) -> Ears:
     ears = Ears(other)
-    await ears.open()
+    ears.open()
     return ears
 
 
-async def test_what_a_tenant_does_is_told_to_all(connection: Link, ears: Ears) -> None:
+def test_what_a_tenant_does_is_told_to_all(connection: Link, ears: Ears) -> None:
     """A session that is confined to a tenant tells who follows all, though it may not see who that is."""
-    await ask(connection, watching.follow_events(SCHEMA, ME))
-    await fetch(connection, "select set_config('pgnotifyq.org_id', %s, false)", str(OURS))
-    await enqueue(connection, org_id=OURS)
-    assert await value(connection, "select current_setting('pgnotifyq.tells')") == ""
-    await fetch(connection, "select set_config('pgnotifyq.org_id', '', false)")
-    assert await ears.hear() == ["enqueued"]
+    ask_blocking(connection, watching.follow_events(SCHEMA, ME))
+    fetch(connection, "select set_config('pgnotifyq.org_id', %s, false)", str(OURS))
+    enqueue(connection, org_id=OURS)
+    assert value(connection, "select current_setting('pgnotifyq.tells')") == ""
+    fetch(connection, "select set_config('pgnotifyq.org_id', '', false)")
+    assert ears.hear() == ["enqueued"]
 
 
-async def test_a_tenant_follows_its_own(connection: Link, ears: Ears) -> None:
+def test_a_tenant_follows_its_own(connection: Link, ears: Ears) -> None:
     """Whatever tenant its session says; and of another tenant's job it hears nothing."""
-    theirs = await enqueue(connection, org_id=THEIRS)
-    await fetch(connection, "select set_config('pgnotifyq.org_id', %s, false)", str(OURS))
-    await ask(connection, watching.follow_events(SCHEMA, ME, org_id=THEIRS))  # type: ignore[arg-type]
-    await ask(connection, watching.follow(SCHEMA, uuid.uuid4(), JobId(theirs)))
-    await fetch(connection, "select set_config('pgnotifyq.org_id', '', false)")
-    assert await value(connection, "select array_agg(distinct org_id) from pgnotifyq.followers") == [OURS]
-    await claim_one(connection)
-    await enqueue(connection, org_id=OURS)
-    assert await ears.hear() == ["enqueued"]
+    theirs = enqueue(connection, org_id=THEIRS)
+    fetch(connection, "select set_config('pgnotifyq.org_id', %s, false)", str(OURS))
+    ask_blocking(connection, watching.follow_events(SCHEMA, ME, org_id=THEIRS))  # type: ignore[arg-type]
+    ask_blocking(connection, watching.follow(SCHEMA, uuid.uuid4(), JobId(theirs)))
+    fetch(connection, "select set_config('pgnotifyq.org_id', '', false)")
+    assert value(connection, "select array_agg(distinct org_id) from pgnotifyq.followers") == [OURS]
+    claim_one(connection)
+    enqueue(connection, org_id=OURS)
+    assert ears.hear() == ["enqueued"]
 
 
-async def test_a_tenants_role_sees_no_followers_and_its_own_logs(connection: Link) -> None:
+def test_a_tenants_role_sees_no_followers_and_its_own_logs(connection: Link) -> None:
     """The table of followers is closed to it; of logs it reads its own, and writes none."""
     for org_id in (OURS, THEIRS):
-        await enqueue(connection, org_id=org_id)
-        job = await claim_one(connection)
-        await ask(connection, watching.keep_logs(SCHEMA, [log(lease(job), "[]")]))
-    async with as_tenant(connection, OURS):
-        assert await value(connection, "select array_agg(org_id) from pgnotifyq.job_logs") == [OURS]
+        enqueue(connection, org_id=org_id)
+        job = claim_one(connection)
+        ask_blocking(connection, watching.keep_logs(SCHEMA, [log(lease(job), "[]")]))
+    with as_tenant(connection, OURS):
+        assert value(connection, "select array_agg(org_id) from pgnotifyq.job_logs") == [OURS]
     for statement in (
         "select from pgnotifyq.followers",
         "delete from pgnotifyq.job_logs",
         "insert into pgnotifyq.followers (id, until) values (gen_random_uuid(), now())",
     ):
-        async with as_tenant(connection, OURS):
-            await fetch(connection, "select set_config('pgnotifyq.tells', 'yes', true)")
+        with as_tenant(connection, OURS):
+            fetch(connection, "select set_config('pgnotifyq.tells', 'yes', true)")
             with pytest.raises(errors.InsufficientPrivilege):
-                await fetch(connection, statement)
+                fetch(connection, statement)
 
 
-async def test_a_worker_that_may_not_read_followers(connection: Link, ears: Ears) -> None:
+def test_a_worker_that_may_not_read_followers(connection: Link, ears: Ears) -> None:
     """Claims all the same, as one does whose rights were given by hand before there were followers; nobody is told."""
     role = f"w{uuid.uuid4().hex[:12]}"
-    await enqueue(connection)
-    await ask(connection, watching.follow_events(SCHEMA, ME))
-    async with connection.transaction(force_rollback=True):
-        await fetch(connection, f"create role {role}")
-        await fetch(connection, f"grant usage on schema pgnotifyq to {role}")
-        await fetch(connection, f"grant all on all tables in schema pgnotifyq to {role}")
-        await fetch(connection, f"revoke all on pgnotifyq.followers from {role}")
-        await fetch(connection, f"set local role {role}")
-        await claim_one(connection)
-    assert await ears.hear() == []
+    enqueue(connection)
+    ask_blocking(connection, watching.follow_events(SCHEMA, ME))
+    with connection.transaction(force_rollback=True):
+        fetch(connection, f"create role {role}")
+        fetch(connection, f"grant usage on schema pgnotifyq to {role}")
+        fetch(connection, f"grant all on all tables in schema pgnotifyq to {role}")
+        fetch(connection, f"revoke all on pgnotifyq.followers from {role}")
+        fetch(connection, f"set local role {role}")
+        claim_one(connection)
+    assert ears.hear() == []

@@ -14,7 +14,7 @@ from pgnotifyq.ledger.statements import files, sql_folder
 from tests.ledger.support import fetch
 
 if TYPE_CHECKING:
-    from pgnotifyq.wire.connection import Connection
+    from pgnotifyq.wire.blocking import Connection
 
 KEYS = {"uuid", "uuid[]", "text[]"}  # what is easily called by three names
 # One word, two types, and why.
@@ -60,9 +60,9 @@ def folders() -> dict[str, str]:
 
 
 @pytest.fixture
-async def parameters(connection: Connection[Any]) -> list[Parameter]:
+def parameters(connection: Connection[Any]) -> list[Parameter]:
     """Return the parameters of all our functions, by the catalogue."""
-    found = await fetch(
+    found = fetch(
         connection,
         "select p.proname::text, a.name, replace(format_type(coalesce(p.proallargtypes[a.n], p.proargtypes[a.n - 1]), null),"
         " 'pgnotifyq.', ''), coalesce(p.proargmodes[a.n], 'i') in ('i', 'v')"
@@ -73,9 +73,9 @@ async def parameters(connection: Connection[Any]) -> list[Parameter]:
 
 
 @pytest.fixture
-async def columns(connection: Connection[Any]) -> set[str]:
+def columns(connection: Connection[Any]) -> set[str]:
     """Return the names of all columns of ours."""
-    found = await fetch(connection, "select column_name::text from information_schema.columns where table_schema = 'pgnotifyq'")
+    found = fetch(connection, "select column_name::text from information_schema.columns where table_schema = 'pgnotifyq'")
     return {name for (name,) in found}
 
 
@@ -85,7 +85,7 @@ def is_column(name: str, columns: set[str]) -> bool:
     return name in columns or singular in columns
 
 
-async def test_every_word_is_known(parameters: list[Parameter], columns: set[str]) -> None:
+def test_every_word_is_known(parameters: list[Parameter], columns: set[str]) -> None:
     """A key, and what more than one folder of functions speaks of, is called as its column is, or as the table of words says."""
     wanted, _ = table()
     folder = folders()
@@ -100,14 +100,14 @@ async def test_every_word_is_known(parameters: list[Parameter], columns: set[str
     assert unknown == set(), "add them to Words in sql/README.md, or use the word that is there"
 
 
-async def test_no_other_word_for_it(parameters: list[Parameter]) -> None:
+def test_no_other_word_for_it(parameters: list[Parameter]) -> None:
     """What the table of words says not to use is not used."""
     _, unwanted = table()
     assert {"of_job", "for_worker", "by_worker", "errors"} <= unwanted
     assert {f"{each.name} of {each.function}" for each in parameters if each.name in unwanted} == set()
 
 
-async def test_one_type_for_one_word(parameters: list[Parameter]) -> None:
+def test_one_type_for_one_word(parameters: list[Parameter]) -> None:
     """Functions that say the same word mean the same type."""
     kinds = defaultdict(set)
     for each in parameters:
@@ -115,9 +115,9 @@ async def test_one_type_for_one_word(parameters: list[Parameter]) -> None:
     assert {name for name, found in kinds.items() if len(found) > 1} == set(TWO_TYPES)
 
 
-async def test_one_type_for_a_claimed_job(parameters: list[Parameter], connection: Connection[Any]) -> None:
+def test_one_type_for_a_claimed_job(parameters: list[Parameter], connection: Connection[Any]) -> None:
     """Each claim brings the columns of the type claimed first, in their order, and what was saved and the headers last of all."""
-    (row,) = await fetch(
+    (row,) = fetch(
         connection,
         "select array_agg(attname::text order by attnum) from pg_attribute"
         " where attrelid = 'pgnotifyq.claimed'::regclass and attnum > 0",

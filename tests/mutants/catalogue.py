@@ -862,7 +862,7 @@ MUTANTS = (
         "sql/migrations/0013_tenants_by_token.sql",
         "    if not has_schema_privilege(current_user, {schema_text}, 'usage') then\n",
         "    if false then\n",
-        ("ledger/test_organisations_elsewhere.py::test_two_schemas_of_one_database",),
+        ("runtime/test_organisations_elsewhere.py::test_two_schemas_of_one_database",),
     ),
     Mutant(
         "a full queue of notifications is a pooler",
@@ -1074,7 +1074,7 @@ MUTANTS = (
         "jobs on asyncio share their context variables",
         RUNTIME + "asyncio_loop.py",
         "context=copy_context())",
-        "context=trio.lowlevel.current_task().context)",
+        'context=errand_of.__dict__.setdefault("shared", copy_context()))',
         ("runtime/test_asyncio_handlers.py::test_context_variables",),
     ),
     Mutant(

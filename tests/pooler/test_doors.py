@@ -16,7 +16,8 @@ import trio
 from pgnotifyq import CancelOutcome, open_client
 from pgnotifyq.doors import ends
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.support import ENDINGS, claim_one, fetch, settle
+from tests.asked import claim_one, fetch, settle
+from tests.ledger.support import ENDINGS
 from tests.pooler.support import open_pooler
 from tests.runtime.test_faults import Gate
 

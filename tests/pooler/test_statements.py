@@ -13,7 +13,7 @@ from psycopg import errors
 
 from pgnotifyq.runtime.link import Link
 from pgnotifyq.wire.connection import connect, open_connection
-from tests.ledger.support import value
+from tests.asked import value
 from tests.pooler.support import KEEPS_TRACK
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pgnotifyq import EventName, JobContext, JobRegistry
 from pgnotifyq.ledger import roles
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.support import fetch, value
+from tests.asked import fetch, value
 from tests.pooler.support import open_pooler
 
 if TYPE_CHECKING:

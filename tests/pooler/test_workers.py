@@ -12,7 +12,7 @@ import trio
 from pgnotifyq import EventName, JobContext, JobRegistry
 from pgnotifyq.runtime import listener
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.support import fetch, tenant_role, value
+from tests.asked import fetch, tenant_role, value
 from tests.runtime.test_faults import Gate
 
 if TYPE_CHECKING:

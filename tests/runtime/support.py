@@ -21,7 +21,8 @@ import attrs
 import trio
 
 from pgnotifyq import EventName, JobRegistry, WorkerHandle, run_worker
-from tests.ledger import support as ledger
+from tests import asked
+from tests.ledger.support import BOB
 from tests.proxy import until
 from tests.runtime.shapes import note_misfit
 
@@ -137,23 +138,23 @@ class Workplace:
 
     async def enqueue(self, job_type: str = "noop", **fields: object) -> JobId:
         """Enqueue a job."""
-        return await ledger.enqueue(self.connection, job_type, **fields)
+        return await asked.enqueue(self.connection, job_type, **fields)
 
     async def cancel(self, job_id: JobId) -> None:
         """Cancel a job as people do."""
-        await ledger.update_status(self.connection, job_id)
+        await asked.update_status(self.connection, job_id)
 
     async def job(self, job_id: JobId) -> dict[str, Any]:
         """Return a job's row."""
-        return await ledger.existing(self.connection, job_id)
+        return await asked.existing(self.connection, job_id)
 
     async def history(self, job_id: JobId) -> list[tuple[Any, ...]]:
         """Return (attempt, outcome) of the attempts that ended."""
-        return await ledger.history(self.connection, job_id)
+        return await asked.history(self.connection, job_id)
 
     async def dead_letter(self, job_id: JobId) -> dict[str, Any]:
         """Return the dead letter of a job that must be dead."""
-        letter = await ledger.dead_letter(self.connection, job_id)
+        letter = await asked.dead_letter(self.connection, job_id)
         assert letter is not None
         return letter
 
@@ -177,7 +178,7 @@ class Workplace:
         """Do to a running job what a reclaimer does once its lease has run out, and have BOB claim it, in one commit."""
         async with self.connection.transaction():
             await self.lose(job_id)
-            (job,) = await ledger.claim(self.connection, worker=ledger.BOB)
+            (job,) = await asked.claim(self.connection, worker=BOB)
         assert job.id == job_id
 
     async def lose(self, job_id: JobId) -> None:
@@ -186,7 +187,7 @@ class Workplace:
             await self.connection.execute(
                 "update pgnotifyq.jobs set lease_expires_at = clock_timestamp() - interval '1 s' where id = %s", (job_id,)
             )
-            assert await ledger.reclaim(self.connection) == {job_id: "pending"}
+            assert await asked.reclaim(self.connection) == {job_id: "pending"}
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from pgnotifyq import BatchItem, ConfigError, Discard, EventName, JobContext, Jo
 from pgnotifyq.doors.client import open_client
 from pgnotifyq.model.job import JobId
 from pgnotifyq.testing import drain, run_job
-from tests.ledger.support import fetch
+from tests.asked import fetch
 from tests.runtime.support import Worker, Workplace
 
 

@@ -13,7 +13,7 @@ from pgnotifyq.ledger import end as end_verbs
 from pgnotifyq.ledger import lease
 from pgnotifyq.ledger import lease as lease_verbs
 from pgnotifyq.runtime import heartbeat
-from tests.ledger.support import fetch
+from tests.asked import fetch
 from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 from tests.runtime.test_executions import workers_of

@@ -17,7 +17,7 @@ from pgnotifyq.doors.client import open_client
 from pgnotifyq.model.checkpoint import STATE_BYTES_MAX
 from pgnotifyq.model.job import JobId
 from pgnotifyq.testing import run_job
-from tests.ledger.support import fetch
+from tests.asked import fetch
 from tests.runtime.apps import in_processes
 from tests.runtime.support import Workplace
 from tests.runtime.test_promises import start, start_process

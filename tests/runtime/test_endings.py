@@ -25,7 +25,8 @@ from pgnotifyq import (
     open_client,
 )
 from pgnotifyq.ledger.statements import query
-from tests.ledger.support import SCHEMA, fetch
+from tests.asked import fetch
+from tests.ledger.support import SCHEMA
 from tests.runtime.support import Workplace
 
 Payload = dict[str, Any]

@@ -11,7 +11,8 @@ from pgnotifyq import EventName, JobRegistry, open_client
 from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.runtime import listener
 from pgnotifyq.wire import connection as wire
-from tests.ledger.support import BLOCKED, fetch
+from tests.asked import fetch
+from tests.ledger.support import BLOCKED
 from tests.proxy import Proxy, run_proxy
 from tests.runtime.detours import Go, detour
 from tests.runtime.support import Workplace

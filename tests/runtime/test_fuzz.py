@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pgnotifyq import EventName, Job, JobContext, JobRegistry
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.support import fetch
+from tests.asked import fetch
 from tests.runtime.support import Workplace, open_workplace
 
 # What PostgreSQL takes for jsonb, and Python or a handler's type may not; some of it PostgreSQL refuses, too.

@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 from pgnotifyq import EventName, JobRegistry, WorkerConfig
 from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.support import value
+from tests.asked import value
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace, open_workplace
 
 Payload = dict[str, Any]

@@ -10,7 +10,8 @@ import trio
 
 import pgnotifyq
 from pgnotifyq import Discard, EndedJob, EventName, JobContext, JobRegistry, Retry
-from tests.ledger import support as ledger
+from tests import asked
+from tests.ledger.support import ANN, BOB
 from tests.runtime.support import Worker, Workplace
 
 ENDINGS = ("completed", "retried", "dead", "cancelled")
@@ -102,7 +103,7 @@ async def test_a_cancel_while_it_runs(place: Workplace) -> None:
     await worker.log.wait(EventName.JOB_CANCELLED, job_id=job_id)
     await until_told(worker, "cancelled")
     assert {(one.job_id, one.ending) for one in told} == {(job_id, "cancelled")}
-    assert await ledger.value(place.connection, "select count(*) from pgnotifyq.jobs where job_type like 'on_%%'") == 1
+    assert await asked.value(place.connection, "select count(*) from pgnotifyq.jobs where job_type like 'on_%%'") == 1
 
 
 @pytest.mark.parametrize("how", ["update", "cancel()"])
@@ -127,7 +128,7 @@ async def test_a_death_that_a_reclaimer_makes(place: Workplace) -> None:
     told: list[EndedJob] = []
     await (await place.start(hooked(told))).leave()
     job_id = await place.enqueue("work", max_attempts=1, headers='{"trace": "t"}')
-    await ledger.claim(place.connection, worker=ledger.BOB)
+    await asked.claim(place.connection, worker=BOB)
     await place.connection.execute("update pgnotifyq.jobs set lease_expires_at = clock_timestamp() - interval '1 s'")
     worker = await place.start(hooked(told))
     await until_told(worker, "dead")
@@ -138,13 +139,13 @@ async def test_with_the_settlement_or_not_at_all(place: Workplace) -> None:
     """The hook is there as soon as the job has ended, in the same transaction, and is gone if that is undone."""
     await (await place.start(hooked([]))).leave()
     await place.enqueue("work")
-    ((lease, *_),) = [(job,) for job in await ledger.claim(place.connection)]
+    ((lease, *_),) = [(job,) for job in await asked.claim(place.connection)]
     count = "select count(*) from pgnotifyq.jobs where job_type = 'on_completed.tell_completed'"
     complete = "select * from pgnotifyq.complete(%s, array[%s]::uuid[], array[%s]::uuid[])"
     async with place.connection.transaction(force_rollback=True):
-        await place.connection.execute(complete, (ledger.ANN, lease.id, lease.current_execution_id))
-        assert await ledger.value(place.connection, count) == 1
-    assert await ledger.value(place.connection, count) == 0
+        await place.connection.execute(complete, (ANN, lease.id, lease.current_execution_id))
+        assert await asked.value(place.connection, count) == 1
+    assert await asked.value(place.connection, count) == 0
 
 
 async def test_a_hook_whose_worker_dies_runs_again(place: Workplace) -> None:
@@ -162,7 +163,7 @@ async def test_a_hook_whose_worker_dies_runs_again(place: Workplace) -> None:
     worker = await place.start(registry)
     await enqueue(place, "")
     await begun.wait()
-    hook = await ledger.value(place.connection, "select id from pgnotifyq.jobs where job_type = 'on_completed.slow'")
+    hook = await asked.value(place.connection, "select id from pgnotifyq.jobs where job_type = 'on_completed.slow'")
     await place.lose(hook)
     go_on.set()
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=hook)
@@ -174,7 +175,7 @@ async def test_not_used(place: Workplace) -> None:
     told: list[EndedJob] = []
     first = await place.start(hooked(told))
     rows = "select count(*) from pgnotifyq.hooks"
-    assert await ledger.value(place.connection, rows) == len(ENDINGS)
+    assert await asked.value(place.connection, rows) == len(ENDINGS)
     plain = JobRegistry()
 
     @plain.handler("work")
@@ -182,15 +183,15 @@ async def test_not_used(place: Workplace) -> None:
         """Do nothing."""
 
     second = await place.start(plain)
-    assert await ledger.value(place.connection, rows) == len(ENDINGS), "the first worker serves them still"
+    assert await asked.value(place.connection, rows) == len(ENDINGS), "the first worker serves them still"
     await second.leave()
     first.handle.drain()
     await first.ended.wait()
     third = await place.start(plain)
-    assert await ledger.value(place.connection, rows) == 0
+    assert await asked.value(place.connection, rows) == 0
     job_id = await enqueue(place, "")
     await third.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
-    assert await ledger.value(place.connection, "select count(*) from pgnotifyq.jobs") == 1
+    assert await asked.value(place.connection, "select count(*) from pgnotifyq.jobs") == 1
 
 
 def test_a_second_of_a_name() -> None:
@@ -259,4 +260,4 @@ async def test_more_than_a_payload_may_have(
         None if "result" in left_out else "r" * result_bytes,
     )
     biggest = "select max(pgnotifyq.compact_bytes(payload)) from pgnotifyq.jobs"
-    assert await ledger.value(place.connection, biggest) <= 1_048_576
+    assert await asked.value(place.connection, biggest) <= 1_048_576

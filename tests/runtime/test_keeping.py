@@ -10,7 +10,7 @@ import trio
 import pgnotifyq
 from pgnotifyq import Discard, EventName, JobRegistry
 from pgnotifyq.runtime import pruner
-from tests.ledger.support import fetch, value
+from tests.asked import fetch, value
 from tests.ledger.test_keeping import ORPHANS
 
 if TYPE_CHECKING:

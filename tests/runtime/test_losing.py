@@ -10,7 +10,8 @@ import trio
 from pgnotifyq import EventName, Interrupt, InterruptKind, JobContext, JobRegistry, LeaseLost
 from pgnotifyq.ledger import lease as lease_verbs
 from pgnotifyq.model.errors import ConfigError
-from tests.ledger.support import BOB, everything
+from tests.asked import everything
+from tests.ledger.support import BOB
 from tests.proxy import Proxy, run_proxy
 from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Workplace

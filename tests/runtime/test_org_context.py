@@ -23,8 +23,9 @@ from pgnotifyq import CredentialKeys, EventName, JobContext, JobRegistry, OrgId,
 from pgnotifyq.ledger import organisation
 from pgnotifyq.model.credentials import KEYS_VARIABLE, new_key
 from pgnotifyq.wire.asking import ask
+from tests.asked import fetch, tenant_role, value
 from tests.doors.callers_support import url
-from tests.ledger.support import SCHEMA, fetch, tenant_role, value
+from tests.ledger.support import SCHEMA
 from tests.runtime.apps import org_in_process
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 

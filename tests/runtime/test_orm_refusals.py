@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from pgnotifyq import EventName, JobContext, JobRegistry, MissingRights, TransactionAborted, TransactionRefused
+from tests.asked import fetch, tenant_role
 from tests.doors.callers_support import django_at, parts_of, url
-from tests.ledger.support import fetch, tenant_role
 from tests.runtime.own_ways import WAYS, Way
 
 if TYPE_CHECKING:

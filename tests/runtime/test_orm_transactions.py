@@ -13,8 +13,8 @@ from sqlalchemy.pool import NullPool
 
 import pgnotifyq.sync
 from pgnotifyq import EventName, JobCancelled, JobContext, JobRegistry, LeaseLost, TransactionLeft, TransactionRefused
+from tests.asked import fetch
 from tests.doors.callers_support import django_at, url
-from tests.ledger.support import fetch
 from tests.runtime.own_ways import WAYS, Gate
 
 if TYPE_CHECKING:

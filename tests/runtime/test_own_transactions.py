@@ -27,7 +27,8 @@ from pgnotifyq import (
 from pgnotifyq.ledger.lease import heartbeat
 from pgnotifyq.model.job import Lease
 from pgnotifyq.wire.asking import ask
-from tests.ledger.support import SCHEMA, fetch, tenant_role
+from tests.asked import fetch, tenant_role
+from tests.ledger.support import SCHEMA
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]

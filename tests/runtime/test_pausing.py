@@ -15,7 +15,8 @@ from pgnotifyq.ledger import pauses
 from pgnotifyq.wire.asking import ask
 from pgnotifyq.wire.connection import open_connection
 from pgnotifyq.wire.notifications import wait_notifications
-from tests.ledger import support as ledger
+from tests import asked
+from tests.ledger.support import BOB, ENDINGS
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]
@@ -129,7 +130,7 @@ async def test_drain(place: Workplace, door: str, again: bool, monkeypatch: pyte
 async def test_drain_of_a_worker_that_has_died(place: Workplace) -> None:
     """What is taken back from a dead worker does not hold it up."""
     job_id = await place.enqueue("noop")
-    await ledger.claim_one(place.connection)
+    await asked.claim_one(place.connection)
     async with pgnotifyq.open_client(place.dsn) as client, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: client.drain(everything=True, timeout_seconds=PATIENCE_SECONDS))
         await place.until("exists (select from pgnotifyq.jobs where id = %s and awaited)", job_id)
@@ -142,7 +143,7 @@ async def test_claim_that_did_not_see_the_pause(place: Workplace) -> None:
     job_id = await place.enqueue("noop")
     async with pgnotifyq.open_client(place.dsn) as client, open_connection(place.dsn) as claimer, trio.open_nursery() as nursery:
         async with claimer.transaction():
-            job = await ledger.claim_one(claimer)
+            job = await asked.claim_one(claimer)
             await client.pause("default")
             assert await ask(place.connection, pauses.first_held("pgnotifyq", pauses.Scope(queue="default"))) is None
             assert not await ask(place.connection, pauses.await_claims("pgnotifyq"))
@@ -150,26 +151,26 @@ async def test_claim_that_did_not_see_the_pause(place: Workplace) -> None:
                 await client.drain("default", timeout_seconds=0.1)
         nursery.start_soon(lambda: client.drain("default", timeout_seconds=PATIENCE_SECONDS))
         await place.until("exists (select from pgnotifyq.jobs where id = %s and awaited)", job_id)
-        await ledger.settle(place.connection, job, ledger.ENDINGS["complete"])
+        await asked.settle(place.connection, job, ENDINGS["complete"])
 
 
 @pytest.mark.parametrize("scope", ["'default'", "job_type => 'noop'", "everything => true"])
 async def test_nobody_is_woken_for_what_is_paused(place: Workplace, scope: str) -> None:
     """A full worker that leaves paused work behind tells nobody of it; a resume does."""
     async with open_connection(place.dsn) as sleeper:
-        await sleeper.execute(f"listen pgnotifyq_w_{ledger.BOB.hex}".encode())
+        await sleeper.execute(f"listen pgnotifyq_w_{BOB.hex}".encode())
         await place.enqueue("noop")
         await place.connection.execute(
-            "insert into pgnotifyq.sleepers (queue_name, worker_id, job_types) values ('default', %s, '{noop}')", (ledger.BOB,)
+            "insert into pgnotifyq.sleepers (queue_name, worker_id, job_types) values ('default', %s, '{noop}')", (BOB,)
         )
         await place.connection.execute(
             "insert into pgnotifyq.worker_heartbeats (worker_id, host, pid, queues, slots, version, started_at, last_beat_at,"
             " lease_seconds) values (%s, 'here', 1, '{default}', 1, '1', now(), now(), 60)",
-            (ledger.BOB,),
+            (BOB,),
         )
         await place.connection.execute(f"select pgnotifyq.pause({scope})".encode())
         await place.connection.execute("select pgnotifyq.wake_able('default')")
-        await place.connection.execute("notify pgnotifyq_w_%s, 'end'".replace("%s", ledger.BOB.hex).encode())
+        await place.connection.execute("notify pgnotifyq_w_%s, 'end'".replace("%s", BOB.hex).encode())
         assert [note.payload for note in await wait_notifications(sleeper)] == ["end"]
         await place.connection.execute(f"select pgnotifyq.resume({scope})".encode())
         assert [note.payload for note in await wait_notifications(sleeper)] == ["work default"]

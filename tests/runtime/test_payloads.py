@@ -17,7 +17,7 @@ import pytest
 import pgnotifyq
 from pgnotifyq import EventName, Handler, Job, JobContext, JobRegistry, open_client
 from pgnotifyq.runtime.executor import TOO_NEW_SECONDS
-from tests.ledger.support import value
+from tests.asked import value
 from tests.runtime.support import Workplace
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, JobContext, JobRegistry
-from tests.ledger.support import everything, fetch
+from tests.asked import everything, fetch
 from tests.runtime.support import PATIENCE_SECONDS, Process, Workplace
 
 Payload = dict[str, Any]

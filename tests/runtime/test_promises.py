@@ -19,7 +19,7 @@ from pgnotifyq import EventName, JobContext, JobRegistry, WorkerConfig
 from pgnotifyq.embedded import open_temporary_server
 from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.support import fetch
+from tests.asked import fetch
 from tests.proxy import Proxy, run_proxy
 from tests.runtime.support import PATIENCE_SECONDS, Log, Process, Worker, Workplace, _run_process, _work, open_workplace
 

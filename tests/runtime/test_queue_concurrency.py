@@ -10,7 +10,7 @@ import trio
 
 from pgnotifyq import EventName, JobContext, JobRegistry, open_client
 from pgnotifyq.ledger import claim as claim_verbs
-from tests.ledger.support import value
+from tests.asked import value
 from tests.runtime.detours import detour
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from pgnotifyq import (
 from pgnotifyq.ledger.enqueue import ONE_STATEMENT_JOBS_MAX
 from pgnotifyq.migrating import migrate
 from pgnotifyq.wire.connection import open_connection
+from tests.asked import claim as claim_as
 from tests.ledger.support import BOB
-from tests.ledger.support import claim as claim_as
 from tests.runtime.support import PATIENCE_SECONDS, Workplace, open_workplace
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import trio
 
 from pgnotifyq import JobNotFound, JobRegistry, RetryPolicy, open_client
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.support import fetch, tenant_role
+from tests.asked import fetch, tenant_role
 from tests.runtime.support import Workplace
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from pgnotifyq.ledger import schedules
 from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.schedule import NewSchedule
 from pgnotifyq.wire.asking import ask
-from tests.ledger.support import SCHEMA, fetch
+from tests.asked import fetch
+from tests.ledger.support import SCHEMA
 
 if TYPE_CHECKING:
     from tests.runtime.support import Workplace

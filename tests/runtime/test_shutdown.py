@@ -10,7 +10,7 @@ import trio
 from pgnotifyq import EventName, Interrupt, InterruptKind, JobContext, JobRegistry
 from pgnotifyq.doors.client import open_client
 from pgnotifyq.ledger import claim as claim_verbs
-from tests.ledger.support import fetch
+from tests.asked import fetch
 from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 

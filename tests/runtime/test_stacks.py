@@ -20,7 +20,7 @@ import pgnotifyq.sync
 from pgnotifyq import Client, EventName, JobContext, JobNotFound, JobRegistry, Stack, StackState, open_client
 from pgnotifyq.model.job import ExecutionId, JobId
 from pgnotifyq.model.stack import BYTES_MAX, Frame, StackTask, written
-from tests.ledger.support import fetch
+from tests.asked import fetch
 from tests.runtime.apps import standing
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 

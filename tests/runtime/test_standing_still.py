@@ -15,8 +15,8 @@ import trio
 
 from pgnotifyq import EventName, JobRegistry
 from pgnotifyq.model.config import WorkerConfig
-from tests.ledger.obstacles import CLEAR, STANDS_STILL, STANDS_STILL_RUNNING, clear, obstruct
-from tests.ledger.support import value
+from tests.asked import clear, obstruct, value
+from tests.ledger.obstacles import CLEAR, STANDS_STILL, STANDS_STILL_RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from pgnotifyq import EventName, JobRegistry, run_worker
 from pgnotifyq.model.errors import ConfigError
 from pgnotifyq.model.events import Event
 from pgnotifyq.runtime.telling import Telling
-from tests.ledger.support import fetch
+from tests.asked import fetch
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]

@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 from pgnotifyq import EventName, JobCancelled, JobContext, JobRegistry
 from pgnotifyq.ledger import roles
 from pgnotifyq.wire.asking import ask
-from tests.ledger.support import fetch, value
+from tests.asked import fetch, value
 
 if TYPE_CHECKING:
     from tests.runtime.support import Worker, Workplace

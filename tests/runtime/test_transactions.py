@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, JobCancelled, JobContext, JobRegistry, RetryPolicy
-from tests.ledger.support import fetch, tenant_role
+from tests.asked import fetch, tenant_role
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]

@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, JobContext, JobRegistry, LeaseLost, RetryPolicy
-from tests.ledger.support import everything, fetch
+from tests.asked import everything, fetch
 from tests.runtime.support import PATIENCE_SECONDS, Log, Workplace, _work
 
 Payload = dict[str, Any]

@@ -13,8 +13,8 @@ from pgnotifyq import EventName, JobRegistry, RetryPolicy
 from pgnotifyq.migrating import migrate
 from pgnotifyq.runtime import pruner
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.obstacles import ALWAYS, AT_DEATH, CLEAR, clear, obstruct
-from tests.ledger.support import fetch, value
+from tests.asked import clear, fetch, obstruct, value
+from tests.ledger.obstacles import ALWAYS, AT_DEATH, CLEAR
 from tests.ledger.test_readers import odd_dsn
 from tests.runtime.support import Workplace, open_workplace
 

@@ -13,7 +13,7 @@ from pgnotifyq.ledger import claim as claim_verbs
 from pgnotifyq.runtime.sleep import Sleep
 from pgnotifyq.runtime.wakeups import Wakeups
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger import support as ledger
+from tests import asked
 from tests.runtime.detours import Go, detour
 from tests.runtime.support import PATIENCE_SECONDS, Worker, Workplace
 
@@ -50,7 +50,7 @@ async def test_insert_that_did_not_see_the_sleeper(place: Workplace) -> None:
     """An insert that looked before the worker had published itself, and commits after, is not slept over."""
     async with open_connection(place.dsn) as inserter:
         async with inserter.transaction():
-            job_id = await ledger.enqueue(inserter)
+            job_id = await asked.enqueue(inserter)
             worker = await place.start(quick())
             await place.until_asleep(worker)
         await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
@@ -67,7 +67,7 @@ async def test_wake_up_that_sleepers_swallow_who_hear_nothing(place: Workplace, 
     )
     await place.connection.execute(forged.encode())
     enqueue = f"insert into pgnotifyq.jobs (job_type, scheduled_at) values ('noop', {due}) returning id"
-    ((job_id,),) = await ledger.fetch(place.connection, enqueue)
+    ((job_id,),) = await asked.fetch(place.connection, enqueue)
     await place.until("exists (select from pgnotifyq.jobs where id = %s and status = 'completed')", job_id)
     await place.until(
         "not exists (select from pgnotifyq.sleepers where worker_id not in (select worker_id from pgnotifyq.worker_heartbeats))"
@@ -83,7 +83,7 @@ async def test_insert_through_an_old_snapshot(place: Workplace, level: str) -> N
             await inserter.execute("select from pgnotifyq.jobs")
             worker = await place.start(quick())
             await place.until_asleep(worker)
-            job_id = await ledger.enqueue(inserter)
+            job_id = await asked.enqueue(inserter)
         await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
 
 
@@ -123,7 +123,7 @@ async def test_named_job_whose_row_is_locked(place: Workplace, monkeypatch: pyte
     async with open_connection(place.dsn) as holder:
         # As in the moment between the commit and the wake-up: the insert tells nobody, and somebody forges what it would have told.
         await holder.execute("set session_replication_role = replica")
-        job_id = await ledger.enqueue(holder)
+        job_id = await asked.enqueue(holder)
         async with holder.transaction():
             await holder.execute("select from pgnotifyq.jobs where id = %s for update", (job_id,))
             await tell(place, worker, f"work default {job_id}")
@@ -137,8 +137,8 @@ async def test_named_job_whose_row_is_locked(place: Workplace, monkeypatch: pyte
 
 async def tell(place: Workplace, worker: Worker, payload: str) -> None:
     """Notify a worker, as anybody can."""
-    channel = await ledger.value(place.connection, "select pgnotifyq.worker_channel(%s)", worker.handle.worker_id)
-    await ledger.fetch(place.connection, "select pg_notify(%s, %s)", channel, payload)
+    channel = await asked.value(place.connection, "select pgnotifyq.worker_channel(%s)", worker.handle.worker_id)
+    await asked.fetch(place.connection, "select pg_notify(%s, %s)", channel, payload)
 
 
 async def test_names_that_anybody_can_send(place: Workplace) -> None:
@@ -226,14 +226,14 @@ async def test_delayed_job_committed_while_the_worker_took_another(place: Workpl
     """A delayed insert that counted on the worker to look earlier anyway, and commits after that look, is not slept over."""
     worker = await place.start(quick())
     await place.until_asleep(worker)
-    first = await place.enqueue(scheduled_at=await ledger.value(place.connection, "select clock_timestamp() + interval '2 s'"))
+    first = await place.enqueue(scheduled_at=await asked.value(place.connection, "select clock_timestamp() + interval '2 s'"))
     await place.until("exists (select from pgnotifyq.sleepers where expects_at < 'infinity')")
     async with open_connection(place.dsn) as inserter:
         async with inserter.transaction():
             # Later than the first, for which the worker will look: it need not be told.
-            second = await ledger.enqueue(
+            second = await asked.enqueue(
                 inserter,
-                scheduled_at=await ledger.value(inserter, "select clock_timestamp() + interval '2.5 s'"),
+                scheduled_at=await asked.value(inserter, "select clock_timestamp() + interval '2.5 s'"),
             )
             await worker.log.wait(EventName.JOB_COMPLETED, job_id=first)
             await place.until("exists (select from pgnotifyq.sleepers where expects_at = 'infinity')")
@@ -245,11 +245,11 @@ async def test_delayed_job_that_counted_on_one_that_was_cancelled(place: Workpla
     """A delayed insert that counted on the worker to look for an earlier job starts also when that one was cancelled."""
     worker = await place.start(quick())
     await place.until_asleep(worker)
-    first = await place.enqueue(scheduled_at=await ledger.value(place.connection, "select clock_timestamp() + interval '2 s'"))
+    first = await place.enqueue(scheduled_at=await asked.value(place.connection, "select clock_timestamp() + interval '2 s'"))
     await place.until("exists (select from pgnotifyq.sleepers where expects_at < 'infinity')")
     async with open_connection(place.dsn) as inserter, inserter.transaction():
-        later = await ledger.value(inserter, "select clock_timestamp() + interval '2.1 s'")
-        second = await ledger.enqueue(inserter, scheduled_at=later)
+        later = await asked.value(inserter, "select clock_timestamp() + interval '2.1 s'")
+        second = await asked.enqueue(inserter, scheduled_at=later)
         await place.cancel(first)
         third = await place.enqueue()  # has the worker look while the second is not visible and the first is gone
         await worker.log.wait(EventName.JOB_COMPLETED, job_id=third)
@@ -269,7 +269,7 @@ async def test_inserts_racing_with_a_worker_that_falls_asleep(place: Workplace, 
         randomness = random.Random(7)
         for count in range(1, 101):
             async with inserter.transaction():
-                await ledger.enqueue(inserter)
+                await asked.enqueue(inserter)
                 await trio.sleep(randomness.choice((0.0, 0.001, 0.005, 0.015, 0.03)))
             await worker.log.wait(EventName.JOB_COMPLETED, count=count)
             await trio.sleep(randomness.choice((0.0, 0.002, 0.01, 0.02)))
@@ -288,10 +288,10 @@ async def test_scheduled_job(place: Workplace) -> None:
     """A job of the future starts without polling, and not before its time on the database's clock."""
     worker = await place.start(quick())
     await place.until_asleep(worker)
-    soon = await ledger.value(place.connection, "select clock_timestamp() + interval '0.3 s'")
+    soon = await asked.value(place.connection, "select clock_timestamp() + interval '0.3 s'")
     job_id = await place.enqueue(scheduled_at=soon)
     await worker.log.wait(EventName.JOB_COMPLETED, job_id=job_id)
-    assert await ledger.value(place.connection, "select started_at >= scheduled_at from pgnotifyq.jobs")
+    assert await asked.value(place.connection, "select started_at >= scheduled_at from pgnotifyq.jobs")
 
 
 async def test_scheduled_job_moved_to_now(place: Workplace) -> None:

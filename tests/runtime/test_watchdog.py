@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from pgnotifyq import EventName, JobContext, JobRegistry
-from tests.ledger.support import BOB, SCHEMA, everything
+from tests.asked import everything
+from tests.ledger.support import BOB, SCHEMA
 from tests.runtime.support import PATIENCE_SECONDS, Workplace
 
 Payload = dict[str, Any]

@@ -18,7 +18,8 @@ from pgnotifyq.model.job import JobId
 from pgnotifyq.runtime.said import LINE_CHARS_MAX, Lines
 from pgnotifyq.testing import run_job
 from pgnotifyq.wire.asking import ask
-from tests.ledger.support import SCHEMA, value
+from tests.asked import value
+from tests.ledger.support import SCHEMA
 from tests.runtime.apps import says
 from tests.runtime.support import ROOT, Workplace
 

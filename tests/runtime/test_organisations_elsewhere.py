@@ -20,8 +20,8 @@ from pgnotifyq.model.credentials import CredentialKeys, new_key
 from pgnotifyq.model.job import OrgId
 from pgnotifyq.wire.asking import ask, ask_blocking
 from pgnotifyq.wire.connection import open_connection
-from tests.ledger.test_roles import ANN, BOB, ask_blocking_as, databases, migrated
 from tests.pooler.support import BINARY, open_pooler
+from tests.runtime.test_roles import ANN, BOB, ask_blocking_as, databases, migrated
 
 KEYS = CredentialKeys([new_key()])
 ORDERS = "create table public.orders (id uuid primary key default gen_random_uuid(), org_id uuid, what text); create index on public.orders (org_id)"
