@@ -1,4 +1,4 @@
-"""What a handler on asyncio is given besides its payload: the same context, to be awaited there."""
+"""The context that a handler on asyncio is given: a `JobContext` whose calls asyncio awaits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class AsyncioContext(JobContext):
 
     @property
     def org(self) -> OrgContext:
-        """The job's tenant, to be awaited here. `ctx.org.transaction()` is refused."""
+        """The job's tenant, whose calls asyncio awaits. `ctx.org.transaction()` is refused."""
         if self._org is None:
             self._org = self._org_by(_refuse_of_org, self._carry)
         return self._org
@@ -62,15 +62,15 @@ class AsyncioContext(JobContext):
         return await in_trio(self._reach.token, super().cancelled)
 
     def transaction(self, **_: Any) -> Any:
-        """Refuse: the connection that it gives is driven by trio.
+        """Refuse: trio drives the connection, and this handler runs on asyncio.
 
         Raises:
-            TransactionRefused: it names what to use instead.
+            TransactionRefused: always. The message names what to use instead.
         """
         _refuse("ctx.transaction()")
 
     async def enqueue_made(self, job: NewJob) -> JobId:
-        """Enqueue a child that was made already, in the loop of the worker."""
+        """Enqueue a child that is made already. The worker's loop does it."""
         return await in_trio(self._reach.token, super().enqueue_made, job)
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
@@ -86,7 +86,7 @@ class AsyncioContext(JobContext):
 
 
 def _is_in_thread() -> bool:
-    """Tell whether this is no task of asyncio's: a thread that the handler has started, say."""
+    """Tell whether this thread runs no loop of asyncio's: the handler started it, say."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

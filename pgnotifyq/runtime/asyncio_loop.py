@@ -1,7 +1,7 @@
 """Handlers on asyncio: one event loop of asyncio's, in a thread of the worker.
 
-It starts with the first job that needs it. A handler is a task of that loop's, and the slot's trio
-task waits for it. A cancel of the slot's scope is `task.cancel()` in the loop.
+The loop starts with the first job that needs it. A handler is a task of the loop, and the slot's
+trio task waits for that task. If the slot's scope is cancelled, the loop calls `task.cancel()`.
 
 The other way is trio-asyncio: a loop of asyncio's within trio's, in one thread. Both were measured
 three times in turn, in microseconds, on two cores that were busy with other work, with Python 3.11
@@ -19,24 +19,25 @@ The p99 of a cancel is a wait for the interpreter's lock, which a thread keeps f
 
 The thread was chosen:
 
-- A handler that holds its loop holds up handlers of its kind only. Heartbeats, cancels, the
-  settler and trio's handlers go on, and a trio task can tell of it (watchdog.py).
-- It is asyncio's own loop, or uvloop's if that is the program's policy. Nothing is imitated.
+- A handler that holds asyncio's loop delays other handlers on asyncio only. Heartbeats, cancels,
+  the settler and trio's handlers go on, and a trio task can report the handler (watchdog.py).
+- The loop is asyncio's own, or uvloop's if that is the program's policy. Nothing is imitated.
 
 Rules:
 
-- What a job starts is its own: its tasks inherit a context variable, and a factory of tasks notes
-  them. Those that still run when the handler has ended are cancelled and waited for, and that is
-  told, as for a nursery that a trio handler left open. A task that shall outlive its job is
-  started in another context: `contextvars.Context().run(asyncio.create_task, ...)`.
-- asyncio lets SystemExit and KeyboardInterrupt out of its loop. The loop goes on after them, and
-  after a `stop()`: the task that raised has kept its exception.
-- A loop that dies of anything else fails the jobs that it ran. The next job has a new one.
-- asyncio forgets a cancel that was caught, and trio does not. So a handler that runs on is
-  cancelled once more when its grace is over. Then it is told as unresponsive, and left: as on trio,
-  its slot is held until it ends.
-- A callback of `loop.call_later` is not a task. One that a job leaves behind is called, although
-  the job has ended, and what it raises is logged by asyncio.
+- A task that a job starts belongs to that job: it inherits a context variable, and the loop's
+  factory of tasks notes it. If such a task still runs when the handler has ended, it is cancelled
+  and waited for. The worker reports that, as it reports a nursery that a trio handler left open. If
+  a task shall outlive its job, start it in another context:
+  `contextvars.Context().run(asyncio.create_task, ...)`.
+- asyncio lets SystemExit and KeyboardInterrupt out of its loop. The thread then runs the loop
+  again, as it does after a `stop()`. The task that raised keeps its exception.
+- If the loop dies of anything else, the jobs that it ran fail. The next job has a new loop.
+- asyncio forgets a cancel that a handler has caught, and trio does not. So a handler that runs on
+  is cancelled once more when its grace is over. It is then reported as unresponsive, and left
+  alone. As on trio, it holds its slot until it ends.
+- A callback of `loop.call_later` is not a task. If a job leaves a callback behind, asyncio calls it
+  although the job has ended, and logs what it raises.
 """
 
 from __future__ import annotations
@@ -82,19 +83,19 @@ class LoopDied(PgnotifyqError):
 
 @attrs.define(eq=False, kw_only=True)
 class Errand:
-    """One handler on asyncio. What is said of threads: the loop's, unless it says trio's."""
+    """One handler on asyncio. The loop's thread uses it, except where trio's is named."""
 
     running: Running
     handler: Handler
     arguments: tuple[Any, ...]
     context: Context
-    around: Sequence[Middleware] = ()  # what stands around it on this loop
-    given: object = None  # the context, for that
+    around: Sequence[Middleware] = ()  # the middleware around the handler on this loop
+    given: object = None  # the job's context, for that middleware
     slot: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
     main: asyncio.Task[Any] | None = None  # the handler's
     tasks: set[asyncio.Task[Any]] = attrs.field(factory=set)  # those that it started, while they run
-    was_left: bool = False  # tasks of its own ran on when it had ended
-    death: LoopDied | None = None  # the loop died first
+    was_left: bool = False  # the handler had ended, and its tasks ran on
+    death: LoopDied | None = None  # the loop died before the handler ended
     raise_cancel: Callable[[], NoReturn] | None = None  # trio's thread: the slot's scope was cancelled
 
     def begin(self, loop: asyncio.AbstractEventLoop, end: Callable[[Errand], None]) -> None:
@@ -106,7 +107,7 @@ class Errand:
         self.main.add_done_callback(lambda _: self._clear_up(loop, end), context=Context())
 
     def cancel(self) -> None:
-        """Cancel the handler; if it has ended, what it left."""
+        """Cancel the handler; if it has ended, cancel the tasks that it left."""
         if self.main is not None and not self.main.done():
             self.main.cancel(self._why())
         else:
@@ -114,7 +115,7 @@ class Errand:
                 task.cancel(self._why())
 
     def note(self, task: asyncio.Task[Any]) -> None:
-        """Take note of a task that the handler started, or one of its tasks."""
+        """Take note of a task that the handler, or one of its tasks, has started."""
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard, context=Context())
 
@@ -150,8 +151,8 @@ class Errand:
         clearing.add_done_callback(lambda _: end(self), context=Context())
 
     async def _clear(self) -> None:
-        """Cancel what the handler left, and wait for its end."""
-        await asyncio.sleep(0)  # those that are about to end may
+        """Cancel the tasks that the handler left, and wait for their end."""
+        await asyncio.sleep(0)  # tasks that are about to end may do so
         told: set[asyncio.Task[Any]] = set()
         while left := [task for task in self.tasks if not task.done()]:
             self.was_left = True
@@ -179,8 +180,8 @@ class AsyncioLoop:
     def __init__(self, lifespans: Sequence[Lifespan] = ()) -> None:
         self._thread: LoopThread | None = None
         self._lifespans = lifespans
-        self._starting = trio.Lock()  # of a thread with lifespans
-        self.busy = Bell()  # rung when a handler comes to a loop that had none
+        self._starting = trio.Lock()  # held while a thread with lifespans is started
+        self.busy = Bell()  # rung when a handler comes to a loop that ran none
 
     @property
     def thread(self) -> LoopThread | None:
@@ -190,7 +191,8 @@ class AsyncioLoop:
     async def run(self, errand: Errand) -> object:
         """Run a handler to its end, and return what it returns.
 
-        Cancellation: the handler is cancelled, and waited for. `cancels.py` cancels it once more.
+        Cancellation: the handler is cancelled, and its end is waited for. If it runs on, cancels.py
+            cancels it once more.
 
         Raises: whatever the handler raises.
             LoopDied: the loop ended before the handler.
@@ -206,14 +208,14 @@ class AsyncioLoop:
             errand.raise_cancel = raise_cancel
             errand.running.cancel_again = partial(thread.call, errand.cancel)
             thread.call(errand.cancel)
-            return trio.lowlevel.Abort.FAILED  # the handler has the last word
+            return trio.lowlevel.Abort.FAILED  # the handler's end wakes this task
 
         await trio.lowlevel.wait_task_rescheduled(abort)
         return errand.result()
 
     @property
     def has_lifespans(self) -> bool:
-        """Whether anything is to be made on the loop before a handler runs there."""
+        """Whether lifespans are to be entered on the loop before a handler runs there."""
         return bool(self._lifespans)
 
     @property
@@ -222,10 +224,10 @@ class AsyncioLoop:
         return NO_RESOURCES if self._thread is None else self._thread.resources
 
     async def start(self, dead: LoopThread | None = None) -> LoopThread:
-        """Start a loop, and its lifespans, in the place of a dead one or of none.
+        """Start a loop and its lifespans, if there is no loop or the one there was is dead.
 
         Raises:
-            LoopDied: there can be no loop.
+            LoopDied: no loop could be made, or it died while its lifespans were entered.
             LifespanFailed: a lifespan raised.
         """
         if not self._lifespans:
@@ -234,7 +236,7 @@ class AsyncioLoop:
             return thread
         async with self._starting:
             if self._thread is not None and self._thread is not dead:
-                return self._thread  # somebody else was first
+                return self._thread  # another task has started it meanwhile
             thread = LoopThread()
             thread.open()
             try:
@@ -248,9 +250,9 @@ class AsyncioLoop:
     async def aclose(self) -> None:
         """Close the lifespans, then end the loop: cancel what is left in it.
 
-        Each for CLOSE_SECONDS at most.
+        Each of the two takes CLOSE_SECONDS at the most.
 
-        A loop that is held stays behind in its thread, which does not keep the process.
+        If something holds the loop, its thread stays behind. The process can end all the same.
         """
         thread, self._thread = self._thread, None
         if thread is not None:
@@ -263,7 +265,7 @@ class AsyncioLoop:
 
 @asynccontextmanager
 async def open_loop(lifespans: Sequence[Lifespan] = ()) -> AsyncIterator[AsyncioLoop]:
-    """Open a loop, which has no thread before a handler needs it."""
+    """Open a loop. It has no thread until a handler needs one."""
     loop = AsyncioLoop(lifespans)
     try:
         yield loop
@@ -277,25 +279,26 @@ class LoopThread(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="pgnotifyq asyncio", daemon=True)
         self.loop: asyncio.AbstractEventLoop | None = None  # made by the thread
-        self._is_ready = threading.Event()  # it is made, or cannot be
+        self._is_ready = threading.Event()  # the loop is made, or cannot be made
         self._death: BaseException | None = None
-        # Of our own, for asyncio waits for its own without a limit.
+        # An executor of our own: asyncio would wait for its own without a limit.
         self._executor = ThreadPoolExecutor(thread_name_prefix="pgnotifyq asyncio")
         self.errands: set[Errand] = set()
-        # For the other thread, which is woken once for all that gathered. To wake it for each took
-        # a system call, and the interpreter's lock.
+        # Calls for the loop's thread, and slots for trio's thread to wake. A thread is woken once
+        # for all that has gathered for it. To wake it for each took a system call, and the
+        # interpreter's lock.
         self._calls: deque[Callable[[], object]] = deque()
         self._ended: deque[trio.lowlevel.Task] = deque()
         self._is_called = self._is_told = False
         self._token = trio.lowlevel.current_trio_token()
-        self._lock = threading.Lock()  # of the two below
+        self._lock = threading.Lock()  # held to set `_is_dead`, and to act on it
         self._is_closing = False
         self._is_dead = False
         self.resources = NO_RESOURCES
         self._leaving: asyncio.Event | None = None  # set: the lifespans are to be closed
-        self._entered: trio.Event | None = None  # they are open, or will never be; trio's thread
-        self._left: trio.Event | None = None  # they are closed; the same
-        self._failure: BaseException | None = None  # what closing them raised
+        self._entered: trio.Event | None = None  # set: they are open, or will never be
+        self._left: trio.Event | None = None  # set: they are closed
+        self._failure: BaseException | None = None  # what entering or closing them raised
 
     def take(self, errand: Errand) -> bool:
         """Begin a handler; False: the loop is dead."""
@@ -312,7 +315,7 @@ class LoopThread(threading.Thread):
         """Start the thread, and wait until it has made its loop: less than a millisecond, once.
 
         Raises:
-            LoopDied: it cannot make one.
+            LoopDied: the thread cannot make one.
         """
         self.start()
         self._is_ready.wait()
@@ -320,7 +323,7 @@ class LoopThread(threading.Thread):
             raise LoopDied(f"no event loop of asyncio's can be made: {text_of(self._death)}") from self._death
 
     async def enter(self, lifespans: Sequence[Lifespan]) -> None:
-        """Enter lifespans, in one task of the loop's that closes them, too.
+        """Enter lifespans, in a task of the loop that later closes them, too.
 
         Raises:
             LifespanFailed: one raised.
@@ -346,7 +349,7 @@ class LoopThread(threading.Thread):
                     is_open = True
                     self._tell(entered)
                     await self._leaving.wait()
-            except BaseException as error:  # raised where it is waited for
+            except BaseException as error:  # `enter` or `leave` raises it
                 failures.append(error)
                 self._failure = error
                 if isinstance(error, asyncio.CancelledError):
@@ -383,7 +386,7 @@ class LoopThread(threading.Thread):
     def call(self, function: Callable[[], object]) -> None:
         """Have the loop call a function soon.
 
-        A dead one does not: its handlers know already.
+        A dead loop does not call it. Its handlers know of the death already.
         """
         self._calls.append(function)
         if not self._is_called and self.loop is not None:
@@ -398,9 +401,9 @@ class LoopThread(threading.Thread):
             self.call(self.loop.stop)
 
     def current(self) -> tuple[asyncio.Task[Any], Errand | None] | None:
-        """Return the task whose step it is, and whose handler it is; None while the loop waits.
+        """Return the task that runs now, and the errand it belongs to; None while the loop waits.
 
-        For any thread.
+        Any thread may call this.
         """
         task = asyncio.current_task(self.loop)
         if task is None:
@@ -410,7 +413,7 @@ class LoopThread(threading.Thread):
     def run(self) -> None:
         """Be the loop."""
         try:
-            # Here, for trio-asyncio, if the program has it, makes none in trio's thread.
+            # Made here: trio-asyncio, if the program has it, makes no loop in trio's thread.
             loop = asyncio.new_event_loop()
             asyncio.set_event_loop(loop)
             loop.set_task_factory(_make_task)  # type: ignore[arg-type]  # typeshed wants a task of any loop
@@ -423,7 +426,7 @@ class LoopThread(threading.Thread):
             self._is_ready.set()
         try:
             while not self._is_closing:
-                # As Ctrl-C comes to the main thread only, these are a handler's own.
+                # Ctrl-C comes to the main thread only. So it was a handler that raised these.
                 with suppress(SystemExit, KeyboardInterrupt):
                     loop.run_forever()
             loop.run_until_complete(self._clear(loop))
@@ -456,7 +459,7 @@ class LoopThread(threading.Thread):
         self._wake(errand)
 
     def _wake(self, errand: Errand) -> None:
-        """Go on in its slot."""
+        """Wake the task of the handler's slot."""
         self._ended.append(errand.slot)
         if not self._is_told:
             self._is_told = True
@@ -464,7 +467,7 @@ class LoopThread(threading.Thread):
                 self._token.run_sync_soon(self._wake_all)
 
     def _call_all(self) -> None:
-        self._is_called = False  # first: what comes from now on calls again
+        self._is_called = False  # first: a call that comes from now on wakes this thread again
         for _ in range(len(self._calls)):
             self._calls.popleft()()
 
@@ -486,11 +489,12 @@ _DIED = "asyncio's event loop has died while this handler ran on it ({}); the ne
 
 
 def _make_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **settings: Any) -> asyncio.Task[Any]:
-    """Make a task, and note whose it is."""
+    """Make a task, and note which handler it belongs to."""
     task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **settings)
     context = settings.get("context")
     errand = _errand.get() if context is None else context.get(_errand)
-    # An async generator that nobody closed is closed by the garbage collector.
+    # If nobody closed an async generator, the garbage collector has asyncio close it, in a task
+    # that belongs to no handler.
     if errand is not None and inspect.iscoroutine(coroutine):
         errand.note(task)
     return task
@@ -506,7 +510,7 @@ async def in_trio(token: trio.lowlevel.TrioToken, function: Callable[..., Awaita
 
     Cancellation: cancels the function, and does not wait for it.
 
-    Raises: whatever it raises.
+    Raises: whatever the function raises.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()

@@ -1,16 +1,17 @@
 """Batches: several jobs that one call of a handler works on, each settled by itself.
 
 Each job of a batch is an execution like any other: a permit, a lease that is renewed, an attempt
-that counts, an outcome of its own. A batch is no more than which jobs stand in one call. So
-nothing else of a worker knows of batches.
+that counts, an outcome of its own. A batch only says which jobs are in one call. So no other part
+of a worker knows of batches.
 
-- A batch is made when a slot takes a job: of those that wait in the line, it takes along those of
-  the same type and tenant, up to `batch_size`. It waits for none. An idle queue's job starts at
+- A batch is made when a slot takes a job. The slot takes along jobs of the same type and tenant
+  that wait in the line, up to `batch_size`. It waits for none. A job of an idle queue starts at
   once, alone; under load the line is full.
-- A batch is one tenant's: what a handler does for all of its jobs at once cannot mix two.
+- All jobs of a batch belong to one tenant. So what a handler does for all of them at once cannot
+  mix two tenants.
 - A cancel stops one job: its block (`with item:`) on trio, its flag (`item.ctx.is_cancelled()`)
-  elsewhere. The call itself is cancelled once all jobs that are left are to stop: the last of them
-  was cancelled, their time is over, the worker shuts down.
+  elsewhere. The call itself is cancelled as soon as every job that is left is to stop: the last of
+  them was cancelled, their time is over, or the worker shuts down.
 - A job whose payload cannot be read is settled, and the others never see it.
 """
 
@@ -45,7 +46,7 @@ class Batch:
     _token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token, init=False)
 
     def add(self, running: Running, payload: object, context: object) -> trio.CancelScope:
-        """Take a job into the batch; return its own scope."""
+        """Take a job into the batch; return the job's own scope."""
         running.scope, running.batch = trio.CancelScope(), self
         on_trio = self.handler.runs_in is RunsIn.TRIO
         self.items[BatchItem(payload, context, self._settle, running.scope if on_trio else None)] = running
@@ -60,7 +61,7 @@ class Batch:
             self.scope.cancel(reason="pgnotifyq: every job of the batch is to stop")
 
     def end(self, value: object) -> None:
-        """Settle those that the handler has not settled itself, given what it returned."""
+        """Settle the jobs that the handler has not settled itself, by what it returned."""
         self.is_over = True
         count = len(self.items)
         values: list[object]
@@ -74,7 +75,7 @@ class Batch:
             self._end_left(item, running, _as_end(each))
 
     def end_all(self, ended: Ended) -> None:
-        """Settle those that are left, all in one way."""
+        """Settle all jobs that are left, in one way."""
         self.is_over = True
         for item, running in list(self.items.items()):
             self._end_left(item, running, ended)

@@ -1,4 +1,4 @@
-"""A bell: rung by anybody, heard once by the one task that waits for it.
+"""A bell: any task may ring it, and the one task that waits for it hears it once.
 
 Rings while nobody waits are kept as one.
 
@@ -13,7 +13,7 @@ Python 3.11:
 | was it rung? forget it    | yes     | no                                                       |
 
 The settler's bell is rung once a job, the claimer waits with a limit, and a hand-over asks whether
-the claimer's is ringing. A limit costs a cancel scope, 7 µs; so a wait without one has none.
+the claimer's is ringing. A limit costs a cancel scope, 7 µs; so a wait without a limit opens none.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Bell:
     async def wait(self, seconds: float = math.inf) -> bool:
         """Wait until rung or until `seconds` have passed; True if it was rung.
 
-        Hears, and so forgets, the ring.
+        The ring is heard, and so it is forgotten.
         """
         if seconds == math.inf:
             await self._event.wait()

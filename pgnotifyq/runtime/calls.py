@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
 
-CALLS_MAX = 1000  # that are walked
+CALLS_MAX = 1000  # calls that are walked, at the most
 _RUNTIME = Path(__file__).parent
-# What calls a handler, and is never called by one. By file, and the names in it; None: all.
+# The functions that call a handler, and that no handler calls: by file, their names. None: all
+# functions of the file.
 _CALLERS: dict[str, frozenset[str] | None] = {
     str(_RUNTIME / "slots.py"): None,
     str(_RUNTIME / "executor.py"): None,

@@ -1,8 +1,8 @@
 """Cancels: how an execution is stopped, with a reason, and what is told when it does not stop.
 
-Here come a user's cancel, a lost lease, a deadline that has passed, and the shutdown. A
-notification of a cancel is a hint, for anybody can send one: the job's row is read again before
-anything is stopped.
+A user's cancel, a lost lease, a deadline that has passed, and the shutdown all come here. A
+notification of a cancel is a hint, because anybody can send one. So the worker reads the job's row
+again before it stops anything.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ READ_AT_ONCE_MAX = 500  # bounds one statement, whose cost grows a little faster
 async def check_cancels(
     me: Identity, executions: Executions, news: Sequence[Cancel], connection: Connection, deadline_seconds: float
 ) -> None:
-    """Stop those executions, of some that a notification named, whose jobs were really cancelled.
+    """Stop the executions that notifications named, if their jobs were really cancelled.
 
-    Asked by the connection that heard it: its session has just been awake.
+    The connection that heard the notifications reads the rows: its session has just been awake.
 
     Raises:
         trio.TooSlowError, psycopg.Error: as for `shortcuts.answer`. The listener begins anew, beats
@@ -82,13 +82,14 @@ def lose(me: Identity, executions: Executions, running: Running) -> None:
 async def count_grace_for_ever(me: Identity, executions: Executions) -> None:
     """Follow interrupted executions until their grace is over.
 
-    Then cooperative ones are cancelled, those on asyncio once more, and the unresponsive are
-    reported. They are left to themselves after that: they hold their slots until they end.
+    An execution that still runs then is reported as unresponsive. Before that, a cooperative
+    handler is cancelled, and a handler on asyncio is cancelled once more. After that the worker
+    leaves the execution alone: it holds its slot until it ends.
     """
     async with trio.open_nursery() as nursery:
         while True:
             await executions.stopped_bell.wait()
-            await trio.lowlevel.checkpoint()  # the handlers first
+            await trio.lowlevel.checkpoint()  # let the handlers run first
             stopped, executions.stopped = executions.stopped, []
             for running in stopped:
                 nursery.start_soon(_count_grace, me, executions, running)

@@ -23,12 +23,12 @@ def child_of(
     payload: object,
     settings: JobSettings,
 ) -> NewJob:
-    """Make a job to enqueue, of the parent's tenant and with its headers unless others are said.
+    """Make a job to enqueue, with its parent's tenant and headers unless `settings` say others.
 
-    A type that the registry has no handler for may be another worker's.
+    If the registry has no handler for the type, another worker may have one.
 
     Raises:
-        InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: it could not be enqueued.
+        InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: the job could not be enqueued.
     """
     given: dict[str, Any] = {**settings}
     given.setdefault("org_id", parent.whole.org_id)
@@ -37,5 +37,5 @@ def child_of(
     if isinstance(job_type, str):
         return traced(make_job(job_type, payload, given, registry.find(job_type)))
     handler = handler_of(job_type, None)
-    assert handler is not None  # one was given
+    assert handler is not None  # a handler was given
     return traced(make_job(handler.job_type, payload, given, handler))

@@ -1,13 +1,14 @@
 """How much one claim asks for, in rows and in bytes.
 
-Less after a claim that failed or was late, then more again.
+It asks for less after a claim that failed or was late, and for more after each that succeeded.
 
-A claim has a deadline. One that cannot be kept, for the payloads are large, the network is slow or
-the disk is, is rolled back or lost with its connection, and the same claim again would end the same
-way, for ever. So each that fails divides what the next asks for by SMALLER, down to a single job,
-and each that succeeds doubles it, up to what it was. A server that is merely away costs a few small
-claims afterwards. A single job that fails is asked for apart (sql/functions/claim/claim_apart.sql),
-where it is put aside if it is its own fault.
+A claim has a deadline. A claim may be late because the payloads are large, or because the network
+or the disk is slow. It is then rolled back, or lost with its connection, and the same claim again
+would end the same way, for ever. So each claim that fails divides what the next one asks for by
+SMALLER, down to a single job. Each claim that succeeds doubles it, up to what it was. A server that
+is merely away costs a few small claims afterwards. If a claim of a single job fails, the next claim
+is made apart (sql/functions/claim/claim_apart.sql). There a job is put aside if its own row is at
+fault.
 
 Pure: no clock, and no randomness.
 """
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 CLAIM_BYTES_MIN = 64 << 10
 
 
-SMALLER = 8  # a thousand jobs are a single one after four deadlines
+SMALLER = 8  # after three deadlines, a thousand jobs are a single one
 
 
 class Asked(Protocol):
@@ -50,7 +51,7 @@ class ClaimSize:
     is_stuck: bool = False  # the last claim was of a single job, and failed
 
     def of(self, free: int) -> Try:
-        """Return what to ask for when so many slots are free."""
+        """Return what to ask for when `free` slots are free."""
         return Try(self, min(free, self.rows_max), self.bytes_max)
 
     def failed(self, rows: int) -> None:
@@ -68,7 +69,10 @@ class ClaimSize:
 
 @attrs.define
 class Try:
-    """One claim. Left by an exception, a cancel at its deadline included, it has failed."""
+    """One claim.
+
+    It has failed if an exception leaves its block; a cancel at its deadline is one, too.
+    """
 
     _size: ClaimSize
     rows: int

@@ -1,13 +1,14 @@
 """The claimer: asks for as many jobs as there are free slots, and sleeps if there is nothing to do.
 
-At capacity no query is made. The permits are taken as the claim is sent, at each try anew: while it
-waited for the link, or for the next try, a hand-over or a named job may have taken them, or an
-outcome freed more. A claim is shielded, under the link's deadline: one that was cancelled half-way
-might have been committed, and its jobs would wait for their leases to run out.
+At capacity the claimer makes no query. It takes the permits when it sends the claim, at each try
+anew. While the claimer waited for the link or for the next try, a hand-over or a named job may have
+taken permits, or an outcome may have freed some. A claim is shielded, under the link's deadline. If
+a claim were cancelled half-way, it might be committed all the same, and its jobs would wait until
+their leases run out.
 
-A queue that is at its own concurrency is not asked for, and a wake-up for it is handed on to
-another worker. If a queue has less room than the worker, a look is several claims, one after the
-other: none asks for more jobs than each of its queues has room for.
+The claimer does not ask for a queue that is at its own concurrency, and hands a wake-up for that
+queue on to another worker. If a queue has less room than the worker, a look is several claims, one
+after the other. None of them asks for more jobs than each of its queues has room for.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class _Claimer:
 
 
 async def claim_for_ever(me: Identity, quick: Link, executions: Executions, wakeups: Wakeups) -> None:
-    """Claim jobs and hand them to the slots, until cancelled, which is how draining begins."""
+    """Claim jobs and hand them to the slots, until cancelled. The cancel is how draining begins."""
     claimer = _Claimer(me, quick, executions, wakeups)
     sleep = wakeups.sleep
     resuming = Resuming()
@@ -63,18 +64,19 @@ async def claim_for_ever(me: Identity, quick: Link, executions: Executions, wake
         if wakeups.is_listener_new():
             sleep.woken_up()  # what was published may be gone, too
         if me.served.is_news:
-            # A handler has come. Its jobs may be there already, and sleepers are woken for what
-            # they have published.
+            # A handler was registered. Its jobs may be there already. A sleeper is woken only for
+            # the handlers that it has published, so the worker publishes anew.
             await quick.run(me.served.publish)
             sleep.woken_up()
 
-        # A queue that was closed has not been looked at: the next look starts from the start.
+        # The last look has left out the queues that were closed then. If other queues are open now,
+        # this look starts from the start.
         before, looked_at = looked_at, executions.open_queues()
         goes_on = sleep.stage is Stage.AWAKE and before == looked_at
         after = resuming.after(trio.current_time()) if goes_on else None
         claimed = await _claim(claimer, is_asleep=sleep.stage is not Stage.AWAKE, after=after)
         if claimed is None:
-            continue  # the last slot was taken meanwhile; wait for another, with the wake-up still to be heeded
+            continue  # the last slot is taken by now: wait for another; the wake-up still counts
         found, sent_at = claimed
         now = trio.current_time()
         resuming.note(found.jobs, ran_dry=found.ran_dry, after=after, began=sent_at, ended=now)
@@ -83,7 +85,7 @@ async def claim_for_ever(me: Identity, quick: Link, executions: Executions, wake
             me.emit(Event(name=EventName.JOB_PUT_ASIDE, fields=fields))
         rung = False
         if after is not None:
-            continue  # it did not see the whole queue, and says nothing of what is to come
+            continue  # this look did not see the whole queue, so it says nothing of what is to come
         wakeups.note_look(now, ran_dry=found.ran_dry, is_contended=found.is_contended, next_due_seconds=found.next_due_seconds)
         if sleep.stage is Stage.ASLEEP and found.jobs and sleep.is_busy(now, lulled=wakeups.is_lulled):
             await _wake_up(claimer)
@@ -108,8 +110,8 @@ async def _claim(claimer: _Claimer, *, is_asleep: bool, after: ClaimedJob | None
 
     async def once(connection: Connection) -> tuple[claim.Claim, float] | None:
         sent_at = trio.current_time()
-        # A sleeper looks now and then, to be sure that there is nothing. A hand-over that comes
-        # meanwhile finds a slot.
+        # A sleeper looks now and then, to be sure that there is nothing. It leaves one permit free
+        # if there are more, so that a hand-over that comes meanwhile finds a slot.
         reserved = executions.reserve(is_sparing=is_asleep)
         if not reserved:
             return None
@@ -127,7 +129,7 @@ async def _claim(claimer: _Claimer, *, is_asleep: bool, after: ClaimedJob | None
                     if not wanted:
                         break
         finally:
-            # What came before a claim that failed is taken up, too.
+            # If a claim failed, the jobs of the claims before it are taken up, too.
             claimed = [Running(job=job, renewed_at=sent_at) for found, _ in claims for job in found.jobs]
             executions.take_up(claimed, reserved)
         return _as_one(claimer, claims, is_full=not wanted), sent_at
@@ -153,8 +155,8 @@ def _portions(reserved: Reserved, wanted: int) -> list[tuple[Sequence[str], int]
 def _as_one(claimer: _Claimer, claims: list[tuple[claim.Claim, Sequence[str]]], *, is_full: bool) -> claim.Claim:
     """Return what the claims of one look have found together.
 
-    A queue that has given all it had room for is not dry. But it is closed then, as a rule, and has
-    no say in when to look again: the bell is rung when it opens.
+    A queue that has given all the jobs it had room for is not dry. But as a rule it is closed then,
+    and the time of the next look does not depend on it: the bell is rung when the queue opens.
     """
     if len(claims) == 1 and claims[0][0].ran_dry:
         return claims[0][0]
@@ -178,7 +180,7 @@ async def _ask(
     claimer: _Claimer, connection: Connection, queues: Sequence[str], jobs_max: int, bytes_max: int, *,
     is_asleep: bool, after: ClaimedJob | None,
 ) -> claim.Claim:  # fmt: skip
-    """Claim jobs of these queues, as many at the most; a single one that failed, apart."""
+    """Claim `jobs_max` jobs at the most; if a claim of a single job failed, claim one apart."""
     me = claimer.me
     schema = me.schema
     same: dict[str, Any] = {
@@ -210,10 +212,11 @@ async def _wait_for_a_slot(claimer: _Claimer, *, rung: bool) -> None:
 
 
 async def _leave_closed_queues(claimer: _Claimer) -> None:
-    """Be no sleeper of a queue that is closed, and hand its wake-ups on to other workers.
+    """Stop sleeping on closed queues, and hand their wake-ups on to other workers.
 
-    What is published is what the next look asks for. If the two differ, the worker begins anew: it
-    is taken off the list, looks, and publishes the queues that are open then.
+    The queues that a sleeper has published must be those that its next look asks for. If the two
+    differ, the worker begins anew: it is taken off the list of sleepers, looks, and publishes the
+    queues that are open then.
     """
     wakeups, queues = claimer.wakeups, claimer.executions.open_queues()
     heard, wakeups.heard_of = wakeups.heard_of, set()
@@ -233,7 +236,7 @@ async def _wake_up(claimer: _Claimer, *, hand_on: bool = False) -> None:
 
 
 async def _publish(claimer: _Claimer) -> float:
-    """Publish as a sleeper where notifications arrive; otherwise poll.
+    """Publish the worker as a sleeper if notifications arrive; otherwise poll.
 
     Returns: seconds until the next look.
     """
@@ -252,7 +255,7 @@ async def _publish(claimer: _Claimer) -> float:
 
 
 def _backstop_seconds(claimer: _Claimer) -> float:
-    """Return how long to sleep at the most, jittered so that workers do not look in step."""
+    """Return how long to sleep at the most. It is jittered, so that workers do not look in step."""
     config = claimer.me.config
     longest = config.backstop_seconds if claimer.wakeups.push.is_proven else config.poll_seconds
     return longest * (0.75 + 0.5 * claimer.me.random.random())

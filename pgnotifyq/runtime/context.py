@@ -62,7 +62,7 @@ _log = logging.getLogger("pgnotifyq.job")
 
 
 class Already:
-    """What is awaited of something that has been done already."""
+    """What a caller may await when the work has been done already."""
 
     def __await__(self) -> Generator[None, None, None]:
         return
@@ -114,10 +114,10 @@ class Reach(Protocol):
         """Keep what a handler saves, as JSON text, durably; False: it no longer owns the job."""
 
     def note_progress(self, running: Running, fraction: float | None, message: str | None) -> None:
-        """Publish the same soon. From any thread; waits for nothing."""
+        """Publish soon how far an execution has come. Any thread may call it; it never waits."""
 
     def keep_line(self, running: Running, at: float, level: str, text: str) -> None:
-        """Keep a line of the handler's log. From any thread; waits for nothing."""
+        """Keep a line of the handler's log. Any thread may call it; it never waits."""
 
 
 @attrs.define(eq=False)
@@ -151,7 +151,7 @@ class WorkerReach:
         return WorkerFence(running=running, schema=self.schema, worker_id=self.databases.worker_id, outcome=outcome)
 
     def resources_of(self, kind: RunsIn) -> Resources:
-        """Return what the lifespans have made; on trio nothing that is asyncio's."""
+        """Return what the lifespans have made. A handler on trio gets nothing that is asyncio's."""
         return self.resources if kind is RunsIn.TRIO else self.loop.resources + self.resources
 
     def fence_org(self, running: Running, outcome: Outcome | None) -> Fence:
@@ -166,7 +166,7 @@ class WorkerReach:
         )
 
     async def report(self, running: Running, fraction: float | None, message: str | None) -> bool:
-        """Publish how far an execution has come: at once, or soon if it has just said so."""
+        """Publish how far an execution has come: at once, or soon if it published a moment ago."""
         said = said_of(running)
         now = trio.current_time()
         is_end = fraction == 1.0 and said.fraction != 1.0
@@ -182,7 +182,7 @@ class WorkerReach:
         return await self.durable.ask(lease.save(self.schema, running.lease, saved))
 
     def note_progress(self, running: Running, fraction: float | None, message: str | None) -> None:
-        """Publish the same soon."""
+        """Publish soon how far an execution has come."""
         self.keeper.note(running, fraction, message)
 
     def keep_line(self, running: Running, at: float, level: str, text: str) -> None:
@@ -191,7 +191,7 @@ class WorkerReach:
 
 
 class _OnTrio:
-    """A block for `async with`. To who writes `with`, it says what there is instead."""
+    """A block for `async with`. If a handler uses `with`, the error says what to use instead."""
 
     def __init__(self, block: AbstractAsyncContextManager[Connection]) -> None:
         self._block = block
@@ -211,7 +211,7 @@ class _OnTrio:
         )
 
     def __exit__(self, *_: object) -> None:
-        """Be there, for Python asks for it before it enters."""
+        """Exist: Python looks `__exit__` up before it calls `__enter__`."""
 
 
 def _completion(running: Running, complete: bool, result: object) -> Outcome | None:
@@ -224,8 +224,8 @@ def _completion(running: Running, complete: bool, result: object) -> Outcome | N
 class JobContext:
     """The job under way, its tenant, its cancellation, and its own fenced transaction."""
 
-    # Whether blocking code is called in this very thread, for a test whose connection is there
-    # (testing/within.py). A worker calls it in threads of its own.
+    # Whether blocking code is called in this very thread, as for a test whose connection belongs to
+    # this thread (testing/within.py). A worker calls blocking code in threads of its own.
     calls_here = False
 
     def __init__(self, running: Running, reach: Reach) -> None:
@@ -240,9 +240,9 @@ class JobContext:
 
     @property
     def execution_id(self) -> ExecutionId:
-        """The id of this attempt, the fence of all it writes.
+        """The id of this attempt. It is the fence of all that the attempt writes.
 
-        Good as an idempotency key per attempt.
+        It can serve as an idempotency key for one attempt.
         """
         return self._running.lease.execution_id
 
@@ -317,31 +317,32 @@ class JobContext:
     def saved(self) -> Any:
         """What `save` was given last, by this attempt or an earlier one; None: nothing.
 
-        It is of the handler's `saved_type`, or JSON. Within a transaction of this job's it is what
-        was saved there, which holds once the transaction has been committed.
+        It is of the handler's `saved_type`, or JSON. Within a transaction of this job's it is the
+        state that was saved in that transaction, if any. That state holds once the transaction has
+        been committed.
         """
         block = block_of(self._running)
         return self._running.saved if block is None or block.save is None else block.save[1]
 
     def save(self, state: object) -> Awaitable[None]:
-        """Keep a state: who runs this job next goes on from there, whatever ends this attempt.
+        """Keep a state: the job's next attempt goes on from it, whatever ends this attempt.
 
-        It is durable when this is done. Within a transaction of this job's (`transaction()`,
-        `session()`, `django()`, `connection()`, and those of `org`) it is written with the commit,
-        and not without.
+        The state is durable when this call is done. But within a transaction of this job's
+        (`transaction()`, `session()`, `django()`, `connection()`, and those of `org`) the state is
+        written with the commit, and without a commit it is not written.
 
-        Await it in an async handler. In a thread it is done when the call returns, and there is
-        nothing to await.
+        Await the call in an async handler. In a thread the state is kept when the call returns, and
+        there is nothing to await.
 
         Args:
-            state: of the handler's `saved_type`, or what JSON has; 64 KiB of JSON at the most. It
-                takes the place of the one before. None: there is no state any more.
+            state: a value of the handler's `saved_type`, or one that JSON has; 64 KiB of JSON at
+                the most. It takes the place of the state before. None: there is no state any more.
 
-        Cancellation: the state is kept, or the one before is.
+        Cancellation: either this state is kept, or the one before it.
 
         Raises:
-            InvalidPayload: it is not JSON that PostgreSQL can store, or not of `saved_type`.
-            StateTooLarge: it has too many bytes.
+            InvalidPayload: the state is not JSON that PostgreSQL can store, or not of `saved_type`.
+            StateTooLarge: the state has too many bytes.
             LeaseLost: the execution no longer owns the job; nothing was written.
         """
         text, kept = write_state(state, self._running.handler)
@@ -357,7 +358,7 @@ class JobContext:
         return Already()
 
     async def save_written(self, text: str | None, kept: Any) -> None:
-        """Keep a state that was written already, in the loop of the worker."""
+        """Keep a state that is JSON text already. Runs in the worker's loop."""
         if not await self._reach.save(self._running, text):
             raise LeaseLost(f"execution {self.execution_id} no longer owns job {self.job.id}; nothing was saved")
         self._running.saved = kept
@@ -369,7 +370,7 @@ class JobContext:
     async def cancelled(self) -> Interrupt:
         """Wait until this execution shall stop, and return why.
 
-        Never returns while it shall go on.
+        It does not return while the execution shall go on.
         """
         await self._running.interrupted.wait()
         assert self._running.interrupt is not None
@@ -391,18 +392,18 @@ class JobContext:
         Args:
             complete: end the job as completed in the same commit, so that what was written happens
                 exactly once.
-            result: stored with it.
-            isolation: of the transaction; None: the server's default. By SQL it would come too
-                late.
+            result: stored with the completed job.
+            isolation: the transaction's level; None: the server's default. To set it by SQL within
+                the block would be too late.
 
         Cancellation: rolls back.
 
         Raises:
             LeaseLost: the execution no longer owns the job; rolled back.
             JobCancelled: a cancel came first; rolled back.
-            TransactionLeft: it was committed or rolled back by hand, within the block.
-            TransactionRefused: another transaction of this job is open around it, or about to
-                complete it. Or it is entered by `with`.
+            TransactionLeft: the handler committed or rolled back by hand, within the block.
+            TransactionRefused: another transaction of this job is open around this one, or is about
+                to complete the job; or this one is entered by `with`.
             ConnectionsTaken: no connection became free in time.
         """
         return _OnTrio(self._transaction(complete, result, isolation))
@@ -438,16 +439,16 @@ class JobContext:
         return session_block(self._reach.fence(self._running, _completion(self._running, complete, result)), factory)
 
     def django(self, alias: str = "default", *, complete: bool = False, result: object = None) -> AbstractContextManager[Any]:
-        """Open a transaction of Django's, like that of `transaction()`, for its models.
+        """Open a transaction of Django's, like that of `transaction()`, for Django's models.
 
         It is `transaction.atomic(alias, durable=True)`, in a handler that is a plain function.
 
         Args:
-            alias: of the database, in Django's settings.
+            alias: the database's, in Django's settings.
             complete: as of `transaction`.
             result: as of `transaction`.
 
-        Returns: what gives `connections[alias]`.
+        Returns: a block for `with` that gives `connections[alias]`.
 
         Raises: as `session`.
         """
@@ -460,12 +461,12 @@ class JobContext:
         psycopg's AsyncConnection and asyncpg's, where asyncio runs.
 
         Args:
-            connection_or_pool: of psycopg's or asyncpg's. It is in no transaction. A pool lends one
-                for the block.
+            connection_or_pool: a connection or a pool of psycopg's or asyncpg's. The connection
+                must be in no transaction. A pool lends a connection for the block.
             complete: as of `transaction`.
             result: as of `transaction`.
 
-        Returns: what gives the connection.
+        Returns: a block that gives the connection.
 
         Cancellation: rolls back.
 
@@ -488,13 +489,14 @@ class JobContext:
         Args:
             job_type: which handler runs it: a handler, or its name.
             payload: what the handler takes.
-            connection: enqueue in the transaction that is open on it: what `transaction()` gives,
-                or your own, as for `client.enqueue`. None: in a transaction of its own, which
-                commits only while this execution still owns the job.
+            connection: what `transaction()` gives, or your own, as for `client.enqueue`. The child
+                is enqueued in the transaction that is open on it. None: the child is enqueued in a
+                transaction of its own, which commits only while this execution still owns the job.
             settings: as for `client.enqueue`: queue, priority, delay_seconds, unique_key, headers,
                 org_id, ...
 
-        Cancellation: nothing is enqueued, or the task is cancelled at its next checkpoint.
+        Cancellation: either nothing is enqueued, or the child is, and the task is cancelled at its
+            next checkpoint.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
@@ -524,16 +526,16 @@ class JobContext:
         return child_of(self._running.job, self._reach.registry, job_type, payload, settings)
 
     async def enqueue_made(self, job: NewJob) -> JobId:
-        """Enqueue a child that was made already, while the execution owns the job."""
+        """Enqueue a child that is made already, if the execution still owns the job."""
         async with self._transaction(complete=False, result=None, isolation=None) as connection:
             return await ask(connection, enqueue.enqueue(self._reach.schema, job))
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
         """Publish how far this execution has come: a fraction from 0 to 1, and a line for people.
 
-        Await it in an async handler. In a thread it is done when the call returns, and there is
-        nothing to await. What is said again within a quarter of a second is written a moment later;
-        then the last counts. 1.0 is written at once.
+        Await the call in an async handler. In a thread the work is done when the call returns, and
+        there is nothing to await. What is published again within a quarter of a second is written a
+        moment later; of several such calls the last counts. 1.0 is written at once.
 
         Raises:
             ValueError: the fraction is outside 0 to 1.
@@ -547,10 +549,11 @@ class JobContext:
     def track(self, items: Iterable[T] | AsyncIterable[T], *, total: int | None = None, message: str | None = None) -> Track[T]:
         """Go through items, and publish how many are done: `for item in ctx.track(items)`.
 
-        It is published a few times a second, however fast the items come, and as 1.0 when all are
-        done. Of what has no length and no `total`, only the number is published. Nothing is awaited
-        and nothing raised for it. `async for` goes through either kind; what is asynchronous wants
-        it. It works on trio and asyncio, in threads and in processes.
+        The progress is published a few times a second, however fast the items come, and as 1.0 when
+        all are done. If the items have no length and there is no `total`, only the number is
+        published. Publishing makes the loop wait for nothing, and raises nothing. `for` goes
+        through plain items; `async for` goes through plain and asynchronous items. Both work on
+        trio and asyncio, in threads and in processes.
 
         Args:
             items: what the handler goes through.
@@ -571,5 +574,5 @@ class JobContext:
 
 
 def _as_text(message: str | None) -> str | None:
-    """Return what PostgreSQL can store."""
+    """Return a message as PostgreSQL can store it."""
     return None if message is None else message.replace("\x00", "\\x00")

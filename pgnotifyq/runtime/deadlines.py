@@ -1,12 +1,13 @@
-"""Deadlines: what is told when a handler's time is over, by one rule for all of them.
+"""Deadlines: what is told when a handler's time is over, by one rule for all handlers.
 
 At its deadline a handler is interrupted: trio cancels its scope, and `job.interrupted` says so,
-with the reason `timed_out`. An async handler mostly ends at once. A handler that sits in a thread,
-holds a shield or does not look runs on, and after the grace it is `job.unresponsive`. Nobody would
-know of it otherwise: its slot is held, and its outcome comes when it ends, if ever.
+with the reason `timed_out`. An async handler mostly ends at once. A handler runs on if it sits in a
+thread, holds a shield or does not look. After the grace it is reported as `job.unresponsive`.
+Nobody would know of it otherwise: the handler holds its slot, and its outcome comes when it ends,
+if ever.
 
-One task looks at the earliest deadline there is. A job that ended before its own leaves nothing
-behind; the look at it is then in vain.
+One task looks at the earliest deadline there is. A job that ended before its deadline leaves
+nothing behind; the look at that deadline is then in vain.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Deadlines:
     bell: Bell = attrs.field(factory=Bell)
 
     def note(self, at: float) -> None:
-        """Take note of a deadline; most are later than one that is known."""
+        """Take note of a deadline. Most are later than one that is known, and change nothing."""
         if at < self.next_at:
             self.next_at = at
             self.bell.ring()
@@ -55,7 +56,7 @@ async def tell_deadlines_for_ever(deadlines: Deadlines, executions: Executions) 
         with trio.move_on_at(deadlines.next_at):
             await deadlines.bell.wait()
             continue
-        await trio.lowlevel.checkpoint()  # the handlers first: those that end tell of it themselves
+        await trio.lowlevel.checkpoint()  # the handlers first: one that ends tells of it by itself
         deadlines.next_at = math.inf
         for running in executions:
             deadlines.tell(running)

@@ -2,8 +2,8 @@
 
 One permit is one execution. It is taken before the claim is sent. It is free again when the claim
 brought no job for it, when the outcome of its job is durable, or when its lease is lost. At any
-moment `free + taken == count`, and each permit taken is a claim's that is under way or a lease's.
-What changes permits and leases together is one method here:
+moment `free + taken == count`, and each permit taken belongs to a claim that is under way or to a
+lease. Whatever changes permits and leases together is one method here:
 
 | what happened | method | permits | leases |
 |---|---|---|---|
@@ -12,34 +12,34 @@ What changes permits and leases together is one method here:
 | a job came that must not start | `hold` | its permit stays taken | one |
 | an outcome is durable, a lease is lost | `let_go` | free again, once | given up |
 
-A queue may have permits of its own, beside the worker's. A claim reserves both: the worker's, and
-as many of each such queue's as could be taken. What it did not bring is free again. So no queue
-runs more than it may, however its jobs come: by a look, by name, or by hand-over. A queue without a
-free permit is closed: it is not asked for, and the others are. If a claim has left a queue out, the
-claimer's bell is rung as soon as the queue opens.
+A queue may have permits of its own, beside the worker's. A claim reserves both kinds: the worker's
+permits, and as many of each such queue's as it could use. Permits that it brought no job for are
+free again. So no queue runs more jobs than it may, however they come: by a look, by name, or by
+hand-over. A queue without a free permit is closed: the claimer does not ask for it, and asks for
+the others. If a claim has left a queue out, the claimer's bell is rung as soon as the queue opens.
 
-A task that asks what is free, and then waits (for a link, for a reply), asks in vain: a hand-over
-may have taken the last permit meanwhile. So no task asks. `reserve` takes what there is, in one
-step, and says how many.
+Naively, a task asks how many permits are free, and then waits for a link or a reply. Meanwhile a
+hand-over may take the last permit, and the task has asked in vain. So no task asks. `reserve` takes
+the permits that are free, in one step, and says how many they were.
 
 A worker stops trusting a lease on its own monotonic clock: `sent_at(last answered beat) +
 lease_seconds - margin_seconds`. The database's clock is never compared with it. Leases stay in the
 order of their last renewal, the oldest first, so the lease that needs attention next is always the
 first.
 
-Slots are long-lived tasks (slots.py) that take jobs from a line, not tasks spawned a job. A task
-that has run a job goes on to the next one while the outcome is on its way to the database, so
-`free` counts permits, not tasks.
+Slots are long-lived tasks (slots.py) that take jobs from a line, not one task spawned for each job.
+A task that has run a job goes on to the next one while the outcome is on its way to the database,
+so `free` counts permits, not tasks.
 
-A batch wakes two idle tasks. A task that takes a job and sees another wakes more before it runs its
-own, but never so that more than two are on their way. If handlers wait, tasks start in a chain, a
-scheduler's step apart. If they do not, one task runs sixteen jobs before the next has its turn, and
-few are woken for nothing.
+When jobs come, two idle tasks are woken. A task that takes a job and sees another one in the line
+wakes further tasks before it runs its own job. But never more than two woken tasks are on their
+way. If handlers wait, tasks start in a chain, a scheduler's step apart. If handlers do not wait,
+one task runs sixteen jobs before the next task has its turn, and few tasks are woken for nothing.
 
-While jobs wait in the line this process is busy with itself, and small statements would only slow
-it down: claimer and settler then hold back until half a batch has gathered (`is_backed_up`).
-Nothing waits on a timer for that: the line empties within a scheduler's pass or two, for every job
-in it has a task of its own.
+While jobs wait in the line, this process is busy with itself, and small statements would only slow
+it down. So the claimer and the settler then hold back until half a batch has gathered
+(`is_backed_up`). Neither waits on a timer for that. The line empties within a scheduler's pass or
+two, because every job in it has a task of its own.
 """
 
 from __future__ import annotations
@@ -65,10 +65,11 @@ if TYPE_CHECKING:
 # After this many handlers that never waited, other tasks get their turn: listener, heartbeat,
 # settler.
 IN_A_ROW_MAX = 16
-# Idle tasks woken and not yet running. Each that arrives wakes as many again while jobs wait.
+# Idle tasks that are woken and not yet running, at the most. While jobs wait, each task that
+# arrives wakes others, up to this number again.
 WAKING_MAX = 2
-# So many free permits are worth a claim while other jobs wait to be started: with more slots than
-# twice this, a batch is claimed while a second runs and a third is written.
+# If so many permits are free, a claim is worth it although other jobs wait to be started. With more
+# slots than twice this, one batch is claimed while a second runs and a third is written.
 ENOUGH_MAX = 250
 
 
@@ -114,11 +115,11 @@ class Executions:
         self._opened = opened
         # Closed queues that a claim has left out, or not seen to the end.
         self._left_out: set[str] = set()
-        # The first signal came: what is still claimed is given back, and nothing new is started.
+        # The first signal came: jobs still claimed are given back, and no job is started any more.
         self.is_draining = False
         self._tell = tell
         self._meter = meter
-        # By the number of the job's id: the id itself is hashed in Python, four times a job.
+        # The key is the job's id as a number: the id itself is hashed in Python, four times a job.
         self._held: dict[int, Running] = {}
         # Set when the first lease appears: heartbeat and trust wait for it.
         self.taken_up = trio.Event()
@@ -170,10 +171,11 @@ class Executions:
     def reserve(self, wanted: int | None = None, *, is_sparing: bool = False) -> Reserved:
         """Take permits for a claim about to be sent: all that are free, `wanted` at the most.
 
-        Each of them is then spent by `take_up` or `hold`, or comes back by `take_up`. With
-        `is_sparing`, one permit stays free if there are more, of the worker's and of each queue's.
+        Each permit is then spent by `take_up` or `hold`, or `take_up` makes it free again. With
+        `is_sparing`, a claim leaves one permit of the worker free, and one of each queue, if there
+        is more than one.
 
-        Returns: how many; none if every queue is closed.
+        Returns: the permits; none if every queue is closed.
         """
         queues = self.open_queues()
         self._left_out.update(queue for queue in self._rooms if queue not in queues)
@@ -193,14 +195,14 @@ class Executions:
     def leave_out(self, queues: Collection[str]) -> bool:
         """Note queues in which a claim has left jobs for want of permits.
 
-        Returns: whether one of them is open by now. Else the bell is rung when one opens.
+        Returns: whether one of them is open by now. The bell is rung when a closed one opens.
         """
         closed = {queue for queue in queues if self._rooms.get(queue, 1) <= 0}
         self._left_out |= closed
         return len(closed) < len(set(queues))
 
     def reserve_one(self, queue: str) -> Reserved:
-        """Take a permit for one job of a queue; none if there is none, or the queue is closed."""
+        """Take a permit for one job of a queue; none if none is free, or the queue is closed."""
         room = self._rooms.get(queue)
         if self.free == 0 or (room is not None and room <= 0):
             return Reserved(0)
@@ -211,9 +213,9 @@ class Executions:
         return Reserved(1, [queue], {queue: 1})
 
     def take_up(self, claimed: Sequence[Running], reserved: Reserved) -> None:
-        """Take up what a claim brought, for which these permits were reserved.
+        """Take up the jobs that a claim brought. These permits were reserved for the claim.
 
-        Its jobs are held and stand in the line. The permits that no job came for are free again:
+        The jobs are held and stand in the line. The permits that no job came for are free again:
         all of them if the claim failed.
         """
         if claimed:
@@ -237,7 +239,7 @@ class Executions:
     def let_go(self, gone: Sequence[Running]) -> None:
         """Let go of executions whose outcome is durable or whose lease is lost.
 
-        Their permits are free, once.
+        Their permits are free again. Each permit is freed only once.
         """
         count = 0
         rooms: dict[str, int] = {}
@@ -263,13 +265,13 @@ class Executions:
         self._free(count)
 
     def ring_when_wanted(self, bell: Bell) -> None:
-        """Ring a bell, once, when `wants_more` comes true."""
+        """Ring a bell, once, when `wants_more` becomes true."""
         self._bell = bell
 
     def _hold(self, claimed: Sequence[Running]) -> None:
         # An earlier execution of the same job may still run here, after its lease was lost and
-        # reclaimed while this worker did not know. No task would find it any more, so it is stopped
-        # now. And the new one goes to the end of the order.
+        # reclaimed while this worker did not know. No task would find the earlier one any more, so
+        # it is stopped now. The new one goes to the end of the order.
         for running in claimed:
             number = running.job.id.int
             before = self._held.pop(number, None)
@@ -281,7 +283,7 @@ class Executions:
             self.emptied = trio.Event()
 
     def _change_rooms(self, freed: Mapping[str, int], taken: Iterable[Running] = ()) -> None:
-        """Give queues permits back, and take one for each of these."""
+        """Give permits back to queues, and take one permit for each execution in `taken`."""
         if not self._rooms:
             return
         changes = dict(freed)
@@ -309,7 +311,7 @@ class Executions:
         return iter(list(self._held.values()))
 
     def find(self, job_id: JobId, execution_id: ExecutionId | None = None) -> Running | None:
-        """Return the execution of a job, if it is held here (and is this execution)."""
+        """Return a job's execution, if it is held here (and has this `execution_id`)."""
         running = self._held.get(job_id.int)
         if running is None or (execution_id is not None and running.lease.execution_id != execution_id):
             return None
@@ -386,11 +388,11 @@ class Executions:
         return running
 
     def take_more(self, first: Running, count: int) -> list[Running]:
-        """Take jobs out of the line that may stand in one batch with this one, in their order.
+        """Take the jobs out of the line that may be in one batch with `first`, in their order.
 
-        They are of its type and tenant.
+        They have the same type and tenant as `first`.
 
-        Returns: `count` at the most; those that wait. None is waited for.
+        Returns: `count` jobs at the most, of those that wait already. No other job is waited for.
         """
         if not self._line or count < 1:
             return []
@@ -406,7 +408,7 @@ class Executions:
         return found
 
     def close(self) -> None:
-        """Let every slot's task end when its job has."""
+        """Let the task of every slot end when it finds no more jobs."""
         self._is_closed = True
         for woken in self._idle:
             self._waking += 1

@@ -2,8 +2,8 @@
 
 It structures the payload, calls the handler in a scope, and says how the handler ended.
 
-A worker's slots run it (slots.py), and so does `testing.run_job`: what a handler is given, and what
-is made of what it does, is the same.
+A worker's slots use it (slots.py), and so does `testing.run_job`. So in a test a handler is given
+the same as in a worker, and its end becomes the same outcome.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.processes import Processes
     from pgnotifyq.runtime.running import Running
 
-# Until a job is tried again that waited for a connection in vain: it has waited for long enough.
+# A job that waited for a connection in vain is tried again after this: it has waited for long
+# enough.
 WAITED_SECONDS = 1.0
-# The same of a job whose payload is of a later version: until a newer worker may have come.
+# The same for a job whose payload is of a later version: a newer worker may have come by then.
 TOO_NEW_SECONDS = 10.0
 _DEFAULT_RETRY = RetryPolicy()
 _NOTHING = Returned(None)
@@ -89,7 +90,8 @@ class Executor:
     emit: EventSink | None = None  # where it is told what handlers on asyncio leave behind
     meter: Meter | None = None
     random: Callable[[], float]  # draws from 0 to 1, for the jitter of a retry
-    # For batches: what takes waiting jobs along, and takes an outcome. None: a batch is one job.
+    # For batches: `take_more` takes waiting jobs along, `add` takes an outcome. None: a batch is
+    # one job.
     take_more: Callable[[Running, int], list[Running]] | None = None
     add: Callable[[Running, Outcome | None], None] | None = None
 
@@ -98,10 +100,10 @@ class Executor:
 
         Args:
             running: the execution. If it was interrupted already, its handler is not called.
-            scope: the cancel scope that this is called in. It is the handler's own while this
-                lasts.
+            scope: the cancel scope that this is called in. Until `run` returns it belongs to the
+                handler.
 
-        Raises: whatever the handler raises. `as_ended` says how it has ended then.
+        Raises: whatever the handler raises. `as_ended` says how the handler has ended then.
         """
         if running.interrupt is not None:
             return Stopped()
@@ -113,7 +115,7 @@ class Executor:
             return await self._run_batch(running, handler, handler.batch_size, scope)
         payload = None
         in_process = self.processes is not None and handler.runs_in is RunsIn.PROCESS
-        if not in_process:  # else it is read there
+        if not in_process:  # else the process reads it
             payload = _read(handler, running)
             if type(payload) is Raised:
                 return payload
@@ -153,7 +155,8 @@ class Executor:
     def _begin(self, running: Running, handler: Handler, scope: trio.CancelScope) -> None:
         """Note that a handler begins; from now on its time counts.
 
-        It begins again if its process died before it had the job (`_wait`). It is counted once.
+        A handler begins again if its process died before the process had the job (`_wait`). The
+        meter counts the handler once.
         """
         is_again = running.started_at is not None
         running.started_at = trio.current_time()
@@ -187,16 +190,20 @@ class Executor:
         if handler.runs_in is RunsIn.TRIO:
             value = await handler.call(*arguments)
         else:
-            # A thread cannot be interrupted: the job stays running until it ends. It sees a cancel
-            # through trio.from_thread.check_cancelled() and ctx.is_cancelled(). In a tuple, for
-            # trio refuses threads that return coroutines.
+            # A thread cannot be interrupted: the job stays running until the thread ends. The
+            # handler sees a cancel through trio.from_thread.check_cancelled() and
+            # ctx.is_cancelled(). The value comes in a tuple, because trio refuses threads that
+            # return coroutines.
             (value,) = await trio.to_thread.run_sync(
                 _call_in_thread, running, handler, arguments, job_under_way(), limiter=self.threads
             )
         return value if type(value) in PLAIN_RESULTS else await finished(handler, value)
 
     async def _run_within(self, around: Sequence[Middleware], running: Running, handler: Handler, payload: Any) -> object:
-        """Run a handler within its middleware. One that swallows an error completes the job."""
+        """Run a handler within its middleware.
+
+        If a middleware swallows an error, the job completes.
+        """
         kind = handler.runs_in
         context = JobContext(running, self.reach)
         value: object = None
@@ -217,10 +224,10 @@ class Executor:
     async def _run_in_process_within(
         self, around: Sequence[Middleware], running: Running, handler: Handler, context: JobContext
     ) -> object:
-        """Run a handler in a process within its middleware, which sees its end as any other's.
+        """Run a handler in a process within its middleware, for which it ends as any handler does.
 
-        What was raised there comes back as text. So an exception that says it is raised here for
-        the middleware, and taken back outside of it.
+        What the handler raises in the process comes back as text. So an exception with that text is
+        raised here, for the middleware, and caught again outside of the middleware.
         """
         value: object = None
         told: Exception | None = None
@@ -264,10 +271,10 @@ class Executor:
         return Raised(error=_LEFT_A_TASK.format(handler.name)) if errand.was_left else value
 
     async def _run_batch(self, first: Running, handler: Handler, size: int, scope: trio.CancelScope) -> Ended:
-        """Run a handler on a job, and on those that wait with it. See batches.py.
+        """Run a handler on a job, and on the jobs that wait with it. See batches.py.
 
-        Returns: how the first has ended; that of the others is handed over, and with a worker the
-            first one's, too.
+        Returns: how the first job has ended. How the others have ended is handed over. In a worker,
+            how the first one has ended is handed over, too.
         """
         if handler.runs_in is RunsIn.ASYNCIO and self.loop is None:
             async with open_loop(lifespans_on(self.registry, RunsIn.ASYNCIO)) as loop:
@@ -292,7 +299,7 @@ class Executor:
         try:
             batch.end(await self._call_on_batch(first, handler, list(batch.items)))
         except trio.Cancelled:
-            if scope.cancel_called:  # else the worker's own end, which leaves its jobs as they are
+            if scope.cancel_called:  # else the worker itself ends, and leaves its jobs as they are
                 batch.end_all(Stopped())
             raise
         except BaseException as error:
@@ -306,7 +313,7 @@ class Executor:
         return kept
 
     def _fill(self, batch: Batch, first: Running, size: int) -> None:
-        """Put a job into a batch, and those that wait with it."""
+        """Put a job, and the jobs that wait with it, into a batch."""
         handler = batch.handler
         for running in (first, *(self.take_more(first, size - 1) if self.take_more is not None else ())):
             running.task, running.handler = first.task, handler
@@ -354,7 +361,7 @@ def _wait(scope: trio.CancelScope) -> None:
 
 
 def _read(handler: Handler, running: Running) -> Any:
-    """Return what a handler is given first, or `Raised`; and have it find what was saved."""
+    """Return a handler's first argument, or `Raised`; and have the handler find what was saved."""
     job = running.job
     try:
         if not job.is_bare and job.has_saved:
@@ -381,9 +388,9 @@ def _read_back(value: object) -> object:
 
 
 def as_ended(error: BaseException) -> Returned | Raised:
-    """Return how a handler ended that raised.
+    """Return how a handler that raised has ended.
 
-    It has `waited` if all that was raised is that the worker had no connection for it.
+    `waited` is set if the handler raised nothing but that the worker had no connection for it.
     """
     ended = ended_by(error)
     if isinstance(ended, Raised) and _is_only(error, ConnectionsTaken):
@@ -392,7 +399,7 @@ def as_ended(error: BaseException) -> Returned | Raised:
 
 
 def _call_in_thread(running: Running, handler: Handler, arguments: tuple[Any, ...], names: Mapping[str, Any]) -> tuple[object]:
-    running.thread_id = threading.get_ident()  # for those who ask where it stands
+    running.thread_id = threading.get_ident()  # for people who ask where the handler stands
     if names:
         job_names.set(lambda: names)  # the context is the thread's own
     try:
@@ -400,12 +407,12 @@ def _call_in_thread(running: Running, handler: Handler, arguments: tuple[Any, ..
     except (KeyboardInterrupt, BaseExceptionGroup) as error:
         if not holds_ctrl_c(error):
             raise
-        # Ctrl-C lands in the main thread, never here: this one the handler has made itself.
+        # Ctrl-C lands in the main thread, never here. So the handler has raised this one itself.
         return (Raised.from_exception(error),)
 
 
 def _is_only(error: BaseException, kind: type[BaseException]) -> bool:
-    """Tell whether an exception is of a kind, or a group of such only."""
+    """Tell whether an exception is of a kind, or a group of nothing but such exceptions."""
     left = [error]
     while left:
         one = left.pop()

@@ -2,17 +2,18 @@
 
 `ctx.transaction()` gives a connection of the worker's. A program's models in SQLAlchemy or Django
 cannot be used there. Here the library begins its transaction and commits it, in its own block, and
-the fence goes through the library's connection: the first statement binds the transaction to the
-execution, the last one asks whether that still holds the job, and writes the completion.
+the fence goes through the library's connection. The first statement binds the transaction to the
+execution. The last one asks whether the execution still holds the job, and writes the completion.
 
 Rules:
 
-- The commit asks by itself (migration 0010). So it does not matter who says `commit`, or how.
+- The commit itself asks whether the execution still holds the job (migration 0010). So it does not
+  matter which code says `commit`, or how.
 - The fence has to be first. A connection that is in a transaction already is refused, and so is
   one that commits each statement by itself.
 - After a commit by hand nothing is fenced, so the next statement is refused.
-- The worker's loop is trio's. What waits by blocking belongs into a thread, and what asyncio drives
-  into a loop of asyncio's. Elsewhere each is refused before anything is sent.
+- The worker's loop is trio's. A connection that blocks belongs in a thread, and one that asyncio
+  drives in a loop of asyncio's. Elsewhere it is refused, before anything is sent.
 - A library that is not installed is not imported.
 """
 
@@ -48,7 +49,7 @@ T = TypeVar("T")
 
 
 class Fence(Protocol):
-    """What a transaction says first and last, and what holds around it."""
+    """A transaction's first and last statement, and what holds around it."""
 
     @property
     def running(self) -> Running:
@@ -69,7 +70,7 @@ class Fence(Protocol):
         """Tell whether the transaction may commit, `held`; if so, write the outcome."""
 
     def around(self) -> AbstractContextManager[None]:
-        """Return what goes around the whole; it is left without an error once that is committed."""
+        """Return a block for around the whole; it ends without an error once all is committed."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -100,7 +101,7 @@ class WorkerFence:
 
     @contextmanager
     def around(self) -> Iterator[None]:
-        """Refuse a block within a block; tell a refused commit; note that the job is settled."""
+        """Refuse a block within a block; report a refused commit; note that the job is settled."""
         completes = self.outcome is not None
         with noted(self.running, completes=completes), told(self.running):
             yield
@@ -111,7 +112,8 @@ class WorkerFence:
 class FencedBlock(Generic[T]):
     """The block of a fenced transaction, for `with` or for `async with`.
 
-    Which of the two it is depends on how what it gives is waited for. The other one is refused.
+    A session or a connection that blocks takes `with`, and one that is awaited takes `async with`.
+    The other form is refused.
     """
 
     def __init__(
@@ -211,7 +213,7 @@ def _check_session_is_free(fence: Fence, session: Any) -> None:
 def _watched(fence: Fence, session: Any, connection: Any) -> Iterator[Callable[[], None]]:
     """Let nothing be sent through a session once the transaction that was begun is over.
 
-    Yields what checks it.
+    Yields a function that checks whether the transaction is over.
     """
     from sqlalchemy import event
     from sqlalchemy.exc import InvalidRequestError
@@ -239,14 +241,15 @@ def _watched(fence: Fence, session: Any, connection: Any) -> Iterator[Callable[[
 
 @contextmanager
 def django_block(fence: Fence, alias: str) -> Iterator[Any]:
-    """Open a transaction of Django's, on its connection of a name."""
+    """Open a transaction of Django's, on its connection of this alias."""
     from django.db import connections, transaction
 
     with fence.around():
         connection = connections[alias]
         _check_waits(fence, kind_of(connection), blocking=True)
-        # As Django does around each request: drop what has died, or is older than CONN_MAX_AGE. In
-        # an open transaction, a test's, it would drop the connection.
+        # As Django does around each request: drop a connection that has died, or is older than
+        # CONN_MAX_AGE. Not in an open transaction, as in a test: Django would drop that connection,
+        # too.
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
         try:
@@ -310,7 +313,7 @@ async def _connection_awaited(fence: Fence, given: Any) -> AsyncIterator[Any]:
                 _check_held(fence, await ask_on(connection, fence.last(begun_in)))
 
 
-# Where a library shows its pools, and what they lend.
+# Where a library shows its pools, and which kind of connection each pool lends.
 _POOLS = {
     ("psycopg_pool", "ConnectionPool"): Kind.PSYCOPG,
     ("psycopg_pool", "AsyncConnectionPool"): Kind.PSYCOPG_ASYNC,
@@ -372,7 +375,7 @@ _NOT_FIRST = "{} is in a transaction already, and a job's transaction begins wit
 
 
 def _check_waits(fence: Fence, kind: Kind, *, blocking: bool) -> None:
-    """Refuse what cannot be waited for here.
+    """Refuse a session or a connection that cannot be waited for here.
 
     Raises:
         TypeError: the message says what to use.

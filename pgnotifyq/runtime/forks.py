@@ -1,12 +1,12 @@
 """A forked child is no second worker: if it comes back into the event loop, it ends there.
 
-A handler that calls `os.fork()` and forgets `os._exit()` returns in the child as well, into a copy
-of the worker. That copy has the parent's selector: what it is told there the parent never hears of.
-It must not take a single step of the loop.
+If a handler calls `os.fork()` and forgets `os._exit()`, it returns in the child as well, into a
+copy of the worker. The copy has the parent's selector, and the parent never hears of what the copy
+is told there. So the copy must not take a single step of the loop.
 
 A child may do what it likes until its handler first waits: `multiprocessing` runs its target in
-there and exits, `subprocess` becomes another program. A handler that runs in a thread forks a child
-with that thread alone, which has no loop to come back to.
+there and exits, `subprocess` becomes another program. If a handler in a thread forks, the child has
+that thread alone, and the thread has no loop to come back to.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _workers: list[trio.lowlevel.TrioToken] = []  # the loops of this process's work
 
 @contextmanager
 def ending_copies() -> Iterator[None]:
-    """While inside, a forked child of this loop's ends when it comes back to the loop."""
+    """While the block lasts, a forked child of this loop's ends when it comes back to the loop."""
     token = trio.lowlevel.current_trio_token()
     _workers.append(token)
     try:

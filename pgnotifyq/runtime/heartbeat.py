@@ -1,8 +1,8 @@
 """Heartbeats, and the news they carry.
 
-`beat_for_ever` renews, in one statement, every lease that was last renewed a heartbeat ago; shorter
-jobs never cost a renewal. The other half is trust.py: when nothing is answered, it stops handlers
-on the worker's own clock before anybody else may start their jobs.
+`beat_for_ever` renews, in one statement, every lease that was last renewed a heartbeat ago. Jobs
+that are shorter than that never cost a renewal. The other half is trust.py: if the database answers
+nothing, it stops handlers by the worker's own clock, before any other worker may start their jobs.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 RENEWED_AT_ONCE_MAX = 500  # bounds one statement, whose cost grows a little faster than its size
 IDLE_BEAT_SECONDS = 60.0  # an idle worker's sign of life, for people; its session speaks for it otherwise
-# A lease is renewed with those that fall due within this share of a heartbeat, so that they share a
-# statement.
+# A lease that falls due within this share of a heartbeat is renewed with those that are due now, so
+# that they share a statement.
 TOGETHER_SHARE = 0.25
 
 
@@ -41,18 +41,18 @@ async def beat_for_ever(me: Identity, quick: Link, executions: Executions, push:
 
     Args:
         me: the worker.
-        quick: by which leases are renewed.
-        executions: whose leases.
-        push: whether a session speaks for the worker's life.
-        life: rung for a sign of life that finds out whether others have forgotten this worker
-            (trust.py).
+        quick: the connection that renews leases.
+        executions: those that hold the leases.
+        push: knows whether a session speaks for the worker's life.
+        life: rung to ask trust.py for a sign of life, which finds out whether others have forgotten
+            this worker.
     """
     every = me.config.heartbeat_seconds
     beaten_at = trio.current_time()  # registering is a sign of life
     while True:
         now = trio.current_time()
-        # Whether jobs come or not: short ones never need a beat, and a worker that has nothing else
-        # is not silent for that.
+        # This does not depend on whether jobs come. Short jobs never need a beat, and a worker that
+        # has only short jobs must not be silent for that.
         idle_for = IDLE_BEAT_SECONDS if push.has_session else min(IDLE_BEAT_SECONDS, every)
         oldest = executions.oldest()
         wake_at = beaten_at + idle_for * (0.9 + 0.1 * me.random.random())
@@ -61,12 +61,12 @@ async def beat_for_ever(me: Identity, quick: Link, executions: Executions, push:
         if wake_at > now:
             with trio.move_on_at(wake_at):
                 if len(executions):
-                    # What is claimed meanwhile needs no beat before that; nor does anything where
-                    # all that is held is lost.
+                    # A job that is claimed meanwhile needs no beat before this is over. If all
+                    # leases that are held are lost, none of them needs a beat.
                     await trio.sleep(every / 2)
                 else:
                     await executions.taken_up.wait()
-                    await trio.lowlevel.checkpoint()  # the job first
+                    await trio.lowlevel.checkpoint()  # let the job start first
             continue
         beaten_at = now
         if oldest is None and not push.has_session:
@@ -80,8 +80,8 @@ async def renew(me: Identity, quick: Link, executions: Executions, due: Sequence
 
     A cancel whose notification was lost is learned here; so is a lost lease.
 
-    Returns: whether all were renewed that are still ours. Of the others somebody holds the row, or
-    a trigger of the user's refuses.
+    Returns: whether all leases were renewed that are still ours. If one was not, somebody holds its
+        row, or a trigger of the user's refuses.
     """
     is_whole = True
     for start in range(0, max(len(due), 1), RENEWED_AT_ONCE_MAX):
@@ -97,8 +97,8 @@ async def _renew_at_once(me: Identity, quick: Link, executions: Executions, due:
         if surprise is not None and surprise.became == "unrenewed":
             continue
         if running.job.id not in lost:
-            # What has ended, or was completed, has no lease any more, and nothing that one would
-            # protect; it was looked at.
+            # An execution that has ended, or whose job was completed, has no lease any more, and
+            # needs none. It is noted as renewed all the same: it was looked at.
             executions.renew(running, sent_at)
         if surprise is not None and surprise.became == "cancelled":
             interrupt_cancelled(me, executions, running, surprise.why)
@@ -112,9 +112,10 @@ async def _renew_at_once(me: Identity, quick: Link, executions: Executions, due:
 class _Beat:
     """One beat for some executions, which may take several tries.
 
-    The first is one statement for all of them. Is that late, one row may be at fault, whose trigger
-    stands still: then each has a statement of its own, and what was answered is not asked again. A
-    single one that is late is cancelled over itself (sql/functions/lease/heartbeat.sql).
+    The first try is one statement for all of them. If it is late, one row may be at fault, because
+    its trigger stands still. So from then on each execution has a statement of its own, and those
+    that were answered are not asked about again. If the statement of a single execution is late, it
+    is cancelled, and that execution counts as not renewed (sql/functions/lease/heartbeat.sql).
     """
 
     _me: Identity
@@ -124,9 +125,9 @@ class _Beat:
     _is_first: bool = True
 
     async def once(self, connection: Connection) -> tuple[list[Running], set[JobId]]:
-        """Return those that hold no lease any more, and which of them were lost."""
-        # Now, not before the wait for the link: what has ended and is written by now is nobody's to
-        # renew.
+        """Return the executions that hold no lease any more, and the jobs that were lost."""
+        # Looked at now, not before the wait for the link: an execution whose outcome is written by
+        # now needs no renewal.
         held = [running for running in self._due if not running.is_gone and running not in self.answered]
         statements = [held] if self._is_first else [[running] for running in held]
         self._is_first = False
@@ -144,8 +145,8 @@ class _Beat:
             self.told |= {surprise.job_id: surprise for surprise in surprises}
             self.answered |= dict.fromkeys(some, sent_at)
         missing = [one for one in self.answered if one.job.id in self.told and self.told[one.job.id].became == "lost"]
-        # A beat that overtakes the reply to a settlement finds no lease any more, and knows nothing
-        # of why. What became of an execution that has ended is for the settler to tell.
+        # A beat may overtake the reply to a settlement. It then finds no lease any more, and does
+        # not know why. If an execution has ended, it is the settler that tells what became of it.
         missing = [running for running in missing if not running.has_ended]
         schema = self._me.schema
         lost = await ask(connection, lease.lost(schema, [one.lease for one in missing])) if missing else set()
@@ -155,8 +156,8 @@ class _Beat:
 def _stop_without_lease(me: Identity, executions: Executions, running: Running, *, is_lost: bool) -> None:
     """Stop a handler whose job is not its own any more: lost, or completed by its own transaction.
 
-    After the latter it has until the next beat to return: that commit may not even have been
-    answered yet.
+    If its own transaction has completed the job, the handler has until the next beat to return: the
+    commit may not even have been answered yet.
     """
     if is_lost:
         interrupt(me, executions, running, Interrupt(kind=InterruptKind.LEASE_LOST, why="somebody else holds the job"))

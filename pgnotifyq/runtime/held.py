@@ -1,9 +1,10 @@
-"""Answers to those who ask where handlers stand, while a handler holds the event loop.
+"""Answers to people who ask where handlers stand, while a handler holds the event loop.
 
 The loop cannot answer then, and the handler that holds it is the one that people ask about. The
-watchdog's thread (watchdog.py) sees what the loop does. So it also looks whether anybody asks, on a
-blocking connection of its own. The connection is opened when the loop has been held for
-`loop_blocked_seconds`, and closed when the loop is back. A worker whose loop turns has none.
+watchdog's thread (watchdog.py) sees what the loop does. So that thread also looks whether anybody
+asks, on a blocking connection of its own. The connection is opened when the loop has been held for
+`loop_blocked_seconds`, and closed when the loop is back. A worker whose loop turns has no such
+connection.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ RETRY_SECONDS = 5.0  # after a failure
 
 
 class HeldLoop:
-    """One worker's, for the thread of its watchdog."""
+    """The answers of one worker, for the thread of its watchdog."""
 
     def __init__(self, me: Identity, executions: Executions, dsn: str) -> None:
         self._me = me
@@ -41,10 +42,10 @@ class HeldLoop:
         self._next_at = 0.0
 
     def answer(self, holder: Running | None, thread_id: int, seconds: float) -> None:
-        """Look whether anybody asks, and answer: the loop has been held for so long.
+        """Look whether anybody asks, and answer. The loop has been held for `seconds`.
 
         Args:
-            holder: the execution that holds the loop; None: it is no handler.
+            holder: the execution that holds the loop; None: no handler holds it.
             thread_id: of the loop's thread.
             seconds: for how long.
         """

@@ -1,12 +1,12 @@
 """Probes and metrics over HTTP, by threads of their own: they answer while the event loop is held.
 
-A few requests a minute, from a cluster's own machinery. So the standard library's server will do.
-But anybody who reaches the port may be slow, or many:
+A cluster's own machinery sends a few requests a minute. So the standard library's server will do.
+But a client that reaches the port may be slow, and there may be many clients. So these bounds hold:
 
 - GET and HEAD of three paths, one request a connection, without a body.
-- `CONNECTIONS_MAX` at once; what comes beyond is closed. A connection lasts
-  `CONNECTION_SECONDS_MAX`, whatever its client does.
-- One scrape at a time is put into words: that takes the interpreter from the loop.
+- `CONNECTIONS_MAX` connections at once; further ones are closed. A connection lasts
+  `CONNECTION_SECONDS_MAX` at the most, whatever its client does.
+- Only one scrape at a time is put into words: that takes the interpreter from the loop.
 
 Nothing is told that is not in docs/metrics.md: no payload, no tenant, no address.
 """
@@ -56,7 +56,8 @@ _PATHS = "/live, /ready (?polling=ok) and /metrics"
 async def open_http(address: HttpAddress, meter: Meter, metrics: Metrics, config: WorkerConfig) -> AsyncIterator[str]:
     """Answer probes and scrapes for the length of a block.
 
-    Gives: the address that is answered at, with the port that was free if any was wanted.
+    Gives: the address that answers. If `address` asks for any free port, it names the port that was
+        found.
 
     Raises:
         ConfigError: nothing can be opened at this address; the message says why.
@@ -77,7 +78,7 @@ def _open(address: HttpAddress, meter: Meter, metrics: Metrics, config: WorkerCo
             0
         ]
         return _Server(family, where, meter, metrics, config)
-    except UnicodeError as error:  # of a name that has an empty part, or one of more than 63 letters
+    except UnicodeError as error:  # a part of the name is empty, or has more than 63 letters
         raise ConfigError(f"http {address} cannot be opened: {address.host!r} is no name of a host") from error
     except OSError as error:
         raise ConfigError(f"http {address} cannot be opened: {error.strerror or error}; is the port taken?") from error
@@ -100,7 +101,7 @@ class _Server(ThreadingHTTPServer):
         _servers.add(self)
 
     def server_bind(self) -> None:
-        """Bind, and ask nobody for the machine's name, which the standard library does."""
+        """Bind, without the look-up of the machine's name that the standard library makes."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]  # a host is text here
 
@@ -140,7 +141,7 @@ class _Server(ThreadingHTTPServer):
             quietly(_log.error, "a probe was not answered", exc_info=True)
 
     def forget(self) -> None:
-        """Close what a forked child has of this, which else keeps the port when the worker ends."""
+        """Close the copies of a forked child. Otherwise it keeps the port when the worker ends."""
         for each in (self.socket, *self._open):
             each.close()
 

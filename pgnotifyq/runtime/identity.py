@@ -24,15 +24,15 @@ class Identity:
 
     worker_id: WorkerId
     registry: JobRegistry
-    served: Served  # what of the registry the database knows
+    served: Served  # what the database knows of the registry
     config: WorkerConfig
     emit: Telling
-    # Whether anybody listens to the events that every job makes. Two a job cost a tenth of the
-    # throughput.
+    # Whether anybody listens to the events that every job makes. Two such events for each job cost
+    # a tenth of the throughput.
     tells_routine: bool
-    meter: Meter | None = None  # what counts, if anybody reads it
+    meter: Meter | None = None  # counts what the worker does, if anybody reads the counts
     random: random.Random  # for jitter
-    # Of `config`, for what is asked at each job.
+    # Copied from `config`, because they are asked for at each job.
     schema: str = attrs.field(init=False)
     queues: Sequence[str] = attrs.field(init=False)  # in order of preference
     lease_seconds: float = attrs.field(init=False)

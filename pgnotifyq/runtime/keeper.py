@@ -3,11 +3,13 @@
 A handler may say more in a second than a database should be asked. So what it says is noted here,
 and written by statements that all executions of the worker share. Rules:
 
-- Whoever notes something waits for nothing. It may be in a thread, or in another event loop.
-- Of progress the last counts. It is written at once, or `PROGRESS_SECONDS` after the statement
-  before.
-- Lines are written `LOGS_SECONDS` after they were logged at the latest, in the head and the tail of
-  one row an attempt. If the worker's process dies, the lines of so many seconds are lost.
+- A handler that notes something waits for nothing. It may run in a thread, or in another event
+  loop.
+- Of several reports of progress, the last counts. It is written at once, or `PROGRESS_SECONDS`
+  after the statement before.
+- Lines are written `LOGS_SECONDS` after they were logged at the latest. Each attempt has one row
+  for them, with a head and a tail. If the worker's process dies, the lines of so many seconds are
+  lost.
 - What is left is written before the execution is settled, however it has ended. If that takes
   longer than `LAST_SECONDS`, the execution is settled all the same.
 - A worker whose handlers say nothing opens no connection for this, and asks nothing.
@@ -35,10 +37,11 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.link import Link
     from pgnotifyq.runtime.running import Running
 
-PROGRESS_SECONDS = 0.25  # between two statements about progress, of a worker; also of an execution's own
+# Between two statements about progress: two of a worker, and also two of one execution.
+PROGRESS_SECONDS = 0.25
 LOGS_SECONDS = 1.0  # between two statements about the log of an execution
 LAST_SECONDS = 2.0  # to write what is left, before an execution is settled
-LOGS_MAX = 50  # in one statement: 3 MiB at the most
+LOGS_MAX = 50  # logs in one statement: 3 MiB at the most
 
 
 def said_of(running: Running) -> Said:
@@ -75,17 +78,17 @@ class Keeper:
         self._token: trio.lowlevel.TrioToken | None = trio.lowlevel.current_trio_token()
         self._noted: dict[Running, None] = {}
         self._bell = Bell()
-        # Held while something is taken and written: who settles waits for what is on its way.
+        # Held while something is taken and written. So the settler waits for what is on its way.
         self._writing = trio.Lock()
         self.is_used = False  # since the worker's start
 
     def log(self, running: Running, at: float, level: str, text: str) -> None:
-        """Keep a line of a handler's log. From any thread."""
+        """Keep a line of a handler's log. Any thread may call this."""
         said_of(running).lines.add(at, level, text)
         self._note(running)
 
     def note(self, running: Running, fraction: float | None, message: str | None) -> None:
-        """Keep how far a handler has come. From any thread."""
+        """Keep how far a handler has come. Any thread may call this."""
         said_of(running).unsaid = fraction, message
         self._note(running)
 
@@ -119,7 +122,7 @@ class Keeper:
             await trio.sleep(PROGRESS_SECONDS)
 
     async def keep(self, batch: Iterable[Running]) -> None:
-        """Write what is left of executions that are about to be settled, or of all."""
+        """Write what is left of these executions, before they are settled or the worker ends."""
         some = [running for running in batch if running.said is not None]
         if some:
             with trio.move_on_after(LAST_SECONDS):
@@ -157,7 +160,8 @@ class Keeper:
             is_over = not (isinstance(error, trio.TooSlowError) or is_passing(error))
         finally:
             if not is_over:
-                # Of progress, what is said next will do. A log is whole, and is tried again.
+                # Progress is not tried again: the next report will do. A log must be whole, so it
+                # is tried again.
                 for running in some:
                     said_of(running).lines.give_back()
                     self._note(running)

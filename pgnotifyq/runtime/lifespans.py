@@ -31,10 +31,11 @@ def lifespans_on(registry: JobRegistry, place: RunsIn) -> list[Lifespan]:
 async def open_resources(registry: JobRegistry) -> AsyncIterator[Resources]:
     """Enter the lifespans on trio for the length of a block.
 
-    Cancellation: they are closed all the same, within CLOSE_SECONDS.
+    Cancellation: the lifespans are closed all the same, within CLOSE_SECONDS.
 
     Raises:
-        LifespanFailed: one raised at its start or when it was closed, or was not closed in time.
+        LifespanFailed: a lifespan raised at its start or when it was closed, or was not closed in
+            time.
     """
     has_failed = False
     scope = trio.CancelScope()

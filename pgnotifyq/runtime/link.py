@@ -1,23 +1,23 @@
 """A connection that comes back: the one place where a worker meets a database that fails.
 
-`ask(verb)` asks a verb of the ledger and repeats it, with jittered pauses, until it is answered.
-Where a verb depends on what changes between two tries, `ask` is given a function that makes the
-verb, and calls it at each try. Each try has a deadline: a frozen peer whose kernel still answers is
-seen by no TCP option, only by a deadline. A verb handed to a link must be safe to repeat after its
-reply was lost (`may_repeat`); all that are used here are, because of their fences. `run(operation)`
-does the same with an operation that asks several verbs and decides between them.
+`ask(verb)` asks a verb of the ledger and repeats it, with jittered pauses, until it is answered. If
+a verb depends on something that changes between two tries, `ask` takes a function that makes the
+verb, and calls the function at each try. Each try has a deadline: no TCP option finds a frozen peer
+whose kernel still answers, only a deadline does. A verb handed to a link must be safe to repeat
+after its reply was lost (`may_repeat`); all that are used here are, because of their fences.
+`run(operation)` does the same with an operation that asks several verbs and decides between them.
 
-Whose error it is decides what follows (ledger/errors.py). The session's is not repeated in that
-session: one that was opened on a standby refuses to write for as long as it lives, and the name may
-lead to the primary by now. The server's is repeated in the same session, but for `FAILURES_MAX`
-times in a row at the most: what looks like the server's may be the session's all the same, as
-behind a pooler. Sessions are asked for that can write; an address with a `target_session_attrs` of
-its own says for itself what will do.
+What follows an error depends on whose error it is (ledger/errors.py). If it is the session's, the
+verb is not repeated in that session: a session that was opened on a standby refuses to write for as
+long as it lives, and the host's name may lead to the primary by now. If it is the server's, the
+verb is repeated in the same session, but `FAILURES_MAX` times in a row at the most: what looks like
+the server's error may be the session's all the same, as behind a pooler. The link asks for sessions
+that can write. If the address has a `target_session_attrs` of its own, that decides instead.
 
 Statements are prepared on the server: a round trip takes half the time (93 against 206 microseconds
-for `select 1`). A pooler in transaction mode may lose them: it prepares in one session and executes
-in another. The first error of that kind turns preparing off for good. They cannot be mixed up, for
-their names are random (wire/connection.py).
+for `select 1`). A pooler in transaction mode may lose prepared statements: it prepares in one
+session and executes in another. The first error of that kind turns preparing off for good. Two
+prepared statements cannot be mixed up, because their names are random (wire/connection.py).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PAUSE_SECONDS_FIRST = 0.05  # a restart that takes a moment is met at once
+PAUSE_SECONDS_FIRST = 0.05  # after a restart that takes a moment, the link is back at once
 PAUSE_SECONDS_MAX = 1.0  # "workers resume within two seconds of its return"
 FAILURES_MAX = 3  # in a row and in one session; then another is tried
 
@@ -83,7 +83,7 @@ class Link:
         """Run an operation on the connection, again and again until it succeeds.
 
         Cancellation: the try under way is cancelled on the server and drained, see wire. With
-        `shield` it is first finished, under the deadline; then no further try is made.
+            `shield` that try is finished first, under the deadline. No further try is made.
 
         Raises: whatever will not pass by itself (a missing schema, a missing right, a bug).
         """
@@ -101,9 +101,9 @@ class Link:
     async def attempt(self, operation: Callable[[Connection], Awaitable[T]], *, shield: bool = False) -> T:
         """Run an operation once, connecting first if need be.
 
-        Where a prepared statement was lost it is run a second time, and nothing is prepared any
-        more. A connection whose session has failed, or has failed too often, is closed before the
-        error goes on.
+        If a prepared statement was lost, the operation is run a second time, and the link prepares
+        nothing any more. A connection whose session has failed, or has failed too often, is closed
+        before the error goes on.
 
         Raises:
             trio.TooSlowError: no answer within the deadline; the connection is closed.

@@ -5,23 +5,23 @@ It proves that it hears, and shows that the worker lives.
 Order on every (re)connect: connect, LISTEN, prove, register, then ring for a scan. Nothing can fall
 in the gap.
 
-It proves itself: a nonce is sent to its channel, and it waits for it with a deadline. While it is
-not proven the worker polls, and says so.
+The listener proves that it hears: a nonce is sent to its channel, and the listener waits for the
+nonce, with a deadline. While it has not proved that, the worker polls, and says so.
 
-- First by another session, the claimer's. What a session notifies itself it hears in its own
-  exchange, so behind a pooler in transaction mode a listener that did both would believe that it
-  hears, and be deaf whenever it says nothing. It also shows that a separate address for LISTEN
-  leads to the same database.
-- Then by itself, when nothing was heard for a while: a half-open connection and an `unlisten *`
-  behind its back are found that way.
+- The first nonce is sent by another session, the claimer's. A session hears its own notification in
+  its own exchange. So behind a pooler in transaction mode, a listener that sent the nonce itself
+  would believe that it hears, and would be deaf whenever it sends nothing. The other session also
+  shows that a separate address for LISTEN leads to the same database.
+- Later nonces are sent by the listener itself, when it has heard nothing for a while. It finds a
+  half-open connection that way, and an `unlisten *` in its session that it did not send.
 
-What it hears it hands on as typed news (`Calls`), with the connection that heard it, whose session
-is awake by then: a cancelled job's row is read by it (cancels.py), and the job that a wake-up names
-is taken by it (shortcuts.py). The one reads, the other waits 20 ms for a lock at the most. When one
-fails, the listener begins anew.
+The listener hands on what it hears as typed news (`Calls`), with the connection that heard it. The
+session of that connection is awake by then. So this connection reads the row of a cancelled job
+(cancels.py), and takes the job that a wake-up names (shortcuts.py). The first only reads; the
+second waits for a lock for 20 ms at the most. If one of them fails, the listener begins anew.
 
-Its session speaks for the worker's life, and answers for it when it is asked (trust.py). When the
-process dies the session ends, and the other workers see it (sql/functions/worker/watch.sql).
+The listener's session speaks for the worker's life, and answers for it when trust.py asks. When the
+process dies, the session ends, and the other workers see that (sql/functions/worker/watch.sql).
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ if TYPE_CHECKING:
 PROOF_EVERY_SECONDS = 12.0  # "a deaf listener is found within 15 s"
 PROOF_DEADLINE_SECONDS = 2.5
 CONNECT_DEADLINE_SECONDS = 10.0
-# Where LISTEN connects but hears nothing, as behind a pooler in transaction mode, it is tried again
+# If the listener connects but hears nothing, as behind a pooler in transaction mode, it tries again
 # this seldom.
 DEAF_RETRY_SECONDS = 30.0
-# Where the server's queue of notifications is full, it is tried again this often. A session that
-# begins to listen may have to read all that is in the queue, so not more often.
+# If the server's queue of notifications is full, the listener tries again this often, and not more
+# often: a session that begins to listen may have to read all that is in the queue.
 FULL_RETRY_SECONDS = 5.0
 PAUSE_SECONDS_FIRST = 0.05
 PAUSE_SECONDS_MAX = 1.0
@@ -72,17 +72,20 @@ class Deaf(Exception):
 
 
 class QueueFull(Exception):
-    """The server's queue of notifications takes none."""
+    """The server's queue of notifications is full, and takes no more."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Calls:
-    """Whom the listener calls, and for what."""
+    """What the listener calls, and on which news.
+
+    "It is said" means that a notification says so. Anybody can send one, so it may be wrong.
+    """
 
     speak: Callable[[Connection], Awaitable[bool]]
     """Have a session speak for the worker's life; False: others take the worker for dead."""
     catch_up: Callable[[], Awaitable[object]]
-    """The session is there: look for what was told while nobody listened."""
+    """The session is there: look for what was missed while nobody listened."""
     hear_life: Callable[[float], None]
     """The session has answered a statement that was sent at this time (trio's clock, seconds)."""
     lost: Callable[[], None]
@@ -94,9 +97,15 @@ class Calls:
     company: Callable[[], None]
     """A worker has come, it is said."""
     config: Callable[[], None]
-    """Settings or credentials of some tenant have changed, it is said; or nobody has listened."""
+    """Settings or credentials of some tenant have changed, it is said.
+
+    It is also called when nobody has listened: some may have changed meanwhile.
+    """
     schedules: Callable[[], None]
-    """Some schedule has changed, it is said; or nobody has listened, or does."""
+    """Some schedule has changed, it is said.
+
+    It is also called when nobody has listened, or nobody listens: some may change unheard.
+    """
     stack: Callable[[UUID], None]
     """Somebody asks where a handler stands, it is said."""
 
@@ -133,7 +142,7 @@ async def listen_for_ever(me: Identity, dsn: str, quick: Link, wakeups: Wakeups,
         push.has_session = False
         calls.lost()
         calls.schedules()
-        wakeups.bell.ring()  # the claimer may have planned to sleep until it was told
+        wakeups.bell.ring()  # the claimer may have planned to sleep until it is told
         await trio.sleep((pause if seldom is None else seldom) * (0.5 + me.random.random()))
         pause = min(pause * 2, PAUSE_SECONDS_MAX) if seldom is None else PAUSE_SECONDS_FIRST
 
@@ -152,8 +161,8 @@ async def _listen(me: Identity, dsn: str, quick: Link, wakeups: Wakeups, calls: 
         try:
             await ears.prove(by=quick)
         except Deaf:
-            # A pooler's session would go on hearing for nobody. It is the one that we are given
-            # now, most likely.
+            # The pooler's session that listens would go on hearing, for nobody. Most likely it is
+            # the session that the pooler gives us now.
             with trio.move_on_after(PROOF_DEADLINE_SECONDS):
                 for name in both:
                     await unlisten(connection, name)
@@ -203,10 +212,10 @@ class _Ears:
     channel: str
 
     async def show_life(self) -> None:
-        """Have the session answer: a proof of life for trust.py, by the least of statements.
+        """Have the session answer the smallest of statements: a proof of life for trust.py.
 
         Raises:
-            trio.TooSlowError: it does not answer.
+            trio.TooSlowError: the session does not answer.
         """
         self.wakeups.push.is_asked = False
         sent_at = trio.current_time()
@@ -215,12 +224,12 @@ class _Ears:
         self.calls.hear_life(sent_at)
 
     async def prove(self, *, by: Link | None = None) -> None:
-        """Have ourselves notified, by another session or our own, and wait until it arrives.
+        """Have a notification sent to us, by another session or our own, and wait for it.
 
         Raises:
-            Deaf: it did not.
-            QueueFull: it was not sent.
-            trio.TooSlowError: it could not be sent.
+            Deaf: the notification did not arrive.
+            QueueFull: the server's queue is full, and the notification was not sent.
+            trio.TooSlowError: it could not be sent in time.
         """
         nonce = channels.write(Nonce(uuid.uuid4().hex))
         notify = workers.prove(self.me.schema, self.channel, nonce)
@@ -241,7 +250,7 @@ class _Ears:
     async def hear(self, heard: Sequence[Notify]) -> None:
         """Hand on what notifications say, with the connection that heard them.
 
-        They are hints, and never trusted.
+        Notifications are hints, and never trusted.
         """
         cancels = []
         wake_ups: list[Work | None] = []
@@ -261,7 +270,7 @@ class _Ears:
                     wake_ups.append(work)
                     self.wakeups.heard_of.add(queue)
                 case None:
-                    wake_ups.append(None)  # what a newer release may have to say is worth a look
+                    wake_ups.append(None)  # a newer release may have sent it: worth a look
         if len(wake_ups) > 1:
             self.wakeups.bell.ring()
         if cancels:

@@ -6,11 +6,11 @@ Rules:
 
 - What comes from jobs, handlers and the database is escaped and bounded where it becomes a line: no
   text forges a line of the log, none moves a cursor, none is 50 MB long.
-- The worker command writes events to standard output, and what is logged to standard error, both in
-  the format that was asked for. As JSON, each is one line with `event`, which is `log` for what is
-  logged.
-- A record carries the job that it belongs to: `ctx.log` by its own account, the application's own
-  loggers by the task that logs, or one that the handler started.
+- The worker command writes events to standard output, and records that are logged to standard
+  error, both in the format that was asked for. As JSON, each of them is one line with a field
+  `event`. For a record that is logged, `event` is `log`.
+- A record names the job that it belongs to. `ctx.log` knows its job. For the application's own
+  loggers, it is the job whose task logs, or whose handler started that task.
 - An application that has set up logging itself keeps its own set-up.
 - A record that cannot be written is lost. A log never ends a worker.
 """
@@ -63,10 +63,11 @@ _LOUD = frozenset(
 LEVELS = ("debug", "info", "warning", "error", "critical")
 EXTRAS_MAX = 50  # fields that a record may bring along
 
-# Of a task: what its job is called by, or None. One a worker of this process.
+# Returns what the job of a task is called by, or None. Each worker of this process has such a
+# function.
 NamesOf = Callable[["trio.lowlevel.Task"], "Mapping[str, Any] | None"]
 _naming: list[NamesOf] = []
-# Of what runs beside trio: what its job is called by.
+# For code that runs beside trio: a function that returns what its job is called by.
 job_names: ContextVar[Callable[[], Mapping[str, Any]] | None] = ContextVar("pgnotifyq_job_names", default=None)
 
 
@@ -85,9 +86,9 @@ def log_event(event: Event) -> None:
 
 
 def log_blocked(fields: Mapping[str, Any]) -> None:
-    """Say at once, from the watchdog's thread, who holds the event loop.
+    """Say at once, from the watchdog's thread, which handler or task holds the event loop.
 
-    On standard error, if nobody set up logging.
+    If nobody set up logging, it is said on standard error.
     """
     who = f"handler {fields['handler']} (job {fields['job_id']})" if "job_id" in fields else f"task {fields['task']}"
     calls = "".join(f"\n  {line}" for line in fields["stack"].splitlines())
@@ -102,13 +103,13 @@ class JobLog(logging.LoggerAdapter[logging.Logger]):
         self, logger: logging.Logger, fields: Mapping[str, Any], keep: Callable[[float, str, str], object] | None = None
     ) -> None:
         super().__init__(logger, fields)
-        self._keep = keep  # a line, by time, level and text, with its attempt
+        self._keep = keep  # keeps a line with its attempt: time, level and text
 
     def log(self, level: int, msg: Any, *args: Any, **kwargs: Any) -> None:
-        """Log a line, and keep it: from info on, whatever the set-up of logging wants to see."""
+        """Log a line, and keep it: from info on, even if the set-up of logging drops it."""
         if self._keep is not None and (level >= logging.INFO or self.isEnabledFor(level)):
             quietly(self._keep, time.time(), logging.getLevelName(level).lower(), _kept(msg, args, kwargs.get("exc_info")))
-        # One frame more: this one is not who logs.
+        # One frame more: it is the caller that logs, not this method.
         super().log(level, msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1})
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
@@ -129,7 +130,7 @@ def _kept(msg: Any, args: tuple[Any, ...], exc_info: Any) -> str:
 
 @contextmanager
 def naming(names_of: NamesOf) -> Iterator[None]:
-    """While inside, records are named after the jobs that this function knows the tasks of."""
+    """While the block lasts, `names_of` names the job of each record by the task that logs."""
     _naming.append(names_of)
     try:
         yield
@@ -139,7 +140,7 @@ def naming(names_of: NamesOf) -> Iterator[None]:
 
 @attrs.frozen(kw_only=True)
 class Logs:
-    """How a worker process logs: its format, the least level, and a configuration of one's own."""
+    """How a worker process logs: its format, the least level, and the user's own configuration."""
 
     format: str = "line"
     level: str | None = None
@@ -164,14 +165,14 @@ class Logs:
         return cls(format=log_format, level=level, config=None if config_file is None else _read_config(config_file))
 
     def set_up(self) -> None:
-        """Have all that is logged come on standard error, in lines or as JSON, warnings included.
+        """Have all that is logged, warnings included, come on standard error, in lines or as JSON.
 
-        Call it when the application has been imported: if it has set up logging itself, only a
-        level that is given counts, and a configuration. As JSON, warnings and exceptions that
-        nobody catches, in whatever thread, are records even then.
+        Call it when the application has been imported. If the application has set up logging
+        itself, only a level and a configuration that are given count. As JSON, warnings are records
+        even then, and so are exceptions that nobody catches, in whatever thread.
 
         Raises:
-            ConfigError: the configuration is not one.
+            ConfigError: the configuration cannot be used.
         """
         root = logging.getLogger()
         if self.format == "json" or self.config is not None or not root.handlers:
@@ -205,7 +206,7 @@ def _read_config(file: str) -> Mapping[str, Any]:
 
 
 def log_what_nobody_catches() -> None:
-    """Have Python's own last words be records: of the program, and of its threads."""
+    """Turn what Python says of exceptions that nobody catches into records, for all threads."""
 
     def of_program(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
@@ -233,13 +234,13 @@ def log_what_nobody_catches() -> None:
 
 
 def as_json_log(message: str, level: str = "error") -> str:
-    """Return a line of JSON that says something which no logger has logged."""
+    """Return a line of JSON for a message that no logger has logged."""
     record = logging.LogRecord("pgnotifyq", getattr(logging, level.upper()), "", 0, message, None, None)
     return JsonFormatter().format(record)
 
 
 class _Stderr(logging.Handler):
-    """Standard error, whatever it is at the time."""
+    """Standard error: what `sys.stderr` is when a record is written."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record by one call, so that threads' lines do not mix; lose it if that fails."""
@@ -253,9 +254,9 @@ class _Stderr(logging.Handler):
 
 
 class LineFormatter(logging.Formatter):
-    """A record as a line for people, as events are.
+    """A record as a line for people, in the form that events have.
 
-    A traceback or a stack goes on in lines that are indented.
+    A traceback or a stack follows in indented lines.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -282,7 +283,7 @@ class JsonFormatter(logging.Formatter):
             **{name: bounded(text) for name, text in _details(record).items()},
         }
         fields = {name: bounded_value(value) for name, value in _fields(record).items()}
-        # First for the reader, and last so that no field takes their place.
+        # Our own come first for the reader, and last again so that no field takes their place.
         return json.dumps({**own, **fields, **own}, default=str, ensure_ascii=True, allow_nan=False)
 
 
@@ -306,12 +307,12 @@ def _details(record: logging.LogRecord) -> dict[str, str]:
 
 
 _FORMATTER = logging.Formatter()
-# What every record has; the rest was brought along.
+# What every record has; all else was brought along.
 _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "pgnotifyq", "pgnotifyq_event"}
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what a record has besides its text: an event's fields, a job's, the call's."""
+    """Return what a record has besides its text: the fields of an event, a job and the call."""
     fields = {**job_under_way(), **ids_in_logs(), **getattr(record, "pgnotifyq", {})}
     for name, value in vars(record).items():
         if name not in _OF_EVERY_RECORD and len(fields) < EXTRAS_MAX:
@@ -320,7 +321,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def job_under_way() -> dict[str, Any]:
-    """Return what the job is called by whose task is logging, if it is one's."""
+    """Return what the job of the logging task is called by; nothing if it is no job's task."""
     if (names_here := job_names.get()) is not None:
         return dict(names_here())
     if not _naming or not trio.lowlevel.in_trio_task():
