@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 from pgnotifyq.model.credentials import CredentialsProvider, CredentialKeys, SealedCredential
 from pgnotifyq.model.outcome import Discard, Interrupt, InterruptKind, Retry, Snooze
 
-# Values: a job, what became of it, and what is looked at.
+# Values: a job, what became of it, and what people look at.
 from pgnotifyq.model.headers import Headers
 from pgnotifyq.model.organisation import org
 from pgnotifyq.model.job import NIL_ORG, DeadLetter, EndedJob, Execution, ExecutionId, Job, JobId, OrgId, WorkerId
@@ -316,5 +316,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return the names that are there, and those that can be had."""
+    """Return the names that are there, and those that are imported late."""
     return sorted({*globals(), *__all__, *_MODULES})

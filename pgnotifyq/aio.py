@@ -5,7 +5,7 @@
         job = await client.wait(job_id)
 
 The methods, their arguments and their errors are those of `pgnotifyq.Client`. Neither trio nor a
-thread runs here. Workers run on trio, in processes of their own or beside.
+thread runs here. Workers run on trio: in processes of their own, or in a thread of this process.
 """
 
 from __future__ import annotations

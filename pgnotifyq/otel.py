@@ -4,9 +4,9 @@
 
     pgnotifyq.otel.instrument()
 
-Call it once in each process, where the program sets up OpenTelemetry: in what enqueues, and in the
-module that `--app` names. It needs the extra `otel`, which is OpenTelemetry's API; the SDK and an
-exporter are the program's own.
+Call it once in each process, where the program sets up OpenTelemetry: in programs that enqueue, and
+in the module that `--app` names. It needs the extra `otel`, which is OpenTelemetry's API. The SDK
+and an exporter are the program's own.
 
 Spans, by the semantic conventions for messaging:
 
@@ -18,11 +18,11 @@ Spans, by the semantic conventions for messaging:
 
 The verb is complete, retry, snooze, release, cancel or bury.
 
-- What goes along is what the configured propagator writes: W3C's `traceparent` and `tracestate` as
-  a rule, and baggage. It replaces what the job had taken over from its parent.
+- The job's headers take along what the configured propagator writes: as a rule W3C's `traceparent`
+  and `tracestate`, and baggage. This replaces what the job had taken over from its parent.
 - A `process` span begins a trace of its own, with a link to `create`: a job may run hours later,
-  many times, and beside thousands of others of the same request. `instrument(parent=True)` has it
-  be a child of `create` instead, in one trace.
+  many times, and beside thousands of others of the same request. `instrument(parent=True)` makes
+  the span a child of `create` instead, in one trace.
 - Nothing here fails a job. If a propagator or a processor of spans raises, that is logged.
 """
 
@@ -67,11 +67,11 @@ T = TypeVar("T")
 _log = logging.getLogger("pgnotifyq")
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 SYSTEM = "pgnotifyq"
-# Of what a propagator writes. A baggage may be as long as all headers together.
+# Of each header that a propagator writes. A baggage may be as long as all headers together.
 HEADER_CHARS_MAX = 4096
-# An interrupt that is a fault of the job's, or of its worker's; a user's cancel is none.
+# Interrupts that are a fault of the job or of its worker. A user's cancel is no fault.
 _FAULTS = frozenset({InterruptKind.TIMED_OUT, InterruptKind.LEASE_LOST})
-_NO_IDS: Mapping[str, str] = {}  # of a log beside any span
+_NO_IDS: Mapping[str, str] = {}  # of a log outside of any span
 
 
 def instrument(*, tracer_provider: TracerProvider | None = None, parent: bool = False) -> None:
@@ -79,10 +79,10 @@ def instrument(*, tracer_provider: TracerProvider | None = None, parent: bool = 
 
     Args:
         tracer_provider: whose tracer makes them; None: the global one, also if it is set later.
-        parent: whether a handler's span is a child of the one that created its job, in one trace;
-            else it begins a trace of its own, with a link.
+        parent: True: a handler's span is a child of the span that created its job, in one trace.
+            Else the handler's span begins a trace of its own, with a link.
 
-    Called again: what was said last counts.
+    If it is called again, the last call counts.
     """
     tracer = trace.get_tracer("pgnotifyq", __version__, tracer_provider, SCHEMA_URL)
     tracing.put_in_place(_Tracing(tracer=tracer, parent=parent))
@@ -94,7 +94,7 @@ def uninstrument() -> None:
 
 
 def _harmless(default: Callable[..., T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Have a function return a default where it would raise, and log that."""
+    """Have a function log an error and return a default, where it would raise."""
 
     def wrap(function: Callable[P, T]) -> Callable[P, T]:
         @wraps(function)
@@ -121,7 +121,7 @@ class _Tracing:
     def created(self, job: NewJob) -> NewJob:
         """Make the span of a job that is about to be enqueued.
 
-        Its context goes along in the headers.
+        The span's context goes along in the job's headers.
         """
         queue = job.queue_name or QUEUE_DEFAULT
         attributes = {**_named("create", "create", queue), "pgnotifyq.job.type": job.job_type}
@@ -139,7 +139,8 @@ class _Tracing:
         try:
             return attrs.evolve(job, headers={**headers, **carried})
         except InvalidJob:
-            # With what the program says it is too long. A trace is not worth a job.
+            # With the program's own headers it is too long. The job goes without its trace: a trace
+            # is not worth a job.
             return job
 
     def begin(self, job_id: JobId, job_type: str, queue: str, attempt: int, headers: Headers) -> _Trace:
@@ -174,7 +175,7 @@ class _Trace:
     def enter(self, job_type: str, attempt: int, headers: Headers, *, parent: bool) -> None:
         """Begin the handler's span."""
         carrier = {name: text for name, text in headers.items() if isinstance(text, str)}
-        # Not in the task's own context: the worker may have been started in a span of others.
+        # Not in the task's own context: the worker may have been started inside a span of others.
         sent = propagate.extract(carrier, contexts.Context())
         creator = trace.get_current_span(sent).get_span_context()
         around = sent if parent else trace.set_span_in_context(INVALID_SPAN, sent)
@@ -204,7 +205,8 @@ class _Trace:
             elif interrupt is None and raised is not None and not raised.waited:
                 _tell_as_text(span, raised)
         finally:
-            # Before the span ends: a processor that raises then leaves its context in no task.
+            # Detach before the span ends. If a processor raises at that end, no task keeps the
+            # span's context.
             if self._token is not None:
                 contexts.detach(self._token)
             span.end(self._ended_at)
@@ -256,7 +258,10 @@ def _tell(span: Span, error: BaseException, ended: Raised) -> None:
 
 
 def _tell_as_text(span: Span, raised: Raised) -> None:
-    """Tell a failure that has come as text, and begins with the type of what was raised, if any."""
+    """Tell a failure that has come as text.
+
+    If something was raised, the text begins with its type.
+    """
     first, _, _ = raised.error.partition("\n")
     kind = first.partition(":")[0] if raised.kinds else "_OTHER"  # as the conventions call it
     _fail(span, kind, first)

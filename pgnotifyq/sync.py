@@ -5,10 +5,9 @@
         job = client.wait(job_id)
 
 The methods, their arguments and their errors are those of `pgnotifyq.Client`. Any number of threads
-may share a client, also a thread that runs an event loop, which then stands still meanwhile. A
-client that was opened before a fork works in parent and child: each child opens connections of its
-own.
-Workers run on trio, in processes of their own.
+may share a client. A thread that runs an event loop may use it, too; the loop then stands still
+during each call. A client that was opened before a fork works in parent and child: each child opens
+connections of its own. Workers run on trio, in processes of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands around handlers: middleware around each run, lifespans around all of a worker's.
+"""What stands around handlers: middleware around each run, lifespans around all runs of a worker.
 
 Both are async context managers. A program declares them at its registry
 (`@registry.middleware`, `@registry.lifespan`), most easily as an async generator that yields once.
@@ -6,13 +6,13 @@ Both are async context managers. A program declares them at its registry
 Where they run:
 
 - `runs_in="trio"`: in the worker's own loop, for handlers of every kind.
-- `runs_in="asyncio"`: on the loop of the handlers on asyncio, and for those alone.
-- A middleware that says neither runs where its handler does: on asyncio's loop around a handler on
-  asyncio, else on trio. That is for one which waits for nothing, or by anyio.
-- A lifespan that says neither runs where its registry has async functions run.
+- `runs_in="asyncio"`: on the loop of the handlers on asyncio, and for those handlers alone.
+- A middleware that names no place runs where its handler runs: on asyncio's loop around a handler
+  on asyncio, else on trio. Such a middleware must wait for nothing, or wait by anyio.
+- A lifespan that names no place runs where its registry has async functions run.
 
-A middleware's order is that of its declaration, those on trio outside of those on asyncio. Those of
-a registry stand outside of those of a registry that it includes.
+Middleware runs in the order of its declaration. Middleware on trio stands outside of middleware on
+asyncio. A registry's middleware stands outside of that of a registry that it includes.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Middleware:
     name: str  # module:qualname, for people
 
     def is_on_asyncio(self, handler: RunsIn) -> bool:
-        """Tell whether it runs on asyncio's loop around a handler of a kind."""
+        """Tell whether this middleware runs on asyncio's loop around a handler of this kind."""
         return handler is RunsIn.ASYNCIO and self.runs_in is not RunsIn.TRIO
 
     def is_on_trio(self, handler: RunsIn) -> bool:
-        """Tell whether it runs on trio around a handler of a kind."""
+        """Tell whether this middleware runs on trio around a handler of this kind."""
         return self.runs_in is RunsIn.TRIO or (self.runs_in is None and handler is not RunsIn.ASYNCIO)
 
 
 @attrs.frozen(eq=False)
 class Lifespan:
-    """What is made once a worker, before it claims, and closed after its last job."""
+    """What a worker makes once, before it claims, and closes after its last job."""
 
     open: Callable[[], AbstractAsyncContextManager[Any]]
     runs_in: RunsIn  # trio or asyncio
@@ -61,9 +61,9 @@ class Lifespan:
 
 
 class Resources:
-    """What the lifespans have made, to be found by its type.
+    """The values that the lifespans have yielded, found by their types.
 
-    `ctx.resources[Pool]` is the value that a lifespan yielded and that is a Pool.
+    `ctx.resources[Pool]` is the yielded value that is a Pool.
     """
 
     __slots__ = ("_values",)
@@ -72,7 +72,7 @@ class Resources:
         self._values = tuple(value for value in values if value is not None)
 
     def __getitem__(self, kind: type[T]) -> T:
-        """Return the resource of a type; of several, the one whose lifespan came first.
+        """Return the resource of a type. If there are several, return that of the first lifespan.
 
         Raises:
             LookupError: no lifespan has made one; the message lists what there is.
@@ -97,7 +97,7 @@ NO_RESOURCES = Resources()
 
 
 def middleware_of(function: object, runs_in: str | None) -> Middleware:
-    """Return a middleware of an async generator function, or of what gives a context manager.
+    """Make a middleware of an async generator function, or of what returns a context manager.
 
     Raises:
         ConfigError: it is neither, or there is no such place.
@@ -106,7 +106,7 @@ def middleware_of(function: object, runs_in: str | None) -> Middleware:
 
 
 def lifespan_of(function: object, runs_in: str | None, default: RunsIn) -> Lifespan:
-    """Return a lifespan, as `middleware_of` returns a middleware."""
+    """Make a lifespan, as `middleware_of` makes a middleware."""
     return Lifespan(_opening(function, "lifespan", "()"), _place(runs_in, "a lifespan") or default, _name(function))
 
 
@@ -114,7 +114,7 @@ async def enter(stack: AsyncExitStack, lifespans: Iterable[Lifespan]) -> Resourc
     """Enter lifespans in order, on the loop that runs.
 
     Raises:
-        LifespanFailed: one raised. Those before it are closed with the stack.
+        LifespanFailed: a lifespan raised. The stack closes those that were entered before it.
     """
     made = []
     for lifespan in lifespans:
@@ -128,7 +128,7 @@ async def enter(stack: AsyncExitStack, lifespans: Iterable[Lifespan]) -> Resourc
 
 
 def failed_at_end(error: Exception) -> LifespanFailed:
-    """Return what to raise of a lifespan that raised when it was closed."""
+    """Return the error to raise if a lifespan raised when it was closed."""
     return LifespanFailed(f"a lifespan failed when it was closed: {type(error).__name__}: {text_of(error)}")
 
 

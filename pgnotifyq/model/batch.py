@@ -23,28 +23,28 @@ BATCH_SIZE_MAX = 1000  # each job of a batch holds a slot of its worker
 class BatchItem(Generic[Payload]):
     """A job of a batch: its payload, its context, and its own end.
 
-    `with item:` is the part of the handler's work that is this job's alone. What it raises is how
-    this job ends. On trio, a cancel of this job cancels this block and nothing else.
+    `with item:` is the part of the handler's work that is for this job alone. If the block raises,
+    this job ends by that error. On trio, a cancel of this job cancels this block and nothing else.
     """
 
     def __init__(self, payload: Payload, ctx: Any, end: Callable[[BatchItem[Any], object], None], scope: Any = None) -> None:
         self.payload = payload
         self.ctx = ctx  # its JobContext
-        self.is_settled = False  # how it ends is known; nothing changes that any more
+        self.is_settled = False  # True: how the job ends is known, and nothing changes that
         self._end = end
         self._scope = scope  # a cancel scope of trio's, in a handler on trio
 
     def settle(self, value: object = None) -> None:
-        """End this job now, as a handler of its own would by returning this, or by raising it.
+        """End this job now, as if a handler of this job alone had returned or raised the value.
 
-        It is written while the others go on.
+        The outcome is written while the other jobs of the batch go on.
 
         Args:
             value: the job's result; or a Retry, a Snooze, a Discard; or an exception, which is a
                 failure.
 
         Raises:
-            ValueError: it is settled already.
+            ValueError: the job is settled already.
         """
         if self.is_settled:
             raise ValueError(f"job {self.ctx.job.id} is settled already: how it ends cannot be said twice")
@@ -64,7 +64,7 @@ class BatchItem(Generic[Payload]):
                         self.is_settled = True
                         self._end(self, STOPPED)
                     return True
-            except Exception as left:  # noqa: BLE001  # of a group, what is no cancel of this scope's
+            except Exception as left:  # noqa: BLE001  # errors of a group that this scope left
                 error = left
         if self.is_settled or not isinstance(error, Exception):
             return False

@@ -1,7 +1,7 @@
 """What a program declares beside its handlers: middleware, lifespans, hooks and schedules.
 
-A JobRegistry (registry.py) has these. What middleware and lifespans are is told in around.py, what
-schedules are in schedule.py. A hook is a handler of its own, of jobs that ended.
+A JobRegistry (registry.py) has these. around.py explains middleware and lifespans, schedule.py
+explains schedules. A hook is a handler that runs, as a job of its own, after another job has ended.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ H = typing.TypeVar("H", bound="Callable[..., Any]")
 
 
 class HookSettings(typing.TypedDict, total=False):
-    """What a hook may say of its own jobs, as a handler says it."""
+    """The settings that a hook may give its own jobs, as a handler does."""
 
     queue: str
     max_attempts: int
@@ -50,10 +50,11 @@ class BesideHandlers:
 
     def __init__(self, middleware: Iterable[Around]) -> None:
         self._middleware = [middleware_of(each, None) for each in middleware]
-        # Of handlers that came with another registry: what stands around them there.
+        # By job type, for handlers of an included registry: the middleware that they had there.
         self._inner: dict[str, tuple[Middleware, ...]] = {}
         self._lifespans: list[Lifespan] = []
-        self._hooks: list[tuple[str, tuple[str, ...], str]] = []  # ending, of which types (none: all), own type
+        # The ending, the types of the jobs that end so (empty: all), and the hook's own type.
+        self._hooks: list[tuple[str, tuple[str, ...], str]] = []
         self._schedules: dict[str, NewSchedule] = {}  # by name
 
     def _declare(self, function: Callable[..., Any], around: Mapping[str, Any], **settings: Any) -> Handler:
@@ -61,7 +62,7 @@ class BesideHandlers:
         raise NotImplementedError
 
     def _tell(self) -> None:
-        """Tell those who watch that something has come."""
+        """Tell the registry's watchers that a handler or a hook has come."""
         raise NotImplementedError
 
     @overload
@@ -72,17 +73,17 @@ class BesideHandlers:
     def middleware(self, function: Any = None, /, *, runs_in: str | None = None) -> Any:
         """Have the decorated function stand around each run of each handler.
 
-        It is an async generator function of the context (`ctx`) that yields once; or any function
-        that takes a context and returns an async context manager. What the handler raises, it
-        raises at the `yield`. What a middleware raises is the job's error. After the `yield`,
-        `ctx.returned` is what the handler returned. Context variables that it sets reach the
-        handler, but one in a process.
+        The function is an async generator function that takes the context (`ctx`) and yields once;
+        or any function that takes a context and returns an async context manager. If the handler
+        raises, the `yield` raises its error. If the middleware raises, that is the job's error.
+        After the `yield`, `ctx.returned` is what the handler returned. Context variables that the
+        middleware sets reach the handler, unless the handler runs in a process.
 
         Args:
-            function: the middleware. Those declared first stand outside.
+            function: the middleware. What is declared first stands outside.
             runs_in: `trio`: in the worker's loop, around handlers of every kind. `asyncio`: around
-                handlers on asyncio alone, on their loop. None: on asyncio's loop around those, and
-                on trio around the others.
+                handlers on asyncio alone, on their loop. None: on asyncio's loop around handlers
+                on asyncio, and on trio around the others.
 
         Raises:
             ConfigError: it is no such function.
@@ -100,16 +101,17 @@ class BesideHandlers:
     def lifespan(self, /, *, runs_in: Literal["trio", "asyncio"] | None = None) -> Callable[[F], F]: ...
 
     def lifespan(self, function: Any = None, /, *, runs_in: str | None = None) -> Any:
-        """Have the decorated function make what handlers share: once a worker.
+        """Have the decorated function make, once in each worker, what handlers share.
 
-        It is an async generator function without parameters that yields once. It runs before the
-        worker claims, and goes on after the worker's last job. Handlers find what it yields by its
-        type: `ctx.resources[Pool]`. If it raises, the worker ends.
+        The function is an async generator function without parameters that yields once. It runs
+        before the worker claims, and goes on after the worker's last job. Handlers find the yielded
+        value by its type: `ctx.resources[Pool]`. If the function raises, the worker ends.
 
         Args:
-            function: the lifespan. Those declared first are entered first, and closed last.
-            runs_in: `trio` or `asyncio`; None: as the registry's handlers. What is made on asyncio
-                is given to handlers on asyncio and in threads; what is made on trio to all.
+            function: the lifespan. What is declared first is entered first, and closed last.
+            runs_in: `trio` or `asyncio`; None: as the registry's handlers. A value that is made on
+                asyncio is given to handlers on asyncio and in threads. A value that is made on trio
+                is given to all handlers.
 
         Raises:
             ConfigError: it is no such function.
@@ -135,10 +137,10 @@ class BesideHandlers:
     def on_completed(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
         """Have the decorated function run, as a job of its own, after each job that was completed.
 
-        The statement that ends a job enqueues its hooks. So a hook runs at least once, is tried
-        again if it fails, and is seen as any other job, of the type `on_completed.NAME`. It is a
-        handler: of an EndedJob, and of a context if it takes one. Its job has the tenant and the
-        headers of the job that ended.
+        The statement that ends a job enqueues the job's hooks. So a hook runs at least once, and is
+        tried again if it fails. It is seen like any other job, with the type `on_completed.NAME`. A
+        hook is a handler: it takes an EndedJob, and a context if it asks for one. The hook's job
+        has the tenant and the headers of the job that ended.
 
         Args:
             of: the handlers, or the names of their job types. None: all of this registry's.
@@ -152,16 +154,16 @@ class BesideHandlers:
     def on_retried(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
         """Do what `on_completed` does, after each failure of a job that is tried again.
 
-        An attempt that was lost with its worker is none.
+        An attempt that was lost with its worker does not count as a failure.
         """
         return self._hook("retried", of, settings)
 
     def on_dead(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
-        """Do what `on_completed` does, of each job that became a dead letter, however it died."""
+        """Do what `on_completed` does, after each job that became a dead letter, for any reason."""
         return self._hook("dead", of, settings)
 
     def on_cancelled(self, *of: str | Handler, **settings: Unpack[HookSettings]) -> Callable[[H], H]:
-        """Do what `on_completed` does, of each job that has ended as cancelled, whoever said so."""
+        """Do what `on_completed` does, after each job that ended as cancelled, for any reason."""
         return self._hook("cancelled", of, settings)
 
     def _hook(self, ending: str, of: Sequence[str | Handler], settings: Any) -> Callable[[H], H]:
@@ -178,7 +180,7 @@ class BesideHandlers:
 
     @property
     def hooks(self) -> list[tuple[str, str, str]]:
-        """What is enqueued when: job type, ending, and the type of the hook."""
+        """What a job's end enqueues: the job's type, its ending, and the type of the hook."""
         own = {name for _, _, name in self._hooks}
         return [
             (job_type, ending, name)
@@ -205,24 +207,25 @@ class BesideHandlers:
         org_id: OrgId | UUID | str | int = NIL_ORG,
         owner: str | None = None,
     ) -> Callable[[H], H]:
-        """Have a job of the decorated handler enqueued at times; workers publish it at their start.
+        """Have a schedule enqueue jobs of the decorated handler; workers publish it at their start.
 
-        It stands above `@registry.handler`. A function that is no handler yet becomes one, of its
-        own name. docs/schedules.md has the rules.
+        Write it above `@registry.handler`. A function that is no handler yet becomes one, with its
+        own name as the job type. docs/schedules.md has the rules.
 
         Args:
             when: cron (`0 3 * * *`, or six fields with seconds first), `every 45m`, `09:00`, a
                 time; or several of these.
             tz: the time zone of cron, of times of the day, and of exclusions.
             payload: what each job is given.
-            name: by which the schedule is known; default: the handler's job type.
-            missed: what becomes of ticks that no worker was there for: the `last` of them runs
-                late, `none` or `all` do.
-            window_seconds: a tick that is later than this is missed for good; None: however late it
-                is, or 60 with `none`.
-            overlap: what becomes of a tick while the run before has not ended: `skip` leaves it
-                out, `queue` runs it after that, `cancel_running` cancels that, `allow` runs both.
-            jitter_seconds: each job is due up to so much after its tick.
+            name: the schedule's name; default: the handler's job type.
+            missed: what happens to ticks at which no worker was there. `last`: the last of them
+                runs, late; `none`: none of them runs; `all`: each of them runs.
+            window_seconds: a tick that is late by more than this is missed for good. None: no
+                limit; with `none`, 60.
+            overlap: what happens to a tick while the run before has not ended. `skip` leaves the
+                tick out, `queue` runs it after that run, `cancel_running` cancels that run, `allow`
+                lets both run.
+            jitter_seconds: each job is due up to this many seconds after its tick.
             exclude: dates, `2026-12-24/2027-01-02`, times, or cron: no tick falls on these.
             queue: of the jobs; default: the handler's.
             priority: of the jobs.
@@ -232,7 +235,7 @@ class BesideHandlers:
 
         Raises:
             ConfigError: this registry has a schedule of that name.
-            InvalidJob, InvalidName, InvalidPayload, PayloadTooLarge: it is refused.
+            InvalidJob, InvalidName, InvalidPayload, PayloadTooLarge: schedule or job is refused.
         """
 
         def add(function: Any) -> Any:
@@ -270,7 +273,7 @@ class BesideHandlers:
         return tuple(self._schedules.values())
 
     def _include_beside(self, other: BesideHandlers) -> None:
-        """Take in what another registry has.
+        """Take in what another registry has beside its handlers.
 
         Raises:
             ConfigError: a schedule is in both; nothing was taken in.
@@ -280,8 +283,10 @@ class BesideHandlers:
             if inner := other.around(handler):
                 self._inner[handler.job_type] = tuple(inner)
         own = {name for _, _, name in other._hooks}
-        for ending, types, name in other._hooks:  # of its own handlers, as the middleware
-            if types or (types := tuple(sorted(other._handlers.keys() - own))):  # none: would be all of this registry's
+        # As its middleware does, a hook of the other registry stays with that registry's handlers.
+        # Empty `types` would mean all handlers of this registry.
+        for ending, types, name in other._hooks:
+            if types or (types := tuple(sorted(other._handlers.keys() - own))):
                 self._hooks.append((ending, types, name))
         self._lifespans += [each for each in other._lifespans if each not in self._lifespans]
 

@@ -36,7 +36,7 @@ _NONCE = re.compile(r"[0-9a-zA-Z]{1,64}", re.ASCII)
 
 @attrs.frozen
 class Work:
-    """A queue has a job that is due. If `job_id` is given, it is that one."""
+    """A queue has a job that is due. If `job_id` is given, that job is due."""
 
     queue: str
     job_id: JobId | None = None
@@ -52,36 +52,36 @@ class Cancel:
 
 @attrs.frozen
 class StackAsked:
-    """Somebody asks where a handler stands."""
+    """A client asks where a handler stands."""
 
     request_id: UUID
 
 
 @attrs.frozen
 class Nonce:
-    """A listener's proof to itself."""
+    """A listener has this sent to itself, to prove that notifications arrive."""
 
     text: str
 
 
 @attrs.frozen
 class Company:
-    """A worker has come."""
+    """A worker has registered."""
 
 
 @attrs.frozen
 class ConfigChanged:
-    """Settings or credentials of some tenant have changed. Which tenant's, it does not say."""
+    """Settings or credentials of a tenant have changed. The message does not name the tenant."""
 
 
 @attrs.frozen
 class SchedulesChanged:
-    """Some schedule has changed, or what the next run of one waits for has ended."""
+    """A schedule has changed, or a job has ended for which a schedule's next run waits."""
 
 
 @attrs.frozen
 class Finished:
-    """A job has ended, for which somebody waits; or a request with this id was answered."""
+    """A job has ended for which a client waits, or a request with this id was answered."""
 
     job_id: JobId
 
@@ -100,12 +100,12 @@ def of_all_workers(schema: str) -> str:
 
 
 def of_follower(schema: str, follower_id: UUID) -> str:
-    """Return the channel of one who follows many jobs, as SQL's `follower_channel` does."""
+    """Return the channel of a client that follows many jobs, as SQL's `follower_channel` does."""
     return f"{schema}_f_{follower_id.hex}"
 
 
 def write(news: News | Finished) -> str:
-    """Return what to send."""
+    """Return the text of a message to send."""
     match news:
         case Work(queue=queue, job_id=None):
             return f"work {queue}"

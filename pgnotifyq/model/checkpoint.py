@@ -1,7 +1,7 @@
-"""What a handler saves of its work (`ctx.save`), so that whoever runs its job next goes on from it.
+"""What a handler saves of its work (`ctx.save`), so that the next attempt goes on from there.
 
-A state goes the way of a payload: JSON, by the handler's own converter if it has one, and of the
-type that the handler declares (`saved_type`).
+A state is stored as a payload is: as JSON, written by the handler's own converter if it has one.
+The handler declares the state's type (`saved_type`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pgnotifyq.model.structuring import structure
 if TYPE_CHECKING:
     from pgnotifyq.model.handler import Handler
 
-# Each claim of a job carries its state, so it is small: where the work is, not what it has made.
+# Each claim of a job carries the job's state. So a state is small: it says how far the work has
+# come, not what the work has made.
 STATE_BYTES_MAX = 65_536
 
 
@@ -42,7 +43,7 @@ def write_state(state: object, handler: Handler | None) -> tuple[str | None, Any
 
 
 def read_state(saved: Any, handler: Handler | None) -> Any:
-    """Return a stored state as what the handler is given; None: there is none.
+    """Return a stored state as the handler is given it; None: there is none.
 
     Raises:
         PayloadUndecodable: it cannot be read, or is not of the handler's type.
@@ -63,7 +64,7 @@ _WITHOUT = "to do without it, requeue the dead letter with --from-start"
 
 
 def too_large() -> StateTooLarge:
-    """Return the error of a state that has too many bytes as PostgreSQL writes it."""
+    """Return the error for a state that has too many bytes in the form that PostgreSQL writes."""
     return StateTooLarge(
         "the saved state has too many bytes as PostgreSQL writes it, numbers such as 1e300 in full: save less, or a reference"
     )

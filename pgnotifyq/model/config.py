@@ -17,12 +17,12 @@ LEASE_SECONDS_DEFAULT = 60.0
 HEARTBEATS_A_LEASE_MIN = 3  # two beats may be lost before the lease is
 CONCURRENCY_DEFAULT = 10
 CONCURRENCY_MAX = 10_000  # one process; beyond it heartbeats alone fill a statement
-HANDLER_CONNECTIONS_DEFAULT = 10  # PostgreSQL has 100 for everybody, unless it was told otherwise
-QUEUES_MAX = 100  # each costs two index probes a dry claim
+HANDLER_CONNECTIONS_DEFAULT = 10  # PostgreSQL has 100 for all its clients, by default
+QUEUES_MAX = 100  # each costs two index probes in a claim that finds no job
 
 
 class _Queues(tuple[str, ...]):  # noqa: SLOT001  # a tuple of any length has no slots
-    """Queues' names, and what each of them may run at once, where that was given."""
+    """Names of queues, and how many jobs of a queue may run at once, if that was given."""
 
     permits: Mapping[str, int]
 
@@ -41,8 +41,8 @@ def _as_queues(queues: Iterable[str] | Mapping[str, int | None]) -> tuple[str, .
 def queue_of(text: str) -> tuple[str, int | None]:
     """Return a queue's name and concurrency, as the command line has them: `images`, `images:10`.
 
-    Names of queues may have colons. Digits behind the last colon are a concurrency, so a queue that
-    is called `tenant:7` has to be given one: `tenant:7:50`.
+    Names of queues may have colons. Digits behind the last colon are a concurrency. So a queue that
+    is called `tenant:7` needs a concurrency: `tenant:7:50`.
 
     Raises:
         ConfigError: the concurrency is out of its bounds.
@@ -71,7 +71,7 @@ def _permits(config: WorkerConfig) -> Mapping[str, int]:
 def _permits_of_all(config: WorkerConfig) -> int:
     permits = _permits(config)
     if not all(isinstance(count, int) for count in permits.values()):
-        return CONCURRENCY_DEFAULT  # it is refused
+        return CONCURRENCY_DEFAULT  # these permits are refused later
     rest = 0 if permits and len(permits) == len(config.queues) else CONCURRENCY_DEFAULT
     return min(sum(permits.values()) + rest, CONCURRENCY_MAX)
 
@@ -90,7 +90,8 @@ def _check_address(_: object, attribute: attrs.Attribute[Any], value: object) ->
         raise ConfigError(f"{attribute.name} is a {type(value).__name__}, not an address")
 
 
-# Used in `attrs.Factory`. pyright sees no default in a method that `@field.default` decorates.
+# These functions are used in `attrs.Factory`. pyright sees no default in a method that
+# `@field.default` decorates.
 
 
 def _third_of_the_lease(config: WorkerConfig) -> float:
@@ -110,13 +111,13 @@ class WorkerConfig:
         InvalidName: a queue's or the schema's name.
     """
 
-    # In order of preference. A dict says how many jobs of a queue may run at once, beside
-    # `concurrency`: {"images": 10, "default": None}.
+    # In order of preference. A dict also says how many jobs of a queue may run at once; then
+    # `concurrency` holds, too: {"images": 10, "default": None}.
     queues: tuple[str, ...] = attrs.field(default=("default",), converter=_as_queues)
-    # Jobs that run at once. Default: 10; if queues have a concurrency of their own, their sum, and
-    # 10 more for the others, if there are any.
+    # How many jobs run at once. Default: 10. If queues have a concurrency of their own, the default
+    # is their sum, and 10 more if there are other queues.
     concurrency: int = attrs.field(default=attrs.Factory(_permits_of_all, takes_self=True))
-    # How many jobs of a queue run at once, for queues where `queues` says it.
+    # How many jobs of a queue run at once, for the queues for which `queues` says it.
     queue_concurrency: Mapping[str, int] = attrs.field(init=False, default=attrs.Factory(_permits, takes_self=True))
     # If a worker is cut off, others take its jobs after this. A dead process is noticed sooner.
     lease_seconds: float = LEASE_SECONDS_DEFAULT
@@ -125,37 +126,40 @@ class WorkerConfig:
     # A worker stops trusting a lease this long before its end. Default: a tenth of the lease, at
     # most 5.
     margin_seconds: float = attrs.field(default=attrs.Factory(_tenth_of_the_lease, takes_self=True))
-    # How long running jobs may go on after the first signal. With the grace and all that follows it
-    # is less than the 30 seconds after which Kubernetes kills a process (cli/ending.py).
+    # How long running jobs may go on after the first signal. This, the grace and all that follows
+    # take together less than the 30 seconds after which Kubernetes kills a process (cli/ending.py).
     shutdown_seconds: float = 12.0
-    grace_seconds: float = 5.0  # for clean-up after an interrupt, before it is called unresponsive
+    # For a handler's clean-up after an interrupt. After that the handler is called unresponsive.
+    grace_seconds: float = 5.0
     backstop_seconds: float = 30.0  # longest sleep while notifications are proven to arrive
     poll_seconds: float = 1.0  # longest sleep while they are not
-    # How long one handler may hold the event loop before the worker names it. Heartbeats bear more.
-    # But within a second a handler should feel its cancel, and a cancelled query should be
-    # answered. Garbage collection and a payload of 1 MiB take a tenth of that.
+    # How long one handler may hold the event loop before the worker names that handler. Heartbeats
+    # bear more. But a handler should feel its cancel within a second, and a cancelled query should
+    # be answered within a second. Garbage collection, or a payload of 1 MiB, takes a tenth of that.
     loop_blocked_seconds: float = 1.0
-    # If the worker's session is gone, others may take its jobs this long after its last sign of
-    # life. A worker that hears nothing stops its jobs before that (runtime/trust.py). Below 0.5 it
-    # counts as 0.5.
+    # If the worker's session is gone, other workers may take its jobs this long after its last sign
+    # of life. A worker that hears nothing stops its jobs before that (runtime/trust.py). A value
+    # below 0.5 counts as 0.5.
     session_grace_seconds: float = 1.5
-    # How long finished jobs of its queues are kept. If set_retention says something, that counts.
+    # How long finished jobs of the worker's queues are kept. If set_retention has set another time,
+    # that time counts.
     retention_seconds: float = 7 * 86_400.0
     # How many sessions ctx.transaction() and ctx.org.transaction() share. They are opened when a
     # handler asks. If all are taken, the handler waits.
     handler_connections_max: int = HANDLER_CONNECTIONS_DEFAULT
     handler_connection_seconds: float = 30.0  # of that wait; then the job is put back, uncharged
-    # The address of a login that is a tenant's (`migrate --grant-tenant`), for
-    # ctx.org.transaction(). None: the login that `migrate --tenant-login` made, if there is one;
-    # else these transactions share the sessions above, and are confined against mistakes only.
+    # The address of a tenant's login (`migrate --grant-tenant`), for ctx.org.transaction(). None:
+    # the worker uses the login that `migrate --tenant-login` made. If there is no such login, these
+    # transactions share the sessions above, and are confined against mistakes only.
     tenant_dsn: str | None = attrs.field(default=None, repr=False, validator=_check_address)
-    # How many processes handlers with runs_in="process" share. None: one a core that this process
-    # may use. A quota of processor time, as containers have, is not seen.
+    # How many processes handlers with runs_in="process" share. None: one for each core that this
+    # process may use. The worker does not see a quota of processor time, as containers have.
     handler_processes_max: int | None = None
-    # Such a process is replaced after so many jobs. None: never for that.
+    # A process of handlers is replaced after this many jobs. None: their number does not matter.
     handler_process_jobs_max: int | None = None
-    # What it may have in data while a handler runs: more is MemoryError. If it still has more than
-    # half of that when the handler has ended, it is replaced. None: no limit. Linux alone.
+    # How many bytes of data such a process may have while a handler runs. Beyond that, the handler
+    # gets a MemoryError. If the process still has more than half of that when the handler has
+    # ended, the process is replaced. None: no limit. On Linux only.
     handler_process_memory_bytes_max: int | None = None
     schema: str = "pgnotifyq"
     # Where probes and metrics are answered, as "127.0.0.1:9100" (docs/metrics.md). None: nowhere.

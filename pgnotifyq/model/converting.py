@@ -1,8 +1,8 @@
 """The converter: how JSON becomes the types that handlers ask for, and how these become JSON.
 
-cattrs makes the types. `make_converter` adds to it what JSON lacks (times, decimals, bytes, paths,
-named tuples, models of pydantic's), and takes values as they are. docs/payloads.md is the page for
-users.
+cattrs makes the types. `make_converter` adds to cattrs what JSON lacks (times, decimals, bytes,
+paths, named tuples, models of pydantic's). It also makes cattrs refuse a value of another kind
+instead of converting it. docs/payloads.md is the page for users.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Unfit(ValueError):
 
 @functools.cache
 def default_converter() -> Converter:
-    """Return the converter of those who have none of their own."""
+    """Return the converter for handlers that have none of their own."""
     return make_converter()
 
 
@@ -64,9 +64,9 @@ def converter_that(unknown_keys: str, own: Converter | None) -> Converter | None
 def make_converter(**settings: Any) -> Converter:
     """Make pgnotifyq's converter, to add hooks to: `JobRegistry(converter=...)` takes it.
 
-    It is cattrs' JSON converter with more types, and it takes values as they are. By default cattrs
-    calls the type: bool("false") is True, int(1.9) is 1, str({}) is "{}", list("ab") is ["a", "b"].
-    A payload from raw SQL would run with values that nobody wrote.
+    It is cattrs' JSON converter with more types, and it refuses a value of another kind. By default
+    cattrs converts it by calling the type: bool("false") is True, int(1.9) is 1, str({}) is "{}",
+    list("ab") is ["a", "b"]. A payload from raw SQL would run with values that nobody wrote.
 
     Args:
         settings: of `cattrs.Converter`: `use_alias=True`, `omit_if_default=True`, ...
@@ -92,8 +92,8 @@ def make_converter(**settings: Any) -> Converter:
         converter.register_structure_hook(kind, take)
     converter.register_structure_hook_func(lambda wanted: wanted is object, lambda value, _: value)
     converter.register_structure_hook_func(lambda wanted: wanted is types.NoneType, _take_none)
-    # cattrs asks the hook first that was registered last. A factory of two parameters is given the
-    # converter that asks, which may be a copy of this one.
+    # cattrs first asks the hook that was registered last. If a factory has two parameters, cattrs
+    # gives it the converter that asks. That may be a copy of this one.
     for is_it, json_kind, name in ((_is_array, list, "an array"), (_is_record, dict, "an object")):
         converter.register_structure_hook_factory(*_around(is_it, functools.partial(_taking, json_kind, name)))
     converter.register_structure_hook_factory(_is_mapping, _mapping_hook)
@@ -125,8 +125,8 @@ def _around(
 ) -> tuple[Callable[[Any], bool], Callable[[Any, Converter], Hook]]:
     """Return a predicate and a factory of hooks that stand around the converter's own hooks.
 
-    `hook_for` is given a function that asks the converter for the inner hook. The predicate says no
-    meanwhile, so the converter finds its own.
+    `hook_for` is given a function that asks the converter for the inner hook. While that function
+    asks, the predicate says no. So the converter finds its own hook.
     """
 
     def is_ours(wanted: Any) -> bool:
@@ -188,7 +188,7 @@ def _union_hook(wanted: Any, converter: Converter, inner_hook: Callable[[], Hook
         return inner_hook()
     parts = {kind: functools.reduce(operator.or_, alike[1:], alike[0]) for kind, alike in members.items()}
     hooks = {kind: (part, converter.get_structure_hook(part)) for kind, part in parts.items()}
-    rest = hooks.get(None)  # of one type, which may be of any kind
+    rest = hooks.get(None)  # the hook of one type, whose values may be of any kind
 
     def take(value: Any, _: Any) -> Any:
         found = hooks.get(JSON_KINDS.get(type(value)), rest)
@@ -256,7 +256,7 @@ def _is_mapping(wanted: Any) -> bool:
 
 
 def _mapping_hook(wanted: Any, converter: Converter) -> Hook:
-    # This is what cattrs does. But cattrs would note its hook for the type, past the one made here.
+    # cattrs does the same. But it would register its own hook for the type, past the one made here.
     kind = typing.get_origin(wanted) or wanted
     made_of = dict if inspect.isabstract(kind) else kind
     values = int if issubclass(kind, Counter) else attrs.NOTHING
@@ -309,14 +309,14 @@ def is_pydantic(wanted: object) -> bool:
 
 
 def _pydantic_hook(wanted: Any, converter: Converter) -> Hook:
-    """Return the hook of a model. Whatever the model says itself of unknown keys holds."""
+    """Return the hook of a model. If the model says what to do with unknown keys, that counts."""
     if not getattr(wanted, "__pydantic_complete__", True):
         wanted.model_rebuild()  # or it raises, and names what is not defined
     settings = _pydantic_settings([wanted], converter)
 
     def take(value: Any, _: Any) -> Any:
-        # Pydantic reads JSON here, not Python values. A strict model takes a date from a text in
-        # JSON only.
+        # Pydantic reads JSON here, not Python values. A strict model takes a date from a text only
+        # if the text is JSON.
         return wanted.__pydantic_validator__.validate_json(json_text(value), **settings)
 
     return take
@@ -340,7 +340,7 @@ def _pydantic_version() -> tuple[int, ...]:
 
 
 def _is_constrained(wanted: Any) -> bool:
-    """Tell whether a type has something beside it that pydantic honours, and cattrs does not."""
+    """Tell whether a type is annotated with something that pydantic honours and cattrs ignores."""
     return typing.get_origin(wanted) is typing.Annotated and any(
         (type(each).__module__ or "").startswith(("pydantic", "annotated_types")) for each in wanted.__metadata__
     )
@@ -355,14 +355,14 @@ def _constrained_hook(wanted: Any, converter: Converter) -> Hook:
 
 
 def _adapter_hook(wanted: Any, union: Any, converter: Converter) -> Hook:
-    """Return the hook of a union of models, which pydantic tells by its own rules."""
+    """Return the hook of a union of models. Pydantic tells them apart by its own rules."""
     adapter = _adapter(wanted)
     settings = _pydantic_settings(filter(is_pydantic, typing.get_args(union)), converter)
     return lambda value, _: adapter.validate_json(json_text(value), **settings)
 
 
 def _adapter(wanted: Any) -> Any:
-    pydantic = sys.modules.get("pydantic")  # not imported for those who do not use it
+    pydantic = sys.modules.get("pydantic")  # a program without models does not import it
     if pydantic is None:
         raise TypeError(f"only pydantic checks what stands beside the type in {name_of(wanted)}: import pydantic")
     return pydantic.TypeAdapter(wanted)
@@ -426,7 +426,7 @@ def _take_bytes(value: Any, _: Any) -> bytes:
     return binascii.a2b_base64(value, strict_mode=True)
 
 
-# Durations are texts of ISO 8601, in seconds only. A float would lose microseconds of a long one.
+# Durations are texts of ISO 8601, in seconds only. A float would lose microseconds of long ones.
 
 
 def _duration_text(value: dt.timedelta) -> str:

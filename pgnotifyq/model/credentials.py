@@ -1,14 +1,14 @@
 """Credentials of tenants: who gives them, and how the built-in store seals them.
 
 A credential is sealed by AES-256-GCM. The tenant and the name are associated data: a row that is
-moved to another tenant, or to another name, does not open. The database keeps what is sealed and a
-fingerprint of the key, and never a key.
+moved to another tenant, or to another name, does not open. The database has the sealed text and a
+fingerprint of the key. It never has a key.
 
-Keys are 32 bytes each, in base64. Of several, the first seals, and each of them opens what it has
-sealed. To change keys, put a new one first, start the workers with both, run
-`python -m pgnotifyq credentials rotate`, and take the old one away.
+A key is 32 bytes, in base64. If there are several keys, the first one seals. Each key opens what it
+has sealed. To change keys, put the new key first, start the workers with both, run
+`python -m pgnotifyq credentials rotate`, and take the old key away.
 
-`cryptography` does the work (extra `credentials`). It is imported when something is sealed.
+`cryptography` does the work (extra `credentials`). It is imported at the first sealing or opening.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class CredentialKeys:
         keys: each 32 bytes, or their base64. The first seals.
 
     Raises:
-        ConfigError: there is none, or one is no key. The message does not show it.
+        ConfigError: there are no keys, or one of them is not a key. The message does not show it.
     """
 
     def __init__(self, keys: Sequence[str | bytes]) -> None:
@@ -93,7 +93,7 @@ class CredentialKeys:
         Several keys have blanks, commas or new lines between them.
 
         Raises:
-            ConfigError: there are none, both are set, or others may read the file.
+            ConfigError: there are no keys, both variables are set, or the file is open to others.
         """
         text, path = environment.get(KEYS_VARIABLE, ""), environment.get(FILE_VARIABLE, "")
         if text and path:
@@ -112,14 +112,14 @@ class CredentialKeys:
 
         Raises:
             InvalidName: the name does not fit.
-            ConfigError: the value is empty, too large, or no text that has an encoding; or
-                `cryptography` is not installed.
+            ConfigError: the value is empty, too large, or not a text in UTF-8; or `cryptography` is
+                not installed.
         """
         check_credential_name(name)
         try:
             data = value.encode()
         except UnicodeEncodeError:
-            # Not `from`: the error has the value in it.
+            # Not `from` that error: it has the value in it.
             raise ConfigError(f"credential {name} is not a text in UTF-8: put bytes into base64") from None
         if not 1 <= len(data) <= VALUE_BYTES_MAX:
             raise ConfigError(f"a credential has 1 to {VALUE_BYTES_MAX} bytes, and {name} has {len(data)}")

@@ -111,7 +111,7 @@ class AppNotFound(Refused):
 class DatabaseError(PgnotifyqError):
     """The database cannot be used.
 
-    It is not there, it is too old, it does not let us, or it gives no connection.
+    It is not there, it is too old, it does not give us the rights, or it gives no connection.
     """
 
 
@@ -163,14 +163,14 @@ class ClientError(PgnotifyqError):
 
 
 class ClientClosed(ClientError):
-    """The block of `open_client` has been left, and the client is used all the same."""
+    """The client was used after its block of `open_client` had been left."""
 
     def __init__(self, message: str = "The client is closed. Use it inside of its `with open_client(...)` block.") -> None:
         super().__init__(message)
 
 
 class WrongLoop(ClientError):
-    """What was called or opened is for another event loop: on trio, on asyncio, or the own one."""
+    """What was called or opened needs another event loop: trio's, asyncio's, or its own."""
 
 
 class JobNotFound(PgnotifyqError):
@@ -221,14 +221,14 @@ class JobCancelled(PgnotifyqError):
 
 
 class TransactionAborted(PgnotifyqError):
-    """The caller's own transaction was aborted by an error before; nothing was asked.
+    """An earlier error has aborted the caller's own transaction, so nothing was asked.
 
-    Roll it back, or to a savepoint, first.
+    First roll the transaction back, or roll it back to a savepoint.
     """
 
 
 class TransactionRefused(PgnotifyqError):
-    """A job's transaction was opened inside another one of that job, or would complete it again."""
+    """A job's transaction was opened in another one of the job, or would complete the job twice."""
 
 
 class TransactionLeft(PgnotifyqError):
@@ -243,13 +243,14 @@ class LifespanFailed(PgnotifyqError):
 
 
 class HandlerProcessDied(PgnotifyqError):
-    """The process of a handler died before the handler had returned: a crash, or short memory."""
+    """The process of a handler died before the handler had returned: a crash, or lack of memory."""
 
 
 class RaisedInProcess(PgnotifyqError):
     """A handler raised in its process.
 
-    Its middleware sees this. The text is what the handler raised: type, message and traceback.
+    The handler's middleware sees this error. The text is what the handler raised: its type, its
+    message and its traceback.
     """
 
 
@@ -275,7 +276,7 @@ TEXT_CHARS_MAX = 20_000  # of an exception's text; what is stored is shorter sti
 def text_of(error: BaseException) -> str:
     """Return an exception's text, also if its own __str__ raises. Never raises.
 
-    Exceptions of users' code cannot be trusted. Of a long text, the beginning and the end are kept.
+    Exceptions of users' code cannot be trusted. A long text keeps its beginning and its end.
     """
     try:
         text = "".join((str(error),))  # exactly a str: a subclass of it is the user's code, too
@@ -287,16 +288,16 @@ def text_of(error: BaseException) -> str:
 
 
 def first_line_of(error: BaseException) -> str:
-    """Return the first line of an exception's text; if that says nothing, its type. Never raises.
+    """Return the first line of an exception's text; if the text is blank, its type. Never raises.
 
-    psycopg's errors may have no text, as those of a connection that ended in mid-word.
+    An error of psycopg's may have no text, for example if a connection ended in mid-word.
     """
     return next((line for line in text_of(error).splitlines() if line.strip()), name_of(error))
 
 
 def name_of(error: BaseException) -> str:
     """Return the name of an exception's type. Never raises."""
-    # A metaclass may answer `type(error).__name__`.
+    # A metaclass of the user's may answer `type(error).__name__`. This reads what the type keeps.
     return str(_name_of_type(type(error)))
 
 

@@ -1,4 +1,4 @@
-"""Events: what a worker says it does. The same names in logs, metrics and tests.
+"""Events: what a worker says that it does. Logs, metrics and tests use the same names.
 
 `SHAPES` says what fields an event of each name carries. A field that is not `NotRequired` is always
 there.
@@ -38,13 +38,14 @@ class EventName(StrEnum):
     JOB_LEFT_OPEN = "job.left_open"
     JOB_RECLAIMED = "job.reclaimed"
     JOBS_PRUNED = "jobs.pruned"
-    # A schedule: a tick has its job; ticks were left out, by what it says of missed ones or of
-    # overlap; it could not be followed, and is looked at again later.
+    # Of a schedule. Fired: a tick has its job. Missed, skipped: ticks were left out, by what the
+    # schedule says of missed ticks or of overlap. Failed: the schedule could not be followed, and
+    # is looked at again later.
     SCHEDULE_FIRED = "schedule.fired"
     SCHEDULE_MISSED = "schedule.missed"
     SCHEDULE_SKIPPED = "schedule.skipped"
     SCHEDULE_FAILED = "schedule.failed"
-    # The job's row could not be written, read or ended. It is looked at again later.
+    # A job's row could not be written, read or ended. The row is looked at again later.
     JOB_PUT_ASIDE = "job.put_aside"
     LEASE_LOST = "lease.lost"
     OUTCOME_REFUSED = "outcome.refused"
@@ -54,12 +55,12 @@ class EventName(StrEnum):
     DATABASE_LOST = "database.lost"
     DATABASE_BACK = "database.back"
     LOOP_BLOCKED = "loop.blocked"
-    # Of a parent's (`worker --processes`): its processes, and what `--reload` has seen.
+    # Of a parent process (`worker --processes`): its worker processes, and what `--reload` saw.
     PROCESS_STARTED = "process.started"
     PROCESS_ENDED = "process.ended"
     CODE_CHANGED = "code.changed"
     CODE_UNWATCHED = "code.unwatched"
-    # Of a worker process's standard output: nobody read it.
+    # Nobody read a worker process's standard output.
     EVENTS_DROPPED = "events.dropped"
 
 
@@ -99,7 +100,7 @@ class WorkerStarted(TypedDict):
     queues: str  # in order of preference, with commas in between
     concurrency: Annotated[int, "jobs"]
     handlers: str  # job types, sorted, with commas in between
-    tenants: str  # how transactions of a tenant's are confined, and by what
+    tenants: str  # how a tenant's transactions are confined, and by what
     http: NotRequired[str]  # where probes and metrics are answered
     queue_concurrency: NotRequired[str]  # of queues that have their own: name:jobs, with commas in between
 
@@ -108,7 +109,7 @@ class WorkerStopping(TypedDict):
     """The worker claims no more."""
 
     running: Annotated[int, "jobs"]
-    shutdown_seconds: Seconds  # so long they may go on
+    shutdown_seconds: Seconds  # how long these jobs may go on
 
 
 class WorkerStopped(TypedDict):
@@ -126,7 +127,7 @@ class JobEnded(OfExecution):
     """An execution has ended, and the database knows."""
 
     why: NotRequired[str]  # the first line of what went wrong, or why it was stopped
-    seconds: NotRequired[Seconds]  # since its handler started; not there when none did
+    seconds: NotRequired[Seconds]  # since its handler started; absent if no handler started
 
 
 class JobDelayed(JobEnded):
@@ -161,16 +162,16 @@ class JobLeftOpen(OfExecution):
 class JobReclaimed(OfExecution):
     """The job of a worker that is dead, or was given up, is free again."""
 
-    became: str  # pending, dead, cancelled; or completed, where its worker could not write that
+    became: str  # pending, dead, cancelled; or completed, if its worker could not write that
     from_worker: WorkerId
 
 
 class JobsPruned(TypedDict):
-    """Finished jobs were deleted after their retention; or something of them was."""
+    """Finished jobs, or parts of them, were deleted after their retention."""
 
     jobs: Annotated[int, "jobs"]
     letters: Annotated[int, "letters"]  # dead letters that were deleted
-    blanked: Annotated[int, "jobs"]  # whose payload or result was blanked, letters among them
+    blanked: Annotated[int, "jobs"]  # jobs and letters whose payload or result was blanked
 
 
 class ScheduleFired(TypedDict):
@@ -205,9 +206,9 @@ class ScheduleFailed(TypedDict):
 class JobPutAside(TypedDict):
     """A job's row could not be written, read or ended; it is looked at again later."""
 
-    verb: str  # claim, complete, retry, snooze, release, cancel, bury, reclaim, prune
+    verb: str  # claim, complete, retry, snooze, release, cancel, bury, reclaim, prune, schedule
     why: str | None  # what the database said
-    job_id: NotRequired[JobId]  # not there when the row could not be found out
+    job_id: NotRequired[JobId]  # absent if nobody could find out which row it is
     job_type: NotRequired[str | None]
     queue: NotRequired[str | None]
     attempt: NotRequired[int]
@@ -218,7 +219,8 @@ class JobPutAside(TypedDict):
 class OutcomeRefused(TypedDict):
     """A part of an outcome could not be kept.
 
-    It is the result, or an error that was raised after the job's own transaction had completed it.
+    The part is the result, or an error that the handler raised after the job's own transaction had
+    completed the job.
     """
 
     job_id: JobId
@@ -238,7 +240,7 @@ class ListenerDown(TypedDict):
 class DatabaseLost(TypedDict):
     """The worker has lost a connection. It tries again until it succeeds."""
 
-    connection: str  # claimer, settler, beat or farewell
+    connection: str  # claimer, settler, beat, scheduler, keeper, organisations or farewell
     why: str
 
 
@@ -249,15 +251,15 @@ class DatabaseBack(TypedDict):
 
 
 class LoopBlocked(TypedDict):
-    """A task has held the event loop for too long: a job's, or another."""
+    """A task has held the event loop for too long: a job's task, or another one."""
 
     seconds: Seconds
     stack: str  # the calls, the innermost first, a line each
-    job_id: NotRequired[JobId]  # of a job's
+    job_id: NotRequired[JobId]  # if it is a job's task
     job_type: NotRequired[str]
     handler: NotRequired[str | None]  # module:qualname
-    runs_in: NotRequired[str]  # asyncio, where that is the loop that it holds
-    task: NotRequired[str]  # the name of another
+    runs_in: NotRequired[str]  # asyncio, if the task holds asyncio's loop
+    task: NotRequired[str]  # the task's name, if it is another one
 
 
 class ProcessStarted(TypedDict):
@@ -268,7 +270,7 @@ class ProcessStarted(TypedDict):
 
 
 class ProcessEnded(TypedDict):
-    """A worker process has ended, and was not told to; or it could not be started."""
+    """A worker process has ended without being told to, or it could not be started."""
 
     process: int
     pid: NotRequired[int]  # of one that was started
@@ -334,7 +336,7 @@ SHAPES: Mapping[EventName, type] = {
 }
 
 VALUE_CHARS_MAX = 300  # of one field in a line
-FIELD_CHARS_MAX = 8_000  # of one field elsewhere: a stack has its place
+FIELD_CHARS_MAX = 8_000  # of one field elsewhere: enough for a stack
 
 
 def as_line(event: Event, at: datetime) -> str:
@@ -374,7 +376,7 @@ def shown_value(value: object) -> str:
 def _text(value: object) -> str:
     try:
         return str(value)
-    except Exception as error:  # noqa: BLE001  # a log takes what it is given, also what raises when it is looked at
+    except Exception as error:  # noqa: BLE001  # a value may raise when it is looked at
         return f"(its text cannot be had: {type(error).__name__})"
 
 

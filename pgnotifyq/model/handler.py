@@ -42,11 +42,11 @@ else:
     Returned_co = TypeVar("Returned_co", covariant=True)
 
 
-# For the overloads of whatever takes a handler.
+# For the overloads of functions that take a handler.
 P = TypeVar("P")
 R = TypeVar("R")
 V = TypeVar("V")
-# Results that come back as the type that they were: what JSON has.
+# Results that `wait` gives back with the type that the handler returned: those that JSON has.
 Plain = TypeVar("Plain", bound="bool | int | float | str | list[Any] | Mapping[str, object] | None")
 
 
@@ -62,8 +62,8 @@ class RunsIn(StrEnum):
 TIMEOUT_SECONDS_MAX = 30 * 86_400.0
 VERSION_MAX = 1_000_000
 
-# What a handler has of its function, for programs that look at functions. By its code and its
-# defaults, `inspect.iscoroutinefunction` takes a handler for a function.
+# What a handler takes over from its function, for programs that look at functions. A handler has
+# the code and the defaults, so `inspect.iscoroutinefunction` takes it for a function.
 _OF_A_FUNCTION = (
     "__module__", "__name__", "__qualname__", "__doc__", "__annotations__", "__type_params__",
     "__code__", "__defaults__", "__kwdefaults__",
@@ -74,8 +74,8 @@ _OF_A_FUNCTION = (
 class Handler(Generic[Payload, Result_co, Returned_co]):
     """How to run one job type, as a value that is still the function that was declared.
 
-    It may be called as the function, has its name and signature, and is pickled by its name.
-    `client.enqueue(resize, Resize("a.png", 64))` takes its queue and its attempts.
+    A handler may be called as the function. It has the function's name and signature. It is pickled
+    by its name. `client.enqueue(resize, Resize("a.png", 64))` takes its queue and its attempts.
     """
 
     job_type: str
@@ -90,18 +90,18 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     max_attempts: int | None = None
     timeout_seconds: float | None = None  # of one attempt; None: no limit
     retry: RetryPolicy | None = None  # None: the default policy
-    cooperative: bool = False  # told of a cancel, and not cancelled before its grace is over
+    cooperative: bool = False  # it is told of a cancel, and cancelled only after its grace
     queue: str | None = None  # `enqueue` uses it if its caller says nothing
     converter: Converter | None = None  # of its payloads; None: pgnotifyq's own, which drops unknown keys
     version: int = 1  # of its payloads
-    # Makes a payload of this version of an older one; it is given both, payload and old version.
+    # Makes a payload of this version from an older one. It is given that payload and its version.
     upgrade: Callable[[Any, int], Any] | None = None
-    # It is given a list of so many jobs at the most, each a BatchItem. None: one job a call.
+    # The function is given a list of at most so many jobs, each a BatchItem. None: one job a call.
     batch_size: int | None = None
-    # What `ctx.saved` is, as `understood` gave it. None: as decoded.
+    # The type of `ctx.saved`, as `understood` gave it. None: as decoded.
     saved_type: Any = None
     # Where its registry's async functions run. On asyncio, an awaitable that a plain function
-    # returns is an error: nobody can tell whose it is.
+    # returns is an error: nobody can tell for which loop it was made.
     home: RunsIn = RunsIn.TRIO
     runs_in: RunsIn = attrs.field()
 
@@ -109,11 +109,11 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     def _runs_in(self) -> RunsIn:
         return RunsIn.TRIO if self.is_async else RunsIn.THREAD
 
-    # As of the function, if it has them.
+    # The same as of the function, if it has them.
     __name__: ClassVar[str]
     __qualname__: ClassVar[str]
     __wrapped__: ClassVar[Callable[..., Any]]
-    _takes_plain: ClassVar[bool]  # of each handler, whether a dict is given as decoded
+    _takes_plain: ClassVar[bool]  # whether the function is given a dict as decoded
 
     def __attrs_post_init__(self) -> None:
         function = self.call
@@ -138,7 +138,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
         return returned
 
     def __reduce__(self) -> str:
-        """Return the name by which it is found where it is unpickled, as for a function."""
+        """Return the name by which unpickling finds the handler, as for a function."""
         name = getattr(self, "__qualname__", None)
         if not isinstance(name, str):
             raise TypeError(f"{self.name} has no name of its own, and cannot be pickled: name its job type {self.job_type!r}")
@@ -151,7 +151,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
     def job(self: Handler[P | None], payload: None = None, **settings: Unpack[JobSettings]) -> NewJob: ...
 
     def job(self, payload: Any = None, **settings: Unpack[JobSettings]) -> NewJob:
-        """Make a job to enqueue, for `enqueue_many`. It takes the handler's queue and attempts.
+        """Make a job to enqueue, for `enqueue_many`. The job has the handler's queue and attempts.
 
         Args:
             payload: what the function takes.
@@ -173,7 +173,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
             if self.payload_type is None:
                 return payload
             if self.payload_type is dict and type(payload) is dict and VERSION_KEY not in payload:
-                return encoded(payload)  # what has been written fits
+                return encoded(payload)  # a dict that can be written fits
         text = self.written(payload)
         try:
             self.read(json.loads(text.text))
@@ -182,7 +182,9 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
         return text
 
     def written(self, payload: object) -> Any:
-        """Return a payload as text: by the handler's converter, of its version unless it says one.
+        """Return a payload as text, written by the handler's converter.
+
+        The text says the handler's version, unless the payload says one itself.
 
         Returns: an `Encoded` of model/payload.py.
 
@@ -206,7 +208,7 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
             PayloadUndecodable: it does not fit, and why.
         """
         if self._takes_plain and type(payload) is dict and VERSION_KEY not in payload:
-            return payload  # as most are, at no cost
+            return payload  # as most payloads are, at no cost
         if (self.version != 1 or (type(payload) is dict and VERSION_KEY in payload)) and not self.takes_job:
             payload = upgraded(payload, self.version, self.upgrade)
         return structure(payload, self.payload_type, self.converter)
@@ -215,8 +217,8 @@ class Handler(Generic[Payload, Result_co, Returned_co]):
         """Refuse settings that are out of range.
 
         Raises:
-            ConfigError: one is; the error names it.
-            InvalidName: the queue's name is not one.
+            ConfigError: a setting is out of range; the error names it.
+            InvalidName: the queue's name does not fit.
         """
         if self.max_attempts is not None and not (_is_number(self.max_attempts, int) and 1 <= self.max_attempts <= 1000):
             raise ConfigError(f"{self.name}: max_attempts {self.max_attempts!r} is out of range: use 1 to 1000")
@@ -256,8 +258,8 @@ def make_job(job_type: str, payload: object, settings: dict[str, Any], handler: 
         job_type: which handler runs it.
         payload: what the handler takes.
         settings: JobSettings, in a dict that is used up.
-        handler: its queue and attempts are the defaults, and the payload has to fit it. None: it is
-            not known here.
+        handler: its queue and attempts are the defaults, and the payload has to fit it. None: the
+            handler is not known here.
 
     Raises:
         InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: it could not be enqueued.

@@ -1,8 +1,9 @@
 """A job's headers: what goes with a job and is not its payload.
 
-A trace's context, the id of a request, a language: what a middleware reads and a handler need not
-know. A JSON object. A job has the same headers at each attempt, and in its dead letter. What a
-handler enqueues takes over the headers of its own job, unless it says others.
+Headers are a JSON object. They hold what a middleware reads and a handler need not know: a trace's
+context, the id of a request, a language. A job has the same headers at each attempt, and in its
+dead letter. A job that a handler enqueues takes over the headers of the handler's own job, unless
+the handler gives it others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Headers(Mapping[str, Any]):
 
     def __init__(self, values: Mapping[str, Any], text: str | None = None) -> None:
         self._values = values
-        self.text = text  # as it is sent; None: there are none, or they were read
+        self.text = text  # the JSON to send; None: there are no headers, or they were read
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
@@ -36,22 +37,22 @@ class Headers(Mapping[str, Any]):
 
 NO_HEADERS = Headers({})
 
-# Which schedule enqueued a job, and for which tick: {"name": ..., "tick": ...}. It is the job's
-# own, and goes no further (`to_carry`).
+# Which schedule enqueued a job, and for which tick: {"name": ..., "tick": ...}. This header is the
+# job's own: the jobs that its handler enqueues do not get it (`to_carry`).
 SCHEDULE_KEY = "pgnotifyq_schedule"
 
-# Those of the job whose handler runs, for what it enqueues. None: no handler runs, or its job has
-# none.
+# The headers of the job whose handler runs, for the jobs that this handler enqueues. None: no
+# handler runs, or its job has no headers.
 carried: ContextVar[Headers | None] = ContextVar("pgnotifyq_headers", default=None)
 
 
 def headers_in(decoded: object) -> Headers:
-    """Return headers that were decoded. What is no object, as raw SQL may store it, is none."""
+    """Return decoded headers; none for what is no object, as raw SQL may store it."""
     return Headers(decoded) if isinstance(decoded, dict) else NO_HEADERS
 
 
 def to_carry(headers: Headers) -> Headers:
-    """Return what of a job's headers goes on to what its handler enqueues."""
+    """Return those headers of a job that go on to the jobs that its handler enqueues."""
     if SCHEDULE_KEY not in headers:
         return headers
     return Headers({key: value for key, value in headers.items() if key != SCHEDULE_KEY})

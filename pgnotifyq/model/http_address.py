@@ -20,7 +20,7 @@ class HttpAddress:
     def read(cls, text: object) -> HttpAddress:
         """Read `127.0.0.1:9100`, `worker.internal:9100` or `[::1]:9100`.
 
-        A port alone is refused: probes are not meant for everybody, so the host is said.
+        A port alone is refused: probes are not meant for everybody, so the caller names the host.
 
         Raises:
             ConfigError: it is no such address.

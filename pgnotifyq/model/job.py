@@ -27,7 +27,7 @@ else:
     Result_co = TypeVar("Result_co", covariant=True, default=Any)
 
     class JobId(UUID, Generic[Result_co]):
-        """A job's id. By it a checker of types knows what the handler returns. It is a UUID."""
+        """A job's id. It is a UUID. A checker of types knows by it what the handler returns."""
 
         def __init__(self: JobId[Any], of: UUID, /) -> None: ...
 
@@ -36,15 +36,15 @@ ExecutionId = NewType("ExecutionId", UUID)
 WorkerId = NewType("WorkerId", UUID)
 OrgId = NewType("OrgId", UUID)
 
-NIL_ORG = OrgId(UUID(int=0))  # for those who have one tenant
+NIL_ORG = OrgId(UUID(int=0))  # for programs that have one tenant
 
 _make, _set, _UNKNOWN = object.__new__, object.__setattr__, SafeUUID.unknown
 
 
 def uuid_of(value: int) -> UUID:
-    """Return a UUID of its 128 bits, unchecked.
+    """Make a UUID of its 128 bits, unchecked.
 
-    It takes a third of the constructor's time, which hot paths would feel.
+    This takes a third of the time that the constructor takes. Hot paths would feel the rest.
     """
     made: UUID = _make(UUID)
     _set(made, "int", value)
@@ -71,9 +71,9 @@ class Job(Generic[Result_co]):
     priority: int  # higher first
     status: Status
     scheduled_at: datetime  # never starts before; retry and snooze move it
-    attempts: int  # grows by one at claim; given back by snooze and release
-    # After so many attempts the job is dead-lettered. None: it was not said, and no worker has
-    # claimed the job yet. The claim takes the handler's number, else 15.
+    attempts: int  # a claim adds one; snooze and release give it back
+    # After so many attempts the job is dead-lettered. None: the number was not said, and no worker
+    # has claimed the job yet. The claim takes the handler's number, else 15.
     max_attempts: int | None
     locked_by: WorkerId | None  # the worker that holds it
     current_execution_id: ExecutionId | None  # the attempt under way; also while stopping
@@ -86,9 +86,9 @@ class Job(Generic[Result_co]):
     progress_message: str | None = None
     unique_key: str | None = None  # at most one unfinished job a tenant, type and key
     created_at: datetime
-    # When it was read: its status, or scheduled, retrying, stopping. None: a claim read it.
+    # How it was when read: its status, or scheduled, retrying, stopping. None: a claim read it.
     label: str | None = None
-    # What goes with it and is not its payload, to be read: a JSON object. Empty: there are none.
+    # What goes with the job and is not its payload: a JSON object, to be read. Empty: none.
     headers: Headers = NO_HEADERS
     saved: Any = None  # the state that its handler has saved (`ctx.save`), decoded JSON; gone when it is completed
 
@@ -116,9 +116,9 @@ class Execution:
 
 @attrs.frozen(kw_only=True)
 class EndedJob:
-    """What a hook is told of the job that it is of, as it was when that ended."""
+    """What a hook is told of the job that has ended, as the job was at its end."""
 
-    job_id: UUID  # of a dead job: its letter's
+    job_id: UUID  # if the job is dead: the id of its letter
     job_type: str
     queue_name: str
     ending: str  # completed, retried, dead, cancelled
@@ -127,14 +127,14 @@ class EndedJob:
     result: Any = None  # of a completed one
     error_message: str | None = None
     reason: str | None = None  # of a dead one: exhausted, discarded, undecodable, unknown_job_type, lost
-    # What is None here, for all together was more than a payload may have: result, payload. Look
-    # the job up.
+    # The fields that are None here because they were too large for a payload, all together: result,
+    # payload. Look the job up to read them.
     left_out: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
 class DeadLetter:
-    """A job that will not be tried again: all that restores it, and how each attempt ended."""
+    """A job that will not be tried again: all that a restore needs, and how each attempt ended."""
 
     id: JobId
     org_id: OrgId

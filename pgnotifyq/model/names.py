@@ -10,7 +10,7 @@ import re
 
 from pgnotifyq.model.errors import InvalidName
 
-# A queue's name travels in notifications and logs; 63 is what PostgreSQL gives identifiers.
+# A queue's name travels in notifications and logs. PostgreSQL gives identifiers 63 bytes.
 _QUEUE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,62}", re.ASCII)
 _JOB_TYPE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,126}", re.ASCII)
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", re.ASCII)

@@ -1,4 +1,4 @@
-"""A job that is still to be enqueued: what it says, and within which bounds."""
+"""A job that is still to be enqueued: its fields, and their bounds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRIORITY_DEFAULT = 0
 MAX_ATTEMPTS_DEFAULT = 15
 QUEUE_DEFAULT = "default"  # of a job that names none, and whose handler names none
 MAX_ATTEMPTS_MAX = 1000  # bounds the history of a job
-# In any time zone, such a time is a datetime of Python's, whose years are 1 to 9999.
+# Python's datetime has the years 1 to 9999. So it can say these times in every time zone.
 SCHEDULED_YEAR_MIN, SCHEDULED_YEAR_MAX = 2, 9998
 HEADERS_BYTES_MAX = 8192  # as compact JSON; web servers admit as much in a request
 HEADERS_DEPTH_MAX = 16
@@ -84,17 +84,18 @@ class NewJob:
     priority: int = PRIORITY_DEFAULT
     scheduled_at: datetime | None = None  # aware; None: now, on the database's clock
     delay_seconds: float | None = None  # from now, on the database's clock; instead of scheduled_at
-    max_attempts: int | None = None  # None: what the handler says that claims it, else 15
+    max_attempts: int | None = None  # None: what its handler says at the claim, else 15
     # If an unfinished job of the tenant and type has this key, enqueue returns that job's id.
     unique_key: str | None = None
-    # More of that: by fields of the payload, for a time, and what follows if the key is taken.
+    # More of that: a key of fields of the payload, for how long, what follows if the key is taken.
     unique: Unique | None = None
-    # What goes with the job and is not its payload: a JSON object. None: not said, so those of the
-    # job whose handler enqueues it, if there is one; {}: none.
+    # What goes with the job and is not its payload: a JSON object. None: not said; if a handler
+    # enqueues the job, it gets the headers of that handler's job. {}: no headers.
     headers: Mapping[str, Any] | None = None
 
     def __attrs_post_init__(self) -> None:
-        # Checked by hand, and only if given: attrs' validators took a third of a bulk enqueue.
+        # Fields are checked by hand, and only if they are given: attrs' validators took a third of
+        # the time of a bulk enqueue.
         check_job_type(self.job_type)
         if self.org_id is not NIL_ORG:
             _set(self, "org_id", org_id_of(self.org_id))
@@ -148,7 +149,7 @@ class NewJob:
 
 
 class JobSettings(TypedDict, total=False):
-    """What `enqueue` and its kin take as keywords, besides a type and a payload."""
+    """The keywords that `enqueue` and its kin take, besides a type and a payload."""
 
     org_id: OrgId | UUID | str | int  # the tenant: its id, name or number
     queue: str | None  # None: the handler's

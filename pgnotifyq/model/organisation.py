@@ -1,11 +1,12 @@
 """Tenants by name: the id of a tenant that a program knows by a text or a number.
 
-Ids are uuids. Any other name becomes one, always the same: version 8 of RFC 9562 (appendix B.2),
-the first bits of the SHA-256 of a fixed namespace and of the name in UTF-8. The SQL function `org`
-does the same (migration 0014). It is no version 5: PostgreSQL has no SHA-1 without an extension.
+An id is a uuid. Any other name becomes a uuid, and the same name always becomes the same one. It is
+of version 8 (RFC 9562, appendix B.2), made of the first bits of the SHA-256 of a fixed namespace
+and of the name in UTF-8. The SQL function `org` does the same (migration 0014). The uuid is not of
+version 5, because PostgreSQL has no SHA-1 without an extension.
 
-An id does not say its name. The table `org_names` keeps names for people: commands that are given
-a name note it there.
+An id does not say its name. The table `org_names` keeps names for people: a command that is given a
+name notes it there.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def org(name: UUID | str | int) -> OrgId:
 
 
 def is_name(name: UUID | str | int) -> bool:
-    """Tell whether what names a tenant is something else than its id."""
+    """Tell whether a tenant is given by a name or a number, and not by its id."""
     return isinstance(name, int) or (isinstance(name, str) and _as_uuid(name) is None)
 
 
@@ -69,10 +70,10 @@ def _as_uuid(name: str) -> UUID | None:
 
 
 def of_tenant(org_id: OrgId, settings: dict[str, Any]) -> None:
-    """Have a job's settings say a tenant.
+    """Put a tenant into a job's settings.
 
     Raises:
-        InvalidJob: they say another one.
+        InvalidJob: the settings say another tenant.
     """
     given = settings.setdefault("org_id", org_id)
     if org(given) != org_id:

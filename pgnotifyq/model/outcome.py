@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 ERROR_CHARS_MAX = 4000  # of a stored error: enough for a traceback's end
 RESULT_BYTES_MAX = 1_048_576
-# Bounds of what is told of one exception: errors in a group that are looked at; errors, causes and
-# notes that are shown; frames that are shown.
+# Bounds of what is told of one exception: how many errors in a group are looked at; how many
+# errors, causes and notes are shown; how many frames are shown.
 ERRORS_IN_GROUP_MAX = 100_000
 ERRORS_SHOWN_MAX = 8
 FRAMES_SHOWN_MAX = 5
@@ -76,7 +76,8 @@ class Retry(_Wish):
 class Discard(_Wish):
     """Returned or raised by a handler: this job cannot succeed, send it to the dead letters.
 
-    `quietly=True`: nobody need look at it. It ends as cancelled, with the reason, and is pruned.
+    `quietly=True`: nobody need look at it. The job ends as cancelled, with its reason. Then it is
+    pruned like other finished jobs.
     """
 
     reason: str = attrs.field(default="", converter=_to_text)
@@ -94,7 +95,7 @@ class InterruptKind(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Interrupt:
-    """The reason given to a handler that shall stop."""
+    """Why a handler is to stop, as the handler is told."""
 
     kind: InterruptKind
     by: str | None = None
@@ -117,28 +118,30 @@ class Raised:
     unknown_type: bool = False  # there is no handler
     kinds: frozenset[type[BaseException]] = attrs.field(
         default=frozenset(), eq=False
-    )  # classes of what it raised; of a group: in it
-    waited: bool = False  # for one of the worker's own connections, in vain: no fault of the job's
+    )  # the class of what it raised; for a group, the classes of the errors in it
+    # No fault of the job's: the worker had no connection or no process for it, or the payload is of
+    # a later version than the worker's code.
+    waited: bool = False
 
     @classmethod
     def from_exception(cls, error: BaseException) -> Raised:
         """Describe what a handler raised.
 
-        First the error's type and message, then the errors in it and its causes, then the last
-        lines of the traceback. Never raises. The description is bounded: a user's error may be a
-        hundred thousand errors deep, or 50 MB long.
+        The description begins with the error's type and message. The errors in it, its causes and
+        the last lines of the traceback follow. The description is bounded: a user's error may be a
+        hundred thousand errors deep, or 50 MB long. Never raises.
         """
         return cls(error=_described(error), kinds=_kinds_of(error))
 
 
 @attrs.frozen
 class Stopped:
-    """The handler's scope was cancelled, or it was never started."""
+    """The handler's scope was cancelled, or the handler was never started."""
 
 
 @attrs.frozen(kw_only=True)
 class Written:
-    """What a handler returned in a process of its own, where it was made into JSON."""
+    """What a handler returned in a process of its own, as JSON that was made there."""
 
     text: str | None  # None: nothing
     refused: str | None = None  # why it cannot be stored
@@ -153,16 +156,16 @@ def is_wish(kind: type) -> bool:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """Return the error in a group of one, however deep; any other error itself."""
+    """Return the one error in a group of one, however deep; if it is no such group, the error."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 
 
 def ended_by(error: BaseException) -> Returned | Raised:
-    """Return how a handler ended that raised.
+    """Return how a handler that raised has ended.
 
-    A wish that is raised counts as one that is returned, also if the handler's own nursery has
+    A wish that is raised counts as a wish that is returned, even if the handler's own nursery has
     wrapped it in a group.
     """
     cause = innermost(error)
@@ -219,7 +222,7 @@ def _raiser(error: BaseException) -> CodeType | None:
     return code
 
 
-# A subclass may answer `group.exceptions`. This reads what the interpreter keeps.
+# A subclass may answer `group.exceptions` itself. This reads what the interpreter keeps.
 _exceptions_of = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
@@ -270,7 +273,7 @@ _traceback_of = BaseException.__dict__["__traceback__"].__get__
 
 
 def _kinds_of(error: BaseException) -> frozenset[type[BaseException]]:
-    """Return the classes of what was raised; of a group: of what is in it. Never raises."""
+    """Return the class of what was raised; for a group, of the errors in it. Never raises."""
     try:
         return frozenset(map(type, _unfold(error)))
     except BaseException:  # noqa: BLE001  # an error of the user's may lie about its class, and raise when it is asked
@@ -299,7 +302,7 @@ def decide(
 
     Args:
         ended: how the handler ended.
-        interrupt: why it was stopped, if it was.
+        interrupt: why the handler was stopped, if it was.
         attempt: which attempt this was; 1 is the first.
         max_attempts: how many there may be.
         retry: the handler's policy.
@@ -375,15 +378,15 @@ def _settle_value(value: object, failed: _Failed, converter: Converter | None) -
     if issubclass(type(value), _Wish):
         return _settle_wish(cast("Snooze | Retry | Discard", value), failed)
     if type(value) is type and issubclass(value, _Wish):
-        # The handler forgot the parentheses. As a result, the class could not be stored, and the
-        # job would be completed.
+        # The handler forgot the parentheses. If the class counted as a result, it could not be
+        # stored, and the job would be completed.
         return failed(f"the handler returned the class {value.__name__}: return {value.__name__}(...)", "failed", "exhausted")
     if type(value) is Written:
         message = None if value.refused is None else bounded(_NOT_STORED.format(value.refused))
         return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=value.text, error_message=message)
     try:
         return Outcome(kind=SettleKind.COMPLETE, name="completed", result_json=encode_result(value, converter))
-    # A user's value may raise anything when it is looked into, and this runs outside of the
+    # A user's value may raise anything when it is looked into. This code runs outside of the
     # handler's own scope. The work is done. To do it again would not make its result any better.
     except BaseException as error:  # noqa: BLE001
         message = bounded(_NOT_STORED.format(why_not_stored(error)))
@@ -394,7 +397,7 @@ _NOT_STORED = "completed, but its result was not stored: {}"
 
 
 def why_not_stored(error: BaseException) -> str:
-    """Return what to say of an error of `encode_result`."""
+    """Return what to say of an error that `encode_result` raised."""
     return str(error) if isinstance(error, InvalidPayload) else f"{name_of(error)}: {text_of(error)}"
 
 

@@ -1,14 +1,14 @@
 """Payloads: Python values to JSON text for PostgreSQL, and stored text to JSON.
 
-JSON only: no pickle. What PostgreSQL's jsonb would refuse later is refused here. Some values are
-refused, too, that jsonb would accept and a worker could not digest.
+JSON only: no pickle. What PostgreSQL's jsonb would refuse later is refused here. Values that jsonb
+would accept but a worker could not digest are refused, too.
 
-What JSON lacks is written by the converter (converting.py). What a handler asks for is made of the
-JSON in structuring.py. docs/payloads.md is the page for users.
+The converter writes what JSON lacks (converting.py). structuring.py makes of the JSON what a
+handler asks for. docs/payloads.md is the page for users.
 
-A payload may say its version, by a key beside its own: `{"$version": 2, "path": "a.png"}`. Without
-the key its version is 1, so a program that enqueues by SQL need not know of versions. A payload
-that is no object stands in one: `{"$version": 2, "$payload": [1, 2]}`.
+A payload may say its version, by a key beside its own keys: `{"$version": 2, "path": "a.png"}`.
+Without that key, its version is 1. So a program that enqueues by SQL need not know of versions. A
+payload that is no object is put into one: `{"$version": 2, "$payload": [1, 2]}`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ VERSION_KEY, PAYLOAD_KEY = "$version", "$payload"  # reserved, at the top of a s
 
 @attrs.frozen
 class Encoded:
-    """A payload as checked text. The door that took it encodes it once; all others pass it on."""
+    """A payload as checked text. The door that takes it encodes it once; all others pass it on."""
 
     text: str  # JSON
     size_bytes: int  # of the text in UTF-8; PostgreSQL counts the same
 
 
 def encoded(value: object, converter: Converter | None = None, wanted: Any = None) -> Encoded:
-    """Return a payload as text with its size. Takes and raises what `encode` does."""
+    """Return a payload as text with its size. It takes and raises what `encode` does."""
     if type(value) is Encoded:
         return value
     text = encode(value, converter=converter, wanted=wanted)
@@ -69,7 +69,7 @@ def encode(
         bytes_max: the most bytes of the text, in UTF-8.
         depth_max: the most levels of nested lists and objects.
         converter: the handler's own, if it has one.
-        wanted: the type that the handler asks for; its own converter writes the value as that.
+        wanted: the type that the handler asks for; the converter writes the value as that type.
 
     Raises:
         InvalidPayload: it is not JSON that PostgreSQL can store.
@@ -85,8 +85,8 @@ def encode(
 def _by(converter: Converter, value: object, wanted: Any) -> object:
     """Return what a converter of the program's own makes of a value.
 
-    The annotation counts: a tagged union has its tag only if the value is written as the union. A
-    value that is JSON already cannot be written as a class.
+    The value is written as the annotation says: a tagged union has its tag only if the value is
+    written as the union. A value that is JSON already cannot be written as a class, and stays.
     """
     if wanted is not None and wanted is not dict:
         try:
@@ -99,17 +99,17 @@ def _by(converter: Converter, value: object, wanted: Any) -> object:
 
 
 def _is_json(value: object) -> bool:
-    """Tell whether a value is plain JSON. It was checked: it has no circle."""
+    """Tell whether a value is plain JSON. It was checked before, so it does not hold itself."""
     if type(value) is dict:
         return all(map(_is_json, value.values()))
     return all(map(_is_json, value)) if type(value) is list else type(value) in JSON_KINDS
 
 
 def mark(payload: Encoded, version: int) -> Encoded:
-    """Return a payload with its version. One that says its version already stays as it is.
+    """Return a payload with its version. A payload that says a version already stays as it is.
 
     Raises:
-        PayloadTooLarge: by its mark it has become too large.
+        PayloadTooLarge: with its version, the payload is too large.
     """
     text = payload.text
     if VERSION_KEY in text and isinstance(whole := json.loads(text), dict) and VERSION_KEY in whole:
@@ -128,7 +128,7 @@ def unmark(payload: Any) -> tuple[Any, int]:
     """Return a decoded payload without its mark, and its version.
 
     Raises:
-        PayloadUndecodable: it says a version that is none.
+        PayloadUndecodable: its version is not a whole number from 1 on.
     """
     if type(payload) is not dict or VERSION_KEY not in payload:
         return payload, 1
@@ -193,7 +193,7 @@ _REFERENCE = {"payload": "enqueue a reference", "result": "return a reference", 
 
 
 def _is_small(value: object) -> bool:
-    """Tell at a glance that nothing in a value can be refused.
+    """Tell whether a glance shows that nothing in a value can be refused.
 
     Most payloads are such: one object with names as keys, short texts and small numbers.
     """
@@ -235,9 +235,9 @@ def decode(text: str) -> Any:
 
 
 def _loads(text: str) -> Any:
-    """Do what `json.loads` does. It looks for space around the value, for half of its time.
+    """Do what `json.loads` does, in half the time.
 
-    PostgreSQL puts none there.
+    `json.loads` looks for space around the value. PostgreSQL puts none there.
     """
     try:
         value, end = _read_one(text)
@@ -263,7 +263,7 @@ class PayloadTooNew(PayloadUndecodable):
 
 
 def upgraded(payload: Any, version: int, upgrade: Callable[[Any, int], Any] | None) -> Any:
-    """Return a decoded payload without its mark, as of a version.
+    """Return a decoded payload without its mark, upgraded to a version.
 
     Raises:
         PayloadTooNew: it is of a later version.
@@ -288,7 +288,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _holds_objects(value: object) -> bool:
-    """Look one level down for values that need unstructuring. The converter finds deeper ones."""
+    """Tell whether one level down a value needs unstructuring. The converter finds deeper ones."""
     if type(value) is dict:
         return any(type(item) not in {str, int, float, bool, type(None)} for item in value.values())
     if type(value) is list:

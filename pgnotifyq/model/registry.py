@@ -1,9 +1,9 @@
 """The registry: which handler runs which job type.
 
-It is the allow-list of what a stored job can make a worker run. Here are the names, and how a
-function or an object becomes a handler under one. What is read of a function is in signature.py,
-what is declared beside handlers (middleware, lifespans, hooks, schedules) in beside.py, and what
-becomes of what a call returned in returned.py.
+It is the allow-list of what a stored job can make a worker run. This module keeps the job types,
+and makes handlers of functions and objects. signature.py reads a function's signature. beside.py
+has what is declared beside handlers (middleware, lifespans, hooks, schedules). returned.py makes a
+result of what a call returned.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class JobRegistry(BesideHandlers):
             `make_converter` gives a copy of pgnotifyq's own, to add hooks to.
         unknown_keys: what is done with keys that a payload's type does not have: `drop`, so that
             old code runs what new code enqueued, or `refuse`. None: as the converter does;
-            pgnotifyq's own drops them. A handler may say it for itself.
-        runs_in: where its async functions run that say nothing: trio or asyncio.
+            pgnotifyq's own drops them. A handler may have a setting of its own.
+        runs_in: where async functions run that do not say it themselves: trio or asyncio.
         middleware: what stands around each handler, in order, as `@registry.middleware` takes it.
         credentials: who gives `ctx.org.credentials`: a provider of the program's, or the keys of
             the built-in store. None: the built-in store, with the keys that the environment has.
 
     Raises:
-        ConfigError: `converter` is no converter, or another setting is none of its words.
+        ConfigError: `converter` is no converter, or another setting has a word that is not known.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class JobRegistry(BesideHandlers):
         self.credentials = credentials
         self._handlers: dict[str, Handler] = {}
         self.generation = 0  # grows when a handler comes
-        # Each is called when a handler has come, in the thread that brought the handler.
+        # Each is called when a handler was registered, in the thread that registered it.
         self.watchers: list[Callable[[], None]] = []
         super().__init__(middleware)
 
@@ -110,17 +110,17 @@ class JobRegistry(BesideHandlers):
     def handler(self) -> HandlerDecorator:
         """Register the decorated function, async or not, for a job type.
 
-        `@registry.handler`, or `@registry.handler("resize", max_attempts=5, ...)`: HandlerDecorator
-        says what there is. What it gives is a Handler, which is still the function.
+        Write `@registry.handler`, or `@registry.handler("resize", max_attempts=5, ...)`;
+        HandlerDecorator has the settings. The result is a Handler, which is still the function.
         """
         return HandlerDecorator(registry=self)
 
     def register(self, instance: Any) -> Handler:
         """Register an object with a `job_type` and a method `handle(job, ctx)`, async or not.
 
-        It may also have max_attempts, timeout_seconds, retry, retry_on, discard_on, cooperative,
-        queue, saved_type and runs_in. Its dependencies were given to it when it was made, so it can
-        be tested without a database.
+        The object may also have max_attempts, timeout_seconds, retry, retry_on, discard_on,
+        cooperative, queue, saved_type and runs_in. The object got its dependencies when it was
+        made, so it can be tested without a database.
 
         Returns: its handler, which `enqueue` takes.
 
@@ -167,11 +167,12 @@ class JobRegistry(BesideHandlers):
     def include(self, other: JobRegistry) -> None:
         """Take in every handler of another registry, with its middleware and its lifespans.
 
-        Its middleware stands around its own handlers alone, inside of that of this registry.
+        The other registry's middleware stands around the other registry's handlers alone, inside of
+        the middleware of this registry.
 
         Raises:
             HandlerAlreadyRegistered: a type is in both; nothing was taken in.
-            ConfigError: so is a schedule.
+            ConfigError: a schedule is in both; nothing was taken in.
         """
         for handler in other._handlers.values():
             self._refuse_second(handler)
@@ -180,7 +181,10 @@ class JobRegistry(BesideHandlers):
         self._tell()
 
     def mapped(self, change: Callable[[Handler], Handler]) -> JobRegistry:
-        """Return a registry of changed handlers, with the same things around them. For tests."""
+        """Return a registry of changed handlers. For tests.
+
+        It has the same middleware, lifespans and hooks.
+        """
         copy = JobRegistry(converter=self.converter, unknown_keys=self.unknown_keys, credentials=self.credentials)
         copy.runs_in = self.runs_in
         for handler in self._handlers.values():
@@ -316,28 +320,28 @@ class HandlerDecorator:
         - Job: the whole job is given.
 
         A second parameter is given the job's context. A function that is not async runs in a
-        thread. If it returns an awaitable, that is awaited on trio; in a registry for asyncio that
-        is an error.
+        thread. If that function returns an awaitable, the awaitable is awaited on trio; in a
+        registry for asyncio, it is an error.
 
         Settings:
             max_attempts, queue: what `enqueue` uses if its caller says nothing.
             timeout_seconds: of one attempt.
             retry: when a failed attempt is tried again.
             retry_on: the exceptions that are tried again; default: all.
-            discard_on: those that are not. The job is a dead letter at once.
+            discard_on: the exceptions that are not. The job is a dead letter at once.
             cooperative: the handler is told of a cancel, and is not cancelled before its grace is
                 over.
             unknown_keys: as for JobRegistry, for this handler.
-            version: of its payloads. What is enqueued with the handler says it, by the key
-                `$version`; a payload that says none is of version 1.
+            version: of the handler's payloads. A payload that is enqueued with the handler says it,
+                by the key `$version`. A payload that says none is of version 1.
             upgrade: a function of (payload, version), both as they are stored. It gives the payload
                 as of this version, as JSON. Needed above version 1.
-            saved_type: what `ctx.saved` gives, of what `ctx.save` was given; any type that a
-                payload's annotation may be. None: JSON as it is decoded.
-            batch_size: the function is given a list of BatchItem, so many at the most, and nothing
-                else. What it returns is None, or a list with one outcome a job.
-            runs_in: trio, asyncio, thread or process. By default async functions run where the
-                registry says, on trio if it says nothing, and the others in a thread.
+            saved_type: the type of `ctx.saved`, made of what `ctx.save` was given. It may be any
+                type that a payload's annotation may be. None: JSON as it is decoded.
+            batch_size: the function is given a list of at most so many BatchItem, and nothing else.
+                It returns None, or a list with one outcome a job.
+            runs_in: trio, asyncio, thread or process. By default, async functions run where the
+                registry says (on trio, if it says nothing), and other functions run in a thread.
 
         Returns: the handler. If it is called with a name or settings: a decorator that has them.
 
@@ -348,7 +352,8 @@ class HandlerDecorator:
         """
         if not callable(job_type):
             return attrs.evolve(self, job_type=job_type, **settings)
-        # A handler inside a function may name a class of that function: look among its locals.
+        # A handler inside a function may have a class of that function as an annotation: look among
+        # the function's locals.
         return self._declare(job_type, sys._getframe(1).f_locals)  # noqa: SLF001
 
     def _declare(self, function: Callable[..., Any], around: Mapping[str, Any]) -> Handler:
@@ -410,7 +415,7 @@ def _check_converting(converter: object, unknown_keys: object) -> None:
 
 
 def _policy(name: str, retry: RetryPolicy | None, retry_on: Errors | None, discard_on: Errors) -> RetryPolicy | None:
-    """Return a handler's policy, with the errors that it names beside it."""
+    """Return a handler's policy, with the errors that the handler names beside the policy."""
     if retry_on is None and discard_on == ():
         return retry
     try:
@@ -429,11 +434,11 @@ def handler_of(job_type: object, registry: JobRegistry | None) -> Handler | None
 
     It is the one that was given, or the one that the registry has by that name.
 
-    Returns: None if a name was given and no registry.
+    Returns: None if a name was given and there is no registry.
 
     Raises:
         UnknownJobType: the registry has no such handler.
-        InvalidJob: what was given is no handler; or another one handles the type in the registry.
+        InvalidJob: what was given is no handler, or another handler has the type in the registry.
     """
     if isinstance(job_type, str):
         return None if registry is None else registry.get(job_type)

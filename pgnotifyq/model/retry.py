@@ -30,8 +30,8 @@ def _as_errors_or_none(given: Errors) -> tuple[type[Exception], ...]:
 class RetryPolicy:
     """Exponential backoff with jitter: base * factor ** (attempt - 1), never above the cap.
 
-    By default the delays are 5, 10, 20, 40, ... seconds and, from the eleventh on, an hour: 15
-    attempts take five hours and a half, and outlive an outage of some hours.
+    By default the delays are 5, 10, 20, 40, ... seconds. From the eleventh on, a delay is an hour.
+    So 15 attempts take five hours and a half, and outlive an outage of some hours.
 
     Raises:
         ConfigError: a number is out of its bounds.
@@ -40,12 +40,12 @@ class RetryPolicy:
     base_seconds: float = 5.0  # after the first attempt
     factor: float = 2.0
     cap_seconds: float = 3600.0  # no delay is longer, jitter included
-    # Plus or minus this share. So jobs that failed together do not return together.
+    # Plus or minus this share of the delay. So jobs that failed together do not return together.
     jitter: float = 0.25
-    # Which errors of a handler are tried again. An attempt that ends with another is the last.
-    # None: all are.
+    # The errors of a handler after which the job is tried again. An attempt that ends with another
+    # error is the last. None: all errors.
     retry_on: tuple[type[Exception], ...] | None = attrs.field(default=None, converter=_as_errors)
-    # Which errors are not, even if they are among those.
+    # The errors after which the job is not tried again, even if `retry_on` has them.
     discard_on: tuple[type[Exception], ...] = attrs.field(default=(), converter=_as_errors_or_none)
 
     def __attrs_post_init__(self) -> None:
@@ -59,12 +59,13 @@ class RetryPolicy:
                 raise ConfigError(f"retry {name} {value!r} is out of range: use {low:g} to {high:g}")
 
     def tries_again(self, raised: Iterable[type[BaseException]]) -> bool:
-        """Tell whether an attempt is tried again that ended with errors of these classes.
+        """Tell whether a job is tried again after an attempt that ended with such errors.
 
-        There are several if a group held them. If one is to be discarded, it decides; else one that
-        is to be tried again does.
+        The errors are given by their classes. There are several if a group held them. If one is in
+        `discard_on`, the job is not tried again. Else the job is tried again if one is in
+        `retry_on`, or if `retry_on` is None.
         """
-        # As `except` asks: the classes themselves, and not what a class says of itself.
+        # Ask as `except` does: ask the classes themselves, and not what a class says of itself.
         kinds = {kind for each in raised for kind in type.__dict__["__mro__"].__get__(each)}
         if not kinds.isdisjoint(self.discard_on):
             return False

@@ -1,7 +1,8 @@
-"""What a handler's call returned, and the result that it is.
+"""From what a handler's call returned to the handler's result.
 
-Most calls return a result. Behind a plain decorator a call may return a coroutine, which is awaited
-here; a generator has not run at all, and is refused.
+Most calls return the result. If a plain decorator stands around an async handler, the call returns
+a coroutine, which is awaited here. If the call returns a generator, nothing has run yet; the
+generator is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pgnotifyq.model.handler import Handler, RunsIn
 async def finished(handler: Handler, value: Any) -> Any:
     """Return a handler's result, given what its call returned.
 
-    An awaitable is awaited: behind a plain decorator, an async handler's call returns a coroutine.
+    If the call returned an awaitable, it is awaited: a plain decorator around an async handler
+    returns a coroutine.
     Call this in the worker's loop, inside the handler's scope.
 
     Raises:
@@ -37,7 +39,7 @@ async def finished(handler: Handler, value: Any) -> Any:
 
 
 def has_not_run(handler: Handler, value: object) -> str | None:
-    """Return what to say of a result that is a generator or the like; None: it is none."""
+    """Return what to say if a result is a generator or the like; None: it is not."""
     if isinstance(value, _NOT_RUN):
         return f"{handler.name} returned a {type(value).__name__}, which has not run: return the result instead"
     return None
@@ -48,7 +50,7 @@ _WHOSE = (
     ' or say runs_in="asyncio" or runs_in="trio"'
 )
 AWAITED_MAX = 8  # an awaitable may give another awaitable, without end
-# Results of these types are final. `finished` need not be called for them: each call costs a
+# Results of these types are final. `finished` need not be called for them. Each call of it costs a
 # coroutine.
 PLAIN_RESULTS = frozenset({dict, list, str, int, float, bool, type(None)})
 _NOT_RUN = (

@@ -11,15 +11,15 @@ together:
 | `09:00`, `17:30:15` | daily |
 | `2030-01-01T00:00` | once; with an offset, or in the schedule's time zone |
 
-An exclusion takes ticks away: a date, two dates with a slash in between, a time as above, or cron:
-then each minute (with six fields: each second) that it matches. One that names no hour and no
-minute takes whole days.
+An exclusion takes ticks away. It is a date, two dates with a slash in between, a time as above, or
+cron. Cron takes away each minute that it matches; with six fields, each second. Cron that names no
+hour and no minute takes away whole days.
 
-Clocks change as for cron on Debian. A part of five fields whose minute and hour both begin without
-a star is for times of the day. One that falls into an hour that is skipped ticks as soon as that is
-over, and one in an hour that comes twice ticks the first time. Every other cron part goes by what
-the clock shows: an hour that is skipped has no ticks, and one that comes twice has them twice.
-Intervals know no clock.
+When clocks change, the rules are those of cron on Debian. A part of five fields whose minute and
+hour both begin without a star is for times of the day. If such a time falls into an hour that is
+skipped, it ticks as soon as that hour is over. If it falls into an hour that comes twice, it ticks
+the first time. Every other cron part goes by what the clock shows: an hour that is skipped has no
+ticks, and an hour that comes twice has its ticks twice. Intervals know no clock.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ RULE_CHARS_MAX = 10_000
 TRIES_MAX = 10_000  # ticks that exclusions take away, one after the other, before we give up
 SECONDS_MAX = 10 * 366 * 86_400.0  # ten years; more is a mistake in the unit
 AT_ONCE_MAX = 100  # missed ticks that are made up for in one transaction
-NONE_WINDOW_SECONDS = 60.0  # so late a tick may be and is not missed yet, if missed="none"
+NONE_WINDOW_SECONDS = 60.0  # if missed="none": a tick that is not later than this is not missed
 NEVER = datetime.max.replace(tzinfo=UTC)  # in place of the next tick, if there is none; in SQL, infinity
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,126}", re.ASCII)
@@ -61,12 +61,12 @@ _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DATE = r"\d{4}-\d{2}-\d{2}"
 _DATES = re.compile(rf"({_DATE})(?:\s*/\s*({_DATE}))?", re.ASCII)
-_CHANGES_APART = timedelta(days=1)  # at the least: two changes of the clocks
+_CHANGES_APART = timedelta(days=1)  # the least time between two changes of the clocks
 _BACK = tuple(timedelta(seconds=seconds) for seconds in (60, 3600, 86_400, 32 * 86_400, 370 * 86_400))
 
 
 class Missed(StrEnum):
-    """What becomes of ticks that no worker was there for."""
+    """What happens to ticks at which no worker was there."""
 
     LAST = "last"  # the last of them runs, late
     NONE = "none"  # none runs
@@ -74,7 +74,7 @@ class Missed(StrEnum):
 
 
 class Overlap(StrEnum):
-    """What becomes of a tick while the run before has not ended."""
+    """What happens to a tick while the run before has not ended."""
 
     SKIP = "skip"  # it is left out
     QUEUE = "queue"  # it runs when the run before has ended
@@ -108,11 +108,11 @@ class _Cron:
         return None
 
     def _by_the_clock(self, at: datetime) -> datetime | None:
-        """Return the first moment after another at which the clock shows what the text says.
+        """Return the first moment after `at` at which the clock shows what the text says.
 
-        cronsim is asked without a time zone, between one change of the clocks and the next. With
-        one it takes steps of an hour, and leaves out ticks where clocks change by less, or not on
-        the hour.
+        cronsim is asked without a time zone, between one change of the clocks and the next. With a
+        time zone, cronsim takes steps of an hour. Then it leaves out ticks if clocks change by less
+        than an hour, or not on the hour.
         """
         while True:
             offset = at.astimezone(self.zone).utcoffset() or timedelta()
@@ -136,7 +136,7 @@ def _is_of_the_day(cron: str) -> bool:
 
 
 def _change_between(after: datetime, until: datetime, zone: ZoneInfo) -> datetime | None:
-    """Return the first second after a moment, and not after another, of which clocks differ."""
+    """Return the first second after `after`, up to `until`, at which clocks have changed."""
     offset = after.astimezone(zone).utcoffset()
     low = after
     while low < until:
@@ -170,7 +170,7 @@ class _Once:
         return self.at if self.at > at else None
 
 
-# Exclusions: each tells until when, at the least, there is no tick; None: this one may be
+# Exclusions. Each tells until when, at the least, there is no tick; None: `at` may be a tick.
 
 
 @attrs.frozen
@@ -230,7 +230,7 @@ class Rule:
         """Return the first tick after a time, in UTC; None: there is none.
 
         Raises:
-            InvalidJob: the exclusions leave none, as far as we look.
+            InvalidJob: the exclusions leave none among the ticks that we try (TRIES_MAX).
         """
         start = at = at.astimezone(UTC)
         for _ in range(TRIES_MAX):
@@ -248,7 +248,7 @@ class Rule:
         raise InvalidJob(f"the exclusions leave no tick of {self.text!r:.80} between {start} and {at}: exclude less")
 
     def last(self, after: datetime, until: datetime) -> datetime | None:
-        """Return the last tick after one time and not after another; None: there is none."""
+        """Return the last tick after `after`, up to `until`; None: there is none."""
         for back in (*_BACK, until - after):
             start = max(after, until - back)
             tick = self.after(start)
@@ -268,7 +268,7 @@ class Rule:
             tick = self.after(tick)
 
     def upcoming(self, after: datetime, count: int) -> list[Tick]:
-        """Return the next ticks, and what the clocks do about then."""
+        """Return the next ticks, each with what the clocks do about then."""
         found: list[Tick] = []
         before = after.astimezone(self.zone)
         while len(found) < count and (at := self.after(before)) is not None:
@@ -309,7 +309,7 @@ def _rule_of(rule: str, tz: str, exclude: str) -> Rule:
 def _zone(tz: str) -> ZoneInfo:
     try:
         return ZoneInfo(tz)
-    except (KeyError, ValueError, OSError, TypeError):  # of names that are paths, too
+    except (KeyError, ValueError, OSError, TypeError):  # also for names that are paths
         raise InvalidJob(f"there is no time zone {tz!r:.80}: use a name as 'Europe/Berlin'") from None
 
 
@@ -388,7 +388,7 @@ def _text_of(given: object) -> str:
 
 
 def joined(given: When | Excluded | Iterable[When | Excluded]) -> str:
-    """Write a rule, or exclusions, as text: what is given alone, or several.
+    """Write a rule, or exclusions, as text, given one part or several.
 
     Raises:
         InvalidJob: something else was given.
@@ -419,19 +419,20 @@ class NewSchedule:
     """A schedule as a program says it. Checked when it is made.
 
     Raises:
-        InvalidJob: something of it is out of range.
+        InvalidJob: a field is out of range, or cannot be read.
     """
 
-    name: str  # at most one of a tenant's
+    name: str  # a tenant has at most one schedule of this name
     rule: str
     job: NewJob  # what is enqueued at each tick
     tz: str = "UTC"  # for cron, for times without an offset, and for exclusions
     exclude: str = ""
     missed: str = Missed.LAST
-    window_seconds: float | None = None  # a tick that is later is missed for good; None: however late
+    # A tick that is late by more than this is missed for good. None: no limit; with `none`, 60.
+    window_seconds: float | None = None
     overlap: str = Overlap.SKIP
-    jitter_seconds: float = 0.0  # a job is due so much after its tick at the most: the same for the same tick
-    owner: str | None = None  # the program whose code has it; None: none
+    jitter_seconds: float = 0.0  # a job is due at most so long after its tick; the same for a tick
+    owner: str | None = None  # the program whose code has the schedule; None: none
 
     def __attrs_post_init__(self) -> None:
         check_schedule_name(self.name)
@@ -449,7 +450,7 @@ class NewSchedule:
 
 @attrs.frozen(kw_only=True)
 class Pending:
-    """A schedule as a worker sees it that has to move it on."""
+    """A schedule that a worker has to move on, as the worker sees it."""
 
     schedule_id: UUID
     name: str
@@ -459,15 +460,15 @@ class Pending:
     missed: str
     overlap: str
     window_seconds: float | None
-    next_at: datetime | None  # None: it is to be found
+    next_at: datetime | None  # None: the worker has to find it
     due_at: datetime | None  # when a worker has to see to it; None: now
-    done_to: datetime  # ticks up to then have been seen to
+    done_to: datetime  # all ticks up to then have been seen to
     version: int
 
 
 @attrs.frozen(kw_only=True)
 class Move:
-    """What a worker makes of a schedule: ticks to enqueue, and the next one."""
+    """What a worker does with a schedule: ticks to enqueue, and the next tick."""
 
     of: Pending
     ticks: Sequence[datetime] = ()

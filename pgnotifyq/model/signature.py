@@ -55,15 +55,15 @@ def _inner(function: Any) -> Any:
 def signature_of(function: Callable[..., Any]) -> tuple[Any, list[inspect.Parameter]]:
     """Return the function inside, and its parameters that a worker fills: (payload[, ctx]).
 
-    If a decorator's function takes `*args`, the function that it wraps is read instead. If it names
-    its parameters, those count.
+    If a decorator's function takes `*args`, the function that it wraps is read instead. If the
+    decorator's function names its parameters, those count.
     """
     inner = _inner(function)
     try:
         signature = inspect.signature(function, follow_wrapped=False)
         if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
             signature = inspect.signature(function)
-    except (TypeError, ValueError) as error:  # of C
+    except (TypeError, ValueError) as error:  # a function in C
         raise ConfigError(f"{function!r} cannot be a handler: what it takes cannot be read ({error})") from error
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     everything = signature.parameters.values()
@@ -85,8 +85,8 @@ def _asks_for_context(parameter: inspect.Parameter) -> bool:
 def annotations_of(inner: Any, parameters: list[inspect.Parameter], around: Mapping[str, Any] | None) -> list[Any]:
     """Return the types that a handler's parameters are annotated with.
 
-    Any stands for no annotation, and for one of the context that cannot be read. `around` holds the
-    local names of the function in which the handler is defined.
+    Any stands for an annotation that is missing, and for one of the context that cannot be read.
+    `around` holds the local names of the function in which the handler is defined.
 
     Raises:
         ConfigError: the payload's annotation cannot be read, or the second parameter's annotation
@@ -141,13 +141,13 @@ def payload_type_of(name: str, wanted: Any, converter: Converter | None) -> Any:
 
 
 def item_of(wanted: Any) -> Any:
-    """Return the BatchItem that a list is annotated to have; None: it is not annotated so."""
+    """Return the BatchItem of an annotation `list[BatchItem[...]]`; None: it is another one."""
     item = bare(typing.get_args(wanted)[0]) if typing.get_origin(wanted) in (list, Sequence) and typing.get_args(wanted) else None
     return item if (typing.get_origin(item) or item) is BatchItem else None
 
 
 def payload_of_batch(name: str, wanted: Any, parameters: list[inspect.Parameter]) -> Any:
-    """Return what one payload of a batch is annotated to be.
+    """Return the type that one payload of a batch is annotated with.
 
     Raises:
         ConfigError: the function does not take a batch.
@@ -167,7 +167,7 @@ def payload_of_batch(name: str, wanted: Any, parameters: list[inspect.Parameter]
 
 
 def saved_type_of(name: str, wanted: Any, converter: Converter | None) -> Any:
-    """Return what the state that a handler saves is read as; None: as it is decoded.
+    """Return the type as which a handler's saved state is read; None: as it is decoded.
 
     Raises:
         ConfigError: the type cannot be honoured.
@@ -209,7 +209,7 @@ def place_of(name: str, function: Any, inner: Any, wanted: str | None, default: 
         ConfigError: there is no such place, or the function cannot run there.
     """
     is_async = inspect.iscoroutinefunction(inner)
-    # A plain decorator: a call of it returns a coroutine.
+    # A plain decorator around an async function: a call of it returns a coroutine.
     wraps_async = _wraps_async(inner)
     if wanted is None:
         return default if is_async or (wraps_async and default is RunsIn.ASYNCIO) else RunsIn.THREAD
@@ -228,15 +228,15 @@ def place_of(name: str, function: Any, inner: Any, wanted: str | None, default: 
 
 
 def _wraps_async(function: Any, depth: int = 0) -> bool:
-    """Tell whether a function is a decorator's around an async one, as far as can be seen.
+    """Tell whether a function is a decorator's, around an async function, as far as can be seen.
 
-    By `functools.wraps`, or by the variables of the decorator that it uses.
+    It can be seen by `functools.wraps`, or by the decorator's variables that the function uses.
     """
     function = inspect.unwrap(function)
     if inspect.iscoroutinefunction(function):
         return True
     for cell in getattr(function, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # an empty one
+        with contextlib.suppress(ValueError):  # an empty cell
             if inspect.isfunction(cell.cell_contents) and depth < AWAITED_MAX and _wraps_async(cell.cell_contents, depth + 1):
                 return True
     return False
@@ -252,7 +252,7 @@ def _why_not_importable(function: Any, inner: Any) -> str | None:
         return "it is made inside another function; move it to the top of a module"
     module = sys.modules.get(inner.__module__)
     if inner.__module__ == "__mp_main__":
-        return None  # of a program's main module, in the process itself
+        return None  # the name of the program's main module in a process of handlers
     if inner.__module__ == "__main__":
         if getattr(module, "__spec__", None) is None and not os.path.isfile(getattr(module, "__file__", "")):  # noqa: PTH113
             return "its main module is no file; move it to a module"

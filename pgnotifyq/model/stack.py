@@ -15,10 +15,10 @@ import attrs
 
 from pgnotifyq.model.job import ExecutionId, JobId
 
-# Of the JSON that a worker answers with; the database refuses more.
+# Of the JSON with which a worker answers. The database refuses more.
 BYTES_MAX = 65_536
 TASKS_MAX = 200
-# Of one task, kept at each end: how the handler came there, and where it stands.
+# How many calls of one task are kept at each end: how the handler came there, and where it stands.
 FRAMES_KEPT = 15
 TEXT_CHARS_MAX = 300  # of a name, a file or a line of source
 
@@ -29,8 +29,8 @@ class StackState(StrEnum):
     RUNNING = "running"  # `tasks` say where it stands
     WAITING = "waiting"  # its worker holds the job, and the handler has not begun: it waits for a slot or a process
     ENDED = "ended"  # no worker holds the job
-    # The worker did not answer in time. As a rule a handler holds its event loop: the worker's log
-    # names it.
+    # The worker did not answer in time. As a rule, a handler holds the worker's event loop. The
+    # worker's log names that handler.
     UNRESPONSIVE = "unresponsive"
 
 
@@ -49,7 +49,9 @@ class StackTask:
     """One task or thread of a handler."""
 
     name: str
-    depth: int  # in the tree: the handler's own has 0, what it started 1, and so on; each follows its parent
+    # In the tree: the handler's own task has 0, a task that it started has 1, and so on. Each task
+    # follows its parent.
+    depth: int
     kind: str  # trio, asyncio, thread or process
     frames: tuple[Frame, ...]  # the outermost first, the one that waits or runs last
 
@@ -85,7 +87,7 @@ class Stack:
 
 
 def bounded_frames(frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], bool]:
-    """Return the frames at both ends, and whether any were left out between."""
+    """Return the frames at both ends, and whether any were left out in between."""
     if len(frames) <= 2 * FRAMES_KEPT:
         return tuple(frames), False
     return (*frames[:FRAMES_KEPT], *frames[-FRAMES_KEPT:]), True

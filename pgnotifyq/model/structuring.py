@@ -1,7 +1,7 @@
-"""What a handler asks for: which annotations payloads can be made into, and making them.
+"""What a handler asks for: into which types payloads can be made, and how they are made.
 
-`understood` decides when a handler is registered; `structure` does it for each job. What the
-converter makes of each type is told in converting.py.
+When a handler is registered, `understood` decides whether payloads can be made into its annotation.
+For each job, `structure` makes them. converting.py tells what the converter makes of each type.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def understood(wanted: Any, converter: Converter | None = None) -> Any:
 
 
 def structure(payload: Any, wanted: Any, converter: Converter | None = None, *, what: str = "payload") -> Any:
-    """Return a decoded payload as the type a handler asks for; plain JSON when it asks for none.
+    """Return a decoded payload as the type that a handler asks for; if it asks for none, as JSON.
 
     Args:
         payload: as `decode` gave it.
@@ -67,7 +67,7 @@ def structure(payload: Any, wanted: Any, converter: Converter | None = None, *, 
         return (converter or default_converter()).structure(payload, wanted)
     except Exception as error:  # hooks of the user's types may raise anything
         if payload == {} and may_be_none(wanted):
-            return None  # nothing was enqueued
+            return None  # the job was enqueued without a payload
         try:
             reasons = "; ".join(cattrs.transform_error(error, path=what, format_exception=_reason))
         except Exception:  # noqa: BLE001  # the explanation is best effort

@@ -1,4 +1,4 @@
-"""Tracing: the places where a trace is told of a job, if the program wants any.
+"""Tracing: the places where a program's tracing is told of a job, if the program wants one.
 
 Nothing here knows of OpenTelemetry. `pgnotifyq.otel.instrument()` puts a tracing in place; without
 one each place costs a comparison with None.
@@ -28,7 +28,7 @@ class Trace(Protocol):
     """The trace of one execution."""
 
     def leave(self, error: BaseException | None, interrupt: InterruptKind | None, raised: Raised | None = None) -> None:
-        """The handler has ended. Called where `begin` was, in the same task.
+        """The handler has ended. Called in the same task as `begin`.
 
         Args:
             error: what it raised.
@@ -41,13 +41,13 @@ class Trace(Protocol):
 
         Args:
             verb: how the execution was settled.
-            became: what the database did instead, as a lost lease; None: what was asked.
+            became: what the database did instead, as for a lost lease; None: it did what was asked.
             batch: how many outcomes went in the statement.
         """
 
 
 class Tracing(Protocol):
-    """What makes spans. None of it raises."""
+    """What makes spans. Its methods do not raise."""
 
     def created(self, job: NewJob) -> NewJob:
         """A job is about to be enqueued.
@@ -56,22 +56,22 @@ class Tracing(Protocol):
         """
 
     def begin(self, job_id: JobId, job_type: str, queue: str, attempt: int, headers: Headers) -> Trace:
-        """A handler is about to be called in this task, and in what it starts."""
+        """A handler is about to be called: in this task, and in the tasks that it starts."""
 
     def ids(self) -> Mapping[str, str]:
-        """Return what a log calls the span that is current: trace_id and span_id, or nothing."""
+        """Return what a log says of the current span: trace_id and span_id, or nothing."""
 
 
 _in_place: list[Tracing] = []
 
 
 def put_in_place(tracing: Tracing | None) -> None:
-    """Have a tracing told from now on, in the whole process; None: none."""
+    """Tell this tracing from now on, in the whole process; None: tell none."""
     _in_place[:] = [] if tracing is None else [tracing]
 
 
 def in_place() -> Tracing | None:
-    """Return what is told, if anything."""
+    """Return the tracing that is told; None: there is none."""
     return _in_place[0] if _in_place else None
 
 

@@ -34,7 +34,7 @@ class _Pydantic(Protocol):
 
 
 class _Context(Protocol):
-    """What a JobContext has that nothing else does. It is of a floor above: runtime/context.py."""
+    """What only a JobContext has. JobContext itself is on a floor above: runtime/context.py."""
 
     @property
     def job(self) -> Job: ...

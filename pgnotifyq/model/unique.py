@@ -38,7 +38,7 @@ class EnqueueOutcome(StrEnum):
 class Enqueued(Generic[Result_co]):
     """What became of an enqueue."""
 
-    job_id: JobId[Result_co]  # the new job; if it was kept or replaced, the one that holds the key
+    job_id: JobId[Result_co]  # the new job; if kept or replaced, the job that holds the key
     outcome: EnqueueOutcome
 
 
@@ -46,8 +46,8 @@ class Enqueued(Generic[Result_co]):
 class Unique:
     """Say that a job is unique. Checked when it is made.
 
-    One job at a time holds a key. The key is the tenant's; within it, the job type's, or that of
-    all its types (`scope`).
+    One job at a time holds a key. A key belongs to a tenant, and there to one job type, or to all
+    job types together (`scope`).
 
     Raises:
         InvalidJob: a value is not known or out of range, or two contradict each other.
@@ -55,17 +55,18 @@ class Unique:
 
     key: str | None = None  # 1 to 512 characters; or `by`
     # The fields of the payload that make the key, or True: the whole payload. Their values are
-    # compared as JSON. A payload that lacks one is refused.
+    # compared as JSON. A payload that lacks one of the fields is refused.
     by: Sequence[str] | Literal[True] | None = None
     # How long a job holds its key. `pending`: until it first starts. `unfinished`, the default:
     # until it has ended, handler and all.
     while_: UniqueWhile | None = None
-    # In place of `while_`: this many seconds from its enqueue on, on the database's clock, also
-    # beyond its end. A job that is cancelled or dies gives its key up.
+    # In place of `while_`: a job holds its key for this many seconds from its enqueue on, on the
+    # database's clock, also beyond its end. A job that is cancelled or dies gives its key up.
     for_seconds: float | None = None
-    # If the key is taken. `keep`: the job that holds it stays, and none is made. `replace`: if it
-    # waits, it gets what `replace` names of the new one; else it is kept. `refuse`: UniqueKeyHeld.
-    # `supersede`: it is cancelled, and the new one starts when its handler has ended.
+    # What follows if another job holds the key. `keep`: that job stays, and no job is made.
+    # `replace`: if that job waits, it gets what `replace` names of the new one; else it is kept.
+    # `refuse`: UniqueKeyHeld. `supersede`: that job is cancelled, and the new one starts when the
+    # cancelled job's handler has ended.
     on_conflict: OnConflict = "keep"
     replace: Sequence[Replaced] = ("payload", "scheduled_at", "priority")
     # With `replace`: the job is due so many seconds after its first enqueue, at the latest, however
@@ -98,7 +99,7 @@ class Unique:
 
     @property
     def rule(self) -> str | None:
-        """What the database is told of it besides the key: JSON; None: nothing.
+        """What the database is told besides the key, as JSON; None: nothing.
 
         Source: sql/functions/enqueue/enqueue_unique.sql
         """

@@ -1,4 +1,4 @@
-"""What is told to those who watch: events of jobs, and lines that handlers have logged."""
+"""What is told to clients that watch: events of jobs, and lines that handlers have logged."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from pgnotifyq.model.job import Job
 
-# Of one iterator of events that is not read for a while. Beyond it the oldest are lost, and it says
-# how many.
+# How many events one iterator holds while nobody reads it. Beyond that, the oldest events are lost,
+# and the iterator says how many.
 EVENTS_HELD_MAX = 10_000
-# What `JobChange` compares: what changes of its own, as the lease of a job that runs, is no change.
+# What `watch` compares of a job. The lease, which changes by itself while a job runs, is not in it.
 _WATCHED = (
     "queue_name",
     "payload",
@@ -42,16 +42,16 @@ class JobEventKind(StrEnum):
     EDITED = "edited"  # it waits, and its queue, its payload, its priority or when it is due was changed
     STARTED = "started"  # an attempt has begun
     PROGRESS = "progress"  # its handler has said how far it has come
-    STOPPING = "stopping"  # it was cancelled, and its handler runs still
-    ENDED = "ended"  # an attempt has ended; or the job was cancelled before any
-    LOST = "lost"  # no job's: this iterator has missed something
+    STOPPING = "stopping"  # it was cancelled, and its handler still runs
+    ENDED = "ended"  # an attempt has ended, or the job was cancelled before any attempt
+    LOST = "lost"  # of no job: this iterator has missed events
 
 
 @attrs.frozen(kw_only=True)
 class JobEvent:
-    """What has happened to a job, and how the job is at the time when it is told.
+    """What has happened to a job, and how the job is when the event is told.
 
-    The two may differ: a job that has started may have ended by then.
+    The two may differ: when an event tells that a job has started, the job may have ended.
     """
 
     kind: JobEventKind
@@ -79,11 +79,11 @@ class LogLine:
     at: datetime | None  # on the worker's clock; None: of what is left out
     level: str  # debug, info, warning, error, critical; empty: of what is left out
     text: str  # with its traceback, if there is one
-    left_out: int = 0  # how many lines are gone here: the log of an attempt has 64 KiB
+    left_out: int = 0  # how many lines are gone here: the log of an attempt has at most 64 KiB
 
 
 def state_of(job: Job[Any]) -> tuple[object, ...]:
-    """Return what of a job is watched: if it differs, the job has changed."""
+    """Return the watched values of a job. If one of them differs, the job has changed."""
     return tuple(getattr(job, name) for name in _WATCHED)
 
 
@@ -95,7 +95,7 @@ def count_of(lines: Iterable[LogLine]) -> int:
 def events_in(payload: str) -> Iterator[JobEvent]:
     """Read what a follower was told.
 
-    Any role can send a notification. What no code of ours would send is left out.
+    Any role can send a notification. A line that no code of ours would send is left out.
     """
     for line in payload.split("\n"):
         event = _event_of(line.split(" "))
