@@ -1,21 +1,21 @@
 """A verb is a value: what is asked, apart from how somebody waits for the answer.
 
-Each verb of this floor returns an `Ask`, or a `Plan` if it takes several statements. A function
-that has a connection asks it: wire/asking.py has two, for psycopg's awaited connections and for its
-blocking ones, and wire/callers.py has those for what a caller has. A door for another kind of
-connection is one more function like those two, and nothing of this floor knows of it: there is no
-event loop here, no connection and no driver.
+Each verb of this floor returns an `Ask`, or a `Plan` if it takes several statements. An asker is a
+function that has a connection and asks the verb on it. wire/asking.py has two askers: one for
+psycopg's awaited connections, one for its blocking connections. wire/callers.py has the askers for
+a caller's own connection. A door for another kind of connection is one more asker. This floor does
+not know of it: there is no event loop here, no connection and no driver.
 
 The rules of an asker:
 
 - The asker sends `Ask.statement` with `Ask.parameters`, whose placeholders are `$1`, `$2`, ..., and
   hands the answer to `Ask.read`. Answers may be in binary or in text: columns.py reads both.
-- An exception goes to `Ask.on_error`, where there is one. That function raises what the exception
-  means, or returns an answer.
-- The asker takes the steps of a plan one after the other. It sends the answer to each into the
-  generator, and throws an exception into it.
-- A plan that `is_whole` is undone as a whole when it fails: the asker puts it into a transaction,
-  or into a savepoint of the one that is open.
+- If the verb has an `on_error`, the asker hands an exception to it. `on_error` raises what the
+  exception means, or returns an answer.
+- The asker takes the steps of a plan one after the other. It sends the answer to a step into the
+  generator. If the step raises, the asker throws the exception into the generator.
+- If a plan `is_whole` and fails, it is undone as a whole: the asker puts it into a transaction, or
+  into a savepoint of the open transaction.
 - A plan may ask about the connection, and may let other tasks run: see `Aside`.
 """
 
@@ -61,12 +61,14 @@ class Ask(Generic[T_co]):
 
     statement: bytes  # composed for a schema; its placeholders are $1, $2, ...
     parameters: Sequence[str | None]  # in the text that the server reads; None is null
-    read: Callable[[Answer, str], T_co]  # columns of the answer, given the client's encoding by Python's name
-    # What an exception means: raises an error of ours, or returns an answer in its place. None: it
-    # is raised as it comes.
+    # Reads the columns of the answer. It is given the client's encoding, by Python's name.
+    read: Callable[[Answer, str], T_co]
+    # Says what an exception means: raises an error of ours, or returns an answer in its place.
+    # None: the exception is raised as it comes.
     on_error: Callable[[Exception], T_co] | None = None
     may_repeat: bool = True  # whether it may be asked again when its answer was lost
-    is_durable: bool = True  # whether what it writes must survive a crash of the server once it is answered
+    # Whether what it writes must survive a crash of the server, once the server has answered.
+    is_durable: bool = True
 
 
 @attrs.frozen(eq=False)
@@ -74,7 +76,7 @@ class Copy:
     """A COPY into a table, in the text format. Its answer is None."""
 
     statement: bytes
-    pieces: Iterable[str]  # made while those before them are under way
+    pieces: Iterable[str]  # each is made while those before it are on their way
     on_error: Callable[[Exception], None] | None = None
 
 
@@ -101,7 +103,8 @@ class Plan(Generic[T_co]):
     """Several statements, each decided by the answers to those before."""
 
     steps: Callable[[], Steps[T_co]]  # begins anew at each call
-    is_whole: bool = False  # all or none: it goes into a transaction of its own, or a savepoint of the one that is open
+    # All or none: it goes into a transaction of its own, or into a savepoint of the open one.
+    is_whole: bool = False
     may_repeat: bool = True
     is_durable: bool = True
 
@@ -118,8 +121,8 @@ def nothing(_: Answer, __: str) -> None:
 def array(values: Iterable[str | None]) -> str:
     """Write a one-dimensional array as the server reads it.
 
-    All values are joined by a character that no text of PostgreSQL can have, and escaped together:
-    a third of the time that it takes to escape one after the other.
+    All values are joined by a character that no text of PostgreSQL can have, and are escaped
+    together. That takes a third of the time of escaping one after the other.
 
     >>> array(["a", "b, c", None])
     '{"a","b, c",NULL}'
@@ -130,7 +133,8 @@ def array(values: Iterable[str | None]) -> str:
     except TypeError:
         return _array_one_by_one(values)
     if whole.count("\0") != len(values) - 1:
-        return _array_one_by_one(values)  # none at all; or a value has a NUL, which the asker refuses
+        # There is no value; or a value has a NUL, which the asker refuses.
+        return _array_one_by_one(values)
     return '{"' + _escaped(whole).replace("\0", '","') + '"}'
 
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Of jobs with unique keys. In one statement they are taken in an order in which no two callers
-# deadlock; a larger batch goes in several.
+# The most jobs with unique keys in one statement. A statement takes them in an order in which no
+# two callers deadlock. A larger batch goes in several statements.
 UNIQUE_JOBS_MAX = 10_000
 
 
@@ -46,11 +46,11 @@ def enqueue_many(schema: str, jobs: Sequence[NewJob]) -> Plan[list[JobId]]:
 def enqueue_many_told(schema: str, jobs: Sequence[NewJob]) -> Plan[list[Enqueued]]:
     """Enqueue jobs, all or none, and return what became of each, in order.
 
-    Up to ONE_STATEMENT_JOBS_MAX go in one statement. More are copied, but for those with a unique
-    key, and but for a role that row security binds, to which PostgreSQL denies COPY: those go in
-    several statements.
+    Up to ONE_STATEMENT_JOBS_MAX jobs go in one statement. More jobs are copied, with two
+    exceptions: jobs with a unique key, and jobs of a role that row security binds, to which
+    PostgreSQL denies COPY. Those go in several statements.
 
-    Cancellation: none of them are enqueued, or all are and `trio.Cancelled` comes at the next
+    Cancellation: none of the jobs is enqueued; or all are, and `trio.Cancelled` comes at the next
         checkpoint.
 
     Raises:
@@ -67,7 +67,11 @@ def _enqueue_many(
     together: Callable[[str, Sequence[NewJob], Sequence[str]], Ask[list[T]]],
     made: Callable[[list[JobId]], list[T]],
 ) -> Plan[list[T]]:
-    """Enqueue jobs; `made` tells of those that have no keys what `together` tells of all."""
+    """Enqueue jobs.
+
+    `together` is the verb for jobs of any kind, and its answer is returned. `made` makes the same
+    answer for jobs without keys, from their ids.
+    """
     jobs = list(jobs)
 
     def steps() -> Steps[list[T]]:
@@ -84,15 +88,16 @@ def _enqueue_many(
         if is_plain and (yield Aside.COPIES):
             now, may_copy, queues = yield _look_before_copy(schema, jobs)
             if may_copy:
-                # One statement, so all or none. It may begin before all payloads are checked:
-                # nobody else's transaction would fail.
+                # The COPY is one statement, so all or none. It is a transaction of its own. So it
+                # may begin before all payloads are checked: if one is refused, no transaction of
+                # the caller's fails.
                 return made((yield from _copy(schema, jobs, (encode(job.payload) for job in jobs), now, queues)))
         payloads = []
         for start in range(0, len(jobs), AT_ONCE_JOBS_MAX):
             payloads += [encode(job.payload) for job in jobs[start : start + AT_ONCE_JOBS_MAX]]
             yield Aside.PAUSE
-        # A connection that is not in autocommit is in its owner's transaction already, or about to
-        # be: it is not ours to commit.
+        # If the connection is not in autocommit, its owner has begun a transaction, or is about to.
+        # That transaction is not ours to commit.
         is_whole: bool = yield Aside.COMMITS
         told = yield Plan(lambda: _in_parts(schema, jobs, payloads, together, made), is_whole=is_whole, may_repeat=False)
         return told
@@ -113,8 +118,8 @@ def _in_parts(
 ) -> Steps[list[T]]:
     """Copy what can be copied, and send the rest in statements, within a transaction.
 
-    A statement has ONE_STATEMENT_JOBS_MAX jobs at most; of those with unique keys,
-    UNIQUE_JOBS_MAX.
+    A statement has at most ONE_STATEMENT_JOBS_MAX jobs without unique keys, or UNIQUE_JOBS_MAX jobs
+    with unique keys.
     """
     told: dict[int, T] = {}
     if (yield Aside.COPIES):
@@ -134,9 +139,10 @@ def _in_parts(
 def _in_key_order(jobs: Sequence[NewJob]) -> list[int]:
     """Return the places of the jobs that have unique keys, by tenant, scope and key.
 
-    Two who enqueue the same keys wait for each other; in one order they do not deadlock.
-    sql/functions/enqueue/enqueue_unique.sql keeps the same order within a statement. It makes the
-    keys of payloads: those come in any order here.
+    Two callers who enqueue the same keys wait for each other. If both take the keys in one order,
+    they do not deadlock. sql/functions/enqueue/enqueue_unique.sql keeps the same order within a
+    statement. That statement also makes the keys that come from payloads. Such jobs come in any
+    order here.
     """
     keyed = [
         (job.org_id.bytes, "*" if job.unique and job.unique.scope == "global" else job.job_type, job.unique_key or "", place)
@@ -153,8 +159,8 @@ def _batches(places: list[int], jobs_max: int) -> list[list[int]]:
 def _look_before_copy(schema: str, jobs: Sequence[NewJob]) -> Ask[tuple[datetime, bool, dict[str, str]]]:
     """Return what has to be known before a COPY.
 
-    That is the database's time, whether this role may copy into the table, and the queues of
-    types whose jobs name none.
+    That is the database's time; whether this role may copy into the table; and, for jobs that name
+    no queue, the queues of their types.
 
     Source: sql/queries/look_before_copy.sql
     """
@@ -175,8 +181,8 @@ def _copy(
 
     Delays count from `now`, the database's time.
 
-    `queues` are those of job types whose handler is known; of others that name none the first
-    handler says it.
+    `queues` has the queue of each job type whose handler is known. If a job of another type names
+    no queue, the first handler of that type says the queue later.
 
     Source: sql/queries/copy_jobs.sql, sql/queries/copy_jobs_with_headers.sql
     """
@@ -199,7 +205,7 @@ def _pieces(
 ) -> Iterator[str]:
     """Yield the lines of a COPY, AT_ONCE_JOBS_MAX at a time.
 
-    The server takes in what is written while the next are made.
+    The server takes in the written lines while the next lines are made.
     """
     now_text = now.isoformat()
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""What waits is edited; many jobs are cancelled, deleted or edited, a batch at a time."""
+"""Edit a job that waits; cancel, delete or edit many jobs, a batch at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _org_id(name: UUID | str | int | None) -> OrgId | None:
 
 @attrs.frozen(kw_only=True)
 class JobFilter:
-    """Which jobs are meant; None: it does not matter. Without any, all jobs are.
+    """Which jobs are meant. A field that is None does not matter; if all are None, all jobs fit.
 
     Raises:
         ConfigError: `status` is not a status, nor one of scheduled, retrying, stopping.
@@ -41,7 +41,7 @@ class JobFilter:
 
     queue: str | None = None
     job_type: str | None = None
-    # The tenant: its id, or its name or number, of which the id is kept.
+    # The tenant: its id, name or number. The id is kept.
     org_id: OrgId | None = attrs.field(default=None, converter=_org_id)
     status: str | None = None  # a status, or scheduled, retrying, stopping
     error: str | None = None  # a part of the error message, in any case
@@ -64,11 +64,11 @@ class JobFilter:
 
 @attrs.frozen(kw_only=True)
 class Edit:
-    """What is to change of a job that waits; None: it stays as it is.
+    """What to change of a job that waits. A field that is None stays as it is.
 
     Raises:
-        InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: a value is refused, as by an
-            enqueue.
+        InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: an enqueue would refuse a value,
+            too.
     """
 
     queue: str | None = None
@@ -101,15 +101,15 @@ NO_EDIT = (None,) * 5
 
 @attrs.frozen(kw_only=True)
 class Batch:
-    """What a batch of a bulk has done."""
+    """What one batch of a bulk change has done."""
 
     done: int  # jobs that were changed
-    refused: int  # jobs that a constraint or a trigger did not let be changed; they stay as they are
+    refused: int  # jobs that a constraint or a trigger kept from changing; they stay as they are
     after_id: JobId | None  # where to go on from; None: this was the last batch
 
 
 def edit(schema: str, job_id: JobId, change: Edit) -> Ask[str]:
-    """Change a job that waits: `edited`, `running`, `finished` or `unknown`.
+    """Change a job that waits; return `edited`, `running`, `finished` or `unknown`.
 
     Source: sql/functions/enqueue/edit.sql
     """
@@ -131,7 +131,7 @@ def change_all(
     after_id: JobId | None = None,
     limit: int = 1000,
 ) -> Ask[Batch]:
-    """Cancel, delete or edit jobs that fit a filter, one batch of `limit` at the most.
+    """Cancel, delete or edit one batch of the jobs that fit a filter: at most `limit` jobs.
 
     Raises:
         ConfigError: `limit` is negative.

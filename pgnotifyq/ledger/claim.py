@@ -26,10 +26,14 @@ class Claim:
 
     jobs: list[ClaimedJob]  # in the order of claiming: preference of queue, priority, time, id
     ran_dry: bool  # fewer were found than asked for
-    next_due_seconds: float | None  # until the next job of these queues falls due, when dry; None: none known
-    is_contended: bool  # a due job was left because somebody else's transaction holds its row
-    snapshot_xmin: int | None  # when dry: transactions below it had ended before the claim looked; None: a promise has passed
-    put_aside: Sequence[PutAside] = ()  # jobs that could not be claimed; only `claim_apart` finds them
+    # If dry: until the next job of these queues falls due. None: no such job is known.
+    next_due_seconds: float | None
+    is_contended: bool  # a due job was left because another transaction holds its row
+    # If dry: all transactions below it had ended before the claim looked. None: the worker sleeps,
+    # and a time has passed at which it had promised to look.
+    snapshot_xmin: int | None
+    # Jobs that could not be claimed. Only `claim_apart` finds them.
+    put_aside: Sequence[PutAside] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -44,23 +48,23 @@ class PutAside:
 class Wanted:
     """The job types that a worker has handlers for, and the max_attempts of each, for a claim."""
 
-    types: str  # an array, written
+    types: str  # an array, written as the server reads it
     maxima: str
 
 
 def wanted(maxima: Mapping[str, int | None]) -> Wanted:
     """Return job types and their max_attempts in the form that claims take.
 
-    None: the handler says nothing of max_attempts.
+    `maxima` has None for a job type whose handler says nothing of max_attempts.
     """
     return Wanted(array(list(maxima)), array([text(number) for number in maxima.values()]))
 
 
-# A payload with more text than this is not sent to a worker; the worker buries its job. A client
-# may enqueue 1 MiB, and PostgreSQL adds spaces, half as much again at most. Only numbers that it
-# writes out (1e300) get larger. So such a payload came by raw SQL.
+# If a payload has more text than this, it is not sent to a worker, and the worker buries its job. A
+# client may enqueue 1 MiB. PostgreSQL adds spaces, half as much again at most. Only numbers that
+# PostgreSQL writes out (1e300) get larger. So such a payload came by raw SQL.
 PAYLOAD_SENT_BYTES_MAX = 16 << 20
-# Of the payloads of one claim: see sql/functions/claim/claim.sql.
+# The most bytes of all payloads of one claim: see sql/functions/claim/claim.sql.
 CLAIM_BYTES_MAX = 16 << 20
 
 
@@ -69,7 +73,9 @@ class NamedClaim:
     """What became of the claim of one job."""
 
     job: ClaimedJob | None
-    is_still_there: bool = False  # it was not taken, and not by anybody else either
+    # Neither this claim nor another worker has taken the job, as far as is known. The worker is to
+    # look at its queues.
+    is_still_there: bool = False
 
 
 def claim(
@@ -86,11 +92,11 @@ def claim(
 ) -> Ask[Claim]:
     """Claim up to `jobs_max` due jobs, each with a new execution and a lease.
 
-    With `after`, the look goes on behind that job. Jobs before it are not seen, unless too few are
-    found behind it (runtime/resuming.py). With `only`, jobs of other types are left. `bytes_max`
-    bounds the payloads of all jobs but the first.
+    With `after`, the claim goes on behind that job. It does not see the jobs before, unless it
+    finds too few behind (runtime/resuming.py). With `only`, it leaves jobs of other types.
+    `bytes_max` bounds the payloads of all jobs but the first.
 
-    Cancellation: the claim may have been committed; its leases then run out. Shield it.
+    Cancellation: the claim may have been committed. Then its leases run out. So shield the claim.
 
     Source: sql/functions/claim/claim.sql
     """
@@ -135,15 +141,15 @@ def claim_surely(
     only: Wanted | None = None,
     bytes_max: int = CLAIM_BYTES_MAX,
 ) -> Plan[Claim]:
-    """Do what `claim` does; where one row stands in the way of the others, claim each apart.
+    """Do what `claim` does. If one row makes the whole claim fail, claim each job apart.
 
-    The connection is to be in autocommit: the failed statement would abort a transaction.
+    The connection must be in autocommit. Otherwise the failed claim would abort its transaction.
 
     Returns: as `claim`, or as `claim_apart`.
 
     Cancellation: as for `claim`.
 
-    Raises: what `claim` raises, if no row is the cause: then nothing was claimed apart, and
+    Raises: what `claim` raised, if no row was the cause. Then nothing was claimed apart, and
         nothing was put aside.
     """
 
@@ -175,7 +181,7 @@ def claim_apart(
 
     For a worker whose `claim` has failed over some row.
 
-    Returns: as `claim`, never dry: the next one passes over what was put aside.
+    Returns: as `claim`, but never dry. The next claim passes over what was put aside.
 
     Cancellation: as for `claim`.
 
@@ -213,8 +219,8 @@ def claim_named(
 ) -> Ask[NamedClaim]:
     """Claim one job of these queues, by its key, if it is due.
 
-    `job_id` is the key's text. A text that is no key names no job. A row that cannot be updated is
-    still there; the next look at the queue puts it aside.
+    `job_id` is the key's text. `is_still_there` is the answer, too, if the text is no key, or if
+    the row is locked or cannot be updated. The next look at the queue puts such a row aside.
 
     Cancellation: as for `claim`.
 

@@ -1,8 +1,8 @@
-"""A job as a claim brings it: decoded as far as running it takes, and the rest when somebody asks.
+"""A job as a claim brings it: what running it takes is decoded at once, the rest on demand.
 
 A claim brings hundreds of rows of seventeen columns. A handler that looks at its payload alone
-needs six of them. To decode all of them cost a third of what a worker spends on a no-op job, most
-of it for four times and for the building of a `Job`.
+needs six of them. To decode all columns cost a third of what a worker spends on a no-op job. Most
+of that cost was to decode four timestamps and to build a `Job`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     ID, EXECUTION_ID, ORG_ID, QUEUE_NAME, JOB_TYPE, PAYLOAD, PRIORITY, SCHEDULED_AT, ATTEMPTS, MAX_ATTEMPTS, UNIQUE_KEY,
     CREATED_AT, STARTED_AT, LEASE_EXPIRES_AT, NEXT_DUE_SECONDS, SNAPSHOT_XMIN,
 ) = range(16)  # fmt: skip
-# What a handler has saved, and last of all the headers, come last, whatever else a claim gives.
+# Behind all columns that a claim gives come two more: what a handler has saved, then the headers.
 
 
 class ClaimedJob:
@@ -51,14 +51,15 @@ class ClaimedJob:
     current_execution_id: ExecutionId
     queue_name: str
     job_type: str
-    payload_text: str | None  # JSON; None: it cannot be had
-    problem: str  # why not
+    payload_text: str | None  # JSON; None: the payload cannot be had
+    problem: str  # why the payload cannot be had
     attempts: int
     max_attempts: int
-    is_bare: bool  # it has no headers, and nothing was saved, as of most jobs
+    is_bare: bool  # it has no headers, and no handler has saved anything: so are most jobs
     _headers: bytes | None  # JSON; None: there are none, or `_whole` has them
-    _saved: bytes | None  # the same of what a handler has saved
-    _lazy: tuple[Any, ...]  # the worker, the encoding, and the bytes of the columns that `whole` decodes
+    _saved: bytes | None  # what a handler has saved, in the same form
+    # The worker, the encoding, and the bytes of the columns that `whole` decodes.
+    _lazy: tuple[Any, ...]
     _whole: Job | None
 
     @classmethod
@@ -98,7 +99,7 @@ class ClaimedJob:
 
     @classmethod
     def _from_text(cls, answer: Answer, row: int, encoding: str, worker_id: WorkerId) -> ClaimedJob:
-        """Take a row that came as text. No door claims so yet, so it need not be fast."""
+        """Take a row that came as text. No door claims in text yet, so this need not be fast."""
         value = row_at(answer, row, encoding)
         payload_text, problem = _text(answer.get_value(row, PAYLOAD), encoding)
         whole = Job(
@@ -125,7 +126,7 @@ class ClaimedJob:
 
     @classmethod
     def from_job(cls, whole: Job) -> ClaimedJob:
-        """Hold a job that no claim brought: a test's."""
+        """Take a job that no claim brought, such as a test's."""
         assert whole.current_execution_id is not None
         job = cls()
         job.id = whole.id
@@ -185,7 +186,7 @@ class ClaimedJob:
             assert whole.started_at is not None
             waited = (whole.started_at - max(whole.scheduled_at, whole.created_at)).total_seconds()
         else:
-            # Of `_lazy`, without datetimes: half a microsecond.
+            # From `_lazy`, without making datetimes: that takes half a microsecond.
             lazy = self._lazy
             due = seconds_from(lazy[4])
             if lazy[6] != lazy[4]:
@@ -195,7 +196,7 @@ class ClaimedJob:
 
     @property
     def payload(self) -> Any:
-        """The payload, decoded anew at each call; an `Undecodable` where Python cannot."""
+        """The payload, decoded anew at each call; an `Undecodable` if Python cannot decode it."""
         return self._whole.payload if self._whole is not None else self._decoded()
 
     def _decoded(self) -> Any:
@@ -221,7 +222,7 @@ class ClaimedJob:
 
     @property
     def saved(self) -> Any:
-        """What a handler has saved, decoded anew at each call; an `Undecodable` as a payload."""
+        """What a handler has saved, decoded anew at each call, as `payload` is."""
         if self._whole is not None:
             return self._whole.saved
         text, problem = (None, "") if self._saved is None else _text(self._saved, self._lazy[1])
@@ -269,5 +270,5 @@ def _text(raw: bytes | None, encoding: str) -> tuple[str | None, str]:
 
 
 def _headers(text: str | None) -> Headers:
-    """Return stored headers. What Python cannot decode, and only raw SQL stores, is none."""
+    """Return the stored headers; none if Python cannot decode them. Only raw SQL stores such."""
     return NO_HEADERS if text is None else headers_in(decode(text))

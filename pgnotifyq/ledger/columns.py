@@ -1,12 +1,12 @@
 """What a column holds, in the two forms in which PostgreSQL sends it.
 
-Raw SQL stores what Python cannot hold: times beyond its years, JSON beyond its depth, bytes that
-are no text. None of it is an error here, for it would be that of all the rows beside it: a time
-becomes the nearest there is, JSON an `Undecodable`, bytes are escaped.
+Raw SQL can store what Python cannot hold: times beyond Python's years, JSON beyond its depth, bytes
+that are no text. No error is raised for these: it would cost all other rows of the answer, too. A
+time becomes the nearest one that Python has. JSON becomes an `Undecodable`. Bytes are escaped.
 
 The functions that end in `_from` read one binary column, for statements that run hundreds of times
-a second. Whether the column is null is for their callers to know. `rows` and `records` read all
-there is, in binary or in text.
+a second. Their callers must know that the column is not null. `rows` and `records` read whole
+answers, in binary or in text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def rows(answer: Answer, encoding: str) -> list[tuple[Any, ...]]:
     count = answer.ntuples
     if not count:
         return []
-    if encoding == "ascii":  # psycopg's word for SQL_ASCII, which is whatever bytes were stored
+    if encoding == "ascii":  # psycopg's word for SQL_ASCII: any bytes may be stored
         encoding = "utf-8"
     value = answer.get_value
     columns = [(place, _reader(answer, place)) for place in range(answer.nfields)]
@@ -114,7 +114,7 @@ def uuid_from(raw: bytes) -> UUID:
 def text_from(raw: bytes, encoding: str) -> str:
     """Return a text, sent in the client's encoding.
 
-    Bytes that are none of it, which a server in SQL_ASCII stores, are escaped.
+    Bytes that are no text in that encoding are escaped. A server in SQL_ASCII stores such bytes.
     """
     return raw.decode(encoding, "backslashreplace")
 
@@ -135,7 +135,7 @@ def float_from(raw: bytes) -> float:
 
 
 def seconds_from(raw: bytes) -> float:
-    """Return PostgreSQL's time as seconds since its epoch, to subtract from another."""
+    """Return PostgreSQL's time as seconds since its own epoch. It is for differences of times."""
     count: int = _LONG(raw)[0]
     return count / 1e6
 
@@ -143,7 +143,8 @@ def seconds_from(raw: bytes) -> float:
 def time_from(raw: bytes) -> datetime:
     """Return PostgreSQL's time.
 
-    One that Python cannot say, and only raw SQL stores, becomes the last or the first it can.
+    If Python has no such time, return the last or the first that Python has. Only raw SQL stores
+    such times.
     """
     microseconds = int.from_bytes(raw, "big", signed=True)
     try:
@@ -155,10 +156,11 @@ def time_from(raw: bytes) -> datetime:
 def time_from_text(text: str) -> datetime:
     """Return a time that PostgreSQL wrote as text.
 
-    As of `time_from`: one that Python cannot say becomes the last or the first it can.
+    As `time_from` does, return the last or the first time that Python has, if Python has no such
+    time.
 
     Raises:
-        ValueError, TypeError: it is no time.
+        ValueError, TypeError: `text` is no time.
     """
     try:
         time = datetime.fromisoformat(text)
@@ -188,11 +190,11 @@ def _float4(raw: bytes) -> float:
 
 
 def _json(raw: bytes, encoding: str) -> Any:
-    return decode(text_from(raw[1:], encoding))  # behind the version of the format
+    return decode(text_from(raw[1:], encoding))  # the first byte is the version of the format
 
 
 def _array(raw: bytes, encoding: str) -> list[Any]:
-    """Return a list of an array of one dimension, or of none: it is empty."""
+    """Return the elements of an array of one dimension. An array of no dimension is empty."""
     dimensions, _, oid = _ARRAY.unpack_from(raw)
     if not dimensions:
         return []
@@ -211,7 +213,7 @@ def _array(raw: bytes, encoding: str) -> list[Any]:
 
 
 def _array_of(read: Reader) -> Reader:
-    """Return what reads an array of one dimension that was written as text."""
+    """Return a reader of arrays of one dimension that were written as text."""
 
     def read_array(raw: bytes, encoding: str) -> list[Any]:
         text = text_from(raw, encoding)
@@ -279,9 +281,9 @@ _ON_PAPER: dict[int, Reader] = {
     2278: lambda _, __: None,
     **dict.fromkeys(_TEXTS, text_from),
 }
-# Of booleans, names, smallints, integers, texts, varchars, bigints, uuids.
+# Arrays of booleans, names, smallints, integers, texts, varchars, bigints, uuids.
 _ARRAYS = {1000: _BOOLEAN, 1003: 19, 1005: _SMALLINT, 1007: _INTEGER, 1009: 25, 1015: 1043, 1016: _BIGINT, 2951: _UUID}
 _ON_PAPER |= {oid: _array_of(_ON_PAPER[element]) for oid, element in _ARRAYS.items()}
 _BINARY |= dict.fromkeys(_ARRAYS, _array)
 _READERS = (_ON_PAPER, _BINARY)
-TYPES = tuple(_ON_PAPER)  # what is read; of any other, its text
+TYPES = tuple(_ON_PAPER)  # the types that are read; a value of any other type stays text

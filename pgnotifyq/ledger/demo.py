@@ -24,7 +24,7 @@ def progress(schema: str, job_type: str) -> Ask[tuple[int, int]]:
 
 
 def recovered(schema: str) -> Ask[tuple[int, JobId | None]]:
-    """Return how many lost executions are of jobs that were completed, and one of those."""
+    """Return how many lost executions belong to jobs that are completed, and one such job."""
 
     def read(answer: Answer, encoding: str) -> tuple[int, JobId | None]:
         ((count, job_id),) = rows(answer, encoding)
@@ -53,9 +53,9 @@ def cancel(schema: str, job_id: JobId) -> Ask[None]:
 
 
 def take_stage(schema: str) -> Ask[bool]:
-    """Keep other demos out; False when one is under way.
+    """Keep other demos out; False if another demo is under way.
 
-    They stay out until this session leaves the stage or ends.
+    The other demos stay out until this session leaves the stage or ends.
     """
     return Ask(bookkeeping("take_stage", schema), (), truth, may_repeat=False)
 
@@ -71,5 +71,5 @@ def strike(schema: str) -> Ask[None]:
 
 
 def strike_role(schema: str) -> Ask[None]:
-    """Drop the role of a schema's tenants. It is refused where another database has need of it."""
+    """Drop the role of a schema's tenants. The server refuses if another database needs it."""
     return Ask(bookkeeping("strike_role", schema), (), nothing)

@@ -1,4 +1,4 @@
-"""What doctor asks: facts by their names, which doctor judges."""
+"""The facts that doctor asks for, by their names. Doctor judges them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def facts(schema: str) -> Ask[list[Facts]]:
 
 
 def tenant(schema: str) -> Ask[list[Facts]]:
-    """Return what the tenants' role is worth: one row, or none.
+    """Return what the connected role can do with the tenants' role: one row, or none.
 
     Source: sql/queries/tenant_role.sql
     """
@@ -52,7 +52,7 @@ def due_queues(schema: str) -> Ask[list[Facts]]:
 
 
 def unserved(schema: str) -> Ask[list[Facts]]:
-    """Return the job types that are due and that nobody has a handler for.
+    """Return the job types with due jobs for which no live worker of the queue has a handler.
 
     Source: sql/queries/unserved.sql
     """
@@ -60,7 +60,7 @@ def unserved(schema: str) -> Ask[list[Facts]]:
 
 
 def old_snapshots(schema: str) -> Ask[list[Facts]]:
-    """Return who keeps vacuum from removing dead rows, the oldest first.
+    """Return what keeps vacuum from removing dead rows, the oldest first.
 
     Source: sql/queries/old_snapshots.sql
     """

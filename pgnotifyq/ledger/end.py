@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     _Way = Callable[[str, Sequence[str], Sequence[Outcome]], Ask[list[Surprise]]]
 
-# Settled one by one, in one statement. Beside the deadline of a link, and each may wait for a lock.
+# How many executions one statement settles one by one. Each may wait for a lock, and all of them
+# must be settled within the deadline of a link.
 APART_JOBS_MAX = 25
 APART_LOCK_SECONDS_MAX = 0.02
 _APART_TYPES = "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[] float8 boolean"
@@ -38,15 +39,16 @@ _APART_TYPES = "uuid uuid[] uuid[] text[] text[] float8[] text[] text[] text[] f
 def settle(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Outcome]]) -> Verb[list[Surprise]]:
     """End executions, each fenced by job id and execution id; durable when this is answered.
 
-    Each way to end has a statement of its own, and only those that are wanted are asked. Repeating
-    a batch whose reply was lost is safe: an execution that ended is recognised by its id.
+    Each way to end has a statement of its own. Only the statements that are needed are asked. If a
+    reply was lost, it is safe to repeat the batch: an execution that ended is recognised by its id.
 
     Returns: the jobs that did not end as asked: `lost`, `cancelled` (a cancel had committed first),
-        `dead`, `completed` (by the handler's own transaction, whose commit it was not told of).
+        `dead`, `completed` (the handler's own transaction did it, and the handler was not told of
+        its commit).
 
     Source: sql/functions/end/complete.sql, give_back.sql, stop.sql, bury.sql
     """
-    # Most executions end plainly, and are told apart by identity alone.
+    # Most executions end plainly. All of these have the same outcome object, so `is` finds them.
     plain = [lease for lease, settlement in settlements if settlement is PLAIN_COMPLETION]
     asks: list[Ask[list[Surprise]]] = []
     if plain:
@@ -76,7 +78,8 @@ def _pair_order(pair: tuple[Lease, Outcome]) -> int:
     return job_order(pair[0])
 
 
-# Each takes a schema, the worker's id and the leases as parameters, and how the executions end.
+# Each of these functions takes a schema, the worker's id and leases (`who`, as parameters), and how
+# the executions end.
 
 
 def _complete(schema: str, who: Sequence[str], endings: Sequence[Outcome]) -> Ask[list[Surprise]]:
@@ -121,7 +124,7 @@ def _errors(endings: Sequence[Outcome]) -> str:
 
 
 def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tuple[Lease, Outcome]]) -> Plan[list[Surprise]]:
-    """Do what `settle` does; where one row stands in the way of the others, do it apart.
+    """Do what `settle` does. If one row makes the batch fail, settle each execution apart.
 
     Returns: as `settle`, and as `settle_apart` with `is_last`.
     """
@@ -130,8 +133,8 @@ def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tup
         try:
             surprises: list[Surprise] = yield settle(schema, worker_id=worker_id, settlements=settlements)
         except Exception as error:
-            # Ours too: a trigger of the user's that lacks a table or a right says the same as a
-            # schema that does.
+            # An error that reads as ours may be a row's, too: if a trigger of the user's lacks a
+            # table or a right, PostgreSQL says the same as if our schema lacked it.
             if whose(error) not in {Whose.JOB, Whose.OURS}:
                 raise
             surprises = yield settle_apart(schema, worker_id=worker_id, settlements=settlements)
@@ -139,7 +142,7 @@ def settle_surely(schema: str, *, worker_id: WorkerId, settlements: Sequence[tup
         lost = {surprise.job_id for surprise in surprises if surprise.became == "lost"}
         if not lost:
             return surprises
-        # Or left out by a trigger of the user's that returned null, in which case it is still held.
+        # Such a job may still be held: a trigger of the user's that returned null left out its row.
         again = [(lease, outcome) for lease, outcome in settlements if lease.job_id in lost]
         apart: list[Surprise] = yield settle_apart(schema, worker_id=worker_id, settlements=again)
         return [surprise for surprise in surprises if surprise.became != "lost"] + apart
@@ -160,19 +163,20 @@ def settle_apart(
 
     What cannot be written is put aside in the database.
 
-    In statements of `jobs_max`, each durable when it is answered, so that one that is late does not
-    undo those before it. The connection is to be in autocommit.
+    A statement settles at most `jobs_max` executions, and is durable when it is answered. So a
+    statement that is late does not undo those before it. The connection must be in autocommit.
 
     Args:
         schema: ours.
-        worker_id: who ends them.
-        settlements: which, and how.
+        worker_id: the worker that ends them.
+        settlements: which executions end, and how each ends.
         lock_seconds: how long each may wait for a lock.
         is_last: put aside what is busy, too.
         jobs_max: how many go into a statement.
 
-    Returns: as `settle`; and `bare` (it ended without its message and result), `refused` (put
-        aside), and, but for `is_last`, `busy` (somebody holds its row, or what a trigger wants).
+    Returns: as `settle`, and three more: `bare` (it ended, without its message and result);
+        `refused` (it was put aside); and, unless `is_last`, `busy` (another transaction holds its
+        row, or something that a trigger wants).
 
     Source: sql/functions/end/settle_apart.sql
     """
@@ -192,8 +196,8 @@ def settle_apart(
         except Exception as error:
             if whose(error) is not Whose.JOB:
                 raise
-            # Not a row's: those are caught there. A text that the client's encoding lacks, or the
-            # server's: no function was called.
+            # This is no row's error: the function catches those. A text has a character that the
+            # client's encoding lacks, or the server's. So the function was not called.
             if len(some) > 1:
                 found: list[Surprise] = []
                 for one in some:
@@ -238,7 +242,7 @@ def _as_columns(endings: Sequence[Outcome]) -> tuple[str, ...]:
 
 
 def cancel(schema: str, job_id: JobId, why: str | None = None) -> Ask[str]:
-    """Ask a job to stop: `cancelled`, `stopping`, `finished` or `unknown`.
+    """Ask a job to stop; return `cancelled`, `stopping`, `finished` or `unknown`.
 
     Source: sql/functions/end/cancel.sql
     """
@@ -247,7 +251,7 @@ def cancel(schema: str, job_id: JobId, why: str | None = None) -> Ask[str]:
 
 
 def await_job(schema: str, job_id: JobId) -> Ask[bool]:
-    """Have the end of a job announced; False when it has ended, or is not there.
+    """Have the end of a job announced; False if the job has ended already, or is not there.
 
     Source: sql/functions/end/await_job.sql
     """
@@ -255,13 +259,14 @@ def await_job(schema: str, job_id: JobId) -> Ask[bool]:
 
 
 def requeue(schema: str, job_id: JobId, *, from_start: bool = False) -> Ask[bool]:
-    """Bring a dead letter back as the job it was; False when there is none.
+    """Bring a dead letter back as the job it was; False if there is no such letter.
 
-    With `from_start`, without what its handler had saved.
+    With `from_start`, the job comes back without what its handler had saved.
 
     Raises:
         UniqueKeyHeld: an unfinished job holds its unique key; the dead letter stays.
-        IllegalTransition: a job has its id, which somebody chose by hand; the dead letter stays.
+        IllegalTransition: a job has its id, for a person chose that id by hand; the dead letter
+            stays.
     """
 
     def on_error(error: Exception) -> bool:
@@ -290,15 +295,15 @@ def requeue_all(
 ) -> Ask[int]:
     """Bring back dead letters, the oldest first, in one transaction; return how many.
 
-    Those whose unique key an unfinished job holds stay, and do not count.
+    If an unfinished job holds a letter's unique key, the letter stays, and does not count.
 
     Args:
         schema: ours.
-        only: which of them.
+        only: which dead letters.
         limit: how many at the most.
-        per_second: they fall due one after the other, at this rate; None: all at once.
-        delay_seconds: the first is due then.
-        from_start: without what their handlers had saved.
+        per_second: the jobs fall due one after the other, at this rate; None: all at once.
+        delay_seconds: how long from now the first job falls due.
+        from_start: the jobs come back without what their handlers had saved.
 
     Raises:
         ConfigError: `limit` is negative, or `per_second` or `delay_seconds` is out of range.
@@ -322,7 +327,7 @@ def purge_dead(
 ) -> Ask[int]:
     """Delete a dead letter, or those that died longer ago than given; return how many.
 
-    Without either none is deleted.
+    If neither `job_id` nor `older_than_seconds` is given, none is deleted.
 
     Raises:
         ConfigError: `older_than_seconds` is negative or not a number.
@@ -343,10 +348,10 @@ def prune(
 ) -> Ask[tuple[int, JobId | None]]:
     """Delete one batch of jobs that ended longer ago than they are kept, with their history.
 
-    Those of `queues` (None: of all) are kept as long as given, where set_retention does not say
-    otherwise.
+    Jobs of `queues` (None: of all queues) are kept for `older_than_seconds`, if `set_retention`
+    does not say otherwise.
 
-    Returns: how many; the id to go on from, or None at the end of the pass.
+    Returns: how many were deleted; the id to go on from, or None at the end of the pass.
 
     Source: sql/functions/end/prune.sql
     """

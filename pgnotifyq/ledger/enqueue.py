@@ -27,10 +27,10 @@ T = TypeVar("T")
 _OUTCOMES = {str(outcome): outcome for outcome in EnqueueOutcome}
 
 # One statement carries its jobs as arrays; larger batches are copied. COPY costs three round trips
-# more, and spares client and server together 6 microseconds a job of 27 at 100 jobs, and 5 of 22 at
-# 1,000, so it pays from about here.
+# more. It spares client and server together 6 of 27 microseconds a job at 100 jobs, and 5 of 22 at
+# 1,000. So it pays from about here.
 ONE_STATEMENT_JOBS_MAX = 100
-# Made, encoded, or written to a COPY, before other tasks may run: about 5 ms.
+# How many jobs are made, encoded, or written to a COPY before other tasks may run: about 5 ms.
 AT_ONCE_JOBS_MAX = 500
 
 
@@ -39,8 +39,7 @@ def enqueue_together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str
 
     Their payloads are given as text.
 
-    Of a job with a unique key, the id is that of the job that holds it, if that is kept or
-    replaced.
+    If another job holds a job's unique key, and is kept or replaced, the id is that of the holder.
 
     Source: sql/functions/enqueue/enqueue_many.sql, sql/functions/enqueue/enqueue_unique.sql
     """
@@ -72,7 +71,7 @@ def _together(schema: str, jobs: Sequence[NewJob], payloads: Sequence[str], read
 
 def _rules(jobs: Sequence[NewJob]) -> str | None:
     """Return the array of what `unique` says; None: no job says more than a key."""
-    rules: dict[int, str | None] = {}  # one Unique may be that of all jobs
+    rules: dict[int, str | None] = {}  # all jobs may share one Unique
     for job in jobs:
         if job.unique is not None and id(job.unique) not in rules:
             rules[id(job.unique)] = job.unique.rule
@@ -82,7 +81,7 @@ def _rules(jobs: Sequence[NewJob]) -> str | None:
 
 
 def _headers(jobs: Sequence[NewJob]) -> str | None:
-    """Return the array of headers; None: no job has any. It spares the server a value a job."""
+    """Return the array of headers; None: no job has any. None spares the server a value a job."""
     return None if not any(job.headers for job in jobs) else array([job.headers_text or "" for job in jobs])
 
 
@@ -101,7 +100,7 @@ def _in_order(answer: Answer, encoding: str) -> list[tuple[Any, ...]]:
     """Return the rows of enqueue_many or enqueue_unique.
 
     Raises:
-        UniqueKeyHeld: a job was refused; then all rows are of such.
+        UniqueKeyHeld: a job was refused. Then all rows are of refused jobs.
     """
     found = sorted(rows(answer, encoding))
     if found and found[0][-1] == "refused":
@@ -111,7 +110,7 @@ def _in_order(answer: Answer, encoding: str) -> list[tuple[Any, ...]]:
 
 
 def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str]) -> tuple[str, ...]:
-    """Return what a batch consists of, but for unique keys and headers: an array a column.
+    """Return a batch, but for unique keys and headers, as one array for each column.
 
     An empty text is null (insert_jobs.sql).
     """
@@ -131,7 +130,7 @@ def _arrays(ids: Sequence[JobId], jobs: Sequence[NewJob], payloads: Sequence[str
 def enqueue(schema: str, job: NewJob) -> Plan[JobId]:
     """Enqueue one job, in one round trip.
 
-    If an unfinished job holds its unique key, return that one.
+    If an unfinished job holds its unique key, return the id of that job.
 
     Cancellation: on a connection in autocommit that is still open, nothing was enqueued.
 
@@ -150,12 +149,12 @@ def enqueue(schema: str, job: NewJob) -> Plan[JobId]:
 def enqueue_one(schema: str, job: NewJob, payload: str, *, is_alone: bool) -> Ask[JobId]:
     """Do what `enqueue` does, given the payload's text.
 
-    Given is, too, whether the statement will be a transaction of its own.
+    `is_alone` tells whether the statement will be a transaction of its own.
 
     Source: sql/queries/insert_job.sql, sql/functions/enqueue/enqueue_many.sql
     """
-    # Not enqueue(), the door for SQL: it counts the bytes of a payload anew, and they were counted
-    # when it was encoded.
+    # This does not call the function enqueue() of the database, which is the door for SQL. That
+    # function counts the bytes of a payload. Here they were counted when the payload was encoded.
     if job.is_unique or not is_alone:
         return _together(schema, [job], [payload], _one_id)
     (job_id,) = new_ids(1)
@@ -172,7 +171,7 @@ def enqueue_told(schema: str, job: NewJob) -> Plan[Enqueued]:
 
     Raises:
         InvalidPayload, PayloadTooLarge: the payload cannot be stored.
-        UniqueKeyHeld: it was refused.
+        UniqueKeyHeld: the job was refused.
     """
     payload = encode(job.payload)
 
@@ -217,11 +216,11 @@ def enqueue_claimed(
 ) -> Ask[tuple[bool, datetime]]:
     """Enqueue one job that is due, and claim it for a worker.
 
-    It is not claimed if another job of the queue is due already. Its payload is given as text.
+    The job is not claimed if another job of the queue is due already. Its payload is given as text.
 
-    Queue and attempts are the job's, or what the worker's handler says.
+    `queue_name` and `max_attempts` are the job's own, or what the worker's handler says.
 
-    Returns: whether it was claimed; the database's time.
+    Returns: whether the job was claimed; the database's time.
 
     Source: sql/functions/enqueue/enqueue_claimed.sql, runtime/shortcuts.py
     """
@@ -241,11 +240,11 @@ def enqueue_claimed(
 def new_ids(count: int) -> Iterator[JobId]:
     """Make ids in version 7 order, as the database's own ids are, each above the one before.
 
-    Jobs of one batch that fall due at the same moment are claimed in order of id, which is then the
-    order they were given in.
+    Jobs of one batch that fall due at the same moment are claimed in order of id. That is then the
+    order in which they were given.
     """
     noise = memoryview(os.urandom(8 * count)).cast("Q")
-    # 48 bits of milliseconds and 12 of their fraction; where the clock stands still the fraction
+    # 48 bits of milliseconds and 12 of their fraction. If the clock stands still, the fraction
     # counts on.
     milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
     first = (milliseconds << 12) | (nanoseconds * 4096 // 1_000_000)

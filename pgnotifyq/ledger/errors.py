@@ -10,9 +10,9 @@ each has its answer:
 | the server's | busy, full, starting, out of reach, a deadlock, a deadline | wait, then repeat |
 | ours | a missing schema or right, a bug | the worker ends, loudly |
 
-Class 42 (a table or right that is missing) reads as ours, but a trigger of the user's raises it
-too. So the SQL functions that fall back to one row at a time take whatever a row's own
-subtransaction raises, but for the server's classes, as the row's.
+Class 42 (a table or right that is missing) reads as ours, but a trigger of the user's can raise it,
+too. Some SQL functions fall back to one row at a time. They take an error of a row's own
+subtransaction as the row's, unless the error is of the server's classes.
 """
 
 from __future__ import annotations
@@ -53,35 +53,35 @@ class Whose(StrEnum):
     OURS = "ours"
 
 
-# SQLSTATEs, or their first two characters. The longest that fits decides.
+# SQLSTATEs, or their first two or three characters. The longest that fits decides.
 _BY_STATE: dict[str, Whose] = {
     "08": Whose.SESSION,  # connection exceptions
-    "25": Whose.SESSION,  # an aborted or read-only transaction; an idle session that the server has ended
+    "25": Whose.SESSION,  # an aborted or read-only transaction; an idle session that was ended
     "26": Whose.SESSION,  # a prepared statement that a pooler has lost
-    "42P05": Whose.SESSION,  # one that it had already
+    "42P05": Whose.SESSION,  # a prepared statement that the session has already
     "57P": Whose.SESSION,  # the server ends the session: shutdown, crash, terminated
-    "57P03": Whose.SERVER,  # it is starting
+    "57P03": Whose.SERVER,  # the server is starting
     "28": Whose.SERVER,  # authentication: a password that is being changed
     "3D": Whose.SERVER,  # the database is not there, as while it is restored
     "40": Whose.SERVER,  # deadlock, serialization failure
     "53": Whose.SERVER,  # disk full, out of memory, too many connections
-    "55": Whose.SERVER,  # a lock that was not to be had, an object in use
+    "55": Whose.SERVER,  # a lock that could not be had, an object in use
     "57": Whose.SERVER,  # a statement timeout; our own cancels are trio's
     "58": Whose.SERVER,  # input and output of the server's
     "3F": Whose.OURS,  # no such schema
     "42": Whose.OURS,  # no such table or function, no right to it, wrong SQL
     "F0": Whose.OURS,  # the server's configuration
 }
-# "cached plan must not change result type", which says 0A000 as other unsupported features do:
-# known by where it comes from.
+# The function of the server that raises "cached plan must not change result type". The SQLSTATE of
+# that error is 0A000, as for other unsupported features.
 _STALE_PLAN = "RevalidateCachedQuery"
 
 
 def whose(error: BaseException) -> Whose:
     """Return whose error it is: see the table at the head of this file.
 
-    What PostgreSQL says of values (classes 21 to 23, 54), what triggers of the user's raise (P0,
-    states of their own), and what Python cannot decode is the job's.
+    Three kinds of errors are the job's: what PostgreSQL says of values (classes 21 to 23, 54), what
+    triggers of the user's raise (P0, states of their own), and what Python cannot decode.
     """
     if isinstance(error, DatabaseUnreachable):
         return Whose.SERVER
@@ -104,8 +104,8 @@ def is_of_a_row(error: BaseException) -> bool:
 
     Then it is worth trying each row apart.
 
-    Ours too: a trigger of the user's that misses a table says what we would say of a schema that is
-    not there.
+    An error that reads as ours may be a row's, too: if a trigger of the user's misses a table,
+    PostgreSQL says the same as if our schema were not there.
     """
     return isinstance(error, psycopg.Error) and whose(error) in {Whose.JOB, Whose.OURS}
 
@@ -122,9 +122,9 @@ def migrate_command(schema: str) -> str:
 
 @functools.cache
 def said_of(schema: str) -> Callable[[Exception], Any]:
-    """Return what turns errors that say something about the caller into errors of ours.
+    """Return a verb's `on_error`, which does what `raise_translated` does.
 
-    It is for verbs, and raises whatever it is given.
+    It never returns an answer.
     """
 
     def say(error: Exception) -> Any:
@@ -146,7 +146,7 @@ def translated(schema: str) -> Iterator[None]:
 
 
 def raise_translated(error: Exception, schema: str) -> NoReturn:
-    """Raise what an error says about the caller, as an error of ours; any other as it is.
+    """Raise an error of ours if `error` says something about the caller; else `error` itself.
 
     Raises:
         SchemaMissing: the schema, or something in it, is not there.

@@ -1,8 +1,8 @@
 """Why a job is where it is: the answers, and what each says to people.
 
-Which answers hold is decided by the database (sql/functions/look/explain.sql), for every door and
-for psql. Here is the table of what they say: one row an answer. docs/explain.md has the same table
-for those who read it, and a test compares the two.
+The database decides which answers hold (sql/functions/look/explain.sql), for every door and for
+psql. This file has the table of what the answers say: one row an answer. docs/explain.md has the
+same table for readers. A test compares the two tables.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Hindrance:
     name: str  # the queue's or the job type's; of everything it is empty
     who: str  # empty if a tenant asks
     why: str | None
-    for_seconds: float  # since it was paused, or paused anew by another
+    for_seconds: float  # since it was paused, or another paused it anew
 
 
 @attrs.frozen(kw_only=True)
@@ -45,50 +45,61 @@ class Explanation:
 
     job_id: JobId
     label: str  # its status, or scheduled, retrying, stopping, dead; unknown: it is not there
-    # What holds of it, one word an answer: those of docs/explain.md. A job may wait for several
-    # things at once.
+    # The answers that hold, one word each, as in docs/explain.md. A job may wait for several things
+    # at once.
     answers: list[str]
     due_in_seconds: float | None = None  # negative: due for so long; None: it is not pending
     lease_seconds_left: float | None = None  # None: nobody holds it
     # Due jobs of its queue that are claimed first, counted up to 1,000; None: it is not pending.
     jobs_before: int | None = None
-    workers: int = 0  # live ones that take its queue, have a handler for its type and are not draining
-    workers_without_handler: int = 0  # live ones that take its queue, where none of them has a handler for its type
-    versions_without_handler: list[str] = attrs.field(factory=list)  # of pgnotifyq, that those workers run
-    slots_free: int = 0  # of the workers that could take it
+    # Live workers that take its queue, have a handler for its type and are not draining.
+    workers: int = 0
+    # Live workers that take its queue, if none of them has a handler for its type.
+    workers_without_handler: int = 0
+    # The versions of pgnotifyq that those workers run.
+    versions_without_handler: list[str] = attrs.field(factory=list)
+    slots_free: int = 0  # free slots of the workers that could take it
     queue_name: str = ""
     job_type: str = ""
     attempts: int = 0
     max_attempts: int | None = None  # None: not said, and not claimed yet
     error_message: str | None = None
     reason: str | None = None  # why it is dead
-    is_parked: bool = False  # it waits for the others that ran when its worker died
+    is_parked: bool = False  # it waits for other jobs that ran when its worker died
     held_for_seconds: float | None = None  # since its attempt began; None: nobody holds it
     held_on_host: str | None = None
     held_by_pid: int | None = None
     is_holder_alive: bool | None = None
-    ended_for_seconds: float | None = None  # since it ended or died; of what is stopping, since its cancel
-    trouble_with: str | None = None  # the verb that failed on its row, which was put aside; None: there is no trouble
-    trouble: str | None = None  # what the database said of it
+    # Since it ended or died. If it is stopping: since its cancel.
+    ended_for_seconds: float | None = None
+    # The verb that failed on its row. The job was put aside. None: there is no trouble.
+    trouble_with: str | None = None
+    trouble: str | None = None  # what the database said of that failure
     trouble_tries: int | None = None
-    trouble_look_in_seconds: float | None = None  # nobody tries again before
-    # The job whose handler has to end first: it had this one's unique key, and was cancelled.
+    trouble_look_in_seconds: float | None = None  # until a worker tries again, at the earliest
+    # The job whose handler has to end first. That job had the unique key of this one, and was
+    # cancelled.
     waits_for: JobId | None = None
-    due_after_wait_in_seconds: float | None = None  # if that ended now; negative: it is due then; None: it waits for none
+    # When this job would be due if that one ended now. Negative: it would be due at once. None: it
+    # waits for no such job.
+    due_after_wait_in_seconds: float | None = None
     schedule: str | None = None  # the name of the schedule that enqueued it; None: none did
-    scheduled_for: str | None = None  # for which of its ticks, in UTC
-    pauses: list[Hindrance] = attrs.field(factory=list)  # that hold it back
-    id_age_seconds: float | None = None  # of one that is not there: what its id says; None: its id says nothing
-    kept_seconds: float | None = None  # of one that is not there: a finished job is kept for so long, at the least
-    # Whether one tenant asks (`client.for_org`). Then `jobs_before` are its own alone. Of free
-    # slots, of workers' versions and hosts, and of who paused what and why, nothing is told.
+    scheduled_for: str | None = None  # the schedule's tick that it was enqueued for, in UTC
+    pauses: list[Hindrance] = attrs.field(factory=list)  # the pauses that hold it back
+    # If the job is not there: how old its id is. None: the id does not say.
+    id_age_seconds: float | None = None
+    # If the job is not there: how long a finished job is kept, at the least.
+    kept_seconds: float | None = None
+    # Whether one tenant asks (`client.for_org`). Then `jobs_before` counts the tenant's own jobs
+    # alone. The tenant is told nothing of free slots, of workers' versions and hosts, and of who
+    # paused what and why.
     is_of_tenant: bool = False
 
-    # The first of the pauses, in words of their own.
+    # The first of the pauses, value by value.
 
     @property
     def paused(self) -> str | None:
-        """What is paused that it waits for: queue, job_type or everything; None: nothing."""
+        """The scope of the pause that holds it back: queue, job_type or everything; None: none."""
         return self.pauses[0].scope if self.pauses else None
 
     @property
@@ -134,21 +145,22 @@ def explained(job_id: JobId, found: dict[str, Any]) -> Explanation:
     return Explanation(job_id=job_id, label=found["label"], answers=found["answers"], **facts)
 
 
-# What a tenant is told of its own job. What is not here is not told, also if it comes to be a field
-# one day: other tenants have a part in it, or it is the operator's.
+# The fields that a tenant is told of its own job. All other fields are not told, and no field that
+# is added later: other tenants have a part in them, or they are the operator's.
 TOLD_TENANTS = frozenset({
     "job_id", "label", "due_in_seconds", "lease_seconds_left", "workers", "workers_without_handler", "queue_name", "job_type",
     "attempts", "max_attempts", "error_message", "reason", "is_parked", "held_for_seconds", "is_holder_alive", "ended_for_seconds",
     "trouble_with", "trouble", "trouble_tries", "trouble_look_in_seconds", "waits_for", "due_after_wait_in_seconds", "schedule",
     "scheduled_for",
 })  # fmt: skip
-IN_LINE = ("at_capacity", "behind", "next")  # one of these at the least: a live worker takes it in its turn
+# If at least one of these holds, a live worker takes the job in its turn.
+IN_LINE = ("at_capacity", "behind", "next")
 
 
 def of_tenant(found: Explanation, jobs_before: int | None) -> Explanation:
     """Return what a tenant is told of its job: nothing that another tenant has a part in.
 
-    `jobs_before`: those of the tenant alone.
+    `jobs_before` counts the tenant's own jobs alone.
     """
     answers = [answer for answer in found.answers if answer not in IN_LINE]
     if len(answers) < len(found.answers):
@@ -342,8 +354,8 @@ def _unknown(_: Explanation) -> list[str]:
     return ["It is not there, and its id says nothing of its age: it never was there, or was pruned after its retention."]
 
 
-# One row an answer, in the order in which the database gives them. What is added to explain.sql
-# gets its row here.
+# One row an answer, in the order in which the database gives them. An answer that is added to
+# explain.sql gets its row here.
 SAYINGS: dict[str, Callable[[Explanation], list[str]]] = {
     "completed": _ended,
     "cancelled": _ended,
@@ -364,7 +376,8 @@ SAYINGS: dict[str, Callable[[Explanation], list[str]]] = {
     "at_capacity": _at_capacity,
     "behind": _behind,
     "next": _next,
-    "in_line": lambda found: [f"It waits for its turn in queue {found.queue_name}."],  # decided by `of_tenant`
+    # `of_tenant` gives this answer, and not the database.
+    "in_line": lambda found: [f"It waits for its turn in queue {found.queue_name}."],
     "of_schedule": lambda found: [f"Schedule {found.schedule} enqueued it, for {found.scheduled_for}."],
     "dead": _dead,
     "never_there": _never_there,

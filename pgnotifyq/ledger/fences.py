@@ -1,7 +1,7 @@
-"""The fence of a handler's own transaction.
+"""The fence of a handler's own transaction: it commits only if the execution holds the job.
 
-It is raised when the transaction begins, met when its block ends, and asked by its commit in any
-case.
+`fence` binds the transaction to the execution when the transaction begins. `meet_fence` asks when
+the block ends whether the transaction may commit. If nothing has asked by then, the commit asks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import Lease, OrgId, WorkerId
     from pgnotifyq.model.outcome import Outcome
 
-# The commit of a fenced transaction was refused; why is in the detail: cancelled, lost, prepared.
+# The commit of a fenced transaction was refused. The detail says why: cancelled, lost, prepared.
 REFUSED = "PNQ03"
 
 
@@ -37,7 +37,7 @@ def fence(schema: str, lease: Lease, org_id: OrgId | None, tenant_role: str | No
 
     It is sent together with the transaction's `begin`.
 
-    Its first column is the transaction's id, for `meet_fence`.
+    The first column of its answer is the transaction's id, for `meet_fence`.
 
     Source: sql/queries/begin_fence.sql, begin_fence_of_tenant.sql, sql/functions/lease/fence.sql
     """
@@ -52,8 +52,8 @@ def fence_of_login(schema: str, lease: Lease) -> bytes:
 
     It is sent together with the transaction's `begin`.
 
-    Its columns are the transaction's id, for `meet_fence`; what a token has to say, in hexadecimal;
-    whether the session is one that only a token confines, `t` or `f`; the session's role.
+    The columns of its answer are: the transaction's id, for `meet_fence`; what a token has to say,
+    in hexadecimal; whether only a token confines the session, `t` or `f`; the session's role.
 
     Source: sql/queries/begin_fence_of_login.sql
     """
@@ -61,13 +61,13 @@ def fence_of_login(schema: str, lease: Lease) -> bytes:
 
 
 def seal_tenant(schema: str, org_id: OrgId, *, key: bytes, says: bytes) -> Ask[None]:
-    """Say which tenant a transaction is of, by a token that holds in it alone.
+    """Say which tenant a transaction is of, by a token that is valid in that transaction alone.
 
     Args:
         schema: ours.
         org_id: the tenant.
-        key: of the tokens (ledger/roles.py).
-        says: what `fence_of_login` told that the token has to say.
+        key: the key of the tokens (ledger/roles.py).
+        says: what the token has to say, as `fence_of_login` returned it.
 
     Source: sql/queries/seal_tenant.sql, `unsealed` in sql/migrations/0013_tenants_by_token.sql
     """
@@ -79,10 +79,11 @@ def seal_tenant(schema: str, org_id: OrgId, *, key: bytes, says: bytes) -> Ask[N
 def meet_fence(schema: str, lease: Lease, *, begun_in: str, stays_confined: bool = False) -> Ask[str]:
     """Lock the job's row, and tell whether the transaction may commit.
 
-    What a handler or we have confined it by is taken off first, unless it stays confined: then
-    what runs in the commit itself is confined, too, as a cursor `with hold` and deferred triggers.
+    First, what the handler or we have confined the transaction by is taken off. With
+    `stays_confined` it is not. Then what runs in the commit itself is confined, too, such as a
+    cursor `with hold` and deferred triggers.
 
-    Returns: `held`, `cancelled` or `lost`; `left` when this is not the transaction that was bound.
+    Returns: `held`, `cancelled` or `lost`; `left` if this is not the transaction that was bound.
 
     Source: sql/queries/meet_fence.sql, sql/functions/lease/fence.sql
     """
@@ -98,7 +99,7 @@ def _told(answer: Answer, encoding: str) -> str:
 def fence_own(schema: str, lease: Lease) -> Ask[str]:
     """Bind a transaction on a connection of the handler's own to an execution.
 
-    It is to be the transaction's first statement.
+    This must be the transaction's first statement.
 
     Returns: the transaction's id, for `meet_own_fence`.
 
@@ -109,7 +110,7 @@ def fence_own(schema: str, lease: Lease) -> Ask[str]:
 
 
 def fence_nothing() -> Ask[str]:
-    """Begin a transaction as `fence_own` does where there is no execution: in a program's test.
+    """Begin a transaction as `fence_own` does, but without an execution: for a program's test.
 
     Source: sql/queries/transaction_id.sql
     """
@@ -125,20 +126,20 @@ def meet_own_fence(
     outcome: Outcome | None = None,
     save: Ask[bool] | None = None,
 ) -> Plan[str]:
-    """Do what `meet_fence` does on a connection of the handler's own; write an outcome behind it.
+    """Do what `meet_fence` does on a connection of the handler's own; then write an outcome.
 
-    What the handler has confined the transaction by stays: it is the handler's role that writes.
+    What the handler has confined the transaction by stays: the handler's own role writes.
 
     Args:
         schema: ours.
         lease: the execution.
         begun_in: what `fence_own` returned.
-        worker_id: who ends the execution.
-        outcome: how it ends in this very transaction; None: it does not.
-        save: keeps what the handler has saved, if the job goes on.
+        worker_id: the worker that ends the execution.
+        outcome: how the execution ends in this transaction; None: it does not end in it.
+        save: the verb that keeps what the handler has saved, if the job goes on.
 
-    Returns: as `meet_fence`; `unwritten` where the execution holds the job, and the outcome could
-        not be written: the job is another tenant's, or a trigger keeps its row.
+    Returns: as `meet_fence`; or `unwritten`: the execution holds the job, but the outcome could not
+        be written. Then the job is another tenant's, or a trigger keeps its row.
 
     Source: sql/functions/lease/fence.sql, sql/functions/end/complete.sql
     """
@@ -149,7 +150,7 @@ def meet_own_fence(
         held: str = yield met
         if held == "held" and outcome is not None:
             settled = end.settle(schema, worker_id=worker_id, settlements=[(lease, outcome)])
-            assert isinstance(settled, Ask)  # of one execution
+            assert isinstance(settled, Ask)  # one execution takes one statement
             surprises: list[Surprise] = yield attrs.evolve(settled, on_error=_lacks(schema, COMPLETE_RIGHTS))
             return "unwritten" if surprises else held
         if held == "held" and save is not None:
@@ -183,7 +184,7 @@ def _lacks(schema: str, rights: str) -> Callable[[Exception], Any]:
 def note_afterthought(schema: str, lease: Lease, message: str) -> Ask[None]:
     """Keep with the attempt what its handler raised after its job was completed.
 
-    Its own transaction had completed it.
+    The handler's own transaction had completed the job.
 
     Source: sql/functions/end/note_afterthought.sql
     """

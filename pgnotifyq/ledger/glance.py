@@ -19,20 +19,21 @@ Facts = dict[str, Any]
 
 @attrs.frozen(kw_only=True)
 class Glance:
-    """What sql/functions/look/top.sql says: rows by the names that it gives them."""
+    """What sql/functions/look/top.sql says. The names are those that it gives."""
 
     queues: list[Facts]
     running: list[Facts]
-    running_all: int  # more than `running` has, perhaps
+    running_all: int  # how many run; `running` may list fewer
     waiting: list[Facts]
     dead: list[Facts]
-    counted: Facts  # enqueued and ended, since the server counts; `at`, in seconds since 1970
+    # Jobs enqueued and attempts ended since the server counts; `at`, in seconds since 1970.
+    counted: Facts
 
 
 def top(schema: str, *, rows_max: int = 50) -> Ask[Glance]:
     """Return queues, what runs, what waits longest, and what died last.
 
-    It reads some thousand entries of indexes, whatever waits.
+    It reads some thousand entries of indexes, however many jobs wait.
 
     Source: sql/functions/look/top.sql
     """

@@ -25,19 +25,19 @@ class Surprise:
     """A job for which a worker's write did not simply succeed."""
 
     job_id: JobId
-    # lost, cancelled, dead, completed; of a heartbeat also unrenewed; of what was settled apart
-    # also bare, busy, refused
+    # lost, cancelled, dead, completed; from a heartbeat also unrenewed; from `settle_apart` also
+    # bare, busy, refused
     became: str
     why: str | None = None  # what the cancel said; or what the database said
-    sqlstate: str | None = None  # of what the database said
+    sqlstate: str | None = None  # of the database's error
 
 
 def heartbeat(schema: str, *, worker_id: WorkerId, leases: Sequence[Lease], lease_seconds: float) -> Ask[list[Surprise]]:
     """Give a sign of life and renew leases.
 
     Returns: the jobs that are not simply renewed: `cancelled` (still held; stop the handler),
-        `lost`, or `unrenewed` (still held, and its row cannot be written now: somebody holds it,
-        say).
+        `lost`, or `unrenewed` (still held, but its row cannot be written now: another transaction
+        holds the row, say).
 
     Source: sql/functions/lease/heartbeat.sql
     """
@@ -48,8 +48,8 @@ def heartbeat(schema: str, *, worker_id: WorkerId, leases: Sequence[Lease], leas
 def lost(schema: str, leases: Sequence[Lease]) -> Ask[set[JobId]]:
     """Return which of some executions have lost their jobs.
 
-    None of them holds its job any more. Those that ended by what this worker wrote have not
-    lost it.
+    Pass only executions that do not hold their jobs any more. An execution that ended because this
+    worker wrote its end has not lost its job.
 
     Source: sql/functions/end/surprises.sql
     """
@@ -117,10 +117,10 @@ def report_progress(schema: str, lease: Lease, *, fraction: float | None, messag
 def save(schema: str, lease: Lease, saved: str | None) -> Ask[bool]:
     """Keep the state of an execution, as JSON text; False when it no longer holds the job.
 
-    None: there is no state any more.
+    If `saved` is None, there is no state any more.
 
     Raises:
-        StateTooLarge: as PostgreSQL writes it, it has too many bytes.
+        StateTooLarge: the state has too many bytes, as PostgreSQL writes it.
 
     Source: sql/functions/lease/save.sql
     """
@@ -142,7 +142,9 @@ class Reclaimed:
     queue_name: str
     worker_id: WorkerId
     attempt: int
-    became: str  # pending, dead or cancelled; completed, where its worker could not write that; refused: put aside
+    # pending, dead or cancelled; completed, if its worker meant that and could not write it;
+    # refused, if it was put aside
+    became: str
 
 
 def release_all(schema: str, worker_id: WorkerId) -> Ask[None]:
@@ -158,8 +160,8 @@ def reclaim(
 ) -> Ask[tuple[list[Reclaimed], float | None, bool]]:
     """Take back jobs whose lease ran out or whose worker is dead, at most `jobs_max`.
 
-    Returns: the jobs; seconds until the next lease runs out (None: none is held); whether all there
-        were are taken.
+    Returns: the jobs; seconds until the next lease runs out (None: none is held); whether all such
+        jobs were taken back.
 
     Source: sql/functions/lease/reclaim.sql
     """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Answer, Steps
 
 T = TypeVar("T")
-# What `list_jobs` knows a job's state by: the statuses, and the labels derived from them.
+# The words for a job's state that `list_jobs` knows: the statuses, and labels derived from them.
 LABELS = (*STORED, "scheduled", "retrying", "stopping")
 
 
@@ -43,8 +43,11 @@ class WorkerRow:
     version: str
     started_at: datetime
     last_beat_at: datetime
-    state: str  # running, draining, or gone: it is not alive, and its jobs are about to be reclaimed
-    is_alive: bool  # its session is; or, where it has none, its last beat is less than three leases ago
+    # running, draining, or gone: it is not alive, and its jobs are about to be reclaimed
+    state: str
+    # With a session: whether the session lives, or its last beat is younger than its grace. Without
+    # one: whether its last beat is less than three leases ago.
+    is_alive: bool
     running: int  # jobs it holds
     listening: str  # push or polling
     is_asleep: bool
@@ -81,7 +84,7 @@ class TroubleRow:
     first_at: datetime
     last_at: datetime
     look_at: datetime  # tried again then, at the earliest
-    wish: str | None  # how the execution ended, in the words of its history; it will be written so
+    wish: str | None  # how the execution ended, as its history will say it
 
 
 def get_job(schema: str, job_id: JobId, *, org_id: OrgId | None = None) -> Ask[Job | None]:
@@ -127,14 +130,14 @@ def check_label(status: str | None) -> None:
 def history(schema: str, job_id: JobId) -> Ask[list[Execution]]:
     """Return the attempts of a job, oldest first, the one under way included.
 
-    A dead letter's are there too.
+    The attempts of a dead letter are found, too.
     """
     return Ask(query("executions", schema), (job_id.hex,), _list_of(Execution), said_of(schema))
 
 
 @attrs.frozen(kw_only=True)
 class DeadFilter:
-    """Which dead letters are meant; None: it does not matter."""
+    """Which dead letters are meant. A field that is None does not matter."""
 
     queue: str | None = None
     job_type: str | None = None
@@ -218,7 +221,8 @@ def find_job(schema: str, job_id: JobId, *, org_id: OrgId | None = None) -> Plan
     A role that may not look at dead letters finds none.
 
     Raises:
-        MissingRights: it is so within a transaction, which that has aborted.
+        MissingRights: the role may not look at dead letters, and the connection is in a
+            transaction. The refusal has aborted that transaction.
     """
 
     def steps() -> Steps[Job | None]:
@@ -261,7 +265,7 @@ def list_troubles(
 ) -> Ask[list[TroubleRow]]:
     """Return jobs that were put aside, the latest first.
 
-    `within_seconds`: only what was tried so short a time ago.
+    With `within_seconds`, return only jobs whose last try is no longer ago than that.
 
     Source: sql/queries/troubles.sql
     """
@@ -306,7 +310,7 @@ def checked_limit(limit: int) -> int:
     """Return how many rows a reader may give.
 
     Raises:
-        ConfigError: less than none, or more than an int4 holds.
+        ConfigError: `limit` is negative, or more than an int4 holds.
     """
     if not 0 <= limit < 2**31:
         raise ConfigError(f"limit {limit!r} is out of range: use 0 to {2**31 - 1}")
@@ -363,7 +367,7 @@ def _attempt(job_id: JobId, attempt: Any, died_at: datetime) -> Execution:
 def tenant_role(schema: str) -> Ask[str | None]:
     """Return the role that confines tenants, or None.
 
-    None: it does not exist, may not be taken on, or has no rights in the schema.
+    None: the role does not exist, may not be taken on, or has no rights in the schema.
 
     Source: sql/queries/tenant_role.sql
     """
@@ -378,7 +382,8 @@ def tenant_role(schema: str) -> Ask[str | None]:
 def powers(schema: str) -> Ask[list[tuple[Any, ...]]]:
     """Return what the connected role may do by nature: one row, or none.
 
-    Whether it is a superuser, whether it is exempt from row security, and its name.
+    The row says whether the role is a superuser, whether it is exempt from row security, and its
+    name.
 
     Source: sql/queries/powers.sql
     """

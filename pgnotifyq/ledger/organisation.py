@@ -1,8 +1,8 @@
 """What belongs to one tenant: its jobs, as it alone sees them; settings, credentials, trail.
 
-Each verb takes the tenant, and asks for nothing of another. A job of another tenant is told as one
-that never was: the two cannot be told apart. The filter is in the statement itself, so it holds for
-every role, one that is exempt from row security too.
+Each verb takes the tenant, and asks for nothing of other tenants. A verb answers for a job of
+another tenant as for a job that never was: the asker cannot tell the two apart. The filter is in
+the statement itself. So it holds for every role, also for one that is exempt from row security.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class CredentialRow:
 
 
 def cancel(schema: str, org_id: OrgId, job_id: JobId, why: str | None = None) -> Ask[str]:
-    """Ask a job of a tenant to stop: `cancelled`, `stopping` or `finished`.
+    """Ask a job of a tenant to stop; return `cancelled`, `stopping` or `finished`.
 
     Raises:
         JobNotFound: the tenant has no such job.
@@ -103,7 +103,7 @@ def cancel(schema: str, org_id: OrgId, job_id: JobId, why: str | None = None) ->
 
 
 def edit(schema: str, org_id: OrgId, job_id: JobId, change: Edit) -> Ask[bool]:
-    """Change a job of a tenant that waits; False: a worker holds it, or it has ended.
+    """Change a waiting job of a tenant; False: a worker holds the job, or it has ended.
 
     Raises:
         JobNotFound: the tenant has no such job.
@@ -124,7 +124,7 @@ def own(schema: str, org_id: OrgId, job_id: JobId) -> Ask[None]:
     """Refuse a job, or a dead letter, that is not a tenant's.
 
     Raises:
-        JobNotFound: it is not.
+        JobNotFound: the tenant has neither.
     """
 
     def read(answer: Answer, encoding: str) -> None:
@@ -246,24 +246,25 @@ def no_letter(job_id: JobId) -> JobNotFound:
     return JobNotFound(f"the tenant has no dead letter {job_id}")
 
 
-# Transactions of a library's, confined to it
+# Transactions of a library's, confined to the tenant
 
 
 def fence_own(schema: str, lease: Lease, org_id: OrgId, *, key: bytes | None = None) -> Plan[str]:
     """Bind a transaction on a connection of the handler's own to an execution, and to its tenant.
 
-    It is to be the transaction's first statement.
+    This must be the transaction's first statement.
 
     Args:
         schema: ours.
         lease: the execution.
         org_id: the tenant.
-        key: of the tokens, if the connection's role may be a tenant's login (ledger/roles.py).
+        key: the key of the tokens, if the connection's role may be a tenant's login
+            (ledger/roles.py).
 
     Returns: the transaction's id, for `meet_own_fence`.
 
     Raises:
-        MissingRights: nothing would confine it.
+        MissingRights: nothing would confine the transaction to the tenant.
 
     Source: sql/queries/org/begin_own_fence.sql
     """
@@ -291,10 +292,10 @@ def meet_own_fence(
 ) -> Plan[str]:
     """Do what `fences.meet_own_fence` does in a transaction that is confined to a tenant.
 
-    It stays confined up to its commit, unless there is an outcome to be written: that is for the
-    connection's own role to write.
+    The transaction stays confined up to its commit, unless there is an outcome to write. The
+    connection's own role writes the outcome.
 
-    Returns: as that.
+    Returns: as `fences.meet_own_fence`.
     """
 
     def steps() -> Steps[str]:
@@ -394,7 +395,7 @@ def delete_credential(schema: str, org_id: OrgId, name: str) -> Ask[bool]:
 
 
 def list_credentials(schema: str, org_id: OrgId | None = None, *, limit: int = 1000) -> Ask[list[CredentialRow]]:
-    """Return which credentials there are, and not what they are.
+    """Return which credentials there are, but not what they hold.
 
     Source: sql/queries/org/list_credentials.sql
     """
@@ -405,7 +406,7 @@ def list_credentials(schema: str, org_id: OrgId | None = None, *, limit: int = 1
 def stale_credentials(
     schema: str, key_id: str, *, after: SealedCredential | None = None, limit: int = 100
 ) -> Ask[list[SealedCredential]]:
-    """Return a batch of credentials that another key than this one has sealed, in order.
+    """Return a batch of credentials that another key than `key_id` has sealed, in order.
 
     Source: sql/queries/org/stale_credentials.sql
     """
@@ -415,7 +416,7 @@ def stale_credentials(
 
 
 def reseal_credential(schema: str, before: SealedCredential, after: SealedCredential) -> Ask[bool]:
-    """Put a credential that was sealed anew in its place; False: it was changed since it was read.
+    """Replace `before` by `after`, sealed anew; False: `before` was changed since it was read.
 
     Source: sql/queries/org/reseal_credential.sql
     """
@@ -448,7 +449,7 @@ def audit_for(
     job_id: JobId | None = None,
     execution_id: ExecutionId | None = None,
 ) -> Ask[UUID]:
-    """Add a row to the trail of a tenant. Asked again, it adds nothing.
+    """Add a row to the trail of a tenant. If the verb is asked again, it adds nothing.
 
     Source: sql/functions/org/audit.sql
     """
@@ -499,7 +500,7 @@ def protect(schema: str, table: str, column: str, rights: str | None = None) -> 
 
 
 def unprotect(schema: str, table: str) -> Ask[int]:
-    """Take away what `protect` has put on a table; return from how many.
+    """Take away what `protect` has put on a table; return from how many tables.
 
     Source: sql/functions/org/protect.sql
     """

@@ -21,7 +21,7 @@ _SCOPE = "text text boolean"
 
 @attrs.frozen(kw_only=True)
 class Scope:
-    """What a pause is of: one of the three."""
+    """What is paused: one of the three."""
 
     queue: str | None = None
     job_type: str | None = None
@@ -51,10 +51,10 @@ class PauseRow:
 
 
 def pause(schema: str, scope: Scope, *, why: str | None = None, who: str | None = None) -> Ask[bool]:
-    """Let nothing of a queue, a job type, or nothing at all start; return whether it did until now.
+    """Let no job of a scope start; return whether the scope was not paused before.
 
     Raises:
-        InvalidJob: a value is out of range, or not one of the three was said.
+        InvalidJob: a value is out of range, or the scope is not one of the three.
 
     Source: sql/functions/claim/pause.sql
     """
@@ -62,7 +62,7 @@ def pause(schema: str, scope: Scope, *, why: str | None = None, who: str | None 
 
 
 def resume(schema: str, scope: Scope) -> Ask[bool]:
-    """Let start again what was paused, and wake workers for it; return whether it was paused.
+    """Let jobs of a scope start again, and wake workers for them; return whether it was paused.
 
     Raises: as `pause` does.
 
@@ -84,7 +84,7 @@ def _pauses(answer: Answer, encoding: str) -> list[PauseRow]:
 
 
 def await_claims(schema: str) -> Ask[bool]:
-    """Wait until each claim has committed that may not have seen a pause; False: ask again.
+    """Wait until all claims that may not have seen a pause have committed; False: ask again.
 
     Source: sql/functions/claim/admit.sql
     """
@@ -92,7 +92,7 @@ def await_claims(schema: str) -> Ask[bool]:
 
 
 def first_held(schema: str, scope: Scope) -> Ask[JobId | None]:
-    """Return a job of a scope that a worker holds, and have it announced when it does so no more.
+    """Return a job of a scope that a worker holds, and have the end of that hold announced.
 
     Source: sql/functions/claim/pause.sql
     """
@@ -105,7 +105,7 @@ def _job_id(answer: Answer, encoding: str) -> JobId | None:
 
 
 def let_go(schema: str, job_id: JobId) -> Ask[bool | None]:
-    """Return True if no worker holds a job; else have that announced, and return None.
+    """Return True if no worker holds a job; else have the end of the hold announced, return None.
 
     Source: sql/functions/claim/pause.sql
     """

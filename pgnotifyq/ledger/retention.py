@@ -1,4 +1,4 @@
-"""How long what has ended is kept, and its payload and result; and erasure of somebody's data."""
+"""How long finished jobs, their payloads and results are kept; how somebody's data are erased."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from pgnotifyq.ledger.ask import Answer, Steps
 
-# An erasure goes through the tables so often at the most. What was given back, requeued or written
-# while a pass was under way is found by the next one.
+# How often an erasure goes through the tables, at the most. If a job was given back, requeued or
+# written during a pass, the next pass finds it.
 PASSES_MAX = 3
 
 
@@ -37,7 +37,7 @@ class RetentionRow:
     ending: str  # completed, cancelled, dead
     keep_seconds: float | None  # None: not said
     payload_seconds: float | None  # then the payload and the headers are blanked
-    result_seconds: float | None  # then the result and the message of the progress are
+    result_seconds: float | None  # then the result and the progress message are blanked
 
 
 @attrs.frozen(kw_only=True)
@@ -46,15 +46,16 @@ class Kept:
 
     queue_name: str
     ending: str | None  # completed, cancelled, dead; None: it has not ended, and nothing of it goes
-    # The row and its history. None: no row of the retention says it. A finished job is then kept as
-    # long as a worker of its queue is set to, a dead letter until somebody deletes it.
+    # The row and its history. None: no row of the retention says when. Then a finished job is kept
+    # for as long as a worker of its queue is set to, and a dead letter until somebody deletes it.
     goes_in_seconds: float | None
     payload_goes_in_seconds: float | None  # None: with its row; or it has gone already
-    result_goes_in_seconds: float | None  # None: with its row; or there is none, or it has gone already
+    # None: with its row; or there is no result, or the result has gone already.
+    result_goes_in_seconds: float | None
 
     @property
     def is_said(self) -> bool:
-        """Whether the retention says anything of what is left of it."""
+        """Whether the retention says anything of what is left of the job or letter."""
         return any(
             seconds is not None for seconds in (self.goes_in_seconds, self.payload_goes_in_seconds, self.result_goes_in_seconds)
         )
@@ -65,7 +66,7 @@ class Erasable:
     """What an erasure would find."""
 
     jobs: int
-    held: int  # of them: a worker holds these, and they are cancelled first
+    held: int  # those of `jobs` that a worker holds; they are cancelled first
     letters: int  # dead letters
 
 
@@ -76,8 +77,10 @@ class Erased:
     erasure_id: UUID  # in the details of its rows of the trail
     jobs: int  # that are gone, with their history
     letters: int  # dead letters that are gone, with their history
-    held: int  # what is still there: jobs that were cancelled, and whose handlers have not stopped; say it again
-    refused: int  # what a constraint or a trigger of the application's keeps
+    # Jobs that are still there: they were cancelled, but their handlers have not stopped. Erase
+    # again.
+    held: int
+    refused: int  # rows that a constraint or a trigger of the application's keeps
 
     @property
     def is_whole(self) -> bool:
@@ -103,7 +106,7 @@ def _org_id(name: UUID | str | int | None) -> OrgId | None:
 
 @attrs.frozen(kw_only=True)
 class EraseFilter:
-    """Whose jobs are meant; all that is given must fit.
+    """Whose jobs are meant. A job must fit all fields that are given.
 
     Raises:
         InvalidJob: none of `org_id`, `unique_key` and `payload` is given, `org_id` names no tenant,
@@ -111,7 +114,7 @@ class EraseFilter:
         InvalidPayload, PayloadTooLarge: `payload` is no JSON.
     """
 
-    # The tenant: its id, or its name or number, of which the id is kept.
+    # The tenant: its id, name or number. The id is kept.
     org_id: OrgId | None = attrs.field(default=None, converter=_org_id)
     unique_key: str | None = None
     payload: Mapping[str, Any] | None = None  # what the payloads contain
@@ -235,7 +238,7 @@ def erase_batch(
     who: str | None = None,
     limit: int = 1000,
 ) -> Ask[EraseBatch]:
-    """Erase what fits a filter, one batch of `limit` rows that are looked at.
+    """Erase what fits a filter, in one batch, which looks at `limit` rows at the most.
 
     Source: sql/functions/end/erase.sql
     """
@@ -254,9 +257,10 @@ def erase_batch(
 
 
 def erase(schema: str, only: EraseFilter, *, why: str | None = None, who: str | None = None, limit: int = 1000) -> Plan[Erased]:
-    """Erase what fits a filter, batch after batch, each a transaction where the connection commits.
+    """Erase what fits a filter, batch after batch.
 
-    Asked again, it goes on: what is gone is gone.
+    If the connection is in autocommit, each batch is a transaction. If the erasure is asked again,
+    it goes on: what is gone is gone.
 
     Raises:
         ConfigError: `limit` is out of range.

@@ -39,13 +39,13 @@ class RoleKind(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class RoleFault:
-    """A right that a role is short of, or has too much."""
+    """A right that a role lacks, or that it has and should not have."""
 
     kind: RoleKind
     role_name: str
     fault: str  # missing, excess
     what: str
-    remedy: str | None  # a statement; None: there is none that fits always
+    remedy: str | None  # a statement; None: no statement fits in every case
 
 
 @attrs.frozen(kw_only=True)
@@ -57,7 +57,7 @@ class TenantLogin:
 
 
 def keep(schema: str) -> Ask[list[str]]:
-    """Give each role that is known what it is short of; return what was done, for people.
+    """Give each known role the rights that it lacks; return what was done, for people.
 
     Source: sql/functions/roles/keep_roles.sql
     """
@@ -65,7 +65,7 @@ def keep(schema: str) -> Ask[list[str]]:
 
 
 def act_as(role_name: str) -> Ask[None]:
-    """Take a role on, for the session: the owner, which has no login.
+    """Let the session act as the owner, a role that has no login.
 
     Raises:
         ConfigError: there is no such role.
@@ -122,7 +122,7 @@ def make_tenant_login(schema: str) -> Ask[str]:
 
 
 def tenant_login(schema: str) -> Ask[TenantLogin | None]:
-    """Return the login that `make_tenant_login` made; None: it made none, or the role may not ask.
+    """Return the login that `make_tenant_login` made; None: there is none, or we may not ask.
 
     Source: sql/functions/roles/tenant_login.sql
     """
@@ -137,7 +137,7 @@ def tenant_login(schema: str) -> Ask[TenantLogin | None]:
 def tenant_key(schema: str) -> Ask[bytes | None]:
     """Return the key of the tokens that say which tenant a transaction is of.
 
-    None: the role may not ask.
+    None: the connected role may not ask.
 
     Source: sql/functions/roles/tenant_login.sql
     """
@@ -150,9 +150,9 @@ def tenant_key(schema: str) -> Ask[bytes | None]:
 
 
 def faults(schema: str, role_name: str | None = None, kind: RoleKind | None = None) -> Ask[list[RoleFault]]:
-    """Return what the roles that are known are short of, and have too much.
+    """Return the rights that known roles lack, and those that they should not have.
 
-    With `role_name`: what that role is, taken for a `kind`.
+    With `role_name`, return those of that role, as if it were of this `kind`.
 
     Source: sql/functions/roles/role_faults.sql
     """
@@ -167,7 +167,7 @@ def faults(schema: str, role_name: str | None = None, kind: RoleKind | None = No
 
 
 def _refused(answer: T) -> Callable[[Exception], T]:
-    """Return what gives `answer` where a right is missing."""
+    """Return an `on_error` that returns `answer` if a right is missing."""
 
     def say(error: Exception) -> T:
         if isinstance(error, errors.InsufficientPrivilege):

@@ -1,4 +1,4 @@
-"""Schedules: when jobs of a kind are enqueued, and how a worker moves them on."""
+"""Schedules: when jobs of a kind are enqueued, and how a worker moves schedules on."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class ScheduleRow:
     jitter_seconds: float
     owner: str | None  # the program whose code has it
     next_at: datetime | None  # the next tick; None: no worker has found it yet, or there is none
-    last_at: datetime | None  # the last tick that was seen to
+    last_at: datetime | None  # the last tick that was handled
     paused_at: datetime | None
     who: str | None  # who paused it
     why: str | None
     unlisted_at: datetime | None  # since when its owner's code does not have it any more
-    error_message: str | None  # why its last tick could not be seen to
+    error_message: str | None  # why its last tick could not be handled
     created_at: datetime
     read_at: datetime
 
@@ -71,9 +71,9 @@ class Fired:
     """What became of a tick."""
 
     schedule_id: UUID
-    tick: datetime | None  # None: of the schedule
+    tick: datetime | None  # None: `became` is of the schedule
     job_id: JobId | None
-    became: str  # enqueued, waiting, skipped, known; of a schedule, failed
+    became: str  # of a tick: enqueued, waiting, skipped, known; of a schedule: failed
 
 
 _WHOSE = (
@@ -85,7 +85,7 @@ _SCHEDULE = "text text text jsonb uuid text text text float8 text float8 text in
 
 @functools.cache
 def _said_of(schema: str) -> Callable[[Exception], Any]:
-    """Return what says of an error whose schedules are, too, if it is a right that is missing."""
+    """Return an `on_error` that also says who makes schedules, if a right is missing."""
 
     def say(error: Exception) -> Any:
         try:
@@ -97,7 +97,9 @@ def _said_of(schema: str) -> Callable[[Exception], Any]:
 
 
 def schedule(schema: str, new: NewSchedule) -> Ask[str]:
-    """Make a schedule, or change it: `created`, `changed`, `same`, or `refused`: another program's.
+    """Make a schedule, or change it.
+
+    Returns: `created`, `changed`, `same`; or `refused`: the schedule is another program's.
 
     Raises:
         InvalidJob: a value is out of range.
@@ -126,7 +128,11 @@ def schedule(schema: str, new: NewSchedule) -> Ask[str]:
 
 
 def unlist_schedules(schema: str, owner: str, names: Iterable[str]) -> Ask[int]:
-    """Note which schedules of a program its code does not have any more; return how many are new.
+    """Note which schedules of a program its code does not have any more.
+
+    `names` are those that the code has.
+
+    Returns: how many schedules were noted now, and not before.
 
     Source: sql/functions/schedule/schedule.sql
     """
@@ -143,7 +149,7 @@ def _schedules(answer: Answer, encoding: str) -> list[ScheduleRow]:
 
 
 def unschedule(schema: str, name: str, org_id: OrgId) -> Ask[bool]:
-    """Delete a schedule; return whether there was one.
+    """Delete a schedule; return whether there was such a schedule.
 
     Source: sql/functions/schedule/schedule.sql
     """
@@ -151,7 +157,7 @@ def unschedule(schema: str, name: str, org_id: OrgId) -> Ask[bool]:
 
 
 def pause_schedule(schema: str, name: str, org_id: OrgId, *, why: str | None = None, who: str | None = None) -> Ask[bool]:
-    """Let a schedule have no ticks; return whether there is one.
+    """Let a schedule have no ticks; return whether there is such a schedule.
 
     Source: sql/functions/schedule/schedule.sql
     """
@@ -182,7 +188,7 @@ def _job_id(answer: Answer, encoding: str) -> JobId | None:
 
 
 def backfill_schedule(schema: str, name: str, org_id: OrgId, ticks: Iterable[datetime]) -> Ask[int | None]:
-    """See to ticks of the past; return of how many. None: there is no such schedule.
+    """Handle ticks of the past; return how many were handled. None: there is no such schedule.
 
     Source: sql/functions/schedule/fire.sql
     """
@@ -209,7 +215,7 @@ def _coming(answer: Answer, encoding: str) -> Coming:
 def fire_schedules(schema: str, moves: Iterable[Move]) -> Ask[list[Fired]]:
     """Enqueue the jobs of ticks that are due, and move schedules on.
 
-    Safe to repeat: what was moved has another next tick.
+    This is safe to repeat: a schedule that was moved has another next tick.
 
     Source: sql/functions/schedule/fire.sql
     """
@@ -226,7 +232,7 @@ def _fired(answer: Answer, encoding: str) -> list[Fired]:
 
 
 def waiting_schedules(schema: str, *, limit: int) -> Ask[list[UUID]]:
-    """Return the schedules that have a run that waits for the one before.
+    """Return the schedules with a run that waits for the run before it.
 
     Source: sql/queries/waiting_schedules.sql
     """
@@ -238,7 +244,7 @@ def waiting_schedules(schema: str, *, limit: int) -> Ask[list[UUID]]:
 
 
 def start_waiting(schema: str, schedule_id: UUID) -> Ask[None]:
-    """Enqueue the next run that waits, if the one before has ended; else have its end announced.
+    """Enqueue the next waiting run, if the run before has ended; else have that end announced.
 
     Source: sql/functions/schedule/fire.sql
     """

@@ -1,13 +1,14 @@
 """Bring a database's schema to the version of this code.
 
 `sql/migrations/NNNN_*.sql` are applied once each, in order; `sql/functions/*/*.sql` are applied
-again whenever their text has changed. All of it is one transaction under an advisory lock, so two
-who migrate at once do it once, and a failure leaves nothing behind. A change of a function ships
-with a migration of its own, so that older code never replaces it.
+again whenever their text has changed. All of it is one transaction under an advisory lock. So if
+two programs migrate at once, the steps are applied once; and a failure leaves nothing behind. If a
+release changes a function, it ships with a migration, so that older code never replaces the
+function.
 
-Code and schema move apart for a while in every deploy. So a schema says the oldest code that may
-run on it (`oldest_code` of its migrations, by the schema version that the code was written for):
-code of that age works on it, and its `migrate` leaves it alone.
+In every deploy, code and schema differ for a while. So a schema says the oldest code that may run
+on it: `oldest_code` of its migrations, which is the schema version that the code was written for.
+Code of that age works on the schema, and the `migrate` of that code leaves the schema alone.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
 
     from pgnotifyq.ledger.ask import Answer, Steps
 
-# The oldest code that runs on this schema. A migration that only adds does not raise it; one that
-# takes away or means something else by a name does, and then workers of the release before have to
-# be stopped first. 9: what came before does not ask.
+# The oldest code that runs on this schema. A migration that only adds does not raise this number. A
+# migration raises it if it takes something away, or gives a name another meaning. Then workers of
+# the release before must be stopped first. 9: older code does not ask for this number.
 OLDEST_CODE = 9
 
-SERVER_VERSION_MIN = 150_000  # 15: security_invoker views, and `merge`-era planner behaviour that the plans are tested on
+# 15: it has security_invoker views, and the plans are tested on its planner (of `merge`'s era).
+SERVER_VERSION_MIN = 150_000
 
 _ROLE_VERSION = 3  # the migration that wants the role of tenants
 _FUNCTIONS_VERSION = 0  # the row that remembers the digest of sql/functions
@@ -71,7 +73,7 @@ def steps(schema: str) -> list[Step]:
 def migrate(schema: str = "pgnotifyq", *, dry_run: bool = False) -> Plan[list[Step]]:
     """Apply what is missing, and return the steps applied.
 
-    With `dry_run`, apply nothing, and return those that would be.
+    With `dry_run`, apply nothing, and return the steps that would be applied.
 
     Cancellation: rolls back; nothing is applied.
 
@@ -80,7 +82,7 @@ def migrate(schema: str = "pgnotifyq", *, dry_run: bool = False) -> Plan[list[St
         SchemaTooNew: the schema was migrated by newer code, and this code cannot run on it; nothing
             is touched.
         MissingRights: the role may not create what is needed.
-        ConfigError: the schema is somebody else's: it has tables of our names.
+        ConfigError: the schema belongs to another program: it has tables of our names.
 
     Source: sql/bookkeeping, sql/migrations, sql/functions
     """
@@ -97,7 +99,8 @@ def migrate(schema: str = "pgnotifyq", *, dry_run: bool = False) -> Plan[list[St
             yield _refuse_foreign(schema)
             applied = {}
         elif _is_newer(applied, schema):
-            return []  # it may stay as it is, and an older function must not take the place of a newer one
+            # The schema may stay as it is. An older function must not replace a newer one.
+            return []
         missing = [step for step in steps(schema) if step.version not in applied or step.digest != applied[step.version].digest]
         missing = [step for step in missing if step.version == _FUNCTIONS_VERSION or step.version not in applied]
         if dry_run:
@@ -109,7 +112,7 @@ def migrate(schema: str = "pgnotifyq", *, dry_run: bool = False) -> Plan[list[St
             yield Script(step.text, say)
             values = (str(step.version), step.name, step.digest, str(OLDEST_CODE))
             yield Ask(bookkeeping("note", schema), values, nothing, say)
-        # Each time: roles belong to the server, so a dump that was restored may lack their grants.
+        # Done each time: roles belong to the server, so a restored dump may lack their grants.
         yield roles.keep(schema)
         return missing
 
@@ -153,7 +156,7 @@ def check_schema(schema: str = "pgnotifyq") -> Plan[int]:
         DatabaseTooOld: the server is older than PostgreSQL 15.
         SchemaMissing: there is none: run `migrate`.
         SchemaOutOfDate: it is older than this code: run `migrate`.
-        SchemaTooNew: it is newer than this code, and does not bear code as old as this: upgrade
+        SchemaTooNew: it is newer than this code, and code as old as this cannot run on it: upgrade
             pgnotifyq.
         MissingRights: the connected role may not look.
     """
@@ -189,8 +192,8 @@ def _look(schema: str) -> Plan[dict[int, _Applied] | None]:
 
     def find() -> Steps[dict[int, _Applied] | None]:
         try:
-            # In a transaction of its own, or a savepoint: where it fails, the transaction around it
-            # goes on.
+            # The look has a transaction of its own, or a savepoint. If it fails, the transaction
+            # around it goes on.
             noted: dict[int, _Applied] = yield Plan(look, is_whole=True)
         except SchemaMissing:
             return None
@@ -217,10 +220,10 @@ def _refuse_foreign(schema: str) -> Ask[None]:
 
 
 def _is_newer(applied: dict[int, _Applied], schema: str) -> bool:
-    """Tell whether a schema is newer than this code, which may run on it.
+    """Tell whether a schema is newer than this code, and this code may run on it.
 
     Raises:
-        SchemaTooNew: it may not.
+        SchemaTooNew: the schema is newer, and this code may not run on it.
     """
     version = max(applied, default=0)
     if version <= code_version():

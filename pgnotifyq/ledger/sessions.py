@@ -1,6 +1,6 @@
 """What a session is asked and told, whatever the schema: `sql/sessions/`.
 
-The wire asks more of it by itself.
+The wire asks further statements of that folder by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def bound(seconds: float) -> Ask[None]:
 
 
 def server() -> Ask[tuple[str, float]]:
-    """Return the server's data folder, and when it began, in seconds since 1970.
+    """Return the server's data folder, and when the server began, in seconds since 1970.
 
     Source: sql/sessions/server.sql
     """

@@ -1,4 +1,4 @@
-"""Where a running handler stands: asked of the worker that holds its job, and answered by it."""
+"""Where a running handler stands: a client asks, and the worker that holds the job answers."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def stacks_asked(
 ) -> Ask[list[tuple[UUID, JobId, ExecutionId]]]:
     """Return which of some requests are really made to a worker: the request, job and execution.
 
-    `request_ids` None: of all.
+    If `request_ids` is None, all requests are meant.
 
     Source: sql/queries/stacks_asked.sql
     """
@@ -92,7 +92,7 @@ def stacks_asked(
 
 
 def answer_stack(schema: str, worker_id: WorkerId, request_id: UUID, answer: str) -> Ask[bool]:
-    """Answer a request in JSON; return whether it still waited for that.
+    """Answer a request in JSON; return whether the request still waited for an answer.
 
     Source: sql/functions/lease/stack.sql
     """

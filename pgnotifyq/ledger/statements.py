@@ -85,9 +85,9 @@ def session(name: str) -> bytes:
 
 
 def with_values(statement: bytes, values: Sequence[object]) -> bytes:
-    """Return a statement with its values written out, and without its head.
+    """Return a statement with its values written out, and without its comments.
 
-    For places where it cannot have parameters.
+    For places where a statement cannot have parameters.
     """
     lines = [line for line in statement.strip().split(b"\n") if not line.startswith(b"--")]
     literals = [sql.Literal(value).as_bytes(None) for value in values]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def due_queues(schema: str, job_types: Collection[str], queues: Collection[str] | None = None) -> Ask[list[str]]:
-    """Return the queues that hold a job of these types that is due or held.
+    """Return the queues in which a job of these types is due or held.
 
     Source: sql/queries/testing/due.sql
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.ask import Answer, Steps
     from pgnotifyq.model.job import Job, JobId, Lease, OrgId
 
-# How long a client counts as one that follows. It says so again before half of that is over.
+# How long a client counts as one that follows. The client asks again before half of that is over.
 FOLLOW_SECONDS = 60.0
 
 
@@ -39,7 +39,10 @@ class Report:
 
 @attrs.frozen(kw_only=True)
 class Log:
-    """What the handler of an execution has logged: arrays of JSON as text; None: as it was."""
+    """What the handler of an execution has logged.
+
+    `head` and `tail` are arrays of JSON, as text. None: that part is as it was.
+    """
 
     lease: Lease
     attempt: int
@@ -51,7 +54,8 @@ class Log:
 def follow(schema: str, follower_id: UUID, job_id: JobId) -> Ask[str]:
     """Have changes of a job announced for a while.
 
-    Returns: `new`, `kept` (they were until now, without a gap), or `full`: they will not be.
+    Returns: `new`; `kept`: they were announced until now, without a gap; or `full`: they will not
+        be announced.
 
     Source: sql/functions/look/follow.sql
     """
@@ -61,7 +65,9 @@ def follow(schema: str, follower_id: UUID, job_id: JobId) -> Ask[str]:
 
 
 def follow_events(schema: str, follower_id: UUID, *, queue: str | None = None, org_id: OrgId | None = None) -> Ask[str]:
-    """Have what happens to jobs told on a follower's channel for a while. Returns: as `follow`.
+    """Have what happens to jobs announced on a follower's channel for a while.
+
+    Returns: as `follow`.
 
     Source: sql/functions/look/follow.sql
     """
@@ -70,7 +76,7 @@ def follow_events(schema: str, follower_id: UUID, *, queue: str | None = None, o
 
 
 def unfollow(schema: str, follower_id: UUID) -> Ask[None]:
-    """Have nothing announced any more.
+    """Have nothing announced to a follower any more.
 
     Source: sql/functions/look/follow.sql
     """
@@ -78,9 +84,9 @@ def unfollow(schema: str, follower_id: UUID) -> Ask[None]:
 
 
 def forget_followers(schema: str) -> Ask[bool]:
-    """Have statements that change jobs look for followers no more, if nobody follows any.
+    """If no client follows any job, let statements that change jobs look for followers no more.
 
-    Returns: whether it is so from now on, and was not before.
+    Returns: whether they look no more from now on, and did before.
 
     Source: sql/functions/look/follow.sql
     """
@@ -99,7 +105,7 @@ def change_of(
     """Return a job if it differs from what was seen; else have its change announced, return None.
 
     Raises:
-        Exception: what `missing` makes, of a job that is not there.
+        Exception: the job is not there; the error is what `missing` makes.
     """
 
     def steps() -> Steps[Job | None]:
@@ -113,7 +119,7 @@ def change_of(
 
 
 def _followed(schema: str, follower_id: UUID, job_id: JobId) -> Steps[None]:
-    """Have changes announced. Where the role may not ask for it, only looks find them."""
+    """Have changes announced. If the role may not ask for that, only looks find the changes."""
     try:
         yield follow(schema, follower_id, job_id)
     except MissingRights:
@@ -130,14 +136,16 @@ def lines_of(
     *,
     org_id: OrgId | None = None,
 ) -> Plan[tuple[list[LogLine], bool] | None]:
-    """Return all lines of a job's logs and whether it has ended, if that is more than was seen.
+    """Return all lines of a job's logs, and whether the job has ended.
 
-    `seen` is how many lines. Else have more of them announced, and return None.
+    If the job has not ended, and has no more lines than `seen`, return None. Further lines are then
+    announced.
     """
 
     def steps() -> Steps[tuple[list[LogLine], bool] | None]:
         yield from _followed(schema, follower_id, job_id)
-        # First the job: what its last attempt has logged is written before that is settled.
+        # The job is read first: the lines of its last attempt are written before the attempt is
+        # settled.
         job: Job | None = yield find_job(schema, job_id, org_id=org_id)
         if job is None:
             raise missing(job_id)
@@ -168,7 +176,7 @@ def _lines(answer: Answer, encoding: str) -> list[LogLine]:
 
 
 def _lines_in(part: str | None, attempt: int) -> list[LogLine]:
-    """Read a part of a log. What no worker of ours has written is told as it is."""
+    """Read a part of a log. If no worker of ours has written it, return it as it is."""
     if part is None:
         return []
     try:
@@ -183,7 +191,7 @@ def _lines_in(part: str | None, attempt: int) -> list[LogLine]:
 def after(lines: Sequence[LogLine], seen: int) -> list[LogLine]:
     """Return the lines behind the first `seen`.
 
-    Of what is left out, those that were seen do not count.
+    A line may stand for lines that were left out. It then counts only those that were not seen.
     """
     made: list[LogLine] = []
     place = 0
@@ -201,7 +209,7 @@ def _left_out(lines: int) -> str:
 
 
 def too_many_follow() -> PgnotifyqError:
-    """Return the error of who cannot follow."""
+    """Return the error for a client that cannot follow, because too many do."""
     return PgnotifyqError("1,000 clients follow jobs already, and no more are told: look at the jobs now and then instead")
 
 
@@ -222,7 +230,7 @@ def keep_logs(schema: str, logs: Sequence[Log]) -> Ask[None]:
 
 
 def report_all(schema: str, reports: Sequence[Report]) -> Ask[None]:
-    """Store how far executions have come. What does not own its job any more is left out.
+    """Store how far executions have come. Those that do not hold their jobs are left out.
 
     Source: sql/functions/lease/report_progress.sql
     """
@@ -240,7 +248,7 @@ def _leases(leases: Sequence[Lease]) -> tuple[str, str]:
 
 
 def look_at(schema: str, events: Sequence[JobEvent], *, org_id: OrgId | None = None) -> Plan[list[JobEvent]]:
-    """Return events with how their jobs are now. Those of jobs that are not to be seen are gone.
+    """Return events with the present state of their jobs; leave out jobs that cannot be seen.
 
     A role that may not look at dead letters is told nothing of them.
 

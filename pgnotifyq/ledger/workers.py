@@ -40,7 +40,7 @@ def register(
     lease_seconds: float,
     grace_seconds: float | None = None,
 ) -> Ask[None]:
-    """Publish a worker, or one that has come back and holds nothing of what it held.
+    """Publish a worker. If it has come back, it holds nothing of what it held.
 
     Source: sql/functions/worker/register_worker.sql
     """
@@ -52,7 +52,7 @@ def register(
 
 
 def unregister(schema: str, worker_id: WorkerId) -> Ask[None]:
-    """Forget a worker that has ended, and wake others for what was on its way to it."""
+    """Forget a worker that has ended, and wake others for the jobs that it was woken for."""
     return Ask(call("unregister_worker", "uuid", schema), (worker_id.hex,), nothing)
 
 
@@ -87,7 +87,7 @@ def worker_channel(schema: str, worker_id: WorkerId) -> Ask[str]:
 def publish_handlers(schema: str, worker_id: WorkerId, handlers: Sequence[tuple[str, str | None, int | None]]) -> Ask[None]:
     """Publish what a worker has handlers for.
 
-    Job type, queue and max_attempts of each, null where it says nothing.
+    Each handler is a job type, queue and max_attempts; None where the handler says nothing.
 
     Jobs that wait for their handler's queue are moved to it. A worker that is not registered
     publishes nothing.
@@ -101,7 +101,8 @@ def publish_handlers(schema: str, worker_id: WorkerId, handlers: Sequence[tuple[
 def publish_hooks(schema: str, job_types: Iterable[str], hooks: Sequence[tuple[str, str, str]]) -> Ask[None]:
     """Publish which jobs are enqueued when others end.
 
-    Of each hook: the job type that it is of, the ending, and its own job type.
+    Each hook is three texts: the job type of the job that ends, the ending, and the job type that
+    is then enqueued.
 
     Source: sql/functions/end/hooks.sql
     """
@@ -112,9 +113,10 @@ def publish_hooks(schema: str, job_types: Iterable[str], hooks: Sequence[tuple[s
 def fall_asleep(schema: str, worker_id: WorkerId, queues: Sequence[str], for_types: str | None = None) -> Plan[int]:
     """Publish that the worker sleeps on its queues, then take a transaction id and return it.
 
-    It is taken after the publication was visible.
+    The id is taken after the publication was visible.
 
-    `for_types`, an array written, is what it can be woken for; None: whatever the queues have.
+    `for_types` is an array as the server reads it: the job types that the worker can be woken for.
+    None: all that the queues have.
 
     Source: sql/functions/worker/sleep.sql, sql/queries/transaction_id.sql, runtime/sleep.py
     """
@@ -122,7 +124,8 @@ def fall_asleep(schema: str, worker_id: WorkerId, queues: Sequence[str], for_typ
     def steps() -> Steps[int]:
         values = (worker_id.hex, array(queues), for_types)
         yield Ask(call("fall_asleep", "uuid text[] text[]", schema), values, nothing, is_durable=False)
-        # A statement of its own, and so a transaction that begins after the other was visible.
+        # A statement of its own, and so a transaction of its own. It begins after the publication
+        # was visible.
         taken: int = yield Ask(query("transaction_id", schema), (), number)
         return taken
 
@@ -137,7 +140,7 @@ def show_life(schema: str) -> Ask[None]:
 def prove(schema: str, channel: str, nonce: str) -> Ask[bool]:
     """Send a proof that a listener hears, unless the server's queue of notifications is full.
 
-    Returns: whether it had room.
+    Returns: whether the queue had room.
 
     Source: sql/queries/prove.sql, sql/functions/worker/notify.sql
     """
@@ -152,7 +155,7 @@ def notify(schema: str, channel: str, payload: str) -> Ask[None]:
 def wake_up(schema: str, worker_id: WorkerId, hand_on: Sequence[str] = ()) -> Ask[None]:
     """Publish that the worker does not sleep.
 
-    Another is woken for the queues in `hand_on` that have due work.
+    For each queue in `hand_on` that has due work, another worker is woken.
     """
     return Ask(call("wake_up", "uuid text[]", schema), (worker_id.hex, array(hand_on)), nothing)
 
@@ -162,10 +165,10 @@ def watch(schema: str, worker_id: WorkerId, grace_seconds: float, session_second
 
     Args:
         schema: the queue's.
-        worker_id: who looks.
-        grace_seconds: of workers of an older release, which do not publish theirs.
-        session_seconds: for how long this connection has been open, at the least. Nobody judges in
-            the first grace of its session.
+        worker_id: the worker that looks.
+        grace_seconds: the grace of workers of an older release, which do not publish their own.
+        session_seconds: for how long this connection has been open, at the least. A worker judges
+            no other worker in the first grace of its own session.
 
     Source: sql/functions/worker/watch.sql
     """

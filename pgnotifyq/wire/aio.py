@@ -4,13 +4,14 @@ They are psycopg's and psycopg_pool's, with our rules.
 
 Rules on cancels, as in connection.py but for one:
 
-- A cancel that arrives in mid-query asks the server to stop and then reads the same exchange to its
-  end, under a shield of `INTERRUPT_SECONDS`. A server that stays silent that long costs the
-  connection.
-- Did the server finish first, the exchange counts. The cancel is raised when the connection is next
-  used, or given back. asyncio delivers a cancel once; so it is kept here, and never lost.
-- So a caller that is cancelled may have done what it asked for. What is told to others, as by the
-  leader of a statement that several share (doors/gathering.py), is always what happened.
+- If a cancel arrives in mid-query, the connection asks the server to stop, and then reads the same
+  exchange to its end, under a shield of `INTERRUPT_SECONDS`. If the server is silent for that long,
+  the connection is closed.
+- If the server finished first, the exchange counts. The cancel is raised when the connection is
+  next used, or given back. asyncio delivers a cancel once. So the connection keeps it, and it is
+  never lost.
+- So the server may have done what a cancelled caller asked for. If several callers share a
+  statement, its leader (doors/gathering.py) always tells the others what happened.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ async def connect(
 async def _choose(wanted: ConnDict, used_for: For, *, must_write: bool) -> Connection[TupleRow]:
     """Connect to the first address that answers; if that cannot write, to the first that can.
 
-    The address has the last word, if it says which sessions will do.
+    If the address says which sessions will do, that counts instead.
     """
     connection = await _open(wanted, used_for)
     if connection.can_write or used_for is For.ANYBODY or addresses.says(wanted, "target_session_attrs"):
@@ -129,8 +130,10 @@ class Connection(Awaited[Row]):
         super().__init__(pgconn, row_factory)
         self.become_ours()
         self.can_write = True
-        self._news: asyncio.Future[Ready] | None = None  # what the task that waits for the socket waits for
-        self._owed: asyncio.CancelledError | None = None  # a cancel that came too late for its exchange
+        # If a task waits for the socket, it waits for this.
+        self._news: asyncio.Future[Ready] | None = None
+        # A cancel that came too late for its exchange.
+        self._owed: asyncio.CancelledError | None = None
 
     @classmethod
     async def connect(cls, conninfo: str = "", **parameters: Any) -> Self:
@@ -185,19 +188,20 @@ class Connection(Awaited[Row]):
                     late = await self._drive(gen)
                 except psycopg.Error:
                     is_over = self.pgconn.transaction_status != _ACTIVE
-                    return None  # QueryCanceled as a rule; or what went wrong by itself, which no longer matters
+                    # QueryCanceled, as a rule. Another error no longer matters.
+                    return None
                 is_over = True
                 return (late,)
         finally:
-            if not is_over:  # it stayed silent, or this task was cancelled a second time
+            if not is_over:  # the server was silent, or this task was cancelled a second time
                 self._finish()
         return None
 
     async def _drive(self, gen: PQGen[Result]) -> Result:
         """Drive `gen` to its end, as `psycopg.waiting.wait_async` does.
 
-        A task that closes the connection cannot wake that one, and that one looks up from each wait
-        at intervals.
+        `wait_async` itself has two faults: a task that closes the connection cannot wake it, and it
+        interrupts each wait at intervals.
         """
         global _last_pause  # noqa: PLW0603  # of this thread's exchanges, as in waiting.py
         has_paused = False
@@ -235,7 +239,7 @@ class Connection(Awaited[Row]):
     def _forget(self, news: asyncio.Future[Ready]) -> None:
         """Wait for the socket no more.
 
-        Call it before the socket is closed: its number may be another's right after.
+        Call it before the socket is closed. Right after, another file may have the socket's number.
         """
         if self._news is news:
             self._news = None
@@ -258,7 +262,7 @@ def _tell(news: asyncio.Future[Ready], ready: Ready) -> None:
 
 
 class _Pool(AsyncConnectionPool[Connection[TupleRow]]):
-    """psycopg_pool's, which tells at once that a connection cannot be opened."""
+    """psycopg_pool's pool, but it tells at once that a connection cannot be opened."""
 
     refusal: Exception
 
@@ -273,7 +277,7 @@ class _Pool(AsyncConnectionPool[Connection[TupleRow]]):
         await super()._add_connection(attempt or cast(Any, pooling.Once()), growing)
 
     async def reconnect_failed(self) -> None:
-        """Tell those who wait, if no other connection can come back to serve them."""
+        """Tell the tasks that wait, if no other connection can come back to serve them."""
         async with self._lock:
             waiters = [] if self._nconns else list(self._waiting)
             if waiters:

@@ -10,7 +10,7 @@ the server reads, results are binary and taken as they come, and a statement is 
 first used. It spares a quarter of a millisecond of 0.9 when both sides have slept, and 30 to 70
 microseconds of CPU in a loop (bench/README.md).
 
-Nothing is prepared on a connection that is not ours (ours.py), and nothing is said twice there.
+On a connection that is not ours (ours.py), nothing is prepared, and no statement is sent twice.
 
 The rest is psycopg's: its generators drive the exchange, its errors are raised, and connection.py's
 rules on cancels hold.
@@ -55,8 +55,8 @@ async def ask(connection: psycopg.AsyncConnection[Any], verb: Verb[T]) -> T:
     did not happen.
 
     Raises:
-        psycopg.Error: as a cursor would, where the verb does not say what it means.
-        PgnotifyqError: what the verb makes of it.
+        psycopg.Error: as a cursor would, if the verb does not say what the error means.
+        PgnotifyqError: what the verb makes of the error.
     """
     if type(verb) is not Ask:
         return await follow(Psycopg(connection), verb)
@@ -91,7 +91,7 @@ def ask_blocking(connection: psycopg.Connection[Any], verb: Verb[T]) -> T:
 
 
 class _Link:
-    """What both can tell."""
+    """What a plan can ask about either connection."""
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
@@ -122,7 +122,7 @@ class _Link:
 
 
 class Psycopg(_Link):
-    """psycopg's AsyncConnection, ours among them, as a plan is followed on it."""
+    """The link (plans.py) for psycopg's AsyncConnection, and for ours."""
 
     async def ask(self, verb: Ask[T]) -> T:
         """Ask one statement."""
@@ -151,7 +151,7 @@ class Psycopg(_Link):
 
 
 class PsycopgBlocking(_Link):
-    """psycopg's Connection, ours among them, as a plan is followed on it."""
+    """The link (plans.py) for psycopg's Connection, and for ours."""
 
     def ask(self, verb: Ask[T]) -> T:
         """Ask one statement."""
@@ -259,9 +259,9 @@ def run_blocking(
 
 
 def _is_sent_again(connection: _AnyConnection, error: psycopg.Error, tries: int) -> bool:
-    """Tell whether a statement that failed goes again, after `tries` of them.
+    """Tell whether to send a failed statement again, after so many tries.
 
-    The connection forgets what it must forget for that.
+    If so, the connection has forgotten what it must forget for that.
     """
     if not isinstance(connection, Ours):
         return False

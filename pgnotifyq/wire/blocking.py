@@ -1,7 +1,7 @@
 """A blocking connection of ours, and a pool of them: psycopg's and psycopg_pool's.
 
-A pool has four threads of psycopg_pool's, which open and close connections. What a fork leaves of a
-pool to a child is nothing (forks.py); see `Pool.forget`.
+A pool has four threads of psycopg_pool's, which open and close connections. A fork leaves nothing
+of a pool to the child (forks.py); see `Pool.forget`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def connect(
 def _choose(wanted: ConnDict, used_for: For, *, must_write: bool) -> Connection[TupleRow]:
     """Connect to the first address that answers; if that cannot write, to the first that can.
 
-    The address has the last word, if it says which sessions will do.
+    If the address says which sessions will do, that counts instead.
     """
     connection = _open(wanted, used_for)
     if connection.can_write or used_for is For.ANYBODY or addresses.says(wanted, "target_session_attrs"):
@@ -116,7 +116,7 @@ class Connection(Ours, psycopg.Connection[Row]):
         return super().connect(conninfo, **{"autocommit": True, **parameters})
 
     def enter(self) -> bool:
-        """Set what the session needs; return whether it can write, as far as anybody asks."""
+        """Set what the session needs; return whether it can write (True if nobody asks)."""
         if self.used_for is For.ANYBODY:
             return True
         with self.lock:
@@ -162,7 +162,7 @@ class Connection(Ours, psycopg.Connection[Row]):
     def hang_up(self) -> None:
         """End the session and leave the socket open.
 
-        The thread that waits on it is woken with an error, and closes it.
+        The thread that waits on the socket is woken with an error, and closes the connection.
         """
         with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.pgconn.socket)) as other:
             other.shutdown(socket.SHUT_RDWR)
@@ -204,7 +204,7 @@ def wait_notifications(connection: Connection[Any], seconds: float) -> list[psyc
 
 
 class _Pool(ConnectionPool[Connection[TupleRow]]):
-    """psycopg_pool's, which tells at once that a connection cannot be opened."""
+    """psycopg_pool's pool, but it tells at once that a connection cannot be opened."""
 
     refusal: Exception
 
@@ -219,7 +219,7 @@ class _Pool(ConnectionPool[Connection[TupleRow]]):
         super()._add_connection(attempt or cast(Any, pooling.Once()), growing)
 
     def reconnect_failed(self) -> None:
-        """Tell those who wait, if no other connection can come back to serve them."""
+        """Tell the threads that wait, if no other connection can come back to serve them."""
         with self._lock:
             waiters = [] if self._nconns else list(self._waiting)
             if waiters:
@@ -235,7 +235,7 @@ class Pool:
         dsn: a libpq connection string or URI.
         size_max: the most connections open at once.
         application_name: what pg_stat_activity shows.
-        used_for: whose statements they are for (sessions.py).
+        used_for: whose statements the connections are for (sessions.py).
         prepare_threshold: 0 prepares what verbs ask, None nothing.
     """
 
@@ -285,9 +285,9 @@ class Pool:
         self._pool.close()
 
     def forget(self) -> None:
-        """Do nothing more, in a child, with a pool that was opened before the fork.
+        """Leave the pool alone: this is a child, and the pool was opened before the fork.
 
-        Its locks may be held, and its threads are gone.
+        The pool's locks may be held, and its threads are gone.
         """
         _LEFT.append(self._pool)
         self._pool._closed = True

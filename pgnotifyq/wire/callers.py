@@ -2,14 +2,15 @@
 
 kinds.py tells what the caller has. The rules of this file:
 
-- What holds a connection is asked for it in the way in which it would begin its own transaction.
-  Then the driver is asked. So the statement is in the transaction that the library will commit.
+- If an object of a library holds the connection, the object is asked for it in the way in which the
+  library begins its own transaction. Then the driver's connection is asked the verb. So the
+  statement is in the transaction that the library will commit.
 - Nothing of the caller's is committed, rolled back, or changed: no codec, no row factory, no
   adapter, no setting. asyncpg keeps the statement in its cache, as any other.
-- A job is checked before anything is sent, so one that is refused costs the transaction nothing.
-  Only a database in another encoding than UTF-8 can lack a character of it; there a savepoint goes
-  around. Elsewhere one goes around if the caller wants it: it costs two round trips a job, and
-  subtransactions are no good thing to have by the hundred.
+- A job is checked before anything is sent. So a refused job costs the transaction nothing. Only a
+  database in another encoding than UTF-8 can lack a character of the job. There the verb goes into
+  a savepoint. Elsewhere the verb goes into one if the caller wants it: a savepoint costs two round
+  trips a job, and it is not good to have hundreds of subtransactions.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ async def ask_on(connection: CallersConnection, verb: Verb[T], *, savepoint: boo
 def ask_on_blocking(connection: CallersConnection, verb: Verb[T], *, savepoint: bool = False) -> T:
     """Do what `ask_on` does, on a blocking connection.
 
-    Within SQLAlchemy's `run_sync` the session or connection that it hands over is taken, too.
+    Within SQLAlchemy's `run_sync`, the session or connection that `run_sync` hands over is taken,
+    too.
 
     Raises: as `ask_on`.
     """
@@ -122,7 +124,7 @@ def _check_can_wait(given: Any) -> None:
     is_session = hasattr(given, "get_bind")
     try:
         engine = given.get_bind() if is_session else given
-    except UnboundExecutionError:  # it has several engines, or none; what follows tells
+    except UnboundExecutionError:  # it has several engines, or none; the next call tells
         return
     if engine.dialect.is_async and not in_greenlet():
         inner, outer = ("sync_session", "AsyncSession") if is_session else ("sync_connection", "AsyncConnection")
@@ -135,8 +137,9 @@ def _check_can_wait(given: Any) -> None:
 def _begun(connection: Any) -> Any:
     """Begin the transaction of SQLAlchemy's Connection, unless it has begun; return the driver's.
 
-    SQLAlchemy must know of the transaction, or its `commit` would do nothing. On asyncpg it begins
-    one only when the first statement comes through it; so one does.
+    SQLAlchemy must know of the transaction, or its `commit` would do nothing. On asyncpg,
+    SQLAlchemy begins the transaction only when the first statement goes through SQLAlchemy. So here
+    one does.
     """
     if not connection.in_transaction():
         connection.begin()
@@ -150,7 +153,7 @@ def kind_of_driver(driver: object, name: str) -> Kind:
     """Tell what a library's connection is driven by.
 
     Raises:
-        TypeError: by none that is taken.
+        TypeError: the driver is none that is taken.
     """
     try:
         kind = kind_of(driver)
@@ -162,7 +165,7 @@ def kind_of_driver(driver: object, name: str) -> Kind:
 
 
 def driver_of(connection: Any) -> Any:
-    """Return the driver's connection in one of SQLAlchemy's or Django's, which is open."""
+    """Return the driver's connection that an open one of SQLAlchemy's or Django's holds."""
     match kind_of(connection):
         case Kind.SQLALCHEMY_CONNECTION:
             return connection.connection.driver_connection
@@ -217,7 +220,7 @@ def _framed(verb: Verb[T], link: Link, savepoint: bool) -> Verb[T]:
 
 @contextmanager
 def _aborted_is_told() -> Iterator[None]:
-    """Tell a transaction that was aborted before by one error, whichever library found it."""
+    """Raise one error for a transaction that was aborted before, whichever library found it."""
     try:
         yield
     except TransactionAborted:
@@ -229,5 +232,5 @@ def _aborted_is_told() -> Iterator[None]:
         raise TransactionAborted(message) from error
 
 
-# SQLAlchemy's, of a session whose flush has failed; Django's, of an `atomic` block.
+# SQLAlchemy's error, of a session whose flush has failed; Django's, of an `atomic` block.
 _TOLD_BY_LIBRARIES = frozenset({"PendingRollbackError", "TransactionManagementError"})

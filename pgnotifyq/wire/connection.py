@@ -347,8 +347,7 @@ class Connection(Awaited[Row]):
         """Send the statements of a block without waiting for each one's answer.
 
         Cancellation: statements that were already handed over may have been executed. The
-            connection
-        leaves the pipeline, or it is closed.
+            connection leaves the pipeline, or it is closed.
         """
         async with self.lock:
             self._check_connection_ok()

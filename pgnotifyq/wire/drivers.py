@@ -1,8 +1,8 @@
-"""asyncpg's and psycopg2's connections, as a plan is followed on them (plans.py).
+"""The links (plans.py) for asyncpg's and psycopg2's connections.
 
-Nothing of the caller's is changed: no codec, no adapter, no cursor's factory. Errors are put into
-psycopg's words for the verb to judge. If the verb has nothing to say of one, the driver's own is
-raised.
+Nothing of the caller's is changed: no codec, no adapter, no cursor's factory. An error is put into
+psycopg's words, so that the verb can judge it. If the verb has nothing to say of the error, the
+driver's own error is raised.
 """
 
 from __future__ import annotations
@@ -64,28 +64,29 @@ def _placed(statement: bytes, write: Callable[[str], str]) -> str:
 
 @attrs.frozen
 class _Learned:
-    """A statement as asyncpg is to be asked it, and what its rows do not say."""
+    """A statement in the form for asyncpg, and what asyncpg's rows do not say."""
 
     text: str  # every value goes as a text, and the server reads it, as it does on psycopg
     columns: list[tuple[str, int]]  # name and type
 
 
-# By the statement; asked of the server once, for they are the same on every connection.
+# By the statement. The server is asked once, because the answer is the same on every connection.
 _learned: dict[bytes, _Learned] = {}
 
 
 @attrs.frozen(eq=False)
 class Asyncpg:
-    """asyncpg's connection, its own or a pool's, as a plan is followed on it.
+    """The link for asyncpg's connection, its own or a pool's.
 
-    What its codecs make of a column, the caller's too, is written as text again.
+    asyncpg's codecs make a value of a column, and so do the caller's. The value is written as text
+    again.
     """
 
     connection: Any
 
     @property
     def in_pipeline(self) -> bool:
-        """It has none."""
+        """The driver has no pipelines."""
         return False
 
     @property
@@ -102,7 +103,8 @@ class Asyncpg:
             case Aside.COMMITS:
                 return True  # a transaction begins where its owner says so
             case Aside.COPIES:
-                return False  # drivers differ in how they copy; statements of a hundred jobs take a fifth longer
+                # Drivers differ in how they copy. Statements of a hundred jobs take a fifth longer.
+                return False
             case Aside.SERVER_VERSION:
                 version = self.connection.get_server_version()
                 return int(version.major) * 10_000 + int(version.minor)
@@ -134,7 +136,7 @@ class Asyncpg:
         try:
             yield
         except BaseException:
-            with suppress(Exception):  # what went wrong first is what is told
+            with suppress(Exception):  # the first error is the one that is raised
                 for text in undo:
                     await self.say(Script(text))
             raise
@@ -145,7 +147,8 @@ class Asyncpg:
         found = await self.connection.fetch(learned.text, *parameters)
         if not found:
             return _Written([], []), "utf-8"
-        if [name for name, _ in learned.columns] != list(found[0].keys()):  # the schema was migrated
+        if [name for name, _ in learned.columns] != list(found[0].keys()):
+            # The schema was migrated.
             learned = await self._learn(statement)
         return _Written(learned.columns, [[_written(value) for value in row.values()] for row in found]), "utf-8"
 
@@ -178,16 +181,16 @@ def _written(value: Any) -> bytes | None:
 
 @attrs.frozen(eq=False)
 class Psycopg2:
-    """psycopg2's connection, as a plan is followed on it.
+    """The link for psycopg2's connection.
 
-    It quotes the values; columns come as the server writes them.
+    psycopg2 quotes the values. Columns come as the server writes them.
     """
 
     connection: Any
 
     @property
     def in_pipeline(self) -> bool:
-        """It has none."""
+        """The driver has no pipelines."""
         return False
 
     @property
@@ -237,7 +240,7 @@ class Psycopg2:
         try:
             yield
         except BaseException:
-            with suppress(Exception):  # what went wrong first is what is told
+            with suppress(Exception):  # the first error is the one that is raised
                 for text in undo:
                     self.say(Script(text))
             raise
@@ -248,8 +251,8 @@ class Psycopg2:
 
         text = _placed(statement.replace(b"%", b"%%"), lambda number: f"%(_{number})s")
         with self.connection.cursor(cursor_factory=extensions.cursor) as cursor:
-            # For this cursor alone: what has a form of its own in Python comes as the server writes
-            # it. The rest comes so anyway.
+            # For this cursor alone: a type that psycopg2 would convert comes as the server writes
+            # it. All other types do so anyway.
             known = (*extensions.string_types, *self.connection.string_types)
             extensions.register_type(extensions.new_type(known, "pgnotifyq", _as_it_comes), cursor)
             cursor.execute(text, {f"_{place}": value for place, value in enumerate(parameters, 1)})
@@ -271,7 +274,7 @@ def _text_of(step: Script | Copy) -> str:
 
 
 def _meant(on_error: Callable[[Exception], Any] | None, error: Exception) -> Any:
-    """Return what a verb makes of an error of a driver's; raise another error, or the same."""
+    """Return what a verb makes of a driver's error; or raise another error, or the same one."""
     if on_error is None:
         raise error
     said = in_psycopgs_words(error)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def guarded(connection: Any, check: Callable[[], None]) -> AbstractContextManager[None]:
     """Have `check` called before each exchange of a connection of psycopg's or asyncpg's.
 
-    What it raises, the caller gets, and nothing is sent.
+    If `check` raises an error, the caller gets the error, and nothing is sent.
     """
     return _asyncpg(connection, check) if kind_of(connection) is Kind.ASYNCPG else _psycopg(connection, check)
 
@@ -37,7 +37,7 @@ def _psycopg(connection: Any, check: Callable[[], None]) -> Iterator[None]:
 
 
 class _CheckedProtocol:
-    """What asyncpg's connection sends by, with a check before whatever begins an exchange."""
+    """asyncpg's protocol object, with a check before each call that begins an exchange."""
 
     _SENDS = frozenset({"bind", "bind_execute", "bind_execute_many", "copy_in", "copy_out", "execute", "prepare", "query"})
 

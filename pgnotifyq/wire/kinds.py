@@ -1,8 +1,9 @@
-"""What a caller may have a connection of its own in: which kinds there are, and which one it is.
+"""Which kinds of connection a caller may have, and of which kind a given one is.
 
-What the caller has may be a connection of a driver (psycopg's two, asyncpg's, psycopg2's), or what
-a library holds one in (SQLAlchemy's connections and sessions, Django's `connection`). Nothing is
-imported to tell it: an object of a library exists only where that was imported.
+What the caller has may be a connection of a driver (psycopg's two, asyncpg's, psycopg2's), or an
+object of a library that holds such a connection (SQLAlchemy's connections and sessions, Django's
+`connection`). Nothing is imported to tell the kind: an object of a library exists only if the
+library was imported.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ class Kind(StrEnum):
 
 
 _BLOCKING = frozenset({Kind.PSYCOPG, Kind.PSYCOPG2, Kind.SQLALCHEMY_CONNECTION, Kind.SQLALCHEMY_SESSION, Kind.DJANGO})
-# Where a library shows each of them. Where its module is not imported there is no such object.
+# By module and name, as the libraries show them. If the module was not imported, there is no such
+# object.
 _SHOWN: dict[tuple[str, str], Kind] = {
-    ("pgnotifyq.wire.connection", "Connection"): Kind.TRIO,  # before the one that it is made of
+    ("pgnotifyq.wire.connection", "Connection"): Kind.TRIO,  # before its base class
     ("psycopg", "Connection"): Kind.PSYCOPG,
     ("psycopg", "AsyncConnection"): Kind.PSYCOPG_ASYNC,
     ("asyncpg.connection", "Connection"): Kind.ASYNCPG,
@@ -76,7 +78,7 @@ def kind_of(connection: object) -> Kind:
     """Tell what the caller has.
 
     Raises:
-        TypeError: none of them; the message names them.
+        TypeError: `connection` is of no kind that is taken; the message names the kinds.
     """
     for (module, name), kind in _SHOWN.items():
         shown = getattr(sys.modules.get(module), name, None)

@@ -70,7 +70,7 @@ class Lent(Connection[Row]):
     def give_back(self) -> bool:
         """Close this object, and leave the session open.
 
-        Returns: whether the session can be used, for nothing is under way in it.
+        Returns: whether the session can be used, because nothing is under way in it.
         """
         pgconn: Any = self.pgconn
         is_usable = (

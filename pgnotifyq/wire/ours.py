@@ -3,7 +3,7 @@
 That is: what was prepared, whom the connection is for, and what its server has refused.
 
 The trio connection (connection.py), the asyncio one (aio.py) and the blocking one (blocking.py) are
-`Ours`. A connection of the caller's is not: nothing is prepared there, and nothing is said twice.
+`Ours`. A connection of the caller's is not: nothing is prepared there, and nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 class Ours:
     """A mixin of psycopg's connections."""
 
-    own_cursor: Any  # the class of cursors for scripts and COPY, whatever the owner has set as `cursor_factory`
+    # The class of cursors for scripts and COPY, whatever the owner has set as `cursor_factory`.
+    own_cursor: Any
     prepare_threshold: int | None
     pgconn: PGconn
     _prepared: Any  # psycopg's
 
     def become_ours(self) -> None:
-        """Begin to keep it, as `__init__` does."""
+        """Set up what is kept. Each class calls this in its `__init__`."""
         # The statements that asking.py prepared, and their names.
         self.statements: dict[bytes, bytes] = {}
         self.used_for = For.ANYBODY
@@ -47,8 +48,8 @@ class Ours:
         """
         self.statements.clear()
         self._prepared.clear()
-        # It would have all deallocated some time later, and what is prepared until then with it.
-        # What is left costs little.
+        # psycopg would deallocate all statements some time later, also those that are prepared by
+        # then. Without that, the old statements stay on the server, which costs little.
         self._prepared._to_flush.clear()
 
 

@@ -32,7 +32,7 @@ class Link(Protocol):
 
     @property
     def in_pipeline(self) -> bool:
-        """Whether statements are sent before those before them are answered."""
+        """Whether a statement is sent before the statements before it are answered."""
 
     def tell(self, aside: Aside) -> Any:
         """Answer what a plan wants to know. A pause is nothing here."""
@@ -137,7 +137,8 @@ def _take_blocking(link: BlockingLink, step: Step) -> Any:
 
 async def pause() -> None:
     """Let other tasks of this loop run. A cancel is met here."""
-    from anyio.lowlevel import checkpoint  # the loop may be trio's; a verb that never pauses does without it
+    # anyio, because the loop may be trio's. A verb that never pauses does without the import.
+    from anyio.lowlevel import checkpoint
 
     await checkpoint()
 
@@ -166,9 +167,9 @@ def in_savepoint(verb: Verb[T]) -> Plan[T]:
         try:
             told = yield verb
         except GeneratorExit:
-            raise  # who waited is gone, and nobody takes another step
+            raise  # the asker is gone, and takes no further step
         except BaseException:
-            with suppress(Exception):  # what went wrong first is what is told
+            with suppress(Exception):  # the first error is the one that is raised
                 for text in undo:
                     yield Script(text)
             raise

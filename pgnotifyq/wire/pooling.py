@@ -2,9 +2,9 @@
 
 Both are psycopg_pool's, with three habits of ours:
 
-- A connection that cannot be opened is told at once to those who wait for one, as on trio.
+- If a connection cannot be opened, the callers that wait for one are told at once, as on trio.
   psycopg_pool alone tries again for minutes, and tells its callers of a timeout.
-- An idle connection has nothing to read. One that has was ended by the server, and is not lent.
+- An idle connection has nothing to read. If it has, the server has ended it, and it is not lent.
 - A connection whose server refused to write is closed: it leads to a standby by now.
 """
 
@@ -26,7 +26,8 @@ ACQUIRE_SECONDS = 30.0
 """How long to wait for a free connection before saying that the pool is too small."""
 
 IDLE_SECONDS_MAX = 300.0
-"""Age of rest at which a connection is closed. Firewalls forget silent flows after about that."""
+"""A connection that has rested this long is closed: firewalls forget silent flows after about so
+long."""
 
 # By owner, as in names.py.
 NAMES = {
@@ -66,7 +67,7 @@ def is_clean(connection: Any) -> bool:
 
 
 def told(error: psycopg.Error, size_max: int) -> errors.PgnotifyqError:
-    """Return what psycopg_pool's error is here."""
+    """Return our error for an error of psycopg_pool's."""
     if isinstance(error, PoolClosed):
         return errors.ClientClosed()
     assert isinstance(error, PoolTimeout)

@@ -11,7 +11,7 @@ UNDONE = (errors.SerializationFailure, errors.DeadlockDetected)
 """The server has undone a transaction for the sake of another. It may be tried again."""
 
 TRIES_MAX = 5
-"""How often an undone statement is tried. Each time another transaction got on, so few tries do."""
+"""How often an undone statement is tried. Each time, another transaction got on: few tries do."""
 
 
 class Repeats(Protocol):
@@ -30,5 +30,5 @@ def is_stale_plan(error: errors.FeatureNotSupported) -> bool:
 
 
 def may_repeat(connection: Repeats, tries: int) -> bool:
-    """Tell whether to send a statement again that the server has undone, after `tries` of them."""
+    """Tell whether to send a statement again that the server has undone, after so many tries."""
     return connection.repeats and tries < TRIES_MAX and connection.pgconn.transaction_status == pq.TransactionStatus.IDLE

@@ -43,7 +43,7 @@ class For(StrEnum):
 
 # Each is set if the server has it and it has another value there.
 _HANDLER = {
-    # `off` is for dumps. With it, each statement fails that row security binds, as the fence.
+    # `off` is for dumps. With `off`, each statement that row security binds fails: so the fence.
     "row_security": "on",
     # With `off`, null in an array is read as a word of four letters.
     "array_nulls": "on",

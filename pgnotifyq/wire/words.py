@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def in_psycopgs_words(error: Exception) -> Exception:
-    """Return psycopg's error for what PostgreSQL said by any driver; others as they are."""
+    """Return psycopg's error for one that PostgreSQL raised by any driver; others as they are."""
     for cause in _causes(error):
         if isinstance(cause, psycopg.Error):
             return cause
@@ -31,9 +31,9 @@ def in_psycopgs_words(error: Exception) -> Exception:
 
 
 def _text_in(error: BaseException, name: str) -> str | None:
-    """Return one of the texts of an error: psycopg2's are in `diag`, asyncpg's its own.
+    """Return one of the texts of an error: psycopg2 has them in `diag`, asyncpg in the error.
 
-    What SQLAlchemy puts around asyncpg's, in its version 2.0, has not all of them.
+    SQLAlchemy 2.0 puts an error of its own around asyncpg's, which does not have all texts.
     """
     for cause in _causes(error):
         diag = getattr(cause, "diag", None)
