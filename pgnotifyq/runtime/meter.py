@@ -7,12 +7,14 @@ Rules:
 
 - The worker's own loop writes. Any thread reads: a dict and a list of numbers are never seen torn.
 - A job counts by its type and its queue, never by its tenant or its id. Both are bounded: a worker
-  takes only types that it has a handler for, from its own queues. What others' jobs are called, as
-  those of a dead worker, may be anything: what is not this worker's counts as `other`.
+  takes only types that it has a handler for, from its own queues. Jobs of other workers, a dead
+  one's say, may have any type and queue: a type or a queue that is not this worker's counts as
+  `other`.
 - Gauges and probes do not read the worker. They read `Vitals`, which a task of the loop publishes
-  at each beat. If the loop is held there is no beat, and its age says so.
-- Numbers are kept here, not in prometheus_client's own counters: each of those takes a lock a job,
-  and the worker would need the library to count. `metrics.py` hands them over at each scrape.
+  at each beat. While the loop is held there is no beat, and the age of the last `Vitals` says so.
+- Numbers are kept here, not in prometheus_client's own counters: each of those takes a lock for
+  each job, and a worker could not count without that library. `metrics.py` hands the numbers over
+  at each scrape.
 """
 
 from __future__ import annotations
@@ -37,9 +39,10 @@ if TYPE_CHECKING:
     from pgnotifyq.model.registry import JobRegistry
     from pgnotifyq.runtime.running import Running
 
-# Between two beats. A quarter of what `loop_blocked_seconds` is, and 0.02 % of a processor.
+# The time between two beats: a quarter of the default of `loop_blocked_seconds`. Beats cost 0.02 %
+# of a processor.
 BEAT_SECONDS = 0.25
-KNOWN_MAX = 200  # job types times queues that are told before they count
+KNOWN_MAX = 200  # job types times queues: so many at most are told before they count
 OTHER = "other"  # a type or a queue that is not this worker's
 # Upper bounds, in seconds. A handler takes a millisecond to an hour, as a wait in a queue does.
 LONG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -47,7 +50,7 @@ LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5
 
 Labels = tuple[str, ...]  # the values of a series' labels
 
-# Every job that goes as planned makes these, and what they say is counted by itself.
+# Every job that goes as planned makes these events. The tallies count what they say.
 _NOT_COUNTED = frozenset({EventName.JOB_CLAIMED, EventName.JOB_COMPLETED})
 _FAILURES = frozenset({SettleKind.RETRY, SettleKind.BURY})
 
@@ -81,7 +84,8 @@ class Histogram:
 class Tally:
     """What was counted of one job type in one queue.
 
-    An execution keeps its own (`Running.tally`), so that it is looked up once.
+    An execution keeps a reference to its tally (`Running.tally`), so that the tally is looked up
+    once.
     """
 
     __slots__ = ("completed", "dead", "dequeued", "durations", "failed", "outcomes", "starts", "waits")
@@ -91,7 +95,7 @@ class Tally:
         self.completed = 0
         self.failed = 0
         self.dead = 0
-        self.outcomes: Counter[str] = Counter()  # but for completed
+        self.outcomes: Counter[str] = Counter()  # all but completed
         self.durations = Histogram()  # of handlers
         self.waits = Histogram()  # from due to claimed
         self.starts = Histogram()  # from due to started
@@ -124,18 +128,20 @@ class Vitals:
     at: float  # of time.monotonic(), seconds
     state: str = "starting"  # starting, working, draining
     is_listening: bool = False  # notifications are proven to arrive; else it polls
-    is_database_up: bool = False  # no statement has failed without one that succeeded after it
+    is_database_up: bool = False  # False: a statement has failed, and none has succeeded since
     database_seconds: float | None = None  # since the database last answered; None: it has not yet
     concurrency: int = 0
     running: int = 0  # handlers that run
     unwritten: int = 0  # outcomes on their way to the database
-    connections: tuple[int, int, int, int] = (0, 0, 0, 0)  # handlers': at the most, lent, idle, waited for by how many
+    # Of handlers: how many there may be, how many are lent and how many idle, and how many tasks
+    # wait for one.
+    connections: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def silent_seconds(self) -> float:
         """Return how long a beat is overdue.
 
-        So long the loop has been held, or the process was frozen. A worker that starts makes no
-        beats yet, and holds no lease: it may wait long for the application's lifespans.
+        For that long the loop has been held, or the process was frozen. A worker that is starting
+        makes no beats yet. It holds no lease, and may wait long for the application's lifespans.
         """
         if self.state == "starting":
             return 0.0
@@ -152,7 +158,7 @@ class Counts:
         self.lags = Histogram(LAG_SECONDS)
 
     def add(self, other: Counts) -> None:
-        """Add what another has counted, whose loop may go on counting meanwhile."""
+        """Add what another has counted. The loop of that other may go on counting meanwhile."""
         for key, tally in list(other.tallies.items()):
             self.tallies[key].add(tally)
         self.events.update(dict(other.events))
@@ -162,7 +168,7 @@ class Counts:
 
 
 class Meter(Counts):
-    """What one worker has counted so far. Its loop writes, anybody reads."""
+    """What one worker has counted so far. The worker's loop writes; any thread reads."""
 
     def __init__(self, worker_id: WorkerId, registry: JobRegistry, queues: Sequence[str]) -> None:
         super().__init__()
@@ -176,7 +182,7 @@ class Meter(Counts):
     def known(self) -> list[tuple[str, str]]:
         """Every job type and queue that this worker may have, as far as that is a short list.
 
-        A counter that is told before it counts is 0 first: else nobody sees the first step.
+        A counter that is told before it counts is 0 at first. Else nobody would see its first step.
         """
         queues = self._queues
         handlers = [
@@ -200,8 +206,9 @@ class Meter(Counts):
     def note_started(self, running: Running) -> None:
         """Count an execution whose handler starts.
 
-        The wait in the queue is the database's to say, the rest trio's. It is counted from when the
-        claim was sent, so the sum is too long by a part of a round trip, never too short.
+        The database says how long the job waited in its queue. trio's clock measures the rest, from
+        when the claim was sent. So the sum is too long by a part of a round trip, and never too
+        short.
         """
         assert running.started_at is not None
         self.active += 1
@@ -218,7 +225,7 @@ class Meter(Counts):
         if told_at is None or running.interrupt is None:
             return
         if running.interrupt.kind is InterruptKind.TIMED_OUT and running.handler is not None:
-            # The scope's own deadline told it, and the worker noted that afterwards.
+            # The scope's own deadline told the handler to stop. The worker noted that afterwards.
             told_at = min(told_at, running.started_at + (running.handler.timeout_seconds or 0.0))
         self.stops[running.interrupt.kind].note(now - told_at)
 
@@ -251,7 +258,7 @@ class Meter(Counts):
     def note_event(self, event: Event) -> None:
         """Count an event.
 
-        And what only events tell: a lost lease, a job that died with its worker.
+        Also count what only events tell: a lost lease, a job that died with its worker.
         """
         name, fields = event.name, event.fields
         if name in _NOT_COUNTED:

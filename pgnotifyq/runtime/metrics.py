@@ -3,7 +3,7 @@
 `SERIES` is the one table of them. docs/metrics.md says what each means, and a test compares them.
 
 The numbers are the meters' (`meter.py`). Here they become prometheus_client's metric families, at
-each scrape; so nothing here is on a job's way.
+each scrape. So no job pays for anything here.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ _Samples = dict[str, "Mapping[Labels, Any]"]
 class _AllCounts:
     """What there is to add up.
 
-    One value: else a scrape would count a worker that ends just now twice, or not at all.
+    Both are in one value. Else a scrape would count a worker that is just ending twice, or not at
+    all.
     """
 
     meters: tuple[Meter, ...]  # of workers that run
@@ -89,9 +90,9 @@ class Metrics:
         metrics = pgnotifyq.Metrics()
         prometheus_client.REGISTRY.register(metrics)
 
-    Several workers may share one: then their counts are added up. What a worker has counted stays
-    when it has ended. It needs the extra `metrics` when it is read, not before. Any thread may read
-    it.
+    Several workers may share one `Metrics`: then their counts are added up. A worker's counts stay
+    after the worker has ended. The extra `metrics` has to be installed when a `Metrics` is read,
+    not before. Any thread may read it.
     """
 
     def __init__(self) -> None:
@@ -102,8 +103,8 @@ class Metrics:
         """Return the metrics as text for a scrape.
 
         Args:
-            accept: what the scrape's header `Accept` says: Prometheus's own format by default, or
-                OpenMetrics.
+            accept: the scrape's header `Accept`. It chooses OpenMetrics or, by default,
+                Prometheus's own format.
 
         Returns: the text, and its content type.
 
@@ -121,7 +122,7 @@ class Metrics:
         return encode(registry), content_type
 
     def collect(self) -> Iterable[Any]:
-        """Return prometheus_client's metric families, as its registries want of a collector.
+        """Return prometheus_client's metric families, as its registries ask a collector for them.
 
         Raises:
             ConfigError: prometheus_client is not installed.
@@ -172,7 +173,7 @@ def open_meter(metrics: Metrics, worker_id: WorkerId, registry: JobRegistry, que
 
 
 def close_meter(metrics: Metrics, meter: Meter) -> None:
-    """Keep what a worker has counted that has ended."""
+    """Keep the counts of a worker that has ended."""
     with metrics._changing:  # noqa: SLF001  # this module's own
         counts = metrics._counts  # noqa: SLF001
         ended = Counts()
@@ -202,7 +203,7 @@ def _counted(counts: Counts) -> _Samples:
 
 
 def _merged(of: Iterable[tuple[str, Histogram]]) -> dict[Labels, Histogram]:
-    """Return a histogram a label, of several that have it."""
+    """Return one histogram for each label: the sum of all that have this label."""
     merged: dict[Labels, Histogram] = {}
     for label, histogram in of:
         if not histogram.is_empty:
@@ -211,7 +212,7 @@ def _merged(of: Iterable[tuple[str, Histogram]]) -> dict[Labels, Histogram]:
 
 
 def _gauges(of: list[tuple[str, Vitals]]) -> _Samples:
-    """Return what gauges say of the workers that run: of several the worst, or their sum."""
+    """Return what gauges say of the workers that run: the worst of their values, or the sum."""
     all_ = [vitals for _, vitals in of]
     most, lent, idle, waiting = (
         (sum(column) for column in zip(*(vitals.connections for vitals in all_), strict=True)) if of else (0,) * 4

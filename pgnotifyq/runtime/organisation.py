@@ -1,6 +1,6 @@
 """What a handler is given of its tenant: `ctx.org`.
 
-The tenant is the job's. A handler does not choose it, and nothing here takes another.
+The tenant is the job's. A handler does not choose it, and nothing here accepts another tenant.
 
 Each method is awaited, on trio and on asyncio. A handler that is a plain function, in a thread,
 says `ctx.org.blocking(ctx.org.config(Settings))`.
@@ -47,14 +47,14 @@ S = TypeVar("S")
 
 
 class Desk(Protocol):
-    """Where questions about a tenant go: a worker's (organisations.py), or a test's."""
+    """Where questions about a tenant go: to a worker's desk (organisations.py), or to a test's."""
 
     @property
     def schema(self) -> str:
         """Where the queue lives."""
 
     async def ask(self, verb: Verb[T]) -> T:
-        """Ask a verb about a tenant, which names the tenant itself."""
+        """Ask a verb about a tenant. The verb names the tenant itself."""
 
     async def config_of(self, org_id: OrgId) -> Mapping[str, Any]:
         """Return the settings of a tenant by their names."""
@@ -121,16 +121,16 @@ class OrgConfig:
         return made
 
     async def get(self, name: str, default: object = None) -> Any:
-        """Return one setting, as JSON is in Python.
+        """Return one setting, in Python's types for JSON.
 
         Args:
             name: of the setting.
-            default: what it is if the tenant has not set it.
+            default: what to return if the tenant has not set it.
         """
         return deepcopy((await self._all()).get(name, default))
 
     async def is_on(self, flag: str) -> bool:
-        """Tell whether a feature flag is set, to true and to nothing else."""
+        """Tell whether a feature flag is set to true. No other value counts as on."""
         return (await self._all()).get(flag) is True
 
     async def _all(self) -> Mapping[str, Any]:
@@ -151,7 +151,8 @@ class OrgCredentials:
         Raises:
             InvalidName: the name does not fit.
             CredentialNotFound: the tenant has none of this name.
-            CredentialSealed: it does not open: its key is not here, or its row was changed.
+            CredentialSealed: the credential does not open: its key is not here, or its row was
+                changed.
             ConfigError: there is neither a provider nor a key.
         """
         inside = self._inside
@@ -165,7 +166,7 @@ class OrgCredentials:
 
 
 class OrgRepository:
-    """The jobs, attempts and dead letters of the job's tenant. Another tenant's are not there.
+    """The jobs, attempts and dead letters of the job's tenant, and of no other tenant.
 
     Each method takes `connection`: a connection or session of yours, to see what its transaction
     sees.
@@ -176,12 +177,13 @@ class OrgRepository:
         self._whose = (inside.desk.schema, inside.org_id)
 
     async def get(self, job_id: JobId | UUID | str, *, connection: CallersConnection | None = None) -> Job:
-        """Return a job; a dead letter as the job that it was, with the status `dead`.
+        """Return a job. A dead letter is returned as the job that it was, with the status `dead`.
 
         Raises:
             JobNotFound: the tenant has no such job.
-            MissingRights: the tenant has no such job but, perhaps, a dead letter, and the role of
-                `connection` may not look at those. Its transaction is aborted.
+            MissingRights: the tenant has no such job. It may have such a dead letter, but the role
+                of `connection` may not look at dead letters. The connection's transaction is
+                aborted.
         """
         return await self._inside.ask(organisation.get_job(*self._whose, job_id_of(job_id)), connection)
 
@@ -305,7 +307,7 @@ class OrgContext(tenants.OrgContext):
         Returns: the row's id.
 
         Raises:
-            InvalidPayload, PayloadTooLarge, InvalidJob: it is refused.
+            InvalidPayload, PayloadTooLarge, InvalidJob: the row is refused.
         """
         schema = self._inside.desk.schema
         if connection is not None:
@@ -314,7 +316,7 @@ class OrgContext(tenants.OrgContext):
         verb = organisation.audit_for(schema, self.id, action, details, job_id=lease.job_id, execution_id=lease.execution_id)
         return await self._inside.ask(verb)
 
-    # A checker takes the first form that fits, as for a client's enqueue (doors/jobs.py).
+    # A type checker takes the first overload that fits, as for a client's enqueue (doors/jobs.py).
 
     @overload
     async def enqueue(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueForOrg]) -> JobId[R]: ...
@@ -338,13 +340,13 @@ class OrgContext(tenants.OrgContext):
             job_type: which handler runs it: the handler, or its name.
             payload: what the handler takes.
             connection: what `ctx.org.transaction()` or `ctx.org.session()` gave: the job exists if
-                and only if that commits. None: as of `ctx.enqueue`.
-            settings: as of `ctx.enqueue`: queue, priority, delay_seconds, unique_key, headers, ...
+                and only if that commits. None: as for `ctx.enqueue`.
+            settings: as for `ctx.enqueue`: queue, priority, delay_seconds, unique_key, headers, ...
 
         Raises:
-            InvalidJob: it is refused; also if `org_id` is another tenant.
+            InvalidJob: the job is refused; also if `org_id` is another tenant.
             InvalidName, InvalidPayload, PayloadTooLarge, LeaseLost, JobCancelled,
-                TransactionRefused: as of `ctx.enqueue`.
+                TransactionRefused: as for `ctx.enqueue`.
         """
         of_tenant(self.id, settings)
         job = self._child(job_type, payload, settings)
@@ -363,18 +365,18 @@ class OrgContext(tenants.OrgContext):
     def session(self, factory: Callable[[], S], *, complete: bool = False, result: object = None) -> FencedBlock[S]:
         """Open a session of SQLAlchemy's as `ctx.session` does, confined to the job's tenant.
 
-        The session's connection takes the tenants' role on, if its role may, and the tenant is set,
-        both for this transaction alone.
+        The session's connection takes on the tenants' role, if the connection's own role may do
+        that. The tenant is set, too. Both hold for this transaction alone.
 
         Args:
-            factory: makes the session, as of `ctx.session`.
-            complete: as of `ctx.session`.
-            result: as of `ctx.session`.
+            factory: makes the session, as for `ctx.session`.
+            complete: as for `ctx.session`.
+            result: as for `ctx.session`.
 
         Raises:
             MissingRights: nothing would confine the session: its role is exempt from row security,
-                and may not take the tenants' role on.
-            TypeError, LeaseLost, JobCancelled, TransactionLeft, TransactionRefused: as of
+                and may not take on the tenants' role.
+            TypeError, LeaseLost, JobCancelled, TransactionLeft, TransactionRefused: as for
                 `ctx.session`.
         """
         return session_block(self._fence(self._running, complete, result), factory)
@@ -382,14 +384,14 @@ class OrgContext(tenants.OrgContext):
     def django(self, alias: str = "default", *, complete: bool = False, result: object = None) -> AbstractContextManager[Any]:
         """Open a transaction of Django's as `ctx.django` does, confined to the job's tenant.
 
-        Args, Raises: as of `session`.
+        Args, Raises: as for `session`.
         """
         return django_block(self._fence(self._running, complete, result), alias)
 
     def connection(self, connection_or_pool: Any, *, complete: bool = False, result: object = None) -> FencedBlock[Any]:
         """Open a transaction as `ctx.connection` does, confined to the job's tenant.
 
-        Args, Raises: as of `session`.
+        Args, Raises: as for `session`.
         """
         return connection_block(self._fence(self._running, complete, result), connection_or_pool)
 
@@ -400,7 +402,7 @@ class OrgContext(tenants.OrgContext):
 
         Raises:
             TransactionRefused: the handler is an async function, which awaits instead.
-            Exception: what it raises.
+            Exception: what the awaited call raises.
         """
         # In a program's test on a blocking connection (testing/within.py), or in a process.
         if self._calls_here:

@@ -1,9 +1,9 @@
-"""The fence of a transaction of a library's that is confined to the job's tenant.
+"""The fence of a library's transaction that is confined to the job's tenant.
 
-It begins as `ctx.session` does, and then confines the transaction, for its length alone: by a
-token, if the connection's role is a tenant's login; else by the tenants' role, if the connection's
-role may take it on, and by the tenant's setting. With `complete=True` they are taken off at the
-end: the connection's own role writes the outcome.
+The fence begins as `ctx.session` does. Then it confines the transaction, until the transaction's
+end. If the connection's role is a tenant's login, a token confines. Else the tenant's setting does,
+and also the tenants' role if the connection's role may take that on. With `complete=True` these are
+taken off at the end: the connection's own role writes the outcome.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class OrgFence(WorkerFence):
     """The fence of an execution that a worker runs, around its tenant's rows."""
 
-    # Of the tokens by which the sessions of a tenant's login are confined. None: none is known.
+    # The key of the tokens that confine the sessions of a tenant's login. None: no key is known.
     key: bytes | None = attrs.field(default=None, repr=False)
 
     def first(self) -> Verb[str]:

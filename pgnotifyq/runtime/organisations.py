@@ -1,22 +1,23 @@
 """What a worker keeps of its tenants: settings and sealed credentials, read once and kept fresh.
 
-A change of either is told on the channel that all workers hear (`+config`). It names no tenant, for
-anybody may listen. So the worker takes all that it has for stale, and reads a tenant's anew when a
-handler next asks. Anybody may send the message, too: then a handler's question costs what it costs
-without a cache, a millisecond, and nothing is wrong.
+A change of either is told on the channel that all workers hear (`+config`). The message names no
+tenant, for anybody may listen. So the worker takes all that it keeps for stale. It reads a tenant's
+settings or credentials anew when a handler next asks for them. Anybody may send the message, too.
+Then a handler's question costs what it costs without a cache, a millisecond, and nothing is wrong.
 
 Rules:
 
-- What was read counts only if nothing was told since the reading began.
+- What was read counts only if no change was told since the reading began.
 - A notification may be lost. So nothing counts for longer than the worker's own backstop: thirty
   seconds while notifications are proven to arrive, one second while they are not.
-- When the listener comes back, all is stale: nobody has listened.
-- It keeps at most TENANTS_MAX tenants, and drops those that were not asked for.
+- When the listener comes back, all is stale: nobody has listened meanwhile.
+- At most TENANTS_MAX tenants are kept. The one that was asked for longest ago is dropped first.
 - Credentials are kept as they are stored, sealed. They are opened for the handler that asks.
 
-The connection is one of its own, opened when a handler first asks. On the claimer's a long list
-would hold up claims. On one of the handlers' pool a handler could wait for itself: it may have a
-transaction open, and the pool may be used up by others that do.
+The questions have a connection of their own, opened when a handler first asks. On the claimer's
+connection a long list would hold up claims. With a connection of the handlers' pool a handler could
+wait for itself: it may have a transaction open, and the transactions of other handlers may have
+used up the pool.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Kept(Generic[T]):
         self._lock = trio.Lock()  # of many handlers that ask at once, one reads
 
     def forget(self) -> None:
-        """Take all for stale. What is being read now is, too."""
+        """Take all for stale, also what is being read now."""
         self._news += 1
         self._found.clear()
 
@@ -107,8 +108,9 @@ class Organisations:
     async def ask(self, verb: Verb[T]) -> T:
         """Ask a verb about a tenant.
 
-        One that may be repeated is, until the database is back. Before another one the session is
-        proved to be there: it may have ended unnoticed, for nobody has asked it anything for long.
+        A verb that may be repeated is repeated until the database is back. Before any other verb,
+        the session must show that it is there: it may have ended unnoticed, if nobody has asked it
+        anything for long.
         """
         if verb.may_repeat:
             return await self._link.ask(verb)
@@ -124,7 +126,7 @@ class Organisations:
 
         Raises:
             ConfigError: there is neither a provider nor a key.
-            CredentialSealed: it does not open.
+            CredentialSealed: the credential does not open.
         """
         return await credential_of(self._given, org_id, name, self._open)
 
@@ -150,7 +152,7 @@ async def credential_of(
     """Return a credential from the program's own provider, or from the built-in store.
 
     Raises:
-        ConfigError: the provider gave what is no text.
+        ConfigError: the provider gave something that is not a text.
     """
     if given is None or isinstance(given, CredentialKeys):
         return await by_default(org_id, name)
@@ -164,5 +166,5 @@ async def credential_of(
 
 
 def seconds_max_of(*, backstop_seconds: float, poll_seconds: float, is_proven: Callable[[], bool]) -> Callable[[], float]:
-    """Return for how long what was read counts."""
+    """Return a function that tells for how long what was read counts."""
     return lambda: backstop_seconds if is_proven() else poll_seconds

@@ -3,21 +3,22 @@
 Pure: `live` and `ready` decide over a `Vitals`, with the worker's settings. `http.py` answers with
 what they decide.
 
-Live means that a restart would not help. Only a held loop fails it, and only once the leases of the
-worker's jobs are lost by it: `lease_seconds - margin_seconds`, 55 s at the defaults. Before that a
-restart would charge every other job of the worker. A database that is away fails no liveness: all
-workers would be restarted for it, and again and again. A worker that starts is live, however long
-the application's lifespans take: it holds no lease, and would begin anew with each restart.
+Live means that a restart would not help. A worker fails this only if its loop is held, and only
+when the loop has been held so long that the leases of the worker's jobs are lost: `lease_seconds -
+margin_seconds`, 55 s at the defaults. Before that a restart would charge every other job of the
+worker. If the database is away, workers stay live: else all of them would be restarted, again and
+again. A worker that is starting is live, however long the application's lifespans take. It holds no
+lease, and each restart would make it begin anew.
 
 Ready means that a job which is enqueued now would start now.
 
 - The worker works, and is not on its way out.
 - The loop turns: no beat is overdue for longer than `loop_blocked_seconds`.
 - The database has answered lately, and the last statement did not fail. A worker with nothing to do
-  asks something every 12 s, for the listener proves itself; one that polls does every second; one
-  that is full does at each heartbeat.
-- The listener is proven. A worker that polls starts jobs within `poll_seconds`. Whether that will
-  do is for the prober to say: `/ready?polling=ok`.
+  asks something every 12 s, because its listener proves itself. A worker that polls asks every
+  second. A worker that is full asks at each heartbeat.
+- The listener is proven. A worker that polls starts jobs within `poll_seconds`. If that will do,
+  the prober says so: `/ready?polling=ok`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 # A listener that has nothing to hear asks every 12 s, and waits 2.5 s for the answer.
 DATABASE_SECONDS_MAX = 20.0
-# The same of a worker that is full and polls, in heartbeats: one may be late.
+# The same for a worker that is full and polls, in heartbeats: one heartbeat may be late.
 DATABASE_BEATS_MAX = 1.5
 
 
@@ -62,14 +63,14 @@ def ready(vitals: Vitals, config: WorkerConfig, *, polling_will_do: bool = False
 def _loop(vitals: Vitals, seconds_max: float) -> Check:
     held = vitals.silent_seconds()
     is_ok = held <= seconds_max
-    # A beat is late by milliseconds on any machine, which says nothing.
+    # On any machine a beat is late by milliseconds. That says nothing.
     return Check(is_ok, "turning" if is_ok and held < 1 else f"held for {held:.1f} s")
 
 
 def _database(vitals: Vitals, seconds_max: float) -> Check:
     if vitals.database_seconds is None:
         return Check(is_ok=False, says="not asked yet")
-    # What is known is as old as the beat. While the loop is held nobody asks.
+    # What is known is as old as the beat. While the loop is held nobody asks the database.
     seconds = vitals.database_seconds + vitals.silent_seconds()
     if not vitals.is_database_up:
         return Check(is_ok=False, says=f"away; answered {seconds:.1f} s ago")

@@ -1,28 +1,28 @@
 """Handlers in processes: for what computes, crashes, or has to be killed.
 
 A process is started with the first job that needs it, kept warm, and reused. There are at most
-`handler_processes_max` of them, one a core by default. A job that waits for one holds its slot and
-its lease; its `timeout_seconds` begin when its process begins it.
+`handler_processes_max` of them, one a core by default. A job that waits for a process holds its
+slot and its lease. Its `timeout_seconds` begin when a process begins it.
 
 Rules:
 
 - `spawn`, not `fork`: a worker has threads, sockets and an event loop, and a fork has half of each.
-- An interrupt kills: SIGKILL to the process and to what it has started, for a loop in C hears
-  nothing else. A cooperative handler is told of a cancel first (`ctx.is_cancelled()`), and is
-  killed after the grace, as other cooperative handlers are cancelled.
-- If the process dies by itself, its job has failed, and nobody else's. If it dies before it has the
-  job (`Began`), the job goes to another process, and its time begins anew there.
+- An interrupt kills. The process and what it has started are sent SIGKILL, for a loop in C hears
+  nothing else. A cooperative handler is told of a cancel first (`ctx.is_cancelled()`). It is killed
+  after the grace, when other cooperative handlers are cancelled.
+- If a process dies by itself, its job has failed, and no other job. If the process dies before it
+  has the job (`Began`), the job goes to another process, and the job's time begins anew there.
 - Each process leads a session and a group of its own. So Ctrl-C in a terminal, and a signal to the
   worker's group, do not reach it before the worker has decided; and the whole group can be killed.
 - No process outlives its worker: processes_child.py.
-- A process is started by the thread that runs trio. Linux kills it when the *thread* dies that
-  started it, and trio's worker threads end when they idle.
+- The thread that runs trio starts each process. Linux kills a process when the *thread* that
+  started it dies, and trio's worker threads end when they idle.
 - What is said is JSON, never pickle: processes_messages.py.
 
-Why not trio-parallel 1.3 (which is kept well, and kills on cancel)? It sends function, payload and
-result as pickle, and a payload is not to be trusted. It has one answer for each call: no progress,
-no news of a cancel, no log. Its processes share the worker's group, so Ctrl-C kills them first, and
-they live on while a job runs when the worker was killed.
+Why not trio-parallel 1.3? It is well maintained, and kills on cancel. But it sends function,
+payload and result as pickle, and a payload is not to be trusted. It has one answer for each call:
+no progress, no news of a cancel, no log. Its processes share the worker's group, so Ctrl-C kills
+them first. If the worker is killed, a process lives on while it runs a job.
 
 A no-op, one after the other, without a database, in microseconds (`python -m bench.kinds`, three
 times, Python 3.11, two cores that were busy with other work):
@@ -70,14 +70,15 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.context import JobContext
     from pgnotifyq.runtime.running import Running
 
-# Until a process has started and imported the handler's module. Some import for a minute.
+# How long a process may take to start and to import the handler's module. Some modules import for a
+# minute.
 LOAD_SECONDS = 180.0
 # Between SIGKILL and the end of a process. The kernel takes longer only if a disk does not answer.
 KILL_SECONDS = 5.0
-# Of an idle process, for the program's own functions at exit, when its worker ends. A little more
-# than the process gives itself.
+# When the worker ends, an idle process has this long for the program's own functions at exit. It is
+# a little more than the process gives itself.
 CLOSE_SECONDS = 1.5
-# A job goes to another process so many times, if processes die before they have it.
+# So many processes are tried for a job, if each of them dies before it has the job.
 TRIES = 3
 
 
@@ -118,7 +119,7 @@ class Processes:
         self._idle: list[_Child] = []
         self._all: set[_Child] = set()
         self._is_closed = False
-        self._found: set[Handler] = set()  # those that another process will find, too
+        self._found: set[Handler] = set()  # handlers that another process will find, too
 
     @property
     def pids(self) -> list[int]:
@@ -140,7 +141,7 @@ class Processes:
             handler: what runs it.
             context: does for the handler what it cannot do itself.
             begin: called when a process takes the job.
-            wait: called when that process died before it had the job, which waits for another.
+            wait: called when that process died before it had the job; the job waits for another.
 
         Returns: a value, a wish, or `Raised`.
 
@@ -177,7 +178,7 @@ class Processes:
 
     @asynccontextmanager
     async def _lend(self) -> AsyncIterator[_Child]:
-        """Lend a process. One that is left by an error is killed."""
+        """Lend a process. If an error ends the block, the process is killed."""
         child = self._idle.pop() if self._idle else self._start()
         is_well = False
         try:
@@ -205,11 +206,13 @@ class Processes:
         return child
 
     async def _watch(self, child: _Child) -> None:
-        """Wait for the end of a process, and take what it had started with it."""
+        """Wait for the end of a process, then kill what it had started."""
         try:
             await _wait_for_end(child.popen)
         finally:
-            child.kill()  # its group; the process itself is not reaped yet, so the number is its own
+            # This kills its group. The process itself is not reaped yet, so no other has its
+            # number.
+            child.kill()
             quietly(child.popen.wait, 0)
             self._all.discard(child)
             if child in self._idle:
@@ -219,7 +222,7 @@ class Processes:
             child.ended.set()
 
     async def aclose(self) -> None:
-        """End all processes: within CLOSE_SECONDS by themselves, then by force."""
+        """End all processes: those that do not end within CLOSE_SECONDS are killed."""
         self._is_closed = True
         self._idle.clear()
         for child in self._all:
@@ -277,7 +280,7 @@ def check_found(handler: Handler) -> None:
 
 
 def refuse_in_import() -> None:
-    """Refuse a worker that a process of handlers is about to start, in importing the program.
+    """Refuse to start a worker in a process of handlers, while that imports the program.
 
     Raises:
         ConfigError: the program starts its worker when it is imported.
@@ -320,7 +323,8 @@ class _Child:
         """Return the next message.
 
         Raises:
-            trio.BrokenResourceError: there is none, for the process is dead or talks nonsense.
+            trio.BrokenResourceError: no message can be read: the process is dead, or talks
+                nonsense.
         """
         while (line := self._lines.take()) is None:
             data = await self._stream.receive_some(65_536)
@@ -349,19 +353,20 @@ class _Child:
         return HandlerProcessDied(f"the process of the handler was killed by {name}{hint}")
 
     def say_goodbye(self) -> None:
-        """Say no more: an idle process ends, and one that runs a job dies."""
+        """Close the socket: an idle process then ends, and one that runs a job dies."""
         self._stream.socket.close()
 
     def hear_no_more(self) -> None:
         """Have `hear` come to an end, after what was said already.
 
-        Something that the process has started may hold its end of the socket open.
+        `hear` may not end by itself: something that the process has started may hold the process's
+        end of the socket open.
         """
         with suppress(OSError):
             self._stream.socket.shutdown(socket.SHUT_RD)
 
     def kill(self) -> None:
-        """Kill it, and what it has started."""
+        """Kill the process, and what it has started."""
         if self.popen.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
@@ -382,9 +387,9 @@ def _popen(socket_of_child: socket.socket) -> subprocess.Popen[bytes]:
 
 
 async def _wait_for_end(popen: subprocess.Popen[bytes]) -> None:
-    """Wait until a process has ended. On Linux it is not reaped by then: its number is its own.
+    """Wait until a process has ended. On Linux it is not reaped by then: no other has its number.
 
-    It raises nothing: an error of the task that it runs in would end the worker.
+    This raises nothing: an error in the system task that runs it would end the worker.
     """
     if sys.platform != "linux":
         await _in_thread(popen.wait)
@@ -405,7 +410,7 @@ async def _wait_for_end(popen: subprocess.Popen[bytes]) -> None:
 
 
 async def _in_thread(wait: Callable[[], object]) -> None:
-    """Wait in a thread of its own: such a wait is long, and takes nobody's place."""
+    """Wait in a thread with its own limiter: the wait is long, and must take no other's place."""
     await trio.to_thread.run_sync(wait, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
 
 
@@ -427,7 +432,8 @@ async def _load(child: _Child, handler: Handler) -> str | None:
                     _log(loaded)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if not is_fresh:
-                raise _NeverBegan from error  # whatever it died of, it was not this
+                # Not counted against this import: another process shall try.
+                raise _NeverBegan from error
             raise await child.death() from error
     if not isinstance(loaded, words.Loaded):
         raise HandlerProcessDied(f"the process had not imported {handler.name} after {LOAD_SECONDS:g} s; it was killed")
@@ -439,7 +445,7 @@ async def _load(child: _Child, handler: Handler) -> str | None:
 
 
 async def _converse(child: _Child, running: Running, handler: Handler, context: JobContext, line: bytes) -> words.Done:
-    """Have a process run a job, and do for its handler what it cannot do itself."""
+    """Have a process run a job, and do for the handler what the handler cannot do there itself."""
     has_begun = False
     try:
         await child.say(line)
@@ -473,7 +479,7 @@ async def _converse(child: _Child, running: Running, handler: Handler, context: 
 
 
 async def _do(context: JobContext, message: words.Reported | words.Save | words.Enqueue) -> words.Heard:
-    """Do what a handler in a process asks of its worker; return what it is told."""
+    """Do what a handler in a process asks of its worker; return what the handler is told."""
     job_id = None
     try:
         match message:
@@ -532,7 +538,7 @@ def _ended(done: words.Done, handler: Handler) -> object:
 
 
 def _kinds(names: frozenset[str], handler: Handler) -> frozenset[type[BaseException]]:
-    """Return those classes that the handler's policy asks about, by the names that were told."""
+    """Return those classes of the handler's retry policy whose names the process has told."""
     if not names:
         return frozenset()
     asked = () if handler.retry is None else (*(handler.retry.retry_on or ()), *handler.retry.discard_on)
@@ -547,7 +553,10 @@ def _level() -> int:
 
 
 def _log(told: words.Logged) -> None:
-    """Log what a handler has logged, here, in its slot's task, which the record is named after."""
+    """Log here what a handler has logged in its process.
+
+    This runs in the slot's task: from that task the record takes the names of the job.
+    """
     logger = logging.getLogger(told.logger)
     if not logger.isEnabledFor(told.level):
         return

@@ -2,17 +2,19 @@
 
 The worker's side is processes.py, which says the rules. This file is what the child does for them:
 
-- It ends with its worker. The kernel kills it on Linux (PR_SET_PDEATHSIG). Everywhere a thread
-  waits for the end of the worker's socket, and kills the process and what it has started.
-- Signals that a whole service is sent are heard and ignored: the worker decides. A handler of
-  Python's ignores them, and not SIG_IGN, which programs that a job starts would inherit.
-- The handler runs in the main thread, as libraries want it that are not made for threads.
-- What is logged goes to the worker, which has the program's set-up of logging: warnings too, and
-  what threads raise and nobody catches. If the program's own modules set up logging by
-  `dictConfig`, the child logs by that.
-- A job's handler has context variables as new. Its job's headers are what a client takes for what
-  it enqueues. What else a job leaves behind is met by the next one: modules' globals, threads, the
-  environment, the working folder.
+- It ends with its worker. On Linux the kernel kills it (PR_SET_PDEATHSIG). On every system a thread
+  waits for the end of the worker's socket. Then the thread kills the process and what the process
+  has started.
+- Signals that are sent to a whole service are heard and ignored: the worker decides. A signal
+  handler in Python ignores them. It is not SIG_IGN, for programs that a job starts would inherit
+  that.
+- The handler runs in the main thread: libraries that are not made for threads want that.
+- What is logged goes to the worker, which has the program's set-up of logging. So do warnings, and
+  exceptions of threads that nobody catches. If the program's own modules set up logging by
+  `dictConfig`, the child logs by that set-up.
+- Each job's handler finds context variables as new. A client gives the job's headers to what the
+  handler enqueues. The next job meets all else that a job leaves behind: modules' globals, threads,
+  the environment, the working folder.
 - If a job's handler forks, the fork loses the socket: it does not speak for the job.
 """
 
@@ -72,7 +74,8 @@ EXIT_SECONDS = 1.0  # for the program's own functions at exit
 LOG_CHARS_MAX = 65_536  # of a record's text, and of its traceback
 EXTRAS_MAX = 50  # fields that a record may bring along
 KINDS_MAX = 1000  # classes of what a handler raised, and their bases, that are told
-# More than this share of the limit is still in use when a handler has ended: the process is spent.
+# If more than this share of the limit is still in use when a handler has ended, the process is
+# spent.
 MEMORY_KEPT_SHARE = 0.5
 _OWN_MAIN = sys.modules["__main__"]
 _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -90,14 +93,14 @@ def main(fileno: int, worker_pid: int) -> None:
 
 
 def _die_with(worker_pid: int) -> None:
-    """Have the kernel kill this process with its worker. Linux does; else `_Child` sees it."""
+    """Have the kernel kill this process with its worker. Linux does; else `_Child` sees its end."""
     if sys.platform == "linux":
         import ctypes
 
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != worker_pid:
-        os._exit(0)  # it had gone before the kernel was asked
+        os._exit(0)  # the worker had gone before the kernel was asked
 
 
 class _Child:
@@ -114,7 +117,8 @@ class _Child:
         self._running: Running | None = None
         self._stop: Interrupt | None = None  # what was heard for the last job
         self._handlers: dict[str, Handler] = {}
-        self._left_behind: frozenset[int | None] = frozenset()  # threads that earlier jobs have started
+        # Threads that earlier jobs have started.
+        self._left_behind: frozenset[int | None] = frozenset()
         lines = words.Lines()
         self._lines = lines
         hello = self._next()
@@ -165,7 +169,7 @@ class _Child:
     # the main thread
 
     def work(self) -> None:
-        """Run what comes, until no more will."""
+        """Run what comes, until no more will come."""
         while (message := self._jobs.get()) is not None:
             answer = self._load(message) if isinstance(message, words.Load) else self._run(message)
             for stream in (sys.stdout, sys.stderr):
@@ -193,7 +197,8 @@ class _Child:
         handler = self._handlers[job.job_type]
         self._left_behind = frozenset(each.ident for each in threading.enumerate()) - {threading.get_ident()}
         self._running = running = Running(job=ClaimedJob.from_job(job), renewed_at=0.0, handler=handler)
-        running.interrupt = self._stop  # heard before; what is heard from now on is told to `running`
+        # It may have been heard before. What is heard from now on is told to `running`.
+        running.interrupt = self._stop
         try:
             with _limited(self.hello.memory_bytes_max):
                 done = self._call(handler, running)
@@ -222,7 +227,7 @@ class _Child:
     # what both say
 
     def say(self, message: words.FromChild) -> None:
-        """Tell the worker. If that cannot be, end: it has gone, or a job has closed the socket."""
+        """Tell the worker. If that fails, end: the worker has gone, or a job closed the socket."""
         line = words.written(message)
         with self._sending:
             if self._is_left:
@@ -239,7 +244,7 @@ class _Child:
             return words.Heard(error="this is a fork of the job's process") if self._is_left else self._answers.get()
 
     def is_astray(self, thread: int | None) -> bool:
-        """Tell whether a thread is an earlier job's: it was there before, or no job runs."""
+        """Tell whether a thread is an earlier job's: it is older than this job, or no job runs."""
         is_idle = self._running is None and thread != threading.main_thread().ident
         return is_idle or thread in self._left_behind
 
@@ -318,7 +323,7 @@ def _told(error: BaseException, handler: Handler) -> words.Done:
     if isinstance(ended, Returned):
         return _told_value(ended.value, handler)
     names = {f"{_module_of(base)}:{base.__qualname__}" for kind in ended.kinds for base in type.__dict__["__mro__"].__get__(kind)}
-    # What is left of the memory is little, and who holds it is not known.
+    # Little memory is left, and it is not known what holds the rest.
     is_spent = any(issubclass(kind, MemoryError) for kind in ended.kinds)
     return words.Done(error=ended.error, kinds=sorted(names)[:KINDS_MAX], is_spent=is_spent)
 
@@ -348,7 +353,7 @@ class _Reach:
 
     @property
     def registry(self) -> JobRegistry:
-        """None of the handlers: the database knows what they want of a job of their type."""
+        """A registry without handlers: the database knows what each handler wants of its jobs."""
         return JobRegistry()
 
     def resources_of(self, kind: RunsIn) -> Resources:  # noqa: ARG002  # there are none for any
@@ -362,7 +367,7 @@ class _Reach:
         )
 
     def open_transaction(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse: the connections that it would lend are the worker's."""
+        """Refuse: the connections that could be lent are the worker's."""
         raise TransactionRefused(_REFUSED)
 
     def fence(self, running: Running, outcome: Outcome | None) -> Fence:
@@ -381,7 +386,7 @@ class _Reach:
 
     @property
     def desk(self) -> _NoDesk:
-        """What refuses questions about the tenant: they would go over the worker's connections."""
+        """A desk that refuses questions about the tenant: they need the worker's connections."""
         return _NoDesk(self.schema)
 
     async def report(self, *_: object) -> NoReturn:
@@ -407,13 +412,13 @@ _REFUSED = (
 
 @attrs.frozen(eq=False, kw_only=True)
 class _Fence(WorkerFence):
-    """A worker's fence, in the child: the worker is told of a completed job at once."""
+    """A worker's fence, in the child. It tells the worker of a completed job at once."""
 
     child: _Child
 
     @contextmanager
     def around(self) -> Iterator[None]:
-        """Do as `WorkerFence.around`, and tell."""
+        """Do as `WorkerFence.around`, and tell the worker of a completed job."""
         with WorkerFence.around(self):
             yield
         if self.running.is_settled:
@@ -428,7 +433,7 @@ class _OrgFence(OrgFence):
 
     @contextmanager
     def around(self) -> Iterator[None]:
-        """Do as `OrgFence.around`, and tell."""
+        """Do as `OrgFence.around`, and tell the worker of a completed job."""
         with OrgFence.around(self):
             yield
         if self.running.is_settled:
@@ -466,10 +471,10 @@ class _Context(JobContext):
         return self._org
 
     def transaction(self, **_: Any) -> Any:
-        """Refuse: the connection that it gives is driven by trio.
+        """Refuse: the connection would be one that trio drives.
 
         Raises:
-            TransactionRefused: it names what to use instead.
+            TransactionRefused: always; it names what to use instead.
         """
         raise TransactionRefused(_REFUSED)
 
@@ -534,7 +539,7 @@ class _ToWorker(logging.Handler):
         self._child = child
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record. One that cannot be told is lost: a log ends no job."""
+        """Send a record. A record that cannot be sent is lost: a log must end no job."""
         quietly(self._send, record)
 
     def _send(self, record: logging.LogRecord) -> None:
@@ -567,10 +572,11 @@ _FORMATTER = logging.Formatter()
 
 @contextmanager
 def _limited(bytes_max: int | None) -> Iterator[None]:
-    """Bound what this process may have in data, while inside: more of it is MemoryError.
+    """Bound the data of this process while inside: more of it raises MemoryError.
 
-    It is RLIMIT_DATA. RLIMIT_AS would count what is only reserved, and libraries reserve much. The
-    limit is lifted when the handler has ended, so that the end can be told.
+    The limit is RLIMIT_DATA. RLIMIT_AS would also count what is only reserved, and libraries
+    reserve much. The limit is lifted when the handler has ended, so that the child can tell the
+    worker.
     """
     if bytes_max is None:
         yield

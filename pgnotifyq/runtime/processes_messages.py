@@ -1,7 +1,7 @@
 """What a worker and a process of its handlers say to each other: one message a line, as JSON.
 
-Never pickle: what a payload holds came from whoever can enqueue. The child structures it into the
-handler's type itself.
+Never pickle: anybody who can enqueue chooses what a payload holds. The child itself structures the
+payload into the handler's type.
 
 | who | says | when |
 |---|---|---|
@@ -36,8 +36,8 @@ from pgnotifyq.model.new_job import NewJob
 from pgnotifyq.model.outcome import InterruptKind
 from pgnotifyq.model.unique import Unique
 
-# What runs before anything is imported; it is given the socket's number, the worker's id of a
-# process, and where modules are found.
+# The child runs this before it imports anything. Its arguments are the socket's number, the
+# worker's process id, and where modules are found.
 BOOT = """\
 import json, signal, sys
 for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -47,11 +47,12 @@ from pgnotifyq.runtime.processes_child import main
 main(int(sys.argv[1]), int(sys.argv[2]))
 """
 
-# Of a line from the child. A result has at most 1 MiB, and JSON within JSON may take six times.
+# The longest line from the child. A result has at most 1 MiB, and JSON within JSON may take six
+# times as much.
 LINE_BYTES_MAX = 16_777_216
 
-# Of a child: the handlers that it is about to import. A worker that is started meanwhile is one
-# that the program's main module starts without asking for its name.
+# In a child: the handlers that it is about to import. If a worker is started meanwhile, the
+# program's main module starts it without asking for its own `__name__`.
 loading: set[str] = set()
 
 
@@ -62,7 +63,7 @@ class Hello:
     argv: list[str]  # the worker's, for the program's modules
     main_name: str | None  # the program's main module, if it was started by `python -m`
     main_path: str | None  # the same, if it was started as a file
-    level: int  # the least of a log record that anybody would see
+    level: int  # the least level of a log record that anybody would see
     memory_bytes_max: int | None  # of a handler's data, while it runs
     schema: str | None  # of the queue; None: there is no database
     worker_id: str | None
@@ -142,7 +143,7 @@ class Heard:
     """What became of a report, of a state, or of a child."""
 
     is_ours: bool = True  # False: the execution no longer owns the job
-    error: str | None = None  # it could not be written
+    error: str | None = None  # why it could not be written
     job_id: str | None = None  # of the child
 
 
@@ -198,7 +199,8 @@ class Done:
     wish: str | None = None  # Snooze, Retry or Discard
     wish_fields: dict[str, Any] | None = None  # None: the class itself was returned
     error: str | None = None  # what it raised, told as for other handlers
-    kinds: list[str] = attrs.field(factory=list)  # the classes of that, and their bases, as module:qualname
+    # The classes of what it raised, and their bases, as module:qualname.
+    kinds: list[str] = attrs.field(factory=list)
     is_undecodable: bool = False
     is_too_new: bool = False
     is_spent: bool = False  # the process shall not have another job
@@ -223,7 +225,8 @@ def _converter() -> Any:
     return converter
 
 
-_to_text = json.JSONEncoder(separators=(",", ":")).encode  # in ASCII: half a surrogate pair comes through
+# In ASCII: half a surrogate pair comes through.
+_to_text = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def written(message: Message) -> bytes:
@@ -235,7 +238,7 @@ def read(line: bytes) -> Message:
     """Return the message of a line.
 
     Raises:
-        Exception: it is none.
+        Exception: the line is no message.
     """
     message: Message = _converter().structure(json.loads(line), Message)
     return message

@@ -1,9 +1,10 @@
 """The pruner: deletes finished jobs and their history, after their retention, in bounded batches.
 
-A worker's setting counts for the queues that it serves. What the database says (set_retention) goes
-before it, for every queue. Payloads and results that are kept for a shorter time than their row are
-blanked, and dead letters are deleted, only if the database says so; else each of the two costs one
-statement a pass. If nobody follows jobs any more, the table of followers is emptied for good.
+A worker's setting counts for the queues that the worker serves. What the database says
+(set_retention) overrides it, for every queue. Payloads and results that are kept for a shorter time
+than their row are blanked, and dead letters are deleted, only if the database says so. If it does
+not, each of the two costs one statement a pass. If nobody follows jobs any more, the table of
+followers is emptied for good.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ async def prune(me: Identity, durable: Link, told: set[JobId]) -> None:
             break
         await trio.sleep(BETWEEN_BATCHES_SECONDS)
     blanked, letters = await _blank(me, durable)
-    with suppress(MissingRights):  # granted by hand before there was this function; the rest goes on
+    # The rights may have been granted by hand, before this function existed. The rest goes on.
+    with suppress(MissingRights):
         await durable.ask(watching.forget_followers(me.schema))
     await _tell_troubles(me, durable, trio.current_time() - began_at + LATE_SECONDS, told)
     if deleted_in_all or blanked or letters:
@@ -76,7 +78,7 @@ def _prune(me: Identity, after_id: JobId | None, *, jobs_max: int) -> Ask[tuple[
 
 
 def _smaller_each_time(batch: Callable[..., Ask[T]]) -> Callable[[], Ask[T]]:
-    """Return what makes a batch for each try: what was late is asked for smaller."""
+    """Return a function that makes the batch for each try, smaller after each try that was late."""
     tries = itertools.count()
     return lambda: batch(jobs_max=max(BATCH_MAX >> (2 * next(tries)), 1))
 
@@ -107,7 +109,7 @@ async def _blank(me: Identity, durable: Link) -> tuple[int, int]:
 async def _tell_troubles(me: Identity, durable: Link, within_seconds: float, told: set[JobId]) -> None:
     """Tell of jobs that cannot be deleted: a table of the user's refers to them, say.
 
-    `told` are those of the pass before.
+    `told` holds the jobs that the pass before has found.
     """
     troubles = await durable.ask(list_troubles(me.schema, verb="prune", within_seconds=within_seconds))
     tell_troubles(me.emit, [trouble for trouble in troubles if trouble.job_id not in told])

@@ -1,6 +1,6 @@
 """The pulse: a worker's loop says at each beat that it turns, and how the worker is.
 
-Who reads it (probes, gauges) does so in other threads, and asks nobody: a loop that is held answers
+Probes and gauges read that in other threads, and do not ask the loop: a loop that is held answers
 nobody. What is published is one frozen value (`meter.Vitals`), so a reader never sees half of it.
 """
 

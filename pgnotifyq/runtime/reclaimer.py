@@ -1,13 +1,13 @@
 """The reclaimer: every worker looks after the others' jobs.
 
-It sleeps until the earliest lease runs out, jittered, and looks at the other workers' sessions
-meanwhile: a worker whose session is gone, and that gave no sign of life within a short grace, is
-dead, and its jobs are taken back at once.
+It sleeps until the earliest lease runs out, jittered. Meanwhile it looks at the other workers'
+sessions. If a worker's session is gone, and the worker gave no sign of life within a short grace,
+that worker is dead: its jobs are taken back at once.
 
-How often it looks depends on how many share the duty, so that a small cluster looks about once a
-second whatever its size. No worker looks more seldom than every WATCH_SECONDS_MAX all the same:
-workers that were rung for together look in step, and then the first look comes as late as any. A
-worker that is alone looks at nothing.
+How often it looks depends on how many workers share the duty: so a small cluster looks about once a
+second, whatever its size. But each worker looks at least every WATCH_SECONDS_MAX. Workers that were
+rung for together look in step, and then the first look comes as late as any other. A worker that is
+alone has nobody to look at.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ if TYPE_CHECKING:
 
 BATCH_MAX = 200  # jobs taken back in one statement: it holds their locks
 WATCH_SECONDS_PER_OTHER = 0.7
-# "killed to running again within about 3 s": this, the grace (1.5 s), and the two statements that
-# take back and claim.
+# "killed to running again within about 3 s" is the sum of this, the grace (1.5 s), and the two
+# statements that take back and claim.
 WATCH_SECONDS_MAX = 1.2
-WATCH_JITTER = 0.4  # the share of the pause that is left to chance, so that workers do not stay in step
+# The share of the pause that is left to chance, so that workers do not stay in step.
+WATCH_JITTER = 0.4
 AFTER_GRACE_SHARE = 0.05  # jitter on top of the grace
-ALONE_SECONDS = 60.0  # a worker that was alone is told when another comes; this is for the case that it did not hear
+# A worker that was alone is told when another comes. This is for the case that it did not hear.
+ALONE_SECONDS = 60.0
 AFTER_EXPIRY_SECONDS = 0.2  # jitter on top of an expiry, so that one of many is first
-COMPANY_SECONDS_MIN = 0.05  # between looks that news of company calls for
+COMPANY_SECONDS_MIN = 0.05  # between two looks that news of other workers calls for
 LOOK_SECONDS_MAX = 60.0  # a lease claimed after the last look is found then at the latest
 
 
@@ -53,11 +55,11 @@ async def reclaim_for_ever(
 
     Args:
         me: the worker.
-        quick: by which the others are looked at.
-        durable: by which jobs are taken back.
+        quick: the link by which the others are looked at.
+        durable: the link by which jobs are taken back.
         grace_seconds: how long a session must be gone.
         company: rung when other workers should be looked at at once.
-        wakeups: whose bell is rung for what was taken back.
+        wakeups: its bell is rung for jobs that were taken back.
     """
     look_at = trio.current_time()  # for leases that ran out
     grace_ends_at = 0.0  # of a worker whose session is gone
@@ -66,8 +68,8 @@ async def reclaim_for_ever(
         watch = await _watch(me, quick, grace_seconds, sight)
         if watch.dead or trio.current_time() >= look_at:
             next_seconds = await bear(me.emit, "reclaim", partial(_reclaim, me, durable, wakeups, watch.dead))
-            # Leases are never shorter than they were when last looked at, so the earliest expiry
-            # can wait.
+            # No lease ends earlier than the last look has found. So the reclaimer can wait for the
+            # earliest expiry.
             until_expiry = LOOK_SECONDS_MAX if next_seconds is None else max(next_seconds, 0.0)
             jitter = AFTER_EXPIRY_SECONDS * me.random.random()
             look_at = trio.current_time() + min(until_expiry + jitter, LOOK_SECONDS_MAX, me.lease_seconds)
@@ -75,8 +77,8 @@ async def reclaim_for_ever(
         if not watch.suspected:
             grace_ends_at = 0.0
         elif grace_ends_at <= trio.current_time():
-            # Noted by this look or an earlier one. Looks in between, as when a worker comes to
-            # replace the lost one, do not begin the grace anew.
+            # This look or an earlier one has noted that a session is gone. Looks in between do not
+            # begin the grace anew: there are such when a worker comes to replace the lost one.
             grace_ends_at = trio.current_time() + grace_seconds * (1 + AFTER_GRACE_SHARE * chance)
         if watch.suspected:
             wait_seconds = grace_ends_at - trio.current_time()
@@ -86,13 +88,13 @@ async def reclaim_for_ever(
             wait_seconds = ALONE_SECONDS
         wait_seconds = min(wait_seconds, max(look_at - trio.current_time(), 0.01))
         if await company.wait(wait_seconds):
-            # Anybody can ring: that must not keep this connection from its own.
+            # Anybody can ring. That must not keep this connection from its own work.
             await trio.sleep(COMPANY_SECONDS_MIN)
 
 
 @attrs.define
 class _Sight:
-    """Since when this worker has had the session by which it looks at others, at the least."""
+    """Since when, at the least, this worker has had the session by which it looks at others."""
 
     connection: Connection | None = None
     since: float = 0.0  # trio clock, seconds
@@ -119,8 +121,8 @@ async def _reclaim(me: Identity, durable: Link, wakeups: Wakeups, dead: list[Wor
     async def once(connection: Connection) -> tuple[list[lease.Reclaimed], float | None, bool]:
         nonlocal troubles, tries
         schema = me.schema
-        # What was late or failed is asked for smaller: a few large jobs must not be asked for again
-        # and again.
+        # After a try that was late or failed, the next one asks for fewer jobs: a few large jobs
+        # must not be asked for again and again.
         jobs_max = max(BATCH_MAX >> (2 * tries), 1)
         tries += 1
         found = await ask(connection, lease.reclaim(schema, worker_id=me.worker_id, jobs_max=jobs_max, dead=dead))

@@ -1,19 +1,20 @@
 """Going on where the last claim ended, instead of looking from the start of the queue.
 
-The front of the index that claims read is where jobs were taken from. Their entries stay until
-vacuum comes, and while anybody holds an old snapshot it cannot come: each claim then steps over all
-of them, and a worker that drained 12,000 jobs a second was down to 2,600 after 300,000. A claim
-that goes on behind the last job of the one before steps over none.
+Claims take jobs from the front of the index that they read. The entries of taken jobs stay there
+until vacuum removes them. While anybody holds an old snapshot, vacuum cannot do that. Then each
+claim steps over all of them: a worker that drained 12,000 jobs a second was down to 2,600 after
+300,000. A claim that goes on behind the last job of the claim before steps over none.
 
-What it does not see is what came before that job meanwhile: a higher priority, a transaction that
-committed late, a job given back. So a look from the start is made again and again: one buys looks
-that go on for ten times as long as it took itself (RESUMED_SHARE), a second at most. That bounds
-both: a tenth of a claimer's time goes into looks from the start, and while they are cheap, which is
-nearly always, a job of higher priority is seen within milliseconds.
+Such a claim does not see what has come before that job meanwhile: a job of a higher priority, a job
+of a transaction that committed late, a job that was given back. So the claimer looks from the start
+again and again. After each such look, it may go on for ten times as long as the look took
+(RESUMED_SHARE), and for a second at most. That bounds both costs. A tenth of a claimer's time goes
+into looks from the start. While these are cheap, which is nearly always, a job of higher priority
+is seen within milliseconds.
 
-A look that goes on and finds too little has not seen the whole queue, so it is no reason to sleep:
-the next one, made at once, starts from the start. Only workers that are awake go on; a sleeper owes
-its promises a whole look (sleep.py).
+A claim that goes on has not seen the whole queue. So if it finds too little, that is no reason to
+sleep: the next claim is made at once, and from the start. Only workers that are awake go on. A
+sleeper must look at the whole queue, to keep its promises (sleep.py).
 """
 
 from __future__ import annotations

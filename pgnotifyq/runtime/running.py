@@ -38,21 +38,22 @@ class Running:
 
     job: ClaimedJob
     renewed_at: float  # when the last answered claim or beat was sent
-    claimed_at: float = attrs.field(init=False)  # the same of the claim
-    # Whose step it is when the handler holds the loop, or a task that the handler started does.
+    claimed_at: float = attrs.field(init=False)  # when the claim was sent
+    # The task that runs the handler. By it the watchdog knows whose step holds the loop: it looks
+    # for this task among the holder and the holder's parents.
     task: trio.lowlevel.Task | None = None
     # The scope around the handler, while it runs. Its task uses the scope for the next job too,
-    # unless it was cancelled.
+    # unless the scope was cancelled.
     scope: trio.CancelScope | None = None
     has_ended: bool = False  # the handler; the outcome may still be on its way to the database
-    outcome: Outcome | None = None  # how it ended, when that is the settler's to write
+    outcome: Outcome | None = None  # how it ended; set when the settler is to write that
     is_gone: bool = False  # its permit is free again
     started_at: float | None = None  # when the handler started
     handler: Handler | None = None  # once it starts
     interrupt: Interrupt | None = None
     interrupted_at: float | None = None  # when the worker told it to stop
     tally: Any = None  # where its meter counts it (meter.py), if anybody reads that
-    waited_seconds: float = 0.0  # how long its job was due before it was claimed, for the same
+    waited_seconds: float = 0.0  # how long its job was due before it was claimed, for the meter
     trace: Trace | None = None  # of this execution, once it starts, if the program wants any
     _interrupted: trio.Event | None = attrs.field(default=None, init=False)
     # Settled by the handler's own transaction (ctx.transaction): the slot has nothing left to
@@ -60,16 +61,19 @@ class Running:
     is_settled: bool = False
     # A transaction of the handler's is open that is to complete the job.
     is_completing: bool = False
-    # It runs although its job is completed, by its own transaction; a beat has found it so.
+    # The handler runs on although its own transaction has completed the job. A heartbeat has found
+    # that.
     outlives_job: bool = False
-    # Stopped for want of a proof of life, not of a lease: it is released when its handler has
-    # ended.
+    # It was stopped because a proof of life was missing, not because its lease was lost. It is
+    # released when its handler has ended.
     is_given_up: bool = False
-    # What the handler returned, for the middleware around it. None: it has not, or nobody asks.
+    # What the handler returned, for the middleware around it. None: it has not returned, or nobody
+    # asks.
     returned: object = None
     # The batch that it is in, while its handler runs; `scope` is its own part of that.
     batch: Batch | None = None
-    # What its handler, or an earlier attempt's, has saved; of the handler's type. None: nothing.
+    # What its handler, or that of an earlier attempt, has saved, in the handler's type. None:
+    # nothing.
     saved: Any = None
     said: Said | None = None  # what the handler has said while it ran (keeper.py), if anything
     # Where its handler runs, for those who ask where it stands: its thread, or its process.
@@ -86,7 +90,8 @@ class Running:
     def lease(self) -> Lease:
         """The fence of everything this execution writes."""
         job = self.job
-        return _new(Lease, (job.id, job.current_execution_id))  # half the time of Lease(...), once a job
+        # Half the time of Lease(...), once a job.
+        return _new(Lease, (job.id, job.current_execution_id))
 
     @property
     def interrupted(self) -> trio.Event:
@@ -144,9 +149,9 @@ class Running:
     def stop(self, interrupt: Interrupt) -> bool:
         """Interrupt the handler, with a reason.
 
-        The first reason stands, but for a lost lease, which overrules the rest: then nothing may be
-        written any more. A cooperative handler is told of a user's cancel and stops by itself;
-        everything else cancels its scope.
+        The first reason stands. Only a lost lease overrules it: then nothing may be written any
+        more. A cooperative handler is told of a user's cancel and stops by itself. In all other
+        cases its scope is cancelled.
 
         Returns: whether this is news.
         """

@@ -12,7 +12,8 @@ import attrs
 # Of a log, as JSON: 64 KiB in all.
 HEAD_BYTES_MAX = 32_768
 TAIL_BYTES_MAX = 32_768
-LINE_CHARS_MAX = 4_096  # of a line; a traceback too. As JSON it has six times as many bytes at the most
+# Of a line; a traceback is one, too. As JSON it has six times as many bytes at the most.
+LINE_CHARS_MAX = 4_096
 
 
 class Lines:
@@ -70,6 +71,6 @@ class Said:
     lines: Lines = attrs.field(factory=Lines)
     unsaid: tuple[float | None, str | None] | None = None  # progress that is not written yet
     report_at: float = -math.inf  # when progress may be written by a statement of its own again
-    fraction: float | None = None  # what was written last by one
+    fraction: float | None = None  # what such a statement wrote last
     keep_at: float = -math.inf  # when its log may be written again
     is_noted: bool = False  # the keeper knows

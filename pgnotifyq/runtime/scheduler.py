@@ -1,28 +1,30 @@
-"""The scheduler: every worker enqueues the jobs of whichever schedule is due. There is no leader.
+"""The scheduler: every worker enqueues the jobs of each schedule that is due. There is no leader.
 
-When a schedule's next tick is, is data (sql/migrations/0017_schedules.sql). A worker looks which
+The time of a schedule's next tick is data (sql/migrations/0017_schedules.sql). A worker looks which
 schedules come next, and sleeps until the first of their ticks. Then it sends one statement, which
 locks the schedules, enqueues their jobs, and moves them on to their next ticks, all in one
 transaction (sql/functions/schedule/fire.sql). The worker that comes second finds them moved.
 
 Nobody polls. A schedule that changes notifies every worker. If notifications may have been lost,
-the listener's session is new, and rings. While nothing is heard, the worker looks as often as the
-claimer polls.
+the listener has a new session, and rings for the scheduler. While notifications are not proven to
+arrive, the worker looks as often as the claimer polls.
 
-Which ticks there are is computed here, by cronsim, and never while a row is locked: the statement
-names the tick that was next when it was computed, and does nothing if that is not so any more.
+The ticks are computed here, by cronsim, and never while a row is locked. The statement names the
+tick that was next when the ticks were computed. If another one is next by now, the statement does
+nothing.
 
-A worker comes a little ahead of the tick, and the statement waits for it in the database, with all
-done but the commit. So how long a fire takes, and how well this worker knows the time, does not
-make the job late.
+A worker sends the statement a little ahead of the tick. The statement does all but the commit, and
+then waits in the database for the tick. So the job is not late because the statement takes long, or
+because this worker does not know the time well.
 
 Several workers wake at the same tick. With ticks in quick succession all but one would come in
 vain, each time. So a worker whose statement has done nothing comes a moment later next time, and
-looks before it fires: mostly it finds the work done. If the one that is first is gone, another is,
-that moment later.
+looks before it fires: mostly it finds the work done. If the worker that comes first is gone,
+another one fires, that moment later.
 
-Elapsed time is trio's; what time it is, the database says with each look. A sleep is never longer
-than an hour, and a long one ends a while before the tick, for another look: clocks drift.
+trio's clock measures elapsed time. The database says with each look what time it is. A sleep is
+never longer than an hour. A long sleep ends a while before the tick, for another look: clocks
+drift.
 """
 
 from __future__ import annotations
@@ -57,17 +59,21 @@ if TYPE_CHECKING:
 
 AT_ONCE_MAX = 64  # schedules in one statement, which holds their locks
 LOOK_SECONDS_MAX = 3600.0  # a clock that was set is noticed then, at the latest
-AHEAD_SECONDS = 0.01  # how long before a tick its statement is sent,
-AHEAD_SECONDS_EACH = 0.002  # and how much longer for each schedule of that tick; fire.sql allows 0.25 in all
+# How long before a tick its statement is sent, and how much longer for each schedule of that tick.
+# fire.sql allows 0.25 in all.
+AHEAD_SECONDS = 0.01
+AHEAD_SECONDS_EACH = 0.002
 SOON_SECONDS = 60.0  # a longer sleep ends so much before the tick
-QUICK_SECONDS = 2.0  # ticks that follow within that leave the first turn to who had it
-STAGGER_SECONDS = (0.015, 0.06)  # how much later the others come: one look a second, as ticks are
-AGAIN_SECONDS = 0.25  # until a schedule is tried again that did not move: somebody has its row
+QUICK_SECONDS = 2.0  # if ticks follow within that time, the worker that was first is first again
+# How much later the other workers come: with a tick a second, each looks once a second.
+STAGGER_SECONDS = (0.015, 0.06)
+# Until a schedule that did not move is tried again: another session has locked its row.
+AGAIN_SECONDS = 0.25
 REST_SECONDS = 0.05  # between looks that notifications call for
 
 
 async def publish_schedules(me: Identity, connection: Connection) -> None:
-    """Make the schedules that the registry has, or change them; note those that it has no more."""
+    """Create or change the schedules that the registry has; note those that it has no more."""
     by_owner: dict[str, list[str]] = {}
     for new in me.registry.schedules:
         became = await ask(connection, schedules.schedule(me.schema, new))
@@ -84,8 +90,8 @@ async def schedule_for_ever(me: Identity, quick: Link, ticking: Link, bell: Bell
 
     Args:
         me: the worker.
-        quick: by which schedules are looked at.
-        ticking: by which their jobs are enqueued.
+        quick: the link by which schedules are looked at.
+        ticking: the link by which their jobs are enqueued.
         bell: rung when schedules should be looked at at once.
         push: whether changes are heard of.
     """
@@ -98,12 +104,13 @@ async def schedule_for_ever(me: Identity, quick: Link, ticking: Link, bell: Bell
                 seconds = min(seconds, LOOK_SECONDS_MAX if push.is_proven else me.config.poll_seconds)
                 is_rung = await bell.wait(seconds)
                 if is_rung:
-                    # Anybody can ring: that must not keep this connection from its own.
+                    # Anybody can ring. That must not keep this connection from its own work.
                     await trio.sleep_until(scheduler.seen_at + REST_SECONDS)
                 elif not scheduler.is_late:
                     await scheduler.fire_due()
     except MissingRights as error:
-        # Rights that were granted by hand, for the release before. The worker does all else.
+        # The worker's rights were granted by hand, for an earlier release. The worker does all
+        # else.
         me.emit(Event(name=EventName.SCHEDULE_FAILED, fields={"why": str(error)}))
 
 
@@ -116,9 +123,10 @@ class _Scheduler:
     ticking: Link
     coming: Coming = attrs.field(factory=lambda: schedules.Coming(now=None, pending=()))
     seen_at: float = 0.0  # when `coming` was read, on trio's clock
-    is_late: bool = False  # others come first
+    is_late: bool = False  # other workers come first
     fired_at: float = -QUICK_SECONDS  # when this worker last fired, or tried
-    stuck: set[tuple[UUID, int, datetime | None]] = attrs.field(factory=set)  # tried, and may not have moved
+    # What was tried, and may not have moved.
+    stuck: set[tuple[UUID, int, datetime | None]] = attrs.field(factory=set)
 
     @property
     def now(self) -> datetime | None:
@@ -157,7 +165,7 @@ class _Scheduler:
     def _pause(self, seconds: float) -> float:
         if seconds > 2 * SOON_SECONDS:
             return seconds - SOON_SECONDS
-        # Ticks in quick succession, and others see to them.
+        # The ticks come in quick succession, and other workers see to them.
         if self.is_late and trio.current_time() + seconds - self.fired_at < QUICK_SECONDS:
             low, high = STAGGER_SECONDS
             return seconds + AHEAD_SECONDS + low + (high - low) * self.me.random.random()
@@ -182,7 +190,7 @@ class _Scheduler:
         for each in due:
             moves.append(move_of(each, now))
             await trio.lowlevel.checkpoint()  # a rule may take a while
-        # What locks jobs comes alone: no order of jobs is kept between schedules.
+        # A move that locks jobs is sent alone: between schedules, jobs are not locked in one order.
         alone = [move for move in moves if move.of.overlap in {Overlap.QUEUE, Overlap.CANCEL_RUNNING} and move.ticks]
         together = [move for move in moves if move not in alone]
         has_fired = False
@@ -194,7 +202,7 @@ class _Scheduler:
         return True
 
     async def _fire(self, moves: Sequence[Move]) -> bool:
-        """Send moves; return whether one of their ticks was ours."""
+        """Send moves; return whether this worker was the first with any of them."""
         verb = schedules.fire_schedules(self.me.schema, moves)
         fired = await bear(self.me.emit, "schedule", partial(self.ticking.ask, verb))
         if fired is None:
@@ -225,7 +233,7 @@ class _Scheduler:
             emit(Event(name=EventName.SCHEDULE_FIRED, fields=told))
 
     async def _start_waiting(self) -> None:
-        """Enqueue the runs that waited for those before them, if these have ended."""
+        """Enqueue each run that waited for the run before it, if that one has ended."""
         for schedule_id in await self.quick.ask(schedules.waiting_schedules(self.me.schema, limit=AT_ONCE_MAX)):
             verb = schedules.start_waiting(self.me.schema, schedule_id)
             await bear(self.me.emit, "schedule", partial(self.ticking.ask, verb))

@@ -1,9 +1,9 @@
-"""What a worker has handlers for: published in the database, and all that the worker claims.
+"""What a worker has handlers for. It publishes that in the database, and claims nothing else.
 
 The registry may grow while the worker runs. A thread that registers a handler rings for the
 claimer, which publishes anew before it looks (claimer.py). The listener's session publishes too,
-each time that it registers the worker: the worker's row may have been taken away, and what it had
-published with it.
+each time that it registers the worker: the worker's row may have been taken away, together with
+what the worker had published.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Served:
 
     @property
     def is_news(self) -> bool:
-        """Whether the registry holds what was not published."""
+        """Whether the registry holds something that was not published."""
         return self._published != self._registry.generation
 
     async def publish(self, connection: Connection) -> None:
@@ -67,7 +67,8 @@ def ring_for_new_handlers(registry: JobRegistry, bell: Bell) -> Iterator[None]:
     token = trio.lowlevel.current_trio_token()
 
     def ring() -> None:
-        with suppress(trio.RunFinishedError):  # the program may register handlers after the worker's end
+        # The program may register handlers after the worker's end.
+        with suppress(trio.RunFinishedError):
             token.run_sync_soon(bell.ring)
 
     registry.watchers.append(ring)

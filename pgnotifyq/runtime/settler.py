@@ -1,15 +1,15 @@
 """The settler: makes outcomes durable, many at once under load and without delay when idle.
 
 It keeps one statement in flight and sends everything that gathered meanwhile as the next one;
-nothing waits on a timer. When an outcome is durable its permit is free.
+nothing waits on a timer. When an outcome is durable, the job's permit is free.
 
 A plain completion, by far the most frequent outcome, goes by a statement of its own with two
 arrays; the rest shares one with nine.
 
 One row must not hold up the batch. What a batch's first try does not write, for whatever reason, is
-settled one by one: a row that cannot be written is put aside with its outcome (`job_troubles`), and
-its permit is free; a row that somebody else has locked is tried again beside the batches that
-follow, and is put aside in the end.
+settled one by one. A row that cannot be written is put aside with its outcome (`job_troubles`), and
+its permit is free. A row that another session has locked is tried again beside the batches that
+follow. In the end it is put aside, too.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 # Bounds one statement. A claim can run beside it on the other connection, so the permits of a large
 # worker should not all wait for one statement: with 500 slots, 250 were 20 % faster than 1000.
 BATCH_MAX = 250
-# Outcomes whose rows are locked: this many are tried again at once, so often, and put aside after
-# so many tries, half a minute.
+# For outcomes whose rows are locked: how many are tried again at once, the pause before each try,
+# and after how many tries, half a minute, they are put aside.
 BUSY_BATCH_MAX = end.APART_JOBS_MAX
 BUSY_PAUSE_SECONDS = 0.5
 BUSY_TRIES_MAX = 60
 
-# What an outcome is called in events, by the verb that settles it; the words of the house.
+# What an outcome is called in events, by the verb that settles it.
 _EVENTS = {
     SettleKind.COMPLETE: EventName.JOB_COMPLETED,
     SettleKind.RETRY: EventName.JOB_RETRIED,
@@ -72,7 +72,7 @@ class Settler:
     """Outcomes on their way to the database."""
 
     def __init__(self, me: Identity, executions: Executions, durable: Link, keeper: Keeper | None = None) -> None:
-        self._keeper = keeper  # of what handlers have said, which is written first
+        self._keeper = keeper  # writes what handlers have said, before their outcomes
         self._me = me
         self._executions = executions
         self._durable = durable
@@ -86,7 +86,8 @@ class Settler:
     def add(self, running: Running, outcome: Outcome | None) -> None:
         """Take an execution's outcome; None: its lease is lost, and nothing may be written."""
         if running.is_settled:
-            # Completed, by the handler's own transaction, whatever the handler did afterwards.
+            # The handler's own transaction has completed the job, whatever the handler did
+            # afterwards.
             then = outcome.error_message if outcome is not None else None
             running.outcome = attrs.evolve(PLAIN_COMPLETION, error_message=then)
             self._finish([running], ())
@@ -127,18 +128,19 @@ class Settler:
     def unwritten(self) -> list[Running]:
         """Return the executions whose outcomes are not known to be durable.
 
-        They are for a worker that leaves in a hurry.
+        A worker that leaves in a hurry asks for them.
         """
         return [*self._in_flight, *self._waiting, *(running for running, _ in self._busy)]
 
     async def settle_busy_for_ever(self) -> None:
-        """Try those again whose rows somebody else has locked, until cancelled."""
+        """Retry outcomes whose rows another session has locked, until cancelled."""
         while True:
             if not self._busy:
                 await self._busy_bell.wait()
             await trio.sleep(BUSY_PAUSE_SECONDS)
             some = [self._busy[place] for place in range(min(BUSY_BATCH_MAX, len(self._busy)))]
-            # Of a lease that was given up nobody keeps the outcome but the database.
+            # If a lease was given up, this is the last try: nobody but the database keeps its
+            # outcome.
             last = [(running, tries) for running, tries in some if tries >= BUSY_TRIES_MAX or running.is_gone]
             for part, is_last in ((last, True), ([entry for entry in some if entry not in last], False)):
                 if part:
@@ -162,9 +164,9 @@ class Settler:
             nonlocal tries
             tries += 1
             if tries > 1:
-                # Each by a statement of its own: what was answered is durable, so the next try goes
-                # further, and one that is late is cancelled over itself and put aside
-                # (sql/functions/end/settle_apart.sql).
+                # Each outcome goes by a statement of its own. What was answered is durable, so the
+                # next try gets further. If a statement is late, it is cancelled, and its one
+                # outcome is put aside (sql/functions/end/settle_apart.sql).
                 return self._apart(batch, is_last=False, jobs_max=1)
             return end.settle_surely(
                 self._me.schema,
@@ -185,7 +187,8 @@ class Settler:
         except Exception as error:
             if whose(error) is not Whose.JOB:
                 raise
-            # Not even put aside. The lease runs out, and the reclaimer sees to it.
+            # The outcome could not even be put aside. The lease runs out, and the reclaimer sees to
+            # the job.
             why = str(error).partition("\n")[0]
             return [lease.Surprise(job_id=running.job.id, became="refused", why=why) for running in batch]
 
@@ -203,7 +206,8 @@ class Settler:
     def _finish(self, batch: Sequence[Running], surprises: Sequence[lease.Surprise]) -> None:
         """Free the permits of a batch that is durable, and tell what became of it.
 
-        Of a lease that was given up for lost, what was written late all the same is told too.
+        If a lease was given up for lost and the outcome was written late all the same, that is told
+        too.
         """
         became = {surprise.job_id: surprise for surprise in surprises}
         ended = [running for running in batch if not running.is_gone]
@@ -243,7 +247,7 @@ class Settler:
 
 
 def _trace(batch: Sequence[Running], became: Mapping[JobId, lease.Surprise]) -> None:
-    """Tell the traces of what is durable. What a handler's own transaction has settled, it has."""
+    """Tell the traces of what is durable, but for what a handler's own transaction has settled."""
     for running in batch:
         if running.trace is not None and not running.is_settled:
             surprise = became.get(running.job.id)

@@ -1,37 +1,38 @@
-"""Shortcuts: how a job starts without a look at the queues, where it is known which job is new.
+"""Shortcuts: how a job starts without a look at the queues, if it is known which job is new.
 
-Looking at the queues is what a worker does that does not know what there is: it finds the highest
-priority, what is left of it, and when the next job falls due. An idle worker (wakeups.py) knows
+A worker looks at the queues if it does not know what there is. The look finds the jobs of the
+highest priority, what is left, and when the next job falls due. An idle worker (wakeups.py) knows
 that its queues were empty. There are two shortcuts.
 
 By name. The insert of a single job says in its wake-up which job is new. To take that job by its
 key costs the server two thirds of a look (bench/README.md).
 
-- By the connection that heard the wake-up, the listener's: its session has just been awake, and one
-  that has slept takes 0.06 ms longer.
-- Only after a lull. Wake-ups that come one upon the other are the claimer's, which takes many jobs
-  at once and finds out when the worker is no sleeper any more.
+- The listener's connection, which heard the wake-up, takes the job: its session has just been
+  awake. A session that has slept takes 0.06 ms longer.
+- Only after a lull. Wake-ups in quick succession go to the claimer. It takes many jobs at once, and
+  it finds out when the worker is no sleeper any more.
 - If the named job is still pending but could not be taken, the claimer's bell is rung; the claimer
-  then looks at the queues, as if the wake-up had named nothing. So whatever hinders a job here
-  loses no job, and what sleep.py says of wake-ups holds as it stands.
+  then looks at the queues, as if the wake-up had named nothing. So no job is lost, whatever hinders
+  it here, and what sleep.py says of wake-ups still holds.
 - A name is a hint, and anybody can send one. It can bring nothing but a job of the worker's own
   queues that is due anyway.
 
-By hand-over. A web server that runs its worker beside it enqueues, commits, is notified by itself,
-and claims: two more round trips and a second commit before the handler starts. If a worker of this
-very event loop is idle and has a free slot, the insert can claim too: the handler starts when the
-insert's own commit is answered.
+By hand-over. A web server that runs a worker in its own process enqueues, commits, is notified by
+itself, and claims: that is two more round trips and a second commit before the handler starts. If a
+worker of this very event loop is idle and has a free slot, the insert can claim the job, too. Then
+the handler starts when the insert's own commit is answered.
 
-- Only what a claim would do now is done: the job is due, its queue is the worker's, no due job of
-  that queue is there (the statement looks), the worker has a handler for it and is not draining.
-- Never in a transaction of the caller's: the job is not there before that commits.
-- Both ids are made here. If the reply is lost, it is not known whether the job exists. Then its
-  execution is released, by the fence: if the job exists it is pending at once, and not when the
-  lease runs out.
+- The insert claims only what a claim would take now: the job is due, its queue is the worker's, no
+  due job of that queue is there (the statement looks), the worker has a handler for it and is not
+  draining.
+- Never in a transaction of the caller's: the job is not there before that transaction commits.
+- The ids of job and execution are made here. If the reply is lost, it is not known whether the job
+  exists. Then its execution is released, by the fence. So if the job exists, it is pending at once,
+  and not only when the lease runs out.
 
-Both take their permit before the statement is sent, as the claimer does (executions.py), and take
-up the job as any other. A third, by the database, will end here too: a job that arrives already
-claimed.
+Both shortcuts take their permit before the statement is sent, as the claimer does (executions.py).
+They take up the job as any other. A third shortcut, by the database, will end here too: a job that
+arrives already claimed.
 """
 
 from __future__ import annotations
@@ -69,13 +70,13 @@ UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
 
 @attrs.frozen(eq=False, kw_only=True)
 class Taker:
-    """A worker, as one that may take a job without a look."""
+    """A worker that may take a job without a look at the queues."""
 
     me: Identity
     executions: Executions
     wakeups: Wakeups
     settler: Settler
-    quick: Link  # whose deadline a claim has
+    quick: Link  # a claim has the deadline of this link
 
     @property
     def is_ready(self) -> bool:
@@ -89,7 +90,7 @@ class Taker:
     def release(self, job: ClaimedJob, sent_at: float, reserved: Reserved) -> None:
         """Have the settler release an execution that shall not start, or may not exist.
 
-        A permit was reserved for it, and is free when that is known.
+        A permit was reserved for it. The permit is free when the release is known to be durable.
         """
         running = Running(job=job, renewed_at=sent_at)
         self.executions.hold(running, reserved)
@@ -104,9 +105,9 @@ async def answer(taker: Taker, told: Work | None, connection: Connection) -> Non
 
     Args:
         taker: the worker.
-        told: the queue, and the job, if the wake-up named one; anybody can send one. None: there
-            may be work in any queue.
-        connection: by which it was heard.
+        told: the queue, and the job if the wake-up named one. Anybody can send a wake-up. None:
+            there may be work in any queue.
+        connection: by which the wake-up was heard.
 
     Raises:
         trio.TooSlowError, psycopg.Error: no answer, or none that can be used. The listener begins
@@ -159,7 +160,7 @@ _takers: RunVar[dict[tuple[str, str], list[Taker]] | None] = RunVar("pgnotifyq t
 def open_door(taker: Taker, dsn: str) -> Iterator[None]:
     """Let clients of this event loop, with the same address and schema, hand jobs to a worker.
 
-    As long as the block lasts.
+    They may do so as long as the block lasts.
     """
     takers = _takers.get()
     if takers is None:
@@ -210,7 +211,7 @@ async def enqueue_and_hand_over(connection: Connection, taker: Taker, job: NewJo
     execution_id = ExecutionId(other_id)
     reserved = taker.executions.reserve_one(queue_name)
     if not reserved:
-        # Taken since `find_taker` looked.
+        # The permit was taken since `find_taker` looked.
         return await ask(connection, enqueue.enqueue_one(me.schema, job, payload, is_alone=True))
 
     def claimed(payload: str, time_now: datetime) -> ClaimedJob:

@@ -2,23 +2,24 @@
 
 What is looked at: its context variables, decimal context, cancel scopes and nurseries.
 
-A task a job would be as new by itself, and takes 15 to 19 microseconds a job, 26 with a nursery of
-its own around it. To look whether the task was left as it was found takes 0.1. What was left behind
-differs in what can be done about it:
+A new task for each job would be as new without a look. But it takes 15 to 19 microseconds a job,
+and 26 with a nursery of its own around it. To look whether a job left its task unchanged takes 0.1.
+What can be done depends on what was left behind:
 
-- Context variables: the task goes on in a copy of the context that the worker was started in, from
-  its next step on. It costs a step of the scheduler, and only where a handler did set a variable.
-  Contexts are compared by what they hold, and two that share all of it are found equal at once.
+- Context variables: from its next step on, the task runs in a copy of the context that the worker
+  was started in. That costs a step of the scheduler, and only if a handler did set a variable.
+  Contexts are compared by what they hold. Two contexts that share all of it are found equal at
+  once.
 - The decimal context is an object that a context variable holds, so a copy of the context would
-  share it. Most programs have one, made by an import, as it comes: tasks get none then, and decimal
-  makes one where it is wanted. Where the program has changed its own, each task is lent a copy,
-  which is compared.
-- Cancel scopes and nurseries: nobody but who opened them can close them, so the task is spent. It
-  ends, and the next job has another.
+  share it. Most programs have one that an import has made, with its defaults. Then tasks are given
+  none, and decimal makes one when it is needed. If the program has changed its decimal context,
+  each task is lent a copy of that, and the copy is compared.
+- Cancel scopes and nurseries: only the code that opened them can close them, so the task is spent.
+  It ends, and the next job has another task.
 
-Not here, for it is the whole process's: environment, working folder, locale, signal handlers,
-`sys.settrace`, and what a handler keeps in a module, in a thread-local of one of trio's worker
-threads, or in a system task.
+Not looked at is what belongs to the whole process: environment, working folder, locale, signal
+handlers, `sys.settrace`, and what a handler keeps in a module, in a thread-local of one of trio's
+worker threads, or in a system task.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Start:
     """
 
     context: Context  # without a decimal context
-    decimals: decimal.Context | None  # what each task is lent a copy of; None: nothing, decimal makes one as it comes
+    # Each task is lent a copy of this. None: it is lent none, and decimal makes one with its
+    # defaults.
+    decimals: decimal.Context | None
 
     @classmethod
     def of_now(cls) -> Start:
@@ -76,13 +79,13 @@ class Slate:
             await self.renew_context()
 
     def note_scope(self) -> None:
-        """Take the innermost scope of now as the one that each job shall be left in."""
+        """Note the innermost scope: each job shall leave the task in this scope."""
         self._status = self._task._cancel_status  # noqa: SLF001  # trio has no public way to ask
 
     def is_cancelled(self) -> bool:
         """Tell whether no job may begin in this scope.
 
-        It was cancelled, or a scope around it, the slot's or the worker's.
+        Then it was cancelled, or a scope around it was: the slot's or the worker's.
         """
         return self._status is None or self._status.effectively_cancelled
 
@@ -119,7 +122,8 @@ class Slate:
         if self._pristine is not None:
             context.run(decimal.setcontext, self._pristine.copy())
         self._task.context = context
-        await trio.lowlevel.cancel_shielded_checkpoint()  # the scheduler enters it with the next step
+        # The scheduler enters the new context with the next step.
+        await trio.lowlevel.cancel_shielded_checkpoint()
         self._found = copy_context()
 
 

@@ -1,13 +1,13 @@
-"""Only wake sleepers: how a worker sleeps and misses no job, and not every insert pays for it.
+"""Only wake sleepers: how a worker sleeps and misses no job, though not every insert pays for that.
 
 The price. A transaction that notifies takes a lock on the whole server at commit and holds it
 across the flush, so notifying commits are serialized and group commit is lost (see bench/README.md
 for the curves). So the insert trigger notifies only when it sees a sleeper, and a busy worker is
 not one.
 
-The race. An inserter whose trigger looked before the sleeper was visible notifies nobody, and its
-job is not visible before it commits: a worker that looked in between would sleep on it. This closes
-it:
+The race. If an inserter's trigger looked before the sleeper was visible, that inserter notifies
+nobody. The job is not visible before the inserter commits. So a worker that looked in between would
+sleep, and miss the job. Three steps close the race:
 
 1. The worker publishes itself in `sleepers` and commits. Its LISTEN came long before.
 2. In a *new* transaction it takes a transaction id T of its own, and commits.
@@ -15,44 +15,46 @@ it:
    xmin is above T. Then it sleeps, without polling.
 
 Why it is enough. Take an inserter whose trigger did not see the publication. Its row was inserted,
-and so its transaction id assigned, before the trigger took the snapshot it looked through; that
-snapshot was taken before the publication committed, or it would have seen it; and T was assigned
-after that commit. So its id is below T, and a claim under an xmin above T runs when it has ended:
-its job, if it committed, is visible to the claim. Every other inserter saw the sleeper.
+and so its transaction id assigned, before the trigger took the snapshot that it looked through.
+That snapshot was taken before the publication committed: else the trigger would have seen the
+publication. T was assigned after that commit. So the inserter's id is below T. A claim under an
+xmin above T runs when the inserter has ended. If the inserter committed, its job is visible to the
+claim. Every other inserter saw the sleeper.
 
-`pg_snapshot_xmax` will not do for T: it is one past the highest *completed* id, and an active
-inserter may lie beyond it. The claim function reads xmin in a statement *before* the one that looks
-for jobs, which can only make it smaller: safe.
+`pg_snapshot_xmax` will not do for T: it is one past the highest *completed* id, and the id of an
+active inserter may lie beyond it. The claim function reads xmin in a statement *before* the one
+that looks for jobs. That can only make xmin smaller, which is safe.
 
-Jobs of the future. A sleeper says when it will look again by itself (`expects_at`), and an insert
-that falls due later tells it nothing: a promise. An inserter that relied on it may not have
-committed when the promise is kept. So it stands until its time even if the job it was made for is
-gone, and when a claim finds one of its own passed (it reports no xmin then) the barrier is taken
-anew: 2 and 3 above: an inserter that relied on the promise looked before its time, so its id is
-below the new T. The naive sleeper, which replaces what it expects at each claim and sleeps on,
-loses such a job until the backstop.
+Jobs of the future. A sleeper says when it will look again by itself (`expects_at`). That is a
+promise: an insert that falls due later does not notify the sleeper. An inserter that relied on the
+promise may not have committed when the promise is kept. So a promise stands until its time, even if
+the job that it was made for is gone. If a claim finds that a promise of its worker has passed, it
+reports no xmin, and the worker takes the barrier anew: steps 2 and 3 above. An inserter that relied
+on the promise looked before the promise's time, so the inserter's id is below the new T. The naive
+sleeper replaces what it expects at each claim, and sleeps on. It loses such a job until the
+backstop.
 
-"Dry" means that no due job was left, not that none could be taken: a claim skips rows that somebody
-else has locked, another worker's claim or a mere update, and says so (`is_contended`). Then the
-worker looks again, at growing intervals; if it slept, and the other did not take the job after all,
-nobody would come for it.
+"Dry" means that no due job was left, not that none could be taken. A claim skips rows that another
+session has locked, by another worker's claim or by a mere update, and says so (`is_contended`).
+Then the worker looks again, at growing intervals. If it slept instead, and the other session did
+not take the job after all, nobody would come for the job.
 
-The trigger under repeatable read or serializable may look through a snapshot as old as its
-transaction, so there it always notifies, on a channel that all workers hear.
+Under repeatable read or serializable, the trigger may look through a snapshot as old as its
+transaction. So there it always notifies, on a channel that all workers hear.
 
 Who is woken. An insert picks two sleepers (or as many as there are jobs), not all: with sixteen
-idle workers one job costs two claims. A picked worker that is full hands the wake-up on, after it
-has taken itself off the list, so that a wake-up is handed on at most once a worker. A claim that
-leaves due work behind wakes further sleepers. A picked worker that dies is covered by the watch
-(its sleeper rows go when its session does, and others are woken) and at last by the backstop.
+idle workers one job costs two claims. A picked worker that is full takes itself off the list, and
+then hands the wake-up on. So each worker hands a wake-up on at most once. A claim that leaves due
+work behind wakes further sleepers. If a picked worker dies, the watch covers it (its sleeper rows
+go when its session does, and others are woken), and at last the backstop does.
 
 A wake-up may be answered without a look at the queues, by taking the one job it names
 (shortcuts.py). Nothing here changes by that: to the claimer it is as if another worker had taken
 the job.
 
 A worker publishes "awake" only when it has been busy for a while, so light loads never pay for the
-exchange. When it was awake and runs dry, it looks a few more times first (HOT_SECONDS) before it
-publishes: a worker between two bursts is not asleep.
+exchange. When an awake worker runs dry, it looks a few more times (HOT_SECONDS) before it publishes
+itself as a sleeper: a worker between two bursts is not asleep.
 """
 
 from __future__ import annotations
@@ -89,8 +91,8 @@ class Sleep:
 
     Pure, so that its interleavings can be searched.
 
-    `next_pause` is what the claimer asks after each claim; None asks it to publish first and to
-    note the barrier.
+    The claimer calls `next_pause` after each claim. If the answer is None, the claimer publishes
+    the worker first, and notes the barrier.
     """
 
     stage: Stage = Stage.AWAKE

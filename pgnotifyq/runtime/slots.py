@@ -1,14 +1,14 @@
 """Slots: the long-lived tasks that run jobs, one after the other.
 
-A slot's task runs its jobs in one cancel scope, for making a scope took a quarter of a no-op job's
-time. The scope is a job's own while the job runs. Once it was cancelled, or an exception went
-through it, it is left, which is how trio tells a cancel from other ends, and the next job has a new
-one.
+A slot's task runs its jobs in one cancel scope: to make a scope took a quarter of a no-op job's
+time. While a job runs, the scope is the job's own. Once the scope was cancelled, or an exception
+went through it, the task leaves it. That is how trio tells a cancel from other ends. The next job
+has a new scope.
 
-The task is as new for each job (slate.py). A task in which a handler left a scope or a nursery open
-is spent: it ends, trio does with what is left what it does at the end of any task, and the slot
-goes on in another. So each slot is two tasks: a guard, and in its nursery the one that works. What
-a handler does to its task's nursery reaches the guard and goes no further.
+The task is as new for each job (slate.py). If a handler left a scope or a nursery open in it, the
+task is spent. It ends, trio does with what is left what it does at the end of any task, and the
+slot goes on in another task. So each slot is two tasks: a guard, and in the guard's nursery the
+task that works. What a handler does to that nursery reaches the guard and goes no further.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class _Slot:
     emit: EventSink
     start: Start = attrs.field(factory=Start.of_now)
     running: Running | None = None  # the job of the task, until its outcome is the settler's
-    ended: Ended = attrs.field(factory=Stopped)  # how that job ended, where its task is spent
-    failure: BaseException | None = None  # what went through the task, and is no handler's
+    ended: Ended = attrs.field(factory=Stopped)  # how that job ended, if its task is spent
+    # What went through the scope: a handler's error, Ctrl-C, or a cancel.
+    failure: BaseException | None = None
     is_over: bool = False  # there are no more jobs
 
     def begin(self) -> None:
@@ -62,7 +63,7 @@ class _Slot:
 
 
 async def run_slot(executions: Executions, executor: Executor, settler: Settler, emit: EventSink) -> None:
-    """Be one slot: run jobs one after the other until there are no more and no more will come."""
+    """Be one slot: run jobs one after the other, until there are none and none will come."""
     slot = _Slot(executions=executions, executor=executor, settler=settler, emit=emit)
     while not slot.is_over:
         slot.ended = Stopped()
@@ -80,7 +81,7 @@ async def run_slot(executions: Executions, executor: Executor, settler: Settler,
 def _is_left_behind(group: BaseExceptionGroup[BaseException], failure: BaseException | None) -> bool:
     """Tell whether what ended a slot's task says no more than that the task is spent.
 
-    It is what trio says of such a task, or comes from what a handler left there.
+    Then it is what trio says of such a task, or it comes from what a handler left there.
     """
     if failure is not None and not isinstance(failure, trio.Cancelled):
         return False
@@ -128,7 +129,7 @@ async def _serve(slot: _Slot, slate: Slate, scope: trio.CancelScope) -> bool:
 
     Returns: whether the task shall end: it is spent, or there are no more jobs.
 
-    Raises: whatever a handler raises, where it left nothing open.
+    Raises: whatever a handler raises, if it left nothing open.
     """
     executions, executor, settler = slot.executions, slot.executor, slot.settler
     task = trio.lowlevel.current_task()
@@ -141,7 +142,8 @@ async def _serve(slot: _Slot, slate: Slate, scope: trio.CancelScope) -> bool:
         if not executions.is_backed_up:
             settler.go_on()
         if executions.is_draining and running.interrupt is None:
-            # Claimed while the shutdown was signalled: not started, given back.
+            # The job was claimed while the shutdown was signalled. It is not started, but given
+            # back.
             running.stop(Interrupt(kind=InterruptKind.SHUTDOWN, why="the worker is shutting down"))
         try:
             ended = await executor.run(running, scope)
@@ -149,12 +151,14 @@ async def _serve(slot: _Slot, slate: Slate, scope: trio.CancelScope) -> bool:
             if not _is_outcome(error) or slate.what_is_open() is None:
                 slot.failure = error
                 raise
-            # Not through the scope: trio would tell of the scopes inside, and of nothing else.
+            # The error must not go through the scope: trio would tell of the scopes inside, and of
+            # nothing else.
             ended = Stopped() if isinstance(error, trio.Cancelled) else as_ended(error)
         is_as_new = slate.is_as_new()
         if not is_as_new and (left := slate.what_is_open()) is not None:
             slot.ended = _as_left(slot.emit, running, ended, left)
-            return True  # the guard settles, when the task has ended and nothing of the job runs any more
+            # The guard settles, when the task has ended and nothing of the job runs any more.
+            return True
         if running.is_settled or running.has_ended:
             await slot.hand_over(running, ended)
         else:
@@ -166,10 +170,10 @@ async def _serve(slot: _Slot, slate: Slate, scope: trio.CancelScope) -> bool:
 
 
 def _as_left(emit: EventSink, running: Running, ended: Ended, left: str) -> Ended:
-    """Return how a job has ended that left something open, and tell of it.
+    """Return how a job that left something open has ended, and tell of it.
 
-    An open scope harms nobody once its task is gone. With a nursery goes what ran in it, as trio
-    has it: the work may be half done.
+    An open scope harms nobody once its task is gone. With an open nursery, trio cancels what runs
+    in it: the work may be half done.
     """
     emit(Event(name=EventName.JOB_LEFT_OPEN, fields={**running.names(), "left": left}))
     nursery = trio.lowlevel.current_task().parent_nursery
@@ -187,7 +191,7 @@ def _as_left(emit: EventSink, running: Running, ended: Ended, left: str) -> Ende
 def _is_outcome(error: BaseException) -> bool:
     """Tell whether what came out of a handler is its own.
 
-    Ctrl-C is not, which lands in whatever runs, nor is the end of the loop.
+    Ctrl-C is not: it lands in whatever runs. The end of the loop is not, either.
     """
     if isinstance(error, GeneratorExit):
         return trio.lowlevel.in_trio_task()
@@ -197,7 +201,8 @@ def _is_outcome(error: BaseException) -> bool:
 def _holds_ctrl_c(error: BaseException) -> bool:
     """Tell whether Ctrl-C landed in a handler: the process's own handler of SIGINT raised it.
 
-    That is trio's, as a rule. A handler that raises KeyboardInterrupt by itself has failed like any
-    other. It would end its worker, uncharged, and the next one.
+    The process's handler of SIGINT is trio's, as a rule. If a job's handler raises
+    KeyboardInterrupt by itself, the job has failed like any other. Else it would end its worker,
+    uncharged, and then the next worker.
     """
     return holds_ctrl_c(error, getattr(signal.getsignal(signal.SIGINT), "__code__", None))

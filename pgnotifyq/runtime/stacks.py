@@ -6,10 +6,10 @@ Nothing here runs, and nothing is noted, while nobody asks.
   database, by the worker's own id, and the answer goes into its row
   (sql/functions/lease/stack.sql).
 - Handlers on trio stand still while this task runs. Their tasks are walked as a tree, by the
-  nurseries that they have opened. A handler on asyncio is looked at by its own loop, a thread in
-  passing, and a process of handlers looks at itself.
-- A loop or a process that does not answer in `LOOK_SECONDS` is held by what it does. Then the
-  thread of the loop is looked at from here, as the watchdog does.
+  nurseries that they have opened. A handler on asyncio is looked at by its own loop. A handler in a
+  thread is looked at while it runs. A process of handlers looks at itself.
+- A loop or a process that does not answer in `LOOK_SECONDS` is held by what it does. Then this task
+  looks at the loop's thread, as the watchdog does.
 - If a handler holds trio's loop, the watchdog's thread answers (held.py).
 """
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.running import Running
 
 LOOK_SECONDS = 1.5  # for a loop of asyncio's, or a process, to look at itself
-REQUESTS_MAX = 100  # that are noted; more is somebody who plays
+REQUESTS_MAX = 100  # that are noted one by one; nobody needs more
 
 
 class Stacks:
@@ -59,7 +59,7 @@ class Stacks:
         self._bell = Bell()
 
     def hear(self, request_id: UUID) -> None:
-        """Take note of a request, it is said. It is looked at soon."""
+        """Note a request that a notification tells of. It is looked at soon."""
         self._is_more = self._is_more or len(self._asked) == REQUESTS_MAX
         if not self._is_more:
             self._asked.add(request_id)
@@ -71,7 +71,8 @@ class Stacks:
             await self._bell.wait()
             asked = None if self._is_more else list(self._asked)
             self._asked, self._is_more = set(), False
-            # Then whoever asked is told that nobody answers. It is no trouble of the worker's.
+            # If this fails, the one who asked is told that nobody answers. It is no trouble of the
+            # worker's.
             with suppress(PgnotifyqError, psycopg.Error, trio.TooSlowError):
                 await self._answer(asked)
 
@@ -118,9 +119,9 @@ def held_stack(running: Running, holder: Running | None, thread_id: int, seconds
 
     Args:
         running: the execution that is asked about.
-        holder: the one that holds the loop; None: it is no handler.
+        holder: the execution that holds the loop; None: what holds it is no handler.
         thread_id: of the loop's thread.
-        seconds: for how long it has been held.
+        seconds: for how long the loop has been held.
     """
     job_id, execution_id = running.lease
     stack = Stack(job_id=job_id, execution_id=execution_id, state=StackState.RUNNING)
@@ -142,7 +143,7 @@ def held_stack(running: Running, holder: Running | None, thread_id: int, seconds
 
 
 def _with(stack: Stack, found: Iterable[_Found]) -> Stack:
-    """Return a stack with the tasks that were found, as many as are told."""
+    """Return a stack with the tasks that were found, at most TASKS_MAX of them."""
     tasks: list[StackTask] = []
     is_cut = False
     for each in found:

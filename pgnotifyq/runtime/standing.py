@@ -29,7 +29,7 @@ class Standing:
         told = self._told
         if told is None:
             told = self._told = trio.Event()
-            with trio.CancelScope(shield=True):  # half a line would say nothing, and the next one neither
+            with trio.CancelScope(shield=True):  # half a line would spoil the next one, too
                 await self._say()
         await told.wait()
         return self._tasks

@@ -1,16 +1,16 @@
 """Telling events: the one place where a sink is called, so that no sink ends a worker.
 
 A sink is the application's: `on_event`, or logging with whatever handlers it has. It may raise, and
-no event is worth a worker.
+no event is worth the end of a worker.
 
 Rules:
 
 - Whatever a sink raises stays here, `sys.exit()` and asyncio's CancelledError included. The event
   is lost and the worker goes on.
 - Ctrl-C is not the sink's. trio holds it back while a sink runs, and delivers it to the main task
-  afterwards; so a KeyboardInterrupt that comes out of a sink is one that it raised itself.
-- The loss is told by logging: the first, the tenth, the hundredth. A sink that fails at each event
-  would else fill the log.
+  afterwards. So if a KeyboardInterrupt comes out of a sink, the sink has raised it itself.
+- The loss is told by logging: the first, the tenth, the hundredth. Else a sink that fails at each
+  event would fill the log.
 - Logging may raise as well. Then there is nobody left to tell, and the worker goes on.
 - A sink that is slow holds the event loop. The watchdog names it.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("pgnotifyq")
 
-# Losses are told when their number has grown so many times.
+# A loss is told when the number of losses has grown by this factor since the last one told.
 TOLD_AGAIN_FACTOR = 10
 
 
@@ -58,7 +58,7 @@ class Telling:
                 "on_event is an async function, and nobody awaits it: give a plain one, that puts events into a memory channel, say"
             )
         self._sink: Callable[[Event], object] = sink
-        self.count: EventSink | None = None  # this package's own, which sees each event first
+        self.count: EventSink | None = None  # this package's own sink, which sees each event first
         self._tell_at = 1
         self.lost = 0  # events that the sink did not take
 
@@ -68,7 +68,7 @@ class Telling:
         return self._sink is log_event
 
     def unless_logged(self, event: Event) -> None:
-        """Tell an event that the log has already. Where events go to the log it is only counted."""
+        """Tell an event that the log has already. If events go to the log, only count it."""
         if not self.is_logged:
             self(event)
         elif self.count is not None:
@@ -93,13 +93,13 @@ class Telling:
     def _tell_loss(self, event: Event, error: BaseException) -> None:
         what = "logging" if self.is_logged else f"on_event ({getattr(self._sink, '__qualname__', type(self._sink).__name__)})"
         why = f"{type(error).__name__}: {bounded(text_of(error))}"
-        # What the network or a disk did has no place in the sink's code to look at.
+        # If the network or a disk failed, there is no place in the sink's code to look at.
         trace = None if isinstance(error, OSError) else error
         quietly(_log.error, "%s did not take %s, %d lost so far: %s", what, event.name.value, self.lost, why, exc_info=trace)
 
 
 def _drop(awaitable: object) -> None:
-    """Close a coroutine, or Python would complain that it was never awaited."""
+    """Close a coroutine. Else Python would complain that it was never awaited."""
     close = getattr(awaitable, "close", None)
     if close is not None:
         close()

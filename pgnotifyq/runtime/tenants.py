@@ -28,7 +28,7 @@ AGAINST_MISTAKES = "confined against mistakes, not against SQL of the handler's 
 
 
 class OpenTransaction(Protocol):
-    """How a fenced transaction is opened that is confined to a tenant (transactions.py)."""
+    """How a fenced transaction that is confined to a tenant is opened (transactions.py)."""
 
     def __call__(
         self, running: Running, *, org_id: OrgId | None, isolation: psycopg.IsolationLevel | None
@@ -69,7 +69,7 @@ class OrgContext:
 async def confine(databases: Databases, connection: Connection, dsn: str, tenant_dsn: str | None) -> str:
     """Find out what confines tenants' transactions, and have them confined by it.
 
-    Returns: what holds, for people: the grade, and by what.
+    Returns: a text for people: the grade of the confinement, and what confines.
 
     Source: sql/functions/roles, sql/queries/tenant_role.sql
     """

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How often it is told at the most. Between two items a clock is read, and that is all.
+# Progress is told once in this time, at the most. Between two items a clock is read, and that is
+# all.
 TRACK_SECONDS = 0.1
 
 

@@ -6,18 +6,18 @@ ends in that very commit, so what it wrote happens exactly once.
 
 Rules:
 
-- The fence is part of the commit (migration 0010), so one that a handler says by hand is fenced
-  too. After it nothing is: the connection refuses every further statement, and the end of the block
-  raises TransactionLeft.
-- What a transaction settles is its own: another of the same execution, in another task, may commit
-  before it or not at all.
+- The fence is part of the commit (migration 0010). So a commit that a handler makes by hand is
+  fenced, too. After that commit nothing is fenced: so the connection refuses every further
+  statement, and the end of the block raises TransactionLeft.
+- A transaction that settles the job does so alone: another transaction of the same execution, in
+  another task, commits before it or not at all.
 - Within an open transaction of the execution another one is refused at once, in the same task and
-  in those that it started. It would have a connection of its own: not see what the first wrote,
-  wait for its locks for ever, and use up the pool.
+  in the tasks that it started. The second one would have a connection of its own. It would not see
+  what the first one wrote. It would wait for the first one's locks for ever, and use up the pool.
 - Every transaction is given a session that was discarded, in a connection object of its own
   (wire/lent.py).
 
-What holds of each block of a handler's, `noted`, `told`, `refusal`, holds in fenced.py, too: there
+`noted`, `told` and `refusal` hold for each block of a handler's, also for those of fenced.py: there
 the connection is the handler's own.
 """
 
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False, kw_only=True)
 class TenantLogin:
-    """Sessions of a login that is a tenant's, and the key to say by which tenant one is used.
+    """Sessions of a tenant's login, and the key to say for which tenant a session is used.
 
     Such a session has no role to go back to. It sees nothing without a token, and a token holds for
     one tenant in one transaction.
@@ -75,7 +75,7 @@ class TenantLogin:
     key: bytes = attrs.field(repr=False)
 
     async def seal(self, connection: Lent[TupleRow], schema: str, org_id: OrgId) -> None:
-        """Say which tenant the transaction is of that has just begun.
+        """Say of which tenant the transaction is that has just begun.
 
         Raises:
             MissingRights: the session's role is not confined by tokens.
@@ -96,9 +96,9 @@ class Databases:
     pool: Pool
     schema: str
     worker_id: WorkerId
-    connections_max: int  # as the worker is set to, for people
-    # Taken on for a tenant's transaction, where no login is known. None: there is no such role, and
-    # the setting alone confines.
+    connections_max: int  # the worker's setting, for messages to people
+    # The role that is taken on for a tenant's transaction, if no login is known. None: there is no
+    # such role, and the setting alone confines.
     tenant_role: str | None = None
     tenants: TenantLogin | None = None  # None: none is known
     _stack: AsyncExitStack
@@ -208,12 +208,14 @@ class _Block:
 
     running: Running
     is_open: bool = True
-    save: tuple[str | None, Any] | None = None  # what the handler saves with the commit: as text, and as it is given it
+    # What the handler saves with the commit: as text, and as the handler is given it.
+    save: tuple[str | None, Any] | None = None
 
     def saves(self, schema: str) -> Ask[bool] | None:
-        """Return what saves that, behind the answer that the commit may be; None: nothing is saved.
+        """Return the verb that writes `save`; None: nothing is saved.
 
-        Not when the handler says it: the job's row would be locked until the commit, and no
+        It is asked at the end, when the fence has answered that the transaction may commit, and not
+        when the handler saves. Else the job's row would be locked until the commit, and no
         heartbeat could renew the lease.
         """
         return None if self.save is None else lease.save(schema, self.running.lease, self.save[0])
@@ -224,14 +226,14 @@ _block: ContextVar[_Block | None] = ContextVar("pgnotifyq_block", default=None)
 
 
 def block_of(running: Running) -> _Block | None:
-    """Return the block of an execution's that is open around the caller."""
+    """Return the block of this execution that is open around the caller."""
     around = _block.get()
     return around if around is not None and around.is_open and around.running is running else None
 
 
 @contextmanager
 def noted(running: Running, *, completes: bool) -> Iterator[_Block]:
-    """Note that a transaction of this execution is open; refuse a second one where it cannot be."""
+    """Note that this execution has a transaction open; refuse a second one if it is not allowed."""
     if block_of(running) is not None:
         raise TransactionRefused(
             f"job {running.job.id} has a transaction open around this one: use its connection, and connection.transaction()"
@@ -275,7 +277,7 @@ def _guarded(connection: Lent[TupleRow], running: Running) -> Iterator[None]:
 
 @contextmanager
 def told(running: Running) -> Iterator[None]:
-    """Say by an error of ours that a commit was refused by its fence."""
+    """Raise an error of ours if a commit was refused by its fence."""
     try:
         yield
     except PgnotifyqError:
@@ -310,7 +312,7 @@ def refusal(running: Running, held: str) -> Exception:
 
 
 def _told_by(connection: Lent[TupleRow], place: int) -> str:
-    """Return a column of what went with `begin`: the first is the transaction's id."""
+    """Return a column of the answer that came with `begin`: the first is the transaction's id."""
     value = None if connection.answer is None else connection.answer.get_value(0, place)
     assert value is not None  # what goes with `begin` selects it
     return value.decode()

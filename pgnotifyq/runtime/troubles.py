@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 async def bear(emit: EventSink, verb: str, operation: Callable[[], Awaitable[T]]) -> T | None:
-    """Do what is done for others. A row in the way that could not even be put aside is told.
+    """Do something for others. If a row in the way could not even be put aside, tell of it.
 
     Returns: what the operation returned; None if such a row stood in its way.
 

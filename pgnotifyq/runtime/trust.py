@@ -1,46 +1,48 @@
 """Trust: how long a worker may believe that it holds what it holds.
 
-Two judge that, each by a clock of its own; here they agree.
+The worker judges that, and so do the other workers, each by a clock of its own. Here they agree.
 
-The judges. Every worker watches the others (reclaimer.py, sql/functions/worker/watch.sql). One
-whose session is gone, and from which nothing was heard for a grace, is given up and its jobs run
-elsewhere: a second or two after `kill -9`, and not when the lease ends. The worker itself goes by
-its own clock. The naive worker trusts its leases alone: when its session is lost and nobody tells
-it, because the server ended it while the cable was cut, its job starts elsewhere after a second,
-and its handler is told after a minute.
+The judges. Every worker watches the others (reclaimer.py, sql/functions/worker/watch.sql). If a
+worker's session is gone, and nothing was heard from the worker for a grace, the others give the
+worker up, and its jobs run elsewhere: a second or two after `kill -9`, and not when the lease ends.
+The worker itself goes by its own clock. The naive worker trusts its leases alone. Its session may
+be lost and nobody tells it, because the server ended the session while the cable was cut. Then its
+job starts elsewhere after a second, and its handler is told after a minute.
 
 The rules, for a grace G that is the worker's own and stands in its row:
 
-1. Others give a worker up only when its session has been found gone, and no sign of life has come
-   since, for G. That is committed in its row before anything is taken from it. A job that it
-   claimed less than G ago is not taken either.
+1. Others give a worker up only if its session was found gone at least G ago, and no sign of life
+   has come since then. The judgement is committed in the worker's row before anything is taken from
+   the worker. A job that the worker claimed less than G ago is not taken, either.
 2. While a worker holds jobs that it claimed longer than a step ago (STEPS of them make G), it asks
-   for a proof of life each step. Jobs that are shorter cost nothing, an idle worker asks nothing.
-   One of these is a proof, as of when it was sent:
-   - its session answers: it was there, so it had not been found gone for good;
-   - a beat by another connection counts (beat.sql): sent at once when the session is known to be
-     gone, and when it does not answer within a step;
-   - its server is away, certainly (wire/postmaster.py): nobody judges now, nor in the first grace
-     after it has come back, for nobody judges in the first grace of its own session.
-3. An execution is trusted until G less a margin (one step) after the last proof, or after its claim
-   was sent, whichever is later; and until its lease ends less a margin, as ever. Then its handler
-   is stopped, before anybody may start its job.
+   for a proof of life each step. Shorter jobs cost nothing, and an idle worker asks nothing. Each
+   of these is a proof, and counts from when it was sent:
+   - the worker's session answers: the session was there, so it had not been found gone for good;
+   - a beat by another connection counts (beat.sql): it is sent at once when the session is known to
+     be gone, and also when the session does not answer within a step;
+   - the server is certainly away (wire/postmaster.py): then nobody judges now. Nobody judges in the
+     first grace after the server has come back, either, for no worker judges in the first grace of
+     its own session.
+3. An execution is trusted for G less a margin (one step) from the last proof, or from when its
+   claim was sent, whichever is later. It is never trusted beyond the end of its lease less a
+   margin. When the trust ends, its handler is stopped, before anybody else may start its job.
 4. A worker that was given up learns of it from its next sign of life, stops what it does not trust,
    and registers anew.
 
 Why it is enough. A proof that was sent at s took place at some t >= s. A session that answered at t
-was there at t, so it is found gone after t; a beat at t clears what was found before. Either way
-the worker is given up at t + G at the earliest, by the database's clock, and it has stopped by s +
-G less the margin, by its own. The two clocks are never compared: both count from t or before.
+was there at t, so it can be found gone only after t. A beat at t clears what was found before.
+Either way others give the worker up at t + G at the earliest, by the database's clock. The worker
+has stopped by s + G less the margin, by its own clock. The two clocks are never compared: both
+count from t or before.
 
-What is stopped for want of a proof may still be ours, for the server may never have missed us. When
-its handler has ended, it is released, uncharged; the fence sees to it that nothing happens when it
-is not.
+A job that was stopped for want of a proof may still be this worker's: the server may never have
+missed the worker. When the job's handler has ended, the job is released, uncharged. If the job is
+not this worker's any more, the fence sees to it that nothing happens.
 
-A process that stood still, its loop held by a handler or its machine stopped, did not ask, and so
-hears nothing of no proof: it is given one grace from when it goes on. If its session was lost
-meanwhile, its handlers may run on for that long beside others; a process that is frozen is what
-nobody can promise anything of.
+A process may stand still, because a handler holds its loop or its machine is stopped. Then it did
+not ask for proofs, so a missing proof says nothing. The process is given one grace from when it
+goes on. If its session was lost meanwhile, its handlers may run on for that long beside others. Of
+a process that is frozen nobody can promise anything.
 
 Without a session, as behind a pooler in transaction mode, others judge by leases alone, and so does
 the worker.
@@ -76,14 +78,14 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.connection import Connection
     from pgnotifyq.wire.postmaster import Postmaster
 
-# A proof each step, a step for the session to answer, and two for beats; the last one is the
-# margin.
+# A proof is asked for each step. The session has a step to answer, and beats have two. The last
+# step is the margin.
 STEPS = 5
-# Below this the steps are shorter than what a busy machine takes to answer.
+# Below this the steps are shorter than the time that a busy machine takes to answer.
 GRACE_SECONDS_MIN = 0.5
-# The connection for beats is kept for as long after the last one.
+# The connection for beats is kept for so long after the last beat.
 KEEP_SECONDS = 10.0
-# Of a worker that others give up again and again while it registers.
+# So often a worker registers, if others give it up again and again meanwhile.
 REGISTERED_MAX = 3
 
 GIVEN_BACK = Outcome(
@@ -100,13 +102,14 @@ class Trust:
     """What one worker knows of its own life. Times are trio's, in seconds."""
 
     grace_seconds: float = attrs.field(converter=_at_least)  # as published
-    postmaster: Postmaster | None = None  # None: that the server is away cannot be proved
+    postmaster: Postmaster | None = None  # None: nothing can prove that the server is away
     # Whether the worker's row may say that a session speaks for it; while it does not, leases alone
     # count.
     by_session: bool = False
-    heard_at: float = -math.inf  # when the last proof was sent that was answered
-    patient_until: float = -math.inf  # the process stood still, and has had no time to hear
-    holds: int = 0  # how often a session was to speak for it
+    heard_at: float = -math.inf  # when the last answered proof was sent
+    # Until then no proof is needed: the process stood still, and had no time to hear.
+    patient_until: float = -math.inf
+    holds: int = 0  # how often a session was asked to speak for the worker
     news: RepeatedEvent = attrs.field(factory=RepeatedEvent)  # set at each proof
     bell: Bell = attrs.field(factory=Bell)  # rung for a beat
 
@@ -142,7 +145,7 @@ async def distrust_for_ever(me: Identity, trust: Trust, executions: Executions) 
         oldest = executions.oldest()
         if oldest is None:
             await executions.taken_up.wait()
-            await trio.lowlevel.checkpoint()  # the job first
+            await trio.lowlevel.checkpoint()  # the job has its turn first
             # Entries whose lease is lost already may linger while their handlers stop.
             if executions.oldest() is None:
                 await trio.sleep(me.config.margin_seconds)
@@ -163,14 +166,15 @@ async def distrust_for_ever(me: Identity, trust: Trust, executions: Executions) 
 
 
 def _stop_shaken(me: Identity, trust: Trust, executions: Executions) -> None:
-    """Stop what neither a proof nor its own claim speaks for."""
+    """Stop each execution for which neither a proof nor its own claim speaks any more."""
     now = trio.current_time()
     if not trust.is_shaken(now):
         return
     why = f"nothing was heard from the database for {trust.trusted_seconds:g} s: others may take this worker for dead"
     for running in executions:
         if not running.is_lost and running.claimed_at <= now - trust.trusted_seconds:
-            # What has ended is in the settler's hands, and is written late if the fence holds.
+            # If its handler has ended, the settler has the outcome, and writes it late if the fence
+            # holds.
             running.is_given_up = not running.has_ended
             _distrust(me, executions, running, why)
 
@@ -178,8 +182,8 @@ def _stop_shaken(me: Identity, trust: Trust, executions: Executions) -> None:
 def _distrust(me: Identity, executions: Executions, running: Running, why: str) -> None:
     """Stop an execution; let go of it if it has ended.
 
-    Its outcome could not be written while the lease was trusted. It may still be written, if the
-    fence holds; nobody waits for it.
+    If it has ended, its outcome could not be written while the lease was trusted. The outcome may
+    still be written, if the fence holds. Nobody waits for that.
     """
     interrupt(me, executions, running, Interrupt(kind=InterruptKind.LEASE_LOST, why=why))
     if running.has_ended:
@@ -197,7 +201,7 @@ async def give_back_for_ever(executions: Executions, settler: Settler) -> None:
 
 
 async def prove_for_ever(trust: Trust, executions: Executions, push: Push) -> None:
-    """Ask for a proof of life each step, while there are jobs that are older."""
+    """Ask for a proof of life each step, while a job is held that is older than a step."""
     while True:
         if not len(executions):
             await executions.taken_up.wait()
@@ -211,13 +215,13 @@ async def prove_for_ever(trust: Trust, executions: Executions, push: Push) -> No
 def _is_held(executions: Executions, claimed_before: float) -> bool:
     """Tell whether a job is held that was claimed before a time.
 
-    Those renewed longest ago come first, so this looks at one mostly.
+    The executions that were renewed longest ago come first, so this mostly looks at one.
     """
     return any(running.claimed_at <= claimed_before for running in executions)
 
 
 async def _ask(trust: Trust, push: Push) -> None:
-    """Ask for a proof: of the session, and if that does not answer within a step, by a beat."""
+    """Ask the session for a proof. If it does not answer within a step, ask for a beat."""
     if push.has_session:
         push.ask()
         with trio.move_on_after(trust.step_seconds):
@@ -231,8 +235,8 @@ async def _ask(trust: Trust, push: Push) -> None:
 async def beat_when_asked(me: Identity, trust: Trust, executions: Executions, beats: Link) -> None:
     """Give signs of life by a connection of their own, when the bell is rung.
 
-    Not by the claimer's: a beat must not wait behind a claim, or behind a heartbeat that waits for
-    somebody's lock.
+    It is not the claimer's connection: a beat must not wait behind a claim, or behind a heartbeat
+    that waits for somebody's lock.
     """
     while True:
         if await trust.bell.wait(KEEP_SECONDS):
@@ -265,7 +269,7 @@ async def _beat(me: Identity, trust: Trust, executions: Executions, beats: Link)
 async def _come_back(me: Identity, trust: Trust, executions: Executions, beats: Link) -> None:
     """Register a worker that others have given up, or forgotten.
 
-    Without a session: its listener brings that back.
+    It has no session then: its listener brings one back.
 
     Raises:
         trio.TooSlowError, psycopg.Error: as for Link.attempt.
@@ -286,7 +290,8 @@ async def speak_by(me: Identity, trust: Trust, executions: Executions, connectio
     for _ in range(REGISTERED_MAX):
         sent_at = trio.current_time()
         if not trust.by_session:
-            # From when this is sent others may judge by it, answered or not; and not before.
+            # From when this is sent, and not before, others may judge by the session, whether this
+            # is answered or not.
             trust.by_session, trust.heard_at = True, max(trust.heard_at, sent_at)
         trust.holds += 1
         if await ask(connection, workers.hold_session(me.schema, me.worker_id)):

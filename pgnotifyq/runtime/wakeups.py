@@ -1,12 +1,11 @@
 """Wake-ups: what a worker knows of the work that it was told of, and whether it is idle.
 
 The claimer looks at the queues when the bell was rung, when the next job known of falls due, or
-when the backstop's time has come. Who rings: the listener, a settlement or a reclaim that made a
-job due, a permit that became free, a new handler.
+when the backstop's time has come. The bell is rung by the listener, by a settlement or a reclaim
+that made a job due, by a permit that became free, and by a new handler.
 
-A worker is idle when its last look left nothing behind that is due, and nothing has rung since.
-Only then may a job start without a look at the queues (shortcuts.py): the job is the first of its
-queue.
+A worker is idle when its last look left no due job behind, and the bell was not rung since. Only
+then may a job start without a look at the queues (shortcuts.py): the job is the first of its queue.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ if TYPE_CHECKING:
 class Push:
     """What the worker knows of its listener.
 
-    `trio_util.move_on_when` would end the wait for notifications when the session is asked, without
-    the scope in here. It takes a nursery and a task each time, 48 µs, and a wake-up would wait for
-    that. The flags are read and never waited for.
+    With `trio_util.move_on_when`, the wait for notifications could end when the session is asked,
+    and no scope would be needed in here. But that takes a nursery and a task each time, 48 µs, and
+    a wake-up would wait for them. The flags are read and never waited for.
     """
 
     is_proven: bool = False  # notifications arrive: sleep; otherwise poll
     has_session: bool = False  # the session speaks for the worker's life
     generation: int = 0  # grows with every connection; what was published before may be gone
     answered_at: float = -math.inf  # when the session last answered, or heard, on trio's clock
-    is_asked: bool = False  # whether the session is there; see trust.py
+    is_asked: bool = False  # the session was asked to show that it is there; see trust.py
     waiting: trio.CancelScope | None = None  # around the wait for notifications
 
     def ask(self) -> None:
@@ -58,13 +57,13 @@ class Wakeups:
     bell: Bell = attrs.field(factory=Bell)  # rung when there may be work
     sleep: Sleep = attrs.field(factory=Sleep)
     expects_at: float = math.inf  # when the next job known of falls due
-    # If queues have permits of their own: those that wake-ups named since the claimer last looked,
-    # and those that the worker is published for.
+    # If queues have permits of their own: the queues that wake-ups named since the claimer last
+    # looked, and the queues that the worker is published for.
     heard_of: set[str] = attrs.field(factory=set)
     published: Sequence[str] = ()
     is_lulled: bool = True  # the claimer's last wait was a long one
-    # The last look found less than it asked for, and nothing due was left behind: what is enqueued
-    # now is first.
+    # The last look found less than it asked for, and nothing due was left behind: a job that is
+    # enqueued now is first.
     _saw_queues_empty: bool = False
     _heard_at: float = -math.inf  # when a wake-up was last heard
     _generation: int = 0  # of the listener's connection that the claimer knows
@@ -77,7 +76,7 @@ class Wakeups:
     def is_first_after_lull(self) -> bool:
         """Note a wake-up, and tell whether it is the first after a while.
 
-        Wake-ups that come one upon the other are the claimer's: it takes many jobs at once.
+        Wake-ups in quick succession go to the claimer: it takes many jobs at once.
         """
         now = trio.current_time()
         before, self._heard_at = self._heard_at, now
@@ -99,7 +98,7 @@ class Wakeups:
     async def wait(self, seconds: float, now: float) -> bool:
         """Wait until the bell rings, a job falls due, or `seconds` have passed since `now`.
 
-        Returns: whether it rang.
+        Returns: whether the bell rang.
         """
         rung = await self.bell.wait(min(seconds, self.expects_at - now))
         self.is_lulled = trio.current_time() - now > LULL_SECONDS

@@ -1,24 +1,25 @@
-"""The watchdog: names the handler that holds the event loop, with its stack, while it does.
+"""The watchdog: names the handler that holds the event loop, with its stack, while that lasts.
 
 A handler that computes or waits without trio stops everything in its worker: other jobs,
 heartbeats, cancels, shutdown. No task can tell of it, for none gets a turn. So a thread does.
 
 Rules:
 
-- The loop notes the task whose step begins, and when it has nothing to do: two of trio's hooks. The
-  thread looks at that note twice in `loop_blocked_seconds`, and wakes nobody.
+- By two of trio's hooks, the loop notes the task whose step begins, and when it has nothing to do.
+  The thread looks at that note twice in `loop_blocked_seconds`, and wakes nobody.
 - What is counted is one step of one task, so the task that is named did not let go for as long as
-  is said. A loop that is slow because many take a little each is not called held.
-- It is said at once, in the log, by the thread: a loop that is held for ever never comes back. As
-  an event it is told when the loop is back, for events are told in the worker's own task. Where
-  events are logged anyhow, it is said once.
-- A process that was frozen finds an old note when it thaws. The thread was frozen too, and sees it
-  by being late: that time does not count. A freeze that is no longer than a look remains unseen.
-- asyncio's loop, where handlers of that kind run, is in a thread of its own. There a task of trio's
-  looks, while there are such handlers: it has the loop call it, and a loop that does not, and that
-  is at the same task's step at each look, is held by that task.
-- It only tells. A lease that runs out meanwhile is lost as any other: the fence keeps what was
-  written from counting.
+  is said. If the loop is slow because many tasks take a little each, it is not called held.
+- The thread says it at once, in the log: a loop that is held for ever never comes back. As an event
+  it is told when the loop is back, for events are told in the worker's own task. If events go to
+  the log anyhow, it is said once.
+- A process that was frozen finds an old note when it thaws. The thread was frozen too, and sees
+  that because it is late itself. That time does not count. A freeze that is no longer than a look
+  remains unseen.
+- asyncio's loop, where handlers of that kind run, is in a thread of its own. While there are such
+  handlers, a task of trio's looks at that loop, and asks the loop for a call. If the loop does not
+  call, and is at the same task's step at each look, that task holds it.
+- The watchdog only tells. A lease that runs out meanwhile is lost as any other: the fence keeps
+  what was written from counting.
 """
 
 from __future__ import annotations
@@ -50,20 +51,20 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.identity import Identity
     from pgnotifyq.runtime.running import Running
 
-# Between two looks, of `loop_blocked_seconds`.
+# The time between two looks, as a share of `loop_blocked_seconds`.
 LOOK_SHARE = 0.5
-# Less of a processor than this, while the thread was late: nothing ran. More is a machine that has
-# little to give.
+# If the process used less of a processor than this while the thread was late, nothing ran. If it
+# used more, the machine has little to give.
 FROZEN_SHARE = 0.05
-# Of a stack, kept at each end: where it stands, and how the handler came there. Recursion has a
-# thousand frames between.
+# So many frames of a stack are kept at each end: where it stands, and how the handler came there.
+# Recursion has a thousand frames between them.
 FRAMES_KEPT = 10
 # Files that call handlers: what is further out in a stack is not the handler's.
 _OURS = (executor.__file__, asyncio_loop.__file__)
 
 
 async def watch_for_ever(me: Identity, executions: Executions, dsn: str) -> None:
-    """Watch the loop until cancelled, and tell who held it when it is back."""
+    """Watch the loop until cancelled; when it is back, tell who held it."""
     watchdog = _Watchdog(me.config.loop_blocked_seconds, executions, HeldLoop(me, executions, dsn))
     trio.lowlevel.add_instrument(watchdog.note)
     threading.Thread(target=watchdog.look_for_ever, name="pgnotifyq watchdog", daemon=True).start()
@@ -92,12 +93,14 @@ async def watch_asyncio_for_ever(me: Identity, loop: AsyncioLoop) -> None:
             found = thread.current()
             task = None if found is None else found[0]
             if answered.is_set() or task is None or task is not holder:
-                # What it does now was not there at the last look, or not all the time since.
+                # The loop has answered, or its task is not the one of the last look: no task held
+                # it all the time since then.
                 if answered.is_set():
                     answered = threading.Event()
                 holder, held, patience = task, 0.0, seconds
                 continue
-            held += min(trio.current_time() - began_at, 2 * look_seconds)  # the process may have been frozen
+            # The process may have been frozen.
+            held += min(trio.current_time() - began_at, 2 * look_seconds)
             if held >= patience and found is not None and thread.ident is not None:
                 patience = 2 * held
                 _tell_of_asyncio(me, thread.ident, found, held)
@@ -126,8 +129,8 @@ class _Note(trio.abc.Instrument):
         self.since = 0.0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        # In this order, and read in the other: a reader between the two finds a step shorter than
-        # it is, never longer.
+        # They are written in this order, and read in the other. So a reader between the two takes a
+        # step for shorter than it is, never for longer.
         self.since = monotonic()
         self.task = task
 
@@ -150,7 +153,7 @@ class _Watchdog:
         self._token = trio.lowlevel.current_trio_token()
 
     def look_for_ever(self) -> None:
-        """Look at the loop now and then, until it is over.
+        """Look at the loop now and then, until `is_over` is set.
 
         A step that goes on is told again at twice its age.
         """
@@ -188,13 +191,13 @@ class _Watchdog:
             wait_seconds = min(patience - held, look_seconds)
 
     def _tell(self, task: trio.lowlevel.Task, since: float, seconds: float) -> None:
-        # Looked at quickly and worded afterwards: reading source lines takes long enough for the
-        # step to end.
+        # First look, quickly, and find the words afterwards: to read source lines takes so long
+        # that the step may end.
         frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001  # documented, for this very use
         calls = _calls(frame, task.coro)
         names = self._names(task)
         if self.note.since != since or self.note.task is not task:
-            return  # it went on meanwhile, and these are the calls of another
+            return  # the loop went on meanwhile, and these are the calls of another step
         fields = {**names, "seconds": round(seconds, 3), "stack": _worded(calls)}
         self.found = (fields, since)
         quietly(log_blocked, fields)
@@ -221,7 +224,7 @@ def names_of(executions: Executions, task: trio.lowlevel.Task) -> dict[str, Any]
 
 
 def _find(executions: Executions, task: trio.lowlevel.Task) -> Running | None:
-    """Return the execution that a task belongs to: as its slot's, or started by its handler."""
+    """Return the execution whose slot runs in this task, or whose handler started this task."""
     lineage = set(_lineage(task))
     for running in executions:
         if running.task in lineage and not running.has_ended:

@@ -1,9 +1,9 @@
 """A worker: two nurseries, one inside the other, so that the order of shutdown is the indentation.
 
-Services (settler, heartbeat, listener, reclaimer, pruner, watchdog) are outside, jobs inside: when
-the last job has ended, its outcome durable, the services go. The first signal stops claiming; jobs
-run on, with heartbeats, until `shutdown_seconds` have passed or a second signal comes; then they
-are interrupted, given `grace_seconds`, and released.
+Services (settler, heartbeat, listener, reclaimer, pruner, watchdog) are in the outer nursery, jobs
+in the inner one. When the last job has ended and its outcome is durable, the services go. The first
+signal stops claiming. Jobs run on, with heartbeats, until `shutdown_seconds` have passed or a
+second signal comes. Then they are interrupted, given `grace_seconds`, and released.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ if TYPE_CHECKING:
     from pgnotifyq.runtime.transactions import Databases
     from pgnotifyq.wire.connection import Connection
 
-# A try of the links: long enough for a loaded server, and at most a sixth of the lease, so that a
-# frozen connection is given up and replaced well before the leases are.
+# How long one try of a link may take: long enough for a loaded server, and at most a sixth of the
+# lease. So a frozen connection is given up and replaced well before the leases are given up.
 LINK_DEADLINE_SECONDS = 5.0
 LINK_DEADLINE_SHARE = 1 / 6
-# The last words of a worker, when it leaves: release what is left and take its row away.
+# When a worker leaves, it has so long to release what is left and to take its row away.
 FAREWELL_SECONDS = 3.0
 
 
@@ -98,7 +98,7 @@ class WorkerHandle:
     worker_id: WorkerId
     _first: trio.Event = attrs.field(factory=trio.Event)
     _second: trio.Event = attrs.field(factory=trio.Event)
-    # Who asks the database.
+    # The links that ask the database.
     _links: Sequence[Link] = ()
     _push: Push = attrs.field(factory=Push)
     # Jobs that had to be interrupted when the worker was shut down.
@@ -109,7 +109,7 @@ class WorkerHandle:
     def drain(self) -> None:
         """Stop claiming and let running jobs finish, under the deadline.
 
-        Said a second time: interrupt them now.
+        Called a second time: interrupt them now.
         """
         if self._first.is_set():
             self._second.set()
@@ -123,7 +123,7 @@ class WorkerHandle:
     def silent_seconds(self) -> float:
         """Return for how long the database has answered nothing; 0 if it is known to be away.
 
-        On the worker's event loop.
+        Call this on the worker's event loop.
         """
         if any(link.is_down for link in self._links) or not self._links:
             return 0.0
@@ -155,12 +155,12 @@ async def run_worker(
         dsn: the database.
         config: everything at once, instead of `settings`.
         listen_dsn: an address where LISTEN works, when `dsn` leads to a pooler in transaction mode.
-        on_event: called with each event, in the worker's own task; quick. What it raises is logged,
-            and the worker goes on. Default: logging.
+        on_event: called with each event, in the worker's own task. It has to be quick. What it
+            raises is logged, and the worker goes on. Default: logging.
         routine_events: whether `on_event` is told of each job that is claimed, and completed as
             planned.
-        metrics: what counts, for a program that serves its own `/metrics`. With `http` there is one
-            without this.
+        metrics: a `Metrics` that counts, for a program that serves its own `/metrics`. If `http` is
+            given, the worker makes one itself.
         task_status: trio's, for `nursery.start`.
         settings: the fields of WorkerConfig: queues (in order of preference), concurrency,
             lease_seconds, shutdown_seconds, schema, http, ...
@@ -208,7 +208,8 @@ async def run_worker(
         if metrics is not None and meter is not None:
             stack.callback(close_meter, metrics, meter)
             if config.http is not None:
-                from pgnotifyq.runtime.http import open_http  # the standard library's server takes a while
+                # Imported only if needed: to import the standard library's server takes a while.
+                from pgnotifyq.runtime.http import open_http
 
                 address = HttpAddress.read(config.http)
                 handle.http = await stack.enter_async_context(open_http(address, meter, metrics, config))
@@ -276,7 +277,7 @@ class _Staff:
             permits=me.config.queue_concurrency,
             opened=self.wakeups.bell,
         )
-        # Ticks of schedules. It connects when the first comes.
+        # Ticks of schedules. It connects when the first tick comes.
         self.ticking = link("scheduler")
         # Rung when schedules should be looked at at once.
         self.schedules = Bell()
@@ -413,8 +414,8 @@ async def _claim_until(staff: _Staff, handle: WorkerHandle) -> None:
     async with trio.open_nursery() as claiming:
         claiming.start_soon(claim_for_ever, staff.me, staff.quick, staff.executions, staff.wakeups)
         await handle._first.wait()  # noqa: SLF001  # the handle is this module's own
-        # Now, not when the claimer has ended: the claim under way may still bring jobs, and none of
-        # them shall start.
+        # This is set now, and not when the claimer has ended: the claim under way may still bring
+        # jobs, and none of them shall start.
         staff.executions.is_draining = True
         claiming.cancel_scope.cancel(reason="pgnotifyq: draining")
 
@@ -444,10 +445,10 @@ async def _drain(staff: _Staff, handle: WorkerHandle) -> None:
 async def _say_farewell(staff: _Staff) -> None:
     """Release what the worker still holds, uncharged, and take its row away.
 
-    If the database is gone, leases do it.
+    If the database is gone, the jobs are free when their leases run out.
 
-    The settler's session may have ended unnoticed, while the worker was idle or stood still: then
-    another one is opened, once.
+    The settler's session may have ended unnoticed, while the worker was idle or stood still. Then
+    another session is opened, once.
     """
     me = staff.me
 
