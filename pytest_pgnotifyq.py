@@ -1,7 +1,8 @@
 """pytest's plugin for programs that use pgnotifyq: the fixture `pgnotifyq_db`.
 
-It is a module beside the package, and imports nothing of it before a test asks for a fixture: a
-suite that uses none pays a millisecond for it. docs/testing.md is the guide.
+It is a module beside the package. It imports nothing of the package before a test asks for a
+fixture. So a suite that uses no fixture pays a millisecond for the plugin. docs/testing.md is the
+guide.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from pgnotifyq.testing import Database, Databases
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # a file system in memory, where there is one: databases are made six times as fast
-MEMORY_BYTES_MIN = 2 << 30  # that are to be free: a container may have as little as 64 MB
-# A server of its own forgets all when the session ends: it need not survive a crash.
+MEMORY_BYTES_MIN = 2 << 30  # so much must be free: a container may have as little as 64 MB
+# The plugin's own server is gone when the session ends. So it need not survive a crash.
 SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",

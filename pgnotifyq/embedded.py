@@ -6,9 +6,9 @@ terminal and `enqueue` in another share it. `stop_embedded` stops it.
 
 Rules:
 
-- Whose it is. The data folder belongs to the user who runs the server, and to nobody else: no link,
-  no other owner, closed to all others. So that user put there what is found there. Otherwise
-  nothing is read, started or changed.
+- Whose it is. The data folder belongs to the user who runs the server, and to nobody else: it is no
+  link, it has no other owner, and it is closed to all others. So what is found there was put there
+  by that user. If the folder is not like that, nothing is read, started or changed.
 - Who may connect. The server listens on a socket only. The socket lies in the data folder. If that
   path is too long for a socket, it lies in a folder that is made for it and is as closed. The
   server asks the kernel who connects (`peer`), and admits its owner and root.
@@ -17,7 +17,7 @@ Rules:
   itself that it is the one. Only such a process is used, waited for, or told to stop.
 - Root does not run PostgreSQL. The server has a system user of its own, and everything inside of
   its folder is done as that user. Root changes no right of a folder that it did not make. If the
-  server's user cannot reach such a folder, root says so.
+  server's user cannot reach such a folder, the error says so.
 - Nothing of the environment counts: no PG... variable reaches the server, or the address.
 
 Everything here blocks; doors call it in a thread.
@@ -57,16 +57,16 @@ if TYPE_CHECKING:
 POSTGRES_VERSION = 18
 CARRIED_VERSIONS = (16, 18)  # by the package
 START_SECONDS_MAX = 60.0  # crash recovery of a queue takes seconds
-CRASHED_SECONDS_MAX = 10.0  # for what a server that was killed left running to notice
-# Between a process's birth, as the kernel counts it, and the time that the server wrote down.
+CRASHED_SECONDS_MAX = 10.0  # until the processes of a killed server have noticed it
+# At most, between a process's birth, as the kernel counts it, and the time that the server wrote.
 IDENTITY_SECONDS = 3.0
 SOCKET_BYTES_MAX = 100  # of a socket's path: 104 on a Mac, 108 on Linux, an end included
 SOCKET_NAME = ".s.PGSQL.5432"
 PID_FILE_BYTES_MAX = 4096
-ROOTS_USER = "pgserver"  # as whom root runs the server; the package's choice
+ROOTS_USER = "pgserver"  # root runs the server as this user; the package has chosen it
 
-# libpq would otherwise take these from the environment. If there is no default to name, an empty
-# value does.
+# libpq would otherwise take these from the environment. An option that has no default is given an
+# empty value.
 _PINNED = {
     "user": "postgres",
     "dbname": "postgres",
@@ -79,7 +79,8 @@ _PINNED = {
     "max_protocol_version": "3.0",
     "passfile": "/nonexistent/pgpass",
 }
-# A service has no empty value. application_name is set here only if the address does not set it.
+# `service` cannot be given an empty value. application_name is set here only if the address does
+# not set it.
 _NOT_PINNED = {"service", "servicefile", "application_name"}
 
 
@@ -97,7 +98,7 @@ class Embedded:
     """The embedded server, running."""
 
     dsn: str  # with every default of libpq's in it
-    url: str  # the same for people, who know their environment
+    url: str  # the same for people, short: they know their environment
     folder: Path  # of the data
     started: bool  # whether this call started it; else it was running
 
@@ -109,8 +110,8 @@ def resolve_dsn(dsn: str | None = None) -> Database:
 
     Raises:
         NoDatabase: no address was given, and the embedded server is not installed.
-        ConfigError: the address given, or PGNOTIFYQ_DSN, is empty. A variable that is not set
-            leaves it so.
+        ConfigError: the address given, or PGNOTIFYQ_DSN, is empty, as when it was made of a
+            variable that is not set.
         DatabaseUnreachable: the embedded server does not start.
     """
     if dsn is not None and not dsn.strip():
@@ -147,7 +148,7 @@ def data_folder() -> Path:
 def ensure_embedded(folder: Path | None = None) -> Embedded:
     """Start the embedded server, or find it running.
 
-    If two commands do so at once, one server is started.
+    If two commands call this at once, one server is started.
 
     Raises:
         NoDatabase: the extra `embedded` is not installed.
@@ -204,7 +205,7 @@ def stop_embedded(folder: Path | None = None) -> bool:
         time.sleep(0.02)
     if found.socket_folder != data:
         with suppress(OSError):
-            # The folder was made for this server, and the server has taken its socket away.
+            # The folder was made for this server, and the server has removed its socket from it.
             found.socket_folder.rmdir()
     return True
 
@@ -275,8 +276,8 @@ def find_server(data: Path) -> Server | None:
             return None
         if is_home and abs(process.create_time() - began) <= IDENTITY_SECONDS:
             return server
-        # The kernel's time may not fit: clocks are set. Or the process may be hidden. Ask the
-        # server.
+        # The kernel's time may not fit, because a clock was set. Or the process may be hidden. Then
+        # ask the server.
         return server if _says_so(server, began) else None
     except psutil.NoSuchProcess:
         return None
@@ -314,7 +315,7 @@ def _read_pid_file(data: Path) -> tuple[int, str, int, str, str] | None:
 def _runs(process: Any) -> bool:
     psutil = _psutil()
     try:
-        # In a container, a process that has ended may stay: nobody collects it.
+        # In a container, a process that has ended may stay as a zombie: no parent collects it.
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
@@ -339,7 +340,7 @@ def _make_parent(parent: Path, user: User | None) -> None:
             parent.mkdir(mode=0o700 if user is None else 0o711)
     owners = {0, os.geteuid()} if user is None else {0, user.uid}
     places = {parent, parent.resolve()}
-    if user is not None:  # root would go where the owner of any folder on the way leads
+    if user is not None:  # the owner of a folder on the way could lead root elsewhere
         places |= {*parent.parents, *parent.resolve().parents}
     for place in sorted(places):
         found = place.lstat()
@@ -367,8 +368,8 @@ def _make_data(data: Path, binaries: Binaries) -> None:
         if binaries.user is not None:
             os.chown(fresh, binaries.user.uid, binaries.user.gid)
         _check_reach(fresh, binaries)
-        # It runs in its folder. So no path has to be written in a way that shells and servers both
-        # read.
+        # `initdb` runs in its folder. So no path has to be written in a way that shells and servers
+        # both read.
         binaries.run("initdb", "--auth=peer", "--encoding=utf8", "-U", "postgres", "-D", ".", folder=fresh)
         fresh.rename(data)
     owner = _check_data(data)
@@ -436,8 +437,8 @@ def _start(data: Path, binaries: Binaries) -> Server:
     """Start the server on a data folder where none runs."""
     lines = _read_pid_file(data)
     if lines is not None and _psutil().pid_exists(lines[0]):
-        # The number is now another process's. The server would take that for a server, and would
-        # refuse to start.
+        # Another process has the number now. The new server would take that process for a server,
+        # and would refuse to start.
         (data / "postmaster.pid").unlink(missing_ok=True)
     hba, ident = "pgnotifyq_hba.conf", "pgnotifyq_ident.conf"
     names = {_name_of(os.geteuid()), _name_of(data.stat().st_uid)}
@@ -473,7 +474,8 @@ def _start(data: Path, binaries: Binaries) -> Server:
 def _make_socket_folder(data: Path, binaries: Binaries) -> Path:
     """Return the folder for the socket.
 
-    It is the data folder. If that path will not do, it is a new folder that is as closed.
+    It is the data folder. If the socket's path will not do there, it is a new folder that is as
+    closed.
     """
     path = os.fsencode(data / SOCKET_NAME)
     if len(path) <= SOCKET_BYTES_MAX and b"," not in path and _is_text(path):
@@ -540,7 +542,7 @@ class Binaries:
     user: User | None = None  # None: as this process's own user
 
     def run(self, command: str, *arguments: str, folder: Path | str = "/") -> None:
-        """Run one of them in a folder.
+        """Run one of the programs in a folder.
 
         Raises:
             DatabaseUnreachable: it failed. The message has its output.
@@ -746,7 +748,7 @@ def _wait_ready(server: Server) -> bool:
     It may be recovering from a crash.
 
     Raises:
-        DatabaseUnreachable: it runs, and does not answer.
+        DatabaseUnreachable: the server runs, and does not answer.
     """
     deadline = time.monotonic() + START_SECONDS_MAX
     while True:

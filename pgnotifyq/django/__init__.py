@@ -6,8 +6,8 @@ A project's settings:
     INSTALLED_APPS = [..., "pgnotifyq.django"]  # for the admin and `manage.py pgnotifyq`
 
 The names below come from Django 6's `django.tasks`, or from its back-port `django-tasks` on Django
-5.2. They are imported when they are asked for: what Django loads with its settings imports this
-module before anything is set up.
+5.2. This module imports them when they are asked for. Django imports this module at its start,
+before anything is set up.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m pgnotifyq.django COMMAND`: what `manage.py pgnotifyq COMMAND` is.
+"""`python -m pgnotifyq.django COMMAND`: the same as `manage.py pgnotifyq COMMAND`.
 
 It needs no `pgnotifyq.django` in INSTALLED_APPS. Start it in the folder of `manage.py`. The
 settings are those of `--settings`, else of DJANGO_SETTINGS_MODULE, else those that `manage.py`

@@ -1,8 +1,8 @@
 """Jobs and dead letters in Django's admin: to be looked at, cancelled and requeued.
 
-Who may view sees them. Who may change may also act: the permissions are
-`pgnotifyq.change_queuedjob` and `pgnotifyq.change_deadjob`. Nobody edits a row: a job is changed by
-the queue's own verbs.
+A user who may view them sees them. A user who may change them may also cancel and requeue: the
+permissions are `pgnotifyq.change_queuedjob` and `pgnotifyq.change_deadjob`. Nobody edits a row: a
+job is changed by the queue's own verbs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What a project has that changes `TASKS` only, without `pgnotifyq.django` in INSTALLED_APPS.
+"""The queue's schema for a project that changes `TASKS` only, and not INSTALLED_APPS.
 
-Django runs migrations of applications alone. It tells whoever listens when they are done. So
-`manage.py migrate` brings the queue's schema here, too, and a test database has it.
+Django runs the migrations of applications only. When they are done, it sends a signal. This module
+listens to that signal. So `manage.py migrate` brings the queue's schema to such a project, too, and
+a test database has it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def listen() -> None:
 def _bring(sender: Any, *, using: str, verbosity: int = 1, **given: Any) -> None:
     """Bring the schemas of a database up to this code's version, if no migration has done it.
 
-    Django tells once for each application; the first of them is enough. It also tells when a test
-    has emptied the tables, so what is there already is only looked at.
+    Django sends the signal once for each application. The first one is enough. Django also sends it
+    when a test has emptied the tables. So a schema that is there already is only looked at.
     """
     if sender is not _first_told() or apps.is_installed(APPLICATION):
         return

@@ -1,6 +1,6 @@
 """The backend for Django's tasks.
 
-A task is enqueued on Django's own connection. So it commits with what else that has done.
+A task is enqueued on Django's own connection. So it commits with all else in the transaction.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How often a job is looked for, which may become a dead letter, or come back, between two looks.
+# How often a job is looked for. Between two looks it may become a dead letter, or come back.
 LOOKS_MAX = 3
 
 
@@ -73,7 +73,7 @@ class PgnotifyqBackend(BaseTaskBackend):
 
     def __init__(self, alias: str, params: dict[str, Any]) -> None:
         super().__init__(alias, params)
-        # In order of preference; QUEUES is made a set of by Django.
+        # In order of preference. Django makes a set of QUEUES, which has no order.
         self.queue_names: list[str] = list(params.get("QUEUES", [QUEUE_DEFAULT]))
         self.database: str = self.options.get("database", DEFAULT_DB_ALIAS)
         self.schema: str = self.options.get("schema", SCHEMA_DEFAULT)
@@ -84,7 +84,7 @@ class PgnotifyqBackend(BaseTaskBackend):
         return ask_on_database(self.database, verb)
 
     def validate_task(self, task: Any) -> None:
-        """Check a task as Django does, and its settings of ours; then this process can run it.
+        """Check a task as Django does, and its settings of ours. Then this process can run it.
 
         Raises:
             InvalidTask: a setting is out of range, or a name does not fit.
@@ -163,11 +163,11 @@ class PgnotifyqBackend(BaseTaskBackend):
         )
 
     def get_result(self, result_id: str) -> Any:
-        """Return the TaskResult of a job, from whatever process.
+        """Return the TaskResult of a job, whichever process enqueued or ran it.
 
         Raises:
-            TaskResultDoesNotExist: there is no such job: it never was, was pruned, or its task is
-                not there any more.
+            TaskResultDoesNotExist: there is no such job: it never was, it was pruned, or its task
+                is not there any more.
         """
         try:
             job_id = job_id_of(str(result_id))
@@ -178,9 +178,9 @@ class PgnotifyqBackend(BaseTaskBackend):
         return result_of(task, self.alias, job, history)
 
     def cancel(self, result_id: str, why: str | None = None) -> str:
-        """Cancel a task: one that waits never starts, one that runs is stopped.
+        """Cancel a task. A waiting task never starts; a running task is stopped.
 
-        Returns: `cancelled`; `stopping`: it has been told; `finished`: it had ended before.
+        Returns: `cancelled`; `stopping`: the task was told; `finished`: it had ended before.
 
         Raises:
             TaskResultDoesNotExist: there is no such job.
@@ -237,7 +237,8 @@ def _enqueue(schema: str, job: NewJob) -> Plan[tuple[JobId, datetime | None]]:
     def steps() -> Steps[tuple[JobId, datetime | None]]:
         job_id: JobId = yield enqueue(schema, job)
         found: list[tuple[datetime]] = yield Ask(query("enqueued_at", schema), (job_id.hex,), rows, said_of(schema))
-        return job_id, found[0][0] if found else None  # None: it is done already, and pruned or buried
+        # None: the job has ended already, and was pruned or became a dead letter.
+        return job_id, found[0][0] if found else None
 
     return Plan(steps, may_repeat=False)
 
@@ -246,7 +247,7 @@ def _look_for(schema: str, job_id: JobId) -> Plan[tuple[Job | DeadLetter, Sequen
     """Return a job with its attempts, or the dead letter that it has become.
 
     Raises:
-        JobNotFound: it is neither.
+        JobNotFound: there is neither.
     """
 
     def steps() -> Steps[tuple[Job | DeadLetter, Sequence[Execution]]]:
@@ -266,10 +267,10 @@ def _look_for(schema: str, job_id: JobId) -> Plan[tuple[Job | DeadLetter, Sequen
 
 
 def _through_json(value: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments as they will arrive: what JSON makes of them, as of keys that are numbers.
+    """Return arguments as they arrive from JSON, which makes text of keys that are numbers.
 
     Raises:
-        TypeError: JSON cannot say it.
+        TypeError: JSON cannot hold a value.
     """
     try:
         there_and_back: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
@@ -286,7 +287,7 @@ def _aware(time: datetime | None) -> datetime | None:
 def backends() -> list[PgnotifyqBackend]:
     """Return the backends of this class in TASKS, in order.
 
-    One that cannot be made is left out: `manage.py check` tells of it.
+    A backend that cannot be made is left out: `manage.py check` tells of it.
     """
     found = []
     for alias in task_backends:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check_schemas(databases: Sequence[str] | None = None, **_: Any) -> Iterator[Any]:
     """Yield what is wrong with the schemas of backends.
 
-    A warning: `manage.py migrate` checks before it mends.
+    These are warnings, because `manage.py migrate` runs the checks before it mends a schema.
     """
     from pgnotifyq.django.backend import backends
 

@@ -29,8 +29,8 @@ def ask_on_database(alias: str, verb: Verb[T]) -> T:
         django.db.Error: any other, as Django's cursors would.
     """
     connection = connections[alias]
-    # A cursor opens the connection if need be. It is what Django's tests forbid where there is to
-    # be no database.
+    # A cursor opens the connection if it is not open. And a test of Django's that is to have no
+    # database forbids cursors.
     with connection.cursor():
         return ask_on_blocking(connection, verb)
 
@@ -41,7 +41,7 @@ def address_of(alias: str) -> str:
     given = wrapper.get_connection_params()
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()} - {"client_encoding"}
     found = {name: value for name, value in given.items() if name in known and value is not None}
-    # Django says `set role` in each new connection.
+    # Django says `set role` in each new connection. A worker's connections do the same.
     role = wrapper.settings_dict.get("OPTIONS", {}).get("assume_role")
     if role:
         escaped = str(role).replace("\\", "\\\\").replace(" ", "\\ ")

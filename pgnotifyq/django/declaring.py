@@ -1,8 +1,8 @@
 """A task with this queue's own settings: how it is declared, and what context it is given.
 
 Django's own `@task` passes settings on since 6.1. The `task` of this file does so on every version,
-and a checker knows what it takes. Where a backend of Django's own is in the place of this one, as
-tests may have it, settings of ours are left out.
+and a type checker knows what it takes. If a backend of Django's own takes the place of this one, as
+in a test, the settings of ours are left out.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ class PgnotifyqTask(Task):
     Made by `@task(max_attempts=5)`, changed by `resize.using(max_attempts=5)`.
     """
 
-    max_attempts: int | None = None  # then it has failed; None: what the backend's OPTIONS say, else 15
+    # After so many attempts it has failed. None: what the backend's OPTIONS say, else 15.
+    max_attempts: int | None = None
     # Exceptions after which it is tried again; any other fails it at once. None: it is tried again
     # after every one.
     retry_on: tuple[type[BaseException], ...] | None = None
     timeout_seconds: float | None = None  # of one attempt; None: no limit
-    org_id: UUID | str | int | None = None  # the tenant; None: the one of those who have one
+    org_id: UUID | str | int | None = None  # the tenant; None: for projects that have one tenant
     # What goes with it and is not an argument: a JSON object. None: those of the task that enqueues
     # it.
     headers: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
-    # What it is unique by, and what follows if it is not. `by` is of the payload: its fields are
-    # `args` and `kwargs`. None: it is not unique.
+    # What it is unique by, and what follows if another job has the key. `by` names fields of the
+    # payload, which are `args` and `kwargs`. None: it need not be unique.
     unique: Unique | None = dataclasses.field(default=None, hash=False)
 
     def using(  # noqa: D102  # Django says it, and the fields above do
@@ -127,7 +128,7 @@ def task(function: Callable[..., Any] | None = None, *, backend: str = DEFAULT_T
     return declare if function is None else declare(function)
 
 
-# In Django 6.0 the fields have none.
+# In Django 6.0 these fields have no defaults.
 _DEFAULTS = {"priority": 0, "queue_name": DEFAULT_TASK_QUEUE_NAME, "takes_context": False}
 
 
@@ -163,7 +164,7 @@ def check_settings(task: Any) -> None:
 def check_call(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse arguments with which a task's function cannot be called.
 
-    What a decorator has made of the function counts, not what it has wrapped.
+    If a decorator has wrapped the function, the signature of the wrapper counts.
 
     Raises:
         TypeError: as the call would say it.

@@ -23,7 +23,7 @@ def _schema() -> str:
 
 def table(name: str) -> str:
     """Return what Django is to write for a table of the queue."""
-    return f'"{_schema()}"."{name}"'  # Django quotes nothing that is quoted
+    return f'"{_schema()}"."{name}"'  # Django adds no quotes to a name that has them
 
 
 class QueuedJob(models.Model):

@@ -6,7 +6,7 @@ import argparse
 
 
 def own_options() -> argparse.ArgumentParser:
-    """Return what reads them: ours, and Django's of all commands. It knows no others."""
+    """Return a parser of our options, and of Django's for all commands. It knows no others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--backend")
     parser.add_argument("--reload", action="store_true")

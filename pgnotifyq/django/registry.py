@@ -1,11 +1,11 @@
 """The handlers of a worker for Django: every task of this backend that Python has seen.
 
-A worker needs no list. A task is registered when it is made, for Django has its backend check it
-then. So what a worker has imported, it can run: `manage.py pgnotifyq worker` imports each
-application's `tasks` module, and the URLs with their views. What waits in its queues and is of a
-type that it has not seen it imports by its path (`waiting.py`).
+A worker needs no list. When a task is made, Django has its backend check it, and the backend
+registers it. So a worker can run what it has imported: `manage.py pgnotifyq worker` imports each
+application's `tasks` module, and the URLs with their views. If jobs wait whose type no live worker
+of their queue has, the worker imports their task by its path (`waiting.py`).
 
-A stored job cannot make a worker run what it likes: what its path leads to must be a Task.
+A stored job cannot make a worker run just anything: its path must lead to a Task.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ class TaskRegistry(JobRegistry):
     def __init__(self) -> None:
         super().__init__()
         self.alias = DEFAULT_TASK_BACKEND_ALIAS  # of the backend that this process works for
-        self._ticking: dict[tuple[str, str], NewSchedule] = {}  # by the alias of a backend, and name
+        # By the alias of a backend, and the schedule's name.
+        self._ticking: dict[tuple[str, str], NewSchedule] = {}
 
     def learn(self, task: Any, max_attempts: int | None) -> None:
         """Register a task, unless its path is known.
 
         Args:
             task: a Task.
-            max_attempts: of jobs that come in by SQL and do not say.
+            max_attempts: of jobs that come in by SQL and do not say their own.
 
         Raises:
             InvalidName: its path cannot be a job type: it is too long, or not in ASCII.
@@ -56,7 +57,9 @@ class TaskRegistry(JobRegistry):
                 self.register(_TaskHandler(self, task.module_path, task.queue_name, max_attempts))
 
     def tick(self, alias: str, new: NewSchedule) -> None:
-        """Have a schedule published by workers of a backend. A module may be imported again.
+        """Have a schedule published by workers of a backend.
+
+        If a module is imported again, it may bring the same schedule again.
 
         Raises:
             ConfigError: that backend has another schedule of this name.
@@ -70,7 +73,7 @@ class TaskRegistry(JobRegistry):
         return tuple(new for (alias, _), new in self._ticking.items() if alias == self.alias)
 
     def import_unknown(self, paths: Iterable[str]) -> dict[str, str]:
-        """Register the tasks that some job types name, and return why others cannot be."""
+        """Register the tasks that these job types name. Return why some cannot be registered."""
         refused = {}
         for path in paths:
             if self.find(path) is None:

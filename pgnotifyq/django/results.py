@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pgnotifyq.model.job import Execution, Job
 
-# What is the class of an error that no exception was.
+# The class of an error that was not an exception.
 _CLASSES = {
     "cancelled": "pgnotifyq.JobCancelled",
     "timed_out": "builtins.TimeoutError",
@@ -68,7 +68,7 @@ def error_of(outcome: str, stored: str | None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What a payload says: how a task is called, and what its `using` said that no column has."""
+    """What a payload says: how a task is called, and those of its settings that have no column."""
 
     args: list[Any]
     kwargs: dict[str, Any]
@@ -107,7 +107,7 @@ def _exceptions(paths: Any) -> tuple[type[BaseException], ...]:
         try:
             kind = import_string(path)
         except ImportError:
-            continue  # nothing that is raised here is of a class that is not there
+            continue  # a class that is not there cannot be raised here
         if isinstance(kind, type) and issubclass(kind, BaseException):
             kinds.append(kind)
     return tuple(kinds)
@@ -136,14 +136,14 @@ def result_of(task: Any, alias: str, job: Job | DeadLetter, history: Sequence[Ex
     Args:
         task: as it is declared.
         alias: of the backend.
-        job: what is there.
+        job: the job, or its dead letter.
         history: its attempts, oldest first, the one under way included.
     """
     try:
         call = call_of(job.payload)
     except ValueError:
         call = Call([], {}, {})
-    # An attempt that was given back has its number again.
+    # An attempt that was given back is not counted: the next attempt has the same number.
     charged = {each.attempt: each for each in history if each.outcome not in _UNCHARGED and each.attempt <= job.attempts}
     begun = [each.started_at for each in history]
     errors = [error_of(each.outcome, each.error_message) for each in history if each.outcome not in _NOT_ERRORS]

@@ -1,9 +1,9 @@
 """One attempt of a Django task, in a worker.
 
-A task runs in a thread, as a view does: a blocking one as it is, an async one in an asyncio loop of
-its own (asgiref's `async_to_sync`; blocking code that it calls through `sync_to_async` runs in the
-same thread, on the same database connections). Around each, connections are treated as Django
-treats them around each request.
+A task runs in a thread, as a view does. A blocking task runs as it is. An async task runs in an
+asyncio loop of its own, by asgiref's `async_to_sync`. Blocking code that it calls through
+`sync_to_async` runs in the same thread, on the same database connections. Before and after each
+task, connections are treated as Django treats them before and after each request.
 
 How it ends:
 
@@ -17,7 +17,7 @@ How it ends:
 | is cancelled, or its worker shuts down | cancelled, or given back uncharged |
 | raises or returns pgnotifyq's Snooze, Retry or Discard | what that says |
 
-An async task that shall stop is cancelled at its next await. A blocking one cannot be interrupted:
+An async task that shall stop is cancelled at its next await. A blocking task cannot be interrupted:
 it may ask `context.job.is_cancelled()`, or call `trio.from_thread.check_cancelled()`.
 """
 
@@ -81,7 +81,7 @@ class _Attempt:
 
     @property
     def backend(self) -> Any:
-        """The backend. Ask for it in the thread: Django leaves it in the context that asks."""
+        """The backend. Ask for it in the thread: Django keeps it in the context that asks."""
         return task_backends[self.alias]
 
     def setting(self, name: str) -> Any:
@@ -151,7 +151,7 @@ def _in_thread(attempt: _Attempt) -> Any:
 
 
 def _here(attempt: _Attempt) -> Any:
-    """Do the same where the connections are a test's, in its open transaction."""
+    """Run the task on the connections as they are: a test's may have an open transaction."""
     result = _result_at_start(attempt)
     task_started.send_robust(type(attempt.backend), task_result=result)
     return _call(attempt, result)
@@ -201,14 +201,14 @@ def _run(attempt: _Attempt, result: Any) -> Any:
 
 
 def _unless_wish(value: Any) -> Any:
-    """Return a task's value; raise it if it is a word of ours that says how the attempt ends."""
+    """Return a task's value. If it is a Snooze, Retry or Discard, raise it."""
     if isinstance(value, _WISHES):
         raise value
     return value
 
 
 def _without_ours(trace: TracebackType | None) -> TracebackType | None:
-    """Return what a traceback tells of the task: without the calls of this file that led to it."""
+    """Return the part of a traceback that tells of the task, without the calls of this file."""
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     return trace
@@ -225,9 +225,10 @@ def _time_out(attempt: _Attempt, seconds: float) -> Retry | Discard:
 
 
 def _fail(attempt: _Attempt, error: BaseException, result: Any, *, is_final: bool = False) -> Retry | Discard:
-    """Return the wish that a failure makes, and tell of it if it is the last.
+    """Return the wish that a failure makes. If there is no further attempt, tell the listeners.
 
-    Called while the exception is handled: listeners read sys.exc_info(), as with Django's backends.
+    Call it while the exception is handled: listeners read sys.exc_info(), as with the backends of
+    Django.
     """
     retry_on = attempt.setting("retry_on")
     wish: Retry | Discard
@@ -245,7 +246,7 @@ def _fail(attempt: _Attempt, error: BaseException, result: Any, *, is_final: boo
 
 
 def _finish(attempt: _Attempt, result: Any, status: Any, value: Any) -> None:
-    """Tell who listens that a task has ended. Nothing that a listener raises stops what follows."""
+    """Tell the listeners that a task has ended. What a listener raises stops nothing."""
     object.__setattr__(result, "finished_at", timezone.now())
     object.__setattr__(result, "status", status)
     if status == TaskResultStatus.SUCCESSFUL:
@@ -258,7 +259,7 @@ def _finish(attempt: _Attempt, result: Any, status: Any, value: Any) -> None:
 def _result_at_start(attempt: _Attempt) -> Any:
     """Return the TaskResult as it is while the task runs.
 
-    The database is asked only where there were attempts before.
+    The database is asked only if there was an attempt before.
     """
     job = attempt.job
     if job.attempts > 1:

@@ -1,7 +1,7 @@
 """A task's schedule, declared beside the task; a worker for its backend publishes it at its start.
 
-It is `JobRegistry.every` for tasks: what a handler's payload is there, the task's arguments are
-here, and the time zone is the project's.
+It is `JobRegistry.every` for tasks. The task's arguments take the place of a handler's payload. The
+time zone is the project's.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def every(
 ) -> Callable[[T], T]:
     """Have the decorated task enqueued at times; workers publish it at their start.
 
-    It stands above `@task`, this queue's or Django's. A function that is no task yet becomes one.
+    Write it above `@task`, this queue's or Django's. A function that is no task yet becomes one.
     Queue, priority, attempts and tenant are the task's; its `headers` and `unique` do not count. A
-    task whose backend is not this queue, as tests may have it, has no schedule. docs/schedules.md
-    has the rules.
+    task with another backend than this queue, as in a test, has no schedule. docs/schedules.md has
+    the rules.
 
     Args:
         when: cron (`0 3 * * *`, or six fields with seconds first), `every 45m`, `09:00`, a time; or
@@ -55,18 +55,19 @@ def every(
         tz: the time zone of cron, of times of the day, and of exclusions; default: TIME_ZONE of the
             settings.
         name: by which the schedule is known; default: the task's path.
-        missed: what becomes of ticks that no worker was there for: the `last` of them runs late,
-            `none` or `all` do.
-        window_seconds: a tick that is later than this is missed for good; None: however late it is,
-            or 60 with `none`.
-        overlap: what becomes of a tick while the run before has not ended: `skip` leaves it out,
-            `queue` runs it after that, `cancel_running` cancels that, `allow` runs both.
-        jitter_seconds: each job is due up to so much after its tick.
+        missed: what becomes of ticks for which no worker was there: with `last` the last of them
+            runs late, with `all` all of them do, with `none` none does.
+        window_seconds: a tick that is later than this is missed for good; None: no tick is too
+            late, but with `none` the window is 60.
+        overlap: what becomes of a tick while the run before has not ended: `skip` leaves the tick
+            out, `queue` runs it after that run, `cancel_running` cancels that run, `allow` runs
+            both.
+        jitter_seconds: each job is due up to so many seconds after its tick.
         exclude: dates, `2026-12-24/2027-01-02`, times, or cron: no tick falls on these.
         owner: the program that has the schedule; default: the package of the task.
 
     Raises:
-        InvalidTask: something of it is refused, or another schedule has the name.
+        InvalidTask: a setting is refused, or another schedule has the name.
         TypeError: the task cannot be called with these arguments.
     """
 

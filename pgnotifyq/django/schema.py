@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 def schemas_in(database: str) -> Iterator[str]:
-    """Yield the schemas that TASKS has in a database, each once; without any of ours: the default.
+    """Yield the schemas that TASKS has in a database, each once.
 
-    None in a database that is not PostgreSQL, as that of tests may be: `manage.py check` tells.
+    If TASKS has no backend of ours, the default database has the default schema. A database that is
+    not PostgreSQL, as a test's may be, has none: `manage.py check` tells of it.
     """
     from pgnotifyq.django.backend import backends
 
@@ -45,7 +46,7 @@ def drop(database: str) -> None:
     """Take the schemas of a database away, if they hold neither unfinished jobs nor dead letters.
 
     Raises:
-        IrreversibleError: something would be.
+        IrreversibleError: a schema holds unfinished jobs or dead letters.
     """
     for name in schemas_in(database):
         try:

@@ -1,6 +1,6 @@
-"""What waits and is of a type that the worker has not seen: its module is imported.
+"""If jobs wait whose type no live worker has, this worker imports the module of their task.
 
-Most tasks are known when the worker starts. This is for those in modules that nothing imports.
+Most tasks are known when the worker starts. This is for tasks in modules that nothing imports.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def import_tasks() -> None:
 
 
 class Waiting:
-    """What was refused is told once."""
+    """Looks for such jobs, again and again. It tells once of each type that is refused."""
 
     def __init__(self, backend: PgnotifyqBackend) -> None:
         self._backend = backend
         self._refused: dict[str, str] = {}
 
     def look(self) -> None:
-        """Import what waits and nobody serves."""
+        """Import the tasks of jobs that wait and that no worker serves."""
         close_old_connections()
         with suppress(PgnotifyqError, DatabaseError):  # the worker tells of a database that is away
             for path, why in import_waiting(self._backend).items():

@@ -33,15 +33,16 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Open a client for the length of a block.
 
-    It belongs to the event loop that opens it, and to its process; elsewhere its verbs are refused.
-    A child that was forked opens its own. Where asyncio does not run, the error names the right
-    door.
+    The client belongs to the event loop and to the process that open it. Elsewhere its verbs are
+    refused. A forked child opens a client of its own. If asyncio does not run here, the error names
+    the right door.
 
     Args:
-        dsn: the database. Of several addresses, the first that can write. If the address says
-            `target_session_attrs`, the first that it admits, as for reading on a standby.
+        dsn: the database. If it names several servers, the client uses the first that can write. If
+            it says `target_session_attrs`, the client uses the first that this admits, as for
+            reading on a standby.
         schema: where the queue lives.
-        connections_max: how many connections it may use, besides one for waiting.
+        connections_max: how many connections the client may use, besides one for waiting.
         registry: if given, `enqueue` refuses unknown types and payloads that do not fit, and takes
             the handlers' defaults of queue and max_attempts.
         listen_dsn: an address where LISTEN works, for waiting, if `dsn` leads to a pooler in
@@ -73,7 +74,8 @@ async def open_client(
 class Client(AwaitedVerbs):
     """A door to the queue for programs that run on asyncio. Made by `open_client`.
 
-    Where a method's text says that a cancelled task has done nothing, or is cancelled at its next
-    checkpoint, a task on asyncio is always cancelled at once. If the server was faster than the
-    cancel, what was asked for has been done: give a `unique_key` where an enqueue may be repeated.
+    A method's text may say that a cancelled task has done nothing, or is cancelled at its next
+    checkpoint. A task on asyncio is always cancelled at once. If the server was faster than the
+    cancel, the server has done what the task asked for. So give a `unique_key` if your program may
+    repeat an enqueue.
     """

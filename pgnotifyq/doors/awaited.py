@@ -1,8 +1,8 @@
 """A door that is awaited, on trio (client.py) and on asyncio (aio.py): one body for both loops.
 
-Its verbs have rooms of their own: of one job (jobs.py), of many jobs and whole queues
-(operating.py), of schedules (schedules.py), of following jobs (watching.py). How a wait hears of a
-job's end is told in ends.py. How enqueues share a statement is told in gathering.py.
+Its verbs are in files of their own: for one job (jobs.py), for many jobs and whole queues
+(operating.py), for schedules (schedules.py), for following jobs (watching.py). ends.py tells how a
+waiting task hears of a job's end. gathering.py tells how enqueues share a statement.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class AwaitedVerbs(AwaitedJobs, AwaitedOperating, AwaitedSchedules, WatchingVerb
     def for_org(self, org_id: OrgId | UUID | str | int) -> OrgClient:
         """Return a client that sees one tenant: its jobs, its dead letters, and no others.
 
-        It shares this client's connections, and lives as long.
+        It shares this client's connections, and can be used as long as this client.
 
         Args:
             org_id: the tenant: its id, or its name or number, as `pgnotifyq.org` takes it.
 
         Raises:
-            InvalidJob: it names no tenant.
+            InvalidJob: `org_id` names no tenant.
         """
         return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._enqueue_alone, self._wait, self._watching)

@@ -1,8 +1,9 @@
-"""How threads wait for the ends of jobs: what ends.py does, for threads that block.
+"""How threads wait for the ends of jobs: what ends.py does for tasks, for threads that block.
 
-The rules of waiting and the three steps of a waiter are told at the head of ends.py, and so are the
-figures. Here a waiter is a thread. What the waiters share changes under `_lock`, which nobody holds
-while they wait for a socket. A leader waits for the socket itself, with a deadline; nothing polls.
+The head of ends.py tells the rules of waiting and the three steps of a waiter. Its figures count
+here, too. Here a waiter is a thread. A thread that changes what the waiters share holds `_lock`. No
+thread holds `_lock` while it waits for a socket. The leader waits for the socket itself, with a
+deadline, and does not poll.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Waiter:
     def __init__(self, job_id: JobId, look: Verb[Any]) -> None:
         self.job_id = job_id
         self.look = look  # answers None as long as there is something to wait for
-        self.rung = threading.Event()  # set: look at the table, then see whether anybody leads
+        self.rung = threading.Event()  # if set, look at the table, then lead if nobody leads
 
 
 class BlockingEnds:
@@ -58,14 +59,16 @@ class BlockingEnds:
         self._waiters: dict[JobId, list[_Waiter]] = {}
         self._is_led = False
         self._is_closed = False
-        self._connection: Connection[Any] | None = None  # it listens
-        self._spare: Connection[Any] | None = None  # it does not: nobody waits
-        self._look_seconds = ends.LOOK_SECONDS  # how long a waiter relies on the listener between looks
+        self._connection: Connection[Any] | None = None  # the one that listens, if any
+        self._spare: Connection[Any] | None = None  # open, but it does not listen: no thread waits
+        # How long a waiter relies on the listener between two looks.
+        self._look_seconds = ends.LOOK_SECONDS
         self._opening = threading.Lock()  # held by the thread that opens the connection
-        self._retry_at = -math.inf  # on the monotonic clock: nobody connects before, for it has just failed
+        # On the monotonic clock: a connect has failed, and no thread connects again before this.
+        self._retry_at = -math.inf
 
     def wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
-        """Wait until a job has ended, handler and all, and return it; or its dead letter.
+        """Wait until a job and its handler have ended, and return the job, or its dead letter.
 
         Raises:
             JobNotFound: there is no such job.
@@ -81,9 +84,9 @@ class BlockingEnds:
         return ended
 
     def drain(self, scope: Scope, timeout_seconds: float | None) -> None:
-        """Wait until nothing runs any more of what was paused.
+        """Wait until no job of what was paused runs any more.
 
-        Raises: as `wait` does, but JobNotFound.
+        Raises: as `wait` does, except JobNotFound.
         """
         deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
         while not self._ask(pauses.await_claims(self._schema), deadline):
@@ -97,7 +100,7 @@ class BlockingEnds:
                 raise still_runs(scope, timeout_seconds)
 
     def change(self, job_id: JobId, look: Verb[T | None], deadline: float) -> T | None:
-        """Wait until a look at a job finds something, and return it; None: it was time.
+        """Wait until a look at a job finds something, and return that; None: the time was up.
 
         Raises: as `wait` does, and what the look raises.
         """
@@ -107,7 +110,7 @@ class BlockingEnds:
     def stack(self, job_id: JobId, timeout_seconds: float) -> Stack:
         """Ask where a handler stands, and wait for its worker's answer.
 
-        Raises: as `wait` does, but WaitTimeout.
+        Raises: as `wait` does, except WaitTimeout.
         """
         deadline = time.monotonic() + timeout_seconds
         request = self._ask(stacks.ask_stack(self._schema, job_id), math.inf)
@@ -129,7 +132,7 @@ class BlockingEnds:
             self._leave(waiter)
 
     def close(self) -> None:
-        """Close the connection. Threads that wait look, and learn that the client is closed."""
+        """Close the connection. Each waiting thread looks, and learns that the client is closed."""
         with self._lock:
             self._is_closed = True
             connection, self._connection = self._connection, None
@@ -142,21 +145,21 @@ class BlockingEnds:
             connection.hang_up() if is_led else connection.close()
 
     def forget(self) -> None:
-        """Let go, in a child, of connections that were opened before the fork.
+        """In a forked child, let go of the connections that the parent opened.
 
-        They lead nowhere (wire/forks.py).
+        In the child they lead nowhere (wire/forks.py).
         """
         for connection in (self._connection, self._spare):
             if connection is not None:
                 connection.pgconn.finish()
 
     def _wait(self, waiter: _Waiter, deadline: float) -> Any:
-        """Look until the job has ended, or for as long as given.
+        """Look until the job has ended, and return what the look found; None: the time was up.
 
-        Forgive failures that pass for `OUTAGE_SECONDS_MAX`.
+        Passing failures are forgiven for `OUTAGE_SECONDS_MAX`.
         """
         answered_at = time.monotonic()
-        heard = True  # the first look owes nothing to the listener
+        heard = True  # what the first look finds proves nothing about the listener
         while True:
             listener = self._listen(deadline)
             waiter.rung.clear()
@@ -175,7 +178,7 @@ class BlockingEnds:
                 continue
             if ended is not None:
                 if not heard and listener is not None:
-                    self._drop(listener)  # deaf; this wakes the leader, which rings for all
+                    self._drop(listener)  # it is deaf; this wakes the leader, which rings for all
                 return ended
             answered_at = time.monotonic()
             if answered_at >= deadline:
@@ -191,7 +194,7 @@ class BlockingEnds:
             return ask_blocking(connection, verb)
 
     def _hear(self, waiter: _Waiter, until: float) -> None:
-        """Return when the leader has rung for this waiter, or when it is time.
+        """Return when the leader has rung for this waiter, or at the time `until`.
 
         The leader may be this waiter itself.
         """
@@ -210,8 +213,8 @@ class BlockingEnds:
                         for other in () if finished is None else self._waiters.get(finished.job_id, ()):
                             other.rung.set()
         except (psycopg.OperationalError, psycopg.InterfaceError):
-            # What was announced meanwhile is lost: every waiter looks once LISTEN is in place
-            # anew.
+            # The connection is lost, and with it what was announced meanwhile. So every waiter
+            # looks again when LISTEN is in place on another connection.
             connection.close()
             with self._lock:
                 if self._connection is connection:
@@ -231,7 +234,7 @@ class BlockingEnds:
                 if self._connection is not None and not self._connection.closed:
                     return self._connection
                 if self._is_closed or time.monotonic() < self._retry_at:
-                    return None  # or this thread queued behind a connect that failed
+                    return None  # the client is closed, or a connect has just failed
                 connection, self._spare = self._spare, None
             return self._begin_to_listen(connection)
         finally:
@@ -266,7 +269,7 @@ class BlockingEnds:
         return None
 
     def _leave(self, waiter: _Waiter) -> None:
-        """Take a waiter out. If nobody waits any more, nothing listens any more."""
+        """Take a waiter out. If no other thread waits, stop listening."""
         with self._lock:
             waiters = self._waiters[waiter.job_id]
             waiters.remove(waiter)
@@ -282,7 +285,7 @@ class BlockingEnds:
             with connection.bounded(ends.HUSH_DEADLINE_SECONDS):
                 unlisten(connection, self._channel)
         except psycopg.Error:
-            connection.close()  # it is gone; then it does not listen either
+            connection.close()  # the connection is lost, so it does not listen either
             return
         with self._lock:
             if self._spare is None and not self._is_closed:
@@ -299,7 +302,7 @@ class BlockingEnds:
         connection.hang_up() if is_led else connection.close()
 
     def _hand_over(self, leaving: _Waiter) -> None:
-        """Ring for one waiter that is asleep, so that it leads. Said under the lock."""
+        """Ring for one sleeping waiter, so that it leads. The caller holds the lock."""
         if self._is_led:
             return
         for waiters in self._waiters.values():
@@ -309,7 +312,7 @@ class BlockingEnds:
                     return
 
     def _ring_all(self) -> None:
-        """Ring for all. Said under the lock."""
+        """Ring for all waiters. The caller holds the lock."""
         for waiters in self._waiters.values():
             for waiter in waiters:
                 waiter.rung.set()

@@ -1,6 +1,6 @@
-"""How threads follow jobs: what watching.py does, for threads that block.
+"""How threads follow jobs: what watching.py does for tasks, for threads that block.
 
-The rules are told there.
+The head of watching.py tells the rules.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _leave(ask: Ask, schema: str, follower_id: UUID) -> None:
 
 
 def _events(source: _Events, timeout_seconds: float | None) -> Generator[JobEvent, None, None]:
-    """Yield what happens to jobs; with a timeout, until nothing has happened for so long."""
+    """Yield what happens to jobs. With a timeout, end when nothing has happened for this long."""
     patience = math.inf if timeout_seconds is None else timeout_seconds
     try:
         while True:
@@ -125,10 +125,10 @@ class _Events:
         self._heard: deque[JobEvent] = deque(maxlen=EVENTS_HELD_MAX)
 
     def hear(self, until: float) -> list[JobEvent]:
-        """Return what has happened; nothing, if that is so for as long as given, or for a while.
+        """Return what has happened. It may be nothing, at `until` or when the follower is renewed.
 
         Raises:
-            DatabaseUnreachable: no connection can be had for a minute.
+            DatabaseUnreachable: the database has not answered for a minute.
         """
         told: list[JobEvent] = []
         try:
@@ -161,7 +161,7 @@ class _Events:
         return connection
 
     def _follow(self, connection: Connection[Any]) -> bool:
-        """Say that this follower is there; return whether it was not for a while."""
+        """Say that this follower is there. Return whether it did not count for a while."""
         with connection.bounded(CONNECT_DEADLINE_SECONDS):
             verb = watching.follow_events(self._schema, self._follower_id, queue=self._queue, org_id=self._org_id)
             answer = ask_blocking(connection, verb)
@@ -173,7 +173,7 @@ class _Events:
         return was_away
 
     def _forgive(self, error: Exception) -> None:
-        """Drop the connection, and wait before another is opened; not for ever."""
+        """Drop the connection, and wait before another is opened. Give up after a minute."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -226,8 +226,8 @@ class BlockingWatchingVerbs:
     def logs(self, job_id: JobId | UUID | str, *, attempt: int | None = None) -> list[LogLine]:
         """Return what handlers of a job have logged by `ctx.log`, oldest first.
 
-        Of each attempt there are 64 KiB: the first lines and the last, and between them one that
-        says how many are left out.
+        At most 64 KiB of each attempt are kept: its first lines and its last. If lines are left
+        out, a line between them says how many.
 
         Args:
             job_id: the job, as a UUID or its text.
@@ -242,9 +242,9 @@ class BlockingWatchingVerbs:
     def watch(self, job_id: JobId | UUID | str, *, timeout_seconds: float | None = None) -> Iterator[Job]:
         """Yield a job as it is, and again each time that it has changed, until it has ended.
 
-        A change is another status, attempt, progress, or error; or an edit. Of changes that come
-        faster than they are taken up, the last is told. A dead letter is the job with the status
-        `dead`.
+        A change is another status, attempt, progress or error, or an edit. If changes come faster
+        than the program takes them up, only the last is told. A dead letter is told as the job,
+        with the status `dead`.
 
         Args:
             job_id: the job, as a UUID or its text.
@@ -284,17 +284,17 @@ class BlockingWatchingVerbs:
         org_id: OrgId | UUID | str | int | None = None,
         timeout_seconds: float | None = None,
     ) -> Iterator[JobEvent]:
-        """Yield what happens to jobs, from when the first is asked for on.
+        """Yield what happens to jobs, beginning when the first event is asked for.
 
-        It has a connection of its own. It says when it has lost something, by an event of the kind
-        `lost`: when the program has not read for a minute, or too much came at once, or the
-        connection was lost. Behind a pooler in transaction mode nothing is ever heard: give the
-        client a `listen_dsn`.
+        The iterator has a connection of its own. If it has lost events, it says so by an event of
+        the kind `lost`. It loses events if the program has not read for a minute, if too many come
+        at once, or if the connection is lost. Behind a pooler in transaction mode it never hears
+        anything: give the client a `listen_dsn`.
 
         Args:
             queue: only of jobs of this queue.
             org_id: only of this tenant.
-            timeout_seconds: end when nothing has happened for so long.
+            timeout_seconds: end when nothing has happened for this long.
 
         Raises:
             InvalidName: `queue` is no name of a queue.

@@ -38,13 +38,14 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Open a client for the length of a block.
 
-    Where trio does not run it is refused, and the error names the right door.
+    If trio does not run here, the call is refused, and the error names the right door.
 
     Args:
-        dsn: the database. Of several addresses, the first that can write. If the address says
-            `target_session_attrs`, the first that it admits, as for reading on a standby.
+        dsn: the database. If it names several servers, the client uses the first that can write. If
+            it says `target_session_attrs`, the client uses the first that this admits, as for
+            reading on a standby.
         schema: where the queue lives.
-        connections_max: how many connections it may use, besides one for waiting.
+        connections_max: how many connections the client may use, besides one for waiting.
         registry: if given, `enqueue` refuses unknown types and payloads that do not fit, and takes
             the handlers' defaults of queue and max_attempts.
         listen_dsn: an address where LISTEN works, for waiting, if `dsn` leads to a pooler in

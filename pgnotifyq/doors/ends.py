@@ -10,8 +10,8 @@ Rules of waiting:
 - A waiter has LISTEN in place before it looks at the table. So no end falls into the gap between
   the two.
 - A notification is a hint. It may be lost, or the listener may be deaf and not know. So every
-  waiter looks at the table every `LOOK_SECONDS` all the same. If a look finds an end that nobody
-  announced, the listener is proved deaf, and the waiter replaces it.
+  waiter looks at the table every `LOOK_SECONDS` all the same. If a look finds an end that no
+  notification told of, the listener is proved deaf, and the waiter replaces it.
 - If no listener can be had, waiting becomes slower and does not fail. A listener behind a pooler in
   transaction mode hears nothing, so waiters do not rely on it: they look as often as without one.
   `listen_dsn` leads past the pooler.
@@ -25,8 +25,8 @@ What one waiter does, again and again until a look finds the end:
    will be announced.
 3. `_hear`: lead, or wait until the leader rings; for `LOOK_SECONDS` at most.
 
-A drain waits in the same way, for one job after the other: its look asks whether a worker still
-holds the job. That a job was given back is announced on the same channel.
+A drain waits in the same way, for one job after the other. Its look asks whether a worker still
+holds the job. If a worker gives a job back, that is announced on the same channel.
 """
 
 from __future__ import annotations
@@ -68,20 +68,20 @@ LOOK_DEADLINE_SECONDS = 10.0
 OUTAGE_SECONDS_MAX = 60.0
 RETRY_SECONDS = 0.2  # between looks that fail
 LISTEN_DEADLINE_SECONDS = 3.0  # to connect and LISTEN
-# After a failure, before LISTEN is tried again. Also how often to look while no listener can be
-# relied on.
+# How long after a failure LISTEN is tried again. Also how often a waiter looks while it cannot rely
+# on a listener.
 LISTEN_RETRY_SECONDS = 1.0
 HUSH_DEADLINE_SECONDS = 1.0  # to UNLISTEN, before the connection is closed instead
 
 
 class Pool(Protocol):
-    """Where a door has its connections from."""
+    """Where a door gets its connections."""
 
     def connection(self) -> AbstractAsyncContextManager[Awaited[Any]]:
-        """Lend one in autocommit mode for the length of a block."""
+        """Lend a connection in autocommit mode for the length of a block."""
 
     def check(self) -> None:
-        """Refuse to go on if the pool is closed, or another loop's."""
+        """Refuse to go on if the pool is closed, or belongs to another loop."""
 
 
 class _Waiter:
@@ -90,7 +90,7 @@ class _Waiter:
     def __init__(self, job_id: JobId, look: Verb[Any]) -> None:
         self.job_id = job_id
         self.look = look  # answers None as long as there is something to wait for
-        self.rung = anyio.Event()  # set: look at the table, then see whether anybody leads
+        self.rung = anyio.Event()  # if set, look at the table, then lead if nobody leads
 
 
 class Ends:
@@ -103,18 +103,19 @@ class Ends:
         self._channel = f"{schema}_finished"
         self._waiters: dict[JobId, list[_Waiter]] = {}
         self._is_led = False
-        # The connection, and whether it listens. Changed under the lock; only a close needs no
-        # lock.
+        # The connection, and whether it listens. A task that changes them holds the lock; only a
+        # close needs no lock.
         self._connection: Awaited[Any] | None = None
         self._listens = False
         self._look_seconds = LOOK_SECONDS  # how long a waiter relies on the listener between looks
-        self._retry_at = -math.inf  # on the loop's clock: nobody connects before, for it has just failed
+        # On the loop's clock: a connect has failed, and no task connects again before this.
+        self._retry_at = -math.inf
         self._lock = anyio.Lock()
 
     async def wait(self, job_id: JobId, timeout_seconds: float | None) -> Job | DeadLetter:
-        """Wait until a job has ended, handler and all, and return it; or its dead letter.
+        """Wait until a job and its handler have ended, and return the job, or its dead letter.
 
-        Cancellation: the job goes on. If nobody else waits, the listening connection is closed.
+        Cancellation: the job goes on. If no other task waits, the listening connection is closed.
 
         Raises:
             JobNotFound: there is no such job.
@@ -133,15 +134,15 @@ class Ends:
         return ended
 
     async def drain(self, scope: Scope, timeout_seconds: float | None) -> None:
-        """Wait until nothing runs any more of what was paused.
+        """Wait until no job of what was paused runs any more.
 
         Cancellation: what runs goes on.
 
-        Raises: as `wait` does, but JobNotFound.
+        Raises: as `wait` does, except JobNotFound.
         """
         self._pool.check()
         with anyio.move_on_after(math.inf if timeout_seconds is None else timeout_seconds):
-            # Nobody tells of the end of a claim; it takes milliseconds.
+            # The end of a claim is not announced. A claim takes milliseconds.
             while not await self._ask(pauses.await_claims(self._schema)):  # noqa: ASYNC110
                 await anyio.sleep(RETRY_SECONDS)
             while (job_id := await self._ask(pauses.first_held(self._schema, scope))) is not None:
@@ -152,13 +153,13 @@ class Ends:
         raise still_runs(scope, timeout_seconds)
 
     async def open_listener(self) -> Awaited[Any]:
-        """Open a connection that is to listen, for whoever wants one of its own."""
+        """Open a connection that is to listen, for a caller that needs one of its own."""
         return await self._connect()
 
     async def change(self, job_id: JobId, look: Verb[T | None], deadline: float) -> T | None:
-        """Wait until a look at a job finds something, and return it; None: it was time.
+        """Wait until a look at a job finds something, and return that; None: the time was up.
 
-        Cancellation: nothing is lost; the next look finds it.
+        Cancellation: nothing is lost; the next look finds what this one would have found.
 
         Raises: as `wait` does, and what the look raises.
         """
@@ -173,9 +174,9 @@ class Ends:
     async def stack(self, job_id: JobId, timeout_seconds: float) -> Stack:
         """Ask where a handler stands, and wait for its worker's answer.
 
-        Cancellation: nobody waits for the answer.
+        Cancellation: the worker's answer is not waited for.
 
-        Raises: as `wait` does, but WaitTimeout.
+        Raises: as `wait` does, except WaitTimeout.
         """
         self._pool.check()
         request = await self._ask(stacks.ask_stack(self._schema, job_id))
@@ -195,7 +196,7 @@ class Ends:
             return await ask(connection, verb)
 
     def close_nowait(self) -> None:
-        """Close the connection. The waiters still find the ends by looking."""
+        """Close the connection. The waiters still find the ends of their jobs by looking."""
         connection, self._connection = self._connection, None
         self._listens = False
         if connection is not None:
@@ -215,10 +216,10 @@ class Ends:
     async def _wait(self, waiter: _Waiter) -> Any:
         """Look until the job has ended, and return what the look found.
 
-        Forgive failures that pass for `OUTAGE_SECONDS_MAX`.
+        Passing failures are forgiven for `OUTAGE_SECONDS_MAX`.
         """
         answered_at = anyio.current_time()
-        heard = True  # the first look owes nothing to the listener
+        heard = True  # what the first look finds proves nothing about the listener
         while True:
             listener = await self._listen()
             waiter.rung = anyio.Event()
@@ -237,7 +238,7 @@ class Ends:
                 continue
             if ended is not None:
                 if not heard and listener is not None and listener is self._connection:
-                    self.close_nowait()  # deaf; this wakes the leader, which rings for all
+                    self.close_nowait()  # it is deaf; this wakes the leader, which rings for all
                 return ended
             answered_at = anyio.current_time()
             with anyio.move_on_after(self._look_seconds if listener is not None else LISTEN_RETRY_SECONDS):
@@ -258,8 +259,8 @@ class Ends:
                         finished = read_finished(note.payload)
                         self._ring(() if finished is None else self._waiters.get(finished.job_id, ()))
             except (psycopg.OperationalError, psycopg.InterfaceError):
-                # What was announced meanwhile is lost: every waiter looks once LISTEN is in place
-                # anew.
+                # The connection is lost, and with it what was announced meanwhile. So every waiter
+                # looks again when LISTEN is in place on another connection.
                 if self._connection is connection:
                     self.close_nowait()
                 for waiters in self._waiters.values():
@@ -274,7 +275,7 @@ class Ends:
             if self._connection is not None and not self._connection.closed and self._listens:
                 return self._connection
             if anyio.current_time() < self._retry_at:
-                return None  # this task queued for the lock behind a connect that failed
+                return None  # a connect has just failed, maybe while this task waited
             connection, self._connection = self._connection, None
             self._listens = False
             try:
@@ -296,7 +297,7 @@ class Ends:
             return self._connection
 
     async def _hush(self) -> None:
-        """Stop listening if nobody waits. Cancellation: the connection is closed."""
+        """Stop listening if no task waits. Cancellation: the connection is closed."""
         if self._waiters or not self._listens:
             return
         async with self._lock:

@@ -39,7 +39,7 @@ T = TypeVar("T")
 class OrgClient(AwaitedOrgSchedules):
     """A client that sees one tenant. Made by `client.for_org`.
 
-    The id of another tenant's job is unknown here, as one that never was.
+    The id of another tenant's job is unknown here, as if there had never been such a job.
     """
 
     _verbs: OrgVerbs
@@ -53,7 +53,7 @@ class OrgClient(AwaitedOrgSchedules):
         """The tenant."""
         return self._verbs.org_id
 
-    # A checker takes the first form that fits, as for a client's enqueue.
+    # A type checker takes the first form that fits, as for a client's `enqueue`.
 
     @overload
     async def enqueue(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueSettings]) -> JobId[R]: ...
@@ -87,7 +87,7 @@ class OrgClient(AwaitedOrgSchedules):
             settings: as of a client's `enqueue`: queue, priority, delay_seconds, unique_key, ...
 
         Raises:
-            InvalidJob: it is refused; also if `org_id` is another tenant.
+            InvalidJob: the job is refused; also if `org_id` is another tenant.
             InvalidName, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as of a
                 client's `enqueue`.
         """
@@ -103,7 +103,7 @@ class OrgClient(AwaitedOrgSchedules):
         """Enqueue jobs of the tenant, all or none, and return their ids in order.
 
         Args:
-            jobs: as of a client's `enqueue_many`. What says no tenant is this one's.
+            jobs: as of a client's `enqueue_many`. A job that names no tenant is this tenant's.
             connection: as of a client's `enqueue`.
             savepoint: as of a client's `enqueue`, around all of them.
 
@@ -113,7 +113,7 @@ class OrgClient(AwaitedOrgSchedules):
         jobs_made: list[JobId] = await self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
         return jobs_made
 
-    # The same, and the answer also says what became of the unique key.
+    # The same verbs, but their answer also says what became of the unique key.
 
     @overload
     async def enqueue_told(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueSettings]) -> Enqueued[R]: ...
@@ -174,7 +174,8 @@ class OrgClient(AwaitedOrgSchedules):
         Returns: for each job its id, and the outcome: created, kept, replaced or superseded.
 
         Raises:
-            UniqueKeyHeld: another job holds the key of one that says refuse; none is enqueued.
+            UniqueKeyHeld: another job holds the key of a job whose `unique` says refuse. No job is
+                enqueued.
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as
                 of `enqueue_many`.
         """
@@ -185,14 +186,14 @@ class OrgClient(AwaitedOrgSchedules):
     async def cancel(
         self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None
     ) -> CancelOutcome:
-        """Cancel a job: a pending one never starts, a running one's handler is stopped.
+        """Cancel a job. A pending job never starts; the handler of a running job is stopped.
 
         Args:
             job_id: the job, as a UUID or its text.
             wait_seconds: wait at most this long until its handler has stopped.
             why: for the handler and the record.
 
-        Returns: what became of it; `stopping` only when nobody waits.
+        Returns: what became of the job; `stopping` only without `wait_seconds`.
 
         Raises:
             InvalidJob: `job_id` is not an id.
@@ -206,7 +207,7 @@ class OrgClient(AwaitedOrgSchedules):
         except WaitTimeout:
             return CancelOutcome.UNRESPONSIVE
         except JobNotFound:
-            pass  # it stopped, and was pruned before anybody looked
+            pass  # it stopped, and was pruned before this client looked
         return CancelOutcome.CANCELLED
 
     @overload
@@ -215,7 +216,7 @@ class OrgClient(AwaitedOrgSchedules):
     async def wait(self, job_id: UUID | str, timeout_seconds: float | None = None) -> Job: ...
 
     async def wait(self, job_id: JobId | UUID | str, timeout_seconds: float | None = None) -> Job:
-        """Wait until a job has ended, handler and all, and return it as completed or cancelled.
+        """Wait until a job and its handler have ended, and return it, completed or cancelled.
 
         Raises:
             InvalidJob: `job_id` is not an id.
@@ -227,12 +228,12 @@ class OrgClient(AwaitedOrgSchedules):
         return ended(owned(await self._wait(job_id_of(job_id), timeout_seconds), self.org_id))
 
     async def get(self, job_id: JobId | UUID | str) -> Job:
-        """Return a job; a dead letter as the job that it was, with the status `dead`.
+        """Return a job. A dead letter is returned as the job it was, with the status `dead`.
 
         Raises:
             InvalidJob: `job_id` is not an id.
-            JobNotFound: the tenant has none: it never was, or was pruned; or it is a dead letter,
-                and the connection's role may not look at those.
+            JobNotFound: the tenant has no such job: it never was, or it was pruned. Or it is a dead
+                letter, and the connection's role may not look at dead letters.
         """
         job: Job = await self._ask(self._verbs.get(job_id))
         return job
@@ -242,7 +243,7 @@ class OrgClient(AwaitedOrgSchedules):
 
         Raises:
             InvalidJob: `job_id` is not an id.
-            JobNotFound: the tenant has none.
+            JobNotFound: the tenant has no such dead letter.
         """
         letter: DeadLetter = await self._ask(self._verbs.get_dead(job_id))
         return letter
@@ -259,16 +260,17 @@ class OrgClient(AwaitedOrgSchedules):
     async def explain(self, job_id: JobId | UUID | str) -> Explanation:
         """Return why a job is where it is: what it waits for, or how it ended.
 
-        Of a dead letter too. Nothing that other tenants have a part in is told: docs/explain.md
-        says what is left out.
+        A dead letter is explained, too. Nothing is told in which other tenants have a part:
+        docs/explain.md says what is left out.
 
-        Returns: what holds, in words (`answers`), in sentences, and what they are decided by. Of
-            the jobs that come first, the tenant's own count alone.
+        Returns: what holds of the job, in words (`answers`) and in sentences, and the facts that
+            decide them. Of the jobs that come first, only the tenant's own are counted.
 
         Raises:
             InvalidJob: `job_id` is not an id.
             JobNotFound: the tenant has no such job.
-            MissingRights: the role may not look at workers, as those of producers and tenants.
+            MissingRights: the role may not look at workers. The roles of producers and of tenants
+                may not.
         """
         found: Explanation = await self._ask(self._verbs.explain(job_id))
         return found
@@ -347,7 +349,7 @@ class OrgClient(AwaitedOrgSchedules):
         Args:
             queue: only of this queue.
             job_type: only of this job type.
-            error: only those whose error message has this text, in any case.
+            error: only those whose error message has this text, in upper or lower case.
             died_after: only those that died after this time, aware.
             fingerprint: only those of this group, as `dead_groups` names it.
             limit: how many at the most.
@@ -372,12 +374,12 @@ class OrgClient(AwaitedOrgSchedules):
         died_after: datetime | None = None,
         limit: int = 50,
     ) -> list[DeadGroup]:
-        """Return dead letters by what they died of, the largest group first.
+        """Return dead letters in groups, by what they died of, the largest group first.
 
         Args:
             queue: only of this queue.
             job_type: only of this job type.
-            error: only those whose error message has this text, in any case.
+            error: only those whose error message has this text, in upper or lower case.
             died_after: only those that died after this time, aware.
             limit: how many groups at the most.
 
@@ -398,7 +400,7 @@ class OrgClient(AwaitedOrgSchedules):
     async def requeue(self, job_id: JobId | UUID | str, *, from_start: bool = False) -> None:
         """Bring a dead letter back as the job it was, with all its attempts before it.
 
-        It goes on from what its handler has saved; with `from_start` from nothing.
+        The job goes on from what its handler has saved. With `from_start` it begins anew.
 
         Raises:
             InvalidJob: `job_id` is not an id.
@@ -423,11 +425,11 @@ class OrgClient(AwaitedOrgSchedules):
         Args:
             queue: only of this queue.
             job_type: only of this job type.
-            error: only those whose error message has this text, in any case.
+            error: only those whose error message has this text, in upper or lower case.
             died_after: only those that died after this time, aware.
             fingerprint: only those of this group, as `dead_groups` names it.
             limit: how many at the most, in one transaction.
-            per_second: they fall due one after the other, at this rate; None: all at once.
+            per_second: the jobs fall due one after the other, at this rate; None: all at once.
 
         Raises:
             InvalidJob: `died_after` has no time zone.
@@ -447,7 +449,7 @@ class OrgClient(AwaitedOrgSchedules):
         return count
 
     async def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> int:
-        """Delete a dead letter, or those that died longer ago than given; return how many."""
+        """Delete one dead letter, or those dead for `older_than_seconds`. Return how many."""
         count: int = await self._ask(self._verbs.purge_dead(job_id=job_id, older_than_seconds=older_than_seconds))
         return count
 
@@ -470,9 +472,9 @@ class OrgClient(AwaitedOrgSchedules):
             scheduled_at: not before this time, aware.
             delay_seconds: not before this many seconds from now, on the database's clock, in place
                 of `scheduled_at`. 0: now.
-            payload: another payload, whole. It is not checked by a handler until it runs.
+            payload: another whole payload. No handler checks it before the job runs.
 
-        Returns: whether it was changed. Not if a worker holds it, or it has ended.
+        Returns: whether the job was changed. It is not if a worker holds it, or if it has ended.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
@@ -506,7 +508,7 @@ class OrgClient(AwaitedOrgSchedules):
             scheduled_at: not before this time, aware.
             delay_seconds: not before this many seconds from now, on the database's clock, in place
                 of `scheduled_at`. 0: now.
-            payload: another payload, whole. It is not checked by a handler until it runs.
+            payload: another whole payload. No handler checks it before the job runs.
             after_id: what the batch before returned; None: from the start.
             limit: how many jobs are looked at, in one transaction.
 
@@ -606,21 +608,21 @@ class OrgClient(AwaitedOrgSchedules):
         who: str | None = None,
         limit: int = 1000,
     ) -> Erased:
-        """Erase all that is kept of the tenant, or of somebody of it, as a client's `erase` does.
+        """Erase all that is kept of the tenant, or of one person, as a client's `erase` does.
 
-        Without a filter its settings, its credentials and its name go, too.
+        Without a filter the tenant's settings, its credentials and its name go, too.
 
         Args:
             unique_key: only jobs that were enqueued under this key.
             payload: only jobs whose payload contains this, as `{"user": 17}`, at its top level.
             queue: only of this queue.
             job_type: only of this job type.
-            why: for the trail: the number of a request, say, and not the data.
-            who: for the trail; the role of the connection is noted in any case.
+            why: for the audit trail: the number of a request, for example, and not the data.
+            who: for the audit trail; the role of the connection is always noted, too.
             limit: how many rows a batch looks at.
 
-        Returns: how many jobs and letters are gone, and how many are still `held`: what runs is
-            cancelled, and stays until its handler has stopped. Say it again then.
+        Returns: how many jobs and letters are gone, and how many are still `held`. A running job is
+            cancelled, and stays until its handler has stopped. Call this again then.
 
         Raises:
             InvalidJob: a value is out of range.

@@ -2,8 +2,9 @@
 
 A commit waits for the disk. It costs server and client more than the row that it brings. The tasks
 of a busy program enqueue beside each other. While `IN_FLIGHT_MAX` statements of one client are
-under way, what comes gathers. When the first of the statements ends, what has gathered goes as one.
-Nothing waits on a timer to fill a batch, and a program that enqueues now and then never notices.
+under way, further enqueues gather. When the first of these statements ends, what has gathered goes
+as one statement. No enqueue waits on a timer to fill a batch. A program that enqueues now and then
+never notices.
 
 No background task does this. The first of the callers that wait is asked to lead: it sends the
 statement of all, and tells the others.
@@ -12,13 +13,13 @@ Each caller is told what it would be told alone:
 
 - A caller that is cancelled has enqueued nothing, or it is told of its job and cancelled at its
   next checkpoint (on asyncio: and cancelled at once). The statement that carries its job is
-  stopped, and what the other callers gave goes again without that job.
-- An error that is one job's own fails the caller of that job only. Each caller of the statement
-  then goes alone, and learns for itself.
-- If nobody knows what became of a statement, as when its connection was lost, all its callers are
-  told so. Nothing is repeated.
-- A job with a unique key may have to wait for somebody's transaction, so it goes alone. So does a
-  job that a worker of this very program starts at once (runtime/shortcuts.py).
+  stopped, and the jobs of the other callers go again without that job.
+- If one job is the cause of an error, only the caller of that job fails. To find out which, each
+  caller of the statement then goes alone.
+- If it is not known what became of a statement, as when its connection was lost, all its callers
+  are told so. Nothing is repeated.
+- A job with a unique key may have to wait for another transaction, so it goes alone. So does a job
+  that a worker of this very program starts at once (runtime/shortcuts.py).
 - A statement that is stuck holds up no other caller. A caller that has gathered for
   `PATIENCE_SECONDS` leads at once, on another connection of the pool.
 
@@ -77,7 +78,7 @@ PATIENCE_SECONDS = 0.05
 # In one statement, so that a small job does not take long because of large jobs beside it.
 PAYLOAD_CHARACTERS_MAX = 1 << 20
 
-# What befell a connection, and not a job: all callers of the statement are told of it.
+# Errors of a connection, and not of a job: all callers of the statement are told of them.
 _SHARED_ERRORS = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnreachable, PoolTimeout)
 
 
@@ -86,7 +87,7 @@ class _Caller:
     """A task that waits in `enqueue`. Its states are in the table above."""
 
     job: NewJob
-    payload: str  # as JSON, made by the caller's task: an error of it is the caller's own
+    payload: str  # as JSON, made by the caller's task: an error in it is the caller's own
     rung: anyio.Event | trio.Event  # the caller was told, or is asked to lead
     batch: _Batch | None = None  # the statement that carries the job; None in the line
     job_id: JobId | None = None
@@ -96,7 +97,7 @@ class _Caller:
 
     @property
     def has_id(self) -> bool:
-        """Whether its job is there."""
+        """Whether its job is known to exist."""
         return self.job_id is not None
 
 
@@ -112,7 +113,7 @@ class Shortcut(Protocol):
     """A way to start a job in the statement that inserts it."""
 
     def find(self, job: NewJob) -> Any:
-        """Return who could start the job as soon as it exists, or None."""
+        """Return a worker that could start the job as soon as it exists, or None."""
 
     async def enqueue(self, connection: Any, taker: Any, job: NewJob, payload: str) -> JobId:
         """Enqueue the job, given with its payload's text, and have it started."""
@@ -124,12 +125,12 @@ class Gatherer:
     Args:
         pool: where connections come from.
         schema: where the queue lives.
-        waits: the module whose events and scopes to wait by: `anyio`, or `trio` itself. trio's have
-            the same names, and spare a caller 5 microseconds of 95.
+        waits: the module whose events and scopes are used: `anyio`, or `trio` itself. Those of trio
+            have the same names, and save a caller 5 microseconds of 95.
         shortcut: None, or how a job may be started at once.
         is_cancelled_again: whether a cancel that a caller does not pass on comes again at its next
-            checkpoint. It does on trio. On asyncio it would be lost, so there it is always passed
-            on.
+            checkpoint. On trio it does. On asyncio it would be lost, so there the caller always
+            passes it on.
     """
 
     def __init__(
@@ -164,13 +165,13 @@ class Gatherer:
 
     async def _enqueue_alone(self, job: NewJob, payload: str) -> JobId:
         async with self._pool.connection() as connection:
-            # Look at the last moment: a slot may have been taken during the wait for a connection.
+            # Look again: while this waited for a connection, another job may have taken the slot.
             if self._shortcut is not None and (taker := self._shortcut.find(job)) is not None:
                 return await self._shortcut.enqueue(connection, taker, job, payload)
             return await ask(connection, enqueue.enqueue_one(self._schema, job, payload, is_alone=True))
 
     async def _enqueue_gathered(self, caller: _Caller) -> JobId:
-        """Wait until another has enqueued the job, or lead."""
+        """Wait until another caller has enqueued the job, or lead."""
         while caller.job_id is None:
             try:
                 with self._waits.move_on_after(PATIENCE_SECONDS):
@@ -197,18 +198,19 @@ class Gatherer:
             return
         caller.has_left = True
         caller.batch.scope.cancel(reason="pgnotifyq: one of its callers was cancelled")
-        with self._waits.CancelScope(shield=True):  # bounded: the server has a deadline to answer a cancel
+        # The shield is bounded: the server has a deadline to answer a cancel.
+        with self._waits.CancelScope(shield=True):
             await caller.rung.wait()
 
     async def _lead(self, leader: _Caller) -> None:
-        """Enqueue all that has gathered in one statement, and tell everybody."""
+        """Enqueue in one statement what has gathered, and tell each caller."""
         batch = _Batch(self._take(), self._waits.CancelScope())
         for caller in batch.callers:
             caller.batch = batch
             if caller.rung.is_set():
                 caller.rung = self._waits.Event()
         self._in_flight += 1
-        is_known = True  # whether the jobs are there
+        is_known = True  # whether it is known if the jobs are there
         ids: Sequence[JobId] = ()
         error: Exception | None = None
         try:

@@ -47,8 +47,8 @@ class AwaitedJobs:
     async def _stack(self, job_id: JobId, timeout_seconds: float) -> Stack:
         raise NotImplementedError
 
-    # A checker takes the first form that fits. The second is for JSON that is written where it is
-    # enqueued: mypy takes {"a": 1} for a dict[str, int], which is no dict[str, object].
+    # A type checker takes the first form that fits. The second form is for JSON that is written in
+    # the call: mypy takes {"a": 1} for a dict[str, int], which is no dict[str, object].
 
     @overload
     async def enqueue(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueSettings]) -> JobId[R]: ...
@@ -83,45 +83,46 @@ class AwaitedJobs:
         """Enqueue one job and return its id.
 
         On an event loop: if a worker of the loop, on the same database, is idle and has a handler
-        for the job, the statement that enqueues the job also starts it (runtime/handover.py). Jobs
-        that several tasks enqueue at once share a statement (doors/gathering.py). A `connection`
-        is one for the loop, or a blocking one, which blocks it for one round trip.
+        for the job, the statement that enqueues the job also starts it (runtime/shortcuts.py). Jobs
+        that several tasks enqueue at once share a statement (doors/gathering.py). A `connection` is
+        one for the loop, or a blocking one. A blocking one blocks the loop for one round trip.
 
         Args:
             job_type: which handler runs it: what `@registry.handler` made of the function, or its
                 name.
-            payload: what the handler takes: dict, attrs class, dataclass. JSON in the end, at most
-                1 MiB.
+            payload: what the handler takes: a dict, or an object of an attrs class or a dataclass.
+                It is stored as JSON, of at most 1 MiB.
             org_id: the tenant.
-            queue: its queue; default: the handler's, as the registry says or a worker has
-                published it, else `default`.
+            queue: its queue; default: the handler's, which the registry says or a worker has
+                published; else `default`.
             priority: higher first, -32768 to 32767.
             scheduled_at: not before this time, aware; compared with the database's clock.
             delay_seconds: not before this many seconds from now, on the database's clock.
-            max_attempts: then it is dead-lettered; default: what the handler says that takes it,
-                else 15.
-            unique_key: while an unfinished job of the tenant and type has it, that job's id is
-                returned and none is made.
-            unique: more of that: by fields of the payload, for a time, and whether the job that has
-                the key is kept, replaced or superseded, or this one refused: docs/unique.md.
-                `enqueue_told` says which it was.
+            max_attempts: after so many the job becomes a dead letter; default: what its handler
+                says, else 15.
+            unique_key: while an unfinished job of the tenant and type has this key, no job is made,
+                and that job's id is returned.
+            unique: more about the key: it may be made of fields of the payload, and count for a
+                time. The job that has the key is kept, replaced or superseded, or this job is
+                refused: docs/unique.md. `enqueue_told` says which it was.
             headers: what goes with the job and is not its payload, as a trace's context: a JSON
-                object of at most 8 KiB. The handler reads them as `ctx.job.headers`. None: those of
-                the job whose handler calls this, if there is one; {}: none.
+                object of at most 8 KiB. The handler reads them as `ctx.job.headers`. None: if a
+                handler calls this, the headers of its job; {}: none.
             connection: enqueue in this connection's open transaction: the job exists if and only if
-                that commits. psycopg's, SQLAlchemy's (a session) or Django's; on an event loop also
-                pgnotifyq's or asyncpg's: docs/transactions.md.
+                that commits. The connection is psycopg's, SQLAlchemy's (or a session) or Django's;
+                on an event loop also pgnotifyq's or asyncpg's: docs/transactions.md.
             savepoint: with `connection`: if the database refuses the job, the transaction goes on.
-                Two more round trips.
+                This costs two more round trips.
 
-        Cancellation: nothing is enqueued, or the task is cancelled at its next checkpoint.
+        Cancellation: nothing is enqueued; or the job is, and the task is cancelled at its next
+        checkpoint.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
             UnknownJobType: the client has a registry, and it has no such handler.
             UniqueKeyHeld: another job holds the key, and `unique` says refuse.
             TypeError: `connection` is of a kind that this client cannot use; or `savepoint` is
-                without it.
+                given without `connection`.
         """
         job = self._verbs.new_job(
             {
@@ -151,26 +152,27 @@ class AwaitedJobs:
     ) -> list[JobId]:
         """Enqueue jobs, all or none, and return their ids in order.
 
-        One statement up to a hundred jobs, COPY beyond.
+        Up to a hundred jobs go in one statement. More go by COPY.
 
         Args:
-            jobs: each a NewJob, which says everything itself, or a mapping of what `enqueue` takes:
+            jobs: each is a NewJob, which says all by itself, or a mapping of what `enqueue` takes:
                 job_type, payload, queue, ... What a mapping leaves out comes from the registry.
             connection: as for `enqueue`.
             savepoint: as for `enqueue`, around all of them.
 
-        Cancellation: none of them are enqueued, or the task is cancelled at its next checkpoint.
+        Cancellation: no job is enqueued; or all are, and the task is cancelled at its next
+        checkpoint.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: none is enqueued.
             UnknownJobType: the client has a registry, and it has no such handler.
             TypeError: `connection` is of a kind that this client cannot use; or `savepoint` is
-                without it.
+                given without `connection`.
         """
         made = await make_all(self._verbs, jobs)
         return await self._ask(self._verbs.enqueue_many(made), connection, savepoint=savepoint)
 
-    # The same, and the answer also says what became of the unique key.
+    # The same verbs, but their answer also says what became of the unique key.
 
     @overload
     async def enqueue_told(self, job_type: Handler[P, R], payload: P, **settings: Unpack[EnqueueSettings]) -> Enqueued[R]: ...
@@ -230,7 +232,8 @@ class AwaitedJobs:
         Returns: for each job its id, and the outcome: created, kept, replaced or superseded.
 
         Raises:
-            UniqueKeyHeld: another job holds the key of one that says refuse; none is enqueued.
+            UniqueKeyHeld: another job holds the key of a job whose `unique` says refuse. No job is
+                enqueued.
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType, TypeError: as
                 of `enqueue_many`.
         """
@@ -240,16 +243,16 @@ class AwaitedJobs:
     async def cancel(
         self, job_id: JobId | UUID | str, *, wait_seconds: float | None = None, why: str | None = None
     ) -> CancelOutcome:
-        """Cancel a job: a pending one never starts, a running one's handler is stopped.
+        """Cancel a job. A pending job never starts; the handler of a running job is stopped.
 
         Args:
             job_id: the job, as a UUID or its text.
             wait_seconds: wait at most this long until its handler has stopped.
             why: for the handler and the record.
 
-        Returns: what became of it; `stopping` only when nobody waits.
+        Returns: what became of the job; `stopping` only without `wait_seconds`.
 
-        Cancellation: the job stays cancelled, or was not told yet.
+        Cancellation: the job is cancelled, and stays so; or the cancel has not reached it.
 
         Raises:
             InvalidJob: `job_id` is not an id.
@@ -263,11 +266,11 @@ class AwaitedJobs:
         except WaitTimeout:
             return CancelOutcome.UNRESPONSIVE
         except JobNotFound:
-            pass  # it stopped, and was pruned before anybody looked
+            pass  # it stopped, and was pruned before this client looked
         return CancelOutcome.CANCELLED
 
-    # If a handler's result is no JSON, as an attrs object, it comes back as JSON. Then nothing is
-    # said of its type.
+    # If a handler returns what is no JSON, as an attrs object, the result comes back as JSON. Then
+    # a type checker is told nothing of its type.
 
     @overload
     async def wait(self, job_id: JobId[Plain], timeout_seconds: float | None = None) -> Job[Plain]: ...
@@ -275,9 +278,9 @@ class AwaitedJobs:
     async def wait(self, job_id: UUID | str, timeout_seconds: float | None = None) -> Job: ...
 
     async def wait(self, job_id: JobId | UUID | str, timeout_seconds: float | None = None) -> Job:
-        """Wait until a job has ended, handler and all, and return it as completed or cancelled.
+        """Wait until a job and its handler have ended, and return it, completed or cancelled.
 
-        Outlives a restart of the server.
+        The wait outlives a restart of the server.
 
         Cancellation: the job goes on.
 
@@ -310,9 +313,9 @@ class AwaitedJobs:
             scheduled_at: not before this time, aware.
             delay_seconds: not before this many seconds from now, on the database's clock, in place
                 of `scheduled_at`. 0: now.
-            payload: another payload, whole. It is not checked by a handler until it runs.
+            payload: another whole payload. No handler checks it before the job runs.
 
-        Returns: whether it was changed. Not if a worker holds it, or it has ended.
+        Returns: whether the job was changed. It is not if a worker holds it, or if it has ended.
 
         Raises:
             InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge: nothing was sent.
@@ -330,12 +333,12 @@ class AwaitedJobs:
         )
 
     async def get(self, job_id: JobId | UUID | str) -> Job:
-        """Return a job; a dead letter as the job that it was, with the status `dead`.
+        """Return a job. A dead letter is returned as the job it was, with the status `dead`.
 
         Raises:
             InvalidJob: `job_id` is not an id.
-            JobNotFound: there is none: it never was, or was pruned; or it is a dead letter, and the
-                connection's role may not look at those.
+            JobNotFound: there is no such job: it never was, or it was pruned. Or it is a dead
+                letter, and the connection's role may not look at dead letters.
         """
         return await self._ask(self._verbs.get(job_id))
 
@@ -344,7 +347,7 @@ class AwaitedJobs:
 
         Raises:
             InvalidJob: `job_id` is not an id.
-            JobNotFound: there is none.
+            JobNotFound: there is no such dead letter.
         """
         return await self._ask(self._verbs.get_dead(job_id))
 
@@ -359,9 +362,10 @@ class AwaitedJobs:
     async def explain(self, job_id: JobId | UUID | str) -> Explanation:
         """Return why a job is where it is: what it waits for, who could run it, or how it ended.
 
-        Of a dead letter too.
+        A dead letter is explained, too.
 
-        Returns: what holds, in words (`answers`), in sentences, and what they are decided by.
+        Returns: what holds of the job, in words (`answers`) and in sentences, and the facts that
+            decide them.
 
         Raises:
             InvalidJob: `job_id` is not an id.
@@ -371,9 +375,9 @@ class AwaitedJobs:
         return await self._ask(self._verbs.explain(job_id))
 
     async def stack(self, job_id: JobId | UUID | str, *, timeout_seconds: float = 5.0) -> Stack:
-        """Ask the worker that holds a job where its handler stands, and return what it says.
+        """Ask the worker that holds a job where its handler stands, and return the answer.
 
-        It costs a worker nothing until somebody asks. No values of variables are told.
+        It costs a worker nothing until a client asks. The answer has no values of variables.
 
         Args:
             job_id: the job, as a UUID or its text.
@@ -387,6 +391,6 @@ class AwaitedJobs:
         Raises:
             InvalidJob: `job_id` is not an id.
             JobNotFound: there is no such job.
-            MissingRights: the role may not ask. Those of workers and admins may.
+            MissingRights: the role may not ask. The roles of workers and of admins may.
         """
         return await self._stack(job_id_of(job_id), timeout_seconds)

@@ -31,5 +31,5 @@ async def make_all(verbs: Verbs | OrgVerbs, jobs: Iterable[NewJob | Mapping[str,
 
 
 def make_all_blocking(verbs: Verbs | OrgVerbs, jobs: Iterable[NewJob | Mapping[str, Any]]) -> list[NewJob]:
-    """Return the same at once: of a thread, nobody waits for its turn."""
+    """Return the same without a pause: no other task waits for this thread."""
     return [job for part in verbs.new_jobs(list(jobs)) for job in part]

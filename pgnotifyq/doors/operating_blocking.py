@@ -77,7 +77,7 @@ class BlockingOperating:
             scheduled_at: not before this time, aware.
             delay_seconds: not before this many seconds from now, on the database's clock, in place
                 of `scheduled_at`. 0: now.
-            payload: another payload, whole. It is not checked by a handler until it runs.
+            payload: another whole payload. No handler checks it before the job runs.
             after_id: what the batch before returned; None: from the start.
             limit: how many jobs are looked at, in one transaction.
 
@@ -155,7 +155,7 @@ class BlockingOperating:
             queue: only of this queue.
             job_type: only of this job type.
             org_id: only of this tenant.
-            error: only those whose error message has this text, in any case.
+            error: only those whose error message has this text, in upper or lower case.
             died_after: only those that died after this time, aware.
             fingerprint: only those of this group, as `dead_groups` names it.
             limit: how many at the most.
@@ -186,15 +186,15 @@ class BlockingOperating:
         died_after: datetime | None = None,
         limit: int = 50,
     ) -> list[DeadGroup]:
-        """Return dead letters by what they died of, the largest group first.
+        """Return dead letters in groups, by what they died of, the largest group first.
 
-        Errors are of one group if their first lines differ in ids, numbers and quoted text alone.
+        Errors are of one group if their first lines differ only in ids, numbers and quoted text.
 
         Args:
             queue: only of this queue.
             job_type: only of this job type.
             org_id: only of this tenant.
-            error: only those whose error message has this text, in any case.
+            error: only those whose error message has this text, in upper or lower case.
             died_after: only those that died after this time, aware.
             limit: how many groups at the most.
 
@@ -211,7 +211,7 @@ class BlockingOperating:
     def requeue(self, job_id: JobId | UUID | str, *, from_start: bool = False) -> None:
         """Bring a dead letter back as the job it was, with all its attempts before it.
 
-        It goes on from what its handler has saved; with `from_start` from nothing.
+        The job goes on from what its handler has saved. With `from_start` it begins anew.
 
         Raises:
             InvalidJob: `job_id` is not an id.
@@ -235,17 +235,18 @@ class BlockingOperating:
     ) -> int:
         """Bring back dead letters, the oldest first, and return how many.
 
-        Those whose unique key an unfinished job holds stay, and do not count.
+        If an unfinished job holds the unique key of a dead letter, the letter stays and is not
+        counted.
 
         Args:
             queue: only of this queue.
             job_type: only of this job type.
             org_id: only of this tenant.
-            error: only those whose error message has this text, in any case.
+            error: only those whose error message has this text, in upper or lower case.
             died_after: only those that died after this time, aware.
             fingerprint: only those of this group, as `dead_groups` names it.
             limit: how many at the most, in one transaction.
-            per_second: they fall due one after the other, at this rate; None: all at once.
+            per_second: the jobs fall due one after the other, at this rate; None: all at once.
             from_start: without what their handlers had saved.
 
         Raises:
@@ -267,7 +268,7 @@ class BlockingOperating:
         )
 
     def purge_dead(self, *, job_id: JobId | UUID | str | None = None, older_than_seconds: float | None = None) -> int:
-        """Delete a dead letter, or those that died longer ago than given; return how many."""
+        """Delete one dead letter, or those dead for `older_than_seconds`. Return how many."""
         return self._ask(self._verbs.purge_dead(job_id=job_id, older_than_seconds=older_than_seconds))
 
     def set_retention(
@@ -281,19 +282,20 @@ class BlockingOperating:
     ) -> None:
         """Say how long the finished jobs of a queue are kept, whatever its workers are set to.
 
-        What was said before of the queue and ending is replaced.
+        It replaces what was said before of the queue and the ending.
 
         Args:
             queue: the queue; it need not hold jobs, nor have workers. `*` is every queue, where its
                 own row says nothing.
-            keep_seconds: from a job's end, with its history. None: nothing is said, and the
-                settings of the queue's workers count; dead letters stay until somebody deletes
-                them. If nothing else is said either, the row goes.
-            ending: completed, cancelled or dead; None: completed and cancelled. If nothing is said
-                any more, None is all three.
-            payload_seconds: the payload and the headers are blanked then, before the row goes. A
-                dead letter cannot be requeued after that.
-            result_seconds: the result and the message of the progress are blanked then.
+            keep_seconds: so long after its end a job is deleted, with its history. None: nothing is
+                said of that. Then the settings of the queue's workers count, and dead letters stay
+                until somebody deletes them. If all three times are None, the row goes.
+            ending: completed, cancelled or dead; None: completed and cancelled. If all three times
+                are None, an `ending` of None is all three endings.
+            payload_seconds: so long after its end a job's payload and headers are blanked, before
+                the job goes. A dead letter cannot be requeued after that.
+            result_seconds: so long after its end a job's result and the message of its progress are
+                blanked.
 
         Raises:
             InvalidJob: a value is out of range.
@@ -307,12 +309,12 @@ class BlockingOperating:
     def retention(self) -> list[RetentionRow]:
         """Return how long finished jobs are kept, as `set_retention` has said it.
 
-        What is said of every queue comes first.
+        What is said of every queue (`*`) comes first.
         """
         return self._ask(self._verbs.retention())
 
     def kept(self, job_id: JobId | UUID | str) -> Kept:
-        """Return when a job, or a dead letter, goes, and its payload and its result.
+        """Return when a job or a dead letter goes, and when its payload and its result go.
 
         Raises:
             InvalidJob: `job_id` is not an id.
@@ -332,9 +334,9 @@ class BlockingOperating:
         """Return what `erase` would find, with the same arguments.
 
         Args:
-            org_id: whose: this tenant's.
-            unique_key: whose: jobs that were enqueued under this key.
-            payload: whose: jobs whose payload contains this.
+            org_id: only of this tenant. One of `org_id`, `unique_key` and `payload` must be given.
+            unique_key: only jobs that were enqueued under this key.
+            payload: only jobs whose payload contains this.
             queue: only of this queue.
             job_type: only of this job type.
 
@@ -359,24 +361,25 @@ class BlockingOperating:
     ) -> Erased:
         """Erase all that is kept of somebody: jobs in any state, dead letters, their history.
 
-        In batches, each a transaction. If it is interrupted, what was erased stays so: say it
-        again. Each batch leaves a row in the audit trail of each tenant that it concerned: how
-        many, who, why, and not what.
+        It works in batches, each in a transaction. If it is interrupted, what was erased stays
+        erased: call it again. Each batch leaves a row in the audit trail of each tenant that it
+        concerned. The row says how many, who and why, and not what.
 
         Args:
-            org_id: whose: this tenant's. If nothing else is given, its settings, its credentials
-                and its name go, too; its audit trail stays.
-            unique_key: whose: jobs that were enqueued under this key.
-            payload: whose: jobs whose payload contains this, as `{"user": 17}`, at its top level.
-                Also hooks that such a job has enqueued.
+            org_id: only of this tenant. One of `org_id`, `unique_key` and `payload` must be given.
+                If nothing else is, the tenant's settings, its credentials and its name go, too; its
+                audit trail stays.
+            unique_key: only jobs that were enqueued under this key.
+            payload: only jobs whose payload contains this, as `{"user": 17}`, at its top level.
+                Also the hooks that such a job has enqueued.
             queue: only of this queue.
             job_type: only of this job type.
-            why: for the trail: the number of a request, say, and not the data.
-            who: for the trail; the role of the connection is noted in any case.
+            why: for the audit trail: the number of a request, for example, and not the data.
+            who: for the audit trail; the role of the connection is always noted, too.
             limit: how many rows a batch looks at.
 
-        Returns: how many jobs and letters are gone, and how many are still `held`: what runs is
-            cancelled, and stays until its handler has stopped. Say it again then.
+        Returns: how many jobs and letters are gone, and how many are still `held`. A running job is
+            cancelled, and stays until its handler has stopped. Call this again then.
 
         Raises:
             InvalidJob: nobody is named, or a value is out of range.
@@ -414,25 +417,25 @@ class BlockingOperating:
             why: for those who ask why a job waits.
             who: who pauses it; None: the connection's role.
 
-        Returns: whether it was not paused before; if it was, `why` and `who` are replaced.
+        Returns: True if it was not paused before. If it was, `why` and `who` are replaced.
 
         Raises:
-            InvalidJob: a value is out of range, or not one of the three was said.
+            InvalidJob: a value is out of range, or not exactly one of the three was given.
         """
         return self._ask(self._verbs.pause(queue, job_type=job_type, everything=everything, why=why, who=who))
 
     def resume(self, queue: str | None = None, *, job_type: str | None = None, everything: bool = False) -> bool:
-        """Let start again what was paused; workers that sleep are woken.
+        """Let what was paused start again. Sleeping workers are woken.
 
         Args:
-            queue: what was paused, in the same words.
-            job_type: what was paused, in the same words.
-            everything: what was paused, in the same words. Pauses of queues and types stay.
+            queue: as it was given to `pause`.
+            job_type: as it was given to `pause`.
+            everything: as it was given to `pause`. Pauses of queues and types stay.
 
         Returns: whether it was paused.
 
         Raises:
-            InvalidJob: a value is out of range, or not one of the three was said.
+            InvalidJob: a value is out of range, or not exactly one of the three was given.
         """
         return self._ask(self._verbs.resume(queue, job_type=job_type, everything=everything))
 
@@ -459,9 +462,9 @@ class BlockingOperating:
             timeout_seconds: wait at most this long.
 
         Raises:
-            InvalidJob: a value is out of range, or not one of the three was said.
-            WaitTimeout: something still runs after `timeout_seconds`; it goes on, and it stays
-                paused.
+            InvalidJob: a value is out of range, or not exactly one of the three was given.
+            WaitTimeout: a job still runs after `timeout_seconds`. The job goes on, and the pause
+                stays.
             DatabaseUnreachable, psycopg.OperationalError: the database has not answered for a
                 minute.
         """

@@ -1,8 +1,8 @@
 """The verbs of a client that is confined to one tenant, as values.
 
-`client.for_org(...)` gives it, in each door (for_org.py, for_org_blocking.py). The filter is in
-each statement, so it holds whatever the connection's role may see. The id of another tenant's job
-is unknown here, as one that never was.
+In each door `client.for_org(...)` returns that client (for_org.py, for_org_blocking.py). The filter
+is in each statement. So it holds whatever the connection's role may see. The id of another tenant's
+job is unknown here, as if there had never been such a job.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class OrgVerbs:
         """Make a job of the tenant.
 
         Raises:
-            InvalidJob: it is refused; also if it says another tenant.
+            InvalidJob: the job is refused; also if it names another tenant.
         """
         settings = dict(given)
         of_tenant(self.org_id, settings)
         return self.verbs.new_job(settings)
 
     def new_jobs(self, given: Sequence[NewJob | Mapping[str, Any]]) -> Iterator[list[NewJob]]:
-        """Make many, and yield them in parts. Raises: as `new_job` does."""
+        """Make many jobs, and yield them in parts. Raises: as `new_job` does."""
         yield from self.verbs.new_jobs([self._owned(job) for job in given])
 
     def _owned(self, job: NewJob | Mapping[str, Any]) -> NewJob | Mapping[str, Any]:
@@ -271,7 +271,8 @@ class OrgVerbs:
             why=why, who=who, limit=limit,
         )  # fmt: skip
 
-    # Schedules: a name is the tenant's own, and another tenant's of the same name is not touched.
+    # Schedules: each tenant has its own names. Another tenant's schedule of the same name is not
+    # touched.
 
     def schedule(
         self, name: str, when: When | Iterable[When], job_type: str | Handler, payload: object = None, **settings: Any
@@ -309,7 +310,7 @@ def owned(job: Job | DeadLetter, org_id: OrgId) -> Job | DeadLetter:
     """Return a job that has ended, if it is a tenant's.
 
     Raises:
-        JobNotFound: it is not: its id has come to another tenant while somebody waited.
+        JobNotFound: it is another tenant's: the id has come to that tenant during the wait.
     """
     if job.org_id != org_id:
         raise organisation.no_job(job.id)

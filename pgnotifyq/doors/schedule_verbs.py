@@ -144,7 +144,7 @@ class ScheduleVerbs:
         *,
         org_id: OrgId | UUID | str | int = NIL_ORG,
     ) -> Plan[int]:
-        """See to ticks of the past."""
+        """Run a schedule for ticks of the past."""
         org, schema = org_id_of(org_id), self.schema
         for time in (since, until):
             if time is not None and (not isinstance(time, datetime) or time.utcoffset() is None):

@@ -43,24 +43,25 @@ class AwaitedSchedules:
         max_attempts: int | None = None,
         org_id: OrgId | UUID | str | int = NIL_ORG,
     ) -> str:
-        """Have a job enqueued at times, or change the schedule of that name. A pause of it stays.
+        """Have a job enqueued at times, or change the schedule of that name.
 
-        docs/schedules.md has the rules.
+        If that schedule is paused, it stays paused. docs/schedules.md has the rules.
 
         Args:
-            name: by which the schedule is known; a tenant has one of each name.
+            name: the schedule's name; a tenant has at most one schedule of a name.
             when: cron (`0 3 * * *`, or six fields with seconds first), `every 45m`, `09:00`, a
                 time; or several of these.
             job_type: which handler runs it: the handler, or its name.
             payload: what each job is given.
             tz: the time zone of cron, of times of the day, and of exclusions.
-            missed: what becomes of ticks that no worker was there for: the `last` of them runs
-                late, `none` or `all` do.
-            window_seconds: a tick that is later than this is missed for good; None: however late it
-                is, or 60 with `none`.
-            overlap: what becomes of a tick while the run before has not ended: `skip` leaves it
-                out, `queue` runs it after that, `cancel_running` cancels that, `allow` runs both.
-            jitter_seconds: each job is due up to so much after its tick.
+            missed: what becomes of ticks for which no worker was there: with `last` the last of
+                them runs late, with `all` all of them do, with `none` none does.
+            window_seconds: a tick that is later than this is missed for good; None: no tick is too
+                late, but with `none` the window is 60.
+            overlap: what becomes of a tick while the run before has not ended: `skip` leaves the
+                tick out, `queue` runs it after that run, `cancel_running` cancels that run, `allow`
+                runs both.
+            jitter_seconds: each job is due up to so many seconds after its tick.
             exclude: dates, `2026-12-24/2027-01-02`, times, or cron: no tick falls on these.
             queue: of the jobs; default: the handler's.
             priority: of the jobs.
@@ -95,12 +96,12 @@ class AwaitedSchedules:
     async def unschedule(self, name: str, *, org_id: OrgId | UUID | str | int = NIL_ORG) -> bool:
         """Delete a schedule. Jobs that it has enqueued stay.
 
-        If a program's code has it, the next worker of that program makes it again.
+        If a program's code declares it, the next worker of that program makes it again.
 
         Returns: whether there was one.
 
         Raises:
-            InvalidJob: the name is none, or `org_id` names no tenant.
+            InvalidJob: `name` is no name of a schedule, or `org_id` names no tenant.
         """
         told: bool = await self._ask(self._verbs.unschedule(name, org_id=org_id))
         return told
@@ -118,14 +119,14 @@ class AwaitedSchedules:
         return told
 
     async def upcoming(self, name: str, count: int = 10, *, org_id: OrgId | UUID | str | int = NIL_ORG) -> list[Tick]:
-        """Return the next ticks of a schedule, in its time zone, and where clocks change.
+        """Return the next ticks of a schedule, in its time zone, and say where clocks change.
 
-        A pause is not looked at.
+        They are the same if the schedule is paused.
 
         Args:
             name: the schedule.
             count: how many, at most 1000.
-            org_id: the tenant whose it is.
+            org_id: the tenant whose schedule it is.
 
         Raises:
             ScheduleNotFound: there is none of that name.
@@ -144,13 +145,13 @@ class AwaitedSchedules:
     ) -> None:
         """Let a schedule have no ticks until it is resumed. What it has enqueued goes on.
 
-        No deploy resumes it. Ticks of that time are not missed.
+        A deploy does not resume it. Ticks of the time of the pause do not count as missed.
 
         Args:
             name: the schedule.
             why: for those who ask why nothing runs.
             who: who pauses it; None: the connection's role.
-            org_id: the tenant whose it is.
+            org_id: the tenant whose schedule it is.
 
         Raises:
             ScheduleNotFound: there is none of that name.
@@ -164,7 +165,7 @@ class AwaitedSchedules:
         Returns: whether it was paused.
 
         Raises:
-            InvalidJob: the name is none, or `org_id` names no tenant.
+            InvalidJob: `name` is no name of a schedule, or `org_id` names no tenant.
         """
         told: bool = await self._ask(self._verbs.resume_schedule(name, org_id=org_id))
         return told
@@ -172,12 +173,12 @@ class AwaitedSchedules:
     async def run_schedule(self, name: str, *, org_id: OrgId | UUID | str | int = NIL_ORG) -> JobId:
         """Enqueue the job of a schedule now, and return its id.
 
-        Neither its rule, nor a pause, nor a run that has not ended holds it back. Its next ticks
-        stay as they are.
+        It is enqueued whatever the schedule's rule says, also if the schedule is paused, or if a
+        run has not ended. The next ticks stay as they are.
 
         Raises:
             ScheduleNotFound: there is none of that name.
-            InvalidJob: the name is none, or `org_id` names no tenant.
+            InvalidJob: `name` is no name of a schedule, or `org_id` names no tenant.
         """
         told: JobId = await self._ask(self._verbs.run_schedule(name, org_id=org_id))
         return told
@@ -192,14 +193,14 @@ class AwaitedSchedules:
     ) -> int:
         """Run a schedule for ticks of the past that had no job.
 
-        They run one after the other, the oldest first, unless its runs may overlap. What had a job
-        in the last seven days is left out.
+        The ticks run one after the other, the oldest first, unless runs of the schedule may
+        overlap. A tick that had a job in the last seven days is left out.
 
         Args:
             name: the schedule.
             since: the first time that may be a tick, aware.
-            until: the last one; None, or a time in the future: now.
-            org_id: the tenant whose it is.
+            until: the last time that may be a tick; None, or a time in the future: now.
+            org_id: the tenant whose schedule it is.
 
         Returns: how many ticks were taken.
 
@@ -243,7 +244,7 @@ class AwaitedOrgSchedules:
         """Delete a schedule of the tenant; its jobs stay. Return whether there was one.
 
         Raises:
-            InvalidJob: the name is none.
+            InvalidJob: `name` is no name of a schedule.
         """
         told: bool = await self._ask(self._verbs.unschedule(name))
         return told
@@ -254,7 +255,7 @@ class AwaitedOrgSchedules:
         return told
 
     async def upcoming(self, name: str, count: int = 10) -> list[Tick]:
-        """Return the next ticks of a schedule, in its time zone, and where clocks change.
+        """Return the next ticks of a schedule, in its time zone, and say where clocks change.
 
         Args:
             name: the schedule.
@@ -277,7 +278,7 @@ class AwaitedOrgSchedules:
 
         Raises:
             ScheduleNotFound: the tenant has none of that name.
-            InvalidJob: the name is none.
+            InvalidJob: `name` is no name of a schedule.
         """
         await self._ask(self._verbs.pause_schedule(name, why=why, who=who))
 
@@ -285,7 +286,7 @@ class AwaitedOrgSchedules:
         """Let a schedule have ticks again, from now on. Return whether it was paused.
 
         Raises:
-            InvalidJob: the name is none.
+            InvalidJob: `name` is no name of a schedule.
         """
         told: bool = await self._ask(self._verbs.resume_schedule(name))
         return told
@@ -295,7 +296,7 @@ class AwaitedOrgSchedules:
 
         Raises:
             ScheduleNotFound: the tenant has none of that name.
-            InvalidJob: the name is none.
+            InvalidJob: `name` is no name of a schedule.
         """
         told: JobId = await self._ask(self._verbs.run_schedule(name))
         return told

@@ -1,8 +1,8 @@
 """The blocking door, for threads, and for processes that fork.
 
-Its verbs have rooms of their own: of one job (jobs_blocking.py), of many jobs and whole queues
-(operating_blocking.py), of schedules (schedules_blocking.py), of following jobs
-(blocking_watching.py). How a wait hears of a job's end is told in blocking_ends.py.
+Its verbs are in files of their own: for one job (jobs_blocking.py), for many jobs and whole queues
+(operating_blocking.py), for schedules (schedules_blocking.py), for following jobs
+(blocking_watching.py). blocking_ends.py tells how a waiting thread hears of a job's end.
 """
 
 from __future__ import annotations
@@ -59,14 +59,17 @@ def open_client(
 ) -> Iterator[Client]:
     """Open a client for the length of a block. Any number of threads may use it.
 
-    It may be opened before a fork, as by a server that preloads its application. Each child opens
-    connections of its own when it first uses the client; the parent's go on undisturbed.
+    The client may be opened before a fork, as by a server that preloads its application. Each child
+    opens connections of its own when it first uses the client. The parent's connections go on
+    undisturbed.
 
     Args:
-        dsn: the database. Of several addresses, the first that can write. If the address says
-            `target_session_attrs`, the first that it admits, as for reading on a standby.
+        dsn: the database. If it names several servers, the client uses the first that can write. If
+            it says `target_session_attrs`, the client uses the first that this admits, as for
+            reading on a standby.
         schema: where the queue lives.
-        connections_max: how many connections it may use in each process, besides one for waiting.
+        connections_max: how many connections the client may use in each process, besides one for
+            waiting.
         registry: if given, `enqueue` refuses unknown types and payloads that do not fit, and takes
             the handlers' defaults of queue and max_attempts.
         listen_dsn: an address where LISTEN works, for waiting, if `dsn` leads to a pooler in
@@ -119,7 +122,7 @@ class Client(BlockingJobs, BlockingOperating, BlockingSchedules, BlockingWatchin
             return ask_blocking(own, verb)
 
     def _inside(self) -> _Inside:
-        """Return this process's connections. A child that was forked has none yet."""
+        """Return this process's connections. A forked child opens its own here."""
         if (opened := self._opened) is not None:
             return opened
         with self._lock:
@@ -158,8 +161,8 @@ class Client(BlockingJobs, BlockingOperating, BlockingSchedules, BlockingWatchin
             opened.pool.close()
 
     def _forget(self) -> None:
-        """Let go, in a child that was forked, of what its parent has opened."""
-        self._lock = threading.Lock()  # another thread of the parent's may have held the old one
+        """In a forked child, let go of what the parent has opened."""
+        self._lock = threading.Lock()  # a thread of the parent's may hold the old one for ever
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.ends.forget()
@@ -168,13 +171,13 @@ class Client(BlockingJobs, BlockingOperating, BlockingSchedules, BlockingWatchin
     def for_org(self, org_id: OrgId | UUID | str | int) -> OrgClient:
         """Return a client that sees one tenant: its jobs, its dead letters, and no others.
 
-        It shares this client's connections, and lives as long.
+        It shares this client's connections, and can be used as long as this client.
 
         Args:
             org_id: the tenant: its id, or its name or number, as `pgnotifyq.org` takes it.
 
         Raises:
-            InvalidJob: it names no tenant.
+            InvalidJob: `org_id` names no tenant.
         """
         return OrgClient(OrgVerbs(self._verbs, org(org_id)), self._ask, self._enqueue_alone, self._wait, self._watching)
 
@@ -206,9 +209,9 @@ def _forget_all() -> None:
 
 @atexit.register
 def _close_all() -> None:
-    """Close what a process has left open when it ends, as a forked child does.
+    """When the process ends, close the clients that it has left open, as a forked child does.
 
-    Later, the threads of a pool cannot be ended.
+    Later than this, the threads of a pool cannot be ended.
     """
     for client in list(_clients):
         client._close()  # noqa: SLF001  # this module's own

@@ -1,10 +1,11 @@
 """The verbs of every door, as values: what each asks, and what its answer means to a caller.
 
 This is the one table of verbs. If a public method of `Verbs` returns a verb of the ledger, each
-client has a method of that name. One that is awaited is in awaited.py or operating.py, its blocking
-twin in sync.py or operating_blocking.py; those of schedules have two files of their own.
-`wait` and `drain` a door must do by itself (ends.py, blocking_ends.py).
-tests/doors/test_verbs.py compares the doors with this table, and with each other.
+client has a method of that name. The awaited methods are in jobs.py, operating.py, schedules.py and
+watching.py. Each of these files has a blocking twin: jobs_blocking.py, operating_blocking.py,
+schedules_blocking.py and blocking_watching.py. A door must do `wait` and `drain` by itself
+(ends.py, blocking_ends.py). tests/doors/test_verbs.py compares the doors with this table, and with
+each other.
 
 Nothing here waits or knows a connection. Each method checks what it was given before it returns.
 """
@@ -65,9 +66,9 @@ class EnqueueSettings(JobSettings, total=False):
 class CancelOutcome(StrEnum):
     """What became of a cancel."""
 
-    CANCELLED = "cancelled"  # it never started, or its handler has stopped
+    CANCELLED = "cancelled"  # the job never started, or its handler has stopped
     STOPPING = "stopping"  # its handler has been told; nobody waited for it
-    FINISHED = "finished"  # it had ended before
+    FINISHED = "finished"  # the job had ended before
     UNRESPONSIVE = "unresponsive"  # its handler was told, and did not stop within the time given
 
 
@@ -76,7 +77,8 @@ class Verbs(ScheduleVerbs):
     """What can be asked of one queue's schema."""
 
     schema: str
-    registry: JobRegistry | None = None  # refuses what no handler takes, and gives handlers' defaults
+    # Refuses what no handler takes, and gives the handlers' defaults.
+    registry: JobRegistry | None = None
 
     # Jobs to be enqueued
 
@@ -84,7 +86,8 @@ class Verbs(ScheduleVerbs):
         """Make a job of what `enqueue` takes, and of the handler's defaults.
 
         Raises:
-            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType: it is refused.
+            InvalidName, InvalidJob, InvalidPayload, PayloadTooLarge, UnknownJobType: the job is
+                refused.
         """
         if "job_type" not in given:
             raise InvalidJob("a job has no job_type: name the handler that is to run it")
@@ -96,9 +99,9 @@ class Verbs(ScheduleVerbs):
         return traced(make_job(job_type if handler is None else handler.job_type, payload, settings, handler))
 
     def new_jobs(self, given: Sequence[NewJob | Mapping[str, Any]]) -> Iterator[list[NewJob]]:
-        """Make many, and yield them in parts.
+        """Make many jobs, and yield them in parts.
 
-        A door that shares its thread lets others run between two parts.
+        A door on an event loop lets other tasks run between two parts.
 
         Raises: as `new_job` does.
         """
@@ -133,7 +136,7 @@ class Verbs(ScheduleVerbs):
         return bulk.enqueue_many_told(self.schema, jobs)
 
     def cancel(self, job_id: JobId | UUID | str, why: str | None = None) -> Ask[CancelOutcome]:
-        """Ask a job to stop. A door that is to wait for its handler goes on with `stopped`."""
+        """Ask a job to stop. If the caller waits for the handler, the door goes on with `wait`."""
         wanted = job_id_of(job_id)
 
         def told(word: str) -> CancelOutcome:
@@ -390,13 +393,13 @@ class Verbs(ScheduleVerbs):
 def enqueue_alone(schema: str, job: NewJob) -> Ask[JobId]:
     """Enqueue a job on a connection in autocommit, as a transaction of its own.
 
-    It spares what `enqueue` asks first.
+    It does not ask first, as `enqueue` does, whether a transaction is open.
     """
     return enqueue.enqueue_one(schema, job, encode(job.payload), is_alone=True)
 
 
 def end_of(schema: str, job_id: JobId) -> Plan[Job | DeadLetter | None]:
-    """Look for a job that has ended, or its dead letter; else have its end announced, find None.
+    """Return a job that has ended, or its dead letter; None: its end will be announced.
 
     Raises:
         JobNotFound: there is no such job.
@@ -417,15 +420,15 @@ def _steps_to_end(schema: str, job_id: JobId) -> Steps[Job | DeadLetter | None]:
                 return letter
             if (yield look.get_job(schema, job_id)) is None:
                 raise no_job(job_id)
-        # Somebody requeued the job between two of these reads. So its end will not be announced
-        # yet.
+        # Between two of these reads the dead letter was requeued. So the job's end will not be
+        # announced yet: begin again.
 
 
 # What the answers mean
 
 
 def ended(job: Job | DeadLetter) -> Job:
-    """Return the job that somebody waited for.
+    """Return the job that a client has waited for.
 
     Raises:
         JobDead: it went to the dead letters.
@@ -468,10 +471,10 @@ def dead_filter(
 
 
 def scope_of(queue: str | None, job_type: str | None, everything: bool) -> Scope:
-    """Return what a pause is of.
+    """Return what is paused: a queue, a job type, or everything.
 
     Raises:
-        InvalidJob: it is not one of the three.
+        InvalidJob: not exactly one of the three was given.
     """
     if (queue is not None) + (job_type is not None) + everything != 1:
         raise InvalidJob("say one of a queue, job_type= and everything=True")
@@ -494,7 +497,7 @@ def _found(found: T | None, not_found: Callable[[JobId], JobNotFound], job_id: J
 
 
 def _then(verb: Ask[T], mean: Callable[[T], S]) -> Ask[S]:
-    """Return a verb whose answer is what `mean` makes of the answer of another."""
+    """Return a verb like another, whose answer is what `mean` makes of that one's answer."""
     read = verb.read
 
     def read_on(answer: Answer, encoding: str) -> S:

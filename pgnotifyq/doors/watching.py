@@ -1,21 +1,23 @@
 """How a client follows jobs, on trio and on asyncio: watch, follow_logs, events.
 
-A change of a job that somebody follows is announced as the end of a job is that somebody waits for,
-on the same channel. So who watches a job waits beside those who wait for ends (ends.py), with
-another look: it finds the job if the job differs from what was seen. Between two changes, while the
-program does something with what it was given, nobody waits and nothing listens. The next look finds
-what was missed.
+If a client follows a job, the job's changes are announced, on the channel that also tells of the
+ends of jobs. So a task that watches a job waits beside the tasks that wait for ends (ends.py). Its
+look is another: it finds the job if the job differs from what the task has seen. Between two
+changes, while the program works with what it was given, the task does not wait, and nothing listens
+for it. The next look finds what was missed.
 
-What happens to the jobs of a queue cannot be found by a look. It is told line by line, on a channel
-of the follower's own, which has a connection of its own. Its rules:
+A look cannot find what has happened to the jobs of a queue. That is told line by line, on a channel
+of the follower's own. The follower has a connection of its own. Its rules:
 
 - LISTEN comes first. Then the follower is noted, so all that happens from then on is told.
-- A line says what happened to which job. Any role could send it. The rows are read again, one
-  statement for all lines that are there, and a line about a job that is not to be seen is dropped.
-- If the program takes nothing up for `FOLLOW_SECONDS`, the follower does not count any more, and
-  nothing is told. When the program comes back, it is told that something is lost.
-- At most `EVENTS_HELD_MAX` events are held for it. The oldest go first, and it is told how many.
-- If the connection is lost, another is opened, and it is told that something is lost.
+- A line says what happened to which job. Any role could send it. So the client reads the rows
+  again, in one statement for all lines that are there. It drops a line about a job that it may not
+  see.
+- If the program takes nothing up for `FOLLOW_SECONDS`, the follower no longer counts, and nothing
+  is told. When the program comes back, it is told that events are lost.
+- At most `EVENTS_HELD_MAX` events are held for the program. If there are more, the oldest are
+  dropped, and the program is told how many.
+- If the connection is lost, another is opened, and the program is told that events are lost.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-LEAVE_DEADLINE_SECONDS = 1.0  # to say that somebody follows no more; else the row counts until its time
+# To say that a follower leaves. If that fails, the follower's row counts until its time.
+LEAVE_DEADLINE_SECONDS = 1.0
 RENEW_SECONDS = watching.FOLLOW_SECONDS / 3  # how often a follower says again that it is there
 OUTAGE_SECONDS_MAX = 60.0  # how long connects may fail before events fail, as in ends.py
 CONNECT_DEADLINE_SECONDS = 10.0
@@ -65,8 +68,8 @@ RETRY_SECONDS = 0.5
 class Following(Generic[T_co]):
     """What is told of jobs: an async iterator, for `async for`.
 
-    A program that leaves the loop early may say `aclose()`, or write `async with` around it: then
-    nothing is told any more at once, else after a minute.
+    A program that leaves the loop early may call `aclose()`, or write `async with` around the loop.
+    Then the database stops telling at once; otherwise it stops after a minute.
     """
 
     def __aiter__(self) -> Self:
@@ -195,7 +198,7 @@ class Events(Following[JobEvent]):
         self._lost = 0
 
     async def start(self) -> Self:
-        """Follow from now on. Without it, that is from the first event that is asked for on."""
+        """Follow from now on. Without this call, following begins with the first `__anext__`."""
         if self._connection is None:
             self._pool.check()
             await self._open()
@@ -209,7 +212,7 @@ class Events(Following[JobEvent]):
         """Return the next event when there is one.
 
         Raises:
-            DatabaseUnreachable: no connection can be had for a minute.
+            DatabaseUnreachable: no connection could be opened for a minute.
         """
         self._quiet_since = anyio.current_time()
         while not self._told:
@@ -228,7 +231,7 @@ class Events(Following[JobEvent]):
         return self._told.popleft()
 
     async def _hear(self) -> None:
-        """Take up what is there; if there is nothing, wait for something, or until it is time."""
+        """Take up what has come. If nothing has, wait until something does, or the time is up."""
         connection = self._connection
         assert connection is not None
         if anyio.current_time() >= self._renew_at:
@@ -343,8 +346,8 @@ class WatchingVerbs:
     async def logs(self, job_id: JobId | UUID | str, *, attempt: int | None = None) -> list[LogLine]:
         """Return what handlers of a job have logged by `ctx.log`, oldest first.
 
-        Of each attempt there are 64 KiB: the first lines and the last, and between them one that
-        says how many are left out.
+        At most 64 KiB of each attempt are kept: its first lines and its last. If lines are left
+        out, a line between them says how many.
 
         Args:
             job_id: the job, as a UUID or its text.
@@ -359,9 +362,9 @@ class WatchingVerbs:
     def watch(self, job_id: JobId | UUID | str, *, timeout_seconds: float | None = None) -> Following[Job]:
         """Yield a job as it is, and again each time that it has changed, until it has ended.
 
-        A change is another status, attempt, progress, or error; or an edit. Of changes that come
-        faster than they are taken up, the last is told. A dead letter is the job with the status
-        `dead`.
+        A change is another status, attempt, progress or error, or an edit. If changes come faster
+        than the program takes them up, only the last is told. A dead letter is told as the job,
+        with the status `dead`.
 
         Args:
             job_id: the job, as a UUID or its text.
@@ -401,17 +404,17 @@ class WatchingVerbs:
         org_id: OrgId | UUID | str | int | None = None,
         timeout_seconds: float | None = None,
     ) -> Following[JobEvent]:
-        """Yield what happens to jobs, from when the first is asked for on.
+        """Yield what happens to jobs, beginning when the first event is asked for.
 
-        It has a connection of its own. It says when it has lost something, by an event of the kind
-        `lost`: when the program has not read for a minute, or too much came at once, or the
-        connection was lost. Behind a pooler in transaction mode nothing is ever heard: give the
-        client a `listen_dsn`.
+        The iterator has a connection of its own. If it has lost events, it says so by an event of
+        the kind `lost`. It loses events if the program has not read for a minute, if too many come
+        at once, or if the connection is lost. Behind a pooler in transaction mode it never hears
+        anything: give the client a `listen_dsn`.
 
         Args:
             queue: only of jobs of this queue.
             org_id: only of this tenant.
-            timeout_seconds: end when nothing has happened for so long.
+            timeout_seconds: end when nothing has happened for this long.
 
         Raises:
             InvalidName: `queue` is no name of a queue.
@@ -426,7 +429,7 @@ class WatchingVerbs:
 
 
 async def _leave(pool: Pool, schema: str, follower_id: UUID) -> None:
-    """Say that somebody follows no more. If that fails, it counts until its time."""
+    """Say that a follower leaves. If that fails, the follower counts until its time."""
     try:
         with anyio.move_on_after(LEAVE_DEADLINE_SECONDS, shield=True):
             async with pool.connection() as connection:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.connection import Connection
 
 MIDDLE = 0.5  # of the jitter
-GRACE_SECONDS = WorkerConfig().grace_seconds  # a worker's own, if nobody sets it
+GRACE_SECONDS = WorkerConfig().grace_seconds  # a worker's default
 BY = "run_job"  # who cancels, as a handler is told
 
 
@@ -59,7 +59,8 @@ class Ran:
     """How a handler under `run_job` ended, and what a worker would have written."""
 
     outcome: str  # completed, failed, timed_out, cancelled, lease_lost, snoozed, discarded, undecodable
-    kind: SettleKind | None  # complete, retry, snooze, cancel, bury; None: the lease was lost, and nothing is written
+    # complete, retry, snooze, cancel, bury; None: the lease was lost, and nothing is written.
+    kind: SettleKind | None
     result: Any = None  # what the job's result would be, decoded JSON
     error_message: str | None = None
     delay_seconds: float | None = None  # of a retry or snooze; the policy's without its jitter
@@ -89,8 +90,8 @@ async def run_job(
 ) -> Ran:
     """Run a handler as a worker would, without a database, and return how it ended.
 
-    The payload goes to JSON and back, into the handler's type; what the handler returns or raises
-    is decided on like a worker decides, and nothing is written.
+    The payload goes to JSON and back, into the handler's type. What the handler returns or raises
+    decides the outcome, as in a worker. Nothing is written.
 
     Args:
         registry: has the handler.
@@ -101,16 +102,16 @@ async def run_job(
         max_attempts: default: the handler's, else 15.
         headers: of the job.
         saved: what an earlier attempt has saved, for `ctx.saved`.
-        resources: what `ctx.resources` finds. None: what the registry's lifespans make, which are
-            entered for this.
+        resources: what `ctx.resources` finds. None: the registry's lifespans are entered for this
+            run, and `ctx.resources` finds what they make.
         connection: what `ctx.transaction()` and `ctx.org.transaction()` give, in a transaction of
-            its own (a savepoint in an open one); without the worker's fence and confinement, for
-            there is no execution in the database. `ctx.session()`, `ctx.django()` and
+            its own (or a savepoint, if one is open). There is no execution in the database, so the
+            worker's fence and confinement are missing. `ctx.session()`, `ctx.django()` and
             `ctx.connection()` go where your libraries lead, without the fence, too. So do those of
-            `ctx.org`. The rest of `ctx.org` asks it.
+            `ctx.org`. The rest of `ctx.org` asks this connection.
         org_config: what `ctx.org.config` gives, by the settings' names, instead of the database's.
         org_credentials: what `ctx.org.credentials` gives, by name.
-        cancel_after: seconds after which somebody cancels the job. 0: at the handler's first
+        cancel_after: seconds after which the job is cancelled. 0: at the handler's first
             checkpoint. A cooperative handler has the worker's grace of 5 seconds after that.
         lose_lease_after: seconds after which the execution loses its lease. What the handler does
             in a transaction after that is rolled back, as it is in a worker.
@@ -123,8 +124,8 @@ async def run_job(
 
     Raises:
         UnknownJobType: the registry has no such handler.
-        InvalidJob: another handler than this one has its name in the registry.
-        InvalidPayload, PayloadTooLarge: it could not be enqueued.
+        InvalidJob: the registry has another handler of this one's name.
+        InvalidPayload, PayloadTooLarge: the payload could not be enqueued.
         NoDatabaseInTest: the handler opens a transaction, or asks `ctx.org` what the test does not
             give, and there is no `connection`.
     """
@@ -176,7 +177,7 @@ async def run_job(
     if reach.completed_with is not None:
         outcome = reach.completed_with
     elif outcome is not None and running.interrupt is not None and running.interrupt.kind is InterruptKind.CANCELLED:
-        # The cancel has committed first, and wins: the database makes nothing else of it.
+        # In a database the cancel would have committed first. So it wins here, too.
         outcome = Outcome(kind=SettleKind.CANCEL, name="cancelled", error_message=outcome.error_message)
     return _told(outcome, exception, reach)
 
@@ -338,7 +339,7 @@ class Reach:
         return self.resources
 
     def fence(self, running: Running, outcome: Outcome | None) -> Fence:
-        """Return what fences nothing: there is no execution in the database."""
+        """Return a fence that fences nothing: there is no execution in the database."""
         return NoFence(self, running, outcome)
 
     fence_org = fence
@@ -375,7 +376,7 @@ class Completed(Protocol):
 
 @attrs.frozen(eq=False)
 class NoFence:
-    """The fence of an execution that no worker runs. What was lost is refused all the same."""
+    """The fence of an execution that no worker runs. It refuses a lost execution all the same."""
 
     reach: Completed
     running: Running

@@ -16,20 +16,22 @@ from pgnotifyq.wire.kinds import kind_of
 if TYPE_CHECKING:
     from pgnotifyq.wire.kinds import CallersConnection
 
-_stopped: dict[tuple[str, str], datetime] = {}  # databases and schemas whose clock stands, for blocks within blocks
+# The databases and schemas whose clock stands, for blocks within blocks.
+_stopped: dict[tuple[str, str], datetime] = {}
 
 
 class at:  # noqa: N801  # read as a preposition
     """Let the queue's clock stand at a time, for the length of a block: scheduled jobs fall due.
 
-    The clock is the database's alone: that of Python, and so of your handlers, goes on.
+    Only the database's clock stands. Python's clock, which your handlers read, goes on.
 
     Args:
         time: a datetime, or ISO 8601 text; without a time zone it is UTC.
-        dsn: the whole database, in sessions that are open already, too. It has to be the test's
-            own, and its role the schema's owner: the function `clock` is replaced meanwhile.
-        connection: instead, the open transaction of a connection, and no other. Enter the block
-            by `async with` if the connection is driven by an event loop.
+        dsn: let the clock of this whole database stand, also in sessions that are open already. It
+            has to be the test's own database, and the role has to own the schema: the function
+            `clock` is replaced meanwhile.
+        connection: instead, let the clock of this connection's open transaction stand, and no
+            other. If an event loop drives the connection, enter the block by `async with`.
         schema: where the queue is.
     """
 
@@ -47,7 +49,7 @@ class at:  # noqa: N801  # read as a preposition
         self._dsn = dsn
         self._connection = connection
         self._schema = schema
-        self._was: Any = None  # what the clock said before: a time; None or "": it went on
+        self._was: Any = None  # the time at which the clock stood before; None or "": it went on
 
     def move(self, seconds: float) -> None:
         """Let the clock stand so many seconds later, in a block that was entered by `with`."""
@@ -80,7 +82,7 @@ class at:  # noqa: N801  # read as a preposition
             await ask_on(self._connection, set_clock(self._schema, self._was))
 
     def _stop_at(self, time: Any) -> Any:
-        """Stop the clock, or let it go on; return what it was stopped at."""
+        """Stop the clock, or let it go on. Return the time at which it stood before."""
         if self._connection is not None:
             return ask_on_blocking(self._connection, set_clock(self._schema, _written(time)))
         assert self._dsn is not None

@@ -1,4 +1,4 @@
-"""A fresh database a test, and the verbs of a test on it."""
+"""A fresh database for each test, and the verbs of a test on it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.kinds import CallersConnection
 
 SPARES_MAX = 2  # databases made ahead, while tests run
-FAREWELL_SECONDS = 30.0  # for what is left to be dropped on a server that goes on
+FAREWELL_SECONDS = 30.0  # how long the end waits for the thread to drop what is left
 
 
 class Databases:
     """Fresh databases on a server, each a copy of a template that was migrated once.
 
-    A thread makes a spare one while a test runs, and drops those that are done with.
+    While a test runs, a thread makes a spare database, and drops those that were given back.
     """
 
     def __init__(self, server_dsn: str, *, schema: str = "pgnotifyq", is_kept: bool = True) -> None:
@@ -44,9 +44,10 @@ class Databases:
         self._schema = schema
         self._is_kept = is_kept  # whether the server goes on when this ends
         self._template = ""
-        self._names: set[str] = set()  # of what is there
+        self._names: set[str] = set()  # of the databases that exist
         self._spares: queue.Queue[str | BaseException] = queue.Queue()
-        self._work: queue.Queue[str | None] = queue.Queue()  # a name to drop; empty: make one; None: the end
+        # The thread's work: a name: drop that database; empty: make one; None: end.
+        self._work: queue.Queue[str | None] = queue.Queue()
         self._thread = threading.Thread(target=self._keep_house, name="pgnotifyq databases", daemon=True)
 
     def __enter__(self) -> Self:
@@ -80,7 +81,7 @@ class Databases:
         self._work.put("")
         spare = self._spares.get()
         if isinstance(spare, BaseException):
-            self._spares.put(spare)  # for the next one: there will be no more
+            self._spares.put(spare)  # for the next caller: no spare will come any more
             raise spare
         return self._dsn_of(spare)
 
@@ -91,8 +92,9 @@ class Databases:
     def _migrate(self) -> None:
         """Give the template the queue's schema.
 
-        Roles are the server's. If another process makes the same role at the same moment, for a
-        template of its own, then ours was undone, and finds the role when it is tried again.
+        Roles belong to the server. Another process may make the same role at the same moment, for a
+        template of its own. Then this migration is undone. When it is tried again, it finds the
+        role.
         """
         with psycopg.connect(self._dsn_of(self._template), autocommit=True) as session:
             for is_last in (False, True):
@@ -156,7 +158,7 @@ class Database:
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
-        """A blocking connection of psycopg's to it, in autocommit; the same one each time."""
+        """A blocking connection of psycopg's, in autocommit; the same connection each time."""
         if self._connection is None or self._connection.closed:
             self._connection = psycopg.connect(self.dsn, autocommit=True)
         return self._connection
@@ -185,7 +187,7 @@ class Database:
     ) -> Jobs:
         """Assert that a job is enqueued: `pgnotifyq.testing.assert_enqueued`, in this database.
 
-        Without `connection`, what is committed is seen, and nothing has to be awaited.
+        Without `connection`, it sees what is committed, and is not awaited.
         """
         __tracebackhide__ = True
         return enqueued.assert_enqueued(
@@ -242,8 +244,8 @@ class Database:
     ) -> Drained:
         """Run what is due to its end: `pgnotifyq.testing.drain`, in this database.
 
-        In an async test, await it. Without `registry`, the one of the ini option
-        `pgnotifyq_registry` is used, or what was set as `db.registry`.
+        In an async test, await it. Without `registry`, it uses `db.registry`. The fixture sets that
+        to the registry of the ini option `pgnotifyq_registry`.
 
         Raises:
             ConfigError: there is no registry.

@@ -1,4 +1,4 @@
-"""What questions about a tenant get in a test: what the test says, or its database."""
+"""Answers to questions about a tenant, in a test: from the test itself, or from its database."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 @attrs.frozen(kw_only=True, eq=False)
 class Desk:
-    """Settings and credentials as a test gives them; for what it does not give, its database."""
+    """Settings and credentials that a test gives. Its database has what the test does not give."""
 
     schema: str
-    tell: Callable[[Verb[Any]], Awaitable[Any]]  # raises NoDatabaseInTest where there is none
+    tell: Callable[[Verb[Any]], Awaitable[Any]]  # raises NoDatabaseInTest if there is no database
     provider: CredentialsProvider | CredentialKeys | None  # the registry's
     config: Mapping[str, Any] | None = None
     credentials: Mapping[str, str] | None = None

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.kinds import CallersConnection
 
 IDLE_SECONDS_MAX = 30.0  # how long a worker works before the test fails
-LOOK_SECONDS = 0.5  # how often it looks without being told: jobs that other workers hold end without an event here
-JOBS_MAX = 1000  # that one drain runs: a job that enqueues itself would go on for ever
+# How often a drain looks without an event. A job that another worker holds ends without one here.
+LOOK_SECONDS = 0.5
+JOBS_MAX = 1000  # in one drain: a job that enqueues itself would go on for ever
 _WORDS = {
     EventName.JOB_COMPLETED: "completed",
     EventName.JOB_RETRIED: "retried",
@@ -47,13 +48,13 @@ _WORDS = {
 
 
 class JobFailed(PgnotifyqError):
-    """A job failed in a drain, and its handler raised nothing: it was too late, say."""
+    """A job failed in a drain, and its handler raised nothing, as when it took too long."""
 
 
 class Drained(list[Ending]):
     """How the executions of a drain ended, in order.
 
-    In an async test nothing has been run yet: await it first.
+    In an async test, await it. Before that, nothing has been run.
     """
 
     def __init__(self, coming: Coroutine[Any, Any, list[Ending]] | None = None) -> None:
@@ -83,11 +84,11 @@ def drain(
 ) -> Drained:
     """Run the jobs that are due, and those that they enqueue, until none is due.
 
-    Those that fall due later are left: a retry's delay, a snooze. So are jobs of types that the
-    registry does not have.
+    Jobs that fall due later are left, as after a retry's delay or a snooze. So are jobs of types
+    that the registry does not have.
 
-    In a test that is no async function it is done when this returns. In an async one, on trio or on
-    asyncio, await it: `await drain(...)`.
+    In a test that is no async function, the jobs have been run when this returns. In an async test,
+    on trio or on asyncio, await it: `await drain(...)`.
 
     Args:
         registry: the handlers.
@@ -97,8 +98,8 @@ def drain(
             The jobs that its open transaction sees are run one after the other, and nothing is
             committed. `ctx.transaction()` is a savepoint of it. If the connection is blocking,
             handlers that are no async functions are called in this thread.
-        raises: raise what the first failing handler has raised, once the job is settled. False: the
-            endings have it. What a handler wishes for (Retry, Snooze, Discard) is no failure.
+        raises: raise what the first failing handler has raised, once the job is settled. False: do
+            not; the endings have it. A handler's wish (Retry, Snooze, Discard) is no failure.
         timeout_seconds: how long a worker may take.
         settings: as for `run_worker`. `queues`: only these; default: all that have due jobs. With a
             connection, `queues` and `schema` count, and nothing else does.
@@ -106,7 +107,7 @@ def drain(
     Returns: how each execution ended.
 
     Cancellation: running handlers are cancelled and their jobs released. On asyncio, a cancel waits
-    for the end.
+    for the end of the drain.
 
     Raises:
         ConfigError: neither a database nor a connection was given, or both; or the connection has
@@ -134,7 +135,8 @@ def drain(
                 _raise_failure(ending)
         return found
 
-    async def run_in_thread() -> list[Ending]:  # Python names it, and so `drain`, if nobody awaits it
+    # If the test does not await `drain`, Python's warning has the name of this function in it.
+    async def run_in_thread() -> list[Ending]:
         return await anyio.to_thread.run_sync(trio.run, run)
 
     if connection is not None and not kind_of(connection).is_blocking:
@@ -190,7 +192,7 @@ async def _drain_by_worker(
 
         while due := await find_due(wanted):
             served = set(due)
-            if wanted is None:  # what the jobs enqueue is for these, as a rule
+            if wanted is None:  # what the jobs enqueue goes to these, as a rule
                 served |= {handler.queue or QUEUE_DEFAULT for handler in registry.handlers}
             config = attrs.evolve(config, queues=sorted(served))
             if await _work_until(noted, dsn, config, partial(find_due, config.queues), hear):
@@ -249,9 +251,9 @@ async def work_until_idle(
 ) -> list[Event]:
     """Run a real worker until no job of its queues is due or held, and return its events.
 
-    `drain` says how each job ended, and raises what a handler has raised; this is for tests of what
-    a worker tells. Jobs that handlers enqueue are worked on too. Those that fall due later are not
-    waited for: a retry's delay, a snooze.
+    `drain` says how each job ended, and raises what a handler has raised. `work_until_idle` is for
+    tests of the events that a worker tells. Jobs that handlers enqueue are worked on, too. Jobs
+    that fall due later are not waited for, as after a retry's delay or a snooze.
 
     Args:
         registry: the handlers.

@@ -1,4 +1,4 @@
-"""What is enqueued, as a program's test expects it, and what is enqueued instead."""
+"""Assertions about what is enqueued. If one fails, it shows what is enqueued instead."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from pgnotifyq.wire.kinds import CallersConnection
 
-LOOKED_AT_MAX = 5000  # jobs that an assertion reads, the newest
-SHOWN_MAX = 10  # of them that a message shows
+LOOKED_AT_MAX = 5000  # an assertion reads at most so many jobs, the newest
+SHOWN_MAX = 10  # a message shows at most so many of them
 VALUE_CHARACTERS_MAX = 120
 _MISSING = object()
 
@@ -36,7 +36,7 @@ _MISSING = object()
 class Jobs(list[Job]):
     """The jobs that fitted, oldest first.
 
-    On a connection that is driven by an event loop nothing was asked yet: await it first.
+    If an event loop drives the connection, await this. Before that, nothing has been asked.
     """
 
     def __init__(self, coming: Coroutine[Any, Any, list[Job]] | None = None) -> None:
@@ -52,7 +52,7 @@ class Jobs(list[Job]):
 
 @attrs.frozen(kw_only=True)
 class Expected:
-    """What a test expects of a job. None: nothing."""
+    """What a test expects of a job. A field that is None: the test expects nothing of it."""
 
     job_type: str
     payload: Any  # JSON of which a job's payload has at least this
@@ -63,7 +63,7 @@ class Expected:
     scheduled: bool | datetime | None
 
     def differences(self, job: Job, now: datetime) -> list[str]:
-        """Return what of a job is not as expected, each in a line."""
+        """Return what is not as expected of a job, one line for each difference."""
         found = [
             f"{name}: {_short(value)}, expected {_short(expected)}"
             for name, value, expected in (
@@ -116,8 +116,8 @@ def assert_enqueued(
 ) -> Jobs:
     """Assert that a job is enqueued, and waits to be run.
 
-    It is read by the connection: what its open transaction has enqueued is seen, too. A connection
-    that is driven by trio or asyncio has to be awaited for: `await assert_enqueued(...)`.
+    The jobs are read on the connection. So what its open transaction has enqueued is seen, too. If
+    trio or asyncio drives the connection, await the call: `await assert_enqueued(...)`.
 
     Args:
         job_type: the handler, or its name.
@@ -128,12 +128,12 @@ def assert_enqueued(
         org_id: its tenant.
         priority: of the job.
         unique_key: of the job.
-        scheduled: True: it is not due yet; False: it is due; a time: exactly that, and one without
-            a time zone is UTC.
+        scheduled: True: it is not due yet; False: it is due; a time: it falls due exactly then. A
+            time without a time zone is UTC.
         count: how many such jobs; default: at least one.
         schema: where the queue is.
-        **fields: fields of the payload, as `path="a.png"`. A field with a name of this list goes
-            into `payload`.
+        **fields: fields of the payload, as `path="a.png"`. If a field has the name of an argument
+            of this list, give it in `payload`.
 
     Returns: the jobs, oldest first.
 
@@ -199,7 +199,7 @@ def _expected(
     unique_key: str | None,
     scheduled: bool | datetime | str | None,
 ) -> Expected:
-    # A task of Django's has its path, which is its job type.
+    # A task of Django's has a path, `module_path`, which is its job type.
     named = getattr(job_type, "job_type", None) or getattr(job_type, "module_path", None)
     name: Any = job_type if isinstance(job_type, str) else named
     if not isinstance(name, str):
@@ -221,7 +221,7 @@ def _expected(
 
 
 def _check_fields(handler: Handler, fields: dict[str, object]) -> None:
-    """Refuse a field that no payload of the handler has: a refutal of it would say nothing."""
+    """Refuse a field that no payload of the handler has. A refutal of it would prove nothing."""
     kind = handler.payload_type
     if not isinstance(kind, type):
         return
@@ -269,7 +269,7 @@ def _waits(expected: Expected, job: Job) -> bool:
 
 
 def _instead(expected: Expected, jobs: list[Job], now: datetime) -> str:
-    """Say what is enqueued instead: what is nearest first."""
+    """Say what is enqueued instead, the nearest first."""
     near = [(expected.differences(job, now), job) for job in jobs if _waits(expected, job)]
     near.sort(key=lambda pair: len(pair[0]))
     lines = []

@@ -49,7 +49,7 @@ class Wishes:
         if isinstance(value, _WISHES):
             if value.__cause__ is None:
                 self.wished.add(job_id)
-            else:  # what a failure was made into: a task of Django's
+            else:  # a wish that was made of the failure of a Django task
                 self.raised[job_id] = value.__cause__
         return value
 
@@ -64,7 +64,7 @@ def _noting(handler: Handler, wishes: Wishes) -> Handler:
     if handler.batch_size is not None:
         return attrs.evolve(handler, call=_noting_batches(call, wishes))
 
-    # They are given the context in any case: it knows the job.
+    # Both functions are always given the context, because it knows the job.
 
     @functools.wraps(call)
     async def awaited(payload: object, ctx: JobContext) -> object:
@@ -88,7 +88,7 @@ def _noting(handler: Handler, wishes: Wishes) -> Handler:
 
 
 def _noting_batches(call: Any, wishes: Wishes) -> Any:
-    """Note of each job of a batch what the batch raises, or what it is settled with."""
+    """Note for each job of a batch what the batch raises, or what the job is settled with."""
 
     def watch(items: list[BatchItem[Any]]) -> None:
         for item in items:

@@ -1,4 +1,4 @@
-"""Jobs run within the test's own open transaction, which nothing of it commits.
+"""Jobs run within the test's own open transaction. Nothing here commits it.
 
 They are claimed, run and settled on the connection that the test gives, one after the other. So
 what the transaction has enqueued is seen, and what the handlers do goes when the test rolls back.
@@ -8,8 +8,8 @@ The rules of this file:
 - Each handler runs in a savepoint. If a statement of the handler's has aborted the transaction, the
   savepoint is rolled back, and the job ends as failed. Otherwise what the handler has written
   stays, even if the handler failed: a worker's handler would have committed it.
-- `ctx.transaction()` is a savepoint in it, on a connection object of pgnotifyq's around the
-  session. asyncpg and psycopg2 have no such session.
+- `ctx.transaction()` is a savepoint in the test's transaction. It gives a connection object of
+  pgnotifyq's around psycopg's session. asyncpg and psycopg2 have no such session.
 - If the connection is blocking, a handler that is no async function is called in the test's own
   thread, where Django and SQLAlchemy find the connection.
 - Nobody else can see these jobs, so leases need no heartbeat, and cancels come from the handlers
@@ -111,17 +111,18 @@ async def drain_within(
         schema: where the queue is.
         queues: only these; None: all.
         jobs_max: after so many the test fails.
-        until: told of each ending; True: no more.
+        until: called with each ending; if it returns True, no more jobs are run.
 
     Returns: the endings, in order.
 
     Raises:
         ConfigError: the connection has no open transaction, and is in autocommit.
-        AssertionError: there was no end after `jobs_max`.
+        AssertionError: jobs were still due after `jobs_max`.
     """
     kind = kind_of(connection)
     if kind is Kind.SQLALCHEMY_ASYNC_SESSION and hasattr(connection, "registry"):
-        connection = connection.registry()  # a scoped one: the session of this task, whichever task asks it
+        # A scoped session. Take the session of this task, also for other tasks that ask.
+        connection = connection.registry()
     worker_id = WorkerId(uuid.uuid4())
     types = wanted({handler.job_type: handler.max_attempts for handler in registry.handlers})
     endings: list[Ending] = []
@@ -152,7 +153,7 @@ async def drain_within(
 
 @attrs.frozen(eq=False)
 class _Crew:
-    """What it takes to run a job on a connection."""
+    """What is needed to run a job on a connection."""
 
     registry: JobRegistry
     schema: str
@@ -187,15 +188,15 @@ async def _take_through(crew: _Crew, job: ClaimedJob) -> Ending:
 
 
 async def _from_thread(tell: Asking, verb: Verb[Any]) -> Any:
-    """Ask in the event loop of the test, from trio's in a thread. trio's stands still meanwhile."""
+    """From trio's loop in a thread, ask in the test's loop. trio's loop stands still meanwhile."""
     answer: Any = anyio.from_thread.run(tell, verb)
     return answer
 
 
 def _mend(crew: _Crew) -> bool:
-    """Let Django use the transaction again that the handler has broken.
+    """If the handler has broken the transaction, let Django use it again.
 
-    Returns: whether it was broken, so that the savepoint has to be rolled back.
+    Returns: whether it was broken. Then the savepoint has to be rolled back.
     """
     django: Any = crew.connection
     if crew.kind is not Kind.DJANGO or not django.needs_rollback:
@@ -211,7 +212,7 @@ class _RanWithin:
     lease: Any
     is_settled: bool
     wished: bool
-    left: list[Ask[None]]  # what it has said, to be written
+    left: list[Ask[None]]  # they write what the handler has said
 
 
 async def _run(crew: _Crew, job: ClaimedJob, tell: Asking) -> _RanWithin:
@@ -236,7 +237,7 @@ async def _run(crew: _Crew, job: ClaimedJob, tell: Asking) -> _RanWithin:
 
 
 def _left_of(crew: _Crew, running: Running) -> list[Ask[None]]:
-    """Return what writes the progress and the log that a handler has left behind."""
+    """Return the verbs that write the progress and the log that a handler has left behind."""
     if running.said is None:
         return []
     report, log = take_report(running), take_log(running)
@@ -271,7 +272,7 @@ class _Reach:
         isolation: IsolationLevel | None = None,  # noqa: ARG002  # it has its own
         outcome: Outcome | None = None,
     ) -> AsyncIterator[Connection]:
-        """Open a savepoint, which is kept only while the execution owns the job.
+        """Open a savepoint. It is kept only if the execution still owns the job.
 
         Raises:
             LeaseLost, JobCancelled: the job was taken away, or cancelled; rolled back.
@@ -299,7 +300,7 @@ class _Reach:
             self.completed_with, running.is_settled = outcome, True
 
     def fence(self, running: Running, outcome: Outcome | None) -> Fence:
-        """Return what fences nothing: drain settles the job when its handler has ended."""
+        """Return a fence that fences nothing: drain settles the job when its handler has ended."""
         return NoFence(self, running, outcome, calls_here=self._crew.kind.is_blocking)
 
     fence_org = fence
@@ -331,7 +332,7 @@ class _Reach:
 
 
 class _InTheTestsThread(Executor):
-    """Calls handlers that are no async functions where the test is, and its connection."""
+    """Calls handlers that are no async functions in the test's thread, with its connection."""
 
     async def _call(self, running: Running, handler: Handler, *arguments: Any) -> object:
         arguments = tuple(_BlockingContext.of(each) if isinstance(each, JobContext) else each for each in arguments)
@@ -341,13 +342,13 @@ class _InTheTestsThread(Executor):
 
 
 class _BlockingContext(JobContext):
-    """The context of a handler in the test's thread, where trio runs, and blocking code too."""
+    """The context of a handler in the test's thread. Both trio and blocking code run there."""
 
     calls_here = True
 
     @classmethod
     def of(cls, context: JobContext) -> JobContext:
-        """Return the same context as this one."""
+        """Return a context of this kind that is otherwise the same."""
         return cls(context._running, context._reach)  # noqa: SLF001  # a context of its own kind
 
     def progress(self, fraction: float | None, message: str | None = None) -> Awaitable[None]:
@@ -359,7 +360,7 @@ class _BlockingContext(JobContext):
 
 
 def _at_once(call: Coroutine[Any, Any, None]) -> Awaitable[None]:
-    """Do what waits for nothing: a blocking connection is asked."""
+    """Run a coroutine that waits for nothing, because it asks a blocking connection."""
     try:
         call.send(None)
     except StopIteration:
@@ -393,7 +394,7 @@ async def _driver_of(connection: Any, kind: Kind) -> Any:
 
 @contextmanager
 def _session_of(crew: _Crew) -> Iterator[Connection[Any] | None]:
-    """Give a trio connection in the session of the test's."""
+    """Give a trio connection that uses the session of the test's connection."""
     driver = crew.driver
     if driver is None or isinstance(driver, Connection):
         yield driver

@@ -1,7 +1,7 @@
 """The queue's schema at version 11.
 
-A version of the schema has a migration here of its own, so that `manage.py migrate` of a release
-brings what the release needs. Each does the same: it migrates to the version of the code.
+Each version of the schema has a migration here. So `manage.py migrate` of a release brings what the
+release needs. Each migration does the same: it migrates to the version of the code.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Migrations of Django that migrate the queue: one a version of its schema."""
+"""Django's migrations of the queue: one for each version of its schema."""

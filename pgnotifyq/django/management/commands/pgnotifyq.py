@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pgnotifyq.django.backend import PgnotifyqBackend
 
 APP = "pgnotifyq.django.registry:registry"
-EXIT_RELOAD = 3  # Django's autoreload starts a process anew that has ended with it
+EXIT_RELOAD = 3  # if a process ends with it, Django's autoreload starts it anew
 OF_OTHERS = frozenset({"db", "demo"})  # commands that ask no database of DATABASES
 HELP = """\
 The queue's commands, on the database that TASKS names: worker, migrate, enqueue, jobs, show, explain, stack, cancel, dead, requeue,
@@ -89,7 +89,7 @@ def _says(arguments: list[str], option: str) -> bool:
 
 
 def _work(backend: PgnotifyqBackend, run: Callable[[], int]) -> int:
-    """Run a worker, and beside it what imports tasks that wait."""
+    """Run a worker, and beside it a thread that imports the tasks of waiting jobs."""
     registry.alias = backend.alias
     waiting, ended = Waiting(backend), threading.Event()
     waiting.look()
@@ -101,9 +101,9 @@ def _work(backend: PgnotifyqBackend, run: Callable[[], int]) -> int:
 
 
 def _log_once() -> None:
-    """Have the worker's log alone on standard error, if the project says nothing of logging.
+    """If the project says nothing of logging, have only the worker's log on standard error.
 
-    Django's own settings write what Django logs there with DEBUG, and the worker writes all.
+    With DEBUG, Django's own settings write Django's log there. The worker writes that, too.
     """
     logger = logging.getLogger("django")
     if not settings.LOGGING:
@@ -114,8 +114,8 @@ def _log_once() -> None:
 def _start_anew_after_changes() -> int:
     """Run this command in a child, and again for as long as it ends with EXIT_RELOAD.
 
-    It does what Django's `restart_with_reloader` does. But a worker is drained: SIGTERM is handed
-    on to it. Ctrl-C reaches it from the terminal.
+    It does what Django's `restart_with_reloader` does. But a worker is drained: this process hands
+    SIGTERM on to the child. Ctrl-C reaches the child from the terminal.
     """
     environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
     child: subprocess.Popen[bytes] | None = None
@@ -137,9 +137,8 @@ def _start_anew_after_changes() -> int:
 def _reloading(run: Callable[[], int]) -> int:
     """Run a worker that drains when a file has changed. Its exit code says that it starts anew.
 
-    Django's own loop runs the program in a second thread. A worker wants the first one, for its
-    signals; so the looking at files goes into the second. What is imported by now is what it sees
-    change.
+    Django's own loop runs the program in a second thread. A worker needs the first thread, for its
+    signals. So the second thread looks at the files. It sees changes of what is imported by now.
     """
     has_changed = threading.Event()
 
