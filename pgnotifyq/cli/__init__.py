@@ -1,4 +1,4 @@
-"""The command line: one file a group of commands, with what they take, do and print.
+"""The command line. Each group of commands has a file, with what they take, do and print.
 
 | file | commands |
 |---|---|
@@ -14,11 +14,12 @@
 | `demo.py` | `demo`; the play is in `demo_play.py`, its handlers in `demo_handlers.py` |
 | `db.py` | `db start`, `db stop`, `db url`, `db psql` |
 
-`app.py` makes the application of them and tells errors. What groups share: `parameters.py` (what
-several take), `act.py` (from an address to the ledger), `reach.py` (whether the server still
-answers), `output.py` (JSON, tables, tabs) and `streams.py` (standard output and error).
+`app.py` makes the application of these commands, and prints errors. The groups share
+`parameters.py` (what several commands take), `act.py` (from an address to the ledger), `reach.py`
+(whether the server still answers), `output.py` (JSON, tables, tabs) and `streams.py` (standard
+output and error).
 
-A new command is a function in its group's file, and a line in `app.py`. The file of a group is
-imported for every command, `--help` too; so it imports at its head only what the package itself has
-loaded. The rest is imported in the act that needs it.
+A new command is a function in its group's file, and a line in `app.py`. Every command, `--help`
+too, imports the files of all groups. So such a file imports at its head only what the package
+itself has loaded. The function that needs more imports it.
 """

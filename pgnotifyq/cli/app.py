@@ -124,7 +124,7 @@ def run(arguments: list[str]) -> int:
         _check_text(arguments)
         told = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
-    except BaseException as error:  # one raised by many tasks is a group, perhaps of groups
+    except BaseException as error:  # errors of many tasks come as a group, perhaps of groups
         code = _tell_all(list(_leaves(error)))
         if code is None:
             raise
@@ -147,7 +147,7 @@ def _tell_all(raised: list[BaseException]) -> int | None:
     if not all(told):
         return None
     line, code = next(one for one in told if one)
-    # The terminal may be gone, or its disk be full.
+    # The terminal may be gone, or its disk may be full.
     quietly(print, as_error(" ".join(line.split())), file=sys.stderr, flush=True)
     return code
 
@@ -200,7 +200,7 @@ def _as_told(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, errors.PgnotifyqError):
         return str(error), exit_code_of(type(error))
     if isinstance(error, OSError):
-        silence(sys.stdout)  # if it is the stream that is broken
+        silence(sys.stdout)  # its stream may be the broken one
         return f"{type(error).__name__}: {error}", EXIT_FAILED
     return None
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pgnotifyq.wire.connection import Connection
 
-BATCH_JOBS = 1000  # in one transaction: it holds their locks
+BATCH_JOBS = 1000  # in one transaction, which holds their locks
 BATCH_JOBS_MAX = 100_000
 Action = Literal["cancel", "delete", "edit"]
 

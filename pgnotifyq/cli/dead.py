@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pgnotifyq.ledger.look import DeadFilter
     from pgnotifyq.wire.connection import Connection
 
-REQUEUE_BATCH_MAX = 1000  # dead letters in one transaction: it holds their locks
+REQUEUE_BATCH_MAX = 1000  # dead letters in one transaction, which holds their locks
 COLUMNS = ["id", "queue_name", "job_type", "reason", "attempts", "died_at", "error_message"]
 COLUMNS_IN_TERMINAL = ["id", "queue_name", "job_type", "reason", "died_at", "attempts", "error_message"]
 

@@ -1,4 +1,4 @@
-"""The command `demo`: it finds the database, and sees to the end.
+"""The command `demo`: it finds the database, heeds signals, and stops the server that it started.
 
 What the demo plays is in demo_play.py, its handlers are in demo_handlers.py.
 """
@@ -55,7 +55,10 @@ def demo(
 
 
 async def _unless_told_to_end(act: Callable[[], Awaitable[int]]) -> int:
-    """Run an act that has to tidy up. At a signal, cancel it and return a shell's code for that."""
+    """Run an act that has to tidy up.
+
+    If a signal comes, cancel the act, and return the exit code that a shell has for that signal.
+    """
     heard: list[int] = []
     code = 0
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:

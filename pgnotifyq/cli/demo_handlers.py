@@ -38,7 +38,7 @@ class Tree:
 def digest(payload: File) -> dict[str, object]:
     """Compute the SHA-256 and the line count of one file.
 
-    It runs in a thread, for to read a file blocks.
+    It runs in a thread, because reading a file blocks.
     """
     return digest_file(Path(payload.path))
 
@@ -54,13 +54,13 @@ async def digest_for_ever(payload: Tree, ctx: JobContext) -> None:
             rounds += 1
             await ctx.progress(None, f"round {rounds}")
     finally:
-        # The monotonic clock is one for all processes of a machine.
+        # All processes of a machine share the monotonic clock.
         Path(payload.report).write_text(str(time.monotonic()), encoding="utf-8")  # noqa: ASYNC240  # a few bytes, while stopping
 
 
 @registry.handler(queue=QUEUE)
 async def ping(payload: None) -> float:  # noqa: ARG001  # handlers take a payload and may be async
-    """Say when it started."""
+    """Return the time at which the handler started."""
     return time.monotonic()
 
 

@@ -1,8 +1,8 @@
 """What the demo plays: one job a file, two worker processes, one cancel, one kill -9.
 
 Every result is checked. All happens in a schema of the demo's own. The demo leaves nothing running.
-Its jobs are left to look at. The next demo drops the schema and its role, and so do `demo --clean`
-and a demo that does not come to its end.
+Its jobs are left to look at. These drop the schema and its role: the next demo, `demo --clean`, and
+a demo that does not come to its end.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ LOG = "workers.log"
 WORKERS = 2
 CONCURRENCY = 8
 FILES_MAX = 20_000  # keeps the demo under a minute
-# With fewer files, all may be done before it is time to cancel and to kill. Then each file is
-# digested several times, in so many jobs.
+# With fewer files than this, the workers may be done before the demo cancels a job and kills a
+# worker. Then each file is digested several times, by as many jobs.
 FEW_FILES = 600
 FEW_FILES_JOBS = 2_000
 PINGS = 50
@@ -215,7 +215,8 @@ async def _kill(connection: Connection[TupleRow], worker: subprocess.Popen[bytes
     """Kill a worker in the middle of its work; return how many jobs it held."""
     held = 0
     for _ in range(100):
-        # So that what it holds stays what it held; a statement under way on the server still ends.
+        # A stopped worker takes and ends no jobs, so their number stays true. The server still ends
+        # a statement that is under way.
         worker.send_signal(signal.SIGSTOP)
         await trio.sleep(SETTLED_SECONDS)
         held = await ask(connection, demo.held(SCHEMA, worker.pid, DIGEST))
@@ -301,10 +302,10 @@ def _lead_on(console: Console, story: Story, dsn_given: str | None) -> None:
 
 @attrs.define(kw_only=True)
 class _Stage:
-    """The demo's schema, and who may play on it."""
+    """The demo's schema, which one demo at a time may use."""
 
     connection: Connection[TupleRow]
-    is_left: bool = False  # as it is, when the curtain falls
+    is_left: bool = False  # whether the schema stays when the demo ends
 
     async def set(self) -> None:
         """Make the schema, fresh."""
@@ -312,7 +313,7 @@ class _Stage:
         await migrate(self.connection, SCHEMA)
 
     async def strike(self) -> None:
-        """Drop the schema, and its role unless another database has need of it."""
+        """Drop the schema. Drop its role, too, unless another database needs it."""
         await ask(self.connection, demo.strike(SCHEMA))
         with suppress(errors.DependentObjectsStillExist, errors.InsufficientPrivilege):
             await ask(self.connection, demo.strike_role(SCHEMA))
@@ -320,10 +321,10 @@ class _Stage:
 
 @asynccontextmanager
 async def _open_stage(dsn: str) -> AsyncIterator[_Stage]:
-    """Keep other demos out for the length of a block. At its end drop a schema that is not left.
+    """Keep other demos out during the block. At its end, drop the schema unless `is_left` is set.
 
     Raises:
-        Stuck: another demo is on it.
+        Stuck: another demo is under way on this database.
     """
     async with open_connection(dsn, application_name="pgnotifyq demo", used_for=For.CALLER) as connection:
         if not await ask(connection, demo.take_stage(SCHEMA)):
@@ -341,7 +342,7 @@ async def _open_stage(dsn: str) -> AsyncIterator[_Stage]:
 
 @asynccontextmanager
 async def _open_workers(dsn: str, scratch: Path) -> AsyncIterator[list[subprocess.Popen[bytes]]]:
-    """Run the worker processes as anybody would start them, and stop them at the end."""
+    """Run the worker processes, started from the command line as users do. Stop them at the end."""
     command = [
         sys.executable, "-m", "pgnotifyq", "worker", "--app", "pgnotifyq.cli.demo_handlers:registry", "--schema", SCHEMA,
         "--queue", "demo", "--concurrency", str(CONCURRENCY), "--shutdown-seconds", "2",
@@ -384,7 +385,7 @@ async def _until(what: str, holds: Callable[[], Awaitable[bool]]) -> None:
     """Wait until a condition in the database holds.
 
     Raises:
-        Stuck: it did not in time.
+        Stuck: the condition did not hold in time.
     """
     with trio.move_on_after(START_SECONDS_MAX):
         while not await holds():  # noqa: ASYNC110  # a condition in the database

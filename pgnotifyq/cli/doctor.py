@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from pgnotifyq.wire.connection import Connection
 
 LISTEN_SECONDS = 3.0  # for a notification to ourselves
-SNAPSHOT_SECONDS_MAX = 60.0  # an older transaction holds dead rows for longer than a queue likes
+SNAPSHOT_SECONDS_MAX = 60.0  # an older transaction keeps too many dead rows from vacuum
 QUEUE_USAGE_MAX = 0.1  # of the 8 GiB that notifications may pile up to
-QUEUE_USAGE_FULL = 0.9  # from here on, nobody of ours notifies (sql/functions/worker/notify.sql)
+QUEUE_USAGE_FULL = 0.9  # from here on, our functions send no notifications (sql/functions/worker/notify.sql)
 WAITING_SECONDS_MAX = 60.0
 DEAD_SHARE_MAX, DEAD_ROWS_MIN = 0.5, 10_000
 UNSERVED_SHOWN_MAX = 10
@@ -76,8 +76,8 @@ def doctor(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnoti
 
 
 async def examine(connection: Connection[TupleRow], other: Connection[TupleRow], schema: str) -> list[Finding]:
-    """Return what is found. Two sessions, of which one tells the other."""
-    # The one look outside of a transaction that others could mistake for an old one.
+    """Return what is found. There are two sessions: the second notifies the first."""
+    # The looks are in no transaction: another doctor could take an open transaction for an old one.
     (facts,) = await ask(connection, asked.facts(schema))
     tenants = await ask(connection, asked.tenant(schema))
     findings = [
@@ -348,9 +348,9 @@ def _judge_snapshots(facts: Facts, snapshots: list[Facts]) -> list[Finding]:
 
 
 async def _hear(connection: Connection[TupleRow], *, notified_by: Connection[TupleRow]) -> Finding:
-    """Have ourselves notified.
+    """Have this process notify itself.
 
-    Behind a pooler in transaction mode LISTEN seems to work, and nothing arrives.
+    Behind a pooler in transaction mode LISTEN seems to work, but nothing arrives.
     """
     channel = f"pgnotifyq_doctor_{uuid.uuid4().hex[:16]}"
     try:

@@ -1,4 +1,4 @@
-"""The end of a worker process, which always comes: a thread hears signals, and each has a deadline.
+"""How a worker process always ends: a thread hears signals, and each signal sets a deadline.
 
 A signal handler written in Python waits until the main thread comes back to the interpreter. A job
 that blocks the event loop can keep the main thread away for ever, and such a handler can do little
@@ -11,20 +11,21 @@ Rules:
 - SIGTERM, SIGINT and SIGHUP (its terminal is closed) drain the worker; a second one interrupts its
   jobs. SIGHUP is left alone if the process was started with it ignored (`nohup`), or if the
   application has a handler of its own.
-- What comes within `ECHO_SECONDS` of a signal is its echo and counts for nothing. `timeout` signals
-  a process twice in a millisecond, and so does any program that passes on a signal that a whole
-  group was sent. A person's second thought takes longer.
-- A signal counts where it arrived. The forked child of a handler has this process's handlers and
-  its socket, so this process would hear the child's signals. So a child is given back the handlers
-  that were there before, and its signals wait meanwhile. The kernel is asked who wrote to the
-  socket, for an extension may fork without Python's knowing.
-- A handler may listen to signals as well, with a handler of Python's: both hear. If it leaves
-  something behind so that nothing would be heard any more (a signal ignored or set to its default,
-  no socket), this is put right now and then.
-- A parent (processes.py) says how far the end has come, and its children may hear the same signals
-  by themselves. The larger counts.
-- SIGQUIT keeps its default: an end at once, with a core. Other workers find its jobs by the end of
-  its session.
+- A signal that comes within `ECHO_SECONDS` of another is its echo, and does not count. `timeout`
+  signals a process twice within a millisecond. So does any program that passes a signal on if the
+  whole process group was sent it. A person who signals again takes longer.
+- A signal counts only in the process that it was sent to. If a job's handler forks, the child has
+  this process's signal handlers and its socket, so this process would hear the child's signals. So
+  a forked child gets back the signal handlers that there were before; until then its signals wait.
+  An extension may fork without Python's knowledge, so the kernel is asked which process wrote to
+  the socket.
+- A job's handler may listen to signals as well, with a signal handler of Python's: both hear them.
+  A job's handler may also leave a signal ignored or set to its default, or leave no socket. Then
+  this process would hear nothing any more, so this is put right now and then.
+- A parent (processes.py) tells its children how far the end has come. A child may hear the same
+  signals by itself. The larger of the two counts.
+- SIGQUIT keeps its default: the process ends at once, with a core. Other workers find its jobs,
+  because its session has ended.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def heed_signals() -> Ear:
     """Hear signals from now on, for as long as the process lives.
 
     Call it in the main thread, before trio runs. The thread outlives the worker. So the deadline
-    also holds for what keeps the process after that: a thread of a handler's own that is no daemon.
+    also holds if a handler's own thread that is no daemon keeps the process alive after that.
     """
     ear = Ear()
     ear.open()
@@ -96,7 +97,8 @@ class Ear:
     heard: socket.socket = attrs.field(init=False)
     told: socket.socket = attrs.field(init=False)
     pid: int = attrs.field(factory=os.getpid)
-    # The signals that are heeded, and their handlers before. Forked children get those back.
+    # The signals that are heeded, each with the handler that it had before. Forked children get
+    # those handlers back.
     before: dict[int, Any] = attrs.field(init=False, factory=dict)
     # Until the worker is ready, a signal ends its start, and is remembered.
     starting: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -124,11 +126,11 @@ class Ear:
         threading.Thread(target=self.listen, name="pgnotifyq signals", daemon=True).start()
         for number in self.before:
             signal.signal(number, self.hear)
-        # If a reader has gone, one write shall fail, also if the application has set SIGPIPE.
+        # If a reader has gone, only the write shall fail, even if the application has set SIGPIPE.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
     def attend(self) -> None:
-        """Listen within trio, in the place of trio's socket. This class wakes trio."""
+        """Put our socket in the place of trio's. From now on this class wakes trio."""
         self.token = trio.lowlevel.current_trio_token()
         signal.set_wakeup_fd(self.told.fileno(), warn_on_full_buffer=False)
         if self.ended_by is not None:
@@ -155,8 +157,9 @@ class Ear:
     def rest(self) -> None:
         """Heed no more signals at the end of a worker that was told to end.
 
-        Python would set them to their defaults as it ends. The deadline of the signals that came
-        stays. A worker that ended by itself has none, and goes on heeding.
+        Python would set the signals to their defaults as the process ends. The deadline of signals
+        that came before stays. A worker that ended by itself has no deadline, and goes on heeding
+        signals.
         """
         if self.count:
             for number in self.before:
@@ -174,7 +177,7 @@ class Ear:
     def _take_socket(self) -> bool:
         """Have signals written to our socket, unless other code now uses a socket of its own.
 
-        Returns: whether they were written to ours before.
+        Returns: whether signals were written to our socket before.
         """
         ours = self.told.fileno()
         found = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
@@ -196,9 +199,10 @@ class Ear:
                     self.heed(number)
 
     def heed(self, number: int) -> None:
-        """Tell the worker; or only wake trio, for handlers of other signals may have work for it.
+        """Tell the worker of a signal, or only wake trio.
 
-        Our socket stands in the place of trio's.
+        Trio is woken in any case, because handlers of other signals may have work for it. Trio's
+        own socket would do that, but ours stands in its place.
         """
         act = _nothing
         now = time.monotonic()
@@ -219,7 +223,7 @@ class Ear:
                 self.token.run_sync_soon(act)
 
     def be_told(self, level: int) -> None:
-        """Heed what the parent says: 1 drains, 2 interrupts. What was heard already is no news."""
+        """Heed what the parent says: 1 drains, 2 interrupts. A level that was heard is no news."""
         with suppress(OSError):
             self.told.send(bytes([TOLD + level]))
 
@@ -257,7 +261,7 @@ class Ear:
         assert self.config is not None
         try:
             with psycopg.connect(self.dsn, connect_timeout=2) as connection:
-                # Not set as the connection is opened: poolers refuse that.
+                # The bound is not set as the connection is opened, because poolers refuse that.
                 ask_blocking(connection, sessions.bound(LAST_STATEMENT_SECONDS))
                 ask_blocking(connection, lease.release_all(self.config.schema, self.handle.worker_id))
             what = "its jobs are released"
@@ -283,7 +287,7 @@ class Ear:
 
         Handlers that were set meanwhile stay.
         """
-        if self.told.fileno() != -1:  # else it is a child of a child's
+        if self.told.fileno() != -1:  # else it is the child of a forked child
             signal.set_wakeup_fd(-1)
             for number, handler in self.before.items():
                 if signal.getsignal(number) == self.hear:

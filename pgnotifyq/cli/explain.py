@@ -66,7 +66,7 @@ def _tell(found: Explanation, going: Kept | None, stack: Stack | None, *, as_jso
 
 
 def of_kept(kept: Kept | None) -> list[str]:
-    """Return when a job goes, as sentences."""
+    """Return sentences that say when a job is deleted, and when its payload and result go."""
     if kept is None or kept.ending is None:
         return []
     said = []

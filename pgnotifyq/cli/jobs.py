@@ -243,7 +243,7 @@ async def _found(connection: Connection[TupleRow], schema: str, key: JobId, *, l
         return None
     attempts = await ask(connection, look.history(schema, key))
     goes: list[str] = []
-    with suppress(MissingRights):  # a producer sees its jobs, and no retention
+    with suppress(MissingRights):  # a producer may see its jobs, but no retention
         goes = of_kept(await ask(connection, kept(schema, key)))
     data = {**_shown_job(job), "kept": " ".join(goes) or None, "history": [as_data(attempt) for attempt in attempts]}
     return {**data, "logs": await ask(connection, watching.logs(schema, key))} if logs else data
@@ -301,7 +301,8 @@ def cancel(
 
         async def on_ledger() -> None:
             async with open_ledger(database, schema), open_client(database.dsn, schema=schema) as client:
-                # So that the handlers of all of them have `wait_seconds`, side by side.
+                # The cancels run side by side, so that each handler has the whole of
+                # `wait_seconds`.
                 slots = trio.CapacityLimiter(CANCELS_AT_ONCE_MAX)
                 async with trio.open_nursery() as nursery:
                     for key in keys:

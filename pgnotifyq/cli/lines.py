@@ -2,9 +2,9 @@
 
 Rules:
 
-- All lines are one transaction, or so many lines each as `--batch` says. If a line is no job, its
-  transaction is rolled back, and it is told which lines are enqueued. With `--continue` such lines
-  are told and passed over.
+- All lines are one transaction. With `--batch`, so many lines each are one. If a line is no job,
+  its transaction is rolled back, and standard error says which lines are enqueued. With
+  `--continue` such lines are reported and passed over.
 - An id is printed after the commit, so each id that is printed is of a job that exists. Until then
   ids wait in a temporary file.
 - The memory that this needs does not grow with the number of lines. Lines are read, checked and
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 CHUNK_LINES_MAX = 2_000  # one COPY, or so many statements of a hundred; 30 ms
 CHUNK_BYTES_MAX = 8 * 1024 * 1024
-# A payload of 1 MiB, each of its bytes escaped as \u00e4 is, and the rest of its job.
+# A payload of 1 MiB, with each byte escaped as in \u00e4, and the other fields of its job.
 LINE_BYTES_MAX = 7 * 1024 * 1024
 TOLD_LINES_MAX = 100  # of those that are no jobs; the rest are counted
 IDS_BYTES_MAX = 1024 * 1024  # beyond it, they wait on the disk
 
-# What a line may say, and what a job calls it. Lines take what options are called, and what
-# `jobs --json` prints.
+# The keys that a line may have, and the field of a job that each stands for. A key may be the name
+# of an option, or a name that `jobs --json` prints.
 _KEYS = {
     "job_type": "job_type",
     "payload": "payload",
@@ -86,7 +86,7 @@ class Lines:
         self._is_read = False
 
     def take(self, lines_max: int) -> list[tuple[int, NewJob]]:
-        """Return the next jobs with the numbers of their lines. None are left if it returns none.
+        """Return the next jobs with the numbers of their lines. An empty list: no lines are left.
 
         Raises:
             Refused: a line is no job.
@@ -96,7 +96,7 @@ class Lines:
         while not self._is_read and len(taken) < lines_max and (size < CHUNK_BYTES_MAX or not taken):
             line = self._source.readline(LINE_BYTES_MAX + 1)
             if not line:
-                self._is_read = True  # a terminal would be read on
+                self._is_read = True  # otherwise a terminal would be read again
                 break
             self.number += 1
             size += len(line)
@@ -134,7 +134,7 @@ class Lines:
         if not isinstance(fields.get("job_type"), str):
             raise InvalidJob("it has no job_type; if each line is a payload, name the type with --type")
         job = NewJob(**fields)
-        encode(job.payload)  # here, where the line is known
+        encode(job.payload)  # checked here, where the line's number is known
         return job
 
     def _fields_of(self, said: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +152,8 @@ class Lines:
                     raise InvalidJob(f"{key} {value!r:.80} is no text")
                 value = (seconds_of if key == "in" else time_of)(key, value)  # noqa: PLW2901
             fields[field] = value
-        # When it is due is one thing, said in one of two ways.
+        # A job's time is said in one of two ways. If the line says one, no default for the other
+        # counts.
         passed_over = _TIMES if fields.keys() & _TIMES else set()
         return {"payload": {}} | {name: value for name, value in self._defaults.items() if name not in passed_over} | fields
 
@@ -174,7 +175,7 @@ async def enqueue_lines(connection: Connection[TupleRow], *, schema: str, lines:
     """
     if batch is not None and batch < 1:
         raise InvalidJob(f"--batch {batch} is out of range: use 1 or more")
-    enqueued = kept = 0  # jobs; the last line of a transaction that was committed
+    enqueued = kept = 0  # how many jobs; the last line that was committed
     is_committing = False
     with tempfile.SpooledTemporaryFile(max_size=IDS_BYTES_MAX, mode="w+", encoding="ascii") as ids:
         try:
@@ -211,7 +212,7 @@ async def enqueue_lines(connection: Connection[TupleRow], *, schema: str, lines:
 
 
 async def _take(lines: Lines, batch: int | None, taken: int) -> list[tuple[int, NewJob]]:
-    """Return the next chunk of a transaction that has `taken` jobs already; none: it is whole."""
+    """Return the next chunk of a transaction that has `taken` jobs already. Empty: it is whole."""
     room = CHUNK_LINES_MAX if batch is None else min(CHUNK_LINES_MAX, batch - taken)
     if room == 0:
         return []
@@ -221,10 +222,10 @@ async def _take(lines: Lines, batch: int | None, taken: int) -> list[tuple[int, 
 def standard_input() -> BinaryIO:
     """Return standard input as bytes.
 
-    It has a buffer of its own. Python would abort at the end of the process if a thread held the
-    lock of `sys.stdin`'s.
+    The stream has a buffer of its own. If a thread held the lock of `sys.stdin`'s buffer at the end
+    of the process, Python would abort.
     """
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)  # as long as the process lives
-    except (OSError, ValueError):  # a text that stands for it
+    except (OSError, ValueError):  # a stream of text stands in for it
         return io.BytesIO(sys.stdin.read().encode())

@@ -101,7 +101,8 @@ def rotate(*, as_json: AsJson = False, dsn: Dsn = None, schema: Schema = "pgnoti
                     print(f"pgnotifyq: {error}", file=sys.stderr)
                     continue
                 async with connection.transaction():
-                    # If somebody has set it meanwhile, it stays. The next run looks at it.
+                    # If another session has set the credential meanwhile, that one stays. The next
+                    # run looks at it.
                     if await ask(connection, organisation.reseal_credential(schema, each, anew)):
                         rotated += 1
                         await _note(connection, schema, anew, "credential.rotated")
@@ -131,6 +132,6 @@ def _secret(name: str) -> str:
     try:
         piped = sys.stdin.read()
     except UnicodeDecodeError:
-        # Not `from`: the error has the value in it.
+        # `from None`, because the decoding error has the value in it.
         raise ConfigError(f"credential {name} is not a text in {sys.stdin.encoding.upper()}: put bytes into base64") from None
     return piped.removesuffix("\n").removesuffix("\r")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WIDTH_MAX = 60  # of a cell in a terminal
-WIDTH_MIN = 8  # to which texts are cut in a narrow one
+WIDTH_MIN = 8  # to which texts are cut if the terminal is narrow
 UNCUT = frozenset({"id", "status", "state", "reason", "outcome"})  # ids are there to be copied
 GAP = "  "
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
@@ -61,7 +61,7 @@ def print_json(data: Any) -> None:
 
 
 def print_json_line(data: Any) -> None:
-    """Print data as one line of JSON, for those that come one after the other."""
+    """Print data as one line of JSON, where documents come one after the other."""
     print(json.dumps(data, default=_plain, ensure_ascii=True), flush=True)
 
 

@@ -34,7 +34,7 @@ def job_id_of(text: str) -> JobId:
     """Return the id that a text says.
 
     Raises:
-        InvalidJob: it says none.
+        InvalidJob: the text is no id.
     """
     try:
         return JobId(UUID(text))
@@ -56,7 +56,7 @@ def time_of(what: str, text: str) -> datetime:
         text: ISO 8601, as 2030-01-31T12:00:00+01:00 or 2030-01-31T11:00Z.
 
     Raises:
-        InvalidJob: it says none.
+        InvalidJob: the text is no time, or has no time zone.
     """
     try:
         time = datetime.fromisoformat(text)
@@ -75,7 +75,7 @@ def seconds_of(what: str, text: str) -> float:
         text: numbers with their units, s, m, h, d or w: 90s, 5m, 1.5h, 1d12h.
 
     Raises:
-        InvalidJob: it says none.
+        InvalidJob: the text is no length of time.
     """
     if not _DURATION.fullmatch(text):
         raise InvalidJob(f"{what} {text!r:.80} is no length of time: use a number and s, m, h, d or w, as 90s, 5m, 2h, 1d12h")

@@ -3,26 +3,26 @@
 The parent starts this very command again, N times. It imports no application. Each child has a
 socket to it:
 
-- The child says what it would say to a service manager (systemd.py). The parent is the one whom the
-  service manager asks.
+- The child tells the parent what it would tell a service manager (systemd.py). Only the parent
+  talks to the service manager.
 - The parent says how far the end has come: 1 drains the child, 2 interrupts its jobs. A terminal
-  and systemd signal the children as well. So a child takes the larger of what it was told and what
-  it has heard by itself (ending.py), and nothing counts twice.
+  and systemd signal the children as well. So a child takes the larger of what the parent said and
+  what it has heard by itself (ending.py), and nothing counts twice.
 - If the parent is gone, even by SIGKILL, the socket ends, and the child drains.
 
 Rules:
 
 - A process that ends by itself is started again, whatever its end: at once if it has lived for
   STEADY_SECONDS; else after a pause that doubles. Each end is told (`process.ended`).
-- A process that cannot be started, as there is no memory for it say, is tried again after such a
-  pause. The others go on.
+- If a process cannot be started (there is no memory for it, say), the parent tries again after such
+  a pause. The other processes go on.
 - If the command or its input is wrong (exit code 2), and no process has ever been ready, the parent
-  gives up: it would be wrong N times more.
+  gives up: the command would be wrong N times more.
 - If the watchdog's time passes and a child has said nothing, that child is killed and started
   again, not all of them.
-- With `--reload`, a change of a Python file below the current folder interrupts the jobs, which
-  have their grace, and starts all processes anew. A process that cannot start then, for a syntax
-  error say, waits for the next change.
+- With `--reload`, a change of a Python file below the current folder starts all processes anew.
+  Their jobs are interrupted, and have their grace. If a process cannot start then (for a syntax
+  error, say), the parent waits for the next change.
 - The exit code is the worst of those that the last processes ended with.
 """
 
@@ -103,7 +103,7 @@ class Parent:
 
 
 def find_parent(environment: MutableMapping[str, str] = os.environ) -> Parent | None:
-    """Return the process that supervises this one, if one does, and forget how it is reached."""
+    """Return the process that supervises this one, or None. Remove its variable."""
     told = environment.pop(VARIABLE, "")
     if not told:
         return None
@@ -125,7 +125,7 @@ class _Child:
     is_ready: bool = False
     is_outdated: bool = False
     silence_ends_at: float = math.inf  # by then it must say something
-    why: str | None = None  # it was killed
+    why: str | None = None  # why the parent killed it
 
     async def tell(self, level: int) -> None:
         """Say how far the end has come."""
@@ -153,7 +153,7 @@ class _Parent:
         return self.level > 0
 
     def tell_news(self) -> None:
-        """Wake those that pause."""
+        """Wake the tasks that pause."""
         self.news.set()
         self.news = trio.Event()
 
@@ -213,7 +213,7 @@ class _Parent:
         """Start a process.
 
         Raises:
-            OSError: there can be none now.
+            OSError: no process can be started now.
         """
         ours, theirs = socket.socketpair()
         watchdog_seconds = (self.manager.watchdog_seconds if self.manager is not None else None) or 0.0
@@ -295,9 +295,9 @@ class _Parent:
                     nursery.start_soon(self._kill_after, self.level)
 
     async def _kill_after(self, level: int) -> None:
-        """Kill what is left when even the last words must have been said.
+        """Kill the children that are left when even their last words must have been said.
 
-        Children end by themselves before that.
+        As a rule a child ends by itself before that.
         """
         config = self.config
         seconds = (config.shutdown_seconds if level == DRAIN else 0.0) + config.grace_seconds + PATIENCE_SECONDS
@@ -382,7 +382,7 @@ async def _supervise(parent: _Parent, changes: Callable[[], Changes] | None) -> 
 
 
 def _changes() -> Callable[[], Changes]:
-    """Return what waits for changes of Python files below the current folder.
+    """Return a function that waits for changes of Python files below the current folder.
 
     Raises:
         ConfigError: the library that does it is not installed.

@@ -4,12 +4,12 @@ A server that stands still would hold a command for ever. A statement may take i
 waits for a lock, a count for a large table), so the length of a wait says nothing. A frozen server,
 or one behind a frozen path, keeps its connections open, and its kernel answers; no TCP option sees
 that. So while a command waits, another connection asks now and then, under a deadline: the
-address's own `connect_timeout`, or ten seconds. If nobody answers twice in a row, the database is
-out of reach.
+address's own `connect_timeout`, or ten seconds. If two looks in a row get no answer, the database
+is out of reach.
 
-The other connection also asks what the sessions are doing that this process waits for. If a session
-is idle, and was idle at the look before, it has answered, or nobody ever asked it: what was said is
-lost. Behind a pooler sessions are not known by their pids, and this is not seen.
+The other connection also asks what the sessions are doing that this process waits for. If such a
+session is idle at two looks in a row, it has answered, or it was never asked: a message was lost.
+Behind a pooler sessions are not known by their pids, so there a loss is not noticed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ async def answered(dsn: str, act: Callable[[], Awaitable[T]]) -> T:
     Cancellation: `act` is cancelled.
 
     Raises:
-        DatabaseUnreachable: it does not, in an exception group, as what `act` raises.
+        DatabaseUnreachable: the database does not answer. Like what `act` raises, this error comes
+        in an exception group.
     """
     results: list[T] = []
 
@@ -61,7 +62,7 @@ async def answered(dsn: str, act: Callable[[], Awaitable[T]]) -> T:
 
 @contextmanager
 def _wire_is_silent() -> Iterator[None]:
-    """Keep connections that had to be closed from being logged: the error says it, in one line."""
+    """Log no connections that had to be closed: the error says it, in one line."""
     logs = [logging.getLogger(name) for name in ("pgnotifyq.wire", "psycopg")]
     before = [log.disabled for log in logs]
     for log in logs:
@@ -74,7 +75,7 @@ def _wire_is_silent() -> Iterator[None]:
 
 
 async def _look_for_ever(dsn: str) -> None:
-    """Ask whether anybody answers, until nobody does.
+    """Ask the database again and again whether it answers, until it does not.
 
     Raises:
         DatabaseUnreachable: after two looks in a row.
@@ -87,7 +88,7 @@ async def _look_for_ever(dsn: str) -> None:
         await trio.sleep(LOOK_SECONDS)
         waited_for = _waited_for()
         try:
-            # To connect has a deadline of its own for each address.
+            # Connecting has a deadline of its own, for each address.
             async with open_connection(dsn, application_name="pgnotifyq look") as connection:
                 with trio.fail_after(seconds):
                     was_idle, idle = idle, set(await ask(connection, look.idle_backends("pgnotifyq", waited_for)))

@@ -1,4 +1,4 @@
-"""Commands on what is kept: `retention` says for how long, `erase` takes away somebody's."""
+"""Commands on what is kept: `retention` says for how long, `erase` deletes what is somebody's."""
 
 from __future__ import annotations
 

@@ -1,17 +1,18 @@
 """Standard output and error of a command: which characters they take, and what if they break.
 
-Commands print as others do, and end when their reader does. A worker is different: what it tells is
-not worth a job, nor is what its handlers print and log. All of that goes through a `Writer`:
+A command prints as other programs do, and ends when its reader does. A worker is different: no job
+shall fail for a line that the worker tells, or that its handlers print or log. All these lines go
+through a `Writer`:
 
-- Nobody waits for a reader, the event loop least of all. If a line can be written at once without
-  blocking, it is: to a file always, to a pipe or a socket as far as these take it. A thread writes
-  the rest, in order, and all that goes to a terminal.
-- So what was told before a process is killed is there to be read.
-- What waits is bounded. Beyond the bound lines are dropped. A line in their place says how many,
-  once somebody reads again.
+- Nothing waits for a reader, the event loop least of all. If a line can be written without
+  blocking, it is written at once: to a file always; to a pipe or a socket, as far as these take it.
+  A thread writes the rest, in order. It also writes all that goes to a terminal.
+- So if a process is killed, the reader still finds what was told before.
+- The bytes that wait are bounded. Beyond the bound lines are dropped. When the reader reads again,
+  a line in their place says how many.
 - If a stream is broken (a full disk, a reader that has gone), the code that tells events gets an
-  error, which is told. Handlers get none: a log that restarts fails no jobs. The next line
-  tries again.
+  error, and reports it. Handlers get no error: if the reader of a log restarts, no job fails. The
+  next line is tried again.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ _error_lines: list[Callable[[str], str]] = ["pgnotifyq: {}".format]
 def prepare_streams() -> None:
     """Have standard output and error take every character. Lead closed ones to the null device.
 
-    The system gives a closed descriptor to the next file that is opened, as a database's socket.
-    What is printed would go there.
+    The system gives the number of a closed descriptor to the next file that is opened, for example
+    to the database's socket. What is printed would go there.
     """
     for fileno in (0, 1, 2):
         try:
@@ -126,7 +127,7 @@ class Writer:
 
     def __init__(self, stream: TextIO, *, dropped: Callable[[int], str]) -> None:
         """Write to a stream's descriptor. `dropped` makes the line that counts the missing ones."""
-        self._stream = stream  # kept: its descriptor would be closed with it
+        self._stream = stream  # kept, because its descriptor would be closed with it
         self._fileno = stream.fileno()
         self._encoding = stream.encoding
         self._write_now = _writing_now(self._fileno)
@@ -134,7 +135,7 @@ class Writer:
         self._drops = 0
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0  # including those that the thread is writing now
-        self._error: OSError | None = None  # what the thread met
+        self._error: OSError | None = None  # an error that the thread met
         self._turn = threading.Condition()
         self._thread: threading.Thread | None = None
         os.register_at_fork(after_in_child=self._begin_anew)
@@ -199,7 +200,7 @@ class Writer:
                 self._turn.notify_all()
 
     def _begin_anew(self) -> None:
-        """Forget, in a forked child, the parent's thread and lock, and the lines it will write."""
+        """In a forked child, forget the parent's thread, its lock, and the lines that it writes."""
         self._turn = threading.Condition()
         self._thread = None
         self._waiting.clear()

@@ -2,9 +2,9 @@
 
 - READY=1: jobs that are enqueued now start now. The listener is proven; or the worker polls, and
   its first look at the queues was answered.
-- STOPPING=1: it was told to end.
+- STOPPING=1: the worker was told to end.
 - STATUS=...: one line for people, in `systemctl status`.
-- WATCHDOG=1: it makes progress. See `Progress` for what that is.
+- WATCHDOG=1: the worker makes progress. See `Progress` for what that is.
 
 If no service manager asks for it (NOTIFY_SOCKET), nothing is sent. The variables are taken out of
 the environment, so that no program which a handler starts speaks for the worker.
@@ -42,14 +42,14 @@ SILENT_BEATS_MAX = 1.5
 
 
 class Listener(Protocol):
-    """Whoever is told: the service manager, or the process that supervises this one."""
+    """What a worker reports to: the service manager, or the process that supervises this one."""
 
     @property
     def watchdog_seconds(self) -> float | None:
-        """How long it bears silence; None: for ever."""
+        """How long the listener bears silence; None: for ever."""
 
     def say(self, *lines: str) -> None:
-        """Tell it something, as `READY=1`. Never waits, and never fails."""
+        """Tell the listener something, as `READY=1`. Never waits, and never fails."""
 
 
 @attrs.define(eq=False)
@@ -61,7 +61,7 @@ class ServiceManager:
     _is_complained_of: bool = False
 
     def say(self, *lines: str) -> None:
-        """Send one datagram. If that cannot be, say so once: the service would wait in vain."""
+        """Send one datagram. If that fails, log it once: the service manager would wait in vain."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as way:
                 way.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, self.address)
@@ -75,7 +75,7 @@ class ServiceManager:
 
 
 def find_service_manager(environment: MutableMapping[str, str] = os.environ) -> ServiceManager | None:
-    """Return who asked to be told, and forget that it did; None: nobody."""
+    """Return the service manager that asks, or None. Take its variables out of `environment`."""
     address = environment.pop("NOTIFY_SOCKET", "")
     microseconds, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
     if not address.startswith(("/", "@")):
@@ -90,11 +90,12 @@ def find_service_manager(environment: MutableMapping[str, str] = os.environ) -> 
 class Progress:
     """Says of one worker that it is ready, what it does, and that it makes progress.
 
-    Progress is that the event loop turns and that the database answered lately, or is known to be
-    away. A restart brings no database back, and the worker comes back by itself. So the watchdog
-    ends a process whose loop is held, and one whose statements are neither answered nor given up.
-    It should be longer than a lease less its margin (55 s at the defaults): until then a held loop
-    costs nothing but time, and a restart charges all jobs of the worker.
+    A worker makes progress if the event loop turns, and if the database answered lately or is known
+    to be away. In that case a restart does not help: it brings no database back, and the worker
+    comes back by itself. So the watchdog ends a process whose loop is held, and one whose
+    statements are neither answered nor given up. The watchdog's time should be longer than a lease
+    less its margin (55 s at the defaults): until then a held loop costs nothing but time, and a
+    restart charges all jobs of the worker.
     """
 
     listener: Listener
@@ -128,7 +129,7 @@ class Progress:
             await trio.sleep(self.listener.watchdog_seconds / BEATS_A_WATCHDOG)
 
     def is_made(self) -> bool:
-        """Tell whether the worker makes progress. The loop turns, for it asks."""
+        """Tell whether the worker makes progress. The event loop turns, because this runs in it."""
         if self.handle is None:
             return True  # it starts, under deadlines of its own
         silent_max = max(SILENT_SECONDS_MAX, SILENT_BEATS_MAX * self.config.heartbeat_seconds)

@@ -14,7 +14,7 @@ from pgnotifyq.model.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What terminals send for a key, by the name that it has here. Each is one read, as a rule.
+# What terminals send for a key, and the key's name here. As a rule, one read returns one key.
 KEYS = {
     "\x1b[A": "up",
     "\x1b[B": "down",
@@ -34,7 +34,8 @@ def need_terminal(command: str, instead: str) -> None:
     """Refuse to go on where there is no terminal.
 
     Raises:
-        ConfigError: standard input or output is none, or it is too small.
+        ConfigError: standard input or output is no terminal, or TERM names none that can be drawn
+        on.
     """
     if sys.platform == "win32" or not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError(f"{command} needs a terminal, and standard input or output is none: use {instead}")
@@ -46,7 +47,7 @@ def need_terminal(command: str, instead: str) -> None:
 def key_by_key(fileno: int) -> Iterator[None]:
     """Have a terminal give each key as it is pressed, and not show it, while inside.
 
-    Ctrl-C is a signal as before. Ctrl-Z is none: a stopped program would leave its screen behind.
+    Ctrl-C still sends a signal. Ctrl-Z sends none: a stopped program would leave its screen behind.
     """
     import termios
     import tty

@@ -1,4 +1,4 @@
-"""What `top` shows: a state, how keys change it, and how it is drawn. It asks nobody anything."""
+"""What `top` shows: a state, how keys change it, and how it is drawn. It asks no database."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Wish:
 
     @property
     def question(self) -> str:
-        """What is asked before it is done."""
+        """The question that is asked before the act."""
         what = "queue" if self.verb in {"pause", "resume"} else "job"
         return f"{self.verb} {what} {self.target}? [y]es, any other key: no"
 
@@ -77,7 +77,7 @@ class State:
         return rows[self.place(self.pane)] if rows else None
 
     def press(self, key: str) -> Wish | None:
-        """Change what is shown by a key; return what is to be done, if anything is."""
+        """Change what is shown, as a key asks. Return what is to be done; None: nothing."""
         if self.popup is not None:
             self._scroll(key)
             return None
@@ -122,7 +122,7 @@ class State:
         self.scrolled = min(max(self.scrolled + steps[key], 0), len(self.popup[1]) - 1)
 
     def _wish(self, key: str) -> Wish | None:
-        """Return what a letter asks for. What changes anything is asked once more."""
+        """Return what a letter asks for. If that changes something, ask the user first."""
         row = self.row()
         verbs = {"c": "cancel", "p": "pause", "r": "requeue", "e": "explain", "enter": "explain", "s": "stack"}
         verb = verbs.get(key)

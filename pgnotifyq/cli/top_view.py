@@ -2,13 +2,13 @@
 
 Rules:
 
-- A look is one statement, bounded by a second, whose cost does not grow with what waits
-  (sql/functions/look/top.sql). Workers are read beside it. `doctor` looks now and then, on
-  connections of its own, bounded too.
+- A look is two statements, which have one second together. One reads the workers. The other reads
+  the rest, and its cost does not grow with what waits (sql/functions/look/top.sql). `doctor` looks
+  now and then, on connections of its own, under a deadline of its own.
 - The terminal is left as it was: at `q`, at Ctrl-C, at SIGTERM, and at an error.
 - If the database does not answer, the screen says so, and `top` goes on trying.
-- What a key changes is asked once more, for the job or the queue that was chosen when the key was
-  pressed.
+- Before a key changes anything, `top` asks once more. It asks about the job or the queue that was
+  chosen when the key was pressed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ACT_DEADLINE_SECONDS = 5.0  # of what a key asks for; no key is heard meanwhile
 
 
 async def watch(every: float, dsn: str | None, schema: str) -> None:
-    """Show a queue until somebody has seen enough."""
+    """Show a queue until `q` is pressed, a signal comes, or the terminal is gone."""
     database = await find_database(dsn)
     async with open_ledger(database, schema):
         pass  # what is wrong from the start is told in a line, before the screen is taken
@@ -72,7 +72,7 @@ async def watch(every: float, dsn: str | None, schema: str) -> None:
 
 
 class _View:
-    """The screen, and those who change what it shows."""
+    """The screen, and the tasks that change what it shows."""
 
     def __init__(self, live: Live, state: State, database: Database, schema: str, client: Client) -> None:
         self._live = live
@@ -88,7 +88,7 @@ class _View:
         self._live.update(self._state.draw(size.width, size.height), refresh=True)
 
     async def look_for_ever(self, every: float) -> None:
-        """Look at the queue again and again, on a connection that comes back."""
+        """Look at the queue again and again. If the connection breaks, open another."""
         state = self._state
         while True:
             try:
@@ -144,7 +144,7 @@ class _View:
                 self.draw()
 
     async def hear_keys(self, fileno: int) -> None:
-        """Do what keys say, until one says that it is enough, or the terminal is gone."""
+        """Do what keys say, until one says to quit, or the terminal is gone."""
         while keys := await read_keys(fileno):
             for key in keys:
                 wish = self._state.press(key)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pgnotifyq.model.job import Job, JobId
     from pgnotifyq.model.watching import LogLine
 
-# Beside those of all commands (app.py).
+# These come on top of the exit codes of all commands (app.py).
 EXIT_CANCELLED, EXIT_DEAD = 4, 5
 _EXITS = {Status.COMPLETED: 0, Status.CANCELLED: EXIT_CANCELLED, Status.DEAD: EXIT_DEAD}
 
@@ -73,7 +73,7 @@ def _run(dsn: str | None, schema: str, act: Callable[[Client], Awaitable[int]]) 
 
 @contextmanager
 def _teller(*, as_json: bool) -> Iterator[Callable[[Job], None]]:
-    """Give what tells a change of a job."""
+    """Give a function that tells a change of a job."""
     if as_json:
         yield lambda job: print_json_line(_as_plain(job))
     elif not sys.stdout.isatty():

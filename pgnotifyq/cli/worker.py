@@ -1,4 +1,4 @@
-"""The command `worker`: a worker as a process, with its handlers found and its events told."""
+"""The command `worker`: it runs a worker as a process, finds its handlers and tells its events."""
 
 from __future__ import annotations
 
@@ -191,9 +191,9 @@ def _queues(texts: Sequence[str]) -> Mapping[str, int | None]:
 
 @contextmanager
 def _standard_output(log_format: str) -> Iterator[EventSink]:
-    """Have events written to standard output, and neither stream wait for its reader or fail.
+    """Write events to standard output. Neither stream waits for its reader, and neither fails.
 
-    Enter it before the application is imported: its logging may keep the streams.
+    Enter this block before the application is imported: its logging may keep the streams.
     """
     render = as_json if log_format == "json" else as_line
 
@@ -253,7 +253,7 @@ def _run(
 
 
 def spare_the_collector() -> None:
-    """Have the garbage collector spare what is loaded by now, and look for cycles more seldom.
+    """Let the garbage collector spare what is loaded by now, and look for cycles less often.
 
     Jobs come and go by the thousand, and are in no cycles. The search for cycles was a sixth of a
     worker's CPU in a drain.
@@ -293,7 +293,8 @@ def load_registry(app: str | None) -> JobRegistry:
 def _where(error: BaseException) -> str:
     """Return where an import failed.
 
-    It is the last line that ran of the application's own code. For a syntax error, it is that line.
+    It is the last line of the application's own code that ran. For a syntax error, it is the line
+    with the error.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {_path(error.filename)}, line {error.lineno}"
@@ -398,7 +399,7 @@ async def _warn_of_powers(connection: Any, schema: str) -> None:
 
 
 async def _warn_of_rights(connection: Any, schema: str, role_name: str) -> None:
-    """Say what the connected role and the tenants' lack, and have too much."""
+    """Log which rights the connected role and the tenants' roles lack, and which are too many."""
     said: dict[tuple[str, str, str], list[str]] = {}
     for each in await ask(connection, roles.faults(schema)):
         if each.kind is RoleKind.TENANT or (each.kind is RoleKind.WORKER and each.role_name == role_name):

@@ -1,8 +1,9 @@
 -- lock: one migration of a schema at a time. Held until the transaction ends.
 --
--- Where the schema is there, it is a lock of its own table, which nobody else can take. The first
--- migration has only an advisory lock, which any role that may connect can hold: so it waits for
--- that ten seconds, and goes on. If another one is under way, one of the two then fails.
+-- If the schema is there, the lock is one of its own table, which nobody else can take. The first
+-- migration has only an advisory lock, which any role that may connect can hold. So the migration
+-- waits ten seconds for that lock, and goes on without it. If another migration is under way, one
+-- of the two then fails.
 do $do$
 declare
     former constant text := current_setting('lock_timeout');

@@ -1,2 +1,2 @@
--- strike_role: drop the role of a schema's tenants. Refused where another database has need of it.
+-- strike_role: drop the role of a schema's tenants. Refused where another database needs it.
 drop role if exists {tenant_role}

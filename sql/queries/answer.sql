@@ -1,2 +1,2 @@
--- answer: the least that a session can be asked. That it answers is all that is wanted.
+-- answer: the least that a session can be asked. All that counts is that it answers.
 select

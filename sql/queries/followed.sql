@@ -1,5 +1,5 @@
--- followed: how some jobs are now, of which something was told. What is gone, or not to be seen,
--- has no row.
+-- followed: how some jobs are now that a follower was told of. A job that is gone, or that may not
+-- be seen, has no row.
 -- In: the jobs; the tenant, or null.
 select j.id, j.org_id, j.queue_name::text, j.job_type::text, {schema}.label(j.status, j.is_held, j.attempts, j.scheduled_at, c.now) as label,
     j.progress, left(j.progress_message, 1000) as progress_message, left(j.error_message, 1000) as error_message

@@ -1,11 +1,11 @@
 -- insert_jobs: a batch of jobs without unique keys; arrays of one length, values checked by the
 -- client (model/new_job.py).
 --
--- Not a function, for there is nothing to decide and nothing to plan: enqueue and enqueue_many take
--- 20 to 30 microseconds longer. All jobs of a batch have one time, so that those due now are
--- claimed in order of id, which is the order they were given in. An empty text stands for null: a
--- session with `array_nulls = off`, which may be the caller's, takes null in an array for a word. A
--- queue that is null was not said: the handler's is taken, if one is known
+-- This is no function, because there is nothing to decide and nothing to plan: enqueue and
+-- enqueue_many take 20 to 30 microseconds longer. All jobs of a batch have one time, so that those
+-- due now are claimed in order of id, which is the order they were given in. An empty text stands
+-- for null: a session with `array_nulls = off`, which may be the caller's, takes null in an array
+-- for a word. A queue that is null was not said: the handler's is taken, if one is known
 -- (functions/worker/handlers.sql). The array of headers is null if no job has any.
 --
 -- $11 has the types of the jobs that name no queue, each once; `queues` has their handlers' queues,

@@ -1,4 +1,4 @@
--- kept: when a job, or a dead letter, goes, as the table `retention` says it. One row, or none.
+-- kept: when a job or a dead letter is deleted, as the table `retention` says. One row, or none.
 -- Index: jobs_pkey, dead_letter_jobs_pkey, retention_pkey.
 with found (queue_name, ending, ended_at, payload_is_blank, has_result) as materialized (
     select j.queue_name, case when not j.is_held and j.completed_at is not null then j.status end, j.completed_at,

@@ -1,6 +1,6 @@
--- old_snapshots: who keeps vacuum from removing dead rows, the oldest first. A queue slows down
--- while anybody does. A prepared transaction has no session, and a replication slot no age that we
--- could tell; its name says whose it is.
+-- old_snapshots: the transactions that keep vacuum from removing dead rows, the oldest first. A
+-- queue slows down while there is one. A prepared transaction has no session; its name says whose
+-- it is. Replication slots are left out: we could not tell their age.
 (
     select 'session' as kind, a.pid::text as name, coalesce(a.application_name, '') as application_name,
         coalesce(a.usename, '')::text as role_name, a.state, extract(epoch from now() - coalesce(a.xact_start, a.query_start))::float8 as seconds

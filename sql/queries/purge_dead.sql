@@ -1,5 +1,5 @@
 -- purge_dead: delete one dead letter, or those that died longer ago than given, with their history.
--- $3: only this tenant's; null: whosever.
+-- $3: only this tenant's; null: any tenant's.
 with gone as (
     delete from {schema}.dead_letter_jobs as d
     where (($1::uuid is not null and d.id = $1)

@@ -1,3 +1,3 @@
--- transaction_id: take a transaction id of one's own, in a transaction of its own: the T of
+-- transaction_id: take a new transaction id, in a transaction of its own: the T of
 -- runtime/sleep.py.
 select pg_current_xact_id()::text::int8

@@ -1,6 +1,6 @@
--- discard: what `discard all` does, but for the plans of functions. Those hold nothing of
--- anybody's, and to make them anew doubled the time of a handler's next transaction. One message,
--- so it is done whole.
+-- discard: what `discard all` does, but for the plans of functions. The plans hold nothing of
+-- anybody's, and making them anew doubled the time of a handler's next transaction. The statements
+-- are one message, so all of them are done.
 close all;
 set session authorization default;
 reset all;

@@ -4,14 +4,15 @@
 --         JSON object; $3 whether the session is for statements of ours.
 -- Out:    whether transactions are read-only; how many settings had to be set.
 --
--- `pg_backend_pid` differs from what the connection was told where a pooler stands between. Nothing
--- is set then.
+-- If a pooler stands between, `pg_backend_pid` differs from what the connection was told. Then
+-- nothing is set.
 --
--- synchronous_commit: an outcome that was acknowledged must be durable. Who has chosen more than
--- `on` keeps it.
+-- synchronous_commit: an outcome that was acknowledged must be durable. A session that has chosen
+-- more than `on` keeps it.
 --
--- search_path: where it names pg_catalog behind other schemas, their functions and operators would
--- stand in for the server's. It is put first, and the rest stays, for the sake of users' triggers.
+-- search_path: if it names pg_catalog behind other schemas, their functions and operators would
+-- stand in for the server's. So pg_catalog is put first. The rest stays, for the sake of users'
+-- triggers.
 select pg_catalog.current_setting('transaction_read_only'), pg_catalog.count(pg_catalog.set_config(name, value, false))
 from (
     select name, value from pg_catalog.jsonb_each_text($2::pg_catalog.jsonb) as wanted (name, value)

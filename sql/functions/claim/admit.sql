@@ -1,5 +1,5 @@
--- admit: what a claim may look at, now that some of it may be paused: the part of the one rule
--- (may_start.sql) that is no matter of a row. Each statement that makes a job running asks it
+-- admit: leave out of a claim's look what is paused. This is the part of the one rule
+-- (may_start.sql) that does not depend on a row. Each statement that makes a job running asks it
 -- first.
 --
 -- In:     the queues and the types of a worker, with the maximum of attempts of each type.
@@ -7,21 +7,23 @@
 --         the types that wait in the queues, without it.
 -- Index:  pauses_pkey; jobs_claimable_by_type where the types are not said.
 --
--- What is paused is left out of the question, and is no filter on rows. So a paused queue is not
--- looked at, however much waits in it. Jobs of a paused type are passed over as jobs are that the
+-- What is paused is left out of the question; it is no filter on rows. So a paused queue is not
+-- looked at, however much waits in it. Jobs of a paused type are passed over like jobs that the
 -- worker has no handler for: by ranges of the index.
 --
--- A file without a page has no rows. As a rule nothing has ever been paused, and nothing is read.
+-- As a rule nothing has ever been paused. Then the file of the table has no page, so the table has
+-- no rows, and nothing is read.
 --
--- A claim tries to take `pauses_lock` shared before it reads what is paused. Naively it does not.
--- Then a claim that has read nothing may commit after a pause has committed, and whoever waits
--- until nothing runs looks in between. await_claims takes the lock alone, for a moment: all claims
--- that began before have committed then, and all that begin later see the pause.
+-- A claim tries to take `pauses_lock` shared before it reads what is paused. The naive claim does
+-- not. It may read that nothing is paused, and commit after a pause has committed. A session that
+-- waits until nothing runs may look in between. await_claims takes the lock alone, for a moment.
+-- Then all claims that began before have committed, and all that begin later see the pause.
 --
 -- A claim never waits for the lock. Any role that may connect can hold it, and would stop all work.
--- A claim that does not get it goes on without: as a rule await_claims has it, or waits for it, and
--- then the pause is committed and the claim sees it. What is left: of two who wait for claims at
--- the same moment, one may not have waited for a claim that the other kept from the lock.
+-- A claim that does not get the lock goes on without it. As a rule await_claims then has the lock,
+-- or waits for it; so the pause is committed, and the claim sees it. One gap is left: if two
+-- sessions wait for claims at the same moment, the first may keep a claim from the lock, and the
+-- second does not wait for that claim.
 --
 -- The lock costs a claim of one job 3 % and more. So it is tried only where the table has a page:
 -- where something was paused before. A claim that began before the first pause of all is not waited
@@ -77,11 +79,10 @@ create or replace function {schema}.pauses_lock() returns bigint
 language sql immutable parallel safe
 as $$ select hashtextextended({schema_text} || ' pauses', 0) $$;
 
--- await_claims: wait until every claim has committed that may not have seen the pauses that are
--- there now.
+-- await_claims: wait until every claim that may not have seen the current pauses has committed.
 --
--- Out:    true; false if somebody has held the lock for 0.2 seconds. Claims go without it
---         meanwhile. So it gives up soon, and is asked again.
+-- Out:    true; false if another session has held the lock for 0.2 seconds. While this waits,
+--         claims go on without the lock. So it gives up soon, and its caller asks again.
 -- Locks:  pauses_lock, alone. It holds nothing else.
 create or replace function {schema}.await_claims() returns boolean
 language plpgsql volatile

@@ -6,41 +6,43 @@
 --                        before it are dry
 --         jobs_max       free slots; never more rows than this, under any plan
 --         lease_seconds  length of the lease
---         is_asleep      whether the worker is published as a sleeper: its rows then say what it
---                        expects next
+--         is_asleep      whether the worker is published as a sleeper. Then its rows in `sleepers`
+--                        say when it expects the next job
 --         after_...      where to go on from instead of looking from the start: the queue,
---                        priority, time and id of the last job of an earlier claim. What comes
---                        before it is not seen, unless too little is found behind it;
---                        runtime/resuming.py says when that pays.
+--                        priority, time and id of the last job of an earlier claim. Jobs before it
+--                        are not seen, unless too few are found behind it; runtime/resuming.py says
+--                        when that pays.
 --         job_types      the job types that the worker has handlers for, and no others are taken;
 --                        null: all of them
---         maxima         what each handler says of max_attempts, for jobs that say nothing; 15
---                        where it is null too
+--         maxima         the max_attempts of each handler, for jobs that say none; 15 where that is
+--                        null too
 --         bytes_max      of all payloads and saved states together, as far as their size is known
 --                        without unpacking them. A first job always fits. 16 MiB: a sixth of a
 --                        second over a slow network (100 MB/s), beside a deadline of seconds
 --         payload_bytes_max
 --                        a payload of more bytes of text is not sent: the worker buries such a job.
 --                        Null: all are sent
--- Out:    one row a job, in the order of claiming: the columns of a claimed job but its
---         saved state and its headers, then two columns more, then those: workers read by place.
---         When fewer than jobs_max were found, one more row whose `id` is null:
---         `next_due_seconds` until the earliest job of these queues that was not taken (null: none
---         known; zero: it is due, and somebody else's transaction holds its row, so look again
---         soon), and
+-- Out:    one row a job, in the order of claiming. First the columns of a claimed job without its
+--         saved state and its headers; then two more columns; then those two: workers read columns
+--         by place.
+--         If fewer than jobs_max were found, one more row, whose `id` is null.
+--         `next_due_seconds`: until the earliest job of these queues that was not taken. Null: none
+--         is known. Zero: the job is due, and another transaction holds its row, so look again
+--         soon.
 --         `snapshot_xmin`, which runtime/sleep.py needs: every transaction below it had ended
---         before this claim looked. Null when a time has passed that the worker, asleep, had
---         promised to look at.
+--         before this claim looked. Null: the worker is asleep, and a time has passed at which it
+--         had promised to look.
 --         The payload is JSON text: Python's decoder takes a quarter of the time for text that
 --         psycopg takes for jsonb. Null: it is larger than payload_bytes_max.
--- Locks:  the claimed rows, `skip locked`; workers never wait on each other. Some rows more are
---         locked and left as they are: those that the bytes leave no room for, and, when a claim
---         goes on, jobs of others among its own.
+-- Locks:  the claimed rows, `skip locked`; workers never wait on each other. Some more rows are
+--         locked and left as they are: jobs that the bytes leave no room for; and, if a claim goes
+--         on from an earlier one, jobs that the worker has no handler for.
 --         `pauses_lock`, shared (admit.sql).
 -- Index:  jobs_claimable, as a range of (queue, priority, scheduled_at <= now);
---         jobs_claimable_by_type where the head of that range is others' (claim_by_type.sql).
--- Errors: one row that cannot be updated fails the whole claim; claim_apart.sql is asked then. Jobs
---         in trouble are passed over.
+--         jobs_claimable_by_type if other workers' jobs stand at the head of that range
+--         (claim_by_type.sql).
+-- Errors: one row that cannot be updated fails the whole claim; then the worker calls claim_apart.
+--         Jobs in trouble are passed over.
 --
 -- The naive claim is one ordered scan of a queue with a filter on scheduled_at. It walks over every
 -- future job of a higher priority each time. Here each priority is a range scan of its own: a look
@@ -60,33 +62,33 @@
 -- its last four bytes: a random number for each row took a fifth of the claim where the server
 -- reads it from the system one by one.
 --
--- Jobs that the worker has no handler for are passed over, and may be very many: of a release that
--- this worker is older than, or of a type that nobody serves. A mere filter walks over all of them
--- at each claim, 100 ms for 200,000. So when one of them stands at the head, or among as many rows
--- as are wanted, the rest of the queue is looked at by type.
+-- Jobs that the worker has no handler for are passed over. They may be very many: jobs of a newer
+-- release than the worker's, or of a type that no worker serves. A mere filter walks over all of
+-- them at each claim, 100 ms for 200,000. So if such a job stands at the head of the queue, or
+-- among as many rows as are wanted, the claim looks at the rest of the queue by type.
 --
--- A claim from the start looks at the types first, and locks no job of others. To look costs 0.3
--- microseconds a job. A claim that goes on, which nine of ten do while a worker is busy, spares it:
--- it locks the next rows, whosever they are, and updates its own. If those are too few, it looks at
--- the queue as from the start, finds the others, and goes on by type. What it locks of others is at
--- most as many rows as it wants, for as long as the claim takes.
+-- A claim from the start looks at the types first, and locks no job of other types. That look costs
+-- 0.3 microseconds a job. A claim that goes on saves it; while a worker is busy, nine of ten claims
+-- go on. Such a claim locks the next rows, whatever their type, and updates those that its worker
+-- has a handler for. If those are too few, it looks at the queue as from the start, finds the jobs
+-- of other types, and goes on by type. It locks at most as many rows of other types as it wants,
+-- for as long as the claim takes.
 --
 -- The bytes are summed as rows are locked. Only a claim that goes on to another priority or queue
--- has to ask what it has taken so far; as a rule the first one has all that is wanted, or nothing
--- is behind it.
+-- has to ask what it has taken so far; as a rule the first priority has all that is wanted, or
+-- nothing is behind it.
 --
 -- A job starts when its row is taken, not when the function began: the statement that takes it asks
--- for the time itself. It sees what was committed until then, the end of an attempt before
--- included, which may be later than the function's beginning.
+-- for the time itself. That statement sees what was committed until then. Among this may be the end
+-- of an attempt before, which may be later than the function's beginning.
 --
--- The plan is pinned by the settings below, for statistics are stale exactly when a queue has just
--- been filled.
+-- The settings below pin the plan, because statistics are stale exactly when a queue has just been
+-- filled.
 --
 -- A claim commits without waiting for the disk: losing one in a server crash is the same as a lease
 -- lost.
 --
--- What is dropped here are its earlier forms: beside this one, a call that leaves the last
--- arguments out would fit both.
+-- The earlier forms are dropped. Otherwise a call without the last arguments would fit both.
 drop function if exists {schema}.claim(uuid, text[], integer, double precision, boolean);
 drop function if exists {schema}.claim(
     uuid, text[], integer, double precision, boolean, text, integer, timestamptz, uuid);
@@ -166,7 +168,8 @@ begin
                 from_id := after_id;
             else
                 if not by_type then
-                    -- The head; and are there jobs of others, among as many as are wanted?
+                    -- The head of the queue. Are there jobs of other types, among as many as are
+                    -- wanted?
                     select a.levels[1], a.times[1], a.others
                     into level, level_due, others_ahead
                     from (
@@ -192,10 +195,10 @@ begin
                     from {schema}.next_by_type(queue, bound, job_types, has_troubles, time_now) as n;
                     exit when not found;
                 end if;
-                -- Nothing of this priority is due, or it is what was left of it: the next to fall
-                -- due, a job whose row is locked, or one that this claim did not take for its
-                -- bytes. Skipping a locked row and going to sleep over it would lose it until the
-                -- backstop, when it was locked by a mere update.
+                -- Either nothing of this priority is due, or the claim has taken from it and
+                -- something is left: the next job to fall due, a job whose row is locked, or a job
+                -- that had too many bytes. A mere update may have locked the row. If the worker
+                -- skipped it and went to sleep, the job would wait for the backstop.
                 if level_due > time_now or level = claimed_level then
                     if level_due <= time_now and taken > 0 and not by_type then
                         perform from {schema}.jobs as j
@@ -244,8 +247,8 @@ begin
                         one.headers;
                 end loop;
             else
-                -- A claim that goes on has not looked at the types: others' jobs end its scan after
-                -- as many rows as are wanted.
+                -- A claim that goes on has not looked at the types. Jobs of other types count among
+                -- the rows that are wanted, and the scan ends after so many.
                 filter_types := case when goes_on then null else job_types end;
                 return query
                 with due as materialized (
@@ -290,8 +293,8 @@ begin
             exit queues when taken >= jobs_max;
             exit queues when is_cut;
 
-            -- What is left of this priority is seen by the next look. One that went on has not seen
-            -- all of it: it is taken from again.
+            -- The next look sees what is left of this priority. A claim that went on has not seen
+            -- all of it, so it takes from this priority again.
             claimed_level := case when not goes_on then level end;
             bound := level + 1;
             goes_on := false;
@@ -307,7 +310,7 @@ begin
           and substring(uuid_send(j.current_execution_id) for 12) = claim_id;
     end if;
     if has_troubles then
-        -- What was taken is in trouble no more; what is not, is looked at again at its time.
+        -- A job that was taken is in trouble no more. Others are looked at again at their time.
         if taken > 0 then
             delete from {schema}.job_troubles as t
             using {schema}.jobs as j
@@ -325,9 +328,10 @@ begin
     end if;
     if taken < jobs_max and (not is_cut or taken = 0) then
         if is_asleep then
-            -- What a sleeper expects is a promise to look then, and inserts count on it: it stands
-            -- until that time, even if the job it was made for is gone. One that has passed counts
-            -- for nobody (wake), and the worker is told (runtime/sleep.py).
+            -- What a sleeper expects is a promise to look at that time, and inserts count on it.
+            -- The promise stands until that time, even if the job it was made for is gone. A
+            -- promise whose time has passed counts for nobody (wake), and the worker is told of it
+            -- (runtime/sleep.py).
             select bool_or(s.expects_at <= time_now), bool_or(s.expects_at > q.due or s.expects_at <= time_now),
                 min(case when s.expects_at > time_now then least(s.expects_at, q.due) else q.due end)
             into has_passed, has_changed, promised_at
@@ -351,26 +355,26 @@ begin
         snapshot_xmin := xmin_before;
         return next;
     elsif exists (select from {schema}.sleepers as s where s.worker_id <> claim.worker_id) then
-        -- This worker is full. Whatever is due behind what it took is for somebody else.
+        -- This worker is full. Other workers are to take what is due behind what it took.
         perform {schema}.wake_able(q.name, claim.worker_id)
         from unnest(queue_names) as q(name);
     end if;
 end
 $$;
 
--- payload_weight: at most how many bytes a payload takes when it is unpacked, as far as can be told
+-- payload_weight: the most bytes that a payload can have when it is unpacked, as far as can be told
 -- without unpacking it.
 --
--- What is not compressed has its own size. What is may have been this much larger: pglz writes
--- three bytes and a bit for 273 at the most, lz4 one for 255.
+-- A payload that is not compressed has its own size. A compressed one may have been this many times
+-- larger: pglz writes three bytes and a bit for 273 at the most, lz4 one for 255.
 create or replace function {schema}.payload_weight(payload jsonb) returns bigint
 language sql stable parallel safe
 as $$
     select pg_column_size(payload)::bigint * case pg_column_compression(payload) when 'pglz' then 100 when 'lz4' then 255 else 1 end
 $$;
 
--- claim_weight: the same of a job: of its payload, and of what its handler has saved, which has at
--- most the bytes that its domain says.
+-- claim_weight: the same for a job: for its payload, and for what its handler has saved. The saved
+-- state has at most as many bytes as its domain allows.
 create or replace function {schema}.claim_weight(payload jsonb, saved jsonb) returns bigint
 language sql stable parallel safe
 as $$
@@ -378,8 +382,8 @@ as $$
         + case when saved is null then 0 else least({schema}.payload_weight(saved), 131072) end
 $$;
 
--- fits: whether the text of a payload has at most so many bytes. It is unpacked for that unless it
--- is too large as it lies there.
+-- fits: whether the text of a payload has at most so many bytes. The payload is unpacked for that,
+-- unless it is too large already as it is stored.
 create or replace function {schema}.fits(payload jsonb, bytes_max bigint) returns boolean
 language plpgsql stable
 as $$

@@ -2,7 +2,7 @@
 -- subtransaction. What cannot be taken is put aside.
 --
 -- A trigger, a foreign key or a check of the user's on the table of jobs can refuse the update of
--- one row, and then a batch with that row in it, and then every batch of every worker.
+-- one row. Then each batch with that row in it fails, and so does every batch of every worker.
 --
 -- In:     as claim. At most a hundred rows are tried.
 -- Out:    the jobs as claim_named gives them; and one row for each job that was put aside: its id,
@@ -30,14 +30,15 @@ declare
     level integer;
     due record;
     one {schema}.claimed;
-    -- Such a database checks a text when it is sent, which would fail all rows of the answer.
+    -- Such a database checks a text only when it is sent. One bad text would fail all rows of the
+    -- answer.
     holds_any_bytes constant boolean := getdatabaseencoding() = 'SQL_ASCII';
     tried integer := 0;
     said text;
     state text;
     limit_now bigint;
 begin
-    -- A constraint that waits for the commit would fail the whole of it.
+    -- A constraint that is checked at the commit would fail all rows.
     set constraints all immediate;
     perform pg_try_advisory_xact_lock_shared({schema}.pauses_lock());
     select a.queue_names, a.job_types, a.maxima into queue_names, job_types, maxima
@@ -58,7 +59,7 @@ begin
                     from {schema}.jobs as j
                     where j.is_claimable and j.queue_name || ' ' || j.job_type = queue || ' ' || t.name
                       and j.priority = level::smallint
-                      and {schema}.may_start(j, null, true, time_now)  -- of these types by the range
+                      and {schema}.may_start(j, null, true, time_now)  -- the range has chosen the type
                     order by j.queue_name || ' ' || j.job_type, j.priority desc, j.scheduled_at, j.id
                     limit jobs_max
                 ) as c
@@ -84,17 +85,17 @@ begin
                         exit;
                     exception
                         when lock_not_available then
-                            exit;  -- somebody holds it
+                            exit;  -- another transaction holds the row
                         when others or assert_failure or query_canceled then
                             get stacked diagnostics state = returned_sqlstate, said = message_text;
-                            -- A single job that is late, because a trigger of the user's stands
-                            -- still, was cancelled over itself.
+                            -- If a single job was asked for, and a trigger of the user's stands
+                            -- still, the statement was cancelled because of that job.
                             if state ~ '^(08|25|26|40|53|55|57|58|XX)' and not (state = '57014' and jobs_max = 1) then
                                 raise;
                             end if;
                     end;
-                    -- A text that PostgreSQL cannot make, or not send: the job is taken without it,
-                    -- and its worker buries it.
+                    -- PostgreSQL cannot make this text, or cannot send it. The job is taken without
+                    -- it, and its worker buries the job.
                     if state ~ '^(54|22021)' and limit_now is distinct from -1 then
                         limit_now := -1;
                         continue;

@@ -1,12 +1,12 @@
--- claim_by_type, next_by_type: what claim (which see) does where others' jobs stand before those
--- that the worker has handlers for.
+-- claim_by_type, next_by_type: what claim (see there) does if jobs that the worker has no handler
+-- for stand before those that it has one for.
 --
--- Each type is a range of its own, so nobody walks over others' jobs. It costs a look for each
--- handler of the worker.
+-- Each type is a range of its own, so the claim walks over no jobs of other types. It costs a look
+-- for each handler of the worker.
 -- Index: jobs_claimable_by_type.
 
--- next_by_type: the highest priority below `bound` that has a job of some types, and the earliest
--- time of one there.
+-- next_by_type: the highest priority below `bound` that has a job of some types, and the time of
+-- the earliest such job there.
 create or replace function {schema}.next_by_type(
     queue_name text, bound integer, job_types text[], has_troubles boolean, time_now timestamptz)
 returns table (priority smallint, scheduled_at timestamptz)
@@ -35,14 +35,15 @@ begin
 end
 $$;
 
--- claim_by_type: take due jobs of some types, of one queue and one priority, the earliest; given in
--- no order.
+-- claim_by_type: take the earliest due jobs of some types, of one queue and one priority. They are
+-- returned in no order.
 --
--- In:     as claim; `wanted` jobs at the most, of which `before` were taken by the same claim.
--- Out:    the jobs as claim gives them, and the weight of each; a row whose `job` is null
---         when the bytes were used up.
--- Locks:  the claimed rows, `skip locked`. Twice as many as are wanted are looked at, for some may
---         be locked by others.
+-- In:     as claim; `wanted` jobs at the most. `before`: executions of the same claim have numbers
+--         up to this one already.
+-- Out:    the jobs as claim gives them, and the weight of each; a row whose `job` is null when the
+--         bytes were used up.
+-- Locks:  the claimed rows, `skip locked`. Twice as many as are wanted are looked at, because some
+--         may be locked by others.
 create or replace function {schema}.claim_by_type(
     worker_id uuid, queue_name text, level integer, wanted integer, lease_seconds double precision, job_types text[],
     maxima integer[], room bigint, payload_bytes_max bigint, has_troubles boolean, time_now timestamptz, claim_id bytea,
@@ -81,9 +82,9 @@ begin
         limit looked_at
     ) as c;
 
-    -- From here on by key alone, without a join: with one, a planner that believes the table empty
-    -- walks through it. And it says `status = 'pending'` and not `is_claimable`, which would offer
-    -- another index than the key's.
+    -- From here on rows are found by key alone, without a join. With a join, a planner that
+    -- believes the table empty walks through it. The statement says `status = 'pending'` and not
+    -- `is_claimable`: that would offer another index than the key's.
     with due as materialized (
         select j.id, {schema}.claim_weight(j.payload, j.saved) as weight
         from {schema}.jobs as j

@@ -1,19 +1,21 @@
 -- claim_named: take the one job that a wake-up named, if it is due and nobody has taken it. See
 -- runtime/shortcuts.py.
 --
--- In:     as for claim, and the job. One that is in trouble, or of a type that is not for this
+-- In:     as for claim, and the job. A job that is in trouble, or of a type that is not for this
 --         worker, is left.
--- Out:    the job, as claim gives it, but for what claim says in its last row. No row: the job is
---         there and was not taken (another queue's, paused, not due, its row locked for long), so
---         the worker looks at its queues. A row whose `id` is null: nobody needs to look, for the
---         job has been taken, or has ended, or never was.
--- Errors: lock_not_available: somebody holds the row. A claim holds it for less than 20 ms.
--- Locks:  `pauses_lock`, shared (admit.sql). The job. Not `skip locked`: of two sleepers that are
---         told of one job, the second is to learn that it was taken.
--- Index:  jobs_pkey. The statement says `status = 'pending'` and not `is_claimable`, which would
---         offer the planner jobs_claimable: after an analyze of an empty table that seems cheaper,
---         and is a walk over the queue.
--- Its earlier form: beside this one, a call that leaves the last arguments out would fit both.
+-- Out:    the job as claim gives it, without what claim says in its last row. No row: the job is
+--         pending and was not taken (it is another queue's, paused, or not due), so the worker
+--         looks at its queues. A row whose `id` is null: the worker need not look, because the job
+--         has been taken, has ended, or never was.
+-- Errors: lock_not_available: another transaction has held the row for 20 ms. A claim holds it for
+--         less.
+-- Locks:  `pauses_lock`, shared (admit.sql). The job. It is not `skip locked`: if two sleepers are
+--         told of one job, the second sleeper is to learn that the job was taken.
+-- Index:  jobs_pkey. The statement says `status = 'pending'` and not `is_claimable`: that would
+--         offer the planner jobs_claimable. After an analyze of an empty table that index seems
+--         cheaper, and is a walk over the queue.
+--
+-- The earlier form is dropped. Otherwise a call without the last arguments would fit both.
 drop function if exists {schema}.claim_named(uuid, text[], uuid, double precision);
 create or replace function {schema}.claim_named(
     worker_id uuid, queue_names text[], job_id uuid, lease_seconds double precision, job_types text[] default null,

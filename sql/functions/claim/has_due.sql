@@ -1,5 +1,5 @@
--- has_due: whether a queue has a job that could be claimed now. Some other worker may hold its
--- lock.
+-- has_due: whether a queue has a job that could be claimed now. Another worker may hold the lock of
+-- its row.
 create or replace function {schema}.has_due(queue_name text) returns boolean
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -31,8 +31,8 @@ begin
 end
 $$;
 
--- due_type: of some job types, one of which the queue has a job that could be claimed now; null:
--- none.
+-- due_type: one of some job types, of which the queue has a job that could be claimed now. Null:
+-- there is none.
 -- Index: jobs_claimable_by_type.
 create or replace function {schema}.due_type(queue_name text, job_types text[]) returns text
 language plpgsql volatile

@@ -14,10 +14,10 @@
 --
 -- The rest of today's rule is not a matter of one row. It is kept where the rows are chosen:
 --
---   order       A look takes the first in order of (queue, priority, time, id). The two ways that
---               name a job are only gone by when the worker has just seen its queues empty
---               (runtime/shortcuts.py, runtime/shortcuts.py), and enqueue_claimed looks once more.
---   queue       It is the head of each range of the look, and a condition of claim_named.
+--   order       A look takes the first in order of (queue, priority, time, id). claim_named and
+--               enqueue_claimed name a job. A worker uses them only if it has just seen its queues
+--               empty (runtime/shortcuts.py), and enqueue_claimed looks once more.
+--   queue       The queue is the head of each range of the look, and a condition of claim_named.
 --   type        claim_by_type takes the types from its ranges. A claim that goes on locks rows
 --               whatever their type, and updates those of the worker's types (claim.sql,
 --               `is_mine`). Both pass null for the types here.
@@ -25,24 +25,24 @@
 --   pause       Each way asks admit first (admit.sql), which leaves paused queues and types out of
 --               what the way looks at. claim_by_type is given the types by claim.
 --
--- It is SQL of one expression, so that the planner puts the expression in its place, and a column
--- in the place of each field of the row: `scheduled_at <= time_now` is then the end of a range of
--- the index. Written in plpgsql, or with a subselect, it would be a filter that is called for each
--- job of the future. tests/ledger/test_may_start.py sees to that, tries every way in every
--- situation, and looks in the database for a way that does not ask. A way that is new goes into its
--- table.
+-- The function is SQL of one expression. So the planner puts the expression in its place, and a
+-- column in the place of each field of the row: `scheduled_at <= time_now` is then the end of a
+-- range of the index. Written in plpgsql, or with a subselect, it would be a filter that is called
+-- for each job of the future. tests/ledger/test_may_start.py checks this. The test also tries every
+-- way in every situation, and looks in the database for a way that does not ask. A new way goes
+-- into the table of that test.
 --
 -- What will come, and where:
 --
---   limit       How many of a queue or lane run, and what its rate still admits, is counted by the
---               claim: first the lock of the governed queue, then the count in a statement of its
+--   limit       The claim counts how many of a queue or lane run, and what its rate still admits.
+--               First it takes the lock of the governed queue. Then it counts in a statement of its
 --               own, whose snapshot is newer than the lock. It passes in how many of which lanes it
 --               may take. A job of a governed queue never starts by a way that does not hold that
---               lock: here claim_named and enqueue_claimed are told no, and the job waits for a
+--               lock: claim_named and enqueue_claimed are told no here, and the job waits for a
 --               look.
 --   turn        It orders lanes and refuses nothing. It belongs to the choice of rows, as order
 --               does.
---   key         That nothing of a key runs is a condition here; a unique index on what is held
+--   key         It is a condition here that no job of the key runs. A unique index on what is held
 --               stands behind it.
 --   hand-over   The statement that inserts a job as running, for a sleeper of another process, is
 --               one more way in the list above. It asks this rule with the sleeper's types, and is

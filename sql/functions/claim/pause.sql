@@ -3,15 +3,16 @@
 --
 -- In:     one of the three: a queue, a job type, `everything`. Who pauses it, else the role that is
 --         connected; and why.
--- Out:    pause: whether it was not paused before; one that was gets the new `who` and `why`.
---         resume: whether it was paused.
+-- Out:    pause: whether it was not paused before; a pause that was there gets the new `who` and
+--         `why`. resume: whether it was paused.
 -- Errors: what is out of range, or not one of the three, is refused with PNQ02.
 -- Locks:  the row of the pause.
 --
 -- A pause counts for each claim that begins after its commit, on every worker: claims read it
--- (admit). A resume wakes those that sleep on the queue; of a type or everything, on any queue. The
--- deletion comes first, so that the transaction has its id before it looks for sleepers; the
--- protocol of pgnotifyq/runtime/sleep.py asks for that.
+-- (admit). A resume of a queue wakes the workers that sleep on it. A resume of a type or of
+-- everything wakes workers that sleep on any queue. The deletion comes first, so that the
+-- transaction has its id before it looks for sleepers; the protocol of pgnotifyq/runtime/sleep.py
+-- asks for that.
 create or replace function {schema}.pause(
     queue_name text default null, job_type text default null, everything boolean default false, why text default null,
     who text default null)
@@ -80,8 +81,8 @@ begin
 end
 $$;
 
--- first_held: of a queue, a job type or everything, a job that a worker holds; null: none. Its end,
--- or that it is given back, will be announced on `<schema>_finished`.
+-- first_held: a job of a queue, of a job type or of everything that a worker holds. Null: there is
+-- none. When the job ends or is given back, that is announced on `<schema>_finished`.
 --
 -- Index:  jobs_held.
 -- Locks:  the job.
@@ -109,7 +110,7 @@ begin
 end
 $$;
 
--- await_release: have it announced that a worker lets go of a job.
+-- await_release: have it announced when a worker lets go of a job.
 --
 -- Out:    whether a worker still holds the job.
 create or replace function {schema}.await_release(job_id uuid) returns boolean

@@ -1,7 +1,7 @@
 -- await_job: have the end of a job announced on `<schema>_finished`, for a client that listens
 -- there already.
 --
--- Out:    whether the job is still to end. A completion notifies nobody unless somebody waits for
+-- Out:    whether the job is still to end. A completion notifies nobody unless a client waits for
 --         it.
 create or replace function {schema}.await_job(job_id uuid) returns boolean
 language plpgsql volatile
@@ -23,9 +23,9 @@ $$;
 
 -- announce_end: tell those who wait for a job that it has ended, or that a worker let go of it.
 --
--- The next run of its schedule may be who waits. Then workers are told, too, and ask start_waiting.
--- Where no schedule ever had a tick, that costs the size of an empty table. A role that may not
--- read ticks tells no worker: the next tick looks again.
+-- The next run of the job's schedule may wait, too. Then workers are told as well, and call
+-- start_waiting. If no schedule ever had a tick, this costs only a look at the size of an empty
+-- table. A role that may not read ticks tells no worker; then the next tick looks again.
 create or replace function {schema}.announce_end(job_id uuid) returns void
 language plpgsql volatile
 as $$

@@ -11,7 +11,7 @@
 -- changes, so the update is heap-only where the page has room, and the row becomes smaller. What is
 -- blank is not written again.
 --
--- A job that cannot be written, for a trigger of the user's refuses it, say, is put aside
+-- A job that cannot be written (a trigger of the user's refuses it, say) is put aside
 -- (job_troubles), as by prune.
 create or replace function {schema}.blank(after_id uuid, jobs_max integer)
 returns table (blanked integer, last_id uuid)
@@ -20,7 +20,7 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
-set lock_timeout = '100ms'  -- of what triggers of the user's want; rows are not waited for
+set lock_timeout = '100ms'  -- for locks that triggers of the user's want; rows are not waited for
 as $$
 #variable_conflict use_column
 declare
@@ -105,10 +105,10 @@ create or replace function {schema}.is_blank(payload jsonb) returns boolean
 language sql immutable
 as $$ select case when pg_column_size(is_blank.payload) > 64 then false else is_blank.payload = 'null' end $$;
 
--- blank_these: blank what is kept no longer of some finished jobs; return of how many.
+-- blank_these: take out of some finished jobs what is kept no longer. Return how many were written.
 --
 -- Errors: PNQ06: a trigger or rule of the user's keeps a row as it is.
--- Locks:  the rows, `skip locked`. What each of them has is asked again once it is locked.
+-- Locks:  the rows, `skip locked`. Once a row is locked, it is asked again what is to go.
 create or replace function {schema}.blank_these(job_ids uuid[], time_now timestamptz) returns integer
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan

@@ -8,14 +8,14 @@
 --         after_id   where the batch before ended; null: from the start
 --         jobs_max   how many jobs are looked at
 -- Out:    how many were changed; how many were refused by a constraint or trigger, and stay as they
---         are; where to go on from, null at the end. A job that may not be changed, as it runs or
---         has ended meanwhile, counts as neither.
+--         are; where to go on from, null at the end. A job that may not be changed, because it runs
+--         or has ended meanwhile, counts as neither.
 -- Errors: what is out of range is refused with PNQ02.
 -- Locks:  the jobs, one after the other, in id order, until the batch commits.
 -- Index:  jobs_pkey. All batches together read the table once.
 --
--- Each batch is a transaction of its caller's. So a bulk can be stopped between two batches, and
--- gone on with from the last id; a job is never changed twice, unless it fits again.
+-- Each batch is a transaction of its caller's. So the caller can stop a bulk between two batches,
+-- and go on from the last id later. A job is never changed twice, unless it fits again.
 create or replace function {schema}.change_all(
     action text, queue_name text default null, job_type text default null, org_id uuid default null,
     status text default null, error_text text default null, created_after timestamptz default null,
@@ -87,9 +87,9 @@ begin
 end
 $$;
 
--- job_fits: whether a job is of those that were asked for. Every filter may be null. `status` is a
--- status, or scheduled, retrying, stopping; `error_text` is a part of the error message, in any
--- case.
+-- job_fits: whether a job is one of those that were asked for. Every filter may be null. `status`
+-- is a status, or scheduled, retrying, stopping; `error_text` is a part of the error message, in
+-- any case.
 --
 -- It is SQL of one expression, so that the planner puts the expression in its place.
 create or replace function {schema}.job_fits(

@@ -1,24 +1,24 @@
--- erase: take away all that is kept of somebody: jobs, dead letters, with results, progress,
--- headers and the history of their attempts; and of a tenant that is named alone, whatever else it
--- has. All of it in one statement.
+-- erase: delete all that is kept of a person or a tenant: jobs and dead letters, with results,
+-- progress, headers and the history of their attempts. If a tenant alone is named, delete whatever
+-- else it has, too. All of it is one statement.
 --
 -- In:     whose:
 --         org_id      a tenant.
 --         unique_key  jobs that were enqueued under this key.
---         payload     jobs whose payload contains this, as `@>` has it. Also hooks, in whose
---                     payload is that of the job that has ended.
+--         payload     jobs whose payload contains this, as `@>` has it. Also hooks: the payload of
+--                     a hook has in it that of the job that has ended.
 --         and, if only a part of that is meant: queue_name, job_type.
 --         One of the first three is to be given. All that are given must fit.
 --         why, who    for the trail: the number of a request, say; never the data. `who` null: the
 --                     role of the session, which is noted in any case.
 -- Out:    jobs_erased, letters_erased: how many.
---         held: how many jobs a worker or somebody's transaction holds. What runs is cancelled, and
---         stays until its handler has stopped. Say it again then.
+--         held: how many jobs a worker or another transaction holds. A job that runs is cancelled,
+--         and stays until its handler has stopped. Call erase again then.
 --         refused: how many a constraint or a trigger of the user's keeps.
 --         erasure_id: what the rows of the trail have in common.
--- Errors: what says nobody, or too much, is refused with PNQ02.
--- Rights: the admin's and the owner's. Who may not delete a tenant's credentials erases nothing, so
---         that no program does it that was granted to enqueue, or to work.
+-- Errors: arguments that name nobody, or everybody, are refused with PNQ02.
+-- Rights: the admin's and the owner's. A role that may not delete a tenant's credentials may not
+--         erase. So no program can erase that was granted only to enqueue, or to work.
 --
 -- A client asks for it in batches (erase_batch), each a transaction of its own, so that no
 -- transaction holds the locks of all.
@@ -63,10 +63,10 @@ $$;
 --         (schedules, settings, credentials, its name).
 --         jobs_max: how many rows are looked at.
 -- Out:    as of erase; and where to go on from. `next_stage` null: that was the last.
--- Locks:  the rows, `skip locked`: of somebody who holds one for long nobody waits. It is told as
---         held.
--- Index:  the primary keys. All batches together read each table once. Rows of the trail, which are
---         the proof that it was done, stay (prune_audit).
+-- Locks:  the rows, `skip locked`: nobody waits for a transaction that holds a row for long. Such a
+--         row is told as held.
+-- Index:  the primary keys. All batches together read each table once. Rows of the trail stay
+--         (prune_audit): they are the proof that the erasure was done.
 create or replace function {schema}.erase_batch(
     erasure_id uuid, org_id uuid, unique_key text, payload jsonb, queue_name text, job_type text, why text, who text,
     stage text, after_id uuid, jobs_max integer)
@@ -115,7 +115,7 @@ begin
             order by j.id
             limit erase_batch.jobs_max
         ) as b;
-        -- Of a row that was written since, the condition is asked again.
+        -- If a row was written since, the condition is asked again.
         select coalesce(array_agg(l.id order by l.id), '{{}}') into locked
         from (
             select j.id from {schema}.jobs as j
@@ -141,7 +141,7 @@ begin
                 gone := null;
         end;
         if gone is null then
-            -- A row of the user's refers to one of them, say. Each apart.
+            -- One row stands in the way: a row of the user's refers to it, say. Delete each apart.
             gone := '{{}}';
             foreach one in array locked loop
                 begin
@@ -164,7 +164,8 @@ begin
             end loop;
         end if;
         jobs_erased := cardinality(gone);
-        -- Whoever has a row locked, or has written it since it was read, holds it as well.
+        -- A transaction that has locked a row, or has written it since it was read, holds it as
+        -- well.
         held := greatest((select count(*) from {schema}.jobs as j where j.id = any (meant)) - refused, 0);
     elsif stage = 'letters' then
         select array_agg(b.id order by b.id), coalesce(array_agg(b.id order by b.id) filter (where b.is_meant), '{{}}')
@@ -217,7 +218,7 @@ begin
         letters_erased := cardinality(gone);
         held := greatest((select count(*) from {schema}.dead_letter_jobs as d where d.id = any (meant)) - refused, 0);
     elsif stage = 'history' then
-        -- Of jobs that a role has deleted which may not delete their history.
+        -- The jobs were deleted by a role that may not delete their history.
         select array_agg(distinct b.job_id order by b.job_id) into seen
         from (
             select e.job_id from {schema}.job_executions as e
@@ -257,7 +258,7 @@ begin
 end
 $$;
 
--- check_erasure: refuse what says nobody, or everybody, and who may not erase.
+-- check_erasure: refuse arguments that name nobody or everybody, and a role that may not erase.
 create or replace function {schema}.check_erasure(org_id uuid, unique_key text, payload jsonb) returns void
 language plpgsql stable
 as $$
@@ -279,9 +280,9 @@ begin
 end
 $$;
 
--- is_meant: whether a job or dead letter is of those that are to be erased: what is to be looked
--- for comes second. It is SQL of one expression, so that the planner puts the expression in its
--- place.
+-- is_meant: whether a job or dead letter is one of those that are to be erased. What it has comes
+-- first; what is to be looked for comes second. The function is SQL of one expression, so that the
+-- planner puts the expression in its place.
 create or replace function {schema}.is_meant(
     org_id uuid, unique_key text, payload jsonb, queue_name text, job_type text,
     wanted_org_id uuid, wanted_unique_key text, wanted_payload jsonb, wanted_queue_name text, wanted_job_type text)

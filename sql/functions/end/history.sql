@@ -9,9 +9,10 @@ as $$
         'started_at', started_at, 'ended_at', ended_at, 'error_message', error_message)
 $$;
 
--- Another tenant's job may have had the same id: its history is not this one's.
+-- The tenant is asked for, because another tenant's job may have had the same id: its history is
+-- not this one's.
 --
--- The earlier form goes: it took the job for enough.
+-- The earlier form is dropped: it asked for the job alone.
 drop function if exists {schema}.history(uuid);
 create or replace function {schema}.history(job_id uuid, org_id uuid) returns jsonb
 language sql stable

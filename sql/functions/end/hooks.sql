@@ -1,13 +1,14 @@
 -- fire_hooks: enqueue the hooks of jobs that have ended, or are to be tried again, in the statement
--- that says so. So a hook is enqueued if and only if its job has ended: it runs at least once,
--- whoever dies in between, and is tried again as any other job.
+-- that says so. So a hook is enqueued if and only if its job has ended. The hook runs at least
+-- once, whichever process dies in between, and is tried again as any other job.
 --
--- In:     the jobs, as their rows are now. One that is pending has failed and is to be tried again.
+-- In:     the jobs, as their rows are now. A job that is pending has failed and is to be tried
+--         again.
 -- Locks:  none of its own: the caller holds the rows.
 -- Index:  jobs_pkey, hooks_pkey.
 --
--- Callers ask first whether there are hooks at all: `pg_relation_size('{schema}.hooks') > 0`. Where
--- there are none it costs nothing else.
+-- Callers ask first whether there are hooks at all: `pg_relation_size('{schema}.hooks') > 0`. If
+-- there are none, it costs nothing else.
 create or replace function {schema}.fire_hooks(job_ids uuid[]) returns void
 language plpgsql volatile
 set jit = off
@@ -22,10 +23,10 @@ begin
 end
 $$;
 
--- fire_hook: the same of one job, given as its row is, or is about to be.
+-- fire_hook: the same for one job. Its row is given as it is, or is about to be.
 --
--- A role that may not read the hooks, or not enqueue, fires none: to cancel a job it needs no right
--- more than before.
+-- A role that may not read the hooks, or may not enqueue, fires none. So a cancel needs no more
+-- rights than before.
 create or replace function {schema}.fire_hook(job {schema}.jobs) returns void
 language plpgsql volatile
 as $$
@@ -43,7 +44,7 @@ begin
 end
 $$;
 
--- fire_hooks_of_dead: the same of jobs that have just become dead letters.
+-- fire_hooks_of_dead: the same for jobs that have just become dead letters.
 --
 -- In:     the ids of the letters.
 -- Index:  dead_letter_jobs_pkey, hooks_pkey.
@@ -65,7 +66,7 @@ begin
 end
 $$;
 
--- enqueue_hooks: enqueue the hooks of one job that has ended in one way, with what is told of it.
+-- enqueue_hooks: enqueue the hooks of one job that has ended in one way; `told` is what they get.
 --
 -- A payload and a result may have 1 MiB each, and so may the payload of a hook, which tells both.
 -- If it would have more, the result is left out; if that is not enough, the payload, too.

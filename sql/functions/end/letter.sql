@@ -1,10 +1,11 @@
--- letter_id: the id of the dead letter of a job. It is the job's own, but where an older letter has
--- it: a letter was copied back into `jobs` by hand, and died again; or a job was inserted under the
--- id of a letter. Then both are kept, the newer under an id of its own.
+-- letter_id: the id of the dead letter of a job. It is the job's own, unless an older letter has
+-- that id: somebody has copied a letter back into `jobs` by hand, and the job died again; or has
+-- inserted a job under the id of a letter. Then both letters are kept, the newer under an id of its
+-- own.
 --
--- A payload that is larger than 4 MiB as it is stored is not moved, but put aside with its job: 200
--- MB took 20 seconds, in the way of all others. The doors admit 1 MiB. Cancelling such a job ends
--- it, for it stays where it is.
+-- If a payload is larger than 4 MiB as it is stored, its job is not moved, but put aside: 200 MB
+-- took 20 seconds, in the way of all others. The doors admit 1 MiB. A cancel ends such a job,
+-- because a cancelled job stays where it is.
 create or replace function {schema}.letter_id(job_id uuid, payload_bytes integer) returns uuid
 language plpgsql volatile
 as $$

@@ -1,18 +1,19 @@
--- move_to_letters: move jobs to the dead letters, whole, each with its history. The only burial
--- there is: bury, give_back (of a retry with no attempt left) and reclaim end in it. The last
--- attempts have been noted (note_attempts).
+-- move_to_letters: move jobs to the dead letters, whole, each with its history. There is no other
+-- burial: bury, give_back (for a retry with no attempt left) and reclaim call it. The caller has
+-- noted the last attempts (note_attempts).
 --
--- In:     the jobs, as their last attempts ended: each one's message is the letter's. The reason of
---         each death. What each letter says of attempts and of its error, where that is not the
---         attempt's: null, or arrays of the same length.
+-- In:     the jobs, as their last attempts ended: the message of an attempt becomes the letter's.
+--         The reason of each death. `attempts`, `error_messages`: what each letter says of these,
+--         where that is not the attempt's; null, or arrays of the same length.
 -- Errors: PNQ06: a trigger or rule of the user's keeps a row. Program_limit_exceeded: a payload is
 --         too large (letter_id).
 -- Locks:  none of its own: the caller holds the rows.
 -- Index:  jobs_pkey, dead_letter_jobs_pkey. `= any (ids)` and the join: see complete.sql.
 --
--- Rows and letters go and come in one statement: the history of a job that is gone without a letter
--- goes with it (migration 0009). The trigger need not ask for the letters: `pgnotifyq.buries` says
--- that each job has got one. Deaths that somebody waits for are announced.
+-- One statement deletes the rows and inserts the letters. If a job goes without a letter, a trigger
+-- deletes its history (migration 0009). Here the trigger need not look for the letters:
+-- `pgnotifyq.buries` says that each job has got one. If somebody waits for a death, it is
+-- announced.
 create or replace function {schema}.move_to_letters(
     ended {schema}.ended_attempt[], reasons text[], died_at timestamptz,
     attempts integer[] default null, error_messages text[] default null)

@@ -1,5 +1,5 @@
--- note_afterthought: what a handler raised after its own transaction had completed its job. It
--- changes nothing but what is told of the attempt: the message goes into the history, once.
+-- note_afterthought: note what a handler raised after its own transaction had completed its job.
+-- Only the history changes: the attempt gets the message, once.
 create or replace function {schema}.note_afterthought(job_id uuid, execution_id uuid, error_message text) returns boolean
 language plpgsql volatile
 set jit = off

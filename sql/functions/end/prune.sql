@@ -2,16 +2,16 @@
 -- bounded batch.
 --
 -- In:     `older_than_seconds` is how long the jobs of `queue_names` are kept (null: of all
---         queues), where the table `retention` does not say otherwise. What it says counts for
---         every queue. `after_id` is where the last batch ended: ids grow with time, so a pass
+--         queues), where the table `retention` does not say otherwise. What that table says counts
+--         for every queue. `after_id` is where the last batch ended: ids grow with time, so a pass
 --         walks the primary key once and is not in the way of pending work.
 -- Out:    how many were deleted, and the id to go on from (null: the pass has reached the end).
 -- Locks:  the rows, `skip locked`. Their history goes by a trigger.
 --
--- A batch that cannot be deleted, for a table of the user's refers to one of its jobs, say, is gone
--- through one by one, and what cannot go is put aside (job_troubles).
+-- If a batch cannot be deleted (a table of the user's refers to one of its jobs, say), its jobs are
+-- taken one by one. A job that cannot be deleted is put aside (job_troubles).
 
--- Its earlier form: beside this one, a call that leaves the last argument out would fit both.
+-- The earlier form is dropped. Otherwise a call without the last argument would fit both.
 drop function if exists {schema}.prune(double precision, uuid, integer);
 create or replace function {schema}.prune(
     older_than_seconds double precision, after_id uuid, jobs_max integer, queue_names text[] default null)
@@ -21,7 +21,7 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
-set lock_timeout = '100ms'  -- of what triggers of the user's want; rows are not waited for
+set lock_timeout = '100ms'  -- for locks that triggers of the user's want; rows are not waited for
 as $$
 #variable_conflict use_column
 declare
@@ -59,8 +59,8 @@ begin
         set constraints all immediate;
     exception
         when others or assert_failure or query_canceled then
-            -- A single job that is late, for a trigger of the user's stands still, was cancelled
-            -- over itself.
+            -- If a single job was asked for, and a trigger of the user's stands still, the
+            -- statement was cancelled because of that job.
             if not ({schema}.is_rows_own(sqlstate) or (sqlstate = '57014' and jobs_max = 1)) then
                 raise;
             end if;

@@ -6,8 +6,8 @@
 --         reached the end, or nothing is said of dead letters).
 -- Locks:  the rows, `skip locked`: a requeue comes first. Their history goes by a trigger.
 --
--- With the payload go the headers, and what the handler had saved. A role that may not update
--- letters, as it was granted by hand before there was this function, blanks none.
+-- With the payload go the headers, and what the handler had saved. A role may have been granted its
+-- rights by hand before there was this function. If it may not update letters, it blanks none.
 create or replace function {schema}.prune_letters(after_id uuid, jobs_max integer)
 returns table (deleted integer, blanked integer, last_id uuid)
 language plpgsql volatile
@@ -15,7 +15,7 @@ set plan_cache_mode = force_generic_plan
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
-set lock_timeout = '100ms'  -- of what triggers of the user's want; rows are not waited for
+set lock_timeout = '100ms'  -- for locks that triggers of the user's want; rows are not waited for
 as $$
 #variable_conflict use_column
 declare
@@ -78,8 +78,8 @@ begin
                 raise;
             end if;
     end;
-    -- One of them stands in the way of the others: each apart. What cannot go stays, and is looked
-    -- at again by the next pass.
+    -- One row stands in the way of the others, so each is tried apart. A letter that cannot be
+    -- written stays, and the next pass looks at it again.
     deleted := 0;
     blanked := 0;
     foreach one in array over_ids loop

@@ -1,17 +1,17 @@
 -- requeue: bring a dead letter back as the job it was: same id, tenant, queue, priority, payload,
 -- headers, key and saved state, attempts at zero.
 --
--- In:     delay_seconds  how long it is not due from now on
+-- In:     delay_seconds  for how long from now on the job is not due
 --         from_start     without what its handler had saved
--- Out:    true when it was restored, false when there is no such dead letter. A unique_key that
---         another job holds meanwhile is an error (unique_violation), as is a job that has its id,
---         and the dead letter stays. If that job is stopping, this one waits for its end; if its
---         period is over, it gives up the key (pass_key.sql).
+-- Out:    true when it was restored, false when there is no such dead letter. It is an error
+--         (unique_violation) if another job holds the unique_key meanwhile, or has the id; then the
+--         dead letter stays. If the job that holds the key is stopping, the restored one waits for
+--         its end. If that job's period is over, it gives up the key (pass_key.sql).
 -- Errors: PNQ01: its payload was blanked (prune_letters), so the job that it was cannot be made.
 -- Locks:  the dead letter: of two who requeue, one wins. A job that gives up the key.
 --
--- The job is inserted before the letter goes: the history of a letter without a job goes with it
--- (migrations/0019_retention.sql).
+-- The job is inserted before the letter is deleted: if a letter without a job is deleted, its
+-- history goes with it (migrations/0019_retention.sql).
 --
 -- The earlier forms are dropped. Otherwise a call without the last arguments would fit all.
 drop function if exists {schema}.requeue(uuid);

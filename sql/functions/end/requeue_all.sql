@@ -3,29 +3,31 @@
 --
 -- In:     jobs_max       how many at the most
 --         per_second     null: all are due at once. Else they fall due one after the other, at this
---                        rate, so that what they failed over is not flooded
---         delay_seconds  how long the first is not due from now on: behind those of a batch before
+--                        rate, so that they do not flood what they failed over
+--         delay_seconds  for how long from now on the first is not due: it comes behind those of a
+--                        batch before
 --         from_start     without what their handlers had saved
--- Out:    how many were restored, at most `jobs_max`. One that cannot be stays a dead letter, and
+-- Out:    how many were restored, at most `jobs_max`. A letter that cannot be restored stays, and
 --         does not count: an unfinished job holds its unique_key, a job has its id, its payload was
 --         blanked, a constraint or trigger refuses it.
 -- Errors: a rate that is not above zero, or is no number, is refused with PNQ02.
 -- Locks:  the dead letters, `skip locked`: of two who requeue, each restores others. Then, as
 --         enqueue_unique: entries of jobs_unique_key, in order of tenant, scope and key; then jobs
---         that give up their keys, in the order of lock_keys. So it does not wait in another order
---         than a bulk of the same keys, nor than the worker that ends those jobs.
+--         that give up their keys, in the order of lock_keys. So this function, a bulk of the same
+--         keys and the worker that ends those jobs all wait in the same order.
 -- Index:  dead_letter_jobs_by_time, jobs_unique_key.
 --
--- Naively each is restored as it is found, the oldest first. Then it takes keys in the order of the
--- deaths, and deadlocks with the bulk. To begin anew does not help: who waits for a key that a
--- subtransaction took which has ended, waits for the whole transaction. So letters are found first.
--- Those whose keys are held are not found. If there are more than `jobs_max`, and one of those
--- found cannot be restored, others are found in its place; their keys are out of order. If a job
--- that would give up its key has ended before it was locked, somebody else may have the key: the
--- letters that need such jobs stay, until somebody requeues again.
+-- The naive function restores each letter as it is found, the oldest first. Then it takes keys in
+-- the order of the deaths, and deadlocks with the bulk. To begin anew does not help: if a
+-- subtransaction took a key and has ended, a session that waits for that key waits for the whole
+-- transaction. So letters are found first. Letters whose keys are held are not found. If there are
+-- more than `jobs_max`, and one of those found cannot be restored, others are found in its place;
+-- their keys are out of order. A job that would give up its key may have ended before it was
+-- locked. Then another job may have the key. So the letters that need keys of such jobs stay, until
+-- somebody requeues again.
 --
--- The rate is in the jobs' times. Naively somebody stays and requeues one job after the other, and
--- if that process ends, so does the rest of the requeue.
+-- The rate is in the jobs' times. The naive way is a process that stays and requeues one job after
+-- the other. If that process ends, the rest is not requeued.
 --
 -- The earlier forms are dropped. Otherwise a call with three arguments would fit all.
 drop function if exists {schema}.requeue_all(text, text, integer);
@@ -107,8 +109,8 @@ begin
                 are_locked := {schema}.lock_keys(org_ids, scopes, unique_keys);
                 exit when not are_locked;
             end if;
-            -- Somebody may have got the key meanwhile. That job may give it up by now, and is not
-            -- locked.
+            -- Another job may have got the key meanwhile. It may give up the key by now, but it is
+            -- not locked. So the letter stays.
             if not coalesce(letter.gives_up, false) then
                 perform
                 from {schema}.dead_letter_jobs as d

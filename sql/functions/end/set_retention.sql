@@ -2,11 +2,11 @@
 -- and how long their payloads and results are, if that is shorter.
 --
 -- In:     `queue_name` is a queue, or `*`: every queue, where its own row says nothing.
---         `ending` completed, cancelled or dead; null: completed and cancelled, for nobody means
---         the dead letters when they speak of what is finished.
---         `keep_seconds`, `payload_seconds`, `result_seconds` from the end on; null: not said. The
---         row is written whole. All three null: the row goes; with a null `ending`, those of all
---         endings do.
+--         `ending` completed, cancelled or dead; null: completed and cancelled, because people who
+--         speak of finished jobs do not mean dead letters.
+--         `keep_seconds`, `payload_seconds`, `result_seconds` from a job's end on; null: not said.
+--         The row is written whole. If all three are null, the row is deleted; with a null
+--         `ending`, the rows of all endings are.
 -- Errors: what is out of range is refused with PNQ02.
 create or replace function {schema}.set_retention(
     queue_name text, keep_seconds double precision default null, ending text default null,

@@ -1,5 +1,6 @@
--- settle_one: end one execution in the way that `kind` says. For what ends executions of all kinds
--- one after the other: settle_apart, and reclaim, which makes up for what a worker could not write.
+-- settle_one: end one execution in the way that `kind` says. It is for functions that end
+-- executions of all kinds one after the other: settle_apart; and reclaim, which writes what a
+-- worker could not write.
 --
 -- In:     kind (complete, retry, snooze, release, cancel, bury), the outcome for the history, delay
 --         in seconds (retry, snooze), error message, result (JSON text), reason of death (bury).
@@ -39,8 +40,8 @@ begin
 end
 $$;
 
--- settle: end a batch of executions, each in its own way. Only workers of before version 11 ask it;
--- it goes when they may not run on this schema any more (`OLDEST_CODE` in
+-- settle: end a batch of executions, each in its own way. Only workers of before version 11 call
+-- it. It goes when they may not run on this schema any more (`OLDEST_CODE` in
 -- pgnotifyq/ledger/schema.py). In and out as of settle_one, in arrays of one length, in job id
 -- order.
 create or replace function {schema}.settle(

@@ -1,23 +1,24 @@
--- settle_apart: settle, one execution after the other, so that one that cannot be written is in
--- nobody's way. Asked when a batch failed.
+-- settle_apart: settle one execution after the other, so that one that cannot be written is in the
+-- way of no other. It is called when a batch has failed.
 --
 -- In:     as for settle. `lock_seconds`: how long each may wait for a lock. `is_last`: what is
 --         still busy is put aside.
--- Out:    surprises, as of settle, and four more. `bare`: it ended as asked, without its message
---         and result, and `why`; `busy`: somebody holds the row, or what a trigger of the user's
---         wants; ask again; `refused`: it cannot be written, and was put aside (job_troubles) with
---         its wish; `is_news`: for the first time.
+-- Out:    surprises, as of settle, and three more. `bare`: the execution ended as asked, but
+--         without its message and result; `why` says the reason. `busy`: another transaction holds
+--         the row, or a lock that a trigger of the user's wants; ask again. `refused`: the
+--         execution cannot be written, and was put aside (job_troubles) with its wish; `is_news`:
+--         for the first time.
 -- Errors: the server's and the session's only (is_rows_own), and ours: what is wrong with this
 --         function.
 -- Locks:  the jobs, in the order given.
 --
--- A trigger of the user's may stand still as well as raise. Where a single execution is asked for,
--- a cancel of the statement, which its deadline sends, is therefore the row's own error. What was
--- put aside for that is not tried again before its time: the worker that was late for it asks for
--- the whole batch again.
+-- A trigger of the user's may stand still as well as raise. So if a single execution is asked for,
+-- and its deadline cancels the statement, that is the row's own error. What was put aside for that
+-- is not tried again before its time: the worker that was late because of it asks for the whole
+-- batch again.
 --
--- Each has a subtransaction. Constraints that the user has deferred would fail at commit, for all
--- of them; so they are checked there.
+-- Each execution has a subtransaction. A constraint that the user has deferred would fail at the
+-- commit, for all of them; so it is checked in the subtransaction.
 create or replace function {schema}.settle_apart(
     worker_id uuid, job_ids uuid[], execution_ids uuid[], kinds text[], outcomes text[], delays double precision[],
     error_messages text[], results text[], reasons text[], lock_seconds double precision default 0.02, is_last boolean default true)

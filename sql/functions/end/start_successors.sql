@@ -1,13 +1,13 @@
--- start_successors: jobs were cancelled while they ran, and their handlers have ended. Let go the
--- jobs that got their keys and wait for that end (pass_key.sql).
+-- start_successors: let successors go. A successor has got the unique key of a job that was
+-- cancelled while it ran, and waits until that job's handler has ended (pass_key.sql).
 --
 -- In:     jobs; those that are still held, or have no successor, are passed over.
 -- Locks:  the successors. The callers hold the rows of the jobs.
 -- Index:  jobs_pkey, jobs_unique_key.
 --
--- Naively one update lets go whoever waits. If the successor is superseded itself at that moment,
--- the update waits for its row and finds it cancelled, and its own successor is not in the update's
--- snapshot: that one would wait for ever. So it looks again.
+-- The naive way is one update of all jobs that wait. A successor may be superseded itself at that
+-- moment. Then the update waits for its row and finds it cancelled. The next successor is not in
+-- the update's snapshot, and would wait for ever. So the function looks again.
 create or replace function {schema}.start_successors(job_ids uuid[]) returns void
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -25,8 +25,8 @@ begin
 end
 $$;
 
--- start_successors_of: the same of one job, whose row may be gone: somebody has deleted it while
--- its handler ran (history_goes_with_its_job asks it). Else its successor would wait for ever.
+-- start_successors_of: the same for one job. Its row may be gone, if it was deleted while its
+-- handler ran; then history_goes_with_its_job calls this. Else its successor would wait for ever.
 create or replace function {schema}.start_successors_of(job {schema}.jobs) returns void
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan

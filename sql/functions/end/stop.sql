@@ -1,4 +1,4 @@
--- stop: end a batch of executions whose handlers have stopped, for their jobs were cancelled.
+-- stop: end a batch of executions whose handlers have stopped because their jobs were cancelled.
 --
 -- In:     arrays of one length, in job id order: jobs, executions, what each handler said of it, or
 --         null.
@@ -8,8 +8,8 @@
 -- Locks:  the jobs, in id order.
 -- Index:  jobs_pkey. `= any (job_ids)` and the join: see complete.sql.
 --
--- bury asks it too, of jobs that were cancelled before they could die. A job says why it was
--- cancelled, if somebody gave a reason; else what its handler said.
+-- bury calls it too, for jobs that were cancelled before they could die. The job keeps the reason
+-- of the cancel, if one was given; else it says what its handler said.
 create or replace function {schema}.stop(worker_id uuid, job_ids uuid[], execution_ids uuid[], error_messages text[])
 returns table (job_id uuid, became text)
 language plpgsql volatile

@@ -7,10 +7,9 @@
 -- Locks:  none.
 -- Index:  jobs_pkey, job_executions_pkey.
 --
--- An execution that ended before, in a batch whose reply was lost, is recognised by its id in the
--- history; one that a reclaimer closed is there too, as lost. One that its handler's own
--- transaction completed, though the handler was not told that it was committed and failed, is
--- `completed`.
+-- An execution may have ended before, in a batch whose reply was lost: its id is in the history. If
+-- a reclaimer closed an execution, the history has it as lost. An execution is `completed` if its
+-- handler's own transaction completed it; the handler was not told of the commit, and failed.
 create or replace function {schema}.surprises(
     job_ids uuid[], execution_ids uuid[], outcome text default 'completed')
 returns table (job_id uuid, became text)

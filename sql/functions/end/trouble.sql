@@ -44,16 +44,16 @@ as $$
         where t.org_id = is_in_trouble.org_id and t.job_id = is_in_trouble.job_id and t.look_at > time_now)
 $$;
 
--- is_rows_own: whether an error that a row's own subtransaction raised is the row's. Not: a broken
--- session, a server that is full, ending or broken. All else is: constraints and triggers of the
--- user's, whatever their class; also a deadlock or a lock that was not to be had (40, 55), where
--- only this row waited for it.
+-- is_rows_own: whether an error that a row's own subtransaction raised is caused by that row. The
+-- errors of a broken session are not, nor those of a server that is full, ending or broken. All
+-- others are: those of constraints and triggers of the user's, whatever their class; also a
+-- deadlock, or a lock that could not be had (40, 55), because only this row waited for it.
 create or replace function {schema}.is_rows_own(state text) returns boolean
 language sql immutable
 as $$ select left(state, 2) not in ('08', '25', '26', '28', '3D', '53', '57', '58') $$;
 
--- refuse_unwritten: an update or delete of a job, its row locked and its fence held, that wrote
--- nothing.
+-- refuse_unwritten: raise an error for an update or delete of a job that wrote nothing, although
+-- the row was locked and its fence held.
 create or replace function {schema}.refuse_unwritten() returns void
 language plpgsql
 as $$
@@ -63,8 +63,8 @@ begin
 end
 $$;
 
--- forget_troubles: take away troubles that are over: the job is gone, or is not any more what its
--- verb is about.
+-- forget_troubles: delete the troubles that are over: the job is gone, or is no longer what the
+-- trouble's verb is about.
 create or replace function {schema}.forget_troubles() returns void
 language plpgsql volatile
 set jit = off

@@ -5,12 +5,12 @@
 -- Out:    'edited'; else why not: 'running' (a worker holds it), 'finished' (it has ended:
 --         completed, cancelled, or dead), 'unknown' (there is no such job, of this tenant).
 -- Errors: what is out of range is refused with PNQ02, as by enqueue.
--- Locks:  the job. A claim that has locked it is waited for; it comes first.
+-- Locks:  the job. If a claim has locked it, this waits for the claim, which comes first.
 --
 -- Those who follow the job, its queue or the queue that it leaves are told. A job that falls due
--- earlier, or comes to another queue, wakes a worker (migration 0002). A job
--- that was moved has said its queue: no handler's queue takes it elsewhere. A job that waits for
--- another to end (pass_key.sql) goes on waiting, and is due then as is said here.
+-- earlier, or comes to another queue, wakes a worker (migration 0002). A job that was moved has
+-- said its queue: no handler's queue takes it elsewhere. If a job waits for another to end
+-- (pass_key.sql), it goes on waiting; after that it is due as is said here.
 create or replace function {schema}.edit(
     job_id uuid, queue_name text default null, priority integer default null, scheduled_at timestamptz default null,
     delay_seconds double precision default null, payload jsonb default null)

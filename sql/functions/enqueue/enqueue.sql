@@ -3,8 +3,8 @@
 --
 -- In:     `queue_name` null: the queue that the job type's handler wants, else `default`. If no
 --         handler is known yet, the first that is published takes the job to its queue.
---         `max_attempts` null: what the handler says that claims the job, else 15. `headers`: a
---         JSON object, which the handler sees as job.headers.
+--         `max_attempts` null: as the handler says that claims the job, else 15. `headers`: a JSON
+--         object, which the handler sees as job.headers.
 --         `unique_key` alone: while an unfinished job of the tenant and type has it, no other is
 --         made. `unique_by`: the fields of the payload that make the key; an empty array: all of
 --         it. The other `unique_...` are in enqueue_unique.sql; `unique_while` is pending or
@@ -36,7 +36,7 @@ language plpgsql volatile
 as $$
 #variable_conflict use_column
 declare
-    -- Null, as nearly always: nothing is said. To make the object takes as long as a fifth of the
+    -- Null, as nearly always: nothing is said. To make the object takes a fifth of the time of the
     -- call.
     rule jsonb;
     own_key text := enqueue.unique_key;
@@ -121,7 +121,8 @@ begin
     perform {schema}.check_unique(rule);
     select i.job_id, i.outcome into job_id, outcome
     from {schema}.insert_unique(
-        -- So that the job that is superseded can say by which. A tenant chooses no ids.
+        -- The id is chosen here, so that a superseded job can say which job has superseded it. A
+        -- tenant may not choose ids.
         case when has_column_privilege('{schema}.jobs', 'id', 'insert') then {schema}.new_id() end, enqueue.org_id, own_queue,
         enqueue.job_type, coalesce(enqueue.payload, 'null'), enqueue.priority::smallint,
         coalesce(enqueue.scheduled_at, {schema}.clock()), enqueue.max_attempts, own_key,

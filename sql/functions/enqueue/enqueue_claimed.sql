@@ -38,8 +38,8 @@ begin
             from {schema}.admit(array[enqueue_claimed.queue_name], array[enqueue_claimed.job_type], null) as a);
     end if;
     if is_claimed then
-        -- An empty queue takes one look. A queue that holds only jobs of the future takes the long
-        -- one.
+        -- If the queue is empty, one look is enough. If it holds only jobs of the future, the long
+        -- look is needed.
         perform from {schema}.jobs as j where j.is_claimable and j.queue_name = enqueue_claimed.queue_name limit 1;
         is_claimed := not found or not {schema}.has_due(enqueue_claimed.queue_name);
     end if;

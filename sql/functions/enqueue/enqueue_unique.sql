@@ -12,17 +12,19 @@
 --         wait for each other, and do not deadlock.
 -- Index:  jobs_pkey, jobs_unique_key, which decides.
 --
--- Naively each job is inserted, and if its key is taken, what follows is done, before the next is
--- inserted. That is five times as slow, and it takes the rows of others between the entries of the
--- index: two batches deadlock, as does a batch with the worker that ends the jobs. So all are
--- inserted first. What was not, has a key that is taken: by a job of the batch, or of before.
+-- The naive way is to insert each job and, if its key is taken, to do what follows before the next
+-- is inserted. That is five times as slow. It also locks rows of other jobs between the entries of
+-- the index: two batches deadlock, and so does a batch with the worker that ends the jobs. So all
+-- jobs are inserted first. A job that was not inserted has a key that is taken: by a job of the
+-- batch, or by an earlier one.
 --
--- Those come in rounds: the first of each key, then the second of each key, and so on. What becomes
--- of each is as if they had been enqueued in their order. pass_keys decides a round in one
--- statement. What it leaves, and rounds of few jobs, insert_unique takes one by one.
+-- The jobs that were not inserted come in rounds: the first of each key, then the second of each
+-- key, and so on. What becomes of each is as if all had been enqueued in their order. pass_keys
+-- decides a round in one statement. insert_unique takes one by one what pass_keys leaves, and
+-- rounds of few jobs.
 --
--- If a job that held a key has ended since, the batch begins anew. Naively only that job is
--- inserted again; then the entry comes out of order.
+-- If a job that held a key has ended since, the batch begins anew. The naive way is to insert only
+-- the job that wants this key again; then its entry comes out of order.
 create or replace function {schema}.enqueue_unique(
     job_ids uuid[], org_ids uuid[], queue_names text[], job_types text[], payloads text[], priorities smallint[],
     times timestamptz[], delays double precision[], maxima integer[], unique_keys text[], headers text[] default null,
@@ -41,7 +43,7 @@ declare
     round_jobs_min constant integer := greatest(4, cardinality(job_ids) / 100);
     time_now constant timestamptz := {schema}.clock();
     own_only constant boolean := {schema}.own_only();
-    -- A tenant chooses no ids. Its jobs get others than it says, and it is told them.
+    -- A tenant may not choose ids. Its jobs get other ids than it says, and it is told them.
     chooses_ids constant boolean := has_column_privilege('{schema}.jobs', 'id', 'insert');
     unique_rules constant jsonb[] := rules::jsonb[];
     known_queues text[];
@@ -117,8 +119,8 @@ begin
                 time_now, job_ids, org_ids, queue_names, known_queues, job_types, payloads, priorities, times, delays, maxima,
                 unique_keys, slots, enqueue_unique.headers, unique_rules);
 
-            -- What was inserted, and what is simply kept. A job without a key is told as `insert
-            -- into jobs` tells it, even if a trigger of the user's has left it out.
+            -- What was inserted, and what is simply kept. A job without a key is told as inserted,
+            -- as by `insert into jobs`, even if a trigger of the user's has left it out.
             select array_agg(coalesce(n.own, n.kept) order by n.place),
                 array_agg(case when n.own is not null then 'created' when n.kept is not null then 'kept' end order by n.place),
                 array_agg(n.place) filter (where n.own is null and n.kept is null)
@@ -140,8 +142,8 @@ begin
             ) as n;
 
             if rest is not null then
-                -- What comes behind one of these, of the same key, is decided after it. The jobs
-                -- that hold the keys are to be locked, unless they are of this batch.
+                -- If a job comes behind one of these and has the same key, it is decided after it.
+                -- The jobs that hold the keys are to be locked, unless they are of this batch.
                 select array_agg(n.place) filter (where n.outcome is distinct from 'created'),
                     array_agg(n.taken * 2 + (n.outcome is not null)::integer) filter (where n.outcome is distinct from 'created'),
                     coalesce(bool_or(n.outcome = 'created'), false),
@@ -162,8 +164,8 @@ begin
                     ) as n
                     where n.taken > 0
                 ) as n;
-                -- A job of the batch got its key while one before it did not: the job that held it
-                -- has ended between the two.
+                -- A job of the batch got its key, and one before it did not: the job that held the
+                -- key has ended between the two inserts.
                 if (is_out_of_order or (held_keys is not null and not {schema}.lock_keys(held_org_ids, held_slots, held_keys)))
                     and tries < tries_max
                 then
@@ -217,7 +219,8 @@ begin
                         continue when cardinality(told.places) = cardinality(places);
                         places := array(select unnest(places) except select unnest(told.places));
                     end if;
-                    -- Not by subscripts: a place in an array of texts is found by walking there.
+                    -- A join, and no subscripts: to find a place in an array of texts, one walks
+                    -- through it.
                     for few in
                         select n.id, n.org_id, coalesce(n.queue_name, n.known_queue, 'default') as queue_name,
                             n.queue_name is null and n.known_queue is null as queue_not_said, n.job_type,
@@ -262,11 +265,12 @@ begin
 end
 $$;
 
--- insert_keyed: insert jobs of a batch that have keys, or none, as far as their keys are free. In
--- the order of keys: see enqueue_unique, which asks it.
+-- insert_keyed: insert the jobs of a batch that have no key, or whose keys are free. It goes in the
+-- order of keys: see enqueue_unique, which calls it.
 --
--- In:     the arrays of enqueue_unique; `known_queues` of those that say no queue; `scopes`, what
---         the keys are unique among. `only_ids`: no others; null: all.
+-- In:     the arrays of enqueue_unique; `known_queues`: the handlers' queues, for jobs that say no
+--         queue; `scopes`: what the keys are unique among. `only_ids`: insert only these; null:
+--         all.
 -- Out:    the ids of those that were inserted.
 -- Locks:  entries of jobs_unique_key, in order of tenant, scope and key.
 create or replace function {schema}.insert_keyed(

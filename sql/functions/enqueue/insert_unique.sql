@@ -1,17 +1,17 @@
--- insert_unique: one job that has a unique key. enqueue asks it, and enqueue_unique of those jobs
--- of a batch whose keys are taken.
+-- insert_unique: enqueue one job that has a unique key. enqueue calls it; so does enqueue_unique,
+-- for those jobs of a batch whose keys are taken.
 --
 -- In:     `new_id` null: the database chooses the id. `queue_name` is resolved, and the rest is
---         checked. `unique_rule` says what `unique` says (enqueue_unique.sql); null or empty: the
---         key is the type's, until the job has ended, and on conflict the job that has it is kept.
---         `is_taken`: the key is known to be taken.
+--         checked. `unique_rule` says what `unique` says (enqueue_unique.sql). Null or empty: the
+--         key is unique within the type until the job has ended, and on conflict the job that has
+--         the key is kept. `is_taken`: the key is known to be taken.
 -- Out:    `outcome`: created; superseded: created, and the job that had the key was cancelled;
 --         kept, replaced, refused: `job_id` is the job that has the key.
--- Locks:  the entry of jobs_unique_key: who inserts the same key waits for this transaction. The
---         job that holds the key, as pass_key says.
+-- Locks:  the entry of jobs_unique_key: another session that inserts the same key waits for this
+--         transaction. The job that holds the key, as pass_key says.
 -- Index:  jobs_unique_key, which decides.
--- Errors: if a trigger of the user's leaves the job out, that is told with PNQ02. It looks as if
---         somebody took the key and let it go again, time after time: so tries are counted.
+-- Errors: if a trigger of the user's leaves the job out, PNQ02 says so. It looks as if another job
+--         took the key and let it go again, time after time: so tries are counted.
 create or replace function {schema}.insert_unique(
     new_id uuid, org_id uuid, queue_name text, job_type text, payload jsonb, priority smallint, scheduled_at timestamptz,
     max_attempts integer, unique_key text, queue_not_said boolean, headers jsonb, unique_rule jsonb,
@@ -73,7 +73,7 @@ begin
             return next;
             return;
         end if;
-        -- Who may not ask pass_key may keep.
+        -- A role that may not call pass_key may still keep.
         if coalesce(unique_rule->>'on_conflict', 'keep') = 'keep' then
             if own_only then
                 job_id := {schema}.key_holder(
@@ -119,8 +119,8 @@ $$;
 -- In:     arrays of one length. `fields`: an array of names, as JSON, or true: the whole payload;
 --         null: the payload makes no key.
 -- Out:    the keys in order; where the payload makes none, what `unique_keys` says.
--- Errors: a field that the payload lacks is refused with PNQ02: a name that is wrong would make one
---         job of all.
+-- Errors: a field that the payload lacks is refused with PNQ02: with a wrong name, all jobs would
+--         have the same key.
 drop function if exists {schema}.unique_key_of(jsonb, text[]);
 create or replace function {schema}.unique_keys_of(payloads jsonb[], fields jsonb[], unique_keys text[]) returns text[]
 language plpgsql stable

@@ -1,7 +1,7 @@
 -- holds_key: whether a job holds its unique key: the condition of the index jobs_unique_key.
 --
--- It is SQL of one expression, so that the planner puts the expression in its place, and finds that
--- the index is of these jobs.
+-- The function is SQL of one expression. So the planner puts the expression in its place, and finds
+-- that the index is of these jobs.
 create or replace function {schema}.holds_key(job {schema}.jobs) returns boolean
 language sql immutable
 as $$
@@ -18,13 +18,14 @@ language sql immutable
 as $$ select coalesce((job).unique_scope::text, (job).job_type::text) $$;
 
 -- gives_up_key: whether a job that holds its key would give it up to another, whatever the other
--- says: its period is over; or it was cancelled, and holds it only until a handler has ended.
+-- says: the period of the job is over; or the job was cancelled, and holds the key only until its
+-- handler has ended.
 create or replace function {schema}.gives_up_key(job {schema}.jobs, time_now timestamptz) returns boolean
 language sql immutable
 as $$ select (job).status = 'cancelled' or coalesce((job).unique_until <= time_now, false) $$;
 
--- key_holder: the job that holds a unique key and does not give it up. A producer does not see the
--- jobs of others, and is told which of them has its key, as enqueue promises.
+-- key_holder: the job that holds a unique key and does not give it up. A producer does not see
+-- other roles' jobs. It is told here which of them has its key, as enqueue promises.
 --
 -- Index:  jobs_unique_key.
 -- Rights: the owner's. Only producers may ask.

@@ -1,12 +1,12 @@
--- pass_key: a key is taken; decide what follows. enqueue_unique and requeue ask it.
+-- pass_key: a key is taken; decide what follows. insert_unique and requeue call it.
 --
 -- In:     the slot: tenant, scope (key_scope) and key. `on_conflict`:
 --           keep       the job that holds the key stays, and no other is made
 --           refuse     the same; the caller is refused
---           replace    if it waits, it gets what `replaced` names of payload, scheduled_at and
---                      priority; it is due `longest_wait_seconds` after it was enqueued, at the
+--           replace    if that job waits, it gets what `replaced` names of payload, scheduled_at
+--                      and priority; it is due `longest_wait_seconds` after it was enqueued, at the
 --                      latest. If it runs or has ended, it stays as it is
---           supersede  it is cancelled, and gives up the key
+--           supersede  that job is cancelled, and gives up the key
 --         `new_id`: the job that wants the key, for the record; null: not known.
 -- Out:    `became`: kept, refused, replaced: `holder` is the job that has the key. Else the key is
 --         free for this transaction: free, or superseded. Then `waits_for` is the job whose handler
@@ -16,14 +16,14 @@
 -- Locks:  the job that holds the key, if it is not simply kept. Until this commits, it neither
 --         starts nor ends, and nobody else gets the key.
 -- Index:  jobs_unique_key, jobs_pkey.
--- Rights: the owner's, as who enqueues may write no jobs. An owner may be above row security, so
---         tenants are confined here (may_ask_for).
+-- Rights: the owner's, because a role that enqueues may not write the jobs of others. An owner may
+--         be above row security, so tenants are confined here (may_ask_for).
 --
--- Whatever is on conflict: a job whose period is over gives up its key; so does one that was
--- cancelled and whose handler has not ended, and then the new one waits for that end.
+-- Whatever `on_conflict` says, a job whose period is over gives up its key. So does a job that was
+-- cancelled and whose handler has not ended; then the new job waits for that end.
 --
--- Naively the holder is looked up and then written. If it ended or started between the two, the
--- wrong thing is done. Here it is locked, and read anew.
+-- The naive way is to look up the holder and then to write it. If the holder ended or started
+-- between the two, the wrong thing is done. Here it is locked, and read anew.
 create or replace function {schema}.pass_key(
     org_id uuid, scope text, unique_key text, on_conflict text, replaced text[] default null, payload jsonb default null,
     scheduled_at timestamptz default null, priority smallint default null, longest_wait_seconds double precision default null,
@@ -60,7 +60,7 @@ begin
             return;
         end if;
         select j.* into job from {schema}.jobs as j where j.id = holder for no key update;
-        -- It ended, started or passed its key on while this waited for its row.
+        -- Look again if it ended, started or passed its key on while this waited for its row.
         exit when found and {schema}.holds_key(job)
             and ({schema}.gives_up_key(job, time_now) or on_conflict in ('replace', 'supersede'));
     end loop;
@@ -68,7 +68,8 @@ begin
     if {schema}.gives_up_key(job, time_now) then
         update {schema}.jobs as j set key_passed_on = true where j.id = holder;
         became := 'free';
-        -- A job whose period is over may run on beside the new one: it is unique for its period.
+        -- A job whose period is over may run on beside the new one: its key was unique for its
+        -- period.
         waits_for := case when job.status = 'cancelled' then case when job.is_held then job.id else job.waits_for end end;
     elsif not {schema}.may_take_key(job) then
         raise exception 'the key % is held by job %, which another role enqueued', quote_literal(pass_key.unique_key), holder
@@ -102,15 +103,17 @@ $$;
 revoke all on function {schema}.pass_key(uuid, text, text, text, text[], jsonb, timestamptz, smallint, double precision, uuid)
     from public;
 
--- pass_keys: the same of many keys that are taken, for enqueue_unique: what is plain, in one
--- statement or two. That is most of what comes. What it does not tell of, pass_key decides.
+-- pass_keys: the same for many keys that are taken, for enqueue_unique. It decides the plain cases,
+-- in one statement or two. They are most of what comes. pass_key decides the keys that this tells
+-- nothing of.
 --
--- In:     arrays of one length: places, which it tells again; the jobs that want the keys; the
---         keys' slots; what their `unique` says (enqueue_unique.sql); and what they say. Only one
---         that is kept or refused may want the key that another does.
+-- In:     arrays of one length: places, which are told again; the jobs that want the keys; the
+--         keys' slots; what the jobs' `unique` says (enqueue_unique.sql); and their payloads, times
+--         and priorities. Two jobs may want the same key only if they are to be kept or refused.
 -- Out:    `became`: kept, refused, replaced: `holder` has the key. superseded: the key is free for
---         this transaction; `waits_for` as of pass_key. No row: pass_key is to be asked. Nobody has
---         the key; or who has it gives it up, has ended, or may not be written by who asks.
+--         this transaction; `waits_for` as of pass_key. No row: pass_key is to be asked. Then no
+--         job has the key; or the job that has it gives it up, has ended, or may not be written by
+--         the asking role.
 -- Locks:  the jobs that hold keys, as lock_keys has locked them already.
 -- Index:  jobs_unique_key.
 -- Rights: the owner's, as of pass_key.
@@ -193,9 +196,9 @@ revoke all on function {schema}.pass_keys(
     bigint[], uuid[], uuid[], text[], text[], jsonb[], jsonb[], timestamptz[], smallint[])
     from public;
 
--- replaced_time: when a job is due whose time another replaces: as that says; with a longest wait,
--- so long after its enqueue at the latest, but not before now. Null: there is no longest wait; of a
--- null among others, greatest and least say nothing.
+-- replaced_time: when a job is due whose time another job replaces. It is due as the other says;
+-- with a longest wait, so long after its enqueue at the latest, but not before now. Null: there is
+-- no longest wait. This case is apart, because greatest and least pass over a null.
 create or replace function {schema}.replaced_time(
     scheduled_at timestamptz, created_at timestamptz, longest_wait interval, time_now timestamptz)
 returns timestamptz
@@ -204,14 +207,14 @@ as $$
     select case when longest_wait is null then scheduled_at else least(scheduled_at, greatest(created_at + longest_wait, time_now)) end
 $$;
 
--- asking_role: the role that asked for this statement, where it runs with the owner's rights: the
--- one that was set, or logged in.
+-- asking_role: the role that asked for this statement, even where the statement runs with the
+-- owner's rights: the role that was set, else the one that logged in.
 create or replace function {schema}.asking_role() returns text
 language sql stable
 as $$ select case current_setting('role') when 'none' then session_user::text else current_setting('role') end $$;
 
--- may_ask_for: refuse a tenant that asks for another, where a statement runs with the owner's
--- rights. Who is a tenant: see is_confined (migration 0013).
+-- may_ask_for: refuse a tenant that asks for another tenant, where a statement runs with the
+-- owner's rights. is_confined (migration 0013) says who is a tenant.
 create or replace function {schema}.may_ask_for(org_id uuid) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -226,7 +229,7 @@ begin
 end
 $$;
 
--- may_take_key: whether the role that asked for this statement may write the job that has its key.
+-- may_take_key: whether the role that asked for this statement may write the job that has the key.
 -- A producer may write only what it enqueued.
 create or replace function {schema}.may_take_key(job {schema}.jobs) returns boolean
 language plpgsql stable
@@ -239,8 +242,8 @@ begin
 end
 $$;
 
--- may_take_all: whether a role may write any job that has a key it wants. A tenant sees no others
--- than its own.
+-- may_take_all: whether a role may write any job that has a key it wants. A tenant may: it sees
+-- only its own jobs.
 create or replace function {schema}.may_take_all(role_name text) returns boolean
 language sql stable
 as $$
@@ -251,11 +254,12 @@ $$;
 -- lock_keys: lock the jobs that hold some keys, before pass_key takes them one by one. What the
 -- role may not take is not locked.
 --
--- Out:    whether each of the keys is held by a job that was locked. If not, one has ended, or was
---         passed on, while another was waited for: undo the locks, and begin anew.
--- Locks:  those that a worker holds first, then those that wait; each in id order. So two who take
---         the same keys do not deadlock. Nor does one with the worker that ends those jobs: it
---         locks what it ends, in id order, and then what waits for that (start_successors).
+-- Out:    whether each of the keys is held by a job that was locked. If not, a job has ended, or
+--         has passed its key on, while this waited for another: undo the locks, and begin anew.
+-- Locks:  first the jobs that a worker holds, then those that wait; each in id order. So two
+--         sessions that take the same keys do not deadlock. Nor does a session with the worker that
+--         ends those jobs: the worker locks the jobs that it ends, in id order, and then the jobs
+--         that wait for them (start_successors).
 -- Rights: the owner's, as of pass_key.
 create or replace function {schema}.lock_keys(org_ids uuid[], scopes text[], unique_keys text[]) returns boolean
 language plpgsql volatile security definer
@@ -291,8 +295,8 @@ end
 $$;
 revoke all on function {schema}.lock_keys(uuid[], text[], text[]) from public;
 
--- run_after: let jobs that were just inserted wait until others have ended, each of which had its
--- key. start_successors lets them go.
+-- run_after: let jobs that were just inserted wait for the end of those that had their keys.
+-- start_successors lets them go.
 --
 -- In:     arrays of one length: the jobs, and those that had their keys.
 -- Rights: the owner's, as of pass_key. It takes jobs of one key only.

@@ -1,6 +1,6 @@
--- cancelled: which of these executions shall stop, because their jobs were cancelled, and why. Read
--- only: what a worker asks when a notification says so, for anybody can send one. A third of the
--- time of a heartbeat, which tells the same.
+-- cancelled: which of these executions shall stop, because their jobs were cancelled, and why. A
+-- worker asks this if a notification says so, because anybody can send one. It only reads. It takes
+-- a third of the time of a heartbeat, which tells the same.
 --
 -- In:     one execution for each job, as for heartbeat.
 -- Index:  jobs_pkey.

@@ -1,9 +1,10 @@
--- fence: the beginning of a handler's own transaction. From here on it commits only if the
+-- fence: begin a handler's own transaction. From here on the transaction commits only if the
 -- execution holds the job (migration 0010).
 --
 -- Out:    the transaction's id, for meet_fence.
--- Rights: its owner's, for a worker's role needs none on the table. A role that calls it binds
---         only a transaction of its own. `migrate` grants it to who may use the schema.
+-- Rights: its owner's, so that a worker's role needs no rights on the table. A role that calls it
+--         binds only a transaction of its own. `migrate` grants it to the roles that may use the
+--         schema.
 create or replace function {schema}.fence(job_id uuid, execution_id uuid) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -16,17 +17,17 @@ end
 $$;
 revoke all on function {schema}.fence(uuid, uuid) from public;
 
--- meet_fence: the end of the block. Asks now what the commit would ask, so that an outcome can be
--- written behind the answer: the job's row is locked from here on, and the commit asks nothing any
--- more.
+-- meet_fence: the end of the block. It asks now what the commit would ask, so that an outcome can
+-- be written behind the answer. From here on the job's row is locked, and the commit asks nothing
+-- any more.
 --
 -- In:     the transaction's id, as `fence` said it.
 -- Out:    'held', 'cancelled' or 'lost'; or 'left': this is another transaction, because the
 --         handler has ended the first one by hand.
 -- Locks:  the job's row.
 --
--- The tenant is taken off by set_config and put back: `set pgnotifyq.org_id` at the function's head
--- takes a superuser to create.
+-- set_config takes the tenant off and puts it back. The naive `set pgnotifyq.org_id` at the
+-- function's head needs a superuser to create the function.
 create or replace function {schema}.meet_fence(job_id uuid, execution_id uuid, begun_in text) returns text
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp

@@ -1,10 +1,11 @@
 -- heartbeat: a sign of life of a worker, and the renewal of the leases that need it.
 --
 -- In:     the worker; the leases to renew, in job id order; the length of the lease in seconds.
--- Out:    surprises only. `cancelled`: still held, and its handler shall stop (with the message
---         that the canceller left); `lost`: somebody else's by now, nothing was renewed;
---         `unrenewed`: still held, and its row could not be written now: somebody holds it, or a
---         trigger of the user's refuses, and `why`. The others are renewed all the same.
+-- Out:    surprises only. `cancelled`: the job is still held, and its handler shall stop (with the
+--         message that the canceller left). `lost`: the execution does not hold the job any more,
+--         and nothing was renewed. `unrenewed`: the job is still held, and its row could not be
+--         written now: another transaction holds it, or a trigger of the user's refuses; `why` says
+--         it. The other leases are renewed all the same.
 -- Locks:  the jobs, in id order, before the expiry is computed: an update that waits for a row lock
 --         would store an expiry counted from before the wait.
 --
@@ -28,8 +29,8 @@ declare
     held record;
 begin
     perform set_config('synchronous_commit', 'off', true);
-    -- Somebody's lock on one row must not cost the others their leases: the whole exchange has a
-    -- sixth of a lease, 5 s at most.
+    -- If another transaction locks one row, the other jobs must not lose their leases for that: the
+    -- whole exchange has a sixth of a lease, 5 s at most.
     perform set_config('lock_timeout', greatest(least(2000, lease_seconds * 1000 / 12), 1)::integer::text, true);
     begin
         update {schema}.worker_heartbeats as w
@@ -63,8 +64,8 @@ begin
         set constraints all immediate;
     exception
         when others or assert_failure or query_canceled then
-            -- A single lease that is late, for a trigger of the user's stands still, was cancelled
-            -- over itself.
+            -- If a single lease was asked for, and a trigger of the user's stands still, the
+            -- statement was cancelled because of that row.
             if sqlstate = '57014' and cardinality(job_ids) = 1 then
                 return query select job_ids[1], 'unrenewed', left(sqlerrm, 500);
                 return;
@@ -80,8 +81,8 @@ begin
 end
 $$;
 
--- heartbeat_apart: the same, one row after the other, each in a subtransaction; rows that somebody
--- holds are passed over.
+-- heartbeat_apart: the same, one row after the other, each in a subtransaction; rows that another
+-- transaction holds are passed over.
 create or replace function {schema}.heartbeat_apart(
     worker_id uuid, job_ids uuid[], execution_ids uuid[], lease_seconds double precision)
 returns table (job_id uuid, became text, why text)

@@ -8,8 +8,8 @@
 -- Locks:  the rows of the logs.
 -- Index:  jobs_pkey, job_logs_pkey.
 --
--- The row is the execution's, and no other writes it. So it is not fenced: what an execution has
--- logged that has lost its job is worth keeping.
+-- The row is the execution's, and no other execution writes it. So it is not fenced: if an
+-- execution has lost its job, what it has logged is still worth keeping.
 create or replace function {schema}.keep_logs(
     job_ids uuid[], execution_ids uuid[], attempts integer[], heads text[], tails text[], left_out bigint[])
 returns void

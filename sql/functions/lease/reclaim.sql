@@ -1,6 +1,7 @@
 -- reclaim: take back jobs whose lease has run out or whose worker is dead.
 --
--- In:     jobs_max bounds the batch; `dead` as watch() told (their rows are checked again here).
+-- In:     jobs_max bounds the batch; `dead`: the workers that watch() has given up (their rows are
+--         checked again here).
 -- Out:    one row a job: what it became (pending, dead, cancelled). When fewer than jobs_max were
 --         found, one more row whose `job_id` is null and whose `next_seconds` says when the next
 --         lease runs out (null: none is held).
@@ -9,32 +10,32 @@
 --         again after locking it, so a completion or a renewal that committed meanwhile stands.
 -- Index:  jobs_held.
 --
--- Each has a subtransaction: one that cannot be taken back became `refused`. It is put aside
--- (job_troubles), and passed over until its next look. One whose outcome a worker could not write
--- is ended as that worker meant.
+-- Each job has a subtransaction. A job that cannot be taken back became `refused`: it is put aside
+-- (job_troubles), and passed over until its next look. If a worker could not write a job's outcome,
+-- the job is ended as that worker meant.
 --
--- The attempt is charged. A job with none left goes to the dead letters, with the reason `lost`; a
--- cancelled one is closed.
+-- The attempt is charged. A job with no attempt left goes to the dead letters, with the reason
+-- `lost`; a cancelled one is closed.
 --
--- Which job killed the worker? One that kills each process it runs in must be dead after its
--- attempts, and those that ran beside it must not be charged for that again and again. Nobody can
--- tell them apart when a worker dies; but who is innocent survives being run apart from the others.
--- The naive rule, charge nobody in company, lets a poison pill that always has company live for
--- ever. The next one, run apart what was lost once, makes the jobs of every killed worker wait for
--- each other. So, of the jobs that a dead worker held:
+-- Which job killed the worker? A job that kills each process it runs in must be dead after its
+-- attempts. The jobs that ran beside it must not be charged for that again and again. When a worker
+-- dies, nobody can tell them apart; but an innocent job survives being run apart from the others.
+-- The naive rule is to charge no job that had company. Then a poison pill that always has company
+-- lives for ever. The next naive rule is to run apart each job that was lost once. Then the jobs of
+-- every killed worker wait for each other. So, of the jobs that a dead worker held:
 --
--- 1. A suspect is charged, and with it the attempt that was given back when it became one.
--- 2. What ran beside a suspect is given its attempt back.
--- 3. A job that died with a worker before, and was not alone, becomes a suspect: it is given its
---    attempt back and parked.
+-- 1. A suspect is charged, and with it the attempt that was given back when it became a suspect.
+-- 2. A job that ran beside a suspect is given its attempt back.
+-- 3. A job that died with a worker before, and was not alone this time, becomes a suspect: it is
+--    given its attempt back and parked.
 -- 4. All others, those lost for the first time or alone, are charged.
 --
--- The suspects of one worker are let out one at a time, the next when the one before has ended or
--- waits for a retry, and after an hour in any case. Each death of a worker charges somebody or
--- makes suspects, and a job becomes one once: it ends. A poison pill is dead after as many kills as
--- it has attempts (one more when it has two and had company both times), and a neighbour was
--- charged for at most one of them. A lease that merely ran out is charged as ever: that worker may
--- live.
+-- The suspects of one worker are let out one at a time: the next when the one before has ended or
+-- waits for a retry, and after an hour in any case. Each death of a worker charges a job or makes
+-- suspects, and a job becomes a suspect only once: so it ends. A poison pill is dead after as many
+-- kills as it has attempts (one more when it has two and had company both times). A job that ran
+-- beside it is charged for at most one of these kills. If a lease merely ran out, the attempt is
+-- charged as ever: that worker may live.
 create or replace function {schema}.reclaim(worker_id uuid, jobs_max integer, dead uuid[] default '{{}}')
 returns table (
     job_id uuid, job_type text, queue_name text, locked_by uuid, attempt integer, became text,
@@ -51,7 +52,7 @@ declare
     trials_every_seconds constant double precision := 1;
     time_now timestamptz := {schema}.clock();
     really_dead uuid[];
-    claimed_before timestamptz;  -- a claim is a sign of life, for the job that it brought
+    claimed_before timestamptz;  -- a later claim is a sign of life, for the job that it brought
     dead_worker uuid;
     in_company uuid[];
     beside_suspects uuid[];
@@ -66,8 +67,8 @@ declare
     state text;
     said text;
 begin
-    -- Their rows are locked until this commits: a worker that comes back meanwhile learns that it
-    -- was given up (hold_session.sql, beat.sql).
+    -- The rows of the dead workers are locked until this commits: a worker that comes back
+    -- meanwhile learns that it was given up (hold_session.sql, beat.sql).
     select coalesce(array_agg(d.worker_id), '{{}}'), time_now - make_interval(secs => coalesce(max(d.grace_seconds), 0))
     into really_dead, claimed_before
     from (
@@ -140,7 +141,8 @@ begin
                         when 'again' then 'the worker died again; not charged, to be run apart from what ran beside it'
                         when 'beside a suspect' then 'the worker died beside a suspect; not charged'
                         else 'the worker died' end)::{schema}.ended_attempt];
-                -- Not so: a row copied by hand under an execution that has ended.
+                -- The attempt is there already if a row was copied by hand under an execution that
+                -- has ended.
                 if not exists (
                     select from {schema}.job_executions as e where e.job_id = lost.id and e.id = lost.current_execution_id)
                 then
@@ -193,8 +195,8 @@ begin
         exception
             when others or assert_failure or query_canceled then
                 get stacked diagnostics state = returned_sqlstate, said = message_text;
-                -- A single job that is late, for a trigger of the user's stands still, was
-                -- cancelled over itself.
+                -- If a single job was asked for, and a trigger of the user's stands still, the
+                -- statement was cancelled because of that job.
                 if not ({schema}.is_rows_own(state) or (state = '57014' and jobs_max = 1)) then
                     raise;
                 end if;
@@ -242,7 +244,7 @@ begin
         from {schema}.jobs as j
         where j.is_held;
         if has_troubles then
-            -- Of a job that was put aside, the next look counts.
+            -- For a job that was put aside, the time of its next look counts.
             select {schema}.seconds_until(min(greatest(j.lease_expires_at, t.look_at)), time_now) into next_seconds
             from {schema}.jobs as j
             left join {schema}.job_troubles as t on t.org_id = j.org_id and t.job_id = j.id
@@ -258,9 +260,9 @@ begin
 end
 $$;
 
--- try_suspects: of the suspects of each dead worker let one out, when none of them is out.
+-- try_suspects: for each dead worker, let one of its suspects out if none of them is out.
 --
--- Locks:  the jobs, `skip locked`; of two who look at once, one finds nothing to do.
+-- Locks:  the jobs, `skip locked`; if two sessions look at once, one finds nothing to do.
 -- Index:  jobs_suspects.
 create or replace function {schema}.try_suspects() returns void
 language plpgsql volatile

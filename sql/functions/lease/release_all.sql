@@ -1,6 +1,6 @@
--- release_all: give back, uncharged, everything a worker still holds, and take its row away: the
--- last act of a process that is about to be ended over a handler that does not let go. A cancelled
--- job is closed. One that cannot be written is put aside, and its release is made up for later.
+-- release_all: give back, uncharged, all jobs that a worker still holds, and take its row away.
+-- This is the last act of a process that is about to be ended because a handler does not let go. A
+-- cancelled job is closed. A job that cannot be written is put aside, and released later.
 create or replace function {schema}.release_all(worker_id uuid) returns integer
 language plpgsql volatile
 set jit = off

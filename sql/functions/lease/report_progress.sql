@@ -24,8 +24,8 @@ begin
 end
 $$;
 
--- report_all: the same of some executions, in job id order. What does not own its job any more is
--- left out.
+-- report_all: the same for some executions, in job id order. An execution that does not hold its
+-- job any more is left out.
 --
 -- Locks:  the jobs, in id order.
 -- Index:  jobs_pkey. `= any (job_ids)` and the join: see complete.sql.

@@ -1,5 +1,5 @@
--- save: keep the state of an execution, for whoever runs its job next. Fenced; a heap-only update,
--- and durable, for the handler goes on as if what came before it were done.
+-- save: keep the state of an execution, for the execution that runs its job next. Fenced; a
+-- heap-only update. It is durable, because the handler goes on as if what came before were done.
 --
 -- In:     saved  JSON text; null: there is no state any more
 -- Out:    false when the execution no longer holds the job; nothing was written.
@@ -7,7 +7,7 @@
 -- Locks:  the job.
 -- Index:  jobs_pkey.
 -- Rights: its owner's, as meet_fence: a handler's own transaction saves with its commit, and its
---         role needs no right to the jobs. Who calls it must know the execution's id.
+--         role needs no right to the jobs. The caller must know the execution's id.
 create or replace function {schema}.save(job_id uuid, execution_id uuid, saved text) returns boolean
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp

@@ -5,7 +5,7 @@
 --         tells whether there is such a job. The worker that holds it, its host, its process, and
 --         whether it is alive.
 -- Index:  jobs_pkey. The table of requests has a page or two.
--- Rights: those of who asks. A tenant in its own session asks for its own jobs; roles of tenants,
+-- Rights: the caller's. A tenant in its own session asks for its own jobs; roles of tenants,
 --         producers and observers may not write requests, so they may not ask.
 --
 -- The worker is told on its own channel, `stack <request>`. Anybody can send that. So the worker
@@ -52,8 +52,8 @@ $$;
 
 -- answer_stack
 -- In:     the request, and the worker that it was made to. JSON of at most 64 KiB.
--- Out:    whether it was answered by this; not if it was before, is another worker's, or is gone.
---         Whoever waits for it is told on `<schema>_finished`.
+-- Out:    whether this call answered the request; not if it was answered before, is another
+--         worker's, or is gone. The client that waits for it is told on `<schema>_finished`.
 create or replace function {schema}.answer_stack(request_id uuid, worker_id uuid, stack text) returns boolean
 language plpgsql volatile
 set jit = off

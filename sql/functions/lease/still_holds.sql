@@ -2,10 +2,10 @@
 -- ends, so that what it wrote commits only while the execution is still the owner.
 -- Out: 'held', 'cancelled' or 'lost'.
 --
--- What is left of the transaction is an outcome and the commit. A process that is frozen just there
--- keeps the row locked for as long as it is frozen, for its kernel still answers; and reclaim,
--- which passes over locked rows, would pass over this job until then. So the server ends a session
--- that is idle from here on for longer than any that lives.
+-- After this, the transaction only writes an outcome and commits. If a process is frozen just
+-- there, it keeps the row locked as long as it is frozen, because its kernel still answers. reclaim
+-- passes over locked rows, so it would pass over this job until then. So the server ends a session
+-- that is idle from here on for longer than any session that lives.
 create or replace function {schema}.still_holds(job_id uuid, execution_id uuid) returns text
 language plpgsql volatile
 set jit = off

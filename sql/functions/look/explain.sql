@@ -1,6 +1,6 @@
 -- kept_seconds: for how long a finished job is kept, at the least: the shortest time that the table
--- `retention` says, or that workers are set to, seven days by default. A role that may not read the
--- table is told the seven days. What is unfinished is never pruned.
+-- `retention` says, or seven days, the workers' default, if that is shorter. A role that may not
+-- read the table is told the seven days. What is unfinished is never pruned.
 create or replace function {schema}.kept_seconds() returns double precision
 language plpgsql stable
 as $$
@@ -22,11 +22,11 @@ $$;
 --         are decided by; times are in seconds, by the database's clock.
 -- Index:  jobs_pkey; dead_letter_jobs_pkey; jobs_claimable for the jobs before it, of which at most
 --         1,000 are counted, among 10,000 entries of the index at the most.
--- Rights: those of who asks. It reads the workers, so producers and tenants may not ask.
+-- Rights: the caller's. It reads the workers, so producers and tenants may not ask.
 --
 -- Which answers hold is decided here, and only here. What each says to people is a row of the table
--- in pgnotifyq/ledger/explaining.py. A new answer is a line of the array below, what it is decided
--- by a line of the facts, and a row of that table.
+-- in pgnotifyq/ledger/explaining.py. A new answer needs a line of the array below, a line of the
+-- facts for what decides it, and a row of that table.
 create or replace function {schema}.explain(job_id uuid)
 returns table (label text, answers text[], facts jsonb)
 language sql volatile
@@ -46,7 +46,7 @@ as $$
         join {schema}.dead_letter_jobs as d on d.id = a.id
         where not exists (select from found as f)
     ), live as materialized (
-        -- Those that take its queue, and whether they take its type.
+        -- The live workers that take the job's queue, and whether they take its type.
         select w.worker_id, w.slots, w.version,
             (exists (select from {schema}.handlers as h where h.worker_id = w.worker_id and h.job_type = f.job_type)
              or not exists (select from {schema}.handlers as h where h.worker_id = w.worker_id)) as takes_type,

@@ -1,19 +1,19 @@
--- follow, follow_events, unfollow: have changes told (tell.sql), of one job, or of the jobs of a
--- queue or of all, for a client that listens there already. forget_followers: see there.
+-- follow, follow_events, unfollow: have changes told (tell.sql) to a client that listens already:
+-- of one job, of the jobs of a queue, or of all jobs. forget_followers: see there.
 --
--- In:     follower_id   who follows: made by the client, and asked about by nobody else
+-- In:     follower_id   who follows: an id that the client has made, and that no other client uses
 --         org_id        only what is this tenant's. A session that is confined to a tenant
 --                       follows that one's, whatever it says
---         keep_seconds  how long it counts. The client asks again before
+--         keep_seconds  how long the follower counts. The client asks again before that has passed
 -- Out:    `new`; `kept`: it has followed without a gap until now; `full`: too many follow, and
---         nothing will be told, so the client is to look
+--         nothing will be told, so the client is to look by itself
 -- Locks:  the follower's row.
--- Rights: the owner's. Who follows is not everybody's to see: a channel is named after it.
+-- Rights: the owner's. Not everybody may see the followers: a channel is named after each.
 --
 -- Messages hold keys. What a client may see of the jobs is decided when it reads their rows. A
 -- producer, which sees only what it enqueued, may follow a job and not a queue.
 --
--- Each call of those that change jobs reads all followers, so there are at most 1,000.
+-- Each call of a function that changes jobs reads all followers, so there are at most 1,000.
 create or replace function {schema}.follow(follower_id uuid, job_id uuid, keep_seconds double precision default 60)
 returns text
 language plpgsql volatile security definer
@@ -85,14 +85,15 @@ $$;
 
 -- forget_followers: empty the table of followers down to no page, if nobody follows any more.
 --
--- Who changes jobs asks whether the table has a page (tell.sql). A row that is deleted leaves its
--- page, which only a vacuum takes, and autovacuum passes over so few rows: so each statement would
--- go on to look for followers. Workers ask this now and then, in a transaction of its own.
+-- A statement that changes jobs asks whether the table has a page (tell.sql). A row that is deleted
+-- leaves its page. Only a vacuum takes the page away, and autovacuum passes over so few rows. So
+-- each statement would go on looking for followers. Workers call this now and then, in a
+-- transaction of its own.
 --
--- Out:    whether it was emptied. Not while somebody counts as a follower, or another transaction
---         has looked into the table and goes on; the next call may.
--- Locks:  the table: first against another that does the same, without waiting; then wholly, for a
---         moment. Those that change jobs wait for that: 50 ms at the most, if somebody's long
+-- Out:    whether the table was emptied. It is not while a follower counts, or while another
+--         transaction that has looked into the table goes on; the next call may empty it.
+-- Locks:  the table: first against another call of this function, without waiting; then wholly, for
+--         a moment. Statements that change jobs wait for that: 50 ms at the most, if a long
 --         transaction is in the way, else no longer than a truncate takes.
 -- Rights: the owner's. Nobody else can truncate.
 create or replace function {schema}.forget_followers() returns boolean
@@ -101,7 +102,8 @@ set search_path = pg_catalog, pg_temp
 set lock_timeout = '50ms'
 as $$
 begin
-    -- In any other isolation, who has come since the transaction began is not seen.
+    -- In any other isolation, this transaction does not see followers that have come since it
+    -- began.
     if pg_relation_size('{schema}.followers') = 0 or current_setting('transaction_isolation') <> 'read committed' then
         return false;
     end if;

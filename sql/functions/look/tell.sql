@@ -1,23 +1,23 @@
--- tell_followers: tell those who follow jobs what has happened to some. Whoever changes a job asks
--- it, if `pg_relation_size` says that somebody has followed one: nothing else is paid by those whom
--- nobody follows.
+-- tell_followers: tell those who follow jobs what has happened to some. A function that changes a
+-- job calls it if `pg_relation_size` says that a job has been followed. If nobody has followed one,
+-- a statement pays for nothing else.
 --
 -- In:     event         enqueued, edited, started, progress, stopping, ended, logged
 --         job_ids       the jobs. They are rows of the table still.
 --         said          of each: the attempt, and then what belongs to the event: the fraction, or
 --                       the outcome. Null: nothing
---         queue_before  of edited: the queue in which the job was. Who follows that is told, too
+--         queue_before  of edited: the queue in which the job was. Its followers are told, too
 -- Locks:  none.
 -- Index:  jobs_pkey. The followers are read through: there are few (follow.sql).
 --
--- Who follows one job is sent its key on `<schema>_finished`, and reads the row. Who follows many
--- is sent lines on a channel of its own, with the time, the key and what is said, and reads the
--- rows for the rest. Some lines go in one message, so that a batch costs few.
+-- A follower of one job is sent the job's key on `<schema>_finished`, and reads the row. A follower
+-- of many jobs is sent lines on a channel of its own, with the time, the key and what is said, and
+-- reads the rows for the rest. Some lines go in one message, so that a batch costs few messages.
 --
--- Clients forget to say that they follow no more, or die. So a follower counts until a time, and
--- says again and again that it is there.
+-- A client may forget to say that it follows no more, or die. So a follower counts until a time,
+-- and its client says again and again that it is there.
 
--- Its earlier form: beside this one, a call that leaves the last argument out would fit both.
+-- The earlier form is dropped. Otherwise a call without the last argument would fit both.
 drop function if exists {schema}.tell_followers(text, uuid[], text[]);
 create or replace function {schema}.tell_followers(
     event text, job_ids uuid[], said text[] default null, queue_before text default null)
@@ -32,7 +32,8 @@ declare
     lines_max constant integer := 64;  -- of a message, which has 8,000 bytes at the most
     time_now constant timestamptz := {schema}.clock();
 begin
-    -- A worker's role that was granted its rights by hand, before there were followers, goes on.
+    -- A worker's role may have been granted its rights by hand, before there were followers. It
+    -- goes on.
     if not has_table_privilege('{schema}.followers', 'select') then
         return;
     end if;
@@ -75,7 +76,7 @@ begin
 end
 $$;
 
--- tell_of_lost: tell those who follow a queue how many jobs more were enqueued there than is told
+-- tell_of_lost: tell those who follow a queue how many more jobs were enqueued there than are told
 -- one by one.
 create or replace function {schema}.tell_of_lost(org_id uuid, queue_name text, jobs bigint) returns void
 language plpgsql volatile
@@ -102,7 +103,7 @@ begin
 end
 $$;
 
--- follower_channel: the channel of one who follows many jobs.
+-- follower_channel: the channel of a follower of many jobs.
 create or replace function {schema}.follower_channel(follower_id uuid) returns text
 language sql immutable parallel safe
 as $$ select {schema_text} || '_f_' || replace(follower_id::text, '-', '') $$;

@@ -6,9 +6,10 @@
 --         first, and `dead`, the latest first, the same; `counted`, jobs that were enqueued and
 --         attempts that have ended since the server counts. Times are in seconds, by the
 --         database's clock.
--- Index:  jobs_claimable, by a look a queue and priority; jobs_held; dead_letter_jobs_by_time. It
---         reads some thousand entries at the most, whatever waits, and no finished job.
--- Rights: those of who asks. It reads the workers' queues, so producers and tenants may not ask.
+-- Index:  jobs_claimable, with a look for each queue and priority; jobs_held;
+--         dead_letter_jobs_by_time. It reads some thousand entries at the most, whatever waits, and
+--         no finished job.
+-- Rights: the caller's. It reads the workers' queues, so producers and tenants may not ask.
 create or replace function {schema}.top(rows_max integer default 50) returns jsonb
 language sql volatile
 set jit = off

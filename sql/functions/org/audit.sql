@@ -3,9 +3,9 @@
 --
 -- In:     what was done; an object of JSON.
 -- Out:    the row's id.
--- Rights: its owner's, for a tenant may not write to the table. The caller chooses neither tenant
---         nor time nor job: the tenant is current_org(), the job is that of the transaction's fence
---         (migration 0010).
+-- Rights: its owner's, because a tenant may not write to the table. The caller chooses neither
+--         tenant nor time nor job: the tenant is current_org(), the job is that of the
+--         transaction's fence (migration 0010).
 create or replace function {schema}.audit(action text, details jsonb default '{{}}') returns uuid
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -31,9 +31,9 @@ $$;
 
 revoke all on function {schema}.audit(text, jsonb) from public;
 
--- audit_for: add a row to the trail of a tenant that is named, for who is not confined to one.
+-- audit_for: add a row to the trail of a named tenant, for a session that is not confined to one.
 --
--- In:     id: asked again with the same one, it adds nothing. Null: a new one.
+-- In:     id: the row's. If the trail has that row already, nothing is added. Null: a new one.
 -- Rights: insert on org_audit, and select for a conflict.
 create or replace function {schema}.audit_for(
     org_id uuid, action text, details jsonb default '{{}}', job_id uuid default null, execution_id uuid default null,

@@ -1,8 +1,8 @@
 -- of_org: the id of a job or of a dead letter, if it is this tenant's; else null, which is the id
 -- of no job. So `cancel(of_org(...))` knows no job of another tenant.
 --
--- A role that may not look at dead letters knows of none. If that were an error, it would tell a
--- job of another tenant from one that never was.
+-- A role that may not look at dead letters knows of none. If it got an error here, the error would
+-- tell a job of another tenant from one that never was.
 --
 -- Index:  jobs_pkey, dead_letter_jobs_pkey.
 create or replace function {schema}.of_org(org_id uuid, job_id uuid) returns uuid

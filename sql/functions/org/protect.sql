@@ -9,8 +9,8 @@
 --
 -- Row security is enabled, and forced on the owner. The policies:
 --
--- - `<schema>_one_tenant`, restrictive, for everybody: who is confined to a tenant has that
---   tenant's rows, and nobody else is concerned.
+-- - `<schema>_one_tenant`, restrictive, for everybody: a session that is confined to a tenant has
+--   that tenant's rows, and other sessions are not concerned.
 -- - `<schema>_as_tenant`, restrictive, for the tenants' roles: the same without the `or`, so that
 --   an index on the column serves the tenants' queries. A column that is no uuid is served by an
 --   index on `org_or_null(column::text)`. PostgreSQL takes restrictive policies in order of name,
@@ -19,7 +19,7 @@
 --   go on as they did. If it was on, the policies that are there go on to say who sees what, and
 --   ours only take away.
 --
--- It may be said again, with another column, too.
+-- It may be called again, with another column, too.
 create or replace function {schema}.protect(table_name text, column_name text, rights text default null) returns integer
 language plpgsql volatile
 as $$
@@ -117,8 +117,8 @@ begin
 end
 $$;
 
--- extend_protection: have the policies and rights on protected tables hold for the tenants' roles
--- that came later. `migrate` asks it each time, by keep_roles.
+-- extend_protection: extend the policies and rights on protected tables to the tenants' roles that
+-- came later. keep_roles calls it, at each `migrate`.
 --
 -- Out:    what was done, or could not be, for people.
 create or replace function {schema}.extend_protection() returns setof text

@@ -1,11 +1,11 @@
--- keep_roles: give each role of the table `roles` what it is short of, and see that the role of
--- tenants is there. `migrate` asks it each time, for a dump that was restored, a new table or a new
--- release may want grants.
+-- keep_roles: give each role of the table `roles` the rights that it lacks, and make sure that the
+-- role of tenants is there. `migrate` calls it each time, because a dump that was restored, a new
+-- table or a new release may want grants.
 --
 -- Out:    what was done, or could not be, for people.
 -- Locks:  the tables that a grant is missing on.
 --
--- It takes nothing away: what a role has too much, people may have wanted. Doctor says it.
+-- It takes nothing away: people may have given a role more on purpose. Doctor reports that.
 create or replace function {schema}.keep_roles() returns setof text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -26,7 +26,7 @@ begin
             return next format('role %s: %s could not be granted: %s', fault.role_name, fault.what, sqlerrm);
         end;
     end loop;
-    -- Workers take the tenants' role on, where it cannot log in.
+    -- If the tenants' role cannot log in, workers take it on.
     for each in
         select t.role_name as tenant, m.role_name as member
         from {schema}.roles as t join pg_roles as p on p.rolname = t.role_name and not p.rolcanlogin,
@@ -45,7 +45,7 @@ begin
             return next format('role %s: may not take on %s: %s', each.member, each.tenant, sqlerrm);
         end;
     end loop;
-    -- Grants that were given by hand: who may use the schema may fence a transaction of their own.
+    -- Grants that were given by hand: a role that may use the schema may fence its own transaction.
     for each in
         select distinct p.rolname as name
         from pg_namespace as n, aclexplode(n.nspacl) as a join pg_roles as p on p.oid = a.grantee
@@ -57,7 +57,7 @@ begin
         execute format('grant execute on function {schema}.fence(uuid, uuid), {schema}.meet_fence(uuid, uuid, text),'
             ' {schema}.save(uuid, uuid, text) to %I', each.name);
     end loop;
-    -- And who enqueues is told which job has a key, and may take it.
+    -- And a role that enqueues is told which job has a key, and may take the key.
     for each in
         select distinct p.rolname as name, w.object
         from {schema}.wanted_rights() as w, pg_class as c, aclexplode(c.relacl) as a join pg_roles as p on p.oid = a.grantee
@@ -71,8 +71,8 @@ begin
 end
 $$;
 
--- may_take_on: whether a role may say `set role`. Since PostgreSQL 16 a member may be one without
--- that right.
+-- may_take_on: whether a role may `set role` to another. Since PostgreSQL 16 a role may be a member
+-- without that right.
 create or replace function {schema}.may_take_on(role_name text, other text) returns boolean
 language sql stable
 as $$
@@ -82,8 +82,8 @@ as $$
     where p.rolname = may_take_on.role_name and o.rolname = may_take_on.other
 $$;
 
--- own_role_name: the name of a role that we make: with schema and database in it, for roles are the
--- server's, and another database may have a queue as well.
+-- own_role_name: the name of a role that we make. It has schema and database in it, because roles
+-- are the server's, and another database may have a queue as well.
 create or replace function {schema}.own_role_name(suffix text) returns text
 language sql stable
 as $$
@@ -92,12 +92,12 @@ as $$
     from (select {schema_text} || '_' || current_database() || '_' || suffix as whole) as n
 $$;
 
--- keep_tenant_role: see that there is a role that a worker can take on for a tenant's transaction,
--- where no login of the tenants' is known.
+-- keep_tenant_role: make sure that there is a role that a worker can take on for a tenant's
+-- transaction, if no login of the tenants' is known.
 --
 -- The role of version 12 and earlier, <schema>_tenant, was the whole server's. What users granted
--- to it on tables of theirs in this database goes to the new one, and its rights in the schema go.
--- If roles may not be made here, it stays in use, as a DBA's.
+-- to it on tables of theirs in this database is granted to the new one, and its rights in the
+-- schema are taken away. If roles may not be made here, the former role stays in use, as a DBA's.
 create or replace function {schema}.keep_tenant_role() returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp

@@ -1,9 +1,10 @@
--- role_faults: what each role of the table `roles` is short of, and what it has too much. By
--- rights, wherever they come from: granted to the role, to one that it is a member of, to all.
+-- role_faults: which rights each role of the table `roles` lacks, and which it has too much. A
+-- right counts wherever it comes from: granted to the role, to one that it is a member of, or to
+-- all.
 --
 -- In:     one role, and what it is taken for; null: those in `roles`.
--- Out:    kind and name; `missing` or `excess`; what; the statement that mends it, null: there is
---         none that anybody may say blindly.
+-- Out:    kind and name; `missing` or `excess`; what; the statement that mends it. Null: there is
+--         no statement that anybody may say blindly.
 create or replace function {schema}.role_faults(role_name text default null, kind text default null)
 returns table (kind text, role_name text, fault text, what text, remedy text)
 language sql stable
@@ -20,7 +21,7 @@ as $$
     ), meant as materialized (
         select k.kind, k.role_name from known as k
         union all
-        -- Before PostgreSQL 16, who may take on the role of tenants has its rights, too.
+        -- Before PostgreSQL 16, a role that may take on the role of tenants has its rights, too.
         select 'tenant', k.role_name from known as k
         where k.kind = 'worker' and current_setting('server_version_num')::integer < 160000
     ), wanted as materialized (
@@ -52,7 +53,7 @@ as $$
         where k.oid is not null
             and not coalesce(has_function_privilege(k.oid, to_regprocedure('{schema}.' || w.object), 'execute'), true)
         union all
-        -- Of a whole table, where none or only columns are wanted.
+        -- Rights to a whole table, where no right is wanted, or only one to columns.
         select k.kind, k.role_name, 'excess', format('%s on %s', p.name, r.name),
             format('revoke %s on %I.%I from %I', p.name, {schema_text}, r.name, k.role_name)
         from known as k, relations as r, privileges as p
@@ -91,7 +92,7 @@ as $$
         ) as e(holds, what, remedy)
         where k.oid is not null and e.holds
         union all
-        -- A tenant's login can go nowhere.
+        -- A tenant's login must not be able to take on another role.
         select k.kind, k.role_name, 'excess', 'member of ' || m.roleid::regrole, format('revoke %s from %I', m.roleid::regrole, k.role_name)
         from known as k join pg_auth_members as m on m.member = k.oid
         where k.kind = 'tenant'
@@ -103,8 +104,8 @@ as $$
             where d.refclassid = 'pg_authid'::regclass and d.refobjid = k.oid and d.deptype = 'o'
               and d.dbid = (select b.oid from pg_database as b where b.datname = current_database()))
         union all
-        -- Each role may say settings of its own, so a handler may say the login's. They are in the
-        -- way of the next sessions of all tenants.
+        -- Each role may change its own settings, so a handler may change the login's. They would
+        -- hinder the next sessions of all tenants.
         select k.kind, k.role_name, 'excess', 'settings of its own: ' || array_to_string(s.setconfig, ', '),
             format('alter role %I reset all', k.role_name)
         from known as k join pg_db_role_setting as s on s.setrole = k.oid

@@ -1,6 +1,6 @@
 -- tenant_login: the login for tenants' transactions that `migrate --tenant-login` made, and its
 -- password. No row: none was made.
--- Rights: the owner's, for the table is nobody else's. Only workers may ask.
+-- Rights: the owner's, because no other role may read the table. Only workers may ask.
 create or replace function {schema}.tenant_login() returns table (role_name text, password text)
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -22,8 +22,8 @@ revoke all on function {schema}.tenant_key() from public;
 -- make_tenant_login: make that login, with a password that nobody is told. It is a member of
 -- nothing and owns nothing. If it is there already, its password is new.
 --
--- Its sessions are all of one role. They could read each other's statements in pg_stat_activity; a
--- superuser who makes it hides them.
+-- All its sessions are of one role, so they could read each other's statements in pg_stat_activity.
+-- If a superuser makes the login, the statements are hidden.
 create or replace function {schema}.make_tenant_login() returns text
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp

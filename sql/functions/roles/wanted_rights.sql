@@ -4,8 +4,8 @@
 -- Out:    kind of role; `relation` or `function`; the object's name; one privilege; the columns
 --         that it is for (`column_names`), null: all.
 --
--- What is not in it is nobody's but the owner's. The functions that run with the rights of who
--- calls them are everybody's who may use the schema, and open nothing.
+-- What is not in it is the owner's alone. Functions that run with the caller's rights may be called
+-- by every role that may use the schema, and open nothing.
 create or replace function {schema}.wanted_rights()
 returns table (kind text, class text, object text, privilege text, column_names text[])
 language sql stable
@@ -142,7 +142,7 @@ as $$
         select k.name, 'follow_events(uuid, text, uuid, double precision)'
         from unnest('{{tenant,worker,admin,observer}}'::text[]) as k(name)
     )
-    -- A schema that is older than a column does without it.
+    -- If the schema is older than a column, that column is left out.
     select w.kind, 'relation', w.object, p.name, case when w.columns is not null then array(
         select a.attname::text from pg_attribute as a
         where a.attrelid = to_regclass('{schema}.' || w.object) and a.attname = any (w.columns) and not a.attisdropped

@@ -11,25 +11,25 @@
 --         Then what enqueue locks. Where a schedule cancels or awaits the run before, that job too;
 --         such a schedule comes alone, so that no order of jobs is broken.
 --
--- Each tick is seen to once, by three means. The row is locked. The tick that the worker has read
--- must still be the next one (`version`, `next_at`): the worker that comes second finds another.
--- And the index of schedule_ticks has each tick once: it also holds against a backfill.
+-- Three means see to it that each tick is fired once. The row is locked. The tick that the worker
+-- has read must still be the next one (`version`, `next_at`): the worker that comes second finds
+-- another. And the index of schedule_ticks has each tick once: that also holds against a backfill.
 --
--- The commit does not wait for the disk, which took five of nine milliseconds to a handler's start.
--- If the server crashes in that moment, it forgets the job, the tick, and the move to the next one,
--- all three: so another worker fires the tick again. Once a job's end is durable, so is its tick,
--- as the log is written in order.
+-- The commit does not wait for the disk: that took five of the nine milliseconds to a handler's
+-- start. If the server crashes in that moment, it forgets the job, the tick, and the move to the
+-- next one, all three: so another worker fires the tick again. Once a job's end is durable, so is
+-- its tick, because the log is written in order.
 --
--- A worker comes a little ahead of the tick. When all but the commit is done, this function waits
--- for the tick, and returns. So its own time makes no job late: that was 4 of the 7 ms from a tick
--- to its handler, and half of the 55 ms for fifty schedules of one tick. What is written ahead has
--- the tick's time (`pgnotifyq.clock`): the job's times are the tick, and its wake-up names it as
--- one that is due. Who pauses or changes the schedule meanwhile waits for this. A run that ends in
--- these last milliseconds has not ended, for `overlap`. The setting is written in ISO and UTC: in
--- other styles a text names the zone, and the same name is read as another zone.
+-- A worker calls this a little ahead of the tick. When all but the commit is done, the function
+-- waits for the tick, and returns. So its own time makes no job late: that was 4 of the 7 ms from a
+-- tick to its handler, and half of the 55 ms for fifty schedules of one tick. What is written ahead
+-- has the tick's time (`pgnotifyq.clock`): the job's times are the tick, and its wake-up names the
+-- job as one that is due. A session that pauses or changes the schedule meanwhile waits for this. A
+-- run that ends in these last milliseconds has not ended, for `overlap`. The setting is written in
+-- ISO and UTC: in other styles a text names the zone, and the same name is read as another zone.
 --
--- What one schedule's job is refused by (a trigger of the user's, say) is that schedule's own: it
--- is noted there, and tried again later.
+-- If one schedule's job is refused (by a trigger of the user's, say), that is an error of that
+-- schedule alone: it is noted there, and the schedule is tried again later.
 create or replace function {schema}.fire_schedules(moves jsonb)
 returns table (schedule_id uuid, tick timestamptz, job_id uuid, became text)
 language plpgsql volatile
@@ -118,10 +118,10 @@ begin
 end
 $$;
 
--- fire_tick: see to one tick of a schedule, whose row the caller has locked.
+-- fire_tick: fire one tick of a schedule, whose row the caller has locked.
 --
--- Out:    the job, if one was enqueued; enqueued, waiting or skipped. Of a tick that was seen to
---         before: known.
+-- Out:    the job, if one was enqueued; enqueued, waiting or skipped. If the tick was fired before:
+--         known.
 create or replace function {schema}.fire_tick(schedule_id uuid, tick timestamptz)
 returns table (job_id uuid, became text)
 language plpgsql volatile
@@ -166,7 +166,7 @@ begin
         state = case when became = 'enqueued' and one.overlap <> 'allow' then 'open' else became end
     where t.schedule_id = one.id and t.tick = fire_tick.tick;
 
-    -- No tick is seen to twice: that is next_at's part. So rows are kept for a while only.
+    -- No tick is fired twice, because next_at moves on. So rows are kept for a while only.
     delete from {schema}.schedule_ticks as t
     where t.schedule_id = one.id and t.tick in (
         select old.tick
@@ -203,9 +203,9 @@ begin
 end
 $$;
 
--- has_open_run: whether a run of a schedule has not ended, or waits; but for one tick.
+-- has_open_run: whether a run of a schedule has not ended, or waits. One tick is left out.
 --
--- Index:  schedule_ticks_unended, jobs_pkey. Runs that have ended leave it.
+-- Index:  schedule_ticks_unended, jobs_pkey. Runs that have ended leave the first.
 create or replace function {schema}.has_open_run(schedule_id uuid, but_tick timestamptz) returns boolean
 language plpgsql volatile
 set jit = off
@@ -226,11 +226,11 @@ end
 $$;
 
 -- start_waiting: if the run of a schedule that others wait for has ended, enqueue the next one;
--- else have its end announced. announce_end tells workers of that end, and they ask this again.
+-- else have its end announced. announce_end tells workers of that end, and they call this again.
 --
 -- Out:    the job that was enqueued; null: none was.
--- Locks:  the schedule; it is waited for, as whoever has it may have looked too early. Then the job
---         of its open run.
+-- Locks:  the schedule. This waits for the row, because the session that has it may have looked too
+--         early. Then the job of its open run.
 create or replace function {schema}.start_waiting(schedule_id uuid) returns uuid
 language plpgsql volatile
 set jit = off
@@ -308,8 +308,8 @@ begin
 end
 $$;
 
--- backfill_schedule: see to ticks of the past that no job was enqueued for. They run one after the
--- other, the oldest first, unless the schedule's runs may overlap.
+-- backfill_schedule: run a schedule for ticks of the past that no job was enqueued for. The runs
+-- come one after the other, the oldest first, unless they may overlap.
 --
 -- In:     ticks, none of them in the future. The caller makes batches of them.
 -- Out:    how many were taken. Those that have a job on record are left out; null: there is no such

@@ -9,8 +9,9 @@
 -- Errors: what is out of range is refused with PNQ02.
 -- Locks:  the schedule's row.
 --
--- A pause stays. A schedule that was made by hand becomes a program's if that declares it; what
--- people have changed by hand in a program's stays until the program's next worker starts.
+-- A pause stays. If a program declares a schedule that was made by hand, the schedule becomes the
+-- program's. If people have changed a program's schedule by hand, the change stays until the
+-- program's next worker starts.
 create or replace function {schema}.schedule(
     name text, rule text, job_type text, payload jsonb default '{{}}',
     org_id uuid default '00000000-0000-0000-0000-000000000000', tz text default 'UTC', exclude text default '',
@@ -107,8 +108,8 @@ $$;
 -- pause_schedule, resume_schedule: a schedule has no ticks while it is paused, and those of that
 -- time are not missed.
 --
--- Out:    whether there was one to pause, or to resume. One that was paused gets the new `who` and
---         `why`.
+-- Out:    whether there was one to pause, or to resume. A schedule that was paused before gets the
+--         new `who` and `why`.
 create or replace function {schema}.pause_schedule(
     name text, org_id uuid default '00000000-0000-0000-0000-000000000000', why text default null, who text default null)
 returns boolean

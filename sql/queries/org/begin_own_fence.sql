@@ -1,12 +1,13 @@
--- begin_own_fence: do what begin_fence_of_tenant does, on a connection of the handler's own. Its
--- role may be another than the worker's: the tenants' role is taken on if it may be.
+-- begin_own_fence: do what begin_fence_of_tenant does, on a connection of the handler's own. The
+-- connection's role may be another than the worker's: the tenants' role is taken on if it may be.
 --
 -- In:     as begin_fence; $3 the tenant.
--- Out:    as begin_fence; two columns for nobody; whether anything confines the transaction now: a
---         superuser is exempt from row security, and the setting alone does not bind it; what a
---         token has to say, as of begin_fence_of_login; whether only a token confines the session.
+-- Out:    as begin_fence; two columns that nobody reads; whether anything confines the transaction
+--         now: a superuser is exempt from row security, and the setting alone does not bind it;
+--         what a token has to say, as of begin_fence_of_login; whether only a token confines the
+--         session.
 --
--- What depends on the role is read whole before the role changes: no table is read beside it.
+-- All that depends on the role is read before the role changes: no table is read beside it.
 select {schema}.fence($1::uuid, $2::uuid),
     set_config('pgnotifyq.org_id', $3::text, true),
     set_config('role', coalesce(me.tenant_role, current_setting('role')), true),

@@ -1,13 +1,13 @@
 -- explain: why a job of a tenant is where it is, as `explain` (sql/functions/look/explain.sql) says
--- it, and how many due jobs of the tenant itself come before it in its queue. Of a job that is not
--- the tenant's there is no row, as of one that never was. In: tenant, job.
+-- it, and how many due jobs of the tenant itself come before it in its queue. If the job is not the
+-- tenant's there is no row, as if it never was. In: tenant, job.
 --
--- What `explain` says has other tenants' part in it: who comes first, which slots are free. That is
+-- What `explain` says tells of other tenants, too: who comes first, which slots are free. That is
 -- left out where the answer is read (`explaining.of_tenant`), so this is no statement for a tenant.
 --
--- The tenant's own are counted up to 1,000. Others' are passed over, however many they are: a bound
--- on them would show in the count. So all that waits in the queue may be read, as by count_jobs:
--- 60 ms of 200,000 jobs.
+-- The tenant's own jobs are counted up to 1,000. Others' jobs are passed over, however many they
+-- are: a bound on them would show in the count. So all that waits in the queue may be read, as by
+-- count_jobs: 60 ms of 200,000 jobs.
 --
 -- Index:  jobs_pkey, and those of `explain`.
 -- Rights: those of `explain`, and none for a job that is not the tenant's.

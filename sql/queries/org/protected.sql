@@ -1,5 +1,5 @@
--- protected: the tables of the application's that `protect` has put its policies on, and what goes
--- past them. One row a table.
+-- protected: the tables of the application's that `protect` has put its policies on, and the ways
+-- past these. One row a table.
 --
 -- Out:    its name; the column; whether row security is on, and forced; its owner, if row security
 --         does not bind that role; roles beside superusers that are exempt and may read it; views

@@ -1,2 +1,2 @@
--- release: end that part, and keep what it has written.
+-- release: end the part that savepoint.sql has begun, and keep what the part has written.
 release savepoint pgnotifyq_job

@@ -1,2 +1,3 @@
--- undo: take back what that part has written, errors that have aborted the transaction included.
+-- undo: take back what was written since savepoint.sql, errors that have aborted the transaction
+-- included.
 rollback to savepoint pgnotifyq_job
