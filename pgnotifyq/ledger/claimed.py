@@ -1,7 +1,7 @@
 """A job as a claim brings it: what running it takes is decoded at once, the rest on demand.
 
-A claim brings hundreds of rows of seventeen columns. A handler that looks at its payload alone
-needs six of them. To decode all columns cost a third of what a worker spends on a no-op job. Most
+A claim brings hundreds of rows of eighteen columns. A handler that looks at its payload alone
+needs half of them. To decode all columns cost a third of what a worker spends on a no-op job. Most
 of that cost was to decode four timestamps and to build a `Job`.
 """
 

@@ -15,7 +15,7 @@
 -- Index:  jobs_pkey. All batches together read the table once.
 --
 -- Each batch is a transaction of its caller's. So the caller can stop a bulk between two batches,
--- and go on from the last id later. A job is never changed twice, unless it fits again.
+-- and go on from the last id later. One pass changes a job once at the most: ids only grow.
 create or replace function {schema}.change_all(
     action text, queue_name text default null, job_type text default null, org_id uuid default null,
     status text default null, error_text text default null, created_after timestamptz default null,

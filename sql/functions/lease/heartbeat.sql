@@ -30,7 +30,8 @@ declare
 begin
     perform set_config('synchronous_commit', 'off', true);
     -- If another transaction locks one row, the other jobs must not lose their leases for that: the
-    -- whole exchange has a sixth of a lease, 5 s at most.
+    -- whole exchange has a sixth of a lease, 5 s at most (runtime/worker.py). A lock may take half
+    -- of that, 2 s at most.
     perform set_config('lock_timeout', greatest(least(2000, lease_seconds * 1000 / 12), 1)::integer::text, true);
     begin
         update {schema}.worker_heartbeats as w

@@ -2,9 +2,10 @@
 --
 -- In:     jobs_max bounds the batch; `dead`: the workers that watch() has given up (their rows are
 --         checked again here).
--- Out:    one row a job: what it became (pending, dead, cancelled). When fewer than jobs_max were
---         found, one more row whose `job_id` is null and whose `next_seconds` says when the next
---         lease runs out (null: none is held).
+-- Out:    one row a job: what it became (pending, dead, cancelled; completed, if its worker meant
+--         that and could not write it; refused, see below). When fewer than jobs_max were found,
+--         one more row whose `job_id` is null and whose `next_seconds` says when the next lease
+--         runs out (null: none is held).
 -- Locks:  the dead workers' rows, `skip locked`: one reclaims a dead worker's jobs at a time. The
 --         jobs, `skip locked`: of several reclaimers one takes a job. `for update` reads the row
 --         again after locking it, so a completion or a renewal that committed meanwhile stands.
