@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
-from pgnotifyq.ledger import changes, watching
+from pgnotifyq.ledger import bulk, changes, watching
 from pgnotifyq.ledger import end as ending_verbs
+from pgnotifyq.ledger import enqueue as enqueueing
 from pgnotifyq.ledger import lease as lease_verbs
 from pgnotifyq.ledger.changes import Edit, JobFilter
 from pgnotifyq.model.channels import of_follower
 from pgnotifyq.model.job import Lease
+from pgnotifyq.model.new_job import NewJob
+from pgnotifyq.model.unique import OnConflict, Unique
 from pgnotifyq.model.watching import JobEventKind, count_of, events_in
 from pgnotifyq.wire.asking import ask_blocking
 from pgnotifyq.wire.blocking import Connection, listen, wait_notifications
@@ -159,6 +162,27 @@ def test_edits(connection: Link, ears: Ears) -> None:
     claim_one(connection)
     ask_blocking(connection, changes.edit(SCHEMA, job_id, Edit(priority=6)))
     assert ears.hear() == ["job", "started 1"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 40], ids=["alone", "in a bulk", "in a round of a bulk"])
+def test_replacement(connection: Link, ears: Ears, jobs: int) -> None:
+    """What waits and is replaced by a job of its unique key was edited; what is kept, or runs, was not."""
+
+    def put(on_conflict: OnConflict, priority: int) -> None:
+        unique = [Unique(key=f"k{number}", on_conflict=on_conflict) for number in range(jobs)]
+        made = [NewJob(job_type="noop", unique=each, priority=priority) for each in unique]
+        ask_blocking(connection, enqueueing.enqueue(SCHEMA, made[0]) if jobs == 1 else bulk.enqueue_many(SCHEMA, made))
+
+    put("replace", 1)
+    ask_blocking(connection, watching.follow_events(SCHEMA, ME))
+    put("replace", 2)
+    assert ears.hear() == ["edited"] * jobs
+    put("keep", 3)
+    assert ears.hear() == []
+    claim(connection, jobs)
+    assert ears.hear() == ["started 1"] * jobs
+    put("replace", 4)
+    assert ears.hear() == []
 
 
 def test_more_than_is_told(connection: Link, ears: Ears) -> None:

@@ -86,6 +86,9 @@ begin
                 scheduled_at = case when j.waits_for is null then coalesce(due, j.scheduled_at) else j.scheduled_at end,
                 due_after_wait = case when j.waits_for is not null then coalesce(due, j.due_after_wait) end
             where j.id = holder;
+            if pg_relation_size('{schema}.followers') > 0 then
+                perform {schema}.tell_followers('edited', array[holder]);
+            end if;
         end if;
     elsif job.status = 'completed' then  -- within its period
         update {schema}.jobs as j set key_passed_on = true where j.id = holder;
@@ -176,6 +179,15 @@ begin
     union all
     select r.place, r.new_id, 'replaced', r.id, null from replaced as r;
     get diagnostics written = row_count;
+    if pg_relation_size('{schema}.followers') > 0 then
+        perform {schema}.tell_followers('edited', array(
+            select j.id
+            from unnest(org_ids, scopes, unique_keys, rules) as w(org_id, scope, unique_key, rule)
+            join {schema}.jobs as j
+                on j.org_id = w.org_id and {schema}.key_scope(j) = w.scope and j.unique_key = w.unique_key
+                and {schema}.holds_key(j) and not {schema}.gives_up_key(j, time_now)
+            where w.rule->>'on_conflict' = 'replace' and j.status = 'pending' and (takes_all or j.enqueued_by = asking)));
+    end if;
     if written = cardinality(places) then
         return;
     end if;
