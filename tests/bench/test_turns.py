@@ -12,8 +12,8 @@ def test_twice_as_quick() -> None:
 
 
 def test_a_machine_that_was_busy_for_a_part() -> None:
-    told = compared(here=[1.0] * 4 + [3.0] * 4 + [1.0] * 4, there=[1.0] * 4 + [6.0] * 4 + [0.5] * 4)
-    assert told["ratios"] == [1.0, 2.0, 0.5]
+    told = compared(here=[1.0] * 4 + [3.0] * 4 + [1.0] * 8, there=[1.0] * 4 + [6.0] * 4 + [0.5] * 8)
+    assert told["ratios"] == [1.0, 2.0, 0.5, 0.5]
 
 
 def test_fewer_samples_than_parts() -> None:
