@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from pgnotifyq.wire.blocking import Connection, connect
 from tests.conftest import _database
+from tests.ledger.support import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,3 +69,22 @@ def other(dsn: str) -> Iterator[Connection[Any]]:
     connection = connect(dsn, application_name="other", options="-c lock_timeout=5s")
     yield connection
     connection.close()
+
+
+@pytest.fixture
+def plain(server_dsn: str) -> Iterator[Connection[Any]]:
+    """Give a connection as an ordinary role, which owns its database and its schema, as on a managed server. Row security binds it."""
+    name = f"plain_{uuid.uuid4().hex[:8]}"
+    role, tenant = sql.Identifier(name), sql.Identifier(f"{name}_tenant")
+    with connect(server_dsn) as server:
+        server.execute(sql.SQL("create role {} createrole").format(role))
+        server.execute(sql.SQL("create database {} owner {}").format(role, role))
+        try:
+            with connect(make_conninfo(server_dsn, dbname=name)) as link:
+                link.execute(sql.SQL("set session authorization {}").format(role))
+                migrate(link, name)
+                yield link
+        finally:
+            server.execute(sql.SQL("drop database {} with (force)").format(role))
+            server.execute(sql.SQL("drop role if exists {}").format(tenant))
+            server.execute(sql.SQL("drop role {}").format(role))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from pgnotifyq.ledger import bulk, end, enqueue, explaining, workers
@@ -33,7 +30,6 @@ from tests.ledger.support import (
     claim,
     claim_one,
     fetch,
-    migrate,
     pass_time,
     settle,
     until,
@@ -249,25 +245,6 @@ def test_a_blocking_connection(dsn: str, connection: Link, count: int, autocommi
         theirs.commit()
     rows = fetch(connection, "select id from pgnotifyq.jobs order by scheduled_at, id")
     assert [row[0] for row in rows] == [*ids, last]
-
-
-@pytest.fixture
-def plain(server_dsn: str) -> Iterator[Link]:
-    """A connection as an ordinary role, which owns its database and its schema, as on a managed server."""
-    name = f"plain_{uuid.uuid4().hex[:8]}"
-    role, tenant = sql.Identifier(name), sql.Identifier(f"{name}_tenant")
-    with connect(server_dsn) as server:
-        server.execute(sql.SQL("create role {} createrole").format(role))
-        server.execute(sql.SQL("create database {} owner {}").format(role, role))
-        try:
-            with connect(make_conninfo(server_dsn, dbname=name)) as link:
-                link.execute(sql.SQL("set session authorization {}").format(role))
-                migrate(link, name)
-                yield link
-        finally:
-            server.execute(sql.SQL("drop database {} with (force)").format(role))
-            server.execute(sql.SQL("drop role if exists {}").format(tenant))
-            server.execute(sql.SQL("drop role {}").format(role))
 
 
 def test_a_large_batch_of_an_ordinary_role(plain: Link) -> None:

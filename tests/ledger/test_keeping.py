@@ -16,6 +16,7 @@ from pgnotifyq.wire.blocking import Connection
 from tests.ledger.support import (
     BLOCKED,
     ENDINGS,
+    PATIENCE_SECONDS,
     SCHEMA,
     at_once,
     claim_one,
@@ -413,7 +414,7 @@ def test_delete_that_meets_an_ending(connection: Link, other: Link, dsn: str, wr
     with at_once() as start, connection.transaction():
         first(connection)
         start(come_second)
-        begun.wait()
+        assert begun.wait(PATIENCE_SECONDS)
         if not (which_first == "delete" and write == "reclaim"):  # a reclaim passes over what is locked
             until(dsn, BLOCKED, "other")
     assert value(connection, ORPHANS) == 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -30,6 +31,7 @@ from tests.ledger.support import (
     BOB,
     ENDINGS,
     LEASE_SECONDS,
+    PATIENCE_SECONDS,
     SCHEMA,
     at_once,
     beat,
@@ -399,11 +401,13 @@ def picture(link: Link, job_id: Any) -> str:
 
 def waits_for_a_lock(dsn: str, name: str, returned: threading.Event) -> bool:
     """Wait until a session is blocked, or has returned, and tell which."""
+    gives_up_at = time.monotonic() + PATIENCE_SECONDS
     with psycopg.connect(dsn, autocommit=True) as looker:
         while not returned.wait(0.01):
             row = looker.execute(f"select {BLOCKED}".encode(), (name,)).fetchone()
             if row is not None and row[0]:
                 return True
+            assert time.monotonic() < gives_up_at, f"neither blocked nor back within {PATIENCE_SECONDS} s"
     return False
 
 

@@ -43,11 +43,12 @@ ME = uuid.UUID(int=0xF0)
 class Ears:
     """A session that hears what followers hear, up to a marker."""
 
-    def __init__(self, connection: Link) -> None:
+    def __init__(self, connection: Link, schema: str = SCHEMA) -> None:
         self._connection = connection
+        self._finished, self._followed = f"{schema}_finished", of_follower(schema, ME)
 
     def open(self) -> None:
-        for channel in ("marker", "pgnotifyq_finished", of_follower(SCHEMA, ME)):
+        for channel in ("marker", self._finished, self._followed):
             listen(self._connection, channel)
 
     def hear(self) -> list[str]:
@@ -60,7 +61,7 @@ class Ears:
             for note in notes:
                 if note.channel == "marker":
                     return heard
-                if note.channel == "pgnotifyq_finished":
+                if note.channel == self._finished:
                     heard.append("job")
                     continue
                 for event in events_in(note.payload):

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from psycopg import errors
 
-from pgnotifyq.ledger import watching
-from pgnotifyq.model.job import JobId
+from pgnotifyq.ledger import bulk, end, watching
+from pgnotifyq.model.job import JobId, OrgId
+from pgnotifyq.model.new_job import NewJob
+from pgnotifyq.model.unique import Unique
 from pgnotifyq.wire.asking import ask_blocking
 from pgnotifyq.wire.blocking import Connection
 from tests.ledger.support import SCHEMA, claim_one, enqueue, fetch, lease, value
@@ -34,6 +36,26 @@ def test_what_a_tenant_does_is_told_to_all(connection: Link, ears: Ears) -> None
     assert value(connection, "select current_setting('pgnotifyq.tells')") == ""
     fetch(connection, "select set_config('pgnotifyq.org_id', '', false)")
     assert ears.hear() == ["enqueued"]
+
+
+@pytest.mark.parametrize("jobs", [1, 40])
+def test_what_a_tenant_does_where_row_security_binds_the_owner(plain: Link, jobs: int) -> None:
+    """The same of each thing that a tenant's session can do, where the functions' owner is no superuser."""
+    schema = str(value(plain, "select current_user::text"))
+    ears = Ears(plain, schema)
+    ears.open()
+    ask_blocking(plain, watching.follow_events(schema, ME))
+    fetch(plain, "select set_config('pgnotifyq.org_id', %s, false)", str(OURS))
+    made = [
+        NewJob(job_type="noop", org_id=OrgId(OURS), unique=Unique(key=f"k{number}", on_conflict="replace"))
+        for number in range(jobs)
+    ]
+    ids = ask_blocking(plain, bulk.enqueue_many(schema, made))
+    assert ears.hear() == ["enqueued"] * jobs
+    assert ask_blocking(plain, bulk.enqueue_many(schema, made)) == ids
+    assert ears.hear() == ["edited"] * jobs
+    ask_blocking(plain, end.cancel(schema, ids[0]))
+    assert ears.hear() == ["ended 0 cancelled"]
 
 
 def test_a_tenant_follows_its_own(connection: Link, ears: Ears) -> None:

@@ -254,7 +254,7 @@ MUTANTS = (
     ),
     Mutant(
         "hooks: none of a pending job's cancel",
-        "sql/migrations/0024_triggers.sql",
+        "sql/migrations/0024_note_cancel.sql",
         "perform {schema}.fire_hook(new);",
         "null;",
         ("runtime/test_hooks.py::test_a_cancel_by_sql_while_no_worker_lives",),
@@ -267,8 +267,15 @@ MUTANTS = (
         ("runtime/test_hooks.py::test_a_death_that_a_reclaimer_makes",),
     ),
     Mutant(
+        "watching: an insert looks for followers as row security shows them",
+        "sql/migrations/0018_watching.sql",
+        "if pg_relation_size('{schema}.followers') > 0 then\n        perform {schema}.tell_of_enqueued(",
+        "if exists (select from {schema}.followers) then\n        perform {schema}.tell_of_enqueued(",
+        ("ledger/test_watching_tenants.py::test_what_a_tenant_does_where_row_security_binds_the_owner",),
+    ),
+    Mutant(
         "hooks: two of a cancel while the job runs",
-        "sql/migrations/0024_triggers.sql",
+        "sql/migrations/0024_note_cancel.sql",
         "if old.status = 'pending' and pg_relation_size",
         "if pg_relation_size",
         ("runtime/test_hooks.py::test_a_cancel_while_it_runs",),
