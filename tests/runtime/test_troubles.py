@@ -14,8 +14,8 @@ from pgnotifyq.migrating import migrate
 from pgnotifyq.runtime import pruner
 from pgnotifyq.wire.connection import open_connection
 from tests.asked import clear, fetch, obstruct, value
+from tests.doors.test_readers import odd_dsn
 from tests.ledger.obstacles import ALWAYS, AT_DEATH, CLEAR
-from tests.ledger.test_readers import odd_dsn
 from tests.runtime.support import Workplace, open_workplace
 
 if TYPE_CHECKING:
